@@ -1,0 +1,84 @@
+"""What goes wrong, said to a person: what, where, why, and what to do. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USER = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, the same command resumes
+
+
+class FinetuneError(Exception):
+    """A failure that is told without a traceback.
+
+    what: one sentence. where: file:line, row, rank or step. remedy: what to do about it.
+    """
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.remedy = what, where, remedy
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{head}\n  {self.remedy}" if self.remedy else head
+
+    def __reduce__(self):  # crosses process borders whole
+        return (_rebuild, (type(self), self.what, self.where, self.remedy))
+
+
+def _rebuild(kind: type[FinetuneError], what: str, where: str, remedy: str) -> FinetuneError:
+    error = kind.__new__(kind)
+    FinetuneError.__init__(error, what, where=where, remedy=remedy)
+    return error
+
+
+class UserError(FinetuneError):
+    """The user's mistake (recipe, data, command line): exit code 2, nothing was started or lost."""
+
+    exit_code = EXIT_USER
+
+
+class TrainingFailed(FinetuneError):
+    """Training cannot go on (NaN loss, full disk, a rank died): exit code 1, the last good checkpoint stays."""
+
+
+class Stopped(FinetuneError):
+    """Stopped on request after a checkpoint was written: exit code 75, the same command resumes."""
+
+    exit_code = EXIT_STOPPED
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake in a recipe. where: "file.yaml:12" or "--set training.epochs"; key: "training.epochs"."""
+
+    where: str
+    key: str
+    message: str
+    value: str = ""
+    allowed: str = ""
+    nearest: str = ""
+
+    def __str__(self) -> str:
+        parts = [f"{self.where}: {self.key}: {self.message}"]
+        if self.value:
+            parts.append(f"    value    {self.value}")
+        if self.allowed:
+            parts.append(f"    allowed  {self.allowed}")
+        if self.nearest:
+            parts.append(f"    did you mean  {self.nearest}")
+        return "\n".join(parts)
+
+
+class RecipeFaults(UserError):
+    """Every fault of a recipe at once: one round trip for the user, not five."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        count = len(self.faults)
+        super().__init__(f"{count} fault{'s' if count != 1 else ''} in the recipe\n" + "\n".join(map(str, self.faults)))

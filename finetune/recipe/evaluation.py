@@ -1,0 +1,33 @@
+"""`evaluation:`, `checkpoint:` and `tracking:` — what is measured, kept and told."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from finetune.recipe.section import Section
+
+
+class EvaluationSection(Section):
+    metrics: list[str] | None = Field(default=None, description="Names of metrics; default: the task's own.")
+    every: int | Literal["epoch"] = Field(default="epoch", description="After each epoch, or every so many steps.")
+    best: str = Field(default="", description="Metric that chooses the best checkpoint; default: the task's, or loss.")
+    best_mode: Literal["auto", "max", "min"] = Field(default="auto", description="auto: min for loss and perplexity.")
+    samples: int = Field(default=3, ge=0, description="Examples shown in full in the report, before and after.")
+
+
+class CheckpointSection(Section):
+    every: int | Literal["epoch"] = Field(default="epoch", description="After each epoch, or every so many steps.")
+    keep: int = Field(default=2, ge=1, description="Newest checkpoints kept; the best one is kept besides.")
+
+
+class TrackingSection(Section):
+    wandb: Literal["auto", "online", "offline", "off"] = Field(
+        default="auto", description="auto: online where an API key is at hand, else offline."
+    )
+    project: str = Field(default="finetune", description="W&B project.")
+    entity: str = Field(default="", description="W&B team or user.")
+    group: str = Field(default="", description="W&B group; default: the recipe's name.")
+    tags: list[str] = Field(default_factory=list, description="W&B tags.")
+    log_every: int = Field(default=10, ge=1, description="Steps between two logged training rows.")

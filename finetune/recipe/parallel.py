@@ -1,0 +1,20 @@
+"""`parallel:` — hints about the machine; all of it can be left out, and none of it changes the numbers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from finetune.recipe.section import Section
+
+
+class ParallelSection(Section):
+    processes: int | Literal["auto"] = Field(default="auto", description="Ranks on this machine; auto: one a GPU, else 1.")
+    deepspeed: str = Field(
+        default="zero2",
+        description="none (plain DistributedDataParallel), or the name or path of a JSON in ds_configs/.",
+    )
+    micro_batch: int | Literal["auto"] = Field(
+        default="auto", description="Examples a forward pass on one rank; the rest is gradient accumulation."
+    )

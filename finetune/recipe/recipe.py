@@ -1,0 +1,42 @@
+"""The recipe: everything that was asked, frozen. Loading it is `load.py`'s work."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+from pydantic import Field, SerializeAsAny, create_model
+
+from finetune.recipe.card import NoOptions, TaskCard
+from finetune.recipe.data import DataSection
+from finetune.recipe.evaluation import CheckpointSection, EvaluationSection, TrackingSection
+from finetune.recipe.model import AdapterSection, ModelSection
+from finetune.recipe.parallel import ParallelSection
+from finetune.recipe.section import Section
+from finetune.recipe.training import TrainingSection
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run folder and the W&B group.")
+    task: str = Field(description="What is learnt.")
+    seed: int = Field(default=17, ge=0, description="Order of examples, dropout, new weights.")
+    model: ModelSection
+    adapter: AdapterSection | None = Field(default=None, description="Train a low-rank adapter instead of all weights.")
+    data: DataSection
+    options: SerializeAsAny[Section] = Field(default_factory=NoOptions, description="The task's own options.")
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    parallel: ParallelSection = Field(default_factory=ParallelSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
+
+
+@cache
+def recipe_type(card: TaskCard) -> type[Recipe]:
+    """The recipe of one task: `task` is its name alone, `options` its own section."""
+    return create_model(
+        f"{card.name}_recipe",
+        __base__=Recipe,
+        task=(Literal[card.name], Field(description=card.summary)),
+        options=(card.options, Field(default_factory=card.options, description="The task's own options.")),
+    )

@@ -1,0 +1,119 @@
+"""The Task protocol: how one kind of learning works, without knowing how many ranks there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from finetune.data.table import Examples, Table
+from finetune.recipe.card import TaskCard
+from finetune.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass
+class Batch:
+    """One micro-batch. ids: example ids, [batch]. inputs: what the model's forward takes, tensors [batch, ...].
+
+    targets: what only the loss or the metrics need. ghost: a copy run only to keep collectives aligned; it weighs zero.
+    padding: positions that hold padding; positions: all positions (tokens or pixels), for the padding share.
+    """
+
+    ids: tuple[int, ...]
+    inputs: dict[str, Any]
+    targets: dict[str, Any] = field(default_factory=dict)
+    ghost: bool = False
+    padding: int = 0
+    positions: int = 0
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device; lists of tensors and dicts of tensors move too."""
+        return Batch(self.ids, move(self.inputs, device), move(self.targets, device), self.ghost, self.padding, self.positions)
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """Tensors inside dicts, lists and tuples go to `device`; everything else stays."""
+    if hasattr(value, "to") and hasattr(value, "device"):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: move(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(move(item, device) for item in value)
+    return value
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model said of one example; plain Python values only, so that it can be gathered and written as JSON.
+
+    values: the fields that the task's metrics take (such as prediction, reference, scores). loss: this example's summed
+    loss, weight: its units. shown: extra fields for predictions/ and the report (such as the label's name, the text).
+    """
+
+    id: int
+    values: Mapping[str, Any]
+    loss: float = 0.0
+    weight: int = 0
+    shown: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Kit:
+    """What a task made of the data: everything but the weights. examples: split name -> encoded examples.
+
+    processor: tokenizer or image processor, saved beside the model. facts: for people (counts, skipped rows, lengths).
+    labels: class names in order of their index, if the task has classes. metric_options: what metrics need (num_labels...).
+    """
+
+    recipe: Recipe
+    processor: Any
+    examples: dict[str, Examples]
+    tables: dict[str, Table]
+    labels: list[str] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    card: TaskCard
+
+    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
+        """Tokenizer or processor, labels, encoded examples. No weights, no ranks; may be called on one rank first, and
+        must then find its own result in the cache on the others.
+
+        Raises: UserError naming file and row for a bad row where data.on_bad_row is error.
+        """
+        ...
+
+    def build(self, kit: Kit) -> nn.Module:
+        """The model, adapters included. All ranks call it, after the process group is open (ZeRO-3 shards at load)."""
+        ...
+
+    def collate(self, kit: Kit, examples: Sequence[dict[str, Any]]) -> Batch:
+        """Encoded examples -> one padded micro-batch, on the CPU."""
+        ...
+
+    def weight(self, batch: Batch) -> int:
+        """Units of loss in the batch (supervised tokens, examples, images); 0 for a ghost."""
+        ...
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """The model's outputs. Every rank calls it equally often: under ZeRO-3 it communicates."""
+        ...
+
+    def loss_sum(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Loss summed (not averaged) over the units of the batch: float32 scalar."""
+        ...
+
+    def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
+        """One prediction an example, in the order of batch.ids."""
+        ...
+
+    def sample(self, kit: Kit, model: nn.Module, examples: Sequence[dict[str, Any]], *, synced: bool) -> list[dict[str, str]]:
+        """A few examples in full, for the report: [{"id", "input", "expected", "predicted"}]. All ranks call it with the
+        same examples; synced: generate in lockstep (ZeRO-3).
+        """
+        ...

@@ -1,0 +1,32 @@
+"""What the training loop tells, and to whom: `tracking/` listens, the loop does not know who does. Rank 0 only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Listener(Protocol):
+    def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
+        """Training begins (or goes on, if start_step > 0). facts: model, parameters, ranks, data counts, machine."""
+
+    def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None:
+        """After every optimiser step: loss, learning_rate, grad_norm, units_per_second, padding_share, memory_bytes.
+        For progress display; not every step becomes a row.
+        """
+
+    def row(self, row: Mapping[str, float | int | str]) -> None:
+        """One line of metrics.jsonl: {"step", "epoch", "split", "<metric>": number, "time"}."""
+
+    def table(self, name: str, *, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table after an evaluation: confusion_matrix, per_class, worst_examples, samples."""
+
+    def checkpoint(self, path: Path, *, step: int, best: bool) -> None:
+        """A checkpoint was published."""
+
+    def message(self, text: str) -> None:
+        """One line for the person who watches: resumed from, skipped rows, a warning."""
+
+    def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
+        """status: "done", "stopped" or "failed". summary: best and last figures, seconds, path of the model."""

@@ -1,0 +1,31 @@
+"""Bytes, counts and seconds, as people write and read them."""
+
+from __future__ import annotations
+
+
+def format_bytes(num_bytes: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(num_bytes) < 1024 or unit == "TiB":
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    raise AssertionError("unreachable")
+
+
+def format_count(number: float) -> str:
+    """22_713_216 -> '22.7M'."""
+    for unit in ("", "K", "M", "B"):
+        if abs(number) < 1000 or unit == "B":
+            return f"{number:.0f}" if unit == "" else f"{number:.1f}{unit}"
+        number /= 1000
+    raise AssertionError("unreachable")
+
+
+def format_seconds(seconds: float) -> str:
+    """75 -> '1m15s', 3675 -> '1h01m'."""
+    if seconds < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
+    minutes, rest = divmod(int(round(seconds)), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
