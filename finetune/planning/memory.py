@@ -1,0 +1,61 @@
+"""Bytes a rank needs for model states, by kind.
+
+Source: Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter Models (2020), section 3 and
+figure 1: with mixed precision 2 (weights) + 2 (gradients) + 12 (fp32 copy, Adam's two moments) bytes a parameter,
+divided over the ranks stage by stage. In fp32 the weights are their own master copy until ZeRO partitions them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+STATE_TENSORS = {  # tensors of optimiser state a parameter, each fp32
+    "adamw": 2, "adam": 2, "deepspeed_adam": 2, "deepspeed_cpu_adam": 2,
+    "deepspeed_lion": 1, "sgd": 1, "adafactor": 0, "deepspeed_lamb": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes a rank holds on its device, and off it where the configuration offloads."""
+
+    weights: int
+    gradients: int
+    master_weights: int
+    optimizer: int
+    offloaded: int
+
+    @property
+    def on_device(self) -> int:
+        return self.weights + self.gradients + self.master_weights + self.optimizer
+
+    def to_dict(self) -> dict[str, int]:
+        return {**asdict(self), "on_device": self.on_device}
+
+
+def state_bytes(
+    parameters: int,
+    trainable: int,
+    *,
+    ranks: int,
+    stage: int,
+    precision: str,
+    optimizer: str,
+    engine: bool,
+    offload_optimizer: bool = False,
+    offload_param: bool = False,
+) -> StateBytes:
+    """Model states on one rank. engine: a DeepSpeed engine (keeps an fp32 master copy even of fp32 weights)."""
+    half = precision in ("bf16", "fp16") and engine
+    weight_size = 2 if half else 4
+    share = ranks if stage >= 1 else 1
+    weights = parameters * weight_size // (ranks if stage == 3 else 1)
+    gradients = trainable * weight_size // (ranks if stage >= 2 else 1)
+    master = trainable * 4 // share if engine and (half or stage >= 1) else 0
+    moments = trainable * 4 * STATE_TENSORS[optimizer] // share
+    offloaded = 0
+    if offload_optimizer:
+        offloaded, master, moments = offloaded + master + moments, 0, 0
+    if offload_param:
+        offloaded, weights = offloaded + weights, 0
+    return StateBytes(weights, gradients, master, moments, offloaded)

@@ -1,0 +1,82 @@
+"""The Plan: what the recipe means on this many ranks — batch arithmetic, DeepSpeed's configuration, bytes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.planning.batch import BatchPlan, plan_batch
+from finetune.planning.deepspeed import offloads, read_deepspeed_config, resolve_deepspeed_config, zero_stage
+from finetune.recipe.card import TaskCard
+from finetune.recipe.recipe import Recipe
+
+WHOLE_TENSOR_OPTIMIZERS = ("adafactor", "deepspeed_lamb")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """deepspeed: the resolved engine configuration, or None for DistributedDataParallel. device: "cpu" or "cuda"."""
+
+    ranks: int
+    device: str
+    precision: str
+    batch: BatchPlan
+    deepspeed: dict[str, Any] | None
+    optimizer: str
+
+    @property
+    def stage(self) -> int:
+        return zero_stage(self.deepspeed)
+
+    @property
+    def engine_name(self) -> str:
+        return "DistributedDataParallel" if self.deepspeed is None else f"DeepSpeed ZeRO-{self.stage}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def make_plan(
+    recipe: Recipe,
+    card: TaskCard,
+    *,
+    ranks: int,
+    device: str,
+    bf16_supported: bool,
+    deepspeed_config: Path | None,
+    hidden_size: int = 0,
+    layer_elements: int = 0,
+) -> Plan:
+    """Pure function of the recipe and of what this machine is. Every rank computes the same one.
+
+    Raises: UserError where the recipe cannot be carried out on this machine.
+    """
+    precision = recipe.training.precision
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" and bf16_supported else "fp32"
+    if precision == "fp16" and device == "cpu":
+        raise UserError("fp16 needs a GPU", where="training.precision", remedy="use fp32 or bf16 on a CPU")
+    batch = plan_batch(recipe.training.global_batch, ranks, recipe.parallel.micro_batch, card.micro_batch)
+    config = None
+    if deepspeed_config is not None:
+        config = resolve_deepspeed_config(
+            read_deepspeed_config(deepspeed_config),
+            batch=batch,
+            precision=precision,
+            max_grad_norm=recipe.training.max_grad_norm,
+            hidden_size=hidden_size,
+            layer_elements=layer_elements,
+        )
+    optimizer = recipe.training.optimizer
+    if optimizer in WHOLE_TENSOR_OPTIMIZERS and zero_stage(config) > 0:
+        raise UserError(
+            f"{optimizer} scales its update by norms of whole tensors, and ZeRO hands it flat pieces: "
+            "the result would depend on the number of ranks",
+            where="training.optimizer",
+            remedy="use adamw, or parallel.deepspeed: none",
+        )
+    if optimizer == "adamw" and offloads(config) and device == "cuda":
+        optimizer = "deepspeed_cpu_adam"
+    return Plan(ranks, device, precision, batch, config, optimizer)
