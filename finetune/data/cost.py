@@ -1,0 +1,84 @@
+"""What an example costs to compute: a*L + b*L^2 for a sequence of L tokens, because attention grows with the square.
+
+Costs are relative: only their ratios decide who computes what, so every model is scaled to a = 1 or to seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """cost = a * length + b * length**2; a pack costs the sum over its segments, since attention never crosses them."""
+
+    a: float = 1.0
+    b: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.a, self.b) < 0 or self.a + self.b <= 0:
+            raise ValueError(f"costs must be positive: a {self.a}, b {self.b}")
+
+    def of(self, lengths: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Cost of each length: int [n] -> float64 [n]."""
+        tokens = np.asarray(lengths, dtype=np.float64)
+        return tokens * (self.a + self.b * tokens)
+
+    @classmethod
+    def from_config_shape(
+        cls,
+        *,
+        hidden: int,
+        layers: int,
+        heads: int,
+        intermediate: int,
+        vocab: int,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        gated: bool = True,
+        causal: bool = True,
+    ) -> CostModel:
+        """The model of a transformer of this shape, in units of one token's dense work (a = 1).
+
+        Forward floating-point operations, two per weight and token (PaLM, Chowdhery et al. 2022, appendix B; Chinchilla,
+        Hoffmann et al. 2022, appendix F; Megatron-LM, Narayanan et al. 2021, appendix):
+            dense      2 * (layers * (query + key + value + output + feed-forward weights) + hidden * vocab)   a token
+            attention  4 * layers * heads * head_dim * L   a token, for scores and for values; half of it when causal
+        The backward pass doubles both terms and changes no ratio. gated: three feed-forward matrices (SwiGLU), else two.
+        Llama-3.1-8B gives b = 1.75e-5: at 57,000 tokens attention costs as much as everything else.
+        """
+        width = heads * (head_dim or hidden // heads)
+        kv_width = width * (kv_heads or heads) // heads
+        layer_weights = 2 * hidden * (width + kv_width) + (3 if gated else 2) * hidden * intermediate
+        dense = 2.0 * (layers * layer_weights + hidden * vocab)
+        attention = (2.0 if causal else 4.0) * layers * width
+        return cls(a=1.0, b=attention / dense)
+
+    @classmethod
+    def fit(cls, lengths: Sequence[np.ndarray | Sequence[int] | int], seconds: Sequence[float]) -> CostModel:
+        """The model measured: lengths[i] is one length or the lengths of the segments of micro-batch i, seconds[i] its time.
+
+        Least squares with non-negative terms and a constant (the start of a micro-batch), which is then dropped:
+        every rank pays it as often. Costs are then seconds. With three unknowns, the best of all subsets of terms is
+        the exact solution. Raises ValueError when the measurements say nothing (fewer than two, or no term fits).
+        """
+        segments = [np.atleast_1d(np.asarray(each, dtype=np.float64)) for each in lengths]
+        times = np.asarray(seconds, dtype=np.float64)
+        if len(segments) != len(times) or len(times) < 2 or not np.isfinite(times).all():
+            raise ValueError(f"{len(segments)} micro-batches and {len(times)} finite times: two of each are needed")
+        terms = np.array([[each.sum(), (each**2).sum(), 1.0] for each in segments])
+        scale = np.maximum(terms.max(axis=0), 1e-300)  # columns of like size: a well-conditioned solve
+        best, best_error = None, np.inf
+        for chosen in ((0,), (1,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
+            columns = list(chosen)
+            weights, *_ = np.linalg.lstsq(terms[:, columns] / scale[columns], times, rcond=None)
+            error = float(np.sum((terms[:, columns] / scale[columns] @ weights - times) ** 2))
+            if (weights >= 0).all() and weights[0] > 0 and error < best_error * (1 - 1e-9):
+                best, best_error = np.zeros(3), error
+                best[columns] = weights / scale[columns]
+        if best is None:
+            raise ValueError("no cost model fits: times do not grow with lengths")
+        return cls(a=float(best[0]), b=float(best[1]))

@@ -1,0 +1,112 @@
+"""One image, however the data holds it, as RGB pixels the right way up; a broken one is a bad row."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.data.bad_rows import BadRow
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MOST_PIXELS = 1 << 28  # 268 megapixels: beyond it, a small file that unpacks to gigabytes
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+ORIENTATION = 0x0112  # EXIF tag
+
+
+def decode_image(value: Any) -> Image.Image:
+    """RGB, upright (EXIF), fully read. value: bytes, {"bytes", "path"}, a path, a PIL image, uint8 [h, w] or [h, w, c].
+
+    Transparency is laid on white; 16-bit grey keeps its upper byte.
+    Raises: BadRow with the reason if the image is corrupt, truncated, absent or of no known form.
+    """
+    from PIL import ImageOps
+
+    image = _open(value)
+    try:
+        image.load()
+        return _as_rgb(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, MemoryError) as error:  # PIL's ways to say that a file is broken
+        raise BadRow(f"broken image{_name(value)}: {error}") from error
+
+
+def image_size(value: Any) -> tuple[int, int]:
+    """(width, height) upright, from the header alone. Raises: BadRow as decode_image, except for broken pixels."""
+    image = _open(value)
+    width, height = image.size
+    try:
+        sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
+    except (OSError, ValueError, SyntaxError) as error:
+        raise BadRow(f"broken image{_name(value)}: {error}") from error
+    return (height, width) if sideways else (width, height)
+
+
+def _open(value: Any) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(value, Image.Image):
+        return value
+    if hasattr(value, "dtype") or isinstance(value, list):
+        return _from_array(value)
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        value = io.BytesIO(value)
+    elif not isinstance(value, (str, Path)) or not str(value):
+        raise BadRow("no image" if not value else f"an image is bytes or a path, not {type(value).__name__}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(value)
+    except UnidentifiedImageError as error:
+        raise BadRow(f"not an image{_name(value)}") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadRow(f"image{_name(value)} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    if image.width * image.height > MOST_PIXELS:
+        raise BadRow(f"image{_name(value)} has {image.width} x {image.height} pixels, more than can be meant")
+    return image
+
+
+def _from_array(value: Any) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    try:
+        pixels = np.asarray(value)
+        if pixels.dtype.kind in "iu" and pixels.size and 0 <= pixels.min() and pixels.max() <= 255:
+            pixels = pixels.astype(np.uint8)
+        if pixels.ndim == 3 and pixels.shape[2] == 1:
+            pixels = pixels[:, :, 0]
+        if pixels.dtype != np.uint8:
+            raise BadRow(f"an image array holds 0 to 255, not {pixels.dtype}")
+        return Image.fromarray(np.ascontiguousarray(pixels))
+    except (TypeError, ValueError) as error:
+        raise BadRow(f"an image array is [height, width] or [height, width, channels]: {error}") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip it to white
+        import numpy as np
+
+        wide = np.asarray(image).astype(np.int64)
+        if wide.size and wide.max() > 255:
+            wide = wide >> 8
+        return Image.fromarray(wide.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        seen = image.convert("RGBA")
+        paper = Image.new("RGBA", seen.size, "white")
+        return Image.alpha_composite(paper, seen).convert("RGB")
+    return image.convert("RGB")
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value.get("path")
+    return f" {value}" if isinstance(value, (str, Path)) and str(value) else ""

@@ -1,0 +1,97 @@
+"""Records of bytes in one file, memory-mapped: any number of rows, no fixed columns, and no row in memory."""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BUFFERED = 1 << 20  # bytes of records held before they are written
+
+
+class RecordWriter:
+    """Appends records to `folder/<name>.bin`, their ends to `<name>.ends`, and one number each to `<name>.<tag>`.
+
+    Why not typed Arrow columns: a column with 1 and "1", or a key that first appears in row 90,000, would refuse rows.
+    """
+
+    def __init__(self, folder: Path, name: str = "rows", tags: tuple[str, ...] = ()) -> None:
+        self._paths = [folder / f"{name}.bin", *(folder / f"{name}.{tag}" for tag in ("ends", *tags))]
+        self._records: list[bytes] = []
+        self._pending = 0
+        self._end = 0
+        self._numbers = [array("q") for _ in self._paths[1:]]
+        self.count = 0
+
+    def __enter__(self) -> RecordWriter:
+        self._files = [path.open("wb", buffering=0) for path in self._paths]
+        return self
+
+    def append(self, record: bytes, *numbers: int) -> None:
+        """One record, and its number for each tag."""
+        self._records.append(record)
+        self._pending += len(record)
+        self._end += len(record)
+        self._numbers[0].append(self._end)
+        for column, number in zip(self._numbers[1:], numbers, strict=True):
+            column.append(number)
+        self.count += 1
+        if self._pending >= BUFFERED:
+            self._flush()
+
+    def _flush(self) -> None:
+        for file, data in zip(
+            self._files, (b"".join(self._records), *(column.tobytes() for column in self._numbers)), strict=True
+        ):
+            view = memoryview(data)
+            while view:  # an unbuffered write may be partial
+                view = view[file.write(view) :]
+        self._records.clear()
+        self._pending = 0
+        for column in self._numbers:
+            del column[:]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+        finally:
+            for file in self._files:
+                file.close()
+
+
+class RecordFile:
+    """Reads what RecordWriter wrote. Pickles as its path, so loader processes map the same pages."""
+
+    def __init__(self, folder: Path, name: str = "rows") -> None:
+        self._folder, self._name = folder, name
+        self._bytes = self._map("bin", "u1")
+        self._ends = self._map("ends", "<i8")
+
+    def _map(self, tag: str, dtype: str) -> np.ndarray:
+        import numpy as np
+
+        path = self._folder / f"{self._name}.{tag}"
+        if path.stat().st_size == 0:  # an empty file cannot be mapped
+            return np.empty(0, dtype)
+        return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)  # plain arrays are indexed faster
+
+    def numbers(self, tag: str) -> np.ndarray:
+        """The numbers of one tag, int64 [records]."""
+        return self._map(tag, "<i8")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Record `index` as uint8 [bytes], read-only."""
+        return self._bytes[int(self._ends[index - 1]) if index else 0 : int(self._ends[index])]
+
+    def __reduce__(self) -> tuple[type[RecordFile], tuple[Path, str]]:
+        return RecordFile, (self._folder, self._name)
