@@ -43,11 +43,11 @@ class CostModel:
     ) -> CostModel:
         """The model of a transformer of this shape, in units of one token's dense work (a = 1).
 
-        Forward floating-point operations, two per weight and token (PaLM, Chowdhery et al. 2022, appendix B; Chinchilla,
-        Hoffmann et al. 2022, appendix F; Megatron-LM, Narayanan et al. 2021, appendix):
+        Forward floating-point operations, two per weight and token (PaLM, Chowdhery et al. 2022, appendix B;
+        Chinchilla, Hoffmann et al. 2022, appendix F; Megatron-LM, Narayanan et al. 2021, appendix):
             dense      2 * (layers * (query + key + value + output + feed-forward weights) + hidden * vocab)   a token
             attention  4 * layers * heads * head_dim * L   a token, for scores and for values; half of it when causal
-        The backward pass doubles both terms and changes no ratio. gated: three feed-forward matrices (SwiGLU), else two.
+        The backward pass doubles both and changes no ratio. gated: three feed-forward matrices (SwiGLU), else two.
         Llama-3.1-8B gives b = 1.75e-5: at 57,000 tokens attention costs as much as everything else.
         """
         width = heads * (head_dim or hidden // heads)
@@ -59,7 +59,7 @@ class CostModel:
 
     @classmethod
     def fit(cls, lengths: Sequence[np.ndarray | Sequence[int] | int], seconds: Sequence[float]) -> CostModel:
-        """The model measured: lengths[i] is one length or the lengths of the segments of micro-batch i, seconds[i] its time.
+        """The model measured: lengths[i] holds the segments of micro-batch i (or its one length), seconds[i] its time.
 
         Least squares with non-negative terms and a constant (the start of a micro-batch), which is then dropped:
         every rank pays it as often. Costs are then seconds. With three unknowns, the best of all subsets of terms is

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune.errors import UserError
+
 MicroBatch = tuple[int, ...]  # positions in what was dealt; () is a ghost
 
 
@@ -38,16 +40,149 @@ class Deal:
 def deal(
     costs: np.ndarray | Sequence[float], ranks: int, *, micro_batch: int = 1, speed: Sequence[float] | None = None
 ) -> Deal:
-    """Deal items into padded micro-batches of at most `micro_batch`, or packs (micro_batch 1) one by one.
+    """Deal examples into padded micro-batches of at most `micro_batch`, or whole packs (micro_batch=1).
 
-    costs: float [items]; a micro-batch costs its dearest item times its items, because all are padded to the longest.
-    speed: relative speed of each rank; None: equal. Fewer items than ranks: the others get ghosts.
-    Items sorted by cost are cut into runs, first of equal cost where the micro-batch leaves room, and
-    runs go longest first to the rank that finishes first (LPT, Graham 1969).
+    costs: float [items], positive. A micro-batch costs its dearest item times its number of items, because
+    all are padded to the longest. speed: relative speed of each rank; None: equal. With fewer items than ranks some get only ghosts.
+
+    Items sorted by cost are cut into runs, as equal in cost as the micro-batch allows, and runs go longest first to the
+    rank that would finish first (LPT, Graham 1969).
     """
-    costs = np.asarray(costs, dtype=np.float64)
-    pace = _pace(ranks, speed)
+    costs, pace = _checked(costs, ranks, speed)
     per_rank = max(1, int(np.ceil(len(costs) * pace.max() / pace.sum() / micro_batch - 1e-9)))
     by_cost = np.argsort(-costs, kind="stable")
-    runs = _cut(costs[by_cost], np.repeat(pace, per_rank), micro_batch)
-    return _assign([by_cost[a:b] for a, b in runs], costs, pace, per_rank)
+    sizes = _cut(costs[by_cost], np.repeat(pace, per_rank), micro_batch)
+    return _assign(by_cost, sizes, costs, pace, per_rank)
+
+
+def deal_evaluation(costs: np.ndarray | Sequence[float], ranks: int, micro_batch: int) -> Deal:
+    """Deal a whole evaluation set: every example exactly once, like lengths together, full micro-batches."""
+    costs, pace = _checked(costs, ranks, None)
+    by_cost = np.argsort(-costs, kind="stable")
+    starts = np.arange(0, len(costs), micro_batch)
+    sizes = np.minimum(micro_batch, len(costs) - starts).tolist()
+    return _assign(by_cost, sizes, costs, pace, max(1, -(-len(sizes) // ranks)))
+
+
+def deal_segments(
+    costs: np.ndarray | Sequence[float],
+    lengths: np.ndarray | Sequence[int],
+    ranks: int,
+    *,
+    capacity: int,
+    speed: Sequence[float] | None = None,
+) -> Deal:
+    """Deal examples into unpadded micro-batches of at most `capacity` tokens: a micro-batch costs the sum of its items.
+
+    For padding-free training, and for packs where ranks cannot share them evenly (fewer packs than ranks, a number that
+    ranks do not divide, unequal speeds): attention never crosses examples, so a pack may be laid out anew.
+    Dearest first to the rank that would finish first, among those with room; there into its emptiest micro-batch. Where
+    that fails, once more with one micro-batch a rank more.
+    Raises UserError for an example longer than the capacity.
+    """
+    costs, pace = _checked(costs, ranks, speed)
+    tokens = np.asarray(lengths, dtype=np.int64)
+    if len(tokens) and tokens.max() > capacity:
+        where = f"example {int(tokens.argmax())} of the step"
+        raise UserError(f"{int(tokens.max()):,} tokens do not fit a micro-batch of {capacity:,}", where=where)
+    by_cost = np.argsort(-costs, kind="stable").tolist()
+    per_rank = max(1, int(np.ceil(tokens.sum() * pace.max() / pace.sum() / capacity - 1e-9)))
+    while (slots := _fit(by_cost, costs, tokens, pace, per_rank, capacity)) is None:
+        per_rank += 1
+    work = [[float(costs[list(micro)].sum()) for micro in rank] for rank in slots]
+    ordered = (sorted(range(per_rank), key=lambda slot: -work[rank][slot]) for rank in range(ranks))
+    dealt = tuple(tuple(slots[rank][slot] for slot in order) for rank, order in enumerate(ordered))
+    return Deal(dealt, np.array([sum(each) for each in work]), pace)
+
+
+def _checked(
+    costs: np.ndarray | Sequence[float], ranks: int, speed: Sequence[float] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Costs as float64 and the pace of each rank: 1.0 for the fastest."""
+    pace = np.ones(ranks) if speed is None else np.asarray(speed, dtype=np.float64)
+    if len(pace) != ranks:
+        raise UserError(f"{len(pace)} rank speeds for {ranks} ranks", remedy="Give one speed for each rank, or auto.")
+    if not (np.isfinite(pace).all() and (pace > 0).all()):
+        raise UserError(f"rank speeds must be above 0: {pace.tolist()}", remedy="1.0 is a full share, 0.5 half of it.")
+    return np.asarray(costs, dtype=np.float64), pace / pace.max()
+
+
+def _cut(costs: np.ndarray, weights: np.ndarray, limit: int) -> list[int]:
+    """Cut descending costs into at most len(weights) runs of at most `limit` -> the size of run i, 0 for none.
+
+    The dearest run per weight is as cheap as can be: bisection on that target, each run as long as the target allows.
+    """
+    if limit == 1:
+        return [1] * len(costs) + [0] * (len(weights) - len(costs))
+    each = costs.tolist()
+
+    def sizes_within(target: float) -> list[int] | None:
+        sizes, start = [], 0
+        for weight in weights.tolist():
+            left = len(each) - start
+            size = min(limit, left, int(target * weight / each[start]) if left and each[start] > 0 else left)
+            sizes.append(size)
+            start += size
+        return sizes if start == len(each) else None
+
+    high = float(costs.max(initial=1.0)) * limit / weights.min() * (1 + 1e-9)  # every run takes its limit
+    low, best = 0.0, sizes_within(high)
+    assert best is not None, f"{len(each)} items in {len(weights)} runs of {limit}"
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        if (sizes := sizes_within(middle)) is None:
+            low = middle
+        else:
+            high, best = middle, sizes
+    return best
+
+
+def _assign(by_cost: np.ndarray, sizes: list[int], costs: np.ndarray, pace: np.ndarray, per_rank: int) -> Deal:
+    """Runs of items to ranks, at most per_rank each: the better of LPT and of run i to rank i // per_rank."""
+    ends = np.cumsum(sizes).tolist()
+    runs = [tuple(by_cost[end - size : end].tolist()) for size, end in zip(sizes, ends, strict=True)]
+    work = [float(costs[run[0]]) * len(run) if run else 0.0 for run in runs]
+    longest = sorted((i for i, run in enumerate(runs) if run), key=lambda i: -work[i])
+    owner = _least_loaded(longest, work, pace, per_rank)
+    in_turn = {i: i // per_rank for i in longest}
+
+    def loads_of(owner: dict[int, int]) -> np.ndarray:
+        return np.bincount(list(owner.values()), weights=[work[i] for i in owner], minlength=len(pace))
+
+    owner = min((owner, in_turn), key=lambda each: float((loads_of(each) / pace).max()))
+    ranks: list[list[MicroBatch]] = [[] for _ in pace]
+    for i in longest:
+        ranks[owner[i]].append(runs[i])
+    most = max(1, max(map(len, ranks)))
+    return Deal(tuple((*rank, *[()] * (most - len(rank))) for rank in map(tuple, ranks)), loads_of(owner), pace)
+
+
+def _least_loaded(longest: list[int], work: list[float], pace: np.ndarray, per_rank: int) -> dict[int, int]:
+    """Run -> rank: each to the rank that would finish it first, among those with fewer than per_rank."""
+    owner: dict[int, int] = {}
+    loads, room = np.zeros(len(pace)), np.full(len(pace), per_rank)
+    for i in longest:
+        rank = int(np.argmin(np.where(room > 0, (loads + work[i]) / pace, np.inf)))
+        owner[i] = rank
+        loads[rank] += work[i]
+        room[rank] -= 1
+    return owner
+
+
+def _fit(
+    by_cost: list[int], costs: np.ndarray, tokens: np.ndarray, pace: np.ndarray, per_rank: int, capacity: int
+) -> list[list[MicroBatch]] | None:
+    """Items into per_rank micro-batches of each rank, none above the capacity; None where an item finds no room."""
+    room = np.full((len(pace), per_rank), capacity)
+    loads = np.zeros(len(pace))
+    slots: list[list[list[int]]] = [[[] for _ in range(per_rank)] for _ in pace]
+    for item in by_cost:
+        finish = np.where(room.max(axis=1) >= tokens[item], (loads + costs[item]) / pace, np.inf)
+        rank = int(np.argmin(finish))
+        if not np.isfinite(finish[rank]):
+            return None
+        slot = int(np.argmax(room[rank]))
+        slots[rank][slot].append(item)
+        room[rank, slot] -= tokens[item]
+        loads[rank] += costs[item]
+    return [[tuple(slot) for slot in rank] for rank in slots]

@@ -2,7 +2,7 @@
 
 Peers pack per 1,000 rows, or one example after the other. Here equal lengths are placed together, and bins are held as
 runs of bins with equal room: the work depends on how many *different* lengths there are, not on how many examples.
-Which example of a length goes where changes with every epoch; the shapes of the packs do not, so epochs are equally long.
+Which example of a length goes where changes with every epoch; the packs' shapes do not, so epochs are equally long.
 """
 
 from __future__ import annotations
