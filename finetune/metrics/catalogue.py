@@ -1,0 +1,69 @@
+"""Which metrics there are, which way each gets better, and what predictions must bring. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+from finetune.errors import UserError
+
+Direction = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One metric: the file of this folder and the class in it, and the fields of a prediction that it takes.
+
+    direction: None for a table. fields: keys of a prediction's values, in the order of the module's features.
+    """
+
+    module: str
+    type: str
+    fields: tuple[str, ...]
+    direction: Direction | None = "max"
+
+
+_CLASSES = ("prediction", "reference")
+
+CATALOGUE: dict[str, Entry] = {
+    "accuracy": Entry("accuracy", "Accuracy", _CLASSES),
+    "f1_macro": Entry("f1_macro", "F1Macro", _CLASSES),
+    "f1_micro": Entry("f1_micro", "F1Micro", _CLASSES),
+    "precision": Entry("precision", "Precision", _CLASSES),
+    "recall": Entry("recall", "Recall", _CLASSES),
+    "matthews": Entry("matthews", "Matthews", _CLASSES),
+    "roc_auc": Entry("roc_auc", "RocAuc", ("scores", "reference")),
+    "perplexity": Entry("perplexity", "Perplexity", ("loss", "weight"), "min"),
+    "confusion_matrix": Entry("confusion_matrix", "ConfusionMatrix", _CLASSES, None),
+    "per_class": Entry("per_class", "PerClass", _CLASSES, None),
+}
+NAMES = tuple(CATALOGUE)
+
+
+def direction(name: str) -> Direction:
+    """Whether a larger ("max") or a smaller ("min") figure is better; `loss` counts as a metric here.
+
+    Raises: UserError for an unknown name, and for one that is a table and so has no better or worse.
+    """
+    if name == "loss":
+        return "min"
+    found = find(name).direction
+    if found is None:
+        raise UserError(
+            f"{name} is a table, so it cannot choose the best checkpoint", remedy=f"take one of {_scalars()}"
+        )
+    return found
+
+
+def find(name: str) -> Entry:
+    """The entry of a metric. Raises: UserError with the nearest spelling."""
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    near = get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"unknown metric {name!r}", remedy=f"{hint}known metrics: {', '.join(NAMES)}")
+
+
+def _scalars() -> str:
+    return ", ".join(["loss", *(name for name, entry in CATALOGUE.items() if entry.direction)])

@@ -1,0 +1,91 @@
+"""The shape that all metrics of this folder share: an `evaluate.Metric` that needs no file and no network.
+
+A module is used in two ways with the same arithmetic: `Accuracy().compute(predictions=..., references=...)` (also
+inside `evaluate.combine`, or through `evaluate.load("path/to/accuracy.py")`), and `measure(...)` on numpy arrays,
+which is what MetricSet calls: a million rows need not pass through Arrow.
+
+Undefined results (no examples, a single class for ROC-AUC, no units of loss) are None, never NaN and never a warning.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import datasets
+import evaluate
+import numpy as np
+
+MULTI_LABEL = "multilabel"  # config_name, as in the modules on the hub
+
+FEATURES = {
+    "predictions": "int64",
+    "references": "int64",
+    "prediction_scores": "float32",
+    "loss_sums": "float64",
+    "weights": "int64",
+}
+
+
+class LocalMetric(evaluate.Metric, ABC):
+    """Base of the modules. config_name "multilabel": predictions and references are 0/1 lists, [examples, labels]."""
+
+    higher_is_better: ClassVar[bool | None] = True
+    inputs: ClassVar[tuple[str, ...]] = ("predictions", "references")
+    description: ClassVar[str] = ""
+
+    def __init__(self, config_name: str | None = None, **options: Any) -> None:
+        options.setdefault("keep_in_memory", True)
+        super().__init__(config_name=config_name, **options)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.config_name == MULTI_LABEL
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.description,
+            citation="",
+            inputs_description=self.description,
+            features=datasets.Features({name: self._feature(name) for name in self.inputs}),
+        )
+
+    def _feature(self, name: str) -> Any:
+        value = datasets.Value(FEATURES[name])
+        lists = name == "prediction_scores" or (self.multi_label and name in ("predictions", "references"))
+        return datasets.Sequence(value) if lists else value
+
+    def _compute(self, *, labels: list[str] | None = None, **inputs: Any) -> dict[str, Any]:
+        """What `compute` ends in. Inputs that belong to other modules of an `evaluate.combine` are passed over."""
+        arrays = {name: _as_array(inputs[name]) for name in self.inputs}
+        return self.measure(arrays, labels=labels)
+
+    def measure(self, arrays: Mapping[str, np.ndarray], *, labels: list[str] | None = None) -> dict[str, Any]:
+        """{"<metric>": number, None if undefined, or a table {"columns": [...], "rows": [[...]]}}.
+
+        arrays: one array for each of `inputs`: [examples], or [examples, labels] for scores and multi-label.
+        labels: class names in order of their index.
+        """
+        ordered = [arrays[name] for name in self.inputs]
+        lengths = {len(array) for array in ordered}
+        assert len(lengths) == 1, f"{type(self).__name__}: inputs of different lengths {lengths}"
+        value = self.value(*ordered, labels=labels)
+        return {self.key: value}
+
+    @property
+    def key(self) -> str:
+        """The metric's name in results: f1_macro for F1Macro. The file is named so too."""
+        return self.name
+
+    @abstractmethod
+    def value(self, *inputs: np.ndarray, labels: list[str] | None) -> Any:
+        """The figure or table for arrays in the order of `inputs`; must be defined for arrays of length 0."""
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """Arrow gives [examples], or an object array of rows where the feature is a list."""
+    if isinstance(values, np.ndarray) and values.dtype != object:
+        return values
+    rows = list(values)
+    return np.asarray(rows) if rows else np.empty((0,))

@@ -1,0 +1,35 @@
+"""ROC-AUC: the chance that a random positive scores above a random negative. Needs scores, not decisions alone."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from finetune.metrics.metric import LocalMetric
+
+
+class RocAuc(LocalMetric):
+    """prediction_scores: [examples, classes] (softmax: each row sums to 1), or [examples, labels] for multi-label.
+
+    Two classes: the second one's score against references 0/1. More: one class against the rest, averaged over the
+    classes that can be judged (at least one positive and one negative); so for multi-label. None if no class can, or
+    if a score is not finite.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ("prediction_scores", "references")
+    description = "Area under the ROC curve: two classes, one against the rest (macro), or multi-label (macro)."
+
+    def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
+        scores, references = inputs
+        if len(references) == 0 or not np.isfinite(scores).all():
+            return None
+        if references.ndim == 2:
+            pairs = list(zip(scores.T, references.T, strict=True))
+        elif scores.shape[1] <= 2:
+            pairs = [(scores[:, -1], references == 1)]
+        else:
+            pairs = [(scores[:, label], references == label) for label in range(scores.shape[1])]
+        figures = [roc_auc_score(truth, column) for column, truth in pairs if truth.min() != truth.max()]
+        return float(np.mean(figures)) if figures else None
