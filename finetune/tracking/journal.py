@@ -1,0 +1,145 @@
+"""The journal: metrics.jsonl and the tables of a run. It is the truth; W&B and the report are made from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.tracking.publishing import plain, publish_json, sync_folder, told
+from finetune.tracking.run import Run
+
+_TABLE_FILE = re.compile(r"^(?P<name>.+)-step-(?P<step>\d{8,})\.json$")
+
+
+class Journal:
+    """A Listener that writes what happens into the run folder, each line on the disk before training goes on.
+
+    Numbers that JSON lacks (NaN, infinity) are written as null. Raises FinetuneError naming the file if the disk
+    refuses, and leaves no torn line behind.
+    """
+
+    essential = True  # Listeners: its failure ends training
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._handle = -1
+
+    def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
+        cut(self.run.metrics_file, start_step)
+        for path, _, step in list_tables(self.run.tables):
+            if step > start_step or start_step == 0:
+                path.unlink()
+        steps = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+        self.run.begin_session(start_step=start_step, facts={**facts, **steps})
+        with told(self.run.metrics_file):
+            self._handle = os.open(self.run.metrics_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None:
+        """Not every step becomes a row: the loop decides, and sends `row`."""
+
+    def row(self, row: Mapping[str, float | int | str]) -> None:
+        line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        with told(self.run.metrics_file):
+            if self._handle < 0:  # rows after `finished`, such as the test split's
+                self._handle = os.open(self.run.metrics_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            size = os.fstat(self._handle).st_size
+            try:
+                written = os.write(self._handle, line)
+                if written < len(line):
+                    os.write(self._handle, line[written:])  # says why the rest did not fit
+                os.fsync(self._handle)
+            except OSError:
+                _truncate(self._handle, size)
+                raise
+
+    def table(self, name: str, *, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        value = {"name": name, "step": step, "columns": list(columns), "rows": [list(row) for row in rows]}
+        publish_json(self.run.tables / f"{name}-step-{step:08d}.json", value)
+
+    def checkpoint(self, path: Path, *, step: int, best: bool) -> None:
+        """Nothing: a checkpoint's own manifest says more."""
+
+    def message(self, text: str) -> None:
+        """Nothing: messages are for the person who watches."""
+
+    def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+        self.run.end_session(status=status, summary=summary)
+
+
+def read_rows(path: Path, limit_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a metrics.jsonl in the order written; a torn line (a crash while it was written) is passed over.
+
+    limit_bytes: stop there, for a file that is still being written.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if limit_bytes is not None:
+                limit_bytes -= len(line)
+                if limit_bytes < 0:
+                    return
+            row = _parse(line)
+            if row is not None:
+                yield row
+
+
+def cut(path: Path, step: int) -> None:
+    """Drop rows after `step` (they will be logged again), every row if `step` is 0, and torn lines.
+
+    The file is replaced whole, so a crash here loses nothing. Raises: FinetuneError if the disk refuses.
+    """
+    if not path.is_file():
+        return
+    with told(path):
+        beside = path.with_name(f".{path.name}.incomplete")
+        with path.open("rb") as old, beside.open("wb") as new:
+            for line in old:
+                row = _parse(line)
+                if row is not None and 0 < step >= int(row.get("step") or 0):
+                    new.write(line)
+            new.flush()
+            os.fsync(new.fileno())
+        beside.replace(path)
+        sync_folder(path.parent)
+
+
+def list_tables(folder: Path) -> list[tuple[Path, str, int]]:
+    """(file, name, step) of each table, by step then name."""
+    found = []
+    for path in folder.glob("*.json"):
+        match = _TABLE_FILE.match(path.name)
+        if match:
+            found.append((path, match["name"], int(match["step"])))
+    return sorted(found, key=lambda item: (item[2], item[1]))
+
+
+def read_table(path: Path) -> tuple[list[str], list[list[Any]]]:
+    """(columns, rows) of a table file."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return value["columns"], value["rows"]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _truncate(handle: int, size: int) -> None:
+    """Take a half-written line away; where even that fails, reading passes over it."""
+    try:
+        os.ftruncate(handle, size)
+    except OSError:
+        return

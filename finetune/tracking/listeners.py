@@ -1,0 +1,89 @@
+"""One listener for the loop that passes everything on to many; a mirror that fails never stops the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class _Listener(Protocol):
+    """The loop's Listener, by shape: training/ is a neighbour, and neighbours do not import each other."""
+
+    def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None: ...
+    def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None: ...
+    def row(self, row: Mapping[str, float | int | str]) -> None: ...
+    def table(self, name: str, *, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+    def checkpoint(self, path: Path, *, step: int, best: bool) -> None: ...
+    def message(self, text: str) -> None: ...
+    def finished(self, *, status: str, summary: Mapping[str, Any]) -> None: ...
+
+
+class Listeners:
+    """Fans out in the given order: put the journal first, so that nothing is shown that is not on the disk.
+
+    A listener whose `essential` is true ends training when it fails (the journal: a full disk). Any other failure is
+    told once, and that listener hears nothing more but `finished`.
+    """
+
+    def __init__(self, listeners: Sequence[_Listener]) -> None:
+        self._listeners = list(listeners)
+        self._failed: list[_Listener] = []
+
+    def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
+        self._each(
+            lambda one: one.started(
+                start_step=start_step, total_steps=total_steps, steps_per_epoch=steps_per_epoch, facts=facts
+            )
+        )
+
+    def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None:
+        self._each(lambda one: one.step(step=step, epoch=epoch, progress=progress))
+
+    def row(self, row: Mapping[str, float | int | str]) -> None:
+        self._each(lambda one: one.row(row))
+
+    def table(self, name: str, *, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self._each(lambda one: one.table(name, step=step, columns=columns, rows=rows))
+
+    def checkpoint(self, path: Path, *, step: int, best: bool) -> None:
+        self._each(lambda one: one.checkpoint(path, step=step, best=best))
+
+    def message(self, text: str) -> None:
+        self._each(lambda one: one.message(text))
+
+    def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
+        """Reaches every listener, also those that failed and those after an essential one that fails now."""
+        failed, self._failed = self._failed, []
+        essential: Exception | None = None
+        for one in self._listeners:
+            try:
+                one.finished(status=status, summary=summary)
+            except Exception as error:
+                if getattr(one, "essential", False):
+                    essential = essential or error
+                elif one not in failed:
+                    self._tell(one, error)
+        if essential is not None:
+            raise essential
+
+    def _each(self, call: Callable[[_Listener], None]) -> None:
+        for one in self._listeners:
+            if one in self._failed:
+                continue
+            try:
+                call(one)
+            except Exception as error:
+                if getattr(one, "essential", False):
+                    raise
+                self._failed.append(one)
+                self._tell(one, error)
+
+    def _tell(self, failed: _Listener, error: Exception) -> None:
+        text = f"{type(failed).__name__} failed and is switched off; training goes on ({type(error).__name__}: {error})"
+        for one in self._listeners:
+            if one is not failed and one not in self._failed:
+                try:
+                    one.message(text)
+                except Exception:  # it will be told of itself when it is called next
+                    continue

@@ -1,0 +1,237 @@
+"""The run folder: where everything of one run lies, whether it is done, and which run the same recipe would resume."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import yaml
+
+from finetune import __version__
+from finetune.errors import UserError
+from finetune.recipe.recipe import Recipe
+from finetune.tracking.masking import mask
+from finetune.tracking.publishing import plain, publish_json, publish_text, told
+
+Status = Literal["running", "done", "stopped", "failed"]
+
+_FOLDERS = ("checkpoints", "predictions", "logs", "tables")
+_NOT_TRAINING = ("tracking", "parallel")  # these sections change nothing that is learnt
+_PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "evaluate", "peft", "wandb", "numpy")
+
+
+class Run:
+    """One run folder. Rank 0 creates it and writes run.json; other ranks may open it to read and to find their places.
+
+    run.json: id, name, task, created (UTC), status, process (who trains now), sessions (one a start or resume: started,
+    ended, start_step, status), machine, versions, facts (as the loop told them), summary, wandb (id, folder, address).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()  # the W&B mirror writes from its own thread
+
+    recipe_file = property(lambda self: self.path / "recipe.yaml")
+    plan_file = property(lambda self: self.path / "plan.json")
+    metrics_file = property(lambda self: self.path / "metrics.jsonl")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    model = property(lambda self: self.path / "model")
+    predictions = property(lambda self: self.path / "predictions")
+    report_file = property(lambda self: self.path / "report.html")
+    logs = property(lambda self: self.path / "logs")
+    tables = property(lambda self: self.path / "tables")
+    file = property(lambda self: self.path / "run.json")
+
+    @classmethod
+    def create(cls, recipe: Recipe, root: Path) -> Run:
+        """Make <root>/<recipe name>/<run id>/ with recipe.yaml and run.json. Rank 0 only.
+
+        Raises: FinetuneError if the folder cannot be written.
+        """
+        now = datetime.now(UTC)
+        identity = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        run = cls(root / recipe.name / identity)
+        with told(run.path):
+            run.path.mkdir(parents=True)
+            for folder in _FOLDERS:
+                (run.path / folder).mkdir()
+        publish_text(run.recipe_file, recipe_text(recipe))
+        publish_json(
+            run.file,
+            {
+                "id": identity,
+                "name": recipe.name,
+                "task": recipe.task,
+                "created": now.isoformat(timespec="seconds"),
+                "status": "running",
+                "process": _this_process(),
+                "sessions": [],
+                "machine": describe_machine(),
+                "versions": describe_versions(),
+                "facts": {},
+                "summary": {},
+                "wandb": {},
+            },
+        )
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """An existing run folder. Raises: UserError if `path` is none."""
+        run = cls(path)
+        if not run.file.is_file():
+            raise UserError(
+                f"{path} is not a run folder: it has no run.json",
+                remedy="give the folder of one run, such as runs/<recipe name>/<run id>",
+            )
+        run.read()
+        return run
+
+    @classmethod
+    def newest_unfinished(cls, recipe: Recipe, root: Path) -> Run | None:
+        """The newest run of the same recipe that is neither done nor being trained by a living process of this host.
+
+        Same: every resolved value but `tracking` and `parallel`, which change nothing that is learnt. A run that is
+        newer and done ends the search: starting the same recipe again then means a new run.
+        """
+        wanted = _learning(resolved(recipe))
+        for path in sorted((root / recipe.name).glob("*/run.json"), reverse=True):
+            run = cls(path.parent)
+            try:
+                same = _learning(yaml.safe_load(run.recipe_file.read_text(encoding="utf-8")) or {}) == wanted
+                status = run.status
+            except (OSError, UserError, yaml.YAMLError):
+                continue  # half made or damaged: never resumed
+            if same and status == "done":
+                return None
+            if same and not run.is_training:
+                return run
+        return None
+
+    def read(self) -> dict[str, Any]:
+        """run.json. Raises: UserError if it is missing or damaged."""
+        try:
+            value = yaml.safe_load(self.file.read_text(encoding="utf-8"))  # JSON is YAML; damage is told with its line
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"cannot read the run: {error}", where=str(self.file)) from error
+        if not isinstance(value, dict):
+            raise UserError("run.json holds no object", where=str(self.file))
+        return value
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of run.json (whole or not at all). Rank 0 only."""
+        with self._lock:
+            publish_json(self.file, {**self.read(), **plain(mask(fields))})
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def name(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def status(self) -> Status:
+        return self.read().get("status", "failed")
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the process that trains this run is alive on this host."""
+        value = self.read()
+        if value.get("status") != "running":
+            return False
+        process = value.get("process") or {}
+        if process.get("host") != platform.node() or process.get("pid") == os.getpid():
+            return False
+        try:
+            return abs(psutil.Process(process["pid"]).create_time() - process["started"]) < 2
+        except (psutil.Error, KeyError, TypeError):
+            return False
+
+    def begin_session(self, *, start_step: int, facts: Mapping[str, Any]) -> None:
+        """Note that training starts (or goes on from `start_step`) in this process."""
+        session = {"started": time.time(), "start_step": start_step, "status": "running"}
+        with self._lock:
+            sessions = [*self.read().get("sessions", []), session]
+            self.update(
+                status="running",
+                process=_this_process(),
+                sessions=sessions,
+                facts=dict(facts),
+                machine=describe_machine(),
+                versions={**describe_versions(), **facts.get("versions", {})},
+            )
+
+    def end_session(self, *, status: str, summary: Mapping[str, Any]) -> None:
+        """Note how it ended: done, stopped or failed."""
+        with self._lock:
+            sessions = self.read().get("sessions", [])
+            if sessions:
+                sessions[-1].update(ended=time.time(), status=status)
+            self.update(status=status, sessions=sessions, summary=dict(summary), process=None)
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with every value explicit, as YAML or JSON would give it back, secrets masked."""
+    return mask(plain(recipe.model_dump(mode="json")))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """recipe.yaml of a run: loadable again."""
+    return yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True, width=110)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Host, processor, memory, and GPUs if torch is loaded already and sees some."""
+    found: dict[str, Any] = {
+        "host": platform.node(),
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [],
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return found
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of what trains, without importing any of it."""
+    found = {"finetune": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def _learning(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key not in _NOT_TRAINING}
