@@ -42,8 +42,9 @@ def deal(
 ) -> Deal:
     """Deal examples into padded micro-batches of at most `micro_batch`, or whole packs (micro_batch=1).
 
-    costs: float [items], positive. A micro-batch costs its dearest item times its number of items, because
-    all are padded to the longest. speed: relative speed of each rank; None: equal. With fewer items than ranks some get only ghosts.
+    costs: float [items], positive. A micro-batch costs its dearest item times its number of items, because all are
+    padded to the longest. speed: relative speed of each rank; None: equal. With fewer items than ranks, some get only
+    ghosts.
 
     Items sorted by cost are cut into runs, as equal in cost as the micro-batch allows, and runs go longest first to the
     rank that would finish first (LPT, Graham 1969).
