@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import secrets
@@ -15,18 +16,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-import yaml
 
 from finetune import __version__
 from finetune.errors import UserError
+from finetune.recipe.digest import training_digest
 from finetune.recipe.recipe import Recipe
-from finetune.tracking.masking import mask
+from finetune.recipe.secrets import mask
+from finetune.recipe.yaml import dump
 from finetune.tracking.publishing import plain, publish_json, publish_text, told
 
 Status = Literal["running", "done", "stopped", "failed"]
 
 _FOLDERS = ("checkpoints", "predictions", "logs", "tables")
-_NOT_TRAINING = ("tracking", "parallel")  # these sections change nothing that is learnt
 _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "evaluate", "peft", "wandb", "numpy")
 
 
@@ -72,6 +73,7 @@ class Run:
                 "id": identity,
                 "name": recipe.name,
                 "task": recipe.task,
+                "recipe_digest": training_digest(recipe),
                 "created": now.isoformat(timespec="seconds"),
                 "status": "running",
                 "process": _this_process(),
@@ -101,28 +103,29 @@ class Run:
     def newest_unfinished(cls, recipe: Recipe, root: Path) -> Run | None:
         """The newest run of the same recipe that is neither done nor being trained by a living process of this host.
 
-        Same: every resolved value but `tracking` and `parallel`, which change nothing that is learnt. A run that is
+        Same: the digest of all that is learnt, so `tracking`, `parallel` and `checkpoint` may differ. A run that is
         newer and done ends the search: starting the same recipe again then means a new run.
         """
-        wanted = _learning(resolved(recipe))
+        wanted = training_digest(recipe)
         for path in sorted((root / recipe.name).glob("*/run.json"), reverse=True):
             run = cls(path.parent)
             try:
-                same = _learning(yaml.safe_load(run.recipe_file.read_text(encoding="utf-8")) or {}) == wanted
-                status = run.status
-            except (OSError, UserError, yaml.YAMLError):
+                found = run.read()
+            except UserError:
                 continue  # half made or damaged: never resumed
-            if same and status == "done":
+            if found.get("recipe_digest") != wanted:
+                continue
+            if found.get("status") == "done":
                 return None
-            if same and not run.is_training:
+            if not run.is_training:
                 return run
         return None
 
     def read(self) -> dict[str, Any]:
         """run.json. Raises: UserError if it is missing or damaged."""
         try:
-            value = yaml.safe_load(self.file.read_text(encoding="utf-8"))  # JSON is YAML; damage is told with its line
-        except (OSError, yaml.YAMLError) as error:
+            value = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise UserError(f"cannot read the run: {error}", where=str(self.file)) from error
         if not isinstance(value, dict):
             raise UserError("run.json holds no object", where=str(self.file))
@@ -189,7 +192,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_text(recipe: Recipe) -> str:
     """recipe.yaml of a run: loadable again."""
-    return yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True, width=110)
+    return dump(resolved(recipe))
 
 
 def describe_machine() -> dict[str, Any]:
@@ -231,7 +234,3 @@ def _processor() -> str:
 
 def _this_process() -> dict[str, Any]:
     return {"host": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-
-
-def _learning(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in recipe.items() if key not in _NOT_TRAINING}
