@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 STATE_TENSORS = {  # tensors of optimiser state a parameter, each fp32
     "adamw": 2, "adam": 2, "deepspeed_adam": 2, "deepspeed_cpu_adam": 2,
-    "deepspeed_lion": 1, "sgd": 1, "adafactor": 0, "deepspeed_lamb": 2,
+    "deepspeed_lion": 1, "sgd": 1,
 }  # fmt: skip
 
 

@@ -12,8 +12,6 @@ from finetune.planning.deepspeed import offloads, read_deepspeed_config, resolve
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 
-WHOLE_TENSOR_OPTIMIZERS = ("adafactor", "deepspeed_lamb")
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -69,14 +67,13 @@ def make_plan(
             hidden_size=hidden_size,
             layer_elements=layer_elements,
         )
-    optimizer = recipe.training.optimizer
-    if optimizer in WHOLE_TENSOR_OPTIMIZERS and zero_stage(config) > 0:
+    if config is not None and zero_stage(config) == 0 and precision != "fp32":
         raise UserError(
-            f"{optimizer} scales its update by norms of whole tensors, and ZeRO hands it flat pieces: "
-            "the result would depend on the number of ranks",
-            where="training.optimizer",
-            remedy="use adamw, or parallel.deepspeed: none",
+            f"ZeRO stage 0 under DeepSpeed in {precision} keeps flat master copies that no checkpoint can name",
+            where="parallel.deepspeed",
+            remedy="use zero1, zero2 or zero3, or none (DistributedDataParallel)",
         )
+    optimizer = recipe.training.optimizer
     if optimizer == "adamw" and offloads(config) and device == "cuda":
         optimizer = "deepspeed_cpu_adam"
     return Plan(ranks, device, precision, batch, config, optimizer)

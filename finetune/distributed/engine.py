@@ -1,0 +1,92 @@
+"""A model and its optimiser under DistributedDataParallel or DeepSpeed: one face for the training step.
+
+Both average gradients over ranks, so the loop scales a rank's loss sum by world size / global units and the average
+becomes the sum over all ranks divided by the global units: exact on any number of ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.distributed.batchnorm import convert_batchnorm, ghost_batch
+from finetune.distributed.session import Session
+
+
+class Engine:
+    """forward through `model`; `backward` each micro-batch, the last one with last=True; then `step`."""
+
+    def __init__(self, session: Session, module: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+        """All ranks call it. module: on the CPU or already sharded by ZeRO-3's load."""
+        self.session = session
+        self.module = module
+        self.max_grad_norm = max_grad_norm
+        if session.deepspeed_config is None:
+            module.to(session.device)
+        self.is_deepspeed = session.deepspeed_config is not None
+        model, prepared = session.accelerator.prepare(module, optimizer)
+        self.model: nn.Module = model
+        self.optimizer: Any = prepared
+        self.has_batchnorm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+        if self.is_deepspeed and type(model).__name__ != "DeepSpeedEngine":
+            raise RuntimeError(f"asked for a DeepSpeed engine, got {type(model).__name__}")
+
+    @property
+    def inner_optimizer(self) -> Any:
+        """DeepSpeed's ZeRO optimiser, or torch's own."""
+        return self.optimizer.optimizer
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """For the next step, in every parameter group."""
+        for group in self.inner_optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    @contextmanager
+    def micro_batch(self, *, last: bool, ghost: bool = False) -> Iterator[None]:
+        """Around forward and backward of one micro-batch; gradients are reduced (where the stage waits for it) on the
+        last. ghost: statistics that the model keeps do not see this one.
+        """
+        quiet: Any = nullcontext()
+        if self.is_deepspeed:
+            self.model.set_gradient_accumulation_boundary(is_boundary=last)
+        elif not last:
+            quiet = self.session.accelerator.no_sync(self.model)
+        with quiet, ghost_batch(self.module) if ghost and self.has_batchnorm else nullcontext():
+            yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Inside `micro_batch`. loss: scalar, already scaled by world size / global units."""
+        if self.is_deepspeed:
+            self.model.backward(loss, scale_wrt_gas=False)
+        else:
+            self.session.accelerator.backward(loss)
+
+    def step(self) -> float:
+        """Clip, update, clear gradients. Returns the global gradient norm before clipping (nan if it overflowed)."""
+        if self.is_deepspeed:
+            self.model.step()
+            norm = self.model.get_global_grad_norm()
+            return float(norm) if norm is not None else float("nan")
+        norm = self.session.accelerator.clip_grad_norm_(
+            self.module.parameters(), self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def align_buffers(self) -> None:
+        """Give every rank rank 0's buffers (local BatchNorm statistics drift apart). All ranks call it."""
+        self.session.broadcast_buffers([buffer for _, buffer in self.module.named_buffers() if buffer.is_floating_point()])
+
+
+def open_engine(
+    session: Session, module: nn.Module, optimizer: torch.optim.Optimizer, *, max_grad_norm: float, batch_norm: str
+) -> Engine:
+    """batch_norm: "synchronised" converts BatchNorm modules first (parameters stay the same objects). All ranks call it."""
+    if batch_norm == "synchronised" and session.world_size > 1:
+        module = convert_batchnorm(module)
+    return Engine(session, module, optimizer, max_grad_norm)

@@ -1,0 +1,218 @@
+"""An engine's state by parameter name, as pieces: each rank hands over what it holds, and takes what it needs.
+
+A piece is a range [start, start + numel) of a flattened tensor: `name` (fp32 weights), `name.exp_avg` and so on for
+each tensor of optimiser state. Which rank held it, under which ZeRO stage, is not part of it: any number of ranks and
+any stage can read what any other wrote. Nothing is communicated but ZeRO-1/2's usual all-gather after loading.
+DeepSpeed's own mapping from parameters to fragments (`deepspeed.utils.tensor_fragment`, made for its universal
+checkpoint) tells the ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.distributed.engine import Engine
+
+
+@dataclass(frozen=True)
+class Piece:
+    """values: flat, [numel], the engine's own memory (copy before the next step). shape: of the whole tensor."""
+
+    key: str
+    start: int
+    shape: tuple[int, ...]
+    values: torch.Tensor
+
+    @property
+    def end(self) -> int:
+        return self.start + self.values.numel()
+
+
+Reader = Callable[[str, int, int], torch.Tensor]
+"""(key, start, numel) -> flat float tensor: that range of a stored tensor."""
+
+
+def trainable_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """In the module's own order; tied parameters once."""
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def pieces(engine: Engine) -> Iterator[Piece]:
+    """What this rank holds of weights, optimiser state and buffers. Every piece is held by exactly one rank.
+
+    Replicated tensors (DistributedDataParallel, stage 0) are shared out by name, buffers come from rank 0.
+    """
+    places = _places(engine)
+    for (name, parameter), held in zip(trainable_parameters(engine.module), places, strict=True):
+        if held is None:
+            continue
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        yield Piece(name, held.start, shape, held.weights)
+        for key, values in held.state.items():
+            yield Piece(f"{name}.{key}", held.start, shape, values)
+    if engine.session.is_main:
+        for name, buffer in persistent_buffers(engine.module):
+            yield Piece(f"{name}", 0, tuple(buffer.shape), buffer.detach().reshape(-1))
+
+
+def scalars(engine: Engine) -> dict[str, Any]:
+    """What the optimiser keeps beside tensors: its step count, and a loss scale if there is one."""
+    optimizer = _torch_optimizer(engine)
+    steps = {int(state["step"]) for state in optimizer.state.values() if "step" in state}
+    steps |= {int(group["step"]) for group in optimizer.param_groups if "step" in group}
+    found: dict[str, Any] = {"optimizer_step": max(steps, default=0)}
+    scaler = getattr(engine.inner_optimizer, "loss_scaler", None)
+    if scaler is not None and hasattr(scaler, "cur_scale"):
+        found["loss_scale"] = float(scaler.cur_scale)
+    return found
+
+
+def restore(engine: Engine, read: Reader, stored: dict[str, Any]) -> None:
+    """Take this rank's ranges of weights, optimiser state and buffers through `read`. All ranks call it.
+
+    stored: what `scalars` gave. Keys of optimiser state are asked for as this optimiser names them.
+    """
+    _initialise_optimizer_state(engine, int(stored["optimizer_step"]))
+    with torch.no_grad():
+        for (name, parameter), held in zip(
+            trainable_parameters(engine.module), _places(engine, all_ranks=True), strict=True
+        ):
+            if held is None:
+                continue
+            numel = held.weights.numel()
+            held.weights.copy_(read(name, held.start, numel))
+            for key, values in held.state.items():
+                values.copy_(read(f"{name}.{key}", held.start, numel))
+            if engine.session.zero_stage == 3:
+                parameter.ds_tensor.view(-1)[:numel].copy_(held.weights)
+        for name, buffer in persistent_buffers(engine.module):
+            buffer.copy_(read(name, 0, buffer.numel()).reshape(buffer.shape))
+    if engine.session.zero_stage in (1, 2):
+        engine.inner_optimizer.update_lp_params()
+    scaler = getattr(engine.inner_optimizer, "loss_scaler", None)
+    if scaler is not None and hasattr(scaler, "cur_scale") and "loss_scale" in stored:
+        scaler.cur_scale = stored["loss_scale"]
+
+
+def persistent_buffers(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Buffers that belong to the state dict (BatchNorm statistics, but not rotary tables)."""
+    state = module.state_dict(keep_vars=True)
+    return [(name, buffer) for name, buffer in module.named_buffers() if name in state]
+
+
+@dataclass
+class _Held:
+    """This rank's range of one parameter: fp32 weights and optimiser state, views into the engine's memory."""
+
+    start: int
+    weights: torch.Tensor
+    state: dict[str, torch.Tensor]
+
+
+def _places(engine: Engine, *, all_ranks: bool = False) -> Iterator[_Held | None]:
+    """For each trainable parameter what this rank holds. all_ranks: replicated tensors on every rank, not on one."""
+    stage = engine.session.zero_stage
+    if engine.is_deepspeed and stage in (1, 2):
+        yield from _places_zero12(engine)
+    elif engine.is_deepspeed and stage == 3:
+        yield from _places_zero3(engine)
+    else:
+        yield from _places_replicated(engine, all_ranks)
+
+
+def _places_replicated(engine: Engine, all_ranks: bool) -> Iterator[_Held | None]:
+    optimizer = _torch_optimizer(engine)
+    loads = [0] * engine.session.world_size
+    for _, parameter in trainable_parameters(engine.module):
+        writer = loads.index(min(loads))
+        loads[writer] += parameter.numel()
+        if all_ranks or writer == engine.session.rank:
+            state = optimizer.state.get(parameter, {})
+            yield _Held(0, parameter.data.view(-1), _tensors(state, parameter.numel()))
+        else:
+            yield None
+
+
+def _places_zero12(engine: Engine) -> Iterator[_Held | None]:
+    zero = engine.inner_optimizer
+    flats = getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_groups_flat_partition
+    for _, parameter in trainable_parameters(engine.module):
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            yield None
+            continue
+        at, numel = mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel
+        flat = flats[mapping.param_group_index]
+        state = _tensors(zero.optimizer.state.get(flat, {}), flat.numel())
+        yield _Held(
+            mapping.lp_fragment_address.start,
+            flat.data.narrow(0, at, numel),
+            {key: values.view(-1).narrow(0, at, numel) for key, values in state.items()},
+        )
+
+
+def _places_zero3(engine: Engine) -> Iterator[_Held | None]:
+    zero = engine.inner_optimizer
+    for _, parameter in trainable_parameters(engine.module):
+        group, offset, partition = zero.grad_position[zero.get_param_id(parameter)]
+        start = partition * engine.session.rank
+        numel = min(partition, parameter.ds_numel - start)
+        if numel <= 0:
+            yield None  # the padding of the last ranks
+            continue
+        flat = zero.fp32_partitioned_groups_flat[group]
+        state = _tensors(zero.optimizer.state.get(flat, {}), flat.numel())
+        yield _Held(
+            start,
+            flat.data.narrow(0, offset, numel),
+            {key: values.view(-1).narrow(0, offset, numel) for key, values in state.items()},
+        )
+
+
+def _tensors(state: dict[str, Any], numel: int) -> dict[str, torch.Tensor]:
+    return {
+        key: value.data.view(-1)
+        for key, value in state.items()
+        if torch.is_tensor(value) and value.numel() == numel and key != "step"
+    }
+
+
+def _torch_optimizer(engine: Engine) -> torch.optim.Optimizer:
+    """The optimiser that holds `state`: inside DeepSpeed's wrapper where there is one."""
+    inner = engine.inner_optimizer
+    return getattr(inner, "optimizer", inner)
+
+
+def _initialise_optimizer_state(engine: Engine, step: int) -> None:
+    """Zero tensors of state where none is yet, as the first step would make them; then the stored step count."""
+    optimizer = _torch_optimizer(engine)
+    for group in optimizer.param_groups:
+        if "step" in group or type(optimizer).__name__ in ("FusedAdam", "FusedLion"):
+            group["step"] = step
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            for key in _state_keys(optimizer, group):
+                if key not in state:
+                    state[key] = torch.zeros_like(parameter.data)
+            if _counts_steps(optimizer):
+                old = state.get("step")
+                state["step"] = old.new_tensor(float(step)) if torch.is_tensor(old) else _new_step(optimizer, step)
+
+
+def _state_keys(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[str, ...]:
+    if "betas" in group:
+        return ("exp_avg",) if "Lion" in type(optimizer).__name__ else ("exp_avg", "exp_avg_sq")
+    return ("momentum_buffer",) if group.get("momentum") else ()
+
+
+def _counts_steps(optimizer: torch.optim.Optimizer) -> bool:
+    return any("betas" in group for group in optimizer.param_groups) and "Fused" not in type(optimizer).__name__
+
+
+def _new_step(optimizer: torch.optim.Optimizer, step: int) -> Any:
+    return torch.tensor(float(step)) if type(optimizer).__module__.startswith("torch") else step

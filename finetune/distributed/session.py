@@ -1,0 +1,187 @@
+"""This process among its peers: opens Accelerate and DeepSpeed, reduces, gathers, waits. The only door to ranks."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DeepSpeedPlugin, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+
+from finetune.errors import FinetuneError
+
+GIVE_UP_AFTER = timedelta(minutes=30)
+
+
+class Session:
+    """One rank's view. Open it before the model is built, so that ZeRO-3 shards at load."""
+
+    def __init__(self, accelerator: Accelerator, deepspeed_config: dict[str, Any] | None) -> None:
+        self.accelerator = accelerator
+        self.deepspeed_config = deepspeed_config
+        self.rank: int = accelerator.process_index
+        self.world_size: int = accelerator.num_processes
+        self.local_rank: int = accelerator.local_process_index
+        self.device: torch.device = accelerator.device
+        # Numbers and objects of the control plane travel over gloo, so that they never queue behind gradients.
+        self._control = dist.new_group(backend="gloo", timeout=GIVE_UP_AFTER) if self.device.type != "cpu" else None
+
+    @classmethod
+    def open(cls, deepspeed_config: dict[str, Any] | None, *, precision: str, cpu: bool) -> Session:
+        """Join the process group. All ranks call it, with equal arguments, before anything else.
+
+        Raises: FinetuneError if what Accelerate opened is not what was asked for (it drops DeepSpeed silently when its
+        environment says CPU).
+        """
+        _become_single_process_if_alone()
+        os.environ.pop("ACCELERATE_USE_CPU", None)
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "false" if deepspeed_config is None else "true"
+        os.environ.setdefault("LOCAL_SIZE", os.environ["LOCAL_WORLD_SIZE"])
+        if cpu:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+            os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        if not dist.is_initialized():
+            _open_process_group(cpu)
+        if deepspeed_config is None:
+            accelerator = Accelerator(
+                cpu=cpu,
+                mixed_precision="no" if precision == "fp32" else precision,
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            )
+        else:
+            _silence_deepspeed()
+            # The state must know that it is a CPU one before the plugin makes it a DeepSpeed one.
+            PartialState(cpu=cpu)
+            accelerator = Accelerator(
+                mixed_precision="no" if precision == "fp32" else precision,
+                deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed_config),
+                kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=GIVE_UP_AFTER)],
+            )
+        session = cls(accelerator, deepspeed_config)
+        session._check_what_was_opened()
+        return session
+
+    def _check_what_was_opened(self) -> None:
+        asked = int(os.environ["WORLD_SIZE"])
+        is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self.world_size != asked or is_deepspeed != (self.deepspeed_config is not None):
+            raise FinetuneError(
+                f"Accelerate opened {self.world_size} processes as {self.accelerator.distributed_type.value}; "
+                f"asked were {asked}, DeepSpeed {'on' if self.deepspeed_config is not None else 'off'}",
+                remedy="unset ACCELERATE_* variables left over in the environment, or start with `finetune train`",
+            )
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def zero_stage(self) -> int:
+        return int((self.deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0))
+
+    @property
+    def shards_weights(self) -> bool:
+        """ZeRO-3: a forward pass communicates, so all ranks must make equally many."""
+        return self.zero_stage == 3
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over ranks, in float64. All ranks call it."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self._control)
+        return tensor.tolist()
+
+    def maximum(self, *values: float) -> list[float]:
+        """Each value's maximum over ranks. All ranks call it."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._control)
+        return tensor.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on some rank. All ranks call it."""
+        return self.maximum(float(flag))[0] > 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on rank 0; an empty list elsewhere. All ranks call it."""
+        received: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, received, dst=0, group=self._control)
+        return received or []
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank. All ranks call it."""
+        received: list[Any] = [None] * self.world_size
+        dist.all_gather_object(received, value, group=self._control)
+        return received
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value on every rank. All ranks call it."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
+
+    def wait(self) -> None:
+        """Until every rank is here. All ranks call it."""
+        self.sum(0.0)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 does the work, then the others find it in the cache. An error on rank 0 ends the others quietly."""
+        if self.is_main:
+            try:
+                yield
+            except BaseException:
+                self.broadcast(False)
+                raise
+            self.broadcast(True)
+        elif self.broadcast(None):
+            yield
+        else:
+            raise PeerFailed("rank 0 failed while preparing")
+
+    def broadcast_buffers(self, buffers: Sequence[torch.Tensor]) -> None:
+        """Rank 0's buffers on every rank, in place. All ranks call it, with equal shapes in equal order."""
+        for buffer in buffers:
+            dist.broadcast(buffer, src=0)
+
+    def close(self) -> None:
+        """Leave the process group. Safe to call twice."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class PeerFailed(FinetuneError):
+    """Another rank's failure, seen from here: never told first, because that rank tells its own."""
+
+
+def _become_single_process_if_alone() -> None:
+    if "RANK" in os.environ:
+        os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
+        os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def _open_process_group(cpu: bool) -> None:
+    if cpu:
+        dist.init_process_group("gloo", timeout=GIVE_UP_AFTER)
+        return
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", timeout=GIVE_UP_AFTER, device_id=device)
+
+
+def _silence_deepspeed() -> None:
+    """DeepSpeed logs to stdout at import and at start; its warnings stay."""
+    import logging
+
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -1,0 +1,271 @@
+"""The loop: global steps, evaluations, checkpoints. It does not ask which task it runs, nor how many ranks there are."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from finetune.data.order import Schedule
+from finetune.distributed.engine import Engine
+from finetune.errors import Stopped, TrainingFailed
+from finetune.recipe.recipe import Recipe
+from finetune.tasks.task import Batch, Kit, Task
+from finetune.training.checkpoint import (
+    Checkpoint,
+    check_space,
+    load_checkpoint,
+    name_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from finetune.training.evaluation import Evaluation, evaluate
+from finetune.training.feed import feed, training_steps
+from finetune.training.listener import Listener
+from finetune.training.progress import Progress
+from finetune.training.schedule import learning_rate
+from finetune.training.step import StepResult, seed_step, train_step
+from finetune.training.stop import StopRequest
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the loop writes: folders inside the run folder."""
+
+    checkpoints: Path
+    predictions: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """best: the checkpoint whose weights are the result (the last one where nothing was validated)."""
+
+    steps: int
+    seconds: float
+    best_step: int
+    best_value: float | None
+    metric: str
+    last: dict[str, float] = field(default_factory=dict)
+
+
+class Loop:
+    """One training. All ranks make one and call `run`."""
+
+    def __init__(
+        self,
+        task: Task,
+        kit: Kit,
+        engine: Engine,
+        schedule: Schedule,
+        *,
+        micro_batch: int,
+        recipe_digest: str,
+        places: Places,
+        listener: Listener,
+        stop: StopRequest,
+    ) -> None:
+        self.task, self.kit, self.engine, self.schedule = task, kit, engine, schedule
+        self.recipe: Recipe = kit.recipe
+        self.session = engine.session
+        self.micro_batch, self.recipe_digest = micro_batch, recipe_digest
+        self.places, self.listener, self.stop = places, listener, stop
+        evaluation = self.recipe.evaluation
+        self.metrics = evaluation.metrics if evaluation.metrics is not None else list(task.card.default_metrics)
+        self.progress = Progress.start(evaluation.best or task.card.best, evaluation.best_mode)
+        self.latest: Checkpoint | None = None
+        self.best: Checkpoint | None = None
+        self.last: dict[str, float] = {}
+        training = self.recipe.training
+        self.total_steps = training.steps or (training.epochs or 3) * schedule.steps_per_epoch
+
+    def run(self, resume: Checkpoint | None, best: Checkpoint | None, facts: dict[str, Any]) -> Outcome:
+        """Train to the end, from `resume` if given. Raises: Stopped, TrainingFailed."""
+        self._resume(resume, best)
+        check_space(self.engine, self.places.checkpoints, copies=2)
+        if self.session.is_main:
+            self.listener.started(
+                start_step=self.progress.step,
+                total_steps=self.total_steps,
+                steps_per_epoch=self.schedule.steps_per_epoch,
+                facts=facts,
+            )
+        if self.progress.step == 0:
+            self._show_samples("before")
+        early = self.recipe.training.early_stopping
+        batches = self._feed()
+        while self.progress.step < self.total_steps and not self.progress.exhausted(early):
+            result = self._step(next(batches))
+            improved = self._evaluate() if self._due(self.recipe.evaluation.every) else False
+            if improved or result.stop or self._due(self.recipe.checkpoint.every):
+                self._save(improved)
+            if result.stop and self.progress.step < self.total_steps:
+                raise Stopped(f"stopped after step {self.progress.step} of {self.total_steps}; its checkpoint is saved")
+        return self._finish()
+
+    def _resume(self, resume: Checkpoint | None, best: Checkpoint | None) -> None:
+        self.latest, self.best = resume, best
+        if resume is not None:
+            load_checkpoint(self.engine, resume)
+            self.progress.restore(resume.manifest.loop)
+
+    def _feed(self) -> Iterator[list[Batch]]:
+        steps = training_steps(
+            self.schedule,
+            self.session,
+            micro_batch=self.micro_batch,
+            steps=range(self.progress.step, self.total_steps),
+        )
+        workers = self.recipe.data.workers
+        return feed(
+            self.kit.examples["train"],
+            lambda examples: self.task.collate(self.kit, examples),
+            steps,
+            workers=0 if workers == "auto" else workers,
+            pin_memory=self.session.device.type == "cuda",
+        )
+
+    def _step(self, batches: list[Batch]) -> StepResult:
+        progress, began = self.progress, time.perf_counter()
+        rate = learning_rate(progress.step, self.total_steps, self.recipe.training)
+        self.engine.set_learning_rate(rate)
+        seed_step(self.recipe.seed, progress.step, self.session.rank)
+        result = train_step(self.task, self.kit, self.engine, batches, stop=self.stop.requested)
+        self._check_finite(result)
+        seconds = time.perf_counter() - began
+        progress.step += 1
+        progress.units += result.units
+        progress.seconds += seconds
+        self._tell(result, rate, seconds)
+        return result
+
+    def _check_finite(self, result: StepResult) -> None:
+        """A loss that is no number ends the training; the weights in the last checkpoint are good."""
+        broken_gradient = not math.isfinite(result.grad_norm) and self.session.accelerator.mixed_precision != "fp16"
+        if result.finite and not broken_gradient:
+            return
+        culprits = sorted(i for some in self.session.all_gather(result.culprits) for i in some)
+        what = "loss" if not result.finite else "gradient norm"
+        kept = f"the checkpoint of step {self.latest.step} is good" if self.latest else "no checkpoint was written yet"
+        raise TrainingFailed(
+            f"the {what} is {result.loss if not result.finite else result.grad_norm}",
+            where=f"step {self.progress.step + 1}" + (f", examples {culprits[:32]}" if culprits else ""),
+            remedy=f"{kept}; look at these rows, lower the learning rate or raise warmup",
+        )
+
+    def _tell(self, result: StepResult, rate: float, seconds: float) -> None:
+        if not self.session.is_main:
+            return
+        step = self.progress.step
+        figures = {
+            "loss": result.loss,
+            "learning_rate": rate,
+            "grad_norm": result.grad_norm,
+            "units_per_second": result.units / seconds,
+            "step_seconds": seconds,
+            "padding_share": result.padding / max(result.positions, 1),
+            "memory_bytes": float(_memory_bytes(self.session.device)),
+        }
+        self.listener.step(step=step, epoch=self._epoch, progress=figures)
+        if step % self.recipe.tracking.log_every == 0 or step in (1, self.total_steps):
+            finite = {key: value for key, value in figures.items() if math.isfinite(value)}
+            self._row("train", finite)
+
+    def _row(self, split: str, figures: dict[str, float]) -> None:
+        self.listener.row(
+            {"step": self.progress.step, "epoch": round(self._epoch, 6), "split": split, **figures, "time": time.time()}
+        )
+
+    @property
+    def _epoch(self) -> float:
+        return self.progress.step / self.schedule.steps_per_epoch
+
+    def _due(self, every: int | str) -> bool:
+        period = self.schedule.steps_per_epoch if every == "epoch" else int(every)
+        return self.progress.step % period == 0 or self.progress.step == self.total_steps
+
+    def _evaluate(self) -> bool:
+        """Evaluate where there is validation data; whether it is the best so far."""
+        if "validation" not in self.kit.examples:
+            return False
+        result = self.measure("validation")
+        self.last = result.scalars
+        early = self.recipe.training.early_stopping
+        return self.progress.judge(result.scalars, early.min_delta if early else 0.0)
+
+    def measure(self, split: str) -> Evaluation:
+        """Evaluate one split and tell it. All ranks call it."""
+        name = f"{split}-step-{self.progress.step:08d}.jsonl"
+        result = evaluate(
+            self.task,
+            self.kit,
+            self.engine,
+            split,
+            metrics=self.metrics,
+            micro_batch=self.micro_batch,
+            out=self.places.predictions / name,
+        )
+        if self.session.is_main:
+            self._row(split, result.scalars)
+            for table, (columns, rows) in result.tables.items():
+                self.listener.table(table, step=self.progress.step, columns=columns, rows=rows)
+        return result
+
+    def _show_samples(self, when: str) -> None:
+        """A few examples in full, before and after: a table for the report."""
+        split = "validation" if "validation" in self.kit.examples else "train"
+        examples = self.kit.examples[split]
+        count = min(self.recipe.evaluation.samples, len(examples))
+        if not count:
+            return
+        self.engine.model.eval()
+        chosen = [examples[index] for index in range(count)]
+        shown = self.task.sample(self.kit, self.engine.module, chosen, synced=self.session.shards_weights)
+        self.engine.model.train()
+        if self.session.is_main and shown:
+            columns = ["when", *shown[0]]
+            rows = [[when, *sample.values()] for sample in shown]
+            self.listener.table("samples", step=self.progress.step, columns=columns, rows=rows)
+
+    def _save(self, improved: bool) -> None:
+        folder = self.places.checkpoints
+        self.engine.align_buffers()
+        if self.latest is None or self.latest.step != self.progress.step:
+            self.latest = save_checkpoint(
+                self.engine,
+                folder,
+                step=self.progress.step,
+                recipe_digest=self.recipe_digest,
+                loop=self.progress.to_dict(),
+            )
+        if improved:
+            self.best = self.latest
+        if self.session.is_main:
+            name_checkpoint(folder, "latest", self.latest)
+            if improved:
+                name_checkpoint(folder, "best", self.latest)
+            prune_checkpoints(folder, self.recipe.checkpoint.keep)
+            self.listener.checkpoint(self.latest.path, step=self.latest.step, best=improved)
+
+    def _finish(self) -> Outcome:
+        """Leave the engine with the weights of the best evaluation."""
+        if self.latest is None or self.latest.step != self.progress.step:
+            self._save(improved=False)
+        if self.best is not None and self.best.step != self.progress.step:
+            load_checkpoint(self.engine, self.best)
+        self._show_samples("after")
+        progress = self.progress
+        best_step = self.best.step if self.best is not None else progress.step
+        return Outcome(progress.step, progress.seconds, best_step, progress.best_value, progress.metric, self.last)
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Peak on a GPU, resident on a CPU: of this rank's process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,66 @@
+"""One optimiser step: the loss is a sum over global units divided by the global count, on any number of ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from finetune.distributed.engine import Engine
+from finetune.tasks.task import Batch, Kit, Task
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """loss: mean over the global units. grad_norm: global, before clipping. stop: some rank was asked to stop.
+
+    padding, positions: summed over ranks. culprits: ids of the examples in micro-batches of this rank whose loss is not
+    finite; then no rank has changed its weights.
+    """
+
+    loss: float
+    units: int
+    grad_norm: float
+    padding: int
+    positions: int
+    stop: bool
+    culprits: tuple[int, ...] = ()
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss)
+
+
+def train_step(task: Task, kit: Kit, engine: Engine, batches: Sequence[Batch], *, stop: bool) -> StepResult:
+    """All ranks call it, with equally many micro-batches (ghosts fill up)."""
+    session = engine.session
+    units, padding, positions = session.sum(
+        sum(task.weight(batch) for batch in batches),
+        sum(batch.padding for batch in batches),
+        sum(batch.positions for batch in batches),
+    )
+    scale = session.world_size / max(units, 1)  # both engines average over ranks: this makes it sum / units
+    losses: list[torch.Tensor] = []
+    for index, batch in enumerate(batches):
+        batch = batch.to(session.device)
+        with engine.micro_batch(last=index == len(batches) - 1, ghost=batch.ghost):
+            loss_sum = task.loss_sum(kit, task.forward(engine.model, batch), batch)
+            if batch.ghost:
+                loss_sum = loss_sum * 0.0
+            engine.backward(loss_sum * scale)
+        losses.append(loss_sum.detach().double())
+    loss, stopping = session.sum(float(torch.stack(losses).sum()), float(stop))
+    if not math.isfinite(loss):
+        culprits = tuple(i for b, x in zip(batches, losses, strict=True) if not math.isfinite(x) for i in b.ids)
+        return StepResult(loss, int(units), math.nan, int(padding), int(positions), stopping > 0, culprits)
+    grad_norm = engine.step()
+    return StepResult(loss / max(units, 1), int(units), grad_norm, int(padding), int(positions), stopping > 0)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout of a step as a function of (seed, step, rank): a resumed run draws what the uninterrupted one drew."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") % 2**63)

@@ -1,0 +1,27 @@
+"""A request to stop: Ctrl-C, SIGTERM or SIGUSR1 on any one rank. The loop asks at every step, and all ranks agree."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """`requested` turns true on the first signal; a second SIGINT interrupts at once, as people expect."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.by = ""
+
+    def listen(self) -> StopRequest:
+        """Take over the signals; main thread only."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested, self.by = True, signal.Signals(number).name
