@@ -1,0 +1,309 @@
+"""Ranks for distributed tests: processes with a gloo group, started once a test session and used by every test.
+
+    def check(word):                                # module level: ranks import it from the test's file
+        tensor = torch.ones(1)
+        torch.distributed.all_reduce(tensor)
+        return word, tensor.item()
+
+    def test_it(ranks):
+        assert ranks.run(2, check, "sum") == [("sum", 2.0)] * 2
+
+Every call begins clean: a new process group, seeds, environment, and none of Accelerate's or DeepSpeed's state.
+"""
+
+import inspect
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STRAGGLER_SECONDS = 2.0  # after one rank failed, the others may say what they saw before they are stopped
+SHOWN_CHARACTERS = 4000  # of each rank's output, when a call failed
+
+
+class RankError(AssertionError):
+    """One or more ranks raised, died or hung. causes: the exceptions by rank, None where none could be brought back."""
+
+    def __init__(self, message: str, causes: Mapping[int, BaseException | None]) -> None:
+        super().__init__(message)
+        self.causes = dict(causes)
+
+
+@dataclass
+class _Pool:
+    """The ranks of one world size. logs: what each prints; shown_from: where the current call's output begins."""
+
+    pids: list[int]
+    connections: list[Connection]
+    logs: list[Path]
+    stacks: list[Path]
+    shown_from: list[int] = field(default_factory=list)
+
+    def output(self, rank: int) -> str:
+        with self.logs[rank].open("rb") as log:
+            log.seek(self.shown_from[rank] if self.shown_from else 0)
+            return log.read().decode(errors="replace")[-SHOWN_CHARACTERS:]
+
+
+@dataclass
+class _Session:
+    """The process that ranks are forked from, and the pools by world size."""
+
+    folder: Path
+    nursery: subprocess.Popen[bytes] | None = None
+    control: socket.socket | None = None
+    pools: dict[int, _Pool] = field(default_factory=dict)
+    last: int = 0  # world size of the latest call
+    started: int = 0  # pools, over the session
+
+
+class Ranks:
+    """The `ranks` fixture. `run` calls a function on every rank; `options` gives the same ranks with other options."""
+
+    def __init__(self, folder: Path) -> None:
+        self._session = _Session(folder)
+        self._timeout = 60.0
+        self._open_group = True
+        self._environment: dict[str, str] = {}
+
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        open_group: bool | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> "Ranks":
+        """timeout: seconds for a call. open_group: False leaves opening the process group to the tested code (RANK,
+        WORLD_SIZE, LOCAL_RANK, MASTER_ADDR... are set either way). environment: more variables, for these calls only.
+        """
+        other = object.__new__(Ranks)
+        other._session = self._session
+        other._timeout = self._timeout if timeout is None else timeout
+        other._open_group = self._open_group if open_group is None else open_group
+        other._environment = self._environment | dict(environment or {})
+        return other
+
+    def run(self, n: int, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[Any]:
+        """Call a module-level function on n ranks at once. Returns one result a rank, in order; results are pickled.
+
+        Raises: RankError with the traceback and output of each rank that raised or died, or with the stacks of all if
+        the time was up. pytest.skip on a rank skips the test.
+        """
+        if not 1 <= n <= 8:
+            raise ValueError(f"{n} ranks: between 1 and 8 are possible")
+        call = self._describe_call(function, args, kwargs)
+        pool = self._session.pools.get(n) or _start_pool(self._session, n)
+        pool.shown_from = [path.stat().st_size for path in pool.logs]
+        self._session.last = n
+        answers: dict[int, tuple[Any, ...]] = {}
+        try:
+            message = pickle.dumps(call)
+            for rank, connection in enumerate(pool.connections):
+                with suppress(OSError):  # a dead rank is told by its silence below
+                    connection.send_bytes(message)
+                    continue
+                answers[rank] = ("died",)
+            hung = _collect(pool, answers, self._timeout)
+        except BaseException:  # Ctrl-C, or pytest-timeout: the ranks are somewhere inside the call
+            _stop_pool(self._session, n)
+            raise
+        return _judge(self._session, n, answers, hung, self._timeout)
+
+    def output(self) -> str:
+        """What each rank printed in the latest call."""
+        pool = self._session.pools.get(self._session.last)
+        if pool is None:
+            return ""
+        texts = {rank: pool.output(rank) for rank in range(len(pool.pids))}
+        return "\n".join(f"-- rank {rank} --\n{text}" for rank, text in texts.items() if text.strip())
+
+    def close(self) -> None:
+        """End all ranks, and the process that they come from."""
+        for n in list(self._session.pools):
+            _stop_pool(self._session, n)
+        if self._session.nursery is not None and self._session.control is not None:
+            self._session.control.close()
+            self._session.nursery.kill()
+            self._session.nursery.wait()
+            self._session.nursery = self._session.control = None
+
+    def _describe_call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        name, path = getattr(function, "__qualname__", ""), inspect.getsourcefile(inspect.unwrap(function))
+        if "<" in name or not name or path is None:  # <locals>, <lambda>
+            raise TypeError(f"{name or function!r} must be a function at the module level of a file: ranks import it")
+        return {
+            "module": function.__module__,
+            "path": path,
+            "name": name,
+            "arguments": pickle.dumps((args, kwargs)),  # opened on the rank after the module is there
+            "open_group": self._open_group,
+            "environment": self._environment | {"MASTER_PORT": str(_free_port())},
+        }
+
+
+def _start_nursery(session: _Session) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED"):
+        environment.pop(name, None)
+    log = session.folder / "nursery.log"
+    with log.open("wb") as output:
+        session.nursery = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("nursery.py")), str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches pytest alone, which then ends the ranks in order
+        )
+    theirs.close()
+    session.control = ours
+
+
+def _start_pool(session: _Session, n: int) -> _Pool:
+    if session.nursery is None or session.nursery.poll() is not None:
+        _start_nursery(session)
+    assert session.control is not None
+    session.started += 1
+    folder = session.folder / f"{n}-ranks-{session.started}"
+    folder.mkdir()
+    pool = _Pool([], [], [], [])
+    for rank in range(n):
+        ours, theirs = socket.socketpair()
+        log, stacks = folder / f"rank-{rank}.log", folder / f"rank-{rank}.stacks"
+        log.touch()
+        request = {"environment": _rank_environment(rank, n), "log": str(log), "stacks": str(stacks)}
+        socket.send_fds(session.control, [json.dumps(request).encode()], [theirs.fileno()])
+        theirs.close()
+        reply = session.control.recv(65536)
+        if not reply:
+            raise RuntimeError(
+                f"ranks cannot start:\n{(session.folder / 'nursery.log').read_text()[-SHOWN_CHARACTERS:]}"
+            )
+        pool.pids.append(json.loads(reply)["pid"])
+        pool.connections.append(Connection(ours.detach()))
+        pool.logs.append(log)
+        pool.stacks.append(stacks)
+    session.pools[n] = pool
+    return pool
+
+
+def _rank_environment(rank: int, n: int) -> dict[str, str]:
+    environment = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(n),
+        "LOCAL_WORLD_SIZE": str(n),
+        "LOCAL_SIZE": str(n),  # DeepSpeed's name for it
+        "MASTER_ADDR": "127.0.0.1",
+    }
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # works where the host's own name does not resolve
+    return environment
+
+
+def _stop_pool(session: _Session, n: int) -> list[int]:
+    """Kill the ranks; returns how each ended: its exit code, or minus the signal."""
+    pool = session.pools.pop(n)
+    for connection in pool.connections:
+        connection.close()
+    for pid in pool.pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    codes = []
+    for pid in pool.pids:
+        assert session.control is not None
+        session.control.send(json.dumps({"reap": pid}).encode())
+        codes.append(os.waitstatus_to_exitcode(json.loads(session.control.recv(65536))["status"]))
+    return codes
+
+
+def _collect(pool: _Pool, answers: dict[int, tuple[Any, ...]], timeout: float) -> list[int]:
+    """Wait for all ranks, or, once one failed, a little longer for the others. Returns the ranks without an answer."""
+    waiting = {connection: rank for rank, connection in enumerate(pool.connections) if rank not in answers}
+    end = time.monotonic() + timeout
+    while waiting and (left := end - time.monotonic()) > 0:
+        for connection in wait(list(waiting), left):
+            assert isinstance(connection, Connection)
+            rank = waiting.pop(connection)
+            try:
+                answers[rank] = pickle.loads(connection.recv_bytes())
+            except (EOFError, ConnectionError):
+                answers[rank] = ("died",)
+            except Exception as error:  # a result whose class cannot be made again here
+                answers[rank] = ("failed", f"the result of this rank cannot be read: {error!r}\n", error)
+            if answers[rank][0] != "done":
+                end = min(end, time.monotonic() + STRAGGLER_SECONDS)
+    return sorted(waiting.values())
+
+
+def _judge(
+    session: _Session, n: int, answers: dict[int, tuple[Any, ...]], hung: list[int], timeout: float
+) -> list[Any]:
+    """Results in order of rank; RankError, or a skip, if there is not one from each."""
+    pool = session.pools[n]
+    dead = [rank for rank, answer in answers.items() if answer[0] == "died"]
+    stacks = _ask_for_stacks(pool, hung)
+    codes = _stop_pool(session, n) if dead or hung else []
+    failed = {rank: answer for rank, answer in sorted(answers.items()) if answer[0] == "failed"}
+    if not (failed or dead or hung):
+        for answer in answers.values():
+            if answer[0] == "skipped":
+                pytest.skip(answer[1])
+        return [answers[rank][1] for rank in range(n)]
+    parts = [_headline(n, list(failed), dead, hung, timeout)]
+    for rank in range(n):
+        if rank in failed:
+            parts.append(f"---- rank {rank} raised ----\n{failed[rank][1]}")
+        elif rank in dead:
+            parts.append(f"---- rank {rank} died (exit code {codes[rank]}) ----\n")
+        elif rank in hung:
+            parts.append(f"---- rank {rank} did not answer; it stood here ----\n{stacks[rank]}")
+        if (rank in failed or rank in dead or rank in hung) and (text := pool.output(rank)).strip():
+            parts.append(f"---- rank {rank} printed ----\n{text}")
+    causes = {rank: answer[2] for rank, answer in failed.items()} | dict.fromkeys(dead + hung)
+    raise RankError("\n".join(parts), causes)
+
+
+def _headline(n: int, failed: list[int], dead: list[int], hung: list[int], timeout: float) -> str:
+    said = [f"{word} on {ranks}" for word, ranks in (("an exception", failed), ("death", dead)) if ranks]
+    if hung:
+        said.append(f"no answer from {hung}" if failed or dead else f"no answer from {hung} in {timeout:.0f} s")
+    return f"of {n} ranks: {', '.join(said)}"
+
+
+def _ask_for_stacks(pool: _Pool, ranks: list[int]) -> dict[int, str]:
+    """What all threads of these ranks are doing; faulthandler answers even inside a blocked collective."""
+    for rank in ranks:
+        with suppress(ProcessLookupError):
+            os.kill(pool.pids[rank], signal.SIGUSR1)
+    if ranks:
+        time.sleep(0.5)
+    return {rank: pool.stacks[rank].read_text() for rank in ranks}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
