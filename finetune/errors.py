@@ -65,7 +65,8 @@ class Fault:
     nearest: str = ""
 
     def __str__(self) -> str:
-        parts = [f"{self.where}: {self.key}: {self.message}"]
+        told = self.where.endswith(f" {self.key}")  # "--set training.epochs" names its key already
+        parts = [f"{self.where}: {self.message}" if told else f"{self.where}: {self.key}: {self.message}"]
         if self.value:
             parts.append(f"    value    {self.value}")
         if self.allowed:

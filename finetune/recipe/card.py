@@ -18,7 +18,7 @@ class TaskCard:
 
     required: roles that every row must have, each entry a tuple of alternatives (one of which is enough).
     options: the schema of the recipe's `options:` section. metrics: names of modules in `metrics/` that the task can
-    feed; default_metrics: those computed unless the recipe says otherwise; best: the metric that `best` means by default.
+    feed; default_metrics: those computed unless the recipe says otherwise; best: the metric that chooses the best.
     unit: what a unit of loss is ("token", "example", "image"), for progress lines.
     """
 

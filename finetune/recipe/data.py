@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -44,13 +44,20 @@ class DataSection(Section):
     )
     limit: int | None = Field(default=None, ge=1, description="Take only the first so many training rows.")
     on_bad_row: Literal["error", "skip"] = Field(
-        default="error", description="A row that cannot be used: stop before the first step, or skip, count and list it."
+        default="error",
+        description="A row that cannot be used: stop before the first step, or skip, count and list it.",
     )
-    workers: int | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto", description="Background loader processes a rank; auto: 0 for text, up to 4 for images."
     )
 
-    @field_validator("train", "validation", "test", mode="before")
+    @field_validator(
+        "train",
+        "validation",
+        "test",
+        mode="before",
+        json_schema_input_type=str | SourceSection | list[str | SourceSection],
+    )
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         """`a.jsonl`, `{source: a.jsonl}` and lists of either all mean a tuple of sources."""

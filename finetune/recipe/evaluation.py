@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from finetune.recipe.section import Section
 
+Every = Annotated[int, Field(ge=1)] | Literal["epoch"]
+
 
 class EvaluationSection(Section):
     metrics: list[str] | None = Field(default=None, description="Names of metrics; default: the task's own.")
-    every: int | Literal["epoch"] = Field(default="epoch", description="After each epoch, or every so many steps.")
+    every: Every = Field(default="epoch", description="After each epoch, or every so many steps.")
     best: str = Field(default="", description="Metric that chooses the best checkpoint; default: the task's, or loss.")
     best_mode: Literal["auto", "max", "min"] = Field(default="auto", description="auto: min for loss and perplexity.")
     samples: int = Field(default=3, ge=0, description="Examples shown in full in the report, before and after.")
 
 
 class CheckpointSection(Section):
-    every: int | Literal["epoch"] = Field(default="epoch", description="After each epoch, or every so many steps.")
+    every: Every = Field(default="epoch", description="After each epoch, or every so many steps.")
     keep: int = Field(default=2, ge=1, description="Newest checkpoints kept; the best one is kept besides.")
 
 

@@ -47,12 +47,13 @@ class ModelSection(Section):
 
 class AdapterSection(Section):
     kind: Literal["lora", "rslora", "dora"] = Field(default="lora", description="Low-rank adapter, through peft.")
-    rank: int = Field(default=8, ge=1, description="Rank of the update matrices.")
+    rank: int = Field(default=8, ge=1, description="Rank of the update matrices; more learns more, and costs more.")
     alpha: float = Field(default=16.0, gt=0, description="Scale: alpha / rank (rsLoRA: alpha / sqrt(rank)).")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     targets: Literal["all-linear"] | list[str] = Field(
         default="all-linear", description="Modules that get an adapter: all-linear, or name endings."
     )
     save_modules: list[str] = Field(
-        default_factory=list, description="Modules trained and saved whole beside the adapter; heads are added by the task."
+        default_factory=list,
+        description="Modules trained and saved whole beside the adapter; heads are added by the task.",
     )

@@ -17,7 +17,13 @@ from finetune.recipe.training import TrainingSection
 
 
 class Recipe(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run folder and the W&B group.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Names the run folder and the W&B group.",
+        json_schema_extra={
+            "patternErrorMessage": "letters, digits, dots, dashes and underscores; a letter or digit first"
+        },
+    )
     task: str = Field(description="What is learnt.")
     seed: int = Field(default=17, ge=0, description="Order of examples, dropout, new weights.")
     model: ModelSection
@@ -37,6 +43,6 @@ def recipe_type(card: TaskCard) -> type[Recipe]:
     return create_model(
         f"{card.name}_recipe",
         __base__=Recipe,
-        task=(Literal[card.name], Field(description=card.summary)),
+        task=(Literal[card.name], Field(description=card.summary)),  # type: ignore[arg-type]
         options=(card.options, Field(default_factory=card.options, description="The task's own options.")),
     )

@@ -1,0 +1,269 @@
+"""What contradicts itself in a recipe whose every value is fine alone. One small function a contradiction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.errors import Fault, UserError
+from finetune.recipe.card import TaskCard
+from finetune.recipe.draft import Draft
+from finetune.recipe.faults import nearest, show_value
+from finetune.recipe.machine import has_cuda
+from finetune.recipe.paths import is_pattern, is_present, path_keys
+from finetune.recipe.recipe import Recipe
+from finetune.recipe.shelf import find_deepspeed_config, list_deepspeed_configs, looks_like_file
+from finetune.recipe.yaml import KeyPath
+
+DEEPSPEED_OFF = "none"
+NEEDS_CUDA = ("deepspeed_adam", "deepspeed_lion")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A recipe whose values are valid, its task, and the draft that knows where each was written."""
+
+    recipe: Recipe
+    card: TaskCard
+    draft: Draft
+
+    def fault(self, key: str | KeyPath, message: str, *, allowed: str = "", near: str = "") -> Fault:
+        """A fault at a key, with the value that stands there."""
+        path: KeyPath = tuple(key.split(".")) if isinstance(key, str) else key
+        written = self.draft.get(path)
+        value = "" if written is None else show_value(written, str(path[-1]))
+        return Fault(self.draft.place(path), self.draft.shown(path), message, value, allowed, near)
+
+
+Check = Callable[[Scene], Iterator[Fault]]
+
+
+def contradictions(scene: Scene, *, here: bool) -> list[Fault]:
+    """Every contradiction. here: also what only this machine can tell, such as a missing file, or fp16 without CUDA."""
+    checks = ALWAYS + HERE if here else ALWAYS
+    return [fault for check in checks for fault in check(scene)]
+
+
+def warnings(scene: Scene) -> list[str]:
+    """What is allowed, but seldom meant."""
+    recipe, place = scene.recipe, scene.draft.place
+    found = []
+    if recipe.adapter is not None and recipe.model.init == "config":
+        found.append(f"{place(('adapter',))}: an adapter on random weights (model.init: config) trains next to nothing")
+    if scene.draft.get(("evaluation", "best")) and not _has_validation(recipe):
+        found.append(f"{place(('evaluation', 'best'))}: evaluation.best has no effect without validation data")
+    if recipe.model.trust_remote_code:
+        found.append(f"{place(('model', 'trust_remote_code'))}: Python code that comes with the model will be run")
+    return found
+
+
+def check_model(scene: Scene) -> Iterator[Fault]:
+    """Weights need a source; random ones at least a model type."""
+    model = scene.recipe.model
+    if model.source:
+        return
+    if model.init == "pretrained":
+        yield scene.fault(
+            "model.source", "missing: pretrained weights come from somewhere", allowed="hub id, folder, package:..."
+        )
+    elif not model.config:
+        yield scene.fault(
+            "model.source", "missing: init: config needs a model type or a config", allowed="such as llama or resnet"
+        )
+
+
+def check_length(scene: Scene) -> Iterator[Fault]:
+    """Epochs or steps, not both; a warmup that ends."""
+    training = scene.recipe.training
+    if training.epochs is not None and training.steps is not None:
+        yield scene.fault(
+            "training.steps",
+            f"given beside training.epochs ({training.epochs}): a run has one length",
+            allowed="one of the two",
+        )
+    if training.steps is not None and training.warmup >= max(training.steps, 2):
+        yield scene.fault("training.warmup", f"as long as the run of {training.steps} steps: the rate never gets there")
+
+
+def check_learning_rate(scene: Scene) -> Iterator[Fault]:
+    """The end of the schedule is not above its peak."""
+    training = scene.recipe.training
+    if training.min_learning_rate > training.learning_rate:
+        yield scene.fault(
+            "training.min_learning_rate", "above training.learning_rate", allowed=f"at most {training.learning_rate:g}"
+        )
+
+
+def check_batch(scene: Scene) -> Iterator[Fault]:
+    """What is fixed by hand must multiply to the global batch."""
+    batch, parallel = scene.recipe.training.global_batch, scene.recipe.parallel
+    micro, processes = parallel.micro_batch, parallel.processes
+    remedy = "micro_batch: auto, which deals any batch over any number of ranks"
+    if not isinstance(micro, int):
+        return
+    if micro > batch:
+        yield scene.fault("parallel.micro_batch", f"larger than training.global_batch ({batch})", allowed=remedy)
+    elif isinstance(processes, int) and batch % (micro * processes):
+        message = f"training.global_batch ({batch}) is no multiple of micro_batch x processes ({micro} x {processes})"
+        yield scene.fault("parallel.micro_batch", message, allowed=remedy)
+
+
+def check_smoothing(scene: Scene) -> Iterator[Fault]:
+    """Label smoothing needs labels."""
+    if scene.recipe.training.label_smoothing and not scene.card.label_smoothing:
+        yield scene.fault(
+            "training.label_smoothing", f"the task {scene.card.name} has no labels to smooth", allowed="0"
+        )
+
+
+def check_metrics(scene: Scene) -> Iterator[Fault]:
+    """Metrics that the task can feed, and a `best` that is among those computed."""
+    evaluation, card = scene.recipe.evaluation, scene.card
+    chosen = list(card.default_metrics if evaluation.metrics is None else evaluation.metrics)
+    unknown = [name for name in chosen if name not in card.metrics]
+    for name in unknown:
+        path = ("evaluation", "metrics", chosen.index(name))
+        message = (
+            f"no metric of the task {card.name}" if name != "loss" else "the loss is always computed; leave it out"
+        )
+        yield scene.fault(path, message, allowed=", ".join(card.metrics), near=nearest(name, card.metrics))
+    best = evaluation.best
+    if best and best != "loss" and best not in chosen:
+        near = nearest(best, [*chosen, "loss"])
+        known = f": add it to evaluation.metrics, or take one of {', '.join(chosen)}" if best in card.metrics else ""
+        yield scene.fault(
+            "evaluation.best",
+            f"not among the metrics that are computed{known}",
+            allowed=", ".join(["loss", *chosen]),
+            near=near,
+        )
+
+
+def check_validation(scene: Scene) -> Iterator[Fault]:
+    """One origin of validation data, and one at all where something waits for it."""
+    data = scene.recipe.data
+    if data.validation and data.validation_fraction:
+        yield scene.fault(
+            "data.validation_fraction",
+            "given beside data.validation: validation data come from one place",
+            allowed="one of the two",
+        )
+    if scene.recipe.training.early_stopping and not _has_validation(scene.recipe):
+        yield scene.fault(
+            "training.early_stopping",
+            "needs validation data",
+            allowed="data.validation, or data.validation_fraction: 0.1",
+        )
+
+
+def check_columns(scene: Scene) -> Iterator[Fault]:
+    """`columns` maps roles of the task. Whether the data has them is for those who open the data."""
+    roles = list(scene.card.columns)
+    homes: list[KeyPath] = [("data", "columns")]
+    homes += [(*path[:-1], "columns") for path in path_keys(scene.draft) if path[0] == "data"]
+    for home in homes:
+        columns = scene.draft.get(home, {})
+        for role in columns if isinstance(columns, dict) else ():
+            if role in roles:
+                continue
+            swapped = columns[role] in roles
+            message = f"no role of the task {scene.card.name}"
+            near = f"{columns[role]}: {role} (role first, then the data's column)" if swapped else nearest(role, roles)
+            yield scene.fault((*home, role), message, allowed=", ".join(roles), near=near)
+
+
+def check_deepspeed(scene: Scene) -> Iterator[Fault]:
+    """A DeepSpeed configuration that exists."""
+    name = scene.recipe.parallel.deepspeed
+    if name == DEEPSPEED_OFF:
+        return
+    names = [DEEPSPEED_OFF, *list_deepspeed_configs()]
+    if not looks_like_file(name) and name not in names:
+        near = "none" if name in ("off", "false", "no", "") else nearest(name, names)
+        yield scene.fault("parallel.deepspeed", "no such DeepSpeed configuration", allowed=", ".join(names), near=near)
+
+
+def check_files(scene: Scene) -> Iterator[Fault]:
+    """Local files that are there."""
+    for path in path_keys(scene.draft):
+        value = scene.draft.get(path)
+        if not isinstance(value, str) or is_present(value):
+            continue
+        if is_pattern(value):
+            yield scene.fault(path, "matches no file")
+            continue
+        given = Path(value)
+        folder = given.parent
+        if not folder.is_dir():
+            near = _nearest_in_cwd(given)
+            yield scene.fault(path, f"no such file, and no folder {folder}" if not near else "no such file", near=near)
+            continue
+        near = nearest(given.name, [item.name for item in folder.iterdir()])
+        yield scene.fault(path, "no such file", near=str(folder / near) if near else _nearest_in_cwd(given))
+
+
+def check_precision(scene: Scene) -> Iterator[Fault]:
+    """fp16 needs CUDA: its loss scaling and most of its kernels exist there alone."""
+    if scene.recipe.training.precision == "fp16" and not has_cuda():
+        yield scene.fault(
+            "training.precision", "fp16 needs CUDA, and this machine has none", allowed="auto, fp32, bf16"
+        )
+
+
+def check_optimizer(scene: Scene) -> Iterator[Fault]:
+    """DeepSpeed's fused optimisers live where the weights' masters live."""
+    optimizer = scene.recipe.training.optimizer
+    if optimizer in NEEDS_CUDA and not has_cuda():
+        yield scene.fault(
+            "training.optimizer",
+            f"{optimizer} needs CUDA, and this machine has none",
+            allowed="adamw, deepspeed_cpu_adam",
+        )
+    if optimizer == "deepspeed_cpu_adam" and has_cuda() and _offloads(scene.recipe) is False:
+        yield scene.fault(
+            "training.optimizer",
+            f"works on state in main memory, but {scene.recipe.parallel.deepspeed} keeps it on the GPU",
+            allowed="a configuration with offload_optimizer, such as zero2_offload; or adamw",
+        )
+
+
+ALWAYS: tuple[Check, ...] = (
+    check_model,
+    check_length,
+    check_learning_rate,
+    check_batch,
+    check_smoothing,
+    check_metrics,
+    check_validation,
+    check_columns,
+    check_deepspeed,
+)
+HERE: tuple[Check, ...] = (check_files, check_precision, check_optimizer)
+
+
+def _has_validation(recipe: Recipe) -> bool:
+    return bool(recipe.data.validation or recipe.data.validation_fraction)
+
+
+def _offloads(recipe: Recipe) -> bool | None:
+    """Does the DeepSpeed configuration keep optimiser state in main memory? None: cannot be told."""
+    if recipe.parallel.deepspeed == DEEPSPEED_OFF:
+        return False
+    try:
+        config = json.loads(find_deepspeed_config(recipe.parallel.deepspeed).read_text(encoding="utf-8"))
+        device = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+    except (UserError, OSError, ValueError, AttributeError):
+        return None
+    return device in ("cpu", "nvme")
+
+
+def _nearest_in_cwd(given: Path) -> str:
+    """The common slip: a path that is right from the current folder, but not from the recipe's."""
+    cwd = Path.cwd()
+    for depth in range(1, len(given.parts)):
+        tail = Path(*given.parts[-depth:])
+        if (cwd / tail).is_file():
+            return f"{cwd / tail} (paths are relative to the recipe file)"
+    return ""

@@ -1,0 +1,147 @@
+"""A recipe before it is validated: plain values, where each was written, and the `--set` overrides on top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.errors import Fault
+from finetune.recipe.yaml import Document, KeyPath, describe_type, dotted, parse_value
+
+SPLITS = ("train", "validation", "test")
+DEFAULT_EPOCHS = 3
+
+
+class Draft:
+    """values: nested dicts and lists. A path is a tuple of keys; sources of data are always lists of mappings."""
+
+    def __init__(self, document: Document) -> None:
+        self.values: dict[str, Any] = document.values
+        self.name = document.name
+        self.faults = list(document.faults)
+        self._origins: dict[KeyPath, str] = {path: document.place(path) for path in document.lines}
+        self._alone: set[KeyPath] = set()  # splits that were written as one source, not as a list
+        self._list_sources()
+
+    def place(self, path: KeyPath) -> str:
+        """Where the key, or the nearest section around it, was written: "file.yaml:12" or "--set training.epochs"."""
+        while path and path not in self._origins:
+            path = path[:-1]
+        return self._origins.get(path, f"{self.name}:1")
+
+    def origin(self, path: KeyPath) -> str:
+        """As `place`, but "default" for a value that nobody wrote."""
+        return self.place(path) if self.has(path) else "default"
+
+    def shown(self, path: KeyPath) -> str:
+        """The dotted key as the user knows it: data.train.limit, where train is one source and no list."""
+        if len(path) > 3 and path[:2] in self._alone:
+            path = (*path[:2], *path[3:])
+        return dotted(path)
+
+    def has(self, path: KeyPath) -> bool:
+        """Is there a value at `path`?"""
+        value: Any = self.values
+        key: Any
+        for key in path:
+            if not (isinstance(value, dict) and key in value) and not (
+                isinstance(value, list) and isinstance(key, int) and key < len(value)
+            ):
+                return False
+            value = value[key]
+        return True
+
+    def get(self, path: KeyPath, default: Any = None) -> Any:
+        """The value at `path`."""
+        if not self.has(path):
+            return default
+        value: Any = self.values
+        key: Any
+        for key in path:
+            value = value[key]
+        return value
+
+    def put(self, path: KeyPath, value: Any, origin: str) -> None:
+        """Write a value; sections on the way that are missing or empty are made.
+
+        Raises: LookupError with a reason if something on the way is neither a section nor a list.
+        """
+        inner: Any = self.values
+        key: Any
+        for depth, key in enumerate(path[:-1]):
+            if isinstance(inner, list):
+                inner = inner[key]
+                continue
+            if inner.get(key) is None:
+                inner[key] = {}
+                self._origins.setdefault(path[: depth + 1], origin)
+            inner = inner[key]
+            if not isinstance(inner, (dict, list)):
+                raise LookupError(f"{dotted(path[: depth + 1])} is {describe_type(inner)}, not a section")
+        inner[path[-1]] = value
+        for known in [known for known in self._origins if known[: len(path)] == path]:
+            del self._origins[known]
+        self._origins[path] = origin
+
+    def override(self, sets: Sequence[str]) -> None:
+        """Apply `--set a.b=value` in order; what cannot be applied becomes a fault."""
+        for text in sets:
+            key, equals, raw = text.partition("=")
+            key = key.strip().removeprefix("--set ")
+            where = f"--set {key}"
+            try:
+                if not equals or not key:
+                    raise LookupError("takes KEY=VALUE, such as training.epochs=3")
+                self.put(self._find(key), parse_value(raw), where)
+            except (LookupError, ValueError) as error:
+                reason = error.args[0] if isinstance(error, LookupError) else f"not a YAML value: {error}; quote it"
+                self.faults.append(Fault(where, key or text, reason, raw.strip()))
+            self._list_sources()
+
+    def drop_empty_sections(self, sections: Sequence[str]) -> None:
+        """`training:` with nothing below it means the defaults."""
+        for name in sections:
+            if name in self.values and self.values[name] is None:
+                self.values[name] = {}
+
+    def _find(self, key: str) -> KeyPath:
+        """The path of a dotted key; data.train.limit reaches into the only source, as data.train.0.limit does."""
+        path: list[str | int] = []
+        inner: Any = self.values
+        for part in key.split("."):
+            step: str | int = part
+            if isinstance(inner, list):
+                if part.isdigit():
+                    step = int(part)
+                    if step >= len(inner):
+                        raise LookupError(f"{dotted(tuple(path))} has {len(inner)} items, 0 to {len(inner) - 1}")
+                elif len(inner) == 1:
+                    path.append(0)
+                    inner = inner[0]
+                else:
+                    raise LookupError(f"{dotted(tuple(path))} is a list: name one item, {dotted(tuple(path))}.0.{part}")
+            path.append(step)
+            inner = (
+                inner[int(step)] if isinstance(inner, list) else inner.get(step) if isinstance(inner, dict) else None
+            )
+        return tuple(path)
+
+    def _list_sources(self) -> None:
+        """`train: a.jsonl` and `train: {source: a.jsonl}` become [{source: a.jsonl}], their origins with them."""
+        data = self.values.get("data")
+        if not isinstance(data, dict):
+            return
+        for split in SPLITS:
+            value, path = data.get(split), ("data", split)
+            if isinstance(value, dict):
+                moved = {known: where for known, where in self._origins.items() if known[:2] == path and len(known) > 2}
+                for known, where in moved.items():
+                    del self._origins[known]
+                    self._origins[(*path, 0, *known[2:])] = where
+            if isinstance(value, (str, dict)):
+                self._alone.add(path)
+                data[split] = value = [value]
+            if isinstance(value, list):
+                data[split] = [{"source": item} if isinstance(item, str) else item for item in value]
+                if len(value) != 1:
+                    self._alone.discard(path)

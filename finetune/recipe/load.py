@@ -1,0 +1,172 @@
+"""From a file and its overrides to a frozen recipe, or to every fault at once. Needs no torch and no transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune.errors import Fault, RecipeFaults
+from finetune.recipe.card import TaskCard
+from finetune.recipe.checks import Scene, contradictions, warnings
+from finetune.recipe.draft import DEFAULT_EPOCHS, Draft
+from finetune.recipe.explain import dump_yaml, explain, origins_of
+from finetune.recipe.faults import faults_of, nearest, show_value
+from finetune.recipe.paths import absolute_paths
+from finetune.recipe.recipe import Recipe, recipe_type
+from finetune.recipe.schema import schema_of
+from finetune.recipe.yaml import KeyPath, read_document
+
+__all__ = ["LoadedRecipe", "dump_yaml", "load_recipe"]
+
+SECTIONS = ("model", "data", "options", "training", "parallel", "evaluation", "checkpoint", "tracking")
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """origins: dotted key -> "recipes/x.yaml:12", "--set training.epochs", "default", or "derived ...".
+
+    warnings: what is allowed, but seldom meant, each with its place.
+    """
+
+    recipe: Recipe
+    origins: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+    def dump_yaml(self) -> str:
+        """The resolved recipe as YAML, as `recipe.yaml` of a run folder holds it."""
+        return dump_yaml(self.recipe)
+
+    def explain(self) -> list[tuple[str, str, str]]:
+        """Rows of key, value, origin."""
+        return explain(self.recipe, self.origins)
+
+
+def load_recipe(
+    path: Path, sets: Sequence[str] = (), cards: Mapping[str, TaskCard] | None = None, *, here: bool = True
+) -> LoadedRecipe:
+    """Read, override, resolve and check a recipe.
+
+    sets: "training.learning_rate=3e-5", ..., applied in order; values are YAML. cards: the tasks that there are.
+    here: check too what only this machine can tell (files that are missing, fp16 without CUDA); False to look at a
+    recipe that runs elsewhere.
+    Raises: UserError for a file that is no YAML mapping; RecipeFaults with every fault otherwise.
+    """
+    cards = cards or {}
+    draft = Draft(read_document(path))
+    draft.override(sets)
+    draft.drop_empty_sections(SECTIONS)
+    card, task_faults = _choose_task(draft, cards)
+    absolute_paths(draft, path.resolve().parent)
+    if card is not None:
+        _fill(draft, card)
+    kind = recipe_type(card) if card is not None else Recipe
+    recipe, faults = _validate(draft, kind)
+    scene = Scene(recipe, card, draft) if recipe is not None and card is not None else None
+    found = _unlike(contradictions(scene, here=here), faults) if scene else []
+    everything = [*draft.faults, *task_faults, *faults.values(), *found]
+    if everything:
+        raise RecipeFaults(_in_order(everything))
+    assert recipe is not None and scene is not None
+    return LoadedRecipe(recipe, origins_of(recipe, draft.origin), tuple(warnings(scene)))
+
+
+def _choose_task(draft: Draft, cards: Mapping[str, TaskCard]) -> tuple[TaskCard | None, list[Fault]]:
+    """The card of `task`, or of the one probably meant; without one the options cannot be judged, all else can."""
+    task = draft.get(("task",))
+    if isinstance(task, str) and task in cards:
+        return cards[task], []
+    near = nearest(str(task).replace("-", "_"), list(cards))
+    if task is None:
+        fault = Fault(draft.place(("task",)), "task", "missing: what is learnt", allowed=", ".join(cards))
+    else:
+        fault = Fault(draft.place(("task",)), "task", "no such task", show_value(task), ", ".join(cards), near)
+    draft.values["task"] = near
+    if near:
+        return cards[near], [fault]
+    draft.values.pop("options", None)
+    return None, [fault]
+
+
+def _fill(draft: Draft, card: TaskCard) -> None:
+    """Defaults that depend on other values, made explicit in the draft."""
+    training = draft.values.setdefault("training", {})
+    if isinstance(training, dict) and training.get("epochs") is None and training.get("steps") is None:
+        draft.put(("training", "epochs"), DEFAULT_EPOCHS, "default")
+    evaluation = draft.values.setdefault("evaluation", {})
+    if isinstance(evaluation, dict):
+        if evaluation.get("metrics") is None:
+            draft.put(("evaluation", "metrics"), list(card.default_metrics), f"derived: default of {card.name}")
+        metrics = evaluation["metrics"]
+        if not evaluation.get("best") and isinstance(metrics, list):
+            best = card.best if card.best in metrics else "loss"
+            draft.put(("evaluation", "best"), best, f"derived: default of {card.name}")
+    tracking = draft.values.setdefault("tracking", {})
+    if isinstance(tracking, dict) and not tracking.get("group") and isinstance(draft.get(("name",)), str):
+        draft.put(("tracking", "group"), draft.values["name"], "derived: the recipe's name")
+
+
+def _validate(draft: Draft, kind: type[Recipe]) -> tuple[Recipe | None, dict[KeyPath, Fault]]:
+    """The recipe; or the faults of its values, and the recipe that is left when these are taken away, if any."""
+    try:
+        return kind.model_validate(draft.values), {}
+    except ValidationError as error:
+        faults = faults_of(error, draft, schema_of(kind))
+    return _validate_rest(draft, kind, faults), faults
+
+
+def _validate_rest(draft: Draft, kind: type[Recipe], faults: Mapping[KeyPath, Fault]) -> Recipe | None:
+    """Contradictions among the sound values are told in the same round as the faults."""
+    rest = deepcopy(draft.values)
+    for path in sorted(faults, key=len, reverse=True):
+        _discard(rest, path)
+    rest.setdefault("name", "unnamed")
+    rest.setdefault("model", {"source": "missing"})
+    data = rest.setdefault("data", {})
+    if isinstance(data, dict) and not data.get("train"):
+        data["train"] = [{"source": "missing"}]
+    try:
+        return kind.model_validate(rest)
+    except ValidationError:
+        return None
+
+
+def _discard(values: dict[str, Any], path: KeyPath) -> None:
+    inner: Any = values
+    for key in path[:-1]:
+        inner = inner.get(key) if isinstance(inner, dict) else inner[key] if _indexes(inner, key) else None
+        if inner is None:
+            return
+    if isinstance(inner, dict):
+        inner.pop(path[-1], None)
+    elif _indexes(inner, path[-1]):
+        inner[path[-1]] = None
+
+
+def _indexes(inner: Any, key: Any) -> bool:
+    return isinstance(inner, list) and isinstance(key, int) and key < len(inner)
+
+
+def _unlike(found: Sequence[Fault], faults: Mapping[KeyPath, Fault]) -> list[Fault]:
+    """Contradictions that do not merely follow from a fault already told about the same key."""
+    told = {fault.key for fault in faults.values()} | {fault.nearest for fault in faults.values()}
+    sections = {fault.key for fault in faults.values()}
+    return [
+        fault
+        for fault in found
+        if fault.key not in told and not any(fault.key.startswith(f"{section}.") for section in sections)
+    ]
+
+
+def _in_order(faults: Sequence[Fault]) -> list[Fault]:
+    """As they stand in the file, overrides last."""
+
+    def position(fault: Fault) -> tuple[bool, int]:
+        line = fault.where.rpartition(":")[2]
+        return (fault.where.startswith("--set"), int(line) if line.isdigit() else 0)
+
+    return sorted(faults, key=position)

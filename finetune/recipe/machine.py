@@ -1,0 +1,15 @@
+"""What can be known of this machine without importing torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_GPU_SIGNS = ("/dev/nvidia0", "/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/kfd", "/dev/dxg")
+
+
+def has_cuda() -> bool:
+    """Is there a GPU that torch calls "cuda" (NVIDIA, ROCm, WSL)? False where the environment hides it."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return False
+    return any(Path(sign).exists() for sign in _GPU_SIGNS)

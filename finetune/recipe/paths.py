@@ -1,0 +1,69 @@
+"""Which values of a recipe are paths, and what they are relative to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune.recipe.draft import SPLITS, Draft
+from finetune.recipe.yaml import KeyPath
+
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
+_EXPLICIT = ("./", "../", "/", "~")
+
+
+def absolute_paths(draft: Draft, recipe_folder: Path) -> None:
+    """Make every local path of the draft absolute: relative to the recipe's folder, from --set to the current one.
+
+    Hub ids, names and values with a scheme (package:, builtin:, train:, hf:, s3:) stay as they are.
+    """
+    for path in path_keys(draft):
+        value = draft.get(path)
+        base = Path.cwd() if draft.place(path).startswith("--set") else recipe_folder
+        if isinstance(value, str) and is_local(value, base):
+            _replace(draft, path, str((base / Path(value).expanduser()).resolve()))
+
+
+def path_keys(draft: Draft) -> Iterator[KeyPath]:
+    """Keys of the draft whose value may be a path."""
+    yield from (("model", key) for key in ("source", "tokenizer", "processor"))
+    yield ("parallel", "deepspeed")
+    for split in SPLITS:
+        sources: Any = draft.get(("data", split))
+        for index in range(len(sources) if isinstance(sources, list) else 0):
+            yield ("data", split, index, "source")
+
+
+def is_local(value: str, base: Path) -> bool:
+    """Is this a file or folder, rather than a hub id, a name, or something with a scheme?"""
+    if not value or _SCHEME.match(value):
+        return False
+    if value.startswith(_EXPLICIT) or value in (".", ".."):
+        return True
+    if value.removesuffix(next((end for end in COMPRESSED if value.endswith(end)), "")).endswith(DATA_SUFFIXES):
+        return True
+    return (base / value).exists()
+
+
+def is_present(value: str) -> bool:
+    """Does an absolute path, or a pattern of them, name something? True for what is no absolute path."""
+    if not value.startswith("/"):
+        return True
+    if Path(value).exists():
+        return True
+    return is_pattern(value) and next(Path("/").glob(value.lstrip("/")), None) is not None
+
+
+def is_pattern(value: str) -> bool:
+    """Does the name hold glob characters?"""
+    return any(character in value for character in "*?[")
+
+
+def _replace(draft: Draft, path: KeyPath, value: str) -> None:
+    """Write without touching where the value came from."""
+    draft.get(path[:-1])[path[-1]] = value
