@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from finetune.recipe.section import Section
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EarlyStopping(Section):
@@ -15,14 +17,18 @@ class EarlyStopping(Section):
 
 
 class TrainingSection(Section):
-    epochs: int | None = Field(default=None, ge=1, description="Passes over the training data (3 unless steps is given).")
+    epochs: int | None = Field(
+        default=None, ge=1, description="Passes over the training data (3 unless steps is given)."
+    )
     steps: int | None = Field(default=None, ge=1, description="Optimiser steps, instead of epochs.")
     global_batch: int = Field(default=32, ge=1, description="Examples an optimiser step, over all ranks.")
     learning_rate: float = Field(default=5e-5, gt=0, description="Peak learning rate.")
-    optimizer: Literal[
-        "adamw", "adam", "sgd", "adafactor", "deepspeed_adam", "deepspeed_cpu_adam", "deepspeed_lion", "deepspeed_lamb"
-    ] = Field(default="adamw", description="torch's optimisers, or DeepSpeed's fused ones.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's decay rates.")
+    optimizer: Literal["adamw", "adam", "sgd", "deepspeed_adam", "deepspeed_cpu_adam", "deepspeed_lion"] = Field(
+        default="adamw",
+        description="torch's optimisers, or DeepSpeed's fused ones. Those whose update needs norms of whole tensors "
+        "(LAMB, Adafactor) are left out: ZeRO hands them flat pieces, and the numbers would depend on the ranks.",
+    )
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Adam's decay rates.")
     epsilon: float = Field(default=1e-8, gt=0, description="Adam's epsilon.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD's momentum.")
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field(
@@ -41,3 +47,10 @@ class TrainingSection(Section):
         default="auto", description="auto: bf16 on GPUs that have it, else fp32."
     )
     early_stopping: EarlyStopping | None = Field(default=None, description="Stop when `best` no longer improves.")
+
+    @field_validator("warmup")
+    @classmethod
+    def _share_or_steps(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("neither a share of the steps (below 1) nor a whole number of steps")
+        return value
