@@ -54,18 +54,18 @@ class Run:
     file = property(lambda self: self.path / "run.json")
 
     @classmethod
-    def create(cls, recipe: Recipe, root: Path) -> Run:
-        """Make <root>/<recipe name>/<run id>/ with recipe.yaml and run.json. Rank 0 only.
+    def create(cls, recipe: Recipe, root: Path, *, path: Path | None = None) -> Run:
+        """Make <root>/<recipe name>/<run id>/, or `path` itself, with recipe.yaml and run.json. Rank 0 only.
 
         Raises: FinetuneError if the folder cannot be written.
         """
         now = datetime.now(UTC)
         identity = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-        run = cls(root / recipe.name / identity)
+        run = cls(path or root / recipe.name / identity)
         with told(run.path):
-            run.path.mkdir(parents=True)
+            run.path.mkdir(parents=True, exist_ok=path is not None)
             for folder in _FOLDERS:
-                (run.path / folder).mkdir()
+                (run.path / folder).mkdir(exist_ok=True)
         publish_text(run.recipe_file, recipe_text(recipe))
         publish_json(
             run.file,

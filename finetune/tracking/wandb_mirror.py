@@ -1,0 +1,205 @@
+"""W&B, a mirror of the journal: what it shows may be late or missing, and training never waits for it or fails by it.
+
+All calls to wandb are made by one thread of our own, from a queue: a server that hangs holds that thread, not training.
+Where the server cannot be reached the run is recorded offline, under the run folder, to be synced later.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.recipe.recipe import Recipe
+from finetune.recipe.secrets import mask
+from finetune.tracking.journal import list_tables, read_rows, read_table
+from finetune.tracking.publishing import plain
+from finetune.tracking.run import Run, resolved
+
+INIT_SECONDS = 20.0  # an unreachable server holds the mirror's thread so long before it records offline
+FINISH_SECONDS = 60.0  # the longest that the end of training waits for uploads
+MAX_REPLAYED = 50_000  # rows given again to a new W&B segment after a resume
+MAX_TABLE_ROWS = 1_000
+
+_NOT_FIGURES = ("step", "epoch", "split", "time")
+
+
+class WandbMirror:
+    """A Listener. Mode `auto`: online where an API key is at hand (environment, netrc), else offline.
+
+    say: takes one line for the person who watches (from the mirror's thread). The W&B run has the run's own id, kept in
+    run.json, so a resumed run goes on as the same W&B run. A row {"step", "split": "validation", "loss"} becomes
+    "validation/loss" at that step. After a resume the rows that W&B lacks are given again from metrics.jsonl: online
+    those after the last step that the server has; offline all of them, so the newest offline folder alone is whole.
+    """
+
+    def __init__(self, run: Run, recipe: Recipe, say: Callable[[str], None] = print) -> None:
+        self._run, self._recipe, self._say = run, recipe, say
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._wandb: Any = None  # wandb's Run, once there is one
+        self._broken = False
+
+    def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
+        if self._recipe.tracking.wandb == "off" or os.environ.get("WANDB_MODE") == "disabled":
+            return
+        size = self._run.metrics_file.stat().st_size if start_step and self._run.metrics_file.is_file() else 0
+        tables = [path for path, _, step in list_tables(self._run.tables) if start_step and step <= start_step]
+        self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
+        self._thread.start()
+        self._later(lambda: self._open(dict(facts)))
+        if start_step:
+            self._later(lambda: self._replay(size, tables))
+
+    def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None:
+        """Nothing: rows are mirrored, not every step."""
+
+    def row(self, row: Mapping[str, float | int | str]) -> None:
+        copy = dict(row)
+        self._later(lambda: self._log(copy))
+
+    def table(self, name: str, *, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        kept = [list(row) for row in rows[:MAX_TABLE_ROWS]]
+        self._later(lambda: self._log_table(name, step, list(columns), kept))
+
+    def checkpoint(self, path: Path, *, step: int, best: bool) -> None:
+        def note() -> None:
+            self._wandb.summary["best_checkpoint" if best else "latest_checkpoint"] = path.name
+
+        self._later(note)
+
+    def message(self, text: str) -> None:
+        """Nothing: messages are for the person who watches."""
+
+    def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
+        """Close the W&B run; waits for uploads, but never longer than a minute or so."""
+        if self._thread is None:
+            return
+        figures = mask(plain(dict(summary)))
+        self._later(lambda: self._close(status, figures))
+        self._queue.put(None)
+        self._thread.join(FINISH_SECONDS + 5)
+        if self._thread.is_alive() and not self._broken:
+            self._broken = True
+            self._say(
+                f"W&B did not finish within {FINISH_SECONDS:.0f} s; what it has lies in {self._run.path / 'wandb'}"
+            )
+        self._thread = None
+
+    def _later(self, call: Callable[[], None]) -> None:
+        if self._thread is not None and not self._broken:
+            self._queue.put(call)
+
+    def _work(self) -> None:
+        """The mirror's thread: calls in order; the first failure is told and ends the mirror."""
+        while (call := self._queue.get()) is not None:
+            if self._broken:
+                continue
+            try:
+                call()
+            except Exception as error:
+                self._broken = True
+                reason = str(mask(f"{type(error).__name__}: {error}")).splitlines()[0]
+                self._say(f"W&B is switched off, training goes on ({reason})")
+
+    def _open(self, facts: dict[str, Any]) -> None:
+        import wandb
+
+        wandb.setup(wandb.Settings(silent=True))  # it announces its credentials otherwise
+        wanted = self._recipe.tracking.wandb
+        online = wanted in ("auto", "online") and os.environ.get("WANDB_MODE", "online") == "online"
+        if online and not _has_key(wandb):
+            online = False
+            if wanted == "online":
+                self._say("W&B: no API key in WANDB_API_KEY or netrc (`wandb login` stores one); recording offline")
+        if online:
+            try:
+                self._wandb = self._init(wandb, "online", facts)
+            except Exception as error:
+                reason = str(mask(str(error))).splitlines()[0] if str(error) else type(error).__name__
+                self._say(f"W&B cannot be reached ({reason}); recording offline")
+                wandb.teardown()  # its service still holds the run's id
+        if self._wandb is None:
+            self._wandb = self._init(wandb, "offline", facts)
+        self._tell_place()
+
+    def _init(self, wandb: Any, mode: str, facts: dict[str, Any]) -> Any:
+        tracking = self._recipe.tracking
+        run = wandb.init(
+            dir=str(self._run.path),
+            id=self._run.read().get("wandb", {}).get("id") or self._run.id,
+            name=f"{self._recipe.name} {self._run.id}",
+            project=tracking.project,
+            entity=tracking.entity or None,
+            group=tracking.group or self._recipe.name,
+            job_type="train",
+            tags=list(tracking.tags) or None,
+            resume="allow",
+            mode=mode,
+            reinit="create_new",
+            settings=wandb.Settings(
+                silent=True, console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS, disable_git=True
+            ),
+        )
+        run.config.update({**resolved(self._recipe), "facts": mask(plain(facts))}, allow_val_change=True)
+        run.define_metric("step")
+        for split in ("train", "validation", "test"):
+            run.define_metric(f"{split}/*", step_metric="step")
+        return run
+
+    def _tell_place(self) -> None:
+        folder = Path(self._wandb.dir).parent
+        address = "" if self._wandb.offline else (self._wandb.url or "")
+        self._run.update(
+            wandb={"id": self._wandb.id, "folder": str(folder.relative_to(self._run.path)), "url": address}
+        )
+        self._say(f"W&B: {address}" if address else f"W&B offline; to upload it later: wandb sync {folder}")
+
+    def _replay(self, size: int, tables: Sequence[Path]) -> None:
+        """Give W&B what it lacks, by ascending step: `size` bytes of metrics.jsonl, as it was when training resumed."""
+        known = self._wandb.step if not self._wandb.offline else 0
+        waiting = [table for table in list_tables(self._run.tables) if table[0] in tables and table[2] >= known]
+        for count, row in enumerate(read_rows(self._run.metrics_file, size)):
+            step = int(row.get("step", 0))
+            if count >= MAX_REPLAYED:
+                self._say(f"W&B: only {MAX_REPLAYED} earlier rows were given again; metrics.jsonl has them all")
+                break
+            while waiting and waiting[0][2] < step:
+                self._log_file(*waiting.pop(0))
+            if step >= known:
+                self._log(row)
+        for table in waiting:
+            self._log_file(*table)
+
+    def _log_file(self, path: Path, name: str, step: int) -> None:
+        columns, rows = read_table(path)
+        self._log_table(name, step, columns, rows[:MAX_TABLE_ROWS])
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        step, split = int(row["step"]), row.get("split", "train")
+        figures = {key: value for key, value in plain(row).items() if key not in _NOT_FIGURES and value is not None}
+        values = {f"{split}/{key}": value for key, value in figures.items()}
+        own = {"step": step, "epoch": row.get("epoch"), "_timestamp": row.get("time")}
+        self._wandb.log({**values, **{key: value for key, value in own.items() if value is not None}}, step=step)
+
+    def _log_table(self, name: str, step: int, columns: list[Any], rows: list[list[Any]]) -> None:
+        import wandb
+
+        table = wandb.Table(columns=columns, data=plain(rows), allow_mixed_types=True)
+        self._wandb.log({f"tables/{name}": table, "step": step}, step=step)
+
+    def _close(self, status: str, summary: dict[str, Any]) -> None:
+        self._wandb.summary.update({"status": status, **summary})
+        self._wandb.finish(exit_code=1 if status == "failed" else 0)
+
+
+def _has_key(wandb: Any) -> bool:
+    """Is there an API key in the environment, or in netrc for the server that wandb is set to?"""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    return bool(read_netrc_auth(host=wandb.setup().settings.base_url))
