@@ -1,0 +1,169 @@
+"""What the person who watches sees: a live line in a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from finetune.units import format_bytes, format_count, format_seconds
+
+LINE_SECONDS = 30.0  # at least one plain line in so many seconds, however slow the steps
+RATE_STEPS = 50  # the time left follows about so many of the latest steps
+
+_NOT_FIGURES = ("step", "epoch", "split", "time")
+
+
+class Progress:
+    """A Listener. In a terminal: one live line, evaluations above it. Otherwise a plain line every `log_every` steps.
+
+    The terminal is given back at `finished`, at exit and on Ctrl-C: `close` may be called at any time, and again.
+    """
+
+    def __init__(self, console: Console | None = None, *, log_every: int = 10) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._log_every = log_every
+        self._live: Live | None = None
+        self._total = self._per_epoch = 0
+        self._unit = "unit"
+        self._step_seconds: float | None = None
+        self._last_step = (0, time.monotonic())
+        self._last_line = time.monotonic()
+        self._began = time.monotonic()
+
+    def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
+        self._total, self._per_epoch = total_steps, max(steps_per_epoch, 1)
+        self._unit = str(facts.get("unit", "unit"))
+        self._last_step = (start_step, time.monotonic())
+        self._began = self._last_line = time.monotonic()
+        self.message(describe_start(facts))
+        if start_step:
+            self.message(f"going on after step {start_step} of {total_steps}")
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=8, transient=True)
+            self._live.start()
+            atexit.register(self.close)
+
+    def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        self._learn_pace(step, now)
+        if self._live is not None:
+            self._live.update(self._live_line(step, epoch, progress))
+        elif step % self._log_every == 0 or step == self._total or now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            self._print(" · ".join([f"step {step}/{self._total}", *self._figures(step, epoch, progress)]))
+
+    def row(self, row: Mapping[str, float | int | str]) -> None:
+        """Evaluation rows are printed as they come; training rows are what `step` shows already."""
+        if row.get("split", "train") == "train":
+            return
+        self._pause()
+        figures = [f"{key} {_figure(value)}" for key, value in row.items() if key not in _NOT_FIGURES]
+        head = f"{row['split']} after epoch {_figure(row.get('epoch'))} (step {row.get('step')})"
+        text = Text(f"{head}: ", style="bold") if self._live is not None else Text(f"{head}: ")
+        self._print(text.append(" · ".join(figures), style="green" if self._live is not None else ""))
+
+    def table(self, name: str, *, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Nothing: tables are for the report and W&B."""
+
+    def checkpoint(self, path: Path, *, step: int, best: bool) -> None:
+        self._pause()
+        self._print(f"checkpoint {path.name}{' (best so far)' if best else ''}")
+
+    def message(self, text: str) -> None:
+        self._print(text)
+
+    def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
+        self.close()
+        self._print(f"{status} after {format_seconds(time.monotonic() - self._began)}")
+
+    def close(self) -> None:
+        """Give the terminal back: the live line goes, the cursor returns."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+            atexit.unregister(self.close)
+
+    def _pause(self) -> None:
+        """An evaluation or a save took time that no step took: the pace is measured anew from here."""
+        self._last_step = (self._last_step[0], time.monotonic())
+
+    def _print(self, line: str | Text) -> None:
+        """Through rich's console, so that the live line moves down; as Text, so that [brackets] are never markup."""
+        self._console.print(line if isinstance(line, Text) else Text(line), soft_wrap=True)
+
+    def _learn_pace(self, step: int, now: float) -> None:
+        """Moving average of seconds a step, so that the time left follows a change of pace but not every jitter."""
+        before, then = self._last_step
+        if step > before:
+            seconds = (now - then) / (step - before)
+            share = max(2 / (RATE_STEPS + 1), 1 / max(step - before, 1) if self._step_seconds is None else 0)
+            self._step_seconds = (
+                seconds if self._step_seconds is None else self._step_seconds * (1 - share) + seconds * share
+            )
+        self._last_step = (step, now)
+
+    def _figures(self, step: int, epoch: float, progress: Mapping[str, float]) -> list[str]:
+        parts = [f"epoch {epoch:.2f}"]
+        if "loss" in progress:
+            parts.append(f"loss {_figure(progress['loss'])}")
+        if "learning_rate" in progress:
+            parts.append(f"lr {progress['learning_rate']:.2e}")
+        if progress.get("units_per_second"):
+            parts.append(f"{format_count(progress['units_per_second'])} {self._unit}s/s")
+        if self._step_seconds is not None and step < self._total:
+            parts.append(f"{format_seconds((self._total - step) * self._step_seconds)} left")
+        if progress.get("padding_share"):
+            parts.append(f"padding {progress['padding_share']:.0%}")
+        if progress.get("memory_bytes"):
+            parts.append(format_bytes(progress["memory_bytes"]))
+        return parts
+
+    def _live_line(self, step: int, epoch: float, progress: Mapping[str, float]) -> Table:
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(width=max(8, min(24, self._console.width // 6)))
+        grid.add_column(no_wrap=True)
+        grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        count = Text(f"{step}/{self._total}", style="bold")
+        bar = ProgressBar(total=max(self._total, 1), completed=step)
+        grid.add_row(bar, count, Text(" · ".join(self._figures(step, epoch, progress))))
+        return grid
+
+
+def describe_start(facts: Mapping[str, Any]) -> str:
+    """One line of what starts: the model and its size, the data, the ranks."""
+    parts = [str(facts.get("model", "model"))]
+    if facts.get("parameters"):
+        trained = facts.get("trainable_parameters", facts["parameters"])
+        only = "" if trained == facts["parameters"] else f", {format_count(trained)} trained"
+        parts[0] += f" ({format_count(facts['parameters'])} parameters{only})"
+    examples = facts.get("examples")
+    if isinstance(examples, Mapping):
+        parts.append(", ".join(f"{count:,} {split}" for split, count in examples.items()))
+    if facts.get("ranks"):
+        ranks = facts["ranks"]
+        parts.append(f"{ranks} rank{'s' if ranks != 1 else ''} on {facts.get('device', 'cpu')}")
+    if facts.get("global_batch"):
+        parts.append(f"global batch {facts['global_batch']}")
+    parts += [str(facts[key]) for key in ("deepspeed", "precision") if facts.get(key)]
+    return " · ".join(parts)
+
+
+def _figure(value: Any) -> str:
+    """A figure at reading precision: 0.8612, 1.2e-05, 12."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) or not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return f"{value:.0f}" if abs(value) >= 10 else f"{value:g}"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
