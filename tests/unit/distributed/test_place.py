@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -133,4 +134,5 @@ def test_ranks_of_one_job_derive_one_port_and_two_steps_two():
 
 def test_reading_the_place_imports_no_torch():
     code = "import sys, finetune.distributed.place; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    root = Path(__file__).parents[3]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
