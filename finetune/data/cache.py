@@ -1,4 +1,4 @@
-"""The folder of converted data: an entry appears whole, by rename, or not at all, whoever writes it at the same time."""
+"""The folder of converted data: an entry appears whole, by rename, or not at all, however many write it."""
 
 from __future__ import annotations
 

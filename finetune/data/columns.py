@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
 
 Required = tuple[tuple[str, ...], ...]  # every row has one role of each entry
@@ -50,13 +51,30 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     return by_folded[close[0]] if close else ""
 
 
-def resolve_columns(
-    explicit: Mapping[str, str], seen: Sequence[str], card: TaskCard, required: Required | None = None
-) -> tuple[dict[str, str], list[ColumnFault]]:
-    """({role: column} for the roles that the data has, what is wrong). seen: the columns of the data, in order.
-
-    required: as in the card, unless given (prediction needs no labels).
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a source's columns. columns: role -> column, as the recipe maps them. required: roles of every
+    row, each entry a tuple of alternatives (the card's, or fewer: prediction needs no labels).
     """
+
+    card: TaskCard
+    columns: Mapping[str, str]
+    required: Required
+
+    def resolve(self, seen: Sequence[str], where: str) -> dict[str, str]:
+        """{role: column} for the roles that the data has. seen: its columns, in order. Raises: UserError."""
+        mapping, faults = resolve_columns(self.columns, seen, self.card, self.required)
+        if faults:
+            told = [fault.message + (f" (did you mean {fault.nearest}?)" if fault.nearest else "") for fault in faults]
+            remedy = f"The data has the columns {', '.join(seen)}; data.columns maps roles to them."
+            raise UserError("; ".join(told), where=where, remedy=remedy)
+        return mapping
+
+
+def resolve_columns(
+    explicit: Mapping[str, str], seen: Sequence[str], card: TaskCard, required: Required
+) -> tuple[dict[str, str], list[ColumnFault]]:
+    """({role: column} for the roles that the data has, what is wrong). seen: the columns of the data, in order."""
     mapping: dict[str, str] = {}
     faults: list[ColumnFault] = []
     allowed = ", ".join(seen)
@@ -79,7 +97,7 @@ def resolve_columns(
         if alias is not None:
             mapping[role] = alias
             taken.add(alias)
-    for roles in card.required if required is None else required:
+    for roles in required:
         if not any(role in mapping for role in roles) and not any(fault.role in roles for fault in faults):
             wanted = " or ".join(roles)
             near = next((name for role in roles if (name := nearest_name(role, seen))), "")

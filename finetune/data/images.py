@@ -76,7 +76,7 @@ def _from_array(value: Any) -> Image.Image:
 
     try:
         pixels = np.asarray(value)
-        if pixels.dtype.kind in "iu" and pixels.size and 0 <= pixels.min() and pixels.max() <= 255:
+        if pixels.dtype.kind in "iu" and pixels.size and pixels.min() >= 0 and pixels.max() <= 255:
             pixels = pixels.astype(np.uint8)
         if pixels.ndim == 3 and pixels.shape[2] == 1:
             pixels = pixels[:, :, 0]

@@ -52,7 +52,7 @@ def label_texts(value: Any) -> list[str]:
 
 
 def class_names(tables: Mapping[str, Table], role: str = "label", *, several: bool = False) -> list[str]:
-    """The classes of tables["train"]: the data's own order if it names its classes, whole numbers by value, else A to Z.
+    """The classes of tables["train"]: in the data's own order if it names them, whole numbers by value, else A to Z.
 
     several: a row holds a list of labels, or "a|b". Bad labels are passed over here: encoding tells them, with places.
     Raises: UserError if there are fewer than two classes, or more than anyone has.

@@ -149,7 +149,7 @@ def read_csv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
 
 
 def read_tsv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
-    """A tab always ends a cell, a newline always ends a row. A cell wholly in quotes, inner ones doubled, loses them."""
+    """A tab always ends a cell, a newline always ends a row. A cell wholly in quotes loses them."""
     header: list[str] | None = _checked(list(source.header), path, 1) if source.header else None
     for number, line in numbered_lines(path):
         if line.strip(b" \r\n") == b"":

@@ -67,7 +67,7 @@ def _array_part(value: Any) -> tuple[str, bytes]:
     if value.ndim == 0:
         return "json", _json(value.item())
     if value.ndim == 1 and value.dtype.kind in "iu":
-        narrow = not value.size or (-(2**31) <= value.min() and value.max() < 2**31)
+        narrow = not value.size or (value.min() >= -(2**31) and value.max() < 2**31)
         return ("ints", value.astype("<i4").tobytes()) if narrow else ("longs", value.astype("<i8").tobytes())
     file = io.BytesIO()
     np.save(file, value, allow_pickle=False)
@@ -82,7 +82,7 @@ def unpack(record: np.ndarray, layouts: Sequence[Layout]) -> dict[str, Any]:
     """The example in a record (uint8 [bytes]). Integers come back as writable int64 arrays [n]."""
     import numpy as np
 
-    buffer = memoryview(record)
+    buffer = record.data
     layout = layouts[int.from_bytes(buffer[:4], "little", signed=True)]
     sizes = np.frombuffer(buffer, "<i4", len(layout), 4).tolist()
     offset = (4 + 4 * len(layout) + 7) & ~7

@@ -1,0 +1,165 @@
+"""The rows of one source: text kept as JSON records, Arrow columns mapped as they are, or a list in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetune.data.bad_rows import BadRow, BadRows
+from finetune.data.cache import digest, publish
+from finetune.data.columns import Required, apply_roles, check_required
+from finetune.data.formats import READERS, shown
+from finetune.data.lines import NumberedRow, unreadable
+from finetune.data.records import RecordFile, RecordWriter
+from finetune.recipe.data import SourceSection
+
+VERSION = 1  # of the layout on disk and of what the readers make of a file
+PATHS = ("image",)  # roles whose text is a path, relative to the file that holds it
+
+
+class Rows(Protocol):
+    """Rows under their roles. classes: role -> class names, where the data itself names them."""
+
+    fingerprint: str
+    classes: Mapping[str, Sequence[str]]
+    bad: BadRows
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def values(self, role: str) -> Iterator[Any]: ...
+    def place(self, index: int) -> str: ...
+
+
+class RecordRows:
+    """Rows of a text file or an image folder, converted once to JSON records in the cache."""
+
+    def __init__(self, folder: Path, path: Path) -> None:
+        facts = json.loads((folder / "facts.json").read_text("utf-8"))
+        self.fingerprint = folder.name
+        self.classes: Mapping[str, Sequence[str]] = {}
+        self.bad = BadRows("skip", [(self._at(path, line), why) for line, why in facts["bad"]], facts["bad_count"])
+        self._folder, self._path = folder, path
+        self._records = RecordFile(folder)
+        self._lines = self._records.numbers("line")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return json.loads(self._records[index].tobytes().decode("utf-8", "surrogatepass"))
+
+    def values(self, role: str) -> Iterator[Any]:
+        return (self[index].get(role) for index in range(len(self)))
+
+    def place(self, index: int) -> str:
+        line = int(self._lines[index])
+        return self._at(self._path, line) if line else shown(self[index].get("image", self._path))
+
+    @staticmethod
+    def _at(path: Path, line: int) -> str:
+        return f"{shown(path)}:{line}" if line else shown(path)
+
+    def __reduce__(self) -> tuple[type[RecordRows], tuple[Path, Path]]:
+        return RecordRows, (self._folder, self._path)
+
+
+def convert_file(
+    path: Path, form: str, source: SourceSection, mapping: Mapping[str, str], required: Required, limit: int | None
+) -> RecordRows:
+    """A text file's rows; found in the cache if path, size, time, form, columns and limit are the same.
+
+    Raises: UserError if the file cannot be read. Bad rows are listed in `bad`, not raised.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    identity = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, form, list(source.header))
+    key = digest("file", VERSION, identity, dict(mapping), required, limit)
+    read = partial(READERS[form], path, source)
+    return RecordRows(
+        publish("rows", key, lambda folder: _write(folder, read(), mapping, required, limit, path.parent)), path
+    )
+
+
+def convert_images(
+    folder: Path,
+    listing: Sequence[tuple[str, str | None, int, int]],
+    mapping: Mapping[str, str],
+    required: Required,
+    limit: int | None,
+) -> RecordRows:
+    """The images of a folder. listing: (path relative to folder, class, bytes, time) of each, in order."""
+    key = digest("images", VERSION, str(folder.resolve()), listing, dict(mapping), required, limit)
+    rows: Iterator[NumberedRow] = ((0, {"image": name, "label": label}) for name, label, _, _ in listing)
+    return RecordRows(publish("rows", key, lambda new: _write(new, rows, mapping, required, limit, folder)), folder)
+
+
+def _write(
+    folder: Path,
+    rows: Iterator[NumberedRow],
+    mapping: Mapping[str, str],
+    required: Required,
+    limit: int | None,
+    base: Path,
+) -> None:
+    bad: list[tuple[int, str]] = []
+    with RecordWriter(folder, tags=("line",)) as writer:
+        for line, row in rows:
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                row = _with_paths(apply_roles(row, mapping), base)
+                check_required(row, required, mapping)
+            except BadRow as error:
+                bad.append((line, str(error)))
+                continue
+            writer.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"), line)
+            if writer.count == limit:
+                break
+    listed = BadRows("skip", [(str(line), why) for line, why in bad])
+    facts = {"bad": [(int(line), why) for line, why in listed.listed], "bad_count": listed.count}
+    (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
+
+
+def _with_paths(row: dict[str, Any], base: Path) -> dict[str, Any]:
+    for role in PATHS:
+        if isinstance(row.get(role), str) and not row[role].startswith("data:"):
+            row[role] = str(base / Path(row[role]).expanduser())
+    return row
+
+
+def seen_columns(rows: Iterator[NumberedRow], count: int) -> tuple[list[str], list[tuple[int, str]]]:
+    """(columns in order of first sight, [(line, why)] of bad rows) in the first `count` rows."""
+    columns: dict[str, None] = {}
+    bad: list[tuple[int, str]] = []
+    for line, row in islice(rows, count):
+        if isinstance(row, BadRow):
+            bad.append((line, str(row)))
+        else:
+            columns.update(dict.fromkeys(row))
+    return list(columns), bad
+
+
+class MemoryTable:
+    """A table of rows in memory, for predictions on a few inputs and for tests. Row i is named "<name> row i"."""
+
+    def __init__(self, name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> None:
+        self.name, self._rows = name, list(rows)
+        self.columns: Mapping[str, str] = columns or {role: role for row in self._rows for role in row}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self._rows[index]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self._rows)
+
+    def place(self, index: int) -> str:
+        return f"{self.name} row {index}"
