@@ -153,13 +153,14 @@ def _indexes(inner: Any, key: Any) -> bool:
 
 def _unlike(found: Sequence[Fault], faults: Mapping[KeyPath, Fault]) -> list[Fault]:
     """Contradictions that do not merely follow from a fault already told about the same key."""
-    told = {fault.key for fault in faults.values()} | {fault.nearest for fault in faults.values()}
-    sections = {fault.key for fault in faults.values()}
-    return [
-        fault
-        for fault in found
-        if fault.key not in told and not any(fault.key.startswith(f"{section}.") for section in sections)
-    ]
+    broken = {fault.key for fault in faults.values()}
+    meant = {fault.nearest for fault in faults.values()}
+
+    def follows(fault: Fault) -> bool:
+        inside = any(fault.key.startswith(f"{section}.") for section in broken)
+        return inside or fault.key in broken | meant or any("." in key and key in fault.message for key in broken)
+
+    return [fault for fault in found if not follows(fault)]
 
 
 def _in_order(faults: Sequence[Fault]) -> list[Fault]:

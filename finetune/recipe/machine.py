@@ -13,3 +13,13 @@ def has_cuda() -> bool:
     if os.environ.get("DS_ACCELERATOR") == "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
         return False
     return any(Path(sign).exists() for sign in _GPU_SIGNS)
+
+
+def count_gpus() -> int:
+    """GPUs that a launcher may use: those that CUDA_VISIBLE_DEVICES names, else the device files; 0 without CUDA."""
+    if not has_cuda():
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip()])
+    return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))

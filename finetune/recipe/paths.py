@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.recipe.draft import SPLITS, Draft
+from finetune.recipe.shelf import list_deepspeed_configs
 from finetune.recipe.yaml import KeyPath
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
@@ -25,7 +26,9 @@ def absolute_paths(draft: Draft, recipe_folder: Path) -> None:
     for path in path_keys(draft):
         value = draft.get(path)
         base = Path.cwd() if draft.place(path).startswith("--set") else recipe_folder
-        if isinstance(value, str) and is_local(value, base):
+        if path == ("parallel", "deepspeed") and _is_shipped(value, base):
+            _replace(draft, path, Path(value).stem)
+        elif isinstance(value, str) and is_local(value, base):
             _replace(draft, path, str((base / Path(value).expanduser()).resolve()))
 
 
@@ -62,6 +65,14 @@ def is_present(value: str) -> bool:
 def is_pattern(value: str) -> bool:
     """Does the name hold glob characters?"""
     return any(character in value for character in "*?[")
+
+
+def _is_shipped(value: Any, base: Path) -> bool:
+    """Does "zero2.json" or "ds_configs/zero2.json" mean the configuration that ships, there being no such file?"""
+    if not isinstance(value, str) or not value.endswith(".json") or (base / value).exists():
+        return False
+    path = Path(value)
+    return path.stem in list_deepspeed_configs() and path.parent.as_posix() in (".", "ds_configs")
 
 
 def _replace(draft: Draft, path: KeyPath, value: str) -> None:

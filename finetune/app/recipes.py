@@ -1,0 +1,86 @@
+"""`finetune recipes`: what ships, what a recipe resolves to, its JSON Schema, and a first recipe for one's own data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.errors import UserError
+from finetune.recipe import shelf
+from finetune.recipe.load import LoadedRecipe, load_recipe
+from finetune.recipe.schema import recipes_schema
+from finetune.recipe.starter import write_starter
+from finetune.tasks import CARDS
+
+SCHEMA_FILE = "recipe.schema.json"
+
+
+def list_recipes() -> list[tuple[str, str, str]]:
+    """Rows of name, task, summary: every recipe that ships."""
+    return [(recipe.name, recipe.task, recipe.summary) for recipe in shelf.list_recipes()]
+
+
+def read_recipe(name: str) -> str:
+    """The text of a recipe, comments included. Raises: UserError."""
+    return shelf.find_recipe(name).read_text(encoding="utf-8")
+
+
+def resolve_recipe(name: str, sets: Sequence[str]) -> LoadedRecipe:
+    """The recipe with every value explicit, for any machine. Raises: UserError, RecipeFaults."""
+    return load_recipe(shelf.find_recipe(name), sets, CARDS, here=False)
+
+
+def schema_text() -> str:
+    """The JSON Schema of all recipes, for editors."""
+    return json.dumps(recipes_schema(CARDS), indent=2, ensure_ascii=False) + "\n"
+
+
+def write_schema(output: Path) -> Path:
+    """Write the JSON Schema; it may replace an older one."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(schema_text(), encoding="utf-8")
+    return output
+
+
+def new_recipe(task: str, *, data: str, output: Path | None, model: str) -> Path:
+    """Write a starter recipe; never over a file. output: default <task>.yaml in the current folder.
+
+    Raises: UserError for an unknown task, missing data, or a file that is there already.
+    """
+    if task not in CARDS:
+        raise UserError(f"no task {task}", remedy=f"There are: {', '.join(CARDS)}.")
+    output = output or Path(f"{task}.yaml")
+    if output.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{output} is no name for a recipe", remedy="Recipes end in .yaml.")
+    schema = _from_folder(shelf.shelf_folder("recipes") / SCHEMA_FILE, output.resolve().parent)
+    text = write_starter(CARDS[task], data=data, output=output, model=model or _usual_model(task), schema=schema)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{output} is there already", remedy="Give another --output; nothing was written.") from None
+    return output
+
+
+def _usual_model(task: str) -> str:
+    """The model of the first shipped recipe of this task that starts from pretrained weights of the hub."""
+    for recipe in shelf.list_recipes():
+        if recipe.task != task:
+            continue
+        try:
+            model = load_recipe(recipe.path, (), CARDS, here=False).recipe.model
+        except UserError:
+            continue
+        if model.init == "pretrained" and ":" not in model.source and not model.source.startswith("/"):
+            return model.source
+    return ""
+
+
+def _from_folder(path: Path, folder: Path) -> str:
+    """A path as seen from a folder, relative where both share more than the root."""
+    if len(Path(os.path.commonpath([path, folder])).parts) > 2:
+        return os.path.relpath(path, folder)
+    return str(path)

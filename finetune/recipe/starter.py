@@ -1,0 +1,191 @@
+"""Writes a first recipe for somebody's own data: a page with a word on each key, the columns already filled in."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from finetune.errors import UserError
+from finetune.recipe.card import TaskCard
+from finetune.recipe.paths import is_local
+from finetune.recipe.yaml import one_line
+
+PEEK_BYTES = 1 << 20
+
+# Role -> what people call such a column; only where the name alone says enough.
+ALSO_CALLED = {
+    "text": (
+        "sentence",
+        "sentence1",
+        "review",
+        "content",
+        "body",
+        "comment",
+        "tweet",
+        "message",
+        "document",
+        "premise",
+    ),
+    "text_pair": ("sentence2", "text2", "hypothesis", "pair"),
+    "label": ("labels", "class", "category", "target", "sentiment", "stars", "rating", "intent", "topic"),
+    "labels": ("label", "classes", "categories", "tags", "topics"),
+    "prompt": ("instruction", "question", "query", "source", "user"),
+    "completion": ("output", "response", "answer", "reply", "target", "assistant"),
+    "instruction": ("prompt", "question", "query"),
+    "input": ("context",),
+    "output": ("response", "completion", "answer", "reply"),
+    "messages": ("conversations", "conversation", "dialog", "dialogue", "chat"),
+    "image": ("img", "picture", "photo", "image_path", "file_name", "filename", "path", "file"),
+}
+
+
+def write_starter(card: TaskCard, *, data: str, output: Path, model: str, schema: str) -> str:
+    """The text of a starter recipe. data: what `data.train` shall name, as typed by the user in the current folder.
+
+    model: what stands under model.source ("" leaves it to be filled in). schema: where the JSON Schema lies.
+    """
+    local = is_local(data, Path.cwd())
+    columns = peek_columns(Path(data).expanduser()) if local else []
+    shown = _relative_to(Path(data).expanduser(), output) if local else data
+    blocks = [
+        f"# yaml-language-server: $schema={schema}",
+        f"# {card.summary.rstrip('.')}, tuned on {data or 'your data'}.",
+        f"# Every key that is not here has a default: finetune recipes show {output.name} --explain",
+        "",
+        f"name: {_name(output)}  # names the run folder",
+        f"task: {card.name}",
+        "",
+        *_model_lines(model),
+        "",
+        *_data_lines(card, shown, columns),
+        *_option_lines(card),
+        "",
+        *_TRAINING.splitlines(),
+    ]
+    return "\n".join(blocks) + "\n"
+
+
+def peek_columns(path: Path) -> list[str]:
+    """Columns of a local csv, tsv, jsonl, json or parquet file, from its beginning; [] where that cannot be told.
+
+    Raises: UserError if the file is not there.
+    """
+    if not path.exists():
+        raise UserError(f"no data file {path}", remedy="Paths given to --data are relative to the current folder.")
+    if path.is_dir():
+        return []
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        return list(parquet.read_schema(path).names)
+    with path.open("rb") as file:
+        text = file.read(PEEK_BYTES).decode("utf-8-sig", errors="replace")
+    try:
+        if path.suffix in (".csv", ".tsv"):
+            return next(csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","), [])
+        if path.suffix == ".jsonl":
+            return list(json.loads(next(line for line in text.splitlines() if line.strip())))
+        if path.suffix == ".json":
+            first = json.JSONDecoder().raw_decode(text[text.index("{") :])[0]
+            return list(first)
+    except (ValueError, StopIteration, TypeError, csv.Error):
+        return []  # the data's own checks will name the place when the recipe is used
+    return []
+
+
+def guess_columns(card: TaskCard, columns: Sequence[str]) -> dict[str, str]:
+    """Role -> column of the data, as far as the names tell; no column serves two roles."""
+    free = {column.lower(): column for column in columns}
+    found: dict[str, str] = {}
+    for round_ in (_same, _also_called, _near):
+        for role in card.columns:
+            column = round_(role, list(free)) if role not in found else None
+            if column is not None:
+                found[role] = free.pop(column)
+    return {role: found[role] for role in card.columns if role in found}
+
+
+def _same(role: str, columns: Sequence[str]) -> str | None:
+    return role if role in columns else None
+
+
+def _also_called(role: str, columns: Sequence[str]) -> str | None:
+    return next((name for name in ALSO_CALLED.get(role, ()) if name in columns), None)
+
+
+def _near(role: str, columns: Sequence[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(role, columns, n=1, cutoff=0.75)), None)
+
+
+def _name(output: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", output.stem).strip("-._")
+    return name if name and not name.isdigit() else f"recipe-{name}".rstrip("-")
+
+
+def _relative_to(data: Path, output: Path) -> str:
+    """The data file as seen from the recipe's folder, where both lie near each other."""
+    seen = os.path.relpath(data.resolve(), output.resolve().parent)
+    if seen.startswith("../../../"):
+        return str(data.resolve())
+    return seen if seen.startswith("..") else f"./{seen}"
+
+
+def _model_lines(model: str) -> Iterator[str]:
+    yield "model:"
+    note = "hub id, folder, or package:<package>/<folder>"
+    yield f"  source: {one_line(model)}  # {note}" if model else f"  source:  # fill in: {note}"
+
+
+def _data_lines(card: TaskCard, source: str, columns: Sequence[str]) -> Iterator[str]:
+    yield "data:"
+    yield f"  train: {one_line(source)}" if source else "  train:  # fill in: a file, a folder, or a hub id"
+    yield "  validation_fraction: 0.1  # held out of train; or name a file: `validation: other.csv`"
+    guessed = guess_columns(card, columns)
+    yield "  columns:  # role of the task: column of the data" + (f" (it has {', '.join(columns)})" if columns else "")
+    for role, meaning in card.columns.items():
+        if role in guessed:
+            yield f"    {role}: {one_line(guessed[role])}  # {meaning}"
+        else:
+            yield f"    # {role}: ...  # {meaning}"
+    for alternatives in card.required:
+        if columns and not any(role in guessed for role in alternatives):
+            yield f"    # fill in {' or '.join(alternatives)}: the task needs it, and no column is called so"
+
+
+def _option_lines(card: TaskCard) -> Iterator[str]:
+    """The task's own options, each with its default and meaning, commented out."""
+    fields = card.options.model_fields
+    if not fields:
+        return
+    yield ""
+    yield "# options:  # of this task, with their defaults"
+    defaults = card.options.model_construct()
+    for name, info in fields.items():
+        required = info.is_required()
+        value = "..." if required else one_line(defaults.model_dump(mode="json").get(name))
+        yield f"#   {name}: {value}  # {info.description or ''}".rstrip(" #")
+
+
+_TRAINING = """\
+training:
+  epochs: 3
+  global_batch: 32  # examples an optimiser step, over all ranks: the result does not depend on how many there are
+  learning_rate: 5e-5  # peak; 1e-5 to 5e-5 for whole encoders, 1e-4 to 3e-4 for adapters
+  schedule: linear  # or cosine, constant, inverse_sqrt
+  warmup: 0.06  # below 1: share of all steps; from 1 on: steps
+
+# adapter:  # uncomment to train a low-rank adapter (LoRA) instead of all weights
+#   rank: 8
+
+parallel:
+  processes: auto  # one a GPU, else 1
+  deepspeed: zero2  # none, or a configuration of ds_configs/; zero3 shards the weights too
+
+tracking:
+  wandb: auto  # online where an API key is at hand, else offline; off is possible
+  project: finetune"""
