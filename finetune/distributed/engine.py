@@ -84,9 +84,9 @@ class Engine:
 
 
 def open_engine(
-    session: Session, module: nn.Module, optimizer: torch.optim.Optimizer, *, max_grad_norm: float, batch_norm: str
+    session: Session, module: nn.Module, optimizer: torch.optim.Optimizer, *, max_grad_norm: float, synchronised: bool
 ) -> Engine:
-    """batch_norm: "synchronised" converts BatchNorm modules first (parameters stay the same objects). All ranks call it."""
-    if batch_norm == "synchronised" and session.world_size > 1:
+    """All ranks call it. synchronised: BatchNorm statistics over all ranks (parameters stay the same objects)."""
+    if synchronised and session.world_size > 1:
         module = convert_batchnorm(module)
     return Engine(session, module, optimizer, max_grad_norm)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
+from finetune.distributed.place import Place, as_environment, here
 from finetune.errors import FinetuneError
 
 GIVE_UP_AFTER = timedelta(minutes=30)
@@ -39,10 +40,10 @@ class Session:
         Raises: FinetuneError if what Accelerate opened is not what was asked for (it drops DeepSpeed silently when its
         environment says CPU).
         """
-        _become_single_process_if_alone()
+        place = here() or _alone()
+        os.environ.update(as_environment(place))
         os.environ.pop("ACCELERATE_USE_CPU", None)
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "false" if deepspeed_config is None else "true"
-        os.environ.setdefault("LOCAL_SIZE", os.environ["LOCAL_WORLD_SIZE"])
         if cpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
@@ -158,16 +159,10 @@ class PeerFailed(FinetuneError):
     """Another rank's failure, seen from here: never told first, because that rank tells its own."""
 
 
-def _become_single_process_if_alone() -> None:
-    if "RANK" in os.environ:
-        os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
-        os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
-        return
+def _alone() -> Place:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        return Place(0, 1, 0, 1, "none", "127.0.0.1", probe.getsockname()[1])
 
 
 def _open_process_group(cpu: bool) -> None:

@@ -82,7 +82,7 @@ class _Tally:
         self.losses: list[float] = []
         self.weight = 0
         self.worst: list[tuple[float, int, dict[str, Any]]] = []
-        self.metrics = MetricSet(metrics, labels=kit.labels, multi_label=bool(kit.facts.get("multi_label")))
+        self.metrics = MetricSet(metrics, **kit.metric_options)
         self.out = out
         self.beside = out.with_name(out.name + ".incomplete") if out else None
         self.file = self.beside.open("w", encoding="utf-8") if self.beside else None

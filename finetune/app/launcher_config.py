@@ -1,0 +1,50 @@
+"""What `accelerate launch` was told of DeepSpeed beside the recipe: told to the user, who may not know that both speak."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.planning.plan import Plan
+
+
+def compare_with_launcher(environment: Mapping[str, str], plan: Plan) -> list[str]:
+    """One line for each difference. The recipe goes first: the numbers must not depend on how it was started."""
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return []
+    said = _launcher_says(environment)
+    ours = plan.deepspeed
+    if ours is None:
+        return ["note: accelerate was started with DeepSpeed, the recipe says parallel.deepspeed: none; the recipe decides"]
+    lines = []
+    for key, theirs in said.items():
+        mine: Any = ours
+        for part in key.split("."):
+            mine = mine.get(part) if isinstance(mine, Mapping) else None
+        if theirs not in ("auto", None) and str(theirs).lower() != str(mine if mine is not None else "none").lower():
+            lines.append(f"note: {key}: accelerate's configuration says {theirs}, the recipe {mine}; the recipe decides")
+    return lines
+
+
+def _launcher_says(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Dotted DeepSpeed keys -> values, from accelerate's environment or the JSON that it names."""
+    file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if file and Path(file).is_file():
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        flat = _flatten(config)
+        return {key: value for key, value in flat.items() if key.split(".")[-1] in ("stage", "device", "gradient_clipping")}
+    names = {
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "zero_optimization.stage",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "zero_optimization.offload_optimizer.device",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "zero_optimization.offload_param.device",
+        "ACCELERATE_GRADIENT_CLIPPING": "gradient_clipping",
+    }
+    return {key: environment[name] for name, key in names.items() if environment.get(name, "none") != "none"}
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, Mapping):
+        return {k: v for key, item in node.items() for k, v in _flatten(item, f"{prefix}.{key}" if prefix else key).items()}
+    return {prefix: node}

@@ -1,0 +1,118 @@
+"""From a recipe to everything that learns or predicts: what the workers of every verb need, in the right order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune.data.open import open_tables
+from finetune.distributed.engine import Engine, open_engine
+from finetune.distributed.optimizers import make_deepspeed_optimizer
+from finetune.distributed.session import Session
+from finetune.models.load import load_config
+from finetune.planning.plan import Plan, make_plan
+from finetune.planning.shape import hidden_size, layer_elements
+from finetune.recipe.recipe import Recipe
+from finetune.recipe.shelf import find_deepspeed_config
+from finetune.tasks import TASKS
+from finetune.tasks.task import Kit, Task
+from finetune.training.optimizer import make_optimizer, parameter_groups
+
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Workshop:
+    """One rank's task, data and engine."""
+
+    session: Session
+    plan: Plan
+    task: Task
+    kit: Kit
+    engine: Engine
+
+
+def plan_here(recipe: Recipe, ranks: int) -> Plan:
+    """The plan on this machine. Every rank makes the same one."""
+    cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    name = recipe.parallel.deepspeed
+    config = load_config(recipe.model)
+    return make_plan(
+        recipe,
+        TASKS[recipe.task].card,
+        ranks=ranks,
+        device="cuda" if cuda else "cpu",
+        bf16_supported=cuda and torch.cuda.is_bf16_supported(),
+        deepspeed_config=None if name == "none" else find_deepspeed_config(name),
+        hidden_size=hidden_size(config),
+        layer_elements=layer_elements(config),
+    )
+
+
+def open_session(plan: Plan) -> Session:
+    """Join the other ranks. All ranks call it."""
+    return Session.open(plan.deepspeed, precision=plan.precision, cpu=plan.device == "cpu")
+
+
+def set_up(session: Session, recipe: Recipe, plan: Plan, tell: Tell) -> Workshop:
+    """Data, model, optimiser, engine. All ranks call it."""
+    task = TASKS[recipe.task]
+    with session.main_first():
+        kit = task.read(recipe, open_tables(recipe, task.card, tell=tell))
+    torch.manual_seed(recipe.seed)
+    model = task.build(kit)
+    if session.world_size > 1 and plan.device == "cuda":
+        torch.cuda.empty_cache()
+    training = recipe.training
+    if plan.optimizer.startswith("deepspeed_"):
+        optimizer = make_deepspeed_optimizer(
+            plan.optimizer,
+            parameter_groups(model, training.weight_decay),
+            learning_rate=training.learning_rate,
+            betas=training.betas,
+            epsilon=training.epsilon,
+        )
+    else:
+        optimizer = make_optimizer(model, training, plan.optimizer)
+    engine = open_engine(
+        session,
+        model,
+        optimizer,
+        max_grad_norm=training.max_grad_norm,
+        synchronised=resolve_batch_norm(recipe) == "synchronised",
+    )
+    return Workshop(session, plan, task, kit, engine)
+
+
+def resolve_batch_norm(recipe: Recipe) -> str:
+    """auto: frozen for pretrained weights (their statistics saw far more data than a micro-batch), else synchronised."""
+    chosen = recipe.model.batch_norm
+    if chosen != "auto":
+        return chosen
+    return "frozen" if recipe.model.init == "pretrained" else "synchronised"
+
+
+def quieten(rank: int, logs: Path) -> None:
+    """This rank's stderr, and the stdout of all but rank 0, go to logs/rank-*.log: rank 0 speaks."""
+    logs.mkdir(parents=True, exist_ok=True)
+    log = os.open(rank_log(rank, logs), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log, 2)
+    if rank != 0:
+        os.dup2(log, 1)
+    os.close(log)
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+
+
+def rank_log(rank: int, logs: Path) -> Path:
+    """Where rank `rank` writes."""
+    return logs / f"rank-{rank}.log"

@@ -1,0 +1,138 @@
+"""`finetune train`: from a recipe to a run. This process supervises; inside a launcher it is one of the workers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from finetune.app.opening import open_recipe
+from finetune.data.preflight import check_data
+from finetune.distributed.launch import SUPERVISED, Launch, run_workers
+from finetune.distributed.place import here
+from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
+from finetune.recipe.digest import training_digest
+from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.machine import count_gpus
+from finetune.tasks import CARDS
+from finetune.tracking.run import Run
+
+ROOT = Path("runs")
+
+
+def train(
+    recipe: str, *, sets: list[str], processes: int | None, run_dir: Path | None, resume: str, restarts: int
+) -> None:
+    """Train a recipe to the end, from its last checkpoint if there is one.
+
+    Raises: UserError before anything starts; TrainingFailed, Stopped as the first failing rank said.
+    """
+    if is_worker():
+        from finetune.app.worker import work
+
+        work(recipe, sets=sets, run_dir=run_dir, resume=resume)
+        return
+    loaded = open_recipe(recipe, sets)
+    for warning in loaded.warnings:
+        tell(f"note: {warning}")
+    check(loaded)
+    run = choose_run(loaded, run_dir, resume)
+    if run is None:
+        return
+    arguments = ["train", str(run.recipe_file), "--run-dir", str(run.path), "--resume", resume]
+    launch = plan_launch(loaded, arguments, processes)
+    supervise(run, launch, restarts)
+    tell(f"done: {run.path}  (model/, metrics.jsonl, report.html)")
+
+
+def is_worker() -> bool:
+    """Whether a launcher started this process, ours or anyone's."""
+    return SUPERVISED in os.environ or here() is not None
+
+
+def check(loaded: LoadedRecipe) -> None:
+    """What a quick look at the data tells. Raises: RecipeFaults with the lines of the recipe."""
+    card = CARDS[loaded.recipe.task]
+    faults = check_data(loaded.recipe, card)
+    if faults:
+        raise RecipeFaults([_placed(fault, loaded) for fault in faults])
+
+
+def _placed(fault: Fault, loaded: LoadedRecipe) -> Fault:
+    """The fault with the line of its key, or of the nearest key above it."""
+    key = fault.key
+    while key and key not in loaded.origins:
+        key = key.rpartition(".")[0]
+    where = fault.where or loaded.origins.get(key, "recipe")
+    return Fault(where, fault.key, fault.message, fault.value, fault.allowed, fault.nearest)
+
+
+def choose_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | None:
+    """The run to go on with, or a new one; None if `run_dir` holds this recipe's run, done already."""
+    recipe = loaded.recipe
+    if run_dir is None:
+        found = Run.newest_unfinished(recipe, ROOT) if resume == "auto" else None
+        return found or Run.create(recipe, ROOT)
+    if not (run_dir / "run.json").is_file():
+        return Run.create(recipe, ROOT, path=run_dir)
+    run = Run.open(run_dir)
+    if resume == "never":
+        raise UserError(
+            "--resume never would start anew in the folder of another run",
+            where=str(run_dir),
+            remedy="give another --run-dir, or remove this folder",
+        )
+    if run.read().get("recipe_digest") != training_digest(recipe):
+        raise UserError(
+            "the folder holds a run of another recipe (its data, model or training differ)",
+            where=str(run_dir),
+            remedy=f"compare with {run.recipe_file}; give another --run-dir to train this one",
+        )
+    if run.status == "done":
+        tell(f"nothing to do: {run.path} is done; its model is in {run.model}")
+        return None
+    return run
+
+
+def plan_launch(loaded: LoadedRecipe, arguments: list[str], processes: int | None) -> Launch:
+    """How many ranks, on what. The command line goes first, then the recipe, then the machine."""
+    parallel = loaded.recipe.parallel
+    gpus = count_gpus()
+    count = processes or (parallel.processes if parallel.processes != "auto" else max(1, gpus))
+    if gpus and count > gpus:
+        raise UserError(
+            f"{count} processes on {gpus} GPUs",
+            where="--processes" if processes else loaded.origins.get("parallel.processes", "parallel.processes"),
+            remedy=f"at most one process a GPU: --processes {gpus}; the numbers stay the same",
+        )
+    return Launch(arguments, int(count), deepspeed=parallel.deepspeed != "none", cpu=gpus == 0)
+
+
+def supervise(run: Run, launch: Launch, restarts: int) -> None:
+    """Run the workers; after a failure start again from the last checkpoint, as long as steps are gained.
+
+    Raises: what the first failing rank said, when restarts are used up or no step was gained.
+    """
+    gained_from = -1
+    while True:
+        try:
+            run_workers(launch, run.logs, tell)
+            return
+        except TrainingFailed as error:
+            reached = _last_step(run)
+            if restarts <= 0 or reached <= gained_from:
+                raise
+            restarts, gained_from = restarts - 1, reached
+            tell(f"{error}\nstarting again from step {reached} ({restarts} restarts left)")
+
+
+def _last_step(run: Run) -> int:
+    """The step of the newest published checkpoint; 0 if there is none."""
+    names = [path.name for path in run.checkpoints.glob("step-*") if path.is_dir() and path.suffix == ""]
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+def tell(text: str) -> None:
+    """A line for the person who watches."""
+    print(text, flush=True)
+
+

@@ -1,0 +1,63 @@
+"""Same recipe, same numbers: every engine on every number of ranks gives the losses of a plain float64 loop."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from finetune.data.order import Schedule
+from finetune.training.optimizer import parameter_groups
+from finetune.training.schedule import learning_rate
+from tests.distributed import toy
+
+LAYOUTS = [
+    (1, "none", "auto"), (2, "none", "auto"), (3, "none", 1), (2, "none", 1),
+    (1, "zero2", 2), (2, "zero0", 2), (2, "zero1", "auto"), (2, "zero1", 1), (2, "zero2", "auto"), (2, "zero2", 1),
+    (3, "zero2", 2), (2, "zero3", "auto"), (2, "zero3", 1), (3, "zero3", 2),
+    (2, "zero2_offload", 2), (2, "zero3_offload", 2),
+]  # fmt: skip
+
+
+def reference_losses(steps):
+    """Plain PyTorch in float64: one process, one batch a step, no engine, no dealing."""
+    model = toy.tiny_llama().double()
+    optimizer = torch.optim.AdamW(parameter_groups(model, toy.TRAINING.weight_decay), betas=toy.TRAINING.betas)
+    examples, task = toy.ToyExamples(), toy.ToyTask()
+    schedule = Schedule(examples.costs, seed=5, global_batch=toy.TRAINING.global_batch)
+    losses, norms = [], []
+    for step in range(steps):
+        batch = task.collate(None, [examples[i] for item in schedule.step(step).items for i in item])
+        logits = model(**batch.inputs).logits[:, :-1]
+        loss = functional.cross_entropy(logits.flatten(0, 1), batch.targets["labels"][:, 1:].flatten())
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, toy.TOTAL, toy.TRAINING)
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), toy.TRAINING.max_grad_norm)))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    return losses, norms
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return reference_losses(8)
+
+
+def run_layout(config, micro_batch, steps):
+    engine, batch = toy.open_toy(config, micro_batch=micro_batch)
+    seen = []
+    losses, norms = toy.train_toy(engine, batch, range(steps), seen=seen)
+    return type(engine.model).__name__, losses, norms, seen
+
+
+@pytest.mark.parametrize(("world", "config", "micro_batch"), LAYOUTS)
+def test_losses_and_norms_are_those_of_the_reference(ranks, reference, world, config, micro_batch):
+    results = ranks.options(open_group=False, timeout=120).run(world, run_layout, config, micro_batch, 8)
+    kind, losses, norms, _ = results[0]
+    assert kind == ("DeepSpeedEngine" if config != "none" else kind)
+    assert losses == pytest.approx(reference[0], rel=1e-5)
+    assert norms == pytest.approx(reference[1], rel=1e-4)
+    for step in range(8):  # each example of a step on exactly one rank, once
+        ids = sorted(i for result in results for i in result[3][step])
+        schedule = Schedule(toy.ToyExamples().costs, seed=5, global_batch=8)
+        assert ids == sorted(i for item in schedule.step(step).items for i in item)

@@ -1,0 +1,124 @@
+"""A small real training for the distributed tests: a tiny Llama on made-up ragged sequences, through the real engines."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from finetune.data.order import Schedule
+from finetune.distributed.engine import open_engine
+from finetune.distributed.session import Session
+from finetune.planning.batch import plan_batch
+from finetune.planning.deepspeed import resolve_deepspeed_config
+from finetune.recipe.training import TrainingSection
+from finetune.tasks.task import Batch, Kit, Prediction
+from finetune.training.feed import feed, training_steps
+from finetune.training.optimizer import make_optimizer
+from finetune.training.schedule import learning_rate
+from finetune.training.step import seed_step, train_step
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINING = TrainingSection(global_batch=8, learning_rate=1e-2, weight_decay=0.01, warmup=2, steps=12, max_grad_norm=0.5)
+TOTAL = 12
+
+
+class ToyExamples:
+    """Sequences of 3 to 24 tokens, a pure function of the seed."""
+
+    def __init__(self, count=41, seed=3):
+        draw = np.random.default_rng(seed)
+        self.rows = [draw.integers(1, 64, size=draw.integers(3, 25)) for _ in range(count)]
+        self.ids = list(range(count))
+        self.costs = np.array([len(row) for row in self.rows])
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return {"id": index, "tokens": self.rows[index]}
+
+
+class ToyTask:
+    """Next-token prediction; the first third of each sequence is not supervised, so that units differ."""
+
+    def collate(self, kit, examples):
+        width = max(len(example["tokens"]) for example in examples)
+        tokens = torch.zeros(len(examples), width, dtype=torch.long)
+        labels = torch.full((len(examples), width), -100)
+        for row, example in enumerate(examples):
+            size = len(example["tokens"])
+            tokens[row, :size] = torch.as_tensor(example["tokens"])
+            labels[row, size // 3 : size] = tokens[row, size // 3 : size]
+        mask = (tokens > 0).long()
+        ids = tuple(example["id"] for example in examples)
+        return Batch(ids, {"input_ids": tokens, "attention_mask": mask}, {"labels": labels})
+
+    def weight(self, batch):
+        return 0 if batch.ghost else int((batch.targets["labels"][:, 1:] != -100).sum())
+
+    def forward(self, model, batch):
+        return model(**batch.inputs)
+
+    def loss_sum(self, kit, outputs, batch):
+        logits, labels = outputs.logits[:, :-1].float(), batch.targets["labels"][:, 1:]
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+
+    def predict(self, kit, outputs, batch):
+        logits, labels = outputs.logits[:, :-1].float(), batch.targets["labels"][:, 1:]
+        losses = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none").sum(1)
+        weights = (labels != -100).sum(1)
+        return [
+            Prediction(i, {}, float(loss), int(weight))
+            for i, loss, weight in zip(batch.ids, losses, weights, strict=True)
+        ]
+
+
+def tiny_llama(seed=0, **overrides):
+    """106k parameters, tied embeddings, no dropout."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": True,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **overrides}))
+
+
+def open_toy(config, *, precision="fp32", micro_batch="auto", training=TRAINING, build=tiny_llama):
+    """Session and engine, as a worker opens them. config: a name in ds_configs/, or none."""
+    import os
+
+    world = int(os.environ["WORLD_SIZE"])
+    batch = plan_batch(training.global_batch, world, micro_batch, 4)
+    resolved = None
+    if config != "none":
+        written = json.loads((ROOT / "ds_configs" / f"{config}.json").read_text())
+        resolved = resolve_deepspeed_config(
+            written, batch=batch, precision=precision, max_grad_norm=training.max_grad_norm, hidden_size=4
+        )
+    session = Session.open(resolved, precision=precision, cpu=True)
+    module = build()
+    optimizer = make_optimizer(module, training, training.optimizer)
+    engine = open_engine(session, module, optimizer, max_grad_norm=training.max_grad_norm, synchronised=False)
+    return engine, batch
+
+
+def train_toy(engine, batch, steps, *, task=None, seen=None):
+    """Run `steps` (a range of global steps); losses and gradient norms. seen: collects the ids this rank computed."""
+    task, examples = task or ToyTask(), ToyExamples()
+    kit = Kit(None, None, {"train": examples}, {})
+    schedule = Schedule(examples.costs, seed=5, global_batch=TRAINING.global_batch)
+    dealt = training_steps(schedule, engine.session, micro_batch=batch.micro_batch, steps=steps)
+    losses, norms = [], []
+    for index, batches in zip(steps, feed(examples, lambda some: task.collate(kit, some), dealt), strict=True):
+        engine.set_learning_rate(learning_rate(index, TOTAL, TRAINING))
+        seed_step(1, index, engine.session.rank)
+        result = train_step(task, kit, engine, batches, stop=False)
+        losses.append(result.loss)
+        norms.append(result.grad_norm)
+        if seen is not None:
+            seen.append([i for one in batches if not one.ghost for i in one.ids])
+    return losses, norms
