@@ -75,10 +75,9 @@ def deal_segments(
 ) -> Deal:
     """Deal examples into unpadded micro-batches of at most `capacity` tokens: a micro-batch costs the sum of its items.
 
-    For padding-free training, and for packs where ranks cannot share them evenly (fewer packs than ranks, a number that
-    ranks do not divide, unequal speeds): attention never crosses examples, so a pack may be laid out anew.
-    Dearest first to the rank that would finish first, among those with room; there into its emptiest micro-batch. Where
-    that fails, once more with one micro-batch a rank more.
+    Dearest first to the rank that would finish first, among those with room; there into its emptiest micro-batch, so
+    that all micro-batches of a rank are alike, or, where that wastes room, into the fullest that can take it. If an
+    item finds no room anywhere, every rank gets one more micro-batch.
     Raises UserError for an example longer than the capacity.
     """
     costs, pace = _checked(costs, ranks, speed)
@@ -86,14 +85,44 @@ def deal_segments(
     if len(tokens) and tokens.max() > capacity:
         where = f"example {int(tokens.argmax())} of the step"
         raise UserError(f"{int(tokens.max()):,} tokens do not fit a micro-batch of {capacity:,}", where=where)
-    by_cost = np.argsort(-costs, kind="stable").tolist()
     per_rank = max(1, int(np.ceil(tokens.sum() * pace.max() / pace.sum() / capacity - 1e-9)))
-    while (slots := _fit(by_cost, costs, tokens, pace, per_rank, capacity)) is None:
+    while True:
+        alike = _fit(costs, tokens, pace, per_rank, capacity, fullest=False)
+        tight = _fit(costs, tokens, pace, per_rank, capacity, fullest=True)
+        if alike and (tight is None or alike.imbalance <= 1.01 * tight.imbalance):
+            return alike
+        if tight:
+            return tight
         per_rank += 1
-    work = [[float(costs[list(micro)].sum()) for micro in rank] for rank in slots]
-    ordered = (sorted(range(per_rank), key=lambda slot: -work[rank][slot]) for rank in range(ranks))
-    dealt = tuple(tuple(slots[rank][slot] for slot in order) for rank, order in enumerate(ordered))
-    return Deal(dealt, np.array([sum(each) for each in work]), pace)
+
+
+def deal_packs(
+    sizes: Sequence[int],
+    costs: np.ndarray | Sequence[float],
+    lengths: np.ndarray | Sequence[int],
+    ranks: int,
+    *,
+    capacity: int,
+    speed: Sequence[float] | None = None,
+) -> Deal:
+    """Deal a step's packs: a pack is a micro-batch, unless the ranks cannot share packs evenly.
+
+    sizes: segments of each pack; costs and lengths: of all segments, pack after pack; micro-batches hold positions in
+    these. Attention never crosses a segment's border, so packs can be laid out anew without changing what is learnt:
+    done where it ends the step at least 2 percent sooner (fewer packs than ranks, a number of packs that the ranks do
+    not divide, unequal speeds).
+    """
+    ends = np.cumsum(sizes, dtype=np.int64)
+    each = np.asarray(costs, dtype=np.float64)
+    sums = np.add.reduceat(each, ends - np.asarray(sizes)) if len(ends) else each
+    whole = deal(sums, ranks, speed=speed)
+    members = [tuple(range(end - size, end)) for end, size in zip(ends.tolist(), sizes, strict=True)]
+    in_segments = tuple(tuple(members[micro[0]] if micro else () for micro in rank) for rank in whole.ranks)
+    whole = Deal(in_segments, whole.loads, whole.speed)
+    if whole.imbalance <= 1.02:
+        return whole
+    anew = deal_segments(costs, lengths, ranks, capacity=capacity, speed=speed)
+    return anew if anew.imbalance <= 0.98 * whole.imbalance else whole
 
 
 def _checked(
@@ -171,19 +200,24 @@ def _least_loaded(longest: list[int], work: list[float], pace: np.ndarray, per_r
 
 
 def _fit(
-    by_cost: list[int], costs: np.ndarray, tokens: np.ndarray, pace: np.ndarray, per_rank: int, capacity: int
-) -> list[list[MicroBatch]] | None:
+    costs: np.ndarray, tokens: np.ndarray, pace: np.ndarray, per_rank: int, capacity: int, *, fullest: bool
+) -> Deal | None:
     """Items into per_rank micro-batches of each rank, none above the capacity; None where an item finds no room."""
     room = np.full((len(pace), per_rank), capacity)
+    work = np.zeros((len(pace), per_rank))
     loads = np.zeros(len(pace))
     slots: list[list[list[int]]] = [[[] for _ in range(per_rank)] for _ in pace]
-    for item in by_cost:
-        finish = np.where(room.max(axis=1) >= tokens[item], (loads + costs[item]) / pace, np.inf)
+    for item in np.argsort(-costs, kind="stable").tolist():
+        fits = room >= tokens[item]
+        finish = np.where(fits.any(axis=1), (loads + costs[item]) / pace, np.inf)
         rank = int(np.argmin(finish))
         if not np.isfinite(finish[rank]):
             return None
-        slot = int(np.argmax(room[rank]))
+        slot = int(np.argmin(np.where(fits[rank], room[rank], capacity + 1)) if fullest else np.argmax(room[rank]))
         slots[rank][slot].append(item)
         room[rank, slot] -= tokens[item]
+        work[rank, slot] += costs[item]
         loads[rank] += costs[item]
-    return [[tuple(slot) for slot in rank] for rank in slots]
+    dearest_first = np.argsort(-work, axis=1, kind="stable")
+    ranks = tuple(tuple(tuple(slots[r][slot]) for slot in order) for r, order in enumerate(dearest_first.tolist()))
+    return Deal(ranks, loads, pace)

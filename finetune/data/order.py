@@ -46,8 +46,10 @@ class _Epoch:
 class Schedule:
     """All steps of a run. Each example exactly once an epoch; only the last step of an epoch may be smaller.
 
-    costs: work of each example, any unit (float or int [n]); global_batch: examples a step. Packed, a step is a
-    fixed number of packs, `global_batch` examples on average: round(global_batch / mean examples a pack), at least 1.
+    costs: work of each example, any unit (float or int [n]), from lengths and the model's shape. Never from measured
+    times: the machine would then decide what a step trains on (dealing may use them).
+    global_batch: examples a step. Packed, a step is a fixed number of packs that hold so many examples on average:
+    round(global_batch / mean examples a pack), at least 1.
     window: so many steps choose their items together by similar cost and are then shuffled, so that any number of ranks
     finds equal shares and padding is cut. 0 or 1: purely random. Default: random for single examples, 64 for packs.
     Raises UserError where there is no example, or one that the packing cannot hold.

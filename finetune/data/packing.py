@@ -3,10 +3,12 @@
 Peers pack per 1,000 rows, or one example after the other. Here equal lengths are placed together, and bins are held as
 runs of bins with equal room: the work depends on how many *different* lengths there are, not on how many examples.
 Which example of a length goes where changes with every epoch; the packs' shapes do not, so epochs are equally long.
+(Where few examples share a length, epochs therefore share many packs; their order always changes.)
 """
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +18,8 @@ from finetune.errors import UserError
 
 EXACT_LENGTHS = 4096  # up to so many different lengths best-fit-decreasing is exact; with more, lengths are rounded up
 ROUNDED_BITS = 10  # to so many significant bits: at most 0.2 percent of a pack, and the work stays bounded
+BLOCK = 1 << 13  # items handled at once
+LOW_HALF = np.uint64(2**32 - 1)
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,9 @@ class Packing:
 
 @dataclass(frozen=True)
 class Packs:
-    """Pack p holds examples indices[offsets[p]:offsets[p + 1]], longest first."""
+    """Pack p holds examples indices[offsets[p]:offsets[p + 1]], ascending."""
 
-    indices: np.ndarray  # int32 [examples]: each example exactly once
+    indices: np.ndarray  # int64 [examples]: each example exactly once
     offsets: np.ndarray  # int64 [packs + 1]
 
     def __len__(self) -> int:
@@ -41,9 +45,12 @@ class Packs:
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Sum over each pack of a value per example, such as lengths or costs: [examples] -> [packs]."""
-        if not len(self):
-            return np.zeros(0, dtype=values.dtype)
-        return np.add.reduceat(values[self.indices], self.offsets[:-1])
+        totals = np.zeros(len(self), dtype=values.dtype)
+        for block in _blocks(len(self)):
+            offsets = self.offsets[block.start : block.stop + 1]
+            chosen = values[self.indices[offsets[0] : offsets[-1]]]
+            totals[block] = np.add.reduceat(chosen, offsets[:-1] - offsets[0])
+        return totals
 
 
 def check_lengths(lengths: np.ndarray, capacity: int) -> None:
@@ -63,28 +70,43 @@ def check_lengths(lengths: np.ndarray, capacity: int) -> None:
 def pack(lengths: np.ndarray, capacity: int, *, seed: int = 0, epoch: int = 0) -> Packs:
     """Pack every example exactly once; a pure function of its arguments.
 
-    lengths: int [n], each in 1..capacity; n may be 0. Memory: below three times an int64 length array.
+    lengths: int [n], each in 1..capacity; n may be 0. Memory: 8 bytes an example and a block, the result included: it
+    is sorted in place, twice, as 64-bit keys whose low half is the example.
     Raises UserError naming count and first index of lengths outside 1..capacity.
     """
-    lengths = np.asarray(lengths)
+    lengths = np.asarray(lengths, dtype=None if len(lengths) else np.int64)
     check_lengths(lengths, capacity)
     counts = np.bincount(lengths)
-    shapes = _round_up(np.flatnonzero(counts), capacity)  # the planned length of every length that occurs
-    values, classes = np.unique(shapes, return_inverse=True)
-    plan = _plan(values[::-1], np.bincount(classes, weights=counts[counts > 0]).astype(np.int64)[::-1], capacity)
+    occurring = np.flatnonzero(counts)
+    values, classes = np.unique(_round_up(occurring, capacity), return_inverse=True)
+    items_of_class = np.bincount(classes, weights=counts[occurring], minlength=len(values)).astype(np.int64)
+    rows = _plan(values[::-1], items_of_class[::-1], capacity)
 
-    class_of_length = np.zeros(len(counts), dtype=np.uint64)
-    class_of_length[counts > 0] = len(values) - 1 - classes  # descending, as the plan takes them
+    rank_of_length = np.zeros(len(counts), dtype=np.uint64)  # 0 for the longest class, as the plan takes them
+    rank_of_length[occurring] = len(values) - 1 - classes
+    class_bits = len(values).bit_length()
     keys = draw(len(lengths), seed=seed, epoch=epoch, purpose=Purpose.TIES)
-    keys >>= np.uint64(16)
-    keys |= class_of_length[lengths] << np.uint64(48)
-    by_class = np.argsort(keys, kind="stable").astype(np.int32)  # longest class first, at random within a class
-    del keys
-    first, bins, each = plan.T
-    bin_of_item = _spread(first, bins, each)
-    offsets = np.zeros(int((first + bins).max(initial=0)) + 1, dtype=np.int64)
-    np.cumsum(np.bincount(bin_of_item, minlength=len(offsets) - 1), out=offsets[1:])
-    return Packs(by_class[np.argsort(bin_of_item, kind="stable")], offsets)
+    for block in _blocks(len(keys)):  # class, then chance, then example
+        chance = keys[block] >> np.uint64(class_bits) & ~LOW_HALF
+        rank = rank_of_length[lengths[block]] << np.uint64(64 - class_bits)
+        keys[block] = rank | chance | np.arange(block.start, block.stop, dtype=np.uint64)
+    keys.sort()  # no two keys are equal, so any algorithm gives this order
+
+    first, bins, each = rows.T
+    row_ends = np.cumsum(bins * each)
+    for block in _blocks(len(keys)):  # bin, then example
+        position = np.arange(block.start, block.stop)
+        row = np.searchsorted(row_ends, position, side="right")
+        nth = position - (row_ends - bins * each)[row]
+        keys[block] = (first[row] + nth // each[row]).astype(np.uint64) << np.uint64(32) | keys[block] & LOW_HALF
+    keys.sort()
+    keys &= LOW_HALF
+    return Packs(keys.view(np.int64), _offsets(first, bins, each))
+
+
+def _blocks(count: int) -> list[slice]:
+    """0..count in slices small enough that temporary arrays do not matter."""
+    return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
 
 
 def _round_up(lengths: np.ndarray, capacity: int) -> np.ndarray:
@@ -95,11 +117,14 @@ def _round_up(lengths: np.ndarray, capacity: int) -> np.ndarray:
     return np.minimum(-(-lengths // steps) * steps, capacity)
 
 
-def _spread(first: np.ndarray, bins: np.ndarray, each: np.ndarray) -> np.ndarray:
-    """Rows (first bin, bins, items each) -> the bin of every item: (5, 2, 3) -> 5 5 5 6 6 6."""
-    row_starts = np.repeat(first - np.concatenate(([0], np.cumsum(bins)[:-1])), bins)
-    bin_ids = (row_starts + np.arange(len(row_starts))).astype(np.int32)
-    return np.repeat(bin_ids, np.repeat(each, bins))
+def _offsets(first: np.ndarray, bins: np.ndarray, each: np.ndarray) -> np.ndarray:
+    """Rows of a plan -> where each bin begins among the items of all bins: int64 [bins + 1]."""
+    offsets = np.zeros(int((first + bins).max(initial=0)) + 2, dtype=np.int64)
+    np.add.at(offsets, first + 1, each)  # a row adds `each` items to all bins from first on
+    np.subtract.at(offsets, first + bins + 1, each)
+    np.cumsum(offsets, out=offsets)  # items of each bin
+    np.cumsum(offsets, out=offsets)  # items of all bins before
+    return offsets[:-1]
 
 
 def _plan(values: np.ndarray, counts: np.ndarray, capacity: int) -> np.ndarray:
@@ -109,7 +134,7 @@ def _plan(values: np.ndarray, counts: np.ndarray, capacity: int) -> np.ndarray:
     the items in their order. A bin that fits best goes on fitting best until less than one item fits, so it takes
     room // value items at once, and all bins of a run take them together.
     """
-    rows: list[tuple[int, int, int]] = []
+    rows = array("q")
     rooms = _Rooms(capacity)
     smallest = int(values[-1]) if len(values) else 0
     opened = 0
@@ -122,11 +147,11 @@ def _plan(values: np.ndarray, counts: np.ndarray, capacity: int) -> np.ndarray:
                 opened += used
             elif used < bins:
                 rooms.put(room, first + used, bins - used)
-            rows.append((first, used, each))
+            rows.extend((first, used, each))
             if room - each * value >= smallest:
                 rooms.put(room - each * value, first, used)
             count -= used * each
-    return np.array(rows, dtype=np.int64).reshape(-1, 3)
+    return np.frombuffer(rows, dtype=np.int64).reshape(-1, 3) if rows else np.zeros((0, 3), dtype=np.int64)
 
 
 class _Rooms:

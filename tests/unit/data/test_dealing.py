@@ -1,0 +1,114 @@
+"""Proves that a deal gives every item to exactly one rank, that all ranks run equally many micro-batches, that loads
+are told truly and balanced, and that too few items or unequal ranks never hang.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.data.dealing import deal, deal_evaluation, deal_packs, deal_segments
+from finetune.errors import UserError
+
+costs_lists = st.lists(st.floats(0.5, 100), max_size=60).map(np.array)
+speeds = st.integers(1, 9).flatmap(
+    lambda ranks: st.tuples(st.just(ranks), st.none() | st.lists(st.floats(0.2, 2), min_size=ranks, max_size=ranks))
+)
+
+
+def check_whole(dealt, count, ranks):
+    """Every position once; equally many micro-batches, at least one; ghosts last."""
+    assert len(dealt.ranks) == ranks
+    assert {len(rank) for rank in dealt.ranks} == {dealt.micro_batches}
+    assert dealt.micro_batches >= 1
+    assert sorted(i for rank in dealt.ranks for micro in rank for i in micro) == list(range(count))
+    for rank in dealt.ranks:
+        filled = [bool(micro) for micro in rank]
+        assert filled == sorted(filled, reverse=True)
+
+
+@given(costs_lists, speeds, st.integers(1, 20))
+def test_padded_micro_batches(costs, ranks_speed, micro_batch):
+    ranks, speed = ranks_speed
+    dealt = deal(costs, ranks, micro_batch=micro_batch, speed=speed)
+    check_whole(dealt, len(costs), ranks)
+    assert all(len(micro) <= micro_batch for rank in dealt.ranks for micro in rank)
+    loads = [sum(costs[list(micro)].max() * len(micro) for micro in rank if micro) for rank in dealt.ranks]
+    assert dealt.loads == pytest.approx(loads)
+    if speed is None:
+        assert dealt.micro_batches <= max(1, -(-len(costs) // (ranks * micro_batch)))
+
+
+@given(st.lists(st.integers(1, 100), max_size=60).map(np.array), speeds)
+def test_segments(lengths, ranks_speed):
+    ranks, speed = ranks_speed
+    costs = lengths * (1 + 0.01 * lengths)
+    dealt = deal_segments(costs, lengths, ranks, capacity=100, speed=speed)
+    check_whole(dealt, len(lengths), ranks)
+    assert all(lengths[list(micro)].sum() <= 100 for rank in dealt.ranks for micro in rank if micro)
+    assert dealt.loads == pytest.approx([sum(costs[list(m)].sum() for m in rank if m) for rank in dealt.ranks])
+
+
+@given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=3), max_size=20), speeds)
+def test_packs_whole_or_laid_out_anew(packs, ranks_speed):
+    ranks, speed = ranks_speed
+    lengths = np.array([length for pack in packs for length in pack], dtype=int)
+    dealt = deal_packs([len(p) for p in packs], lengths, lengths, ranks, capacity=90, speed=speed)
+    check_whole(dealt, len(lengths), ranks)
+    assert all(lengths[list(micro)].sum() <= 90 for rank in dealt.ranks for micro in rank if micro)
+    assert dealt.loads == pytest.approx([sum(lengths[list(m)].sum() for m in rank if m) for rank in dealt.ranks])
+
+
+@given(costs_lists, st.integers(1, 9), st.integers(1, 20))
+def test_evaluation(costs, ranks, micro_batch):
+    dealt = deal_evaluation(costs, ranks, micro_batch)
+    check_whole(dealt, len(costs), ranks)
+    sizes = [len(micro) for rank in dealt.ranks for micro in rank if micro]
+    assert sum(size < micro_batch for size in sizes) <= 1  # full micro-batches, one rest
+    assert dealt.micro_batches == max(1, -(-len(sizes) // ranks))
+
+
+def test_a_deal_of_eight_packs():
+    """Two packs each, the dearest with the cheapest."""
+    dealt = deal([8, 7, 6, 5, 4, 3, 2, 1], 4)
+    assert dealt.ranks == (((0,), (7,)), ((1,), (6,)), ((2,), (5,)), ((3,), (4,)))
+    assert dealt.imbalance == 1.0
+
+
+def test_fewer_items_than_ranks_leave_ghosts():
+    dealt = deal([5.0, 3.0], 4)
+    assert dealt.ranks == (((0,),), ((1,),), ((),), ((),))
+    assert deal([], 3).ranks == (((),), ((),), ((),))
+
+
+def test_room_in_the_micro_batch_evens_padded_work():
+    """One long sentence and many short: the rank with the long one gets fewer, where a fixed micro-batch could not."""
+    costs = [40.0] + [4.0] * 31
+    assert deal(costs, 2, micro_batch=16).imbalance > 1.5
+    roomy = deal(costs, 2, micro_batch=32)
+    assert roomy.imbalance < 1.2 and roomy.loads.max() < 130
+
+
+def test_slow_ranks_get_less():
+    dealt = deal(np.ones(40), 3, speed=[1.0, 1.0, 0.5])
+    assert dealt.loads.tolist() == [16, 16, 8]
+    padded = deal(np.ones(40), 3, micro_batch=20, speed=[2.0, 2.0, 1.0])
+    assert padded.loads.tolist() == [16, 16, 8]
+    assert padded.micro_batches == 1
+
+
+def test_packs_that_ranks_cannot_share_are_laid_out_anew():
+    """Two full packs of short examples on four ranks: as they are, half of the ranks would idle."""
+    dealt = deal_packs([10, 10], np.ones(20), np.ones(20, dtype=int), 4, capacity=10)
+    assert dealt.loads.tolist() == [5, 5, 5, 5]
+    kept = deal_packs([10, 10], np.ones(20), np.ones(20, dtype=int), 2, capacity=10)
+    assert kept.ranks == ((tuple(range(10)),), (tuple(range(10, 20)),))
+
+
+def test_faults_are_told():
+    with pytest.raises(UserError, match="2 rank speeds for 3 ranks"):
+        deal([1.0], 3, speed=[1, 1])
+    with pytest.raises(UserError, match="above 0"):
+        deal([1.0], 2, speed=[1, 0])
+    with pytest.raises(UserError, match="11 tokens do not fit a micro-batch of 10"):
+        deal_segments([1.0], [11], 2, capacity=10)
