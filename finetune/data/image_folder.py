@@ -20,28 +20,44 @@ Listed = tuple[str, str | None, int, int]  # (path relative to the folder, class
 def list_images(folder: Path) -> list[Listed]:
     """Every image below a folder, classes A to Z, files A to Z. An image in no sub-folder has no class.
 
-    Raises: UserError if there is none, or the sub-folders are splits rather than classes.
+    Raises: UserError as look_at does.
+    """
+    return list(_walk(folder, look_at(folder)))
+
+
+def look_at(folder: Path) -> list[str]:
+    """The classes, A to Z, without walking through all files.
+
+    Raises: UserError if there is no image, or the sub-folders are splits rather than classes.
     """
     try:
         classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] not in "._")
-        if classes and {name.lower() for name in classes} <= SPLITS:
-            raise UserError(
-                f"holds splits ({', '.join(classes)}), not classes",
-                where=shown(folder),
-                remedy=f"Name one as the source, such as {shown(folder / classes[0])}, or set `split:`.",
-            )
-        listing: list[Listed] = [(name, None, size, time) for name, size, time in _images(folder, folder, deep=False)]
-        for label in classes:
-            listing += [(name, label, size, time) for name, size, time in _images(folder / label, folder, deep=True)]
     except OSError as error:
         raise unreadable(folder, error) from error
-    if not listing:
+    if classes and {name.lower() for name in classes} <= SPLITS:
+        raise UserError(
+            f"holds splits ({', '.join(classes)}), not classes",
+            where=shown(folder),
+            remedy=f"Name one as the source, such as {shown(folder / classes[0])}, or set `split:`.",
+        )
+    if next(_walk(folder, classes), None) is None:
         raise UserError(
             "holds no images and no data file",
             where=shown(folder),
             remedy=f"An image folder has one sub-folder a class, with {', '.join(ENDINGS[:4])} ... in it.",
         )
-    return listing
+    return classes
+
+
+def _walk(folder: Path, classes: list[str]) -> Iterator[Listed]:
+    try:
+        for name, size, time in _images(folder, folder, deep=False):
+            yield name, None, size, time
+        for label in classes:
+            for name, size, time in _images(folder / label, folder, deep=True):
+                yield name, label, size, time
+    except OSError as error:
+        raise unreadable(folder, error) from error
 
 
 def _images(folder: Path, root: Path, *, deep: bool) -> Iterator[tuple[str, int, int]]:

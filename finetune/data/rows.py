@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,18 +130,6 @@ def _with_paths(row: dict[str, Any], base: Path) -> dict[str, Any]:
         if isinstance(row.get(role), str) and not row[role].startswith("data:"):
             row[role] = str(base / Path(row[role]).expanduser())
     return row
-
-
-def seen_columns(rows: Iterator[NumberedRow], count: int) -> tuple[list[str], list[tuple[int, str]]]:
-    """(columns in order of first sight, [(line, why)] of bad rows) in the first `count` rows."""
-    columns: dict[str, None] = {}
-    bad: list[tuple[int, str]] = []
-    for line, row in islice(rows, count):
-        if isinstance(row, BadRow):
-            bad.append((line, str(row)))
-        else:
-            columns.update(dict.fromkeys(row))
-    return list(columns), bad
 
 
 class MemoryTable:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from finetune.data.columns import SAMPLED, Wanted
+from finetune.data.columns import Wanted
 from finetune.data.formats import READERS, locate, shown
 from finetune.data.image_folder import COLUMNS, list_images
 from finetune.data.joined import PartRows
-from finetune.data.rows import convert_file, convert_images, seen_columns
-from finetune.errors import UserError
+from finetune.data.peek import columns_of
+from finetune.data.rows import convert_file, convert_images
 from finetune.recipe.data import SourceSection
 
 Tell = Callable[[str], None]
@@ -39,14 +39,7 @@ def open_source(name: str, source: SourceSection, wanted: Wanted, limit: int | N
 
 
 def _open_text(path: Path, form: str, source: SourceSection, wanted: Wanted, limit: int | None) -> PartRows:
-    seen, bad = seen_columns(READERS[form](path, source), SAMPLED)
-    if not seen and not bad:
-        raise UserError("is empty", where=shown(path), remedy="Give a file with rows, or take it off the recipe.")
-    if not seen:
-        line, why = bad[0]
-        remedy = f"Is it {form}? Say what it is with `format:`."
-        raise UserError(f"not one of the first rows can be read: {why}", where=f"{shown(path)}:{line}", remedy=remedy)
-    mapping = wanted.resolve(seen, shown(path))
+    mapping = wanted.resolve(columns_of(path, form, source), shown(path))
     return convert_file(path, form, source, mapping, wanted.required, limit), mapping
 
 
