@@ -11,6 +11,7 @@ import typer
 
 import finetune
 from finetune.errors import EXIT_FAILED, FinetuneError
+from finetune.recipe.machine import reach_own_programs
 from finetune.terminal import print_rows, say, tell_bug, tell_error
 
 EXIT_INTERRUPTED = 130
@@ -26,13 +27,37 @@ _SETTINGS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
 }
-app = typer.Typer(name="finetune", epilog=EXIT_CODES, **_SETTINGS)
-recipes = typer.Typer(name="recipes", help="List, show and write recipes.", **_SETTINGS)
+
+
+def _examples(*lines: str, after: str = "") -> str:
+    """The end of a help page; its first mark keeps the lines apart."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines) + after
+
+
+app = typer.Typer(
+    name="finetune",
+    epilog=_examples(
+        "finetune recipes list                      what ships",
+        "finetune train quickstart                  train a shipped recipe",
+        "finetune recipes new text_classification --data my.csv --output my.yaml",
+        "finetune train my.yaml --processes 8       train your own",
+        "finetune COMMAND --help                    each command, with examples",
+        after=f"\n\n{EXIT_CODES}",
+    ),
+    **_SETTINGS,
+)
+recipes = typer.Typer(
+    name="recipes",
+    help="List, show and write recipes.",
+    epilog=_examples("finetune recipes list", "finetune recipes show quickstart --explain"),
+    **_SETTINGS,
+)
 app.add_typer(recipes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with one of the documented exit codes."""
+    reach_own_programs()
     args, show_traceback = _own_options(list(sys.argv[1:] if argv is None else argv))
     try:
         typer.main.get_command(app)(args=args, prog_name="finetune")
@@ -127,18 +152,18 @@ def finetune_command(
         bool, typer.Option("--traceback", help="Show where in the code an error was raised; may stand anywhere.")
     ] = False,
 ) -> None:
-    r"""One recipe file becomes a tuned, evaluated, logged model, on one process or a thousand.
-
-    \b
-    finetune recipes list                           what ships
-    finetune train quickstart                       train a shipped recipe
-    finetune recipes new text_classification --data my.csv --output my.yaml
-    finetune train my.yaml --processes 8            train your own
-    finetune COMMAND --help                         each command, with examples
-    """
+    """One recipe file becomes a tuned, evaluated, logged model, on one process or a thousand."""
 
 
-@app.command(short_help="Train a recipe and leave a run folder.")
+@app.command(
+    short_help="Train a recipe and leave a run folder.",
+    epilog=_examples(
+        "finetune train quickstart",
+        "finetune train my.yaml --processes 4 --set training.learning_rate=3e-5 --set training.epochs=5",
+        "finetune train my.yaml --set parallel.deepspeed=zero3 --resume never",
+        "accelerate launch --num_processes 8 -m finetune train my.yaml",
+    ),
+)
 def train(
     recipe: RecipeName,
     processes: Processes = None,
@@ -158,23 +183,24 @@ def train(
         int, typer.Option("--restarts", min=0, metavar="N", help="Go on by itself so often after a rank died.")
     ] = 0,
 ) -> None:
-    r"""Train a recipe: launch the processes, train, evaluate, and leave a run folder.
+    """Train a recipe: launch the processes, train, evaluate, and leave a run folder.
 
     Run again after a stop, the same command goes on at the exact next step. Inside accelerate launch, torchrun,
     deepspeed or srun it works as one of their workers.
-
-    \b
-    finetune train quickstart
-    finetune train my.yaml --processes 4 --set training.learning_rate=3e-5 --set training.epochs=5
-    finetune train my.yaml --set parallel.deepspeed=zero3 --resume never
-    accelerate launch --num_processes 8 -m finetune train my.yaml
     """
     from finetune.app import train as verb
 
     verb.train(recipe, sets=list(sets or ()), processes=processes, run_dir=run_dir, resume=resume, restarts=restarts)
 
 
-@app.command(short_help="Evaluate a checkpoint of a run.")
+@app.command(
+    short_help="Evaluate a checkpoint of a run.",
+    epilog=_examples(
+        "finetune evaluate runs/quickstart/20260101-120000",
+        "finetune evaluate runs/my/20260101-120000 --checkpoint latest --split test",
+        "finetune evaluate runs/my/20260101-120000 --set data.validation=other.csv",
+    ),
+)
 def evaluate(
     run: RunFolder,
     checkpoint: Checkpoint = "best",
@@ -182,19 +208,19 @@ def evaluate(
     sets: Sets = None,
     processes: Processes = None,
 ) -> None:
-    r"""Evaluate a checkpoint of a run, on its own data or on other.
-
-    \b
-    finetune evaluate runs/quickstart/20260101-120000
-    finetune evaluate runs/my/20260101-120000 --checkpoint latest --split test
-    finetune evaluate runs/my/20260101-120000 --set data.validation=other.csv
-    """
+    """Evaluate a checkpoint of a run, on its own data or on other."""
     from finetune.app import evaluate as verb
 
     verb.evaluate(run, checkpoint=checkpoint, split=split, sets=list(sets or ()), processes=processes)
 
 
-@app.command(short_help="Write a run's model for from_pretrained.")
+@app.command(
+    short_help="Write a run's model for from_pretrained.",
+    epilog=_examples(
+        "finetune export runs/my/20260101-120000 --output my-model",
+        "finetune export runs/my/20260101-120000 --output my-model --checkpoint latest --merge",
+    ),
+)
 def export(
     run: RunFolder,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; it must be new.")],
@@ -203,28 +229,21 @@ def export(
         bool, typer.Option("--merge", help="Merge an adapter into the weights it was trained on.")
     ] = False,
 ) -> None:
-    r"""Write the model of a run as a folder that transformers' from_pretrained loads (adapters: peft's).
-
-    \b
-    finetune export runs/my/20260101-120000 --output my-model
-    finetune export runs/my/20260101-120000 --output my-model --checkpoint latest --merge
-    """
+    """Write the model of a run as a folder that transformers' from_pretrained loads (adapters: peft's)."""
     from finetune.app import export as verb
 
     verb.export(run, output=output, checkpoint=checkpoint, merge=merge)
 
 
-@app.command(short_help="Write report.html of a run.")
+@app.command(
+    short_help="Write report.html of a run.",
+    epilog=_examples("finetune report runs/my/20260101-120000", "finetune report runs/my/20260101-120000 --open"),
+)
 def report(
     run: RunFolder,
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    r"""Write report.html anew from what a run has logged, and say where it is.
-
-    \b
-    finetune report runs/my/20260101-120000
-    finetune report runs/my/20260101-120000 --open
-    """
+    """Write report.html anew from what a run has logged, and say where it is."""
     from finetune.app import report as verb
 
     path = verb.report(run)
@@ -233,51 +252,46 @@ def report(
         typer.launch(str(path))
 
 
-@app.command(short_help="What this machine has, and what is missing.")
+@app.command(
+    short_help="What this machine has, and what is missing.",
+    epilog=_examples("finetune doctor", "finetune doctor --build"),
+)
 def doctor(
     build: Annotated[
         bool, typer.Option("--build", help="Build DeepSpeed's C++ now, once, rather than in the first training.")
     ] = False,
 ) -> None:
-    r"""What this machine has, what is missing, and how to get it. Asks no network.
-
-    \b
-    finetune doctor
-    finetune doctor --build
-    """
+    """What this machine has, what is missing, and how to get it. Asks no network."""
     from finetune.app import doctor as verb
 
     raise typer.Exit(verb.doctor(build=build))
 
 
-@recipes.command("list")
+@recipes.command("list", epilog=_examples("finetune recipes list", "finetune train NAME"))
 def list_recipes() -> None:
-    r"""The recipes that ship.
-
-    \b
-    finetune recipes list
-    finetune train NAME
-    """
+    """The recipes that ship."""
     from finetune.app import recipes as verb
 
     rows = verb.list_recipes()
     print_rows(("recipe", "task", "what it does"), rows, empty="no recipes ship with this installation")
 
 
-@recipes.command("show", short_help="Show a recipe: written, resolved, or explained.")
+@recipes.command(
+    "show",
+    short_help="Show a recipe: written, resolved, or explained.",
+    epilog=_examples(
+        "finetune recipes show quickstart",
+        "finetune recipes show my.yaml --explain --set training.epochs=5",
+        "finetune recipes show my.yaml --resolved > resolved.yaml",
+    ),
+)
 def show_recipe(
     recipe: RecipeName,
     explain: Annotated[bool, typer.Option("--explain", help="Every resolved value, and where it came from.")] = False,
     resolved: Annotated[bool, typer.Option("--resolved", help="The recipe as YAML with every value explicit.")] = False,
     sets: Sets = None,
 ) -> None:
-    r"""Show a recipe: as written, resolved, or explained; faults are told as `train` would tell them.
-
-    \b
-    finetune recipes show quickstart
-    finetune recipes show my.yaml --explain --set training.epochs=5
-    finetune recipes show my.yaml --resolved > resolved.yaml
-    """
+    """Show a recipe: as written, resolved, or explained; faults are told as `train` would tell them."""
     from finetune.app import recipes as verb
 
     if not (explain or resolved or sets):
@@ -292,18 +306,19 @@ def show_recipe(
         say(f"warning: {warning}")
 
 
-@recipes.command("schema", short_help="The JSON Schema of recipes, for editors.")
+@recipes.command(
+    "schema",
+    short_help="The JSON Schema of recipes, for editors.",
+    epilog=_examples("finetune recipes schema --output recipe.schema.json"),
+)
 def show_schema(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there instead of printing it.")
     ] = None,
 ) -> None:
-    r"""The JSON Schema of recipes, from which editors complete and check keys.
+    """The JSON Schema of recipes, from which editors complete and check keys.
 
     A recipe names it in its first line: # yaml-language-server: $schema=recipe.schema.json
-
-    \b
-    finetune recipes schema --output recipe.schema.json
     """
     from finetune.app import recipes as verb
 
@@ -313,7 +328,14 @@ def show_schema(
         typer.echo(f"wrote {verb.write_schema(output)}")
 
 
-@recipes.command("new", short_help="Write a first recipe for your own data.")
+@recipes.command(
+    "new",
+    short_help="Write a first recipe for your own data.",
+    epilog=_examples(
+        "finetune recipes new text_classification --data reviews.csv --output reviews.yaml",
+        "finetune recipes new causal_lm --data chats.jsonl --model Qwen/Qwen2.5-0.5B-Instruct",
+    ),
+)
 def new_recipe(
     task: Annotated[str, typer.Argument(metavar="TASK", help="What is learnt.", autocompletion=_complete_task)],
     data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Training data: file, folder or hub id.")] = "",
@@ -322,12 +344,7 @@ def new_recipe(
     ] = None,
     model: Annotated[str, typer.Option("--model", metavar="SOURCE", help="Model to tune: hub id or folder.")] = "",
 ) -> None:
-    r"""Write a first recipe for your own data, its columns guessed from the file. Never overwrites.
-
-    \b
-    finetune recipes new text_classification --data reviews.csv --output reviews.yaml
-    finetune recipes new causal_lm --data chats.jsonl --model Qwen/Qwen2.5-0.5B-Instruct
-    """
+    """Write a first recipe for your own data, its columns guessed from the file. Never overwrites."""
     from finetune.app import recipes as verb
 
     path = verb.new_recipe(task, data=data, output=output, model=model)

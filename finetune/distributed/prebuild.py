@@ -1,0 +1,149 @@
+"""DeepSpeed's C++, built before it is needed: one process compiles, the others wait, and people are told why."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import cpp_extension
+
+from finetune.errors import FinetuneError
+from finetune.units import format_seconds
+
+Tell = Callable[[str], None]
+
+STALE_SECONDS = 300.0  # no file of the build changed for so long: nobody builds; one file takes two minutes at most
+
+
+@dataclass(frozen=True)
+class Extension:
+    """name: as DeepSpeed and its cache folder call it. minutes: about how long two cores compile it."""
+
+    name: str
+    builder: str
+    purpose: str
+    minutes: float
+
+
+SHARED_MEMORY = Extension("deepspeed_shm_comm", "ShareMemCommBuilder", "collectives between ranks on CPU", 1.2)
+CPU_ADAM = Extension("cpu_adam", "CPUAdamBuilder", "optimiser state in main memory (offload)", 1.7)
+
+
+def extensions(*, cuda: bool) -> tuple[Extension, ...]:
+    """What this kind of machine compiles: the collectives are needed where there is no CUDA."""
+    return (CPU_ADAM,) if cuda else (SHARED_MEMORY, CPU_ADAM)
+
+
+def missing_tools() -> list[str]:
+    """Programs that the build needs and this machine lacks."""
+    compiler = os.environ.get("CXX", "g++")
+    return [tool for tool in (compiler, "ninja") if shutil.which(tool) is None]
+
+
+def build_folder(extension: Extension) -> Path:
+    """Where torch keeps the built library; TORCH_EXTENSIONS_DIR moves it."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    if "TORCH_EXTENSIONS_DIR" not in os.environ:
+        root /= _torch_flavour()
+    return root / extension.name
+
+
+def is_built(extension: Extension) -> bool:
+    """Is the library there? It is loaded, and so truly checked, by `prebuild`."""
+    return (build_folder(extension) / f"{extension.name}.so").is_file()
+
+
+def prebuild(tell: Tell, *, cuda: bool) -> None:
+    """Build, or find built, every extension of this machine. One process a machine builds at a time.
+
+    Raises: FinetuneError if the tools are missing or the compiler fails.
+    """
+    for extension in extensions(cuda=cuda):
+        with _locked(build_folder(extension), tell):
+            if not is_built(extension):
+                _require_tools(extension)
+                tell(f"building {extension.name} ({extension.purpose}): about {extension.minutes:g} minutes, once")
+            known, before = is_built(extension), time.monotonic()
+            _outwait(build_folder(extension), tell)
+            _load(extension, cuda=cuda)
+            took = format_seconds(time.monotonic() - before)
+            tell(f"{extension.name}: already built" if known else f"{extension.name}: built in {took}")
+
+
+def _load(extension: Extension, *, cuda: bool) -> None:
+    """Compile what is out of date and import the library; DeepSpeed's own words are left out."""
+    if not cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        from deepspeed.accelerator import get_accelerator
+
+        builder: Any = get_accelerator().create_op_builder(extension.builder)
+        if builder is None:
+            raise FinetuneError(f"DeepSpeed has no {extension.builder} for this machine")
+        builder.load(verbose=False)
+    except (RuntimeError, OSError, ImportError) as error:
+        raise FinetuneError(
+            f"{extension.name} could not be built: {_last_line(error)}",
+            where=str(build_folder(extension)),
+            remedy="Remove that folder and try again; `parallel.deepspeed: none` trains without DeepSpeed.",
+        ) from error
+
+
+def _require_tools(extension: Extension) -> None:
+    missing = missing_tools()
+    if missing:
+        raise FinetuneError(
+            f"{extension.name} cannot be built: no {' and no '.join(missing)}",
+            remedy="apt-get install g++ (dnf install gcc-c++); pip install ninja. "
+            "`parallel.deepspeed: none` trains without DeepSpeed.",
+        )
+
+
+@contextmanager
+def _locked(folder: Path, tell: Tell) -> Iterator[None]:
+    """The machine's only builder of this folder; the lock ends with its process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.finetune-lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell(f"another process builds {folder.name}: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _outwait(folder: Path, tell: Tell) -> None:
+    """torch's own lock: another build holds it, or one that was killed, for which torch would wait for ever."""
+    lock = folder / "lock"
+    told = False
+    while lock.exists():
+        newest = max((item.stat().st_mtime for item in folder.iterdir()), default=0.0)
+        if time.time() - newest > STALE_SECONDS:
+            tell(f"removing the lock of a build that died: {lock}")
+            lock.unlink(missing_ok=True)
+        elif not told:
+            tell(f"a build seems to be under way in {folder}: waiting for it, {format_seconds(STALE_SECONDS)} at most")
+            told = True
+        time.sleep(0.2)
+
+
+def _torch_flavour() -> str:
+    """The folder between the cache's root and the extension, such as py311_cpu or py312_cu126; torch's own rule."""
+    version = torch.version
+    kind = f"rocm{version.hip}" if version.hip else f"cu{version.cuda}" if version.cuda else "cpu"
+    return f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}_{kind.replace('.', '')}"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    errors = [line for line in lines if "error:" in line]
+    return (errors or lines or [type(error).__name__])[0].strip()
