@@ -145,13 +145,15 @@ class Ranks:
         name, path = getattr(function, "__qualname__", ""), inspect.getsourcefile(inspect.unwrap(function))
         if "<" in name or not name or path is None:  # <locals>, <lambda>
             raise TypeError(f"{name or function!r} must be a function at the module level of a file: ranks import it")
+        port = _free_port()
         return {
             "module": function.__module__,
             "path": path,
             "name": name,
             "arguments": pickle.dumps((args, kwargs)),  # opened on the rank after the module is there
             "open_group": self._open_group,
-            "environment": self._environment | {"MASTER_PORT": str(_free_port())},
+            "meeting": str(self._session.folder / f"meeting-{time.monotonic_ns()}"),
+            "environment": self._environment | {"MASTER_PORT": str(port)},
         }
 
 
