@@ -67,8 +67,8 @@ class Progress:
         if row.get("split", "train") == "train":
             return
         self._pause()
-        figures = [f"{key} {_figure(value)}" for key, value in row.items() if key not in _NOT_FIGURES]
-        head = f"{row['split']} after epoch {_figure(row.get('epoch'))} (step {row.get('step')})"
+        figures = [f"{key} {figure(value)}" for key, value in row.items() if key not in _NOT_FIGURES]
+        head = f"{row['split']} after epoch {figure(row.get('epoch'))} (step {row.get('step')})"
         text = Text(f"{head}: ", style="bold") if self._live is not None else Text(f"{head}: ")
         self._print(text.append(" · ".join(figures), style="green" if self._live is not None else ""))
 
@@ -115,7 +115,7 @@ class Progress:
     def _figures(self, step: int, epoch: float, progress: Mapping[str, float]) -> list[str]:
         parts = [f"epoch {epoch:.2f}"]
         if "loss" in progress:
-            parts.append(f"loss {_figure(progress['loss'])}")
+            parts.append(f"loss {figure(progress['loss'])}")
         if "learning_rate" in progress:
             parts.append(f"lr {progress['learning_rate']:.2e}")
         if progress.get("units_per_second"):
@@ -158,7 +158,7 @@ def describe_start(facts: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def _figure(value: Any) -> str:
+def figure(value: Any) -> str:
     """A figure at reading precision: 0.8612, 1.2e-05, 12."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
