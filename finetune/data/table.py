@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Row = Mapping[str, Any]
 
@@ -28,9 +31,16 @@ class Table(Protocol):
 
 
 class Examples(Protocol):
-    """Encoded examples of one split, ready for `collate`; index i is row id `self.ids[i]`."""
+    """Encoded examples of one split, ready for `collate`; index i is row id `self.ids[i]`.
 
-    ids: Sequence[int]  # row ids, ascending; rows skipped as bad are absent
+    Examples that change with the epoch (augmented images) have an attribute `epoch: int` besides, which the loop sets
+    before it starts the loaders of an epoch.
+    """
+
+    @property
+    def ids(self) -> Sequence[int] | np.ndarray:
+        """Row ids, ascending; rows skipped as bad are absent."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -39,6 +49,6 @@ class Examples(Protocol):
         ...
 
     @property
-    def costs(self) -> Sequence[int]:
+    def costs(self) -> Sequence[int] | np.ndarray:
         """Work of each example in the task's own measure (tokens, pixels), for balance; same order as ids."""
         ...

@@ -1,0 +1,17 @@
+"""All tasks by name. Importing this needs neither torch nor transformers: their tasks import them when they work."""
+
+from __future__ import annotations
+
+from finetune.recipe.card import TaskCard
+from finetune.tasks.causal_lm import CausalLM
+from finetune.tasks.image_classification import ImageClassification
+from finetune.tasks.task import Task
+from finetune.tasks.text_classification import TextClassification
+
+TASKS: dict[str, Task] = {
+    "text_classification": TextClassification(),
+    "causal_lm": CausalLM(),
+    "image_classification": ImageClassification(),
+}
+
+CARDS: dict[str, TaskCard] = {name: task.card for name, task in TASKS.items()}

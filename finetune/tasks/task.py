@@ -32,7 +32,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; lists of tensors and dicts of tensors move too."""
-        return Batch(self.ids, move(self.inputs, device), move(self.targets, device), self.ghost, self.padding, self.positions)
+        inputs, targets = move(self.inputs, device), move(self.targets, device)
+        return Batch(self.ids, inputs, targets, self.ghost, self.padding, self.positions)
 
 
 def move(value: Any, device: torch.device) -> Any:
@@ -66,7 +67,7 @@ class Kit:
     """What a task made of the data: everything but the weights. examples: split name -> encoded examples.
 
     processor: tokenizer or image processor, saved beside the model. facts: for people (counts, skipped rows, lengths).
-    labels: class names in order of their index, if the task has classes. metric_options: what metrics need (num_labels...).
+    labels: class names in order of their index, if the task has classes. metric_options: keyword arguments of MetricSet.
     """
 
     recipe: Recipe
@@ -75,6 +76,7 @@ class Kit:
     tables: dict[str, Table]
     labels: list[str] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    metric_options: dict[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -112,7 +114,9 @@ class Task(Protocol):
         """One prediction an example, in the order of batch.ids."""
         ...
 
-    def sample(self, kit: Kit, model: nn.Module, examples: Sequence[dict[str, Any]], *, synced: bool) -> list[dict[str, str]]:
+    def sample(
+        self, kit: Kit, model: nn.Module, examples: Sequence[dict[str, Any]], *, synced: bool
+    ) -> list[dict[str, str]]:
         """A few examples in full, for the report: [{"id", "input", "expected", "predicted"}]. All ranks call it with the
         same examples; synced: generate in lockstep (ZeRO-3).
         """

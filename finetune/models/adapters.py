@@ -1,0 +1,144 @@
+"""Low-rank adapters through peft: put on a model, and merged into its weights again."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import UserError
+from finetune.models.source import resolve_model
+from finetune.recipe.model import AdapterSection
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def add_adapter(
+    model: nn.Module, adapter: AdapterSection, task_type: str | None, head_modules: Sequence[str], *, seed: int
+) -> nn.Module:
+    """`model` inside a peft model: its weights frozen, the adapter's and those of `head_modules` trained.
+
+    task_type: peft's ("CAUSAL_LM", "SEQ_CLS", ...) or None. head_modules: new heads, trained and saved whole beside
+    adapter.save_modules. seed: of the adapter's first weights, the same on every rank. All ranks call it.
+
+    Raises: UserError for a target that names no module which can carry an adapter, with the nearest names.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    saved = list(dict.fromkeys([*head_modules, *adapter.save_modules]))
+    _check_names(model, adapter.save_modules, "adapter.save_modules")
+    if adapter.targets == "all-linear":
+        targets: Any = _linear_names(model, saved)
+    else:
+        targets = list(adapter.targets)
+        _check_targets(model, targets)
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft takes any number
+        lora_dropout=adapter.dropout,
+        target_modules=targets,
+        modules_to_save=saved or None,
+        use_rslora=adapter.kind == "rslora",
+        use_dora=adapter.kind == "dora",
+        task_type=task_type,
+    )
+    if getattr(model, "is_gradient_checkpointing", False):
+        model.enable_input_require_grads()  # type: ignore[operator]  # else nothing before the first adapter needs a gradient
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+def merge_adapter(folder: Path, output: Path, *, base: str = "") -> None:
+    """Write the whole model to `output`: the base that adapter `folder` names (or `base`), with the adapter merged in.
+
+    A config.json beside the adapter (labels of a new head) is used where there is one. One process, no ranks.
+    Raises: UserError if the folder holds no adapter or the base is gone.
+    """
+    import transformers
+    from peft import PeftModel
+
+    from finetune.models.config import told
+
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise UserError("the folder holds no adapter", where=str(folder), remedy="It needs adapter_config.json.")
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    source = base or stated.get("base_model_name_or_path") or ""
+    with told(source):
+        where = resolve_model(source)
+        config = transformers.AutoConfig.from_pretrained(folder if (folder / "config.json").is_file() else where)
+        kind = _merged_class(config, stated.get("task_type"))
+        model = kind.from_pretrained(where, config=config, use_safetensors=True, ignore_mismatched_sizes=True)
+    merged: Any = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[operator]
+    merged.save_pretrained(output)
+    for kept in sorted(folder.iterdir()):
+        if kept.name.startswith(("token", "special_tokens", "chat_template", "vocab", "merges", "preprocessor")):
+            (output / kept.name).write_bytes(kept.read_bytes())
+
+
+def _merged_class(config: Any, task_type: str | None) -> Any:
+    import transformers
+
+    for name in config.architectures or ():
+        if hasattr(transformers, name) and not name.endswith("Model"):
+            return getattr(transformers, name)
+    autos = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
+    return getattr(transformers, autos.get(task_type or "", "AutoModel"))
+
+
+def _linear_names(model: nn.Module, saved: Sequence[str]) -> list[str]:
+    """Full names of the linear layers of the body; heads, saved modules and output embeddings are left out."""
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    names = [
+        name
+        for name, module in model.named_modules()
+        if _is_linear(module) and module is not output and not any(name == s or name.startswith(f"{s}.") for s in saved)
+    ]
+    if not names:
+        other = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _can_carry(module)})
+        raise UserError(
+            "adapter.targets: all-linear, but this model has no linear layer outside its head",
+            remedy=f"Name the layers, by the endings of their names, such as: {', '.join(other[:8])}",
+        )
+    return names
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _can_carry(module: nn.Module) -> bool:
+    from torch import nn
+
+    return _is_linear(module) or isinstance(module, (nn.Conv2d, nn.Embedding))
+
+
+def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
+    names = [name for name, module in model.named_modules() if _can_carry(module)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            _tell_unknown("adapter.targets", target, names)
+
+
+def _check_names(model: nn.Module, wanted: Sequence[str], key: str) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    for name in wanted:
+        if not any(known == name or known.endswith(f".{name}") for known in names):
+            _tell_unknown(key, name, names)
+
+
+def _tell_unknown(key: str, wanted: str, names: Sequence[str]) -> None:
+    endings = sorted({name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()})
+    near = difflib.get_close_matches(wanted, endings, 3, cutoff=0.4)
+    raise UserError(
+        f"{key}: no module is called {wanted!r}",
+        remedy=f"Nearest: {', '.join(near)}" if near else f"Names that can be given: {', '.join(endings[:20])}",
+    )

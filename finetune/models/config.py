@@ -1,0 +1,153 @@
+"""The configuration of a model: read from where it is, or made from a model type, with the recipe's overrides checked."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import UserError
+from finetune.models.source import resolve_model
+from finetune.recipe.model import ModelSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def load_config(model: ModelSection, **overrides: Any) -> PreTrainedConfig:
+    """The configuration that `model` describes; model.config wins over what is loaded, `overrides` (the task's: labels,
+    vocabulary) win over both.
+
+    Raises: UserError for an unknown key or a value of the wrong type, with the nearest key; and where the source is not
+    there, with what it takes to get it.
+    """
+    from transformers import AutoConfig
+
+    asked = {**model.config, **overrides}
+    with told(model.source):
+        if is_model_type(model):
+            default = AutoConfig.for_model(model.source)
+            _check_keys(default, model.config)
+            return AutoConfig.for_model(model.source, **asked)
+        where = resolve_model(model.source)
+        _check_folder(where)
+        options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        config = AutoConfig.from_pretrained(where, **options)
+        _check_keys(config, model.config)
+        return AutoConfig.from_pretrained(where, **options, **asked) if asked else config
+
+
+def is_model_type(model: ModelSection) -> bool:
+    """Whether model.source is a model type alone (such as "llama"), whose weights can only be random.
+
+    Raises: UserError if it is one, but init is not `config`.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if model.source not in CONFIG_MAPPING or Path(model.source).is_dir():
+        return False
+    if model.init != "config":
+        raise UserError(
+            f"model.source is a model type, {model.source}, which has no weights",
+            remedy="Name a hub id or a folder, or set model.init: config to train from random weights.",
+        )
+    return True
+
+
+def _check_keys(config: PreTrainedConfig, asked: dict[str, Any]) -> None:
+    """A mistyped override would be kept by transformers as an attribute that nothing reads."""
+    known = set(config.to_dict()) | set(config.attribute_map) | {"num_labels"}
+    for key in asked:
+        if key not in known and not hasattr(config, key):
+            near = difflib.get_close_matches(key, known, 1)
+            raise UserError(
+                f"model.config: a {config.model_type} model has no setting {key!r}",
+                remedy=f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(known)[:40])} ...",
+            )
+
+
+def _check_folder(where: str) -> None:
+    folder = Path(where)
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            "model.source is the folder of an adapter, not of a whole model",
+            where=where,
+            remedy="Merge it first: finetune export RUN --merge --output DIR",
+        )
+    inside = sorted(str(path.parent.relative_to(folder)) for path in folder.glob("*/config.json"))
+    held = sorted(path.name for path in folder.iterdir())[:8]
+    raise UserError(
+        "the model folder has no config.json",
+        where=where,
+        remedy=f"Did you mean the folder {inside[0]} inside it?"
+        if inside
+        else f"It holds: {', '.join(held) or 'nothing'}",
+    )
+
+
+@contextmanager
+def told(source: str) -> Iterator[None]:
+    """What transformers and the hub client raise, said to a person; other errors pass."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+        StrictDataclassError,
+    )
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise UserError(f"model.config: {_last_line(error)}", remedy="Mend the value in the recipe.") from None
+    except SafetensorError as error:
+        raise UserError(
+            f"the weights of {source} are damaged: {_first_line(error)}", remedy="Copy or download the model again."
+        ) from None
+    except OSError as error:
+        chain = _causes(error)
+        if any(isinstance(cause, GatedRepoError) for cause in chain):
+            what, remedy = "is gated", "Accept its licence on the hub, then: hf auth login"
+        elif any(isinstance(cause, RevisionNotFoundError) for cause in chain):
+            what, remedy = "has no such revision", "Check model.revision."
+        elif any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
+            what, remedy = "is not on the hub, or is private", "Check the name; for a private one: hf auth login"
+        elif Path(resolve_model(source)).is_dir():
+            what, remedy = f"cannot be read: {_first_line(error)}", _missing_weights_remedy(Path(resolve_model(source)))
+        else:
+            what = "is not on this machine, and the hub cannot be reached"
+            remedy = (
+                "It needs the network once (hf download NAME fills the cache); or set model.source to a folder, or to "
+                "package:<package>/<folder>."
+            )
+        raise UserError(f"the model {source} {what}", remedy=remedy) from None
+
+
+def _missing_weights_remedy(folder: Path) -> str:
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles:
+        return (
+            f"It holds pickled weights ({pickles[0]}), which can run code and are refused. Convert them once where you "
+            "trust them: AutoModel.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(NEW_FOLDER)"
+        )
+    return f"It holds: {', '.join(sorted(path.name for path in folder.iterdir())[:12]) or 'nothing'}"
+
+
+def _causes(error: BaseException | None) -> Sequence[BaseException]:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

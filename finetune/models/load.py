@@ -1,0 +1,210 @@
+"""Loads a model, pretrained or random: safe files only, what is missing told, new weights from the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import UserError
+from finetune.models.config import load_config, told
+from finetune.models.head import head_names, replace_head
+from finetune.models.source import resolve_model
+from finetune.recipe.model import ModelSection
+from finetune.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+__all__ = ["Loading", "choose_dtype", "load_config", "load_model"]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What loading found: names of weights, sorted. new_head: modules that began from random weights."""
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    new_head: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """For people: counts, and the first few names."""
+        kinds = {"new head": self.new_head, "missing weights": self.missing, "unused weights": self.unexpected}
+        return {name: _some(found) for name, found in kinds.items() if found}
+
+
+def choose_dtype(recipe: Recipe) -> torch.dtype:
+    """model.dtype, or for auto: float32, unless DeepSpeed computes in bfloat16 or float16, which then casts anyhow and
+    keeps its own float32 masters; loading in that type halves the memory of the start.
+    """
+    import torch
+
+    if recipe.model.dtype != "auto":
+        return getattr(torch, recipe.model.dtype)
+    precision = recipe.training.precision
+    if recipe.parallel.deepspeed == "none" or precision == "fp32":
+        return torch.float32
+    if precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def load_model(
+    auto_class: Any,
+    model: ModelSection,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    new_head: bool = False,
+    vocabulary: int = 0,
+) -> tuple[nn.Module, Loading]:
+    """The model of `auto_class` (such as AutoModelForCausalLM) for `config`, in `dtype`.
+
+    Pretrained weights are loaded as transformers does, sharded at load where a ZeRO-3 configuration is alive: all ranks
+    must call it. A head that the checkpoint lacks, or any head with new_head, is made anew from `seed` alone: the same
+    weights on every rank and at every ZeRO stage. With init: config all weights are random from `seed`, built whole on
+    each rank (the engine shards them later), so that ZeRO-3 starts from the same numbers as one process.
+    vocabulary: len(tokenizer); embeddings grow to it.
+
+    Raises: UserError for missing files, pickled weights, shapes that do not fit, or a body that is mostly missing.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]), told(model.source), _attention(model), _quiet():
+        torch.default_generator.manual_seed(seed)
+        kind = _model_class(auto_class, model, config)
+        if model.init == "config":
+            loaded, loading = _build_random(kind, auto_class, model, config), Loading()
+            loaded.to(dtype)
+        else:
+            loaded, loading = _load_pretrained(kind or auto_class, model, config, dtype, seed, new_head)
+        if vocabulary and vocabulary > loaded.get_input_embeddings().num_embeddings:
+            loaded.resize_token_embeddings(vocabulary)  # gathers under ZeRO-3, keeps ties
+    _prepare(loaded, model, dtype)
+    return loaded, loading
+
+
+def _prepare(loaded: nn.Module, model: ModelSection, dtype: torch.dtype) -> None:
+    config: Any = loaded.config
+    config.dtype = dtype
+    if model.gradient_checkpointing:
+        if not getattr(loaded, "supports_gradient_checkpointing", False):
+            raise UserError(
+                f"a {config.model_type} model has no gradient checkpointing",
+                remedy="Set model.gradient_checkpointing: false, and a smaller parallel.micro_batch if memory is short.",
+            )
+        loaded.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        if hasattr(config, "use_cache"):
+            config.use_cache = False
+
+
+def _model_class(auto_class: Any, model: ModelSection, config: PreTrainedConfig) -> Any:
+    """The concrete class; None where it comes with the model's own code."""
+    if auto_class.__name__ in (getattr(config, "auto_map", None) or {}) and model.trust_remote_code:
+        return None
+    mapping = auto_class._model_mapping
+    if type(config) not in mapping:
+        what = auto_class.__name__.removeprefix("AutoModelFor")
+        raise UserError(
+            f"a {config.model_type} model cannot do this task: transformers has no {what} for it",
+            remedy="Choose another model, or another task.",
+        )
+    kind = mapping[type(config)]
+    return kind[0] if isinstance(kind, (list, tuple)) else kind
+
+
+def _build_random(kind: Any, auto_class: Any, model: ModelSection, config: PreTrainedConfig) -> Any:
+    if model.attention != "auto":
+        config._attn_implementation = model.attention
+    if kind is None:
+        return auto_class.from_config(config, trust_remote_code=True)
+    # The constructor itself, not from_config: that one shards under ZeRO-3 and then draws other random numbers.
+    return kind(config)
+
+
+def _load_pretrained(
+    kind: Any, model: ModelSection, config: PreTrainedConfig, dtype: torch.dtype, seed: int, new_head: bool
+) -> tuple[Any, Loading]:
+    labels: dict[int, str] = dict(config.id2label or {})  # type: ignore[assignment,arg-type]
+    if new_head:  # load the head as it is stored, so that every shape fits, and replace it afterwards
+        config.id2label = load_config(model).id2label
+    options: dict[str, Any] = {"trust_remote_code": True} if model.trust_remote_code else {}
+    if model.attention != "auto":
+        options["attn_implementation"] = model.attention
+    try:
+        loaded, info = kind.from_pretrained(
+            resolve_model(model.source),
+            config=config,
+            revision=model.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except RuntimeError as error:
+        if "mismatch" in str(error).lower():
+            raise UserError(
+                f"weights of {model.source} do not have the shapes that the configuration asks for",
+                remedy="Remove what model.config changes, or set model.init: config to begin from random weights. "
+                "For a head with other labels: options.new_head: true",
+            ) from error
+        raise
+    missing = set(info["missing_keys"])
+    heads = head_names(loaded)
+    renewed = [name for name in heads if new_head or any(key.startswith(f"{name}.") for key in missing)]
+    missing = {key for key in missing if key.split(".")[0] not in renewed}
+    _check_body(loaded, missing, model)
+    if renewed:
+        config.id2label, config.label2id = labels, {name: index for index, name in labels.items()}
+        replace_head(loaded, renewed, config, dtype=dtype, seed=seed)
+    return loaded, Loading(tuple(sorted(missing)), tuple(sorted(info["unexpected_keys"])), tuple(renewed))
+
+
+def _check_body(loaded: nn.Module, missing: set[str], model: ModelSection) -> None:
+    total = sum(1 for _ in loaded.parameters())
+    if len(missing) * 2 > total:
+        raise UserError(
+            f"{model.source} lacks {len(missing)} of the model's {total} weights: {_some(sorted(missing))}",
+            remedy="The files are of another architecture than config.json says. Begin from random weights on purpose "
+            "with model.init: config.",
+        )
+
+
+def _some(names: Any, limit: int = 4) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+@contextmanager
+def _attention(model: ModelSection) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if "attention" not in str(error).lower():
+            raise
+        raise UserError(
+            f"model.attention: {model.attention} cannot be used here: {str(error).splitlines()[0]}",
+            remedy="Set model.attention: auto, or install what it needs (flash_attention_2: pip install flash-attn, CUDA).",
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' own report and bar would come once a rank; what matters is in Loading."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bar = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,127 @@
+"""The image processor: loaded or made, always the PIL one (torchvision is never needed), always one fixed size out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import UserError
+from finetune.models.config import told
+from finetune.models.source import resolve_model
+from finetune.recipe.model import ModelSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
+DEFAULT_SIZE = 224
+
+
+def load_processor(
+    model: ModelSection,
+    config: PreTrainedConfig,
+    *,
+    image_size: int | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    interpolation: str | None = None,
+) -> Any:
+    """The processor of model.processor or model.source, with what the recipe changes; made anew for init: config.
+
+    Its output has one fixed size for images of any shape: where the loaded one keeps an image's own shape, a plain
+    resize to a square takes its place. What is returned is what is saved beside the model, so inference sees the same.
+    Raises: UserError where there is none, or where its size is not the one that the model takes.
+    """
+    where = model.processor or ("" if model.init == "config" else model.source)
+    processor = _load(where, model) if where else _make(config, image_size, mean, std, interpolation)
+    if where:
+        if mean:
+            processor.image_mean = list(mean)
+        if std:
+            processor.image_std = list(std)
+        if interpolation is not None:
+            processor.resample = INTERPOLATIONS[interpolation]
+        if image_size is not None and output_size(processor, config) != (image_size, image_size):
+            processor = _make(
+                config, image_size, processor.image_mean, processor.image_std, _interpolation_of(processor)
+            )
+        elif output_size(processor, config) is None:
+            edge = next((int(edge) for edge in dict(processor.size).values() if edge), DEFAULT_SIZE)
+            processor = _make(config, edge, processor.image_mean, processor.image_std, _interpolation_of(processor))
+    _check_size(processor, model, config)
+    return processor
+
+
+def output_size(processor: Any, config: Any) -> tuple[int, int] | None:
+    """(height, width) that comes out, or None if it follows the image's shape. Tried, not guessed from settings."""
+    from PIL import Image
+
+    mode = "L" if num_channels(config) == 1 else "RGB"
+    sizes = set()
+    for shape in ((40, 60), (60, 40)):
+        pixels = processor(Image.new(mode, shape), return_tensors="np")["pixel_values"]
+        sizes.add(tuple(int(edge) for edge in pixels.shape[-2:]))
+    return sizes.pop() if len(sizes) == 1 else None  # type: ignore[return-value]
+
+
+def num_channels(config: Any) -> int:
+    """Colour channels that the model takes: 3 unless its configuration says otherwise."""
+    return int(getattr(config, "num_channels", 3) or 3)
+
+
+def model_size(config: Any) -> tuple[int, int] | None:
+    """(height, width) of a model with learnt positions (ViT); None for one that takes any size (ResNet)."""
+    size = getattr(config, "image_size", None)
+    if isinstance(size, int):
+        return size, size
+    return (int(size[0]), int(size[1])) if isinstance(size, (list, tuple)) and len(size) == 2 else None
+
+
+def _make(
+    config: Any, image_size: int | None, mean: Sequence[float], std: Sequence[float], interpolation: str | None
+) -> Any:
+    from transformers import ViTImageProcessorPil
+
+    channels = num_channels(config)
+    height, width = (image_size, image_size) if image_size else model_size(config) or (DEFAULT_SIZE, DEFAULT_SIZE)
+    return ViTImageProcessorPil(
+        size={"height": height, "width": width},
+        image_mean=list(mean) or [0.5] * channels,
+        image_std=list(std) or [0.5] * channels,
+        resample=INTERPOLATIONS[interpolation or "bilinear"],
+    )
+
+
+def _interpolation_of(processor: Any) -> str:
+    number = int(processor.resample) if processor.resample is not None else INTERPOLATIONS["bilinear"]
+    return next((name for name, known in INTERPOLATIONS.items() if known == number), "bilinear")
+
+
+def _load(wanted: str, model: ModelSection) -> Any:
+    from transformers import AutoImageProcessor
+
+    with told(wanted):
+        where = resolve_model(wanted)
+        folder = Path(where)
+        if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
+            raise UserError(
+                "the folder holds no image processor (preprocessor_config.json)",
+                where=where,
+                remedy="Set model.processor: a hub id or folder that has one.",
+            )
+        revision = model.revision if not model.processor else "main"
+        return AutoImageProcessor.from_pretrained(
+            where, revision=revision, trust_remote_code=model.trust_remote_code, backend="pil"
+        )
+
+
+def _check_size(processor: Any, model: ModelSection, config: Any) -> None:
+    wanted, given = model_size(config), output_size(processor, config)
+    if wanted is not None and given != wanted:
+        size = f"{given[0]} x {given[1]}" if given else "images of changing size"
+        raise UserError(
+            f"the model takes {wanted[0]} x {wanted[1]} pixels, but would be given {size}",
+            where=model.source,
+            remedy=f"Remove options.image_size, or set it to {wanted[0]}.",
+        )

@@ -1,0 +1,251 @@
+"""Causal language models: supervised fine-tuning on instructions, prompts, conversations and plain text.
+
+Shapes: B examples, L tokens (padded on the right to the longest of the micro-batch, a multiple of 8), V vocabulary.
+Unit of loss: one supervised token, that is a label at position 1 or later which is not masked (-100); the token at
+position t is predicted from those before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from finetune.data.table import Examples, Row, Table
+from finetune.recipe.card import TaskCard
+from finetune.recipe.recipe import Recipe
+from finetune.recipe.section import Section
+from finetune.tasks.chat import ensure_template
+from finetune.tasks.formats import RowEncoder, row_texts
+from finetune.tasks.lengths import describe_lengths, pad_rows, usable_length
+from finetune.tasks.mode import evaluating
+from finetune.tasks.selection import drop_marked
+from finetune.tasks.task import Batch, Kit, Prediction
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+SHOWN_CHARACTERS = 400
+
+
+class CausalLMOptions(Section):
+    format: Literal["auto", "alpaca", "prompt_completion", "messages", "text"] = Field(
+        default="auto", description="What a row is; auto: by the columns that it has."
+    )
+    template: Literal["auto", "plain"] = Field(
+        default="auto",
+        description="auto: the tokenizer's chat template where it has one; plain: Alpaca's headings, and prompt and "
+        "completion as they are. Either is saved with the tokenizer.",
+    )
+    system: str = Field(default="", description="System prompt of every conversation that has none of its own.")
+    train_on: Literal["reply", "all"] = Field(
+        default="reply", description="Tokens that are learnt: the assistant's replies with their end, or all."
+    )
+    max_length: int = Field(default=1024, ge=8, description="Tokens of an example at most, the model's limit besides.")
+    on_long: Literal["truncate", "drop", "error"] = Field(
+        default="truncate", description="A longer one: cut its end, leave the example out (counted), or a bad row."
+    )
+    reply_length: int = Field(default=128, ge=1, description="Tokens generated for a sample in the report, at most.")
+
+
+CARD = TaskCard(
+    name="causal_lm",
+    summary="Fine-tune a language model on instructions, prompts, conversations or plain text.",
+    columns={
+        "messages": "A conversation: a list of role and content (or from and value).",
+        "instruction": "Alpaca: what is asked.",
+        "input": "Alpaca: what it is asked of; may be empty.",
+        "output": "Alpaca: the reply.",
+        "prompt": "What the model is given.",
+        "completion": "What it should go on with.",
+        "text": "Plain text, learnt whole.",
+        "system": "System prompt of this row.",
+    },
+    required=(("messages", "instruction", "prompt", "text"),),
+    metrics=("perplexity",),
+    default_metrics=("perplexity",),
+    best="perplexity",
+    unit="token",
+    options=CausalLMOptions,
+    micro_batch=8,
+)
+
+
+class CausalLM:
+    """The task; see Task for what each method promises."""
+
+    card = CARD
+
+    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
+        """Tokenizer with its chat template, encoded examples. Raises: UserError for bad rows."""
+        from finetune.data.cache import publish
+        from finetune.models.config import load_config
+        from finetune.models.tokenizer import load_tokenizer
+
+        options = _options(recipe)
+        tokenizer = load_tokenizer(recipe.model, lambda: _texts(tables["train"], options.format), publish=publish)
+        own_template = ensure_template(tokenizer, plain=options.template == "plain")
+        kit = Kit(recipe, tokenizer, {}, tables)
+        kit.facts["chat template"] = "the tokenizer's own" if own_template else "plain (Alpaca's headings)"
+        limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
+        encoder = RowEncoder(
+            tokenizer,
+            form=options.format,
+            own_template=own_template,
+            system=options.system,
+            train_on=options.train_on,
+            limit=limit,
+            on_long=options.on_long,
+        )
+        for name, table in tables.items():
+            kit.examples[name] = self._encode(kit, table, encoder)
+        return kit
+
+    def _encode(self, kit: Kit, table: Table, encoder: RowEncoder) -> Examples:
+        from finetune.data.encode import encode
+        from finetune.models.tokenizer import fingerprint
+
+        examples: Examples = encode(
+            table,
+            encoder,
+            key=json.dumps([CARD.name, 1, fingerprint(kit.processor), encoder.settings]),
+            on_bad_row=kit.recipe.data.on_bad_row,
+            cost=lambda example: len(example["input_ids"]),
+        )
+        examples, dropped = drop_marked(examples)
+        describe_lengths(kit.facts, table.name, examples, encoder.limit, dropped)
+        return examples
+
+    def build(self, kit: Kit) -> nn.Module:
+        """The language model, ready to stop where replies end. All ranks call it."""
+        from transformers import AutoModelForCausalLM
+
+        from finetune.models.adapters import add_adapter
+        from finetune.models.load import choose_dtype, load_config, load_model
+        from finetune.models.tokenizer import fresh_settings, tell_padding
+
+        recipe, tokenizer = kit.recipe, kit.processor
+        model, loading = load_model(
+            AutoModelForCausalLM,
+            recipe.model,
+            load_config(recipe.model, **fresh_settings(recipe.model, tokenizer)),
+            dtype=choose_dtype(recipe),
+            seed=recipe.seed,
+            vocabulary=len(tokenizer),
+        )
+        kit.facts.update(loading.facts())
+        tell_padding(model, tokenizer)
+        generation: Any = model.generation_config
+        if generation is not None:
+            generation.eos_token_id, generation.pad_token_id = self._stops(kit), tokenizer.pad_token_id
+        if recipe.adapter is not None:
+            model = add_adapter(model, recipe.adapter, "CAUSAL_LM", [], seed=recipe.seed)
+        return model
+
+    def _stops(self, kit: Kit) -> list[int]:
+        """Tokens at which generation ends: end of text, and the chat template's end of turn."""
+        from finetune.tasks.chat import ChatEncoder
+
+        eos = kit.processor.eos_token_id
+        return sorted({*ChatEncoder(kit.processor).end_of_turn(), *([] if eos is None else [eos])})
+
+    def collate(self, kit: Kit, examples: Sequence[dict[str, Any]]) -> Batch:
+        """[{"input_ids": [5, 6, 7, 2], "spans": [2, 4]}] -> input_ids [[5, 6, 7, 2, 0, 0, 0, 0]],
+        labels [[-100, -100, 7, 2, -100, -100, -100, -100]].
+        """
+        import numpy as np
+        import torch
+
+        from finetune.models.losses import IGNORE
+
+        inputs, padding = pad_rows(examples, kit.processor.pad_token_id)
+        labels = np.full(tuple(inputs["input_ids"].shape), IGNORE, np.int64)
+        for row, example in zip(labels, examples, strict=True):
+            for start, end in np.asarray(example["spans"]).reshape(-1, 2):
+                row[start:end] = example["input_ids"][start:end]
+        labels[:, 0] = IGNORE  # nothing stands before the first token to predict it from
+        return Batch(
+            ids=tuple(int(example["id"]) for example in examples),
+            inputs=inputs,
+            targets={"labels": torch.from_numpy(labels), "units": int((labels != IGNORE).sum())},
+            padding=padding,
+            positions=labels.size,
+        )
+
+    def weight(self, batch: Batch) -> int:
+        """Supervised tokens."""
+        return 0 if batch.ghost else int(batch.targets["units"])
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """Outputs with logits [B, L, V]."""
+        return model(**batch.inputs, use_cache=False)
+
+    def loss_sum(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Summed over supervised tokens."""
+        from finetune.models.losses import IGNORE, cross_entropy_sum
+
+        labels = batch.targets["labels"][:, 1:]
+        kept = labels != IGNORE
+        loss = cross_entropy_sum(outputs.logits[:, :-1][kept], labels[kept])
+        return loss * 0.0 if batch.ghost else loss
+
+    def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
+        """Loss and supervised tokens of each example; its text, cut short."""
+        import torch
+
+        from finetune.models.losses import IGNORE, cross_entropy_each
+
+        labels = batch.targets["labels"][:, 1:]
+        kept = labels != IGNORE
+        each = cross_entropy_each(outputs.logits[:, :-1][kept].detach(), labels[kept])
+        rows = kept.nonzero()[:, 0]
+        losses = torch.zeros(len(batch.ids), dtype=torch.float64, device=each.device)
+        sums = losses.index_add(0, rows, each.double()).tolist()
+        weights = [0] * len(sums) if batch.ghost else kept.sum(dim=1).tolist()
+        return [
+            Prediction(id, {"loss": loss, "weight": weight}, loss, weight, shown)
+            for id, loss, weight, shown in zip(batch.ids, sums, weights, self._shown(kit, batch), strict=True)
+        ]
+
+    def _shown(self, kit: Kit, batch: Batch) -> list[dict[str, str]]:
+        ids, mask = batch.inputs["input_ids"].cpu(), batch.inputs["attention_mask"].bool().cpu()
+        texts = kit.processor.batch_decode([row[keep].tolist() for row, keep in zip(ids, mask, strict=True)])
+        return [{"text": text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."} for text in texts]
+
+    def sample(
+        self, kit: Kit, model: nn.Module, examples: Sequence[dict[str, Any]], *, synced: bool
+    ) -> list[dict[str, str]]:
+        """The last reply of each example, generated greedily from what stands before it, beside the expected one."""
+        from finetune.tasks.replies import generate_replies
+
+        tokenizer, options = kit.processor, _options(kit.recipe)
+        prompts = [example["input_ids"][: example["reply_start"]].tolist() for example in examples]
+        expected = [example["input_ids"][example["reply_start"] :].tolist() for example in examples]
+        with evaluating(model):
+            replies = generate_replies(
+                model, tokenizer, prompts, new_tokens=options.reply_length, stops=self._stops(kit), synced=synced
+            )
+        return [
+            {
+                "id": str(example["id"]),
+                "input": tokenizer.decode(prompt, skip_special_tokens=True),
+                "expected": tokenizer.decode(wanted, skip_special_tokens=True).strip(),
+                "predicted": reply,
+            }
+            for example, prompt, wanted, reply in zip(examples, prompts, expected, replies, strict=True)
+        ]
+
+
+def _texts(table: Table, form: str) -> Iterator[str]:
+    """Training texts for a tokenizer that is trained on them."""
+    row: Row
+    for row in table:
+        yield from row_texts(row, form)
+
+
+def _options(recipe: Recipe) -> CausalLMOptions:
+    assert isinstance(recipe.options, CausalLMOptions)
+    return recipe.options

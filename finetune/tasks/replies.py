@@ -1,0 +1,42 @@
+"""Replies generated greedily for a few prompts at once, also where every rank must keep in step (ZeRO-3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def generate_replies(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], *, new_tokens: int, stops: list[int], synced: bool
+) -> list[str]:
+    """One reply a prompt (token ids), without special tokens. Prompts are padded on the left, so that all end together.
+
+    synced: ranks take the same number of steps, as sharded weights need; all ranks must call it.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    bare: Any = getattr(model, "module", model)
+    width = max(map(len, prompts))
+    positions = getattr(bare.config, "max_position_embeddings", None)
+    if isinstance(positions, int):
+        new_tokens = max(1, min(new_tokens, positions - width))
+    rows = [[tokenizer.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    device = next(model.parameters()).device
+    made = bare.generate(
+        input_ids=torch.tensor(rows, device=device),
+        attention_mask=torch.tensor(mask, device=device),
+        generation_config=GenerationConfig(
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=stops or None,
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=True,
+        ),
+        synced_gpus=synced,
+    )
+    return [text.strip() for text in tokenizer.batch_decode(made[:, width:].tolist(), skip_special_tokens=True)]
