@@ -98,11 +98,11 @@ class Draft:
                 self.faults.append(Fault(where, key or text, reason, raw.strip()))
             self._list_sources()
 
-    def drop_empty_sections(self, sections: Sequence[str]) -> None:
+    def fill_empty_sections(self, sections: Sequence[KeyPath]) -> None:
         """`training:` with nothing below it means the defaults."""
-        for name in sections:
-            if name in self.values and self.values[name] is None:
-                self.values[name] = {}
+        for path in sections:
+            if self.has(path) and self.get(path) is None:
+                self.get(path[:-1])[path[-1]] = {}
 
     def _find(self, key: str) -> KeyPath:
         """The path of a dotted key; data.train.limit reaches into the only source, as data.train.0.limit does."""

@@ -161,6 +161,8 @@ def _fault(kind: str, message: str, path: KeyPath, draft: Draft, schema: Node) -
         return Fault(where, key, "out of range", shown, allowed)
     if kind == "string_type" and isinstance(value, (int, float, bool)):
         return Fault(where, key, "wrong type: " + describe_type(value), shown, "text", "the same in quotes")
+    if value is None:
+        return Fault(where, key, "has no value", allowed=description_at(schema, path) or allowed)
     if kind in ("missing", "too_long"):
         return Fault(where, key, "wrong number of values", shown, allowed)
     if "type" in kind or "parsing" in kind or kind == "int_from_float":

@@ -23,7 +23,11 @@ from finetune.recipe.yaml import KeyPath, read_document
 
 __all__ = ["LoadedRecipe", "dump_yaml", "load_recipe"]
 
-SECTIONS = ("model", "data", "options", "training", "parallel", "evaluation", "checkpoint", "tracking")
+SECTIONS: tuple[KeyPath, ...] = (
+    *((name,) for name in ("model", "data", "options", "training", "parallel", "evaluation", "checkpoint", "tracking")),
+    ("model", "config"),
+    ("data", "columns"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def load_recipe(
     cards = cards or {}
     draft = Draft(read_document(path))
     draft.override(sets)
-    draft.drop_empty_sections(SECTIONS)
+    draft.fill_empty_sections(SECTIONS)
     card, task_faults = _choose_task(draft, cards)
     absolute_paths(draft, path.resolve().parent)
     if card is not None:
