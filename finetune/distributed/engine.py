@@ -68,8 +68,9 @@ class Engine:
     def step(self) -> float:
         """Clip, update, clear gradients. Returns the global gradient norm before clipping (nan if it overflowed)."""
         if self.is_deepspeed:
+            whole = self._replicated_grad_norm() if self.session.zero_stage == 0 else None
             self.model.step()
-            norm = self.model.get_global_grad_norm()
+            norm = whole if whole is not None else self.model.get_global_grad_norm()
             return float(norm) if norm is not None else float("nan")
         norm = self.session.accelerator.clip_grad_norm_(
             self.module.parameters(), self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
@@ -77,6 +78,11 @@ class Engine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
+
+    def _replicated_grad_norm(self) -> float:
+        """Stage 0 clips without telling the norm; after the last backward every rank holds the reduced gradients."""
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def align_buffers(self) -> None:
         """Give every rank rank 0's buffers (local BatchNorm statistics drift apart). All ranks call it."""

@@ -191,17 +191,27 @@ def _torch_optimizer(engine: Engine) -> torch.optim.Optimizer:
 def _initialise_optimizer_state(engine: Engine, step: int) -> None:
     """Zero tensors of state where none is yet, as the first step would make them; then the stored step count."""
     optimizer = _torch_optimizer(engine)
-    for group in optimizer.param_groups:
-        if "step" in group or type(optimizer).__name__ in ("FusedAdam", "FusedLion"):
+    for owner, group in _state_owners(engine, optimizer):
+        if "Fused" in type(optimizer).__name__:
             group["step"] = step
+        state = optimizer.state[owner]
+        for key in _state_keys(optimizer, group):
+            if key not in state:
+                state[key] = torch.zeros_like(owner.data)
+        if _counts_steps(optimizer):
+            state["step"] = torch.tensor(float(step)) if type(optimizer).__module__.startswith("torch") else step
+
+
+def _state_owners(engine: Engine, optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+    """Tensors that the optimiser's state belongs to, with their group. ZeRO-3 lends them to it only during a step."""
+    if engine.is_deepspeed and engine.session.zero_stage == 3:
+        zero = engine.inner_optimizer
+        for index, flat in enumerate(zero.fp32_partitioned_groups_flat):
+            yield flat, optimizer.param_groups[zero.sub_group_to_group_id[index]]
+        return
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            for key in _state_keys(optimizer, group):
-                if key not in state:
-                    state[key] = torch.zeros_like(parameter.data)
-            if _counts_steps(optimizer):
-                old = state.get("step")
-                state["step"] = old.new_tensor(float(step)) if torch.is_tensor(old) else _new_step(optimizer, step)
+            yield parameter, group
 
 
 def _state_keys(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tuple[str, ...]:
@@ -212,7 +222,3 @@ def _state_keys(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> tupl
 
 def _counts_steps(optimizer: torch.optim.Optimizer) -> bool:
     return any("betas" in group for group in optimizer.param_groups) and "Fused" not in type(optimizer).__name__
-
-
-def _new_step(optimizer: torch.optim.Optimizer, step: int) -> Any:
-    return torch.tensor(float(step)) if type(optimizer).__module__.startswith("torch") else step

@@ -60,6 +60,7 @@ class Session:
             # The state must know that it is a CPU one before the plugin makes it a DeepSpeed one.
             PartialState(cpu=cpu)
             accelerator = Accelerator(
+                gradient_accumulation_steps=deepspeed_config["gradient_accumulation_steps"],
                 mixed_precision="no" if precision == "fp32" else precision,
                 deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed_config),
                 kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=GIVE_UP_AFTER)],

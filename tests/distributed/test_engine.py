@@ -34,7 +34,7 @@ def reference_losses(steps):
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), toy.TRAINING.max_grad_norm)))
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses, norms
 
 
