@@ -17,7 +17,6 @@ import reprlib
 import signal
 import socket
 import sys
-import time
 import traceback
 from datetime import timedelta
 from multiprocessing.connection import Connection
