@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich import console as terminal
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -23,14 +23,14 @@ RATE_STEPS = 50  # the time left follows about so many of the latest steps
 _NOT_FIGURES = ("step", "epoch", "split", "time")
 
 
-class Progress:
+class Console:
     """A Listener. In a terminal: one live line, evaluations above it. Otherwise a plain line every `log_every` steps.
 
     The terminal is given back at `finished`, at exit and on Ctrl-C: `close` may be called at any time, and again.
     """
 
-    def __init__(self, console: Console | None = None, *, log_every: int = 10) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+    def __init__(self, console: terminal.Console | None = None, *, log_every: int = 10) -> None:
+        self._console = console or terminal.Console(stderr=True, highlight=False)
         self._log_every = log_every
         self._live: Live | None = None
         self._total = self._per_epoch = 0

@@ -42,7 +42,7 @@ class Journal:
         """Not every step becomes a row: the loop decides, and sends `row`."""
 
     def row(self, row: Mapping[str, float | int | str]) -> None:
-        line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
         with told(self.run.metrics_file):
             if self._handle < 0:  # rows after `finished`, such as the test split's
                 self._handle = os.open(self.run.metrics_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

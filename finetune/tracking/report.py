@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 from finetune.errors import UserError
 from finetune.metrics import direction
 from finetune.recipe.secrets import mask
+from finetune.recipe.yaml import read_document
+from finetune.tasks import CARDS
 from finetune.tracking.charts import Line, draw_chart
 from finetune.tracking.console import figure
 from finetune.tracking.journal import list_tables, read_rows, read_table
@@ -63,9 +66,7 @@ def write_report(run_dir: Path) -> Path:
         .render(
             name=facts.get("name", run.name),
             id=run.id,
-            status="interrupted"
-            if facts.get("status") == "running" and not _alive(run)
-            else facts.get("status", "failed"),
+            status=_status(run, facts),
             subtitle=_subtitle(facts),
             cards=headline(facts, curves, metric_of(run, facts)),
             charts=draw_charts(curves, facts),
@@ -103,12 +104,14 @@ def newest_tables(run: Run) -> dict[str, TableRows]:
 
 def metric_of(run: Run, facts: Mapping[str, Any]) -> str:
     """The metric that chooses the best checkpoint: from the summary, the recipe, or the loss."""
-    named = facts.get("summary", {}).get("metric")
-    if not named and run.recipe_file.is_file():
-        for line in run.recipe_file.read_text(encoding="utf-8").splitlines():
-            if line.startswith("  best: "):
-                named = line.removeprefix("  best: ").strip("'\" ")
-    return str(named or facts.get("facts", {}).get("best") or "loss")
+    named = facts.get("summary", {}).get("best_metric")
+    if not named:
+        try:
+            named = read_document(run.recipe_file).values["evaluation"]["best"]
+        except (UserError, KeyError, TypeError):
+            named = None  # a damaged recipe.yaml must not hide the curves
+    card = CARDS.get(str(facts.get("task")))
+    return str(named or (card.best if card else "loss"))
 
 
 def headline(facts: Mapping[str, Any], curves: Curves, metric: str) -> list[Card]:
@@ -189,7 +192,8 @@ def draw_charts(curves: Curves, facts: Mapping[str, Any]) -> list[Chart]:
                 series = replace(series, values=series.values / 2**30)
             line = Line(title.lower(), series, exact=key in ("learning_rate", "memory_bytes"))
             charts.append(Chart(title, draw_chart(title, [line], zero=key != "grad_norm"), note))
-    return [chart for chart in charts if chart.svg]
+    charts = [chart for chart in charts if chart.svg]
+    return charts[:-1] if len(charts) % 2 and charts[-1].title == "Memory" else charts  # no hole in two columns
 
 
 def _metric_charts(curves: Curves) -> list[Chart]:
@@ -335,9 +339,11 @@ def _direction(metric: str) -> str:
         return "max"
 
 
-def _alive(run: Run) -> bool:
-    process = run.read().get("process") or {}
-    return run.is_training or bool(process.get("host") and process["host"] != run.read().get("machine", {}).get("host"))
+def _status(run: Run, facts: Mapping[str, Any]) -> str:
+    """run.json's word, but "interrupted" where it says running and the process that trained on this host is gone."""
+    status = str(facts.get("status", "failed"))
+    here = (facts.get("process") or {}).get("host") == platform.node()
+    return "interrupted" if status == "running" and here and run.trainer is None else status
 
 
 def _environment() -> jinja2.Environment:

@@ -117,7 +117,7 @@ class Run:
                 continue
             if found.get("status") == "done":
                 return None
-            if not run.is_training:
+            if run.trainer in (None, os.getpid()):
                 return run
         return None
 
@@ -149,18 +149,17 @@ class Run:
         return self.read().get("status", "failed")
 
     @property
-    def is_training(self) -> bool:
-        """Whether the process that trains this run is alive on this host."""
+    def trainer(self) -> int | None:
+        """Id of the living process that trains this run on this host; None if there is none, or on another host."""
         value = self.read()
-        if value.get("status") != "running":
-            return False
         process = value.get("process") or {}
-        if process.get("host") != platform.node() or process.get("pid") == os.getpid():
-            return False
+        if value.get("status") != "running" or process.get("host") != platform.node():
+            return None
         try:
-            return abs(psutil.Process(process["pid"]).create_time() - process["started"]) < 2
+            alive = abs(psutil.Process(process["pid"]).create_time() - process["started"]) < 2
         except (psutil.Error, KeyError, TypeError):
-            return False
+            return None
+        return process["pid"] if alive else None
 
     def begin_session(self, *, start_step: int, facts: Mapping[str, Any]) -> None:
         """Note that training starts (or goes on from `start_step`) in this process."""
