@@ -1,4 +1,4 @@
-"""Proves that the kernels under synchronised BatchNorm exist on CUDA for every type, and equal torch's own BatchNorm."""
+"""Proves that the kernels under synchronised BatchNorm exist on CUDA for every type and equal nn.BatchNorm2d."""
 
 import pytest
 import torch
