@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain, compress
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.bad_rows import BadRows, Listed
@@ -70,10 +70,12 @@ class JoinedTable:
     def values(self, role: str) -> Iterator[Any]:
         """One role's values, None where a row has none; other columns (images) are not decoded."""
         if self._chosen is not None:
-            chosen = set(self._chosen.tolist())
-            every = (value for rows in self._parts for value in rows.values(role))
-            return (value for index, value in enumerate(every) if index in chosen)
-        return (value for rows in self._parts for value in rows.values(role))
+            import numpy as np
+
+            taken = np.zeros(self._ends[-1], bool)
+            taken[self._chosen] = True
+            return compress(chain.from_iterable(rows.values(role) for rows in self._parts), taken)
+        return chain.from_iterable(rows.values(role) for rows in self._parts)
 
     def place(self, index: int) -> str:
         rows, inner = self._find(index)

@@ -40,7 +40,7 @@ class RecordRows:
         facts = json.loads((folder / "facts.json").read_text("utf-8"))
         self.fingerprint = folder.name
         self.classes: Mapping[str, Sequence[str]] = {}
-        self.bad = BadRows("skip", [(self._at(path, line), why) for line, why in facts["bad"]], facts["bad_count"])
+        self.bad = BadRows("skip", [(shown(path) + suffix, why) for suffix, why in facts["bad"]], facts["bad_count"])
         self._folder, self._path = folder, path
         self._records = RecordFile(folder)
         self._lines = self._records.numbers("line")
@@ -56,11 +56,7 @@ class RecordRows:
 
     def place(self, index: int) -> str:
         line = int(self._lines[index])
-        return self._at(self._path, line) if line else shown(self[index].get("image", self._path))
-
-    @staticmethod
-    def _at(path: Path, line: int) -> str:
-        return f"{shown(path)}:{line}" if line else shown(path)
+        return f"{shown(self._path)}:{line}" if line else shown(self[index].get("image", self._path))
 
     def __reduce__(self) -> tuple[type[RecordRows], tuple[Path, Path]]:
         return RecordRows, (self._folder, self._path)
@@ -106,22 +102,21 @@ def _write(
     limit: int | None,
     base: Path,
 ) -> None:
-    bad: list[tuple[int, str]] = []
+    bad = BadRows("skip")
     with RecordWriter(folder, tags=("line",)) as writer:
-        for line, row in rows:
+        for line, raw in rows:
             try:
-                if isinstance(row, BadRow):
-                    raise row
-                row = _with_paths(apply_roles(row, mapping), base)
+                if isinstance(raw, BadRow):
+                    raise raw
+                row = _with_paths(apply_roles(raw, mapping), base)
                 check_required(row, required, mapping)
             except BadRow as error:
-                bad.append((line, str(error)))
+                bad.add(f":{line}" if line or isinstance(raw, BadRow) else f"/{raw['image']}", str(error))
                 continue
             writer.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"), line)
             if writer.count == limit:
                 break
-    listed = BadRows("skip", [(str(line), why) for line, why in bad])
-    facts = {"bad": [(int(line), why) for line, why in listed.listed], "bad_count": listed.count}
+    facts = {"bad": bad.listed, "bad_count": bad.count}
     (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
 
 

@@ -1,0 +1,51 @@
+"""What the tests of the data room share: a cache of their own, and recipes made of a few words."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.recipe.card import TaskCard
+from finetune.recipe.recipe import Recipe
+
+TEXT = TaskCard(
+    "text", "", {"text": "", "text_pair": "", "label": ""}, (("text",), ("label",)), (), (), "loss", "example"
+)
+IMAGE = TaskCard("image", "", {"image": "", "label": ""}, (("image",), ("label",)), (), (), "loss", "image")
+REPLY = TaskCard(
+    "reply", "", {"text": "", "prompt": "", "completion": ""}, (("text", "completion"),), (), (), "loss", "token"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for each test; its folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "finetune"
+
+
+@pytest.fixture
+def text_card() -> TaskCard:
+    return TEXT
+
+
+@pytest.fixture
+def image_card() -> TaskCard:
+    return IMAGE
+
+
+@pytest.fixture
+def reply_card() -> TaskCard:
+    return REPLY
+
+
+@pytest.fixture
+def make_recipe() -> Callable[..., Recipe]:
+    """make_recipe(train="a.jsonl", limit=3) -> a recipe whose data section that is."""
+
+    def make(seed: int = 17, **data: Any) -> Recipe:
+        return Recipe.model_validate({"name": "x", "task": "x", "seed": seed, "model": {"source": "m"}, "data": data})
+
+    return make
