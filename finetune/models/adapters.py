@@ -53,6 +53,16 @@ def add_adapter(
         return get_peft_model(model, config)  # type: ignore[arg-type]
 
 
+def save_adapter(model: nn.Module, folder: Path, *, state_dict: dict[str, Any] | None = None) -> None:
+    """Write the adapter as peft does, and the model's configuration (labels of a new head) beside it, for merge_adapter.
+
+    state_dict: the gathered weights of the adapter and the saved modules, where the model itself is sharded. Rank 0 only.
+    """
+    wrapped: Any = model
+    wrapped.save_pretrained(folder, safe_serialization=True, **({} if state_dict is None else {"state_dict": state_dict}))
+    wrapped.get_base_model().config.save_pretrained(folder)
+
+
 def merge_adapter(folder: Path, output: Path, *, base: str = "") -> None:
     """Write the whole model to `output`: the base that adapter `folder` names (or `base`), with the adapter merged in.
 

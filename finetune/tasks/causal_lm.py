@@ -231,7 +231,7 @@ class CausalLM:
         return [
             {
                 "id": str(example["id"]),
-                "input": tokenizer.decode(prompt, skip_special_tokens=True),
+                "input": tokenizer.decode(prompt),
                 "expected": tokenizer.decode(wanted, skip_special_tokens=True).strip(),
                 "predicted": reply,
             }
