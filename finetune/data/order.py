@@ -6,6 +6,7 @@ is a second function, in dealing.py.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from finetune.data.chance import Purpose, draw, permute
 from finetune.data.packing import Packing, Packs, pack
 from finetune.errors import UserError
 
-PACKED_WINDOW = 64  # steps: wide enough for the packs of one step to cost the same, short against an epoch
+PACKED_WINDOWS = (1, 4, 16, 64)  # steps: wide enough for packs of one group to cost the same, short against an epoch
+IDLE = 0.02  # share of time that ranks may wait for each other before a wider window is taken
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -36,11 +38,11 @@ class Step:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """What one epoch trains on: its packs (None: single examples) and the order of its items."""
+    """What one epoch trains on."""
 
-    packs: Packs | None
-    order: np.ndarray  # int64 [items]
+    packs: Packs | None  # None: items are single examples
     costs: np.ndarray  # [items]
+    order: np.ndarray  # int64 [items]
 
 
 class Schedule:
@@ -51,7 +53,8 @@ class Schedule:
     global_batch: examples a step. Packed, a step is a fixed number of packs that hold so many examples on average:
     round(global_batch / mean examples a pack), at least 1.
     window: so many steps choose their items together by similar cost and are then shuffled, so that any number of ranks
-    finds equal shares and padding is cut. 0 or 1: purely random. Default: random for single examples, 64 for packs.
+    finds equal shares and padding is cut. 0 or 1: purely random. Default: random for single examples; for packs as
+    short as evens them out.
     Raises UserError where there is no example, or one that the packing cannot hold.
     """
 
@@ -65,25 +68,30 @@ class Schedule:
         packing: Packing | None = None,
     ) -> None:
         self.costs, self.seed, self.packing = np.asarray(costs), seed, packing
-        self.num_examples = len(self.costs)
-        if not self.num_examples:
+        num_examples = len(self.costs)
+        if not num_examples:
             raise UserError("there is no example to train on", remedy="Check the data's path, limit and skipped rows.")
-        if packing is not None and len(packing.lengths) != self.num_examples:
-            raise ValueError(f"{len(packing.lengths)} lengths for {self.num_examples} costs")
-        if window is None:
-            window = 1 if packing is None else PACKED_WINDOW
-        self.window = window
-        packs = self._pack(0)
-        self.num_items = self.num_examples if packs is None else len(packs)  # the same in every epoch
-        self.items_per_step = max(1, round(global_batch * self.num_items / self.num_examples))
+        if packing is not None and len(packing.lengths) != num_examples:
+            raise ValueError(f"{len(packing.lengths)} lengths for {num_examples} costs")
+        packs, item_costs = self._items(0)
+        self.num_items = len(item_costs)  # the same in every epoch
+        self.items_per_step = max(1, round(global_batch * self.num_items / num_examples))
         self.steps_per_epoch = -(-self.num_items // self.items_per_step)
-        self._planned: tuple[int, _Epoch] = (0, self._plan(0, packs))  # kept; any other epoch can be planned anew
+        self.group = self.items_per_step
+        if packing is not None and self.items_per_step % 8 == 0:
+            self.group = math.gcd(self.items_per_step, 16)
+        if window is None:
+            window = 1 if packing is None else self._enough_window(item_costs)
+        self.window = window
+        order = self._order(0, item_costs, window)
+        self._planned = (0, _Epoch(packs, item_costs, order))  # kept; any other epoch can be planned anew
 
     def step(self, index: int) -> Step:
         """Global step `index`, counted from 0 over all epochs."""
         epoch, index_in_epoch = divmod(index, self.steps_per_epoch)
         if self._planned[0] != epoch:
-            self._planned = (epoch, self._plan(epoch, self._pack(epoch)))
+            packs, item_costs = self._items(epoch)
+            self._planned = (epoch, _Epoch(packs, item_costs, self._order(epoch, item_costs, self.window)))
         plan = self._planned[1]
         start = index_in_epoch * self.items_per_step
         chosen = plan.order[start : start + self.items_per_step]
@@ -93,35 +101,49 @@ class Schedule:
             items = tuple(tuple(plan.packs[item].tolist()) for item in chosen)
         return Step(index, epoch, index_in_epoch, items, plan.costs[chosen])
 
-    def _pack(self, epoch: int) -> Packs | None:
+    def _items(self, epoch: int) -> tuple[Packs | None, np.ndarray]:
+        """The packs of an epoch (None: single examples) and the cost of each item."""
         if self.packing is None:
-            return None
-        return pack(self.packing.lengths, self.packing.capacity, seed=self.seed, epoch=epoch)
+            return None, self.costs
+        packs = pack(self.packing.lengths, self.packing.capacity, seed=self.seed, epoch=epoch)
+        return packs, packs.sums(self.costs)
 
-    def _plan(self, epoch: int, packs: Packs | None) -> _Epoch:
-        if packs is None:
-            order, costs, group = epoch_order(self.num_examples, seed=self.seed, epoch=epoch), self.costs, 0
-        else:
-            order = permute(len(packs), seed=self.seed, epoch=epoch, purpose=Purpose.PACKS)
-            costs, group = packs.sums(self.costs), 0 if self.items_per_step % 8 else math.gcd(self.items_per_step, 16)
-        if self.window > 1:
-            order = self._gather(order, costs, epoch, group or self.items_per_step)
-        return _Epoch(packs, order, costs)
+    def _order(self, epoch: int, costs: np.ndarray, window: int) -> np.ndarray:
+        """The order of items: random, or with a window random among steps that are made of groups of like cost.
 
-    def _gather(self, order: np.ndarray, costs: np.ndarray, epoch: int, group: int) -> np.ndarray:
-        """Reorder items so that each step is made of groups of like cost, chosen within a window and then shuffled.
-
-        group: items of like cost, a divisor of items_per_step. A whole step of one cost suits padded examples. Packs
-        come in groups of 8 or 16, which 2, 4, 8 and 16 ranks share evenly, while a step still mixes several groups.
-        Windows are equally long, and random subsets of the epoch, so every stretch of training sees the same mixture.
-        The incomplete last step is a random rest.
+        A window's groups, sorted by cost, are cut into as many strata as a step has groups; each step draws one group
+        from every stratum: dear and cheap items are in all steps. One group a step suits padded examples. Packs come
+        in groups of 8 or 16, which 2, 4, 8 and 16 ranks share evenly. Windows are random subsets of the epoch, so every
+        stretch of training sees the same mixture. The incomplete last step is a random rest.
         """
-        num_steps = len(order) // self.items_per_step
-        body, rest = np.split(order, [num_steps * self.items_per_step])
-        num_windows = max(1, round(num_steps / self.window))
-        window_of_step = np.arange(num_steps) * num_windows // max(num_steps, 1)
-        by_cost = body[np.lexsort((costs[body], np.repeat(window_of_step, self.items_per_step)))]
-        window_of_group = np.repeat(window_of_step, self.items_per_step // group)
-        chance = draw(len(window_of_group), seed=self.seed, epoch=epoch, purpose=Purpose.WINDOWS)
-        groups = by_cost.reshape(-1, group)[np.lexsort((chance, window_of_group))]
-        return np.concatenate((groups.ravel(), rest))
+        if self.packing is None:
+            order = epoch_order(len(costs), seed=self.seed, epoch=epoch)
+        else:
+            order = permute(len(costs), seed=self.seed, epoch=epoch, purpose=Purpose.PACKS)
+        if window <= 1:
+            return order
+        num_steps, num_groups = len(order) // self.items_per_step, self.items_per_step // self.group
+        chance = draw(num_steps * num_groups, seed=self.seed, epoch=epoch, purpose=Purpose.WINDOWS)
+        num_windows = max(1, round(num_steps / window))
+        borders = np.arange(num_windows + 1) * num_steps // num_windows  # equally long windows, in steps
+        for first, last in itertools.pairwise(borders.tolist()):
+            here = slice(first * self.items_per_step, last * self.items_per_step)
+            by_cost = order[here][np.argsort(costs[order[here]], kind="stable")]
+            strata = by_cost.reshape(num_groups, last - first, self.group)
+            shuffle = np.argsort(chance[first * num_groups : last * num_groups].reshape(num_groups, -1), axis=1)
+            order[here] = np.take_along_axis(strata, shuffle[:, :, None], axis=1).swapaxes(0, 1).ravel()
+        return order
+
+    def _enough_window(self, costs: np.ndarray) -> int:
+        """The shortest window that evens packs out: the nearer to a purely random order, the better.
+
+        Even: as many ranks as a group has packs, meeting after every pack, would idle less than IDLE of the time.
+        """
+        num_steps = len(costs) // self.items_per_step
+        for window in PACKED_WINDOWS:
+            order = self._order(0, costs, window)[: num_steps * self.items_per_step]
+            by_step = np.sort(costs[order].reshape(num_steps, self.items_per_step), axis=1)
+            groups = by_step.reshape(-1, self.group)
+            if groups.sum() >= (1 - IDLE) * self.group * groups.max(axis=1).sum():
+                break
+        return window

@@ -90,6 +90,13 @@ def test_packs_of_a_step_balance_on_any_number_of_ranks(num_ranks):
     assert efficiency(ours) > efficiency(random)
 
 
+def test_packs_of_equal_cost_keep_their_random_order():
+    """Without attention's share every full pack costs the same: nothing to even out, nothing to give up for it."""
+    lengths = np.random.default_rng(0).integers(1, 100, 5000)
+    assert schedule_of(lengths, batch=160, capacity=1000).window > 1  # a third of the cost is attention's
+    assert Schedule(lengths, seed=1, global_batch=160, packing=Packing(lengths, 1000)).window == 1
+
+
 def test_a_window_cuts_padding_and_leaves_the_order_of_steps_random():
     lengths = np.random.default_rng(0).integers(1, 1000, 32 * 400)
     spreads, means = {}, {}
