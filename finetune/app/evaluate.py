@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.app.opening import open_recipe
-from finetune.app.train import check, is_worker, plan_launch, tell
+from finetune.app.train import check, is_worker, plan_launch, tell, worker
 from finetune.distributed.launch import SUPERVISED, run_workers
 from finetune.errors import UserError
 from finetune.recipe.load import LoadedRecipe
@@ -21,7 +21,8 @@ def evaluate(run: Path, *, checkpoint: str, split: str, sets: list[str], process
     opened = Run.open(run)
     loaded = open_recipe(str(opened.recipe_file), sets)
     if is_worker():
-        _work(opened, loaded, checkpoint, split)
+        with worker():
+            _work(opened, loaded, checkpoint, split)
         return
     check(loaded)
     _check_split(loaded, split)
@@ -43,29 +44,26 @@ def _check_split(loaded: LoadedRecipe, split: str) -> None:
 def _work(run: Run, loaded: LoadedRecipe, checkpoint: str, split: str) -> None:
     from finetune.app.export import find_checkpoint
     from finetune.app.setup import open_session, plan_here, quieten, set_up
-    from finetune.app.worker import Silent, failures_told, make_loop
+    from finetune.app.worker import Silent, make_loop
     from finetune.distributed.place import here
     from finetune.training.checkpoint import load_checkpoint
     from finetune.training.stop import StopRequest
 
     place = here()
-    rank = place.rank if place else 0
-    logs = Path(os.environ.get(SUPERVISED, run.logs))
-    quieten(rank, logs)
-    with failures_told(rank, logs):
-        plan = plan_here(loaded.recipe, place.world_size if place else 1)
-        session = open_session(plan)
-        shop = set_up(session, loaded.recipe, plan, tell)
-        found = find_checkpoint(run, checkpoint)
-        load_checkpoint(shop.engine, found)
-        loop = make_loop(shop, run, Silent(), StopRequest())
-        loop.progress.step = found.step
-        result = loop.measure(split)
-        if session.is_main:
-            row: dict[str, Any] = {"checkpoint": found.path.name, "split": split, "examples": result.num_examples}
-            text = json.dumps({**row, **result.scalars, "time": time.time()})
-            _result_file(run).write_text(text, encoding="utf-8")
-        session.close()
+    quieten(place.rank if place else 0, Path(os.environ.get(SUPERVISED, run.logs)))
+    plan = plan_here(loaded.recipe, place.world_size if place else 1)
+    session = open_session(plan)
+    shop = set_up(session, loaded.recipe, plan, tell if session.is_main else lambda text: None)
+    found = find_checkpoint(run, checkpoint)
+    load_checkpoint(shop.engine, found)
+    loop = make_loop(shop, run, Silent(), StopRequest())
+    loop.progress.step = found.step
+    result = loop.measure(split)
+    if session.is_main:
+        row: dict[str, Any] = {"checkpoint": found.path.name, "split": split, "examples": result.num_examples}
+        text = json.dumps({**row, **result.scalars, "time": time.time()})
+        _result_file(run).write_text(text, encoding="utf-8")
+    session.close()
 
 
 def _result_file(run: Run) -> Path:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.app.opening import open_recipe
 from finetune.data.preflight import check_data
+from finetune.distributed.failure import failures_told
 from finetune.distributed.launch import SUPERVISED, Launch, run_workers
 from finetune.distributed.place import here
 from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
@@ -27,9 +30,10 @@ def train(
     Raises: UserError before anything starts; TrainingFailed, Stopped as the first failing rank said.
     """
     if is_worker():
-        from finetune.app.worker import work
+        with worker():
+            from finetune.app.worker import work
 
-        work(recipe, sets=sets, run_dir=run_dir, resume=resume)
+            work(recipe, sets=sets, run_dir=run_dir, resume=resume)
         return
     loaded = open_recipe(recipe, sets)
     for warning in loaded.warnings:
@@ -47,6 +51,18 @@ def train(
 def is_worker() -> bool:
     """Whether a launcher started this process, ours or anyone's."""
     return SUPERVISED in os.environ or here() is not None
+
+
+@contextmanager
+def worker() -> Iterator[None]:
+    """Around everything that a supervised worker does, so that no failure of it goes untold."""
+    logs = os.environ.get(SUPERVISED)
+    if not logs:
+        yield
+        return
+    place = here()
+    with failures_told(place.rank if place else 0, Path(logs), supervised=True):
+        yield
 
 
 def check(loaded: LoadedRecipe) -> None:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from rich import console as terminal
 
 from finetune.app.export import write_model
 from finetune.app.launcher_config import compare_with_launcher
 from finetune.app.opening import open_recipe
 from finetune.app.report import report
-from finetune.app.setup import Workshop, open_session, plan_here, quieten, rank_log, set_up
+from finetune.app.setup import Workshop, open_session, plan_here, quieten, set_up
 from finetune.app.train import choose_run, tell
 from finetune.data.order import Schedule
-from finetune.distributed.failure import describe_failure, failure_file, leave, read_failures, write_failure
+from finetune.distributed.failure import failures_told
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.place import here
 from finetune.distributed.session import Session
-from finetune.errors import EXIT_FAILED, FinetuneError, Stopped, UserError
+from finetune.errors import Stopped, UserError
 from finetune.planning.plan import Plan
 from finetune.recipe.digest import training_digest
 from finetune.recipe.load import LoadedRecipe
@@ -38,26 +38,27 @@ from finetune.training.stop import StopRequest
 
 
 def work(recipe_file: str, *, sets: list[str], run_dir: Path | None, resume: str) -> None:
-    """This process as one of N. Ends the process with the exit code of what happened."""
+    """This process as one of N, its failures told by the caller where `finetune train` supervises."""
     stop = StopRequest().listen()
     place = here()
     rank = place.rank if place else 0
+    supervised = os.environ.get(SUPERVISED)
     loaded = open_recipe(recipe_file, sets)
     plan = plan_here(loaded.recipe, place.world_size if place else 1)
-    if rank == 0 and SUPERVISED not in os.environ:
+    if supervised:
+        quieten(rank, Path(supervised))
+    elif rank == 0:
         for line in compare_with_launcher(os.environ, plan):
             tell(line)
-    if SUPERVISED in os.environ:
-        quieten(rank, Path(os.environ[SUPERVISED]))
-    with failures_told(rank, Path(os.environ.get(SUPERVISED, ""))):
-        session = open_session(plan)
-        run = _agree_on_run(session, loaded, run_dir, resume)
-        if run is not None:
-            if SUPERVISED not in os.environ:
-                quieten(rank, run.logs)
-            with failures_told(rank, run.logs):
-                _train(session, loaded, plan, run, resume, stop)
-        session.close()
+    session = open_session(plan)
+    run = _agree_on_run(session, loaded, run_dir, resume)
+    if run is not None and supervised:
+        _train(session, loaded, plan, run, resume, stop)
+    elif run is not None:
+        quieten(rank, run.logs)
+        with failures_told(rank, run.logs, supervised=False):
+            _train(session, loaded, plan, run, resume, stop)
+    session.close()
 
 
 def _agree_on_run(session: Session, loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | None:
@@ -185,7 +186,8 @@ def describe(shop: Workshop) -> dict[str, Any]:
 
 def make_listeners(run: Run, recipe: Recipe) -> Listeners:
     """Who hears of the training on rank 0: the journal first, because it is the truth."""
-    return Listeners([Journal(run), Console(log_every=recipe.tracking.log_every), WandbMirror(run, recipe)])
+    console = Console(terminal.Console(highlight=False), log_every=recipe.tracking.log_every)
+    return Listeners([Journal(run), console, WandbMirror(run, recipe, console.message)])
 
 
 class Silent:
@@ -193,37 +195,3 @@ class Silent:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
-
-
-@contextmanager
-def failures_told(rank: int, logs: Path) -> Iterator[None]:
-    """What goes wrong inside ends this process: the error into failure-rank-*.json, the traceback into the rank's log.
-
-    Without a supervising process the rank tells its error itself, unless another one was first.
-    """
-    try:
-        yield
-    except (FinetuneError, Exception) as error:
-        import traceback
-
-        if not logs.name:
-            raise
-        failure = describe_failure(error, rank, rank_log(rank, logs))
-        if not failure_file(logs, rank).exists():
-            write_failure(logs, failure)
-        if not isinstance(error, FinetuneError):
-            traceback.print_exc()
-        if SUPERVISED not in os.environ:
-            time.sleep(0.5)  # let the rank that failed first say so
-            first = read_failures(logs)[0]
-            if first.rank == rank:
-                tell_error(first.to_error())
-        leave(failure.exit_code or EXIT_FAILED)
-
-
-def tell_error(error: FinetuneError) -> None:
-    """On rank 0's stdout or, for the others, on the terminal that stderr was before."""
-    os.write(_TERMINAL, f"error: {error}\n".encode())
-
-
-_TERMINAL = os.dup(2)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
+from finetune.distributed.failure import PeerFailed
 from finetune.distributed.place import Place, as_environment, here
 from finetune.errors import FinetuneError
 
@@ -154,10 +155,6 @@ class Session:
         """Leave the process group. Safe to call twice."""
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-class PeerFailed(FinetuneError):
-    """Another rank's failure, seen from here: never told first, because that rank tells its own."""
 
 
 def _alone() -> Place:

@@ -1,0 +1,108 @@
+"""How a rank says what ended it, so that the first failure is told first, and alone. No torch here."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from finetune.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_USER, FinetuneError, Stopped, TrainingFailed, UserError
+
+# What a rank says when it is another one that has gone.
+_PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "gloo", "socket timeout")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One rank's end. echo: it only says that a peer has gone. log: where the traceback is, "" for a told error."""
+
+    rank: int
+    time: float
+    what: str
+    where: str
+    remedy: str
+    exit_code: int
+    echo: bool
+    log: str = ""
+
+    def to_error(self) -> FinetuneError:
+        """The same error, in the process that supervises."""
+        kind = {EXIT_USER: UserError, EXIT_STOPPED: Stopped, EXIT_FAILED: TrainingFailed}.get(self.exit_code, TrainingFailed)
+        told = self.exit_code in (EXIT_USER, EXIT_STOPPED)
+        where = self.where if told else ", ".join(part for part in (f"rank {self.rank}", self.where) if part)
+        return kind(self.what, where=where, remedy=self.remedy or (f"the traceback is in {self.log}" if self.log else ""))
+
+
+class PeerFailed(FinetuneError):
+    """Another rank's failure, seen from here: never told first, because that rank tells its own."""
+
+
+@contextmanager
+def failures_told(rank: int, logs: Path, *, supervised: bool) -> Iterator[None]:
+    """What goes wrong inside ends this process: the error into failure-rank-*.json, the traceback into stderr (which is
+    the rank's log). Without a supervising process the rank tells its error itself, unless another one was first.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = describe_failure(error, rank, logs / f"rank-{rank}.log")
+        if not failure_file(logs, rank).exists():
+            write_failure(logs, failure)
+        if not isinstance(error, FinetuneError):
+            traceback.print_exc()
+        if not supervised:
+            time.sleep(0.5)  # let the rank that failed first say so
+            first = read_failures(logs)[0]
+            if first.rank == rank:
+                os.write(_TERMINAL, f"error: {first.to_error()}\n".encode())
+        os._exit(failure.exit_code)  # the destructors of NCCL and gloo may wait for peers that are gone
+
+
+_TERMINAL = os.dup(2)  # as it was before stderr went to the rank's log
+
+
+def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
+    """What to write of an error on this rank."""
+    if isinstance(error, FinetuneError):
+        echo = isinstance(error, PeerFailed)
+        return Failure(rank, time.time(), error.what, error.where, error.remedy, error.exit_code, echo)
+    text = str(error).strip() or type(error).__name__
+    origin = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
+    where = f"{origin.filename}:{origin.lineno}" if origin else ""
+    echo = isinstance(error, RuntimeError) and any(sign in text.lower() for sign in _PEER_SIGNS)
+    what = f"{type(error).__name__}: {text.splitlines()[0]}"
+    remedy = ""
+    if "out of memory" in text.lower():
+        remedy = "set parallel.micro_batch lower, model.gradient_checkpointing: true, or a higher ZeRO stage; the numbers stay"
+    return Failure(rank, time.time(), what, where, remedy, EXIT_FAILED, echo, str(log))
+
+
+def write_failure(folder: Path, failure: Failure) -> None:
+    """failure-rank-*.json, whole or absent."""
+    path = failure_file(folder, failure.rank)
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(asdict(failure)), encoding="utf-8")
+    beside.replace(path)
+
+
+def read_failures(folder: Path) -> list[Failure]:
+    """All that were written, the first real one first; echoes last."""
+    found = []
+    for path in folder.glob("failure-rank-*.json"):
+        found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
+    return sorted(found, key=lambda failure: (failure.echo, failure.time))
+
+
+def clear_failures(folder: Path) -> None:
+    """Before a start: what an earlier one left says nothing of this one."""
+    for path in folder.glob("failure-rank-*.json"):
+        path.unlink(missing_ok=True)
+
+
+def failure_file(folder: Path, rank: int) -> Path:
+    return folder / f"failure-rank-{rank:05d}.json"
