@@ -95,6 +95,7 @@ def test_slow_ranks_get_less():
     padded = deal(np.ones(40), 3, micro_batch=20, speed=[2.0, 2.0, 1.0])
     assert padded.loads.tolist() == [16, 16, 8]
     assert padded.micro_batches == 1
+    assert deal(np.linspace(1, 3, 40), 3, speed=[1.0, 1.0, 0.5]).imbalance < 1.05
 
 
 def test_packs_that_ranks_cannot_share_are_laid_out_anew():
