@@ -19,6 +19,7 @@ from finetune.errors import Fault, UserError
 KeyPath = tuple[str | int, ...]
 
 MAX_FILE_BYTES = 1 << 20  # a recipe is a page; a larger file is a data file given by mistake
+KINDS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 MAX_NODES = 50_000  # aliases of aliases grow without bound
 
 _PLAIN = (  # tag, what it looks like, its first characters: YAML 1.2's core schema, and 1_000 besides
@@ -155,6 +156,9 @@ class _Builder:
         if id(node) in self.open or self.count > MAX_NODES:
             self._fault(node, path, "an alias that holds itself" if id(node) in self.open else "too many aliases")
             return None
+        if node.tag.removeprefix("tag:yaml.org,2002:") not in KINDS:
+            self._fault(node, path, f"the tag {node.tag} is not allowed: recipes hold plain values only")
+            return None
         self.open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
@@ -215,8 +219,6 @@ class _Builder:
         except (KeyError, ValueError):
             self._fault(node, path, f"not a {kind}", text)
             return None
-        if kind not in ("str", "merge"):
-            self._fault(node, path, f"the tag {node.tag} is not allowed: recipes hold plain values only")
         return text
 
     def _fault(self, node: yaml.Node, path: KeyPath, message: str, value: str = "") -> None:

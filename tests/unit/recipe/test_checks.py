@@ -1,0 +1,125 @@
+"""Proves that each contradiction is told at its key, that sound recipes pass, and that no fault is told twice over."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune.recipe import checks
+
+from .conftest import GOOD
+
+CONTRADICTIONS = [
+    (["training.epochs=1", "training.steps=5"], "training.steps", "one length"),
+    (["training.steps=5", "training.warmup=5"], "training.warmup", "5 steps"),
+    (["training.min_learning_rate=1"], "training.min_learning_rate", "above training.learning_rate"),
+    (["parallel.micro_batch=64"], "parallel.micro_batch", "larger than training.global_batch (32)"),
+    (["parallel.micro_batch=5", "parallel.processes=2"], "parallel.micro_batch", "no multiple"),
+    (["evaluation.metrics=[acuracy]"], "evaluation.metrics.0", "no metric"),
+    (["evaluation.metrics=[recall, loss]"], "evaluation.metrics.1", "always computed"),
+    (["evaluation.best=recall"], "evaluation.best", "add it to evaluation.metrics"),
+    (["evaluation.best=lost"], "evaluation.best", "not among"),
+    (["data.validation=a/b"], "data.validation_fraction", "one place"),
+    (["training.early_stopping={}", "data.validation_fraction=0"], "training.early_stopping", "needs validation"),
+    (["data.columns={txt: body}"], "data.columns.txt", "no role"),
+    (["data.train={source: a/b, columns: {txt: body}}"], "data.train.columns.txt", "no role"),
+    (["parallel.deepspeed=zero9"], "parallel.deepspeed", "no such DeepSpeed"),
+    (["model.source=''"], "model.source", "missing"),
+    (["model.source=''", "model.init=config"], "model.source", "model type"),
+    (["training.warmup=1.5"], "training.warmup", "whole number of steps"),
+    (["task=writing", "training.label_smoothing=0.1", "evaluation={}"], "training.label_smoothing", "no labels"),
+]
+
+
+@pytest.mark.parametrize(("sets", "key", "words"), CONTRADICTIONS)
+def test_a_contradiction_is_told_once_at_its_key(faults, sets: list[str], key: str, words: str) -> None:
+    found = faults(GOOD, *sets)
+    assert set(found) == {key}
+    assert words in found[key].message
+    assert found[key].where.startswith(("--set ", "r.yaml:"))
+
+
+def test_every_check_is_proved_here() -> None:
+    assert len(CONTRADICTIONS) >= 18
+    listed = {check.__name__ for check in checks.ALWAYS + checks.HERE}
+    defined = {name for name in vars(checks) if name.startswith("check_")}
+    assert listed == defined
+    assert len(listed) == 12
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["training.steps=5"],
+        ["training.warmup=10"],
+        ["parallel.micro_batch=5"],  # ranks unknown: dealt as they come
+        ["parallel.micro_batch=8", "parallel.processes=2"],
+        ["parallel.processes=7"],  # micro_batch auto deals any batch over any ranks
+        ["evaluation.metrics=[recall]"],
+        ["evaluation.best=loss"],
+        ["data.columns={label: stars}"],
+        ["data.validation=a/b", "data.validation_fraction=0"],
+        ["parallel.deepspeed=none"],
+        ["model.init=config", "model.source=llama"],
+        ["training.label_smoothing=0.1"],
+        ["training.early_stopping={patience: 2}"],
+    ],
+)
+def test_sound_recipes_pass(load, sets: list[str]) -> None:
+    assert load(GOOD, *sets).recipe.name == "good"
+
+
+def test_columns_the_wrong_way_round_are_recognised(faults) -> None:
+    fault = faults(GOOD, "data.columns={body: text}")["data.columns.body"]
+    assert "text: body" in fault.nearest
+
+
+def test_best_falls_back_to_loss_where_its_metric_is_not_computed(load) -> None:
+    assert load(GOOD, "evaluation.metrics=[recall]").recipe.evaluation.best == "loss"
+
+
+def test_contradictions_are_told_with_the_other_faults(faults) -> None:
+    found = faults(GOOD, "training.epochs=1", "training.steps=5", "training.weight_decay=-1", "nmae=x")
+    assert set(found) == {"training.steps", "training.weight_decay", "nmae"}
+
+
+def test_no_contradiction_with_a_value_that_is_itself_a_fault(faults) -> None:
+    assert set(faults(GOOD, "training.global_batch=0", "parallel.micro_batch=64")) == {"training.global_batch"}
+    assert set(faults(GOOD.replace("source: some", "sorce: some"), "seed=0")) == {"model.sorce"}
+
+
+def test_fp16_needs_cuda(load, faults, monkeypatch) -> None:
+    monkeypatch.setattr(checks, "has_cuda", lambda: False)
+    assert "needs CUDA" in faults(GOOD, "training.precision=fp16", here=True)["training.precision"].message
+    assert load(GOOD, "training.precision=fp16", here=False)
+    monkeypatch.setattr(checks, "has_cuda", lambda: True)
+    assert load(GOOD, "training.precision=fp16", here=True)
+
+
+def test_fused_optimisers_need_their_device(load, faults, monkeypatch) -> None:
+    monkeypatch.setattr(checks, "has_cuda", lambda: False)
+    assert "needs CUDA" in faults(GOOD, "training.optimizer=deepspeed_lion", here=True)["training.optimizer"].message
+    assert load(GOOD, "training.optimizer=deepspeed_cpu_adam", here=True)
+    monkeypatch.setattr(checks, "has_cuda", lambda: True)
+    found = faults(GOOD, "training.optimizer=deepspeed_cpu_adam", "parallel.deepspeed=none", here=True)
+    assert "main memory" in found["training.optimizer"].message
+
+
+def test_a_missing_file_is_told_with_the_nearest(faults, tmp_path) -> None:
+    (tmp_path / "trian.jsonl").write_text("{}\n")
+    fault = faults(GOOD.replace("someone/some-data", "train.jsonl"), here=True)["data.train.source"]
+    assert fault.message == "no such file"
+    assert fault.where == "r.yaml:6"
+    assert fault.nearest == str(tmp_path / "trian.jsonl")
+
+
+def test_a_pattern_without_files_is_told(load, faults, tmp_path) -> None:
+    text = GOOD.replace("someone/some-data", "'part-*.jsonl'")
+    assert faults(text, here=True)["data.train.source"].message == "matches no file"
+    (tmp_path / "part-1.jsonl").write_text("{}\n")
+    assert load(text, here=True)
+
+
+def test_seldom_meant_is_a_warning(load) -> None:
+    warnings = load(GOOD, "adapter={}", "model.init=config", "model.trust_remote_code=true").warnings
+    assert len(warnings) == 2
+    assert "random weights" in warnings[0]

@@ -1,0 +1,243 @@
+"""Proves that a recipe loads with every value explicit and its origin known, and that all faults come at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune.errors import EXIT_USER, RecipeFaults
+from finetune.recipe.load import dump_yaml, load_recipe
+
+from .conftest import CARDS, GOOD
+
+BAD = """\
+    name: a name
+    task: sortin
+    modle:
+      source: x
+    model:
+      source: hf_abcdefghijklmnopqrstuv
+      init: pretraind
+    data:
+      train: someone/data
+      validation_fraction: 1.5
+      columns: {txt: a}
+    epochs: 3
+    training:
+      learning_rate: fast
+      steps: true
+      betas: [0.9]
+      optimizer: adamww
+    parallel:
+      deepspeed: zero2
+      processes: 0
+    tracking:
+      lr: 3
+    evaluation:
+      metrics: [acuracy]
+      every: 2.5
+    options:
+      max_lenth: 3
+"""
+
+
+def test_a_small_recipe_becomes_a_whole_one(load) -> None:
+    loaded = load()
+    recipe = loaded.recipe
+    assert recipe.training.epochs == 3
+    assert recipe.training.steps is None
+    assert recipe.evaluation.metrics == ["accuracy", "f1_macro"]
+    assert recipe.evaluation.best == "accuracy"
+    assert recipe.tracking.group == "good"
+    assert recipe.options.max_length == 256
+    assert loaded.warnings == ()
+
+
+def test_every_value_says_where_it_came_from(load) -> None:
+    origins = load(GOOD, "training.learning_rate=3e-5", "data.train.limit=7").origins
+    assert origins["name"] == "r.yaml:1"
+    assert origins["model.source"] == "r.yaml:4"
+    assert origins["data.train.0.source"] == "r.yaml:6"
+    assert origins["data.train.0.limit"] == "--set data.train.limit"
+    assert origins["training.learning_rate"] == "--set training.learning_rate"
+    assert origins["training.epochs"] == "default"
+    assert origins["options.max_length"] == "default"
+    assert origins["evaluation.best"].startswith("derived")
+    assert len(origins) > 50
+
+
+def test_a_mapping_as_source_keeps_its_lines(load) -> None:
+    text = GOOD.replace("train: someone/some-data", "train:\n        source: someone/some-data\n        limit: 5")
+    origins = load(text).origins
+    assert origins["data.train.0.source"] == "r.yaml:7"
+    assert origins["data.train.0.limit"] == "r.yaml:8"
+
+
+def test_the_resolved_recipe_loads_again_and_is_equal(load, tmp_path) -> None:
+    first = load(
+        GOOD, "tracking.wandb=off", "model.revision='1e5'", "tracking.tags=[a, 'null', '007']", "adapter={rank: 4}"
+    )
+    path = tmp_path / "resolved.yaml"
+    path.write_text(dump_yaml(first.recipe), encoding="utf-8")
+    again = load_recipe(path, (), CARDS)
+    assert again.recipe == first.recipe
+    assert first.recipe.model.revision == "1e5"
+    assert first.recipe.tracking.tags == ["a", "null", "007"]
+    assert "default" not in set(again.origins.values())
+
+
+def test_the_resolved_recipe_holds_no_secret(load) -> None:
+    secret = "hf_" + "a" * 30
+    text = load(GOOD, f"model.config={{api_token: abc, note: {secret}}}", "data.train=s3://me:pw@host/x").dump_yaml()
+    assert secret not in text
+    assert "abc" not in text
+    assert "pw@" not in text
+
+
+def test_all_faults_come_at_once_in_the_order_of_the_file(faults) -> None:
+    found = faults(BAD)
+    assert set(found) == {
+        "name",
+        "task",
+        "modle",
+        "model.init",
+        "data.validation_fraction",
+        "data.columns.txt",
+        "epochs",
+        "training.learning_rate",
+        "training.steps",
+        "training.betas",
+        "training.optimizer",
+        "parallel.processes",
+        "tracking.lr",
+        "evaluation.metrics.0",
+        "evaluation.every",
+        "options.max_lenth",
+    }
+    lines = [int(fault.where.rpartition(":")[2]) for fault in found.values()]
+    assert lines == sorted(lines)
+    assert all(fault.where.startswith("r.yaml:") for fault in found.values())
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "words"),
+    [
+        ("task", "nearest", "sorting"),
+        ("modle", "nearest", "model"),
+        ("model.init", "nearest", "pretrained"),
+        ("data.validation_fraction", "allowed", "a number of at least 0 and below 1"),
+        ("data.columns.txt", "nearest", "text"),
+        ("epochs", "message", "lives in training"),
+        ("epochs", "nearest", "training.epochs"),
+        ("training.learning_rate", "allowed", "a number above 0"),
+        ("training.learning_rate", "value", "fast"),
+        ("training.steps", "message", "true or false"),
+        ("training.betas", "allowed", "2 values"),
+        ("training.optimizer", "allowed", "adamw, adam, sgd"),
+        ("training.optimizer", "nearest", "adamw"),
+        ("parallel.processes", "allowed", "a whole number of at least 1, or auto"),
+        ("tracking.lr", "nearest", "training.learning_rate"),
+        ("evaluation.metrics.0", "nearest", "accuracy"),
+        ("evaluation.every", "allowed", "a whole number of at least 1, or epoch"),
+        ("options.max_lenth", "nearest", "options.max_length"),
+    ],
+)
+def test_a_fault_says_what_was_meant_and_what_is_allowed(faults, key: str, field: str, words: str) -> None:
+    assert words in getattr(faults(BAD)[key], field)
+
+
+def test_faults_end_with_exit_code_2_and_show_no_secret(load) -> None:
+    with pytest.raises(RecipeFaults) as caught:
+        load(BAD + "    api_key: very-secret\n")
+    assert caught.value.exit_code == EXIT_USER
+    assert "very-secret" not in str(caught.value)
+    assert "api_key" in str(caught.value)
+
+
+def test_missing_keys_are_told(faults) -> None:
+    found = faults("seed: 1\n")
+    assert set(found) == {"name", "task", "model", "data"}
+    assert all("missing" in fault.message for fault in found.values())
+    assert "sorting, writing" in found["task"].allowed
+
+
+def test_options_belong_to_their_task(faults) -> None:
+    found = faults(GOOD + "    options: {template: x}\n")
+    assert found["options.template"].message == "unknown key"
+    assert "max_length" in found["options.template"].allowed
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("training.learning_rate=3e-5", 3e-5),
+        ("training.steps=10", 10),
+        ("model.gradient_checkpointing=true", True),
+        ("tracking.tags=[a, b]", ["a", "b"]),
+        ("parallel.deepspeed=none", "none"),
+        ("model.config.num_layers=2", 2),
+        ("data.columns={text: body}", {"text": "body"}),
+    ],
+)
+def test_set_overrides_any_key(load, override: str, value: object) -> None:
+    found = load(GOOD, override).recipe.model_dump()
+    for key in override.partition("=")[0].split("."):
+        found = found[key]
+    assert found == value
+
+
+def test_set_reaches_into_lists(load) -> None:
+    text = GOOD.replace("train: someone/some-data", "train: [a/b, {source: c/d, limit: 3}]")
+    recipe = load(text, "data.train.0.limit=5", "data.train.1.limit=null").recipe
+    assert [(source.source, source.limit) for source in recipe.data.train] == [("a/b", 5), ("c/d", None)]
+    assert [source.source for source in load(text, "data.train=e/f").recipe.data.train] == ["e/f"]
+
+
+def test_the_last_set_wins(load) -> None:
+    assert load(GOOD, "seed=1", "seed=2").recipe.seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("training.epoch=3", "training.epoch", "training.epochs"),
+        ("training.epochs=many", "training.epochs", "wrong type: text"),
+        ("training.epochs", "training.epochs", "KEY=VALUE"),
+        ("seed.deep=1", "seed", "wrong type: a mapping"),
+        ("name.deep=1", "name.deep", "not a section"),
+        ("data.train.7.limit=1", "data.train.7.limit", "has 1 items"),
+        ("tracking.tags=[a", "tracking.tags", "not a YAML value"),
+        ("epochs=3", "epochs", "lives in training"),
+    ],
+)
+def test_faults_of_set_name_the_option(faults, override: str, key: str, words: str) -> None:
+    fault = faults(GOOD, override)[key]
+    assert fault.where.startswith("--set ")
+    assert words in f"{fault.message} {fault.nearest}"
+
+
+def test_set_cannot_choose_between_sources(faults) -> None:
+    text = GOOD.replace("train: someone/some-data", "train: [a/b, c/d]")
+    assert "name one item" in faults(text, "data.train.limit=5")["data.train.limit"].message
+
+
+@pytest.mark.parametrize("line", ["training:", "options:", "tracking: {}", "adapter: null"])
+def test_an_empty_section_means_its_defaults(load, line: str) -> None:
+    assert load(GOOD + f"    {line}\n").recipe == load().recipe
+
+
+def test_an_empty_value_is_a_fault(faults) -> None:
+    assert faults(GOOD + "    training: {learning_rate: }\n")["training.learning_rate"].message == "has no value"
+
+
+def test_numbers_where_text_is_wanted_ask_for_quotes(faults) -> None:
+    fault = faults(GOOD.replace("model:", "model:\n      revision: 1234567"))["model.revision"]
+    assert "quotes" in fault.nearest
+
+
+def test_a_number_cannot_be_nan(faults) -> None:
+    assert "training.learning_rate" in faults(GOOD, "training.learning_rate=.nan")
+    assert "training.learning_rate" in faults(GOOD, "training.learning_rate=.inf")
+
+
+def test_a_broken_source_does_not_make_the_list_empty(faults) -> None:
+    assert set(faults(GOOD, "data.train.limi=3")) == {"data.train.limi"}

@@ -1,0 +1,111 @@
+"""Proves that a starter recipe loads as it is written, names the data's columns, and explains each key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import RecipeFaults, UserError
+from finetune.recipe.load import load_recipe
+from finetune.recipe.starter import guess_columns, peek_columns, write_starter
+
+from .conftest import CARDS
+
+FILES = {
+    "a.csv": 'review,"the stars"\nx,1\n',
+    "a.tsv": "review\tthe stars\nx\t1\n",
+    "a.jsonl": '\n{"review": "x", "the stars": 1}\n',
+    "a.json": json.dumps([{"review": "x", "the stars": 1}]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_columns_are_peeked(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(FILES[name])
+    assert peek_columns(path) == ["review", "the stars"]
+
+
+def test_columns_of_parquet(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": ["a"], "label": [1]}), tmp_path / "a.parquet")
+    assert peek_columns(tmp_path / "a.parquet") == ["text", "label"]
+
+
+def test_files_that_cannot_be_peeked_are_left_alone(tmp_path: Path) -> None:
+    for name in ("broken.jsonl", "empty.csv", "broken.json"):
+        (tmp_path / name).write_text("" if "empty" in name else "{oops\n")
+        assert peek_columns(tmp_path / name) == []
+    with pytest.raises(UserError, match="no data file"):
+        peek_columns(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize(
+    ("columns", "guess"),
+    [
+        (["text", "label"], {"text": "text", "label": "label"}),
+        (["Sentence", "Sentiment"], {"text": "Sentence", "label": "Sentiment"}),
+        (["premise", "hypothesis", "label"], {"text": "premise", "text_pair": "hypothesis", "label": "label"}),
+        (["texts", "lable"], {"text": "texts", "label": "lable"}),
+        (["a", "b"], {}),
+    ],
+)
+def test_columns_are_guessed_by_name(columns: list[str], guess: dict[str, str]) -> None:
+    assert guess_columns(CARDS["sorting"], columns) == guess
+
+
+@pytest.mark.parametrize("task", CARDS)
+def test_a_starter_loads_as_written(tmp_path: Path, monkeypatch, task: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my data.csv").write_text("review,stars\nx,1\n")
+    output = Path("conf/my recipe.yaml")
+    output.parent.mkdir()
+    text = write_starter(CARDS[task], data="my data.csv", output=output, model="some/model", schema="s.json")
+    output.write_text(text)
+    loaded = load_recipe(output, (), CARDS)
+    assert loaded.recipe.data.train[0].source == str(tmp_path / "my data.csv")
+    assert loaded.recipe.model.source == "some/model"
+    assert loaded.recipe.name == "my-recipe"
+    assert text.startswith("# yaml-language-server: $schema=s.json\n")
+    if task == "sorting":
+        assert loaded.recipe.data.columns == {"text": "review", "label": "stars"}
+        assert "#   max_length: 256" in text
+    else:
+        assert loaded.recipe.data.columns == {"text": "review"}
+
+
+def test_a_role_that_no_column_fills_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("one,two\n1,2\n")
+    data, output = str(tmp_path / "a.csv"), tmp_path / "a.yaml"
+    text = write_starter(CARDS["writing"], data=data, output=output, model="m", schema="s")
+    assert "# fill in text or prompt" in text
+    assert "it has one, two" in text
+
+
+def test_commented_lines_load_too_once_uncommented(tmp_path: Path) -> None:
+    text = write_starter(CARDS["sorting"], data="some/data", output=tmp_path / "a.yaml", model="m", schema="s")
+    text = text.replace("# adapter:", "adapter:").replace("#   rank", "  rank")
+    text = (
+        text.replace("# options:", "options:")
+        .replace("#   max_length", "  max_length")
+        .replace("#   labels", "  labels")
+    )
+    (tmp_path / "a.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "a.yaml", (), CARDS).recipe
+    assert recipe.adapter is not None
+    assert recipe.options.max_length == 256
+
+
+def test_what_is_to_be_filled_in_is_a_fault_at_its_line(tmp_path: Path) -> None:
+    text = write_starter(CARDS["sorting"], data="", output=tmp_path / "a.yaml", model="", schema="s")
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(RecipeFaults) as caught:
+        load_recipe(tmp_path / "a.yaml", (), CARDS)
+    lines = text.splitlines()
+    for fault in caught.value.faults:
+        assert "fill in" in lines[int(fault.where.rpartition(":")[2]) - 1]
+    assert {fault.key for fault in caught.value.faults} == {"model.source", "data.train"}

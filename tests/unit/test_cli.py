@@ -1,0 +1,273 @@
+"""Proves that the command line is quick, explains itself, and ends every failure with the documented code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from finetune import cli, errors
+from finetune.app import train as train_verb
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "deepspeed", "wandb", "evaluate", "sklearn", "matplotlib")
+VERBS = ["train", "evaluate", "export", "report", "doctor", "recipes"]
+RECIPE_VERBS = ["list", "show", "schema", "new"]
+
+BAD = """\
+name: bad
+task: text_clasification
+model: {source: someone/model, dtyp: float32}
+data: {train: absent.csv}
+training: {learning_rate: fast, epochs: 3, steps: 5}
+"""
+
+
+def run(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """`python -m finetune ARGS` as a user has it."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "100", **env}
+    command = [sys.executable, "-m", "finetune", *args]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def cpu_seconds(*args: str, cwd: Path = ROOT) -> float:
+    """User and system CPU seconds of one run, the best of three: other processes share this machine's caches."""
+    best = float("inf")
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run(*args, cwd=cwd)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return best
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    (tmp_path / "bad.yaml").write_text(BAD)
+    return tmp_path
+
+
+def test_help_is_quick() -> None:
+    assert cpu_seconds("--help") < 0.25
+
+
+def test_faults_are_told_quickly(bad: Path) -> None:
+    assert cpu_seconds("train", "bad.yaml", cwd=bad) < 0.5
+
+
+@pytest.mark.parametrize("args", ["--help", "train bad.yaml", "recipes show bad.yaml --explain", "recipes list"])
+def test_no_heavy_library_is_imported(bad: Path, args: str) -> None:
+    probe = (
+        "import sys\nfrom finetune.cli import main\n"
+        f"try:\n    main({args.split()!r})\nexcept SystemExit: pass\n"
+        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        cwd=bad,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.endswith("HEAVY []\n"), done.stdout + done.stderr
+
+
+def test_faults_of_a_recipe_are_told_without_a_traceback(bad: Path) -> None:
+    done = run("train", "bad.yaml", cwd=bad)
+    assert done.returncode == errors.EXIT_USER
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert re.findall(r"^bad\.yaml:(\d+): (\S+):", done.stderr, re.M) == [
+        ("2", "task"),
+        ("3", "model.dtyp"),
+        ("4", "data.train.source"),
+        ("5", "training.learning_rate"),
+        ("5", "training.steps"),
+    ]
+    assert not (bad / "runs").exists()
+
+
+def test_in_a_worker_only_rank_0_tells_the_faults(bad: Path) -> None:
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    first = run("train", "bad.yaml", cwd=bad, RANK="0", LOCAL_RANK="0", **group)
+    second = run("train", "bad.yaml", cwd=bad, RANK="1", LOCAL_RANK="1", **group)
+    assert first.returncode == second.returncode == errors.EXIT_USER
+    assert "training.learning_rate" in first.stderr
+    assert "training.learning_rate" not in second.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS + [f"recipes {verb}" for verb in RECIPE_VERBS])
+def test_every_verb_has_help_with_examples(verb: str) -> None:
+    done = run(*verb.split(), "--help")
+    assert done.returncode == 0
+    assert "Examples:" in done.stdout
+    assert re.search(rf"^    finetune {verb}\b", done.stdout, re.M)
+    assert "\b" not in done.stdout
+
+
+def test_the_help_names_the_exit_codes_and_all_verbs() -> None:
+    text = run("--help").stdout
+    for code in (errors.EXIT_DONE, errors.EXIT_FAILED, errors.EXIT_USER, errors.EXIT_STOPPED):
+        assert re.search(rf"\b{code}\s", text.partition("Exit codes:")[2])
+    assert [verb for verb in VERBS if not re.search(rf"^  {verb} ", text, re.M)] == []
+
+
+def test_version() -> None:
+    assert run("--version").stdout.strip() == f"finetune {__import__('finetune').__version__}"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["trian", "x"], "Did you mean"),
+        (["train"], "Missing argument"),
+        (["train", "x", "--proceses", "2"], "--processes"),
+        (["train", "x", "--processes", "0"], "--processes"),
+        (["train", "quikstart"], "no recipe quikstart"),
+        (["export", "runs/x"], "--output"),
+    ],
+)
+def test_slips_on_the_command_line_end_with_2(args: list[str], words: str) -> None:
+    done = run(*args)
+    assert done.returncode == errors.EXIT_USER
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *args: str, does: object = None) -> tuple[int, dict]:
+    """main(args) in this process with `train` replaced; its exit code and what train was given."""
+    given: dict = {}
+
+    def train(recipe: str, **options: object) -> None:
+        given.update(options, recipe=recipe)
+        if isinstance(does, BaseException):
+            raise does
+
+    monkeypatch.setattr(train_verb, "train", train)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(args))
+    return ended.value.code or 0, given
+
+
+def test_train_passes_on_what_was_said(monkeypatch) -> None:
+    code, given = call(
+        monkeypatch, "train", "r.yaml", "--processes", "4", "--run-dir", "runs/a", "--set", "a=1", "--set", "b=[1, 2]",
+        "--resume", "never", "--restarts", "2",
+    )  # fmt: skip
+    assert code == 0
+    assert given == {
+        "recipe": "r.yaml",
+        "processes": 4,
+        "run_dir": Path("runs/a"),
+        "sets": ["a=1", "b=[1, 2]"],
+        "resume": "never",
+        "restarts": 2,
+    }
+
+
+@pytest.mark.parametrize("extra", [["--local_rank=1"], ["--local-rank=1"], ["--local_rank", "1"]])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_deepspeeds_local_rank_may_stand_anywhere(monkeypatch, extra: list[str], place: int) -> None:
+    args = ["train", "r.yaml"]
+    args[place:place] = extra
+    code, given = call(monkeypatch, *args)
+    assert (code, given["recipe"]) == (0, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (errors.UserError("what", where="a.csv:3", remedy="do this"), 2, "error: a.csv:3: what\n  do this"),
+        (errors.TrainingFailed("loss is NaN"), 1, "error: loss is NaN"),
+        (errors.Stopped("at step 3"), 75, "stopped: at step 3"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_become_exit_codes(monkeypatch, capsys, error: BaseException, code: int, words: str) -> None:
+    assert call(monkeypatch, "train", "r.yaml", does=error)[0] == code
+    told = capsys.readouterr().err
+    assert words in told
+    assert "Traceback" not in told
+
+
+def test_a_bug_is_one_line_and_a_saved_traceback(monkeypatch, capsys) -> None:
+    secret = "hf_" + "b" * 30
+    assert call(monkeypatch, "train", "r.yaml", does=ZeroDivisionError(f"oops {secret}"))[0] == 1
+    told = capsys.readouterr().err
+    assert "bug: ZeroDivisionError: oops ***" in told
+    assert "Traceback" not in told
+    saved = Path(re.search(r"report it with (\S+)", told)[1])
+    text = saved.read_text()
+    saved.unlink()
+    assert "Traceback" in text
+    assert secret not in text
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_traceback_shows_it_wherever_it_stands(monkeypatch, capsys, place: int) -> None:
+    args = ["train", "r.yaml"]
+    args.insert(place, "--traceback")
+    call(monkeypatch, *args, does=ZeroDivisionError("oops"))
+    told = capsys.readouterr().err
+    Path(re.search(r"report it with (\S+)", told)[1]).unlink()
+    assert "Traceback" in told
+
+
+def test_recipes_new_writes_what_show_can_read(tmp_path: Path) -> None:
+    (tmp_path / "my.csv").write_text("review,stars\nfine,1\n")
+    new = ["recipes", "new", "text_classification", "--data", "my.csv", "--output", "my.yaml", "--model", "some/model"]
+    assert run(*new, cwd=tmp_path).returncode == 0
+    before = (tmp_path / "my.yaml").read_text()
+    again = run(*new, cwd=tmp_path)
+    assert again.returncode == errors.EXIT_USER
+    assert "there already" in again.stderr
+    assert (tmp_path / "my.yaml").read_text() == before
+
+    explained = run("recipes", "show", "my.yaml", "--explain", "--set", "training.epochs=7", cwd=tmp_path).stdout
+    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in explained.splitlines()}
+    assert rows["training.epochs"] == ["7", "--set training.epochs"]
+    assert rows["data.columns.text"][0] == "review"
+    assert rows["data.columns.text"][1].startswith("my.yaml:")
+    assert rows["seed"][1] == "default"
+
+    (tmp_path / "resolved.yaml").write_text(run("recipes", "show", "my.yaml", "--resolved", cwd=tmp_path).stdout)
+    assert run("recipes", "show", "resolved.yaml", "--resolved", cwd=tmp_path).returncode == 0
+    assert run("recipes", "show", "my.yaml", cwd=tmp_path).stdout == before
+
+
+def test_the_schema_validates_every_shipped_recipe() -> None:
+    from finetune.recipe.shelf import list_recipes
+    from finetune.recipe.yaml import read_document
+
+    schema = json.loads(run("recipes", "schema").stdout)
+    validator = jsonschema.Draft202012Validator(schema)
+    shipped = list_recipes()
+    for recipe in shipped:
+        validator.validate(read_document(recipe.path).values)
+    listed = run("recipes", "list").stdout.splitlines()
+    assert [line.split("\t")[0] for line in listed if "\t" in line] == [recipe.name for recipe in shipped]
+
+
+def test_completion_offers_recipes_and_verbs(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("x")
+    words = {"_FINETUNE_COMPLETE": "complete_bash", "COMP_WORDS": "finetune train mi", "COMP_CWORD": "2"}
+    assert "mine.yaml" in run(cwd=tmp_path, **words).stdout
+    words = {"_FINETUNE_COMPLETE": "complete_bash", "COMP_WORDS": "finetune rec", "COMP_CWORD": "1"}
+    assert run(cwd=tmp_path, **words).stdout.split() == ["recipes"]
+
+
+def test_doctor_tells_what_there_is_and_no_key() -> None:
+    done = run("doctor", WANDB_API_KEY="very-secret", WANDB_MODE="online")
+    assert done.returncode in (errors.EXIT_DONE, errors.EXIT_FAILED)
+    assert "very-secret" not in done.stdout
+    for subject in ("python", "processor", "disk", "GPU", "libraries", "compiler", "W&B"):
+        assert re.search(rf"^(ok|note|MISSING)\s+{subject}", done.stdout, re.M), subject
+    assert ("missing" in done.stdout.splitlines()[-1]) == (done.returncode == errors.EXIT_FAILED)

@@ -1,0 +1,152 @@
+"""Proves the laws of the house on every file: imports point down only, heavy libraries stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "finetune"
+
+FLOORS = {
+    **dict.fromkeys(("errors", "units", "__init__"), 0),  # the ground: every room stands on these
+    "recipe": 1,
+    **dict.fromkeys(("data", "models", "metrics", "terminal"), 2),
+    **dict.fromkeys(("tasks", "planning", "distributed"), 3),
+    **dict.fromkeys(("training", "inference", "tracking"), 4),
+    "app": 5,
+    "cli": 6,
+    "__main__": 7,
+}
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
+LIGHT_ROOMS = {"recipe", "errors", "units", "terminal", "cli", "__main__", "__init__"}
+HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "datasets", "evaluate", "peft", "wandb"}
+RANKS = ("deepspeed", "torch.distributed")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target. typing_only: under TYPE_CHECKING. late: inside a function."""
+
+    file: Path
+    line: int
+    module: str
+    typing_only: bool
+    late: bool
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(PACKAGE.parent)}:{self.line} imports {self.module}"
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "shipped" not in path.parts)
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def imports_of(path: Path, tree: ast.AST, typing_only: bool = False, late: bool = False) -> Iterator[Import]:
+    """Every import of a file, function-level and TYPE_CHECKING ones too; `from a import b` counts as a.b."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(path, node.lineno, alias.name, typing_only, late)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            for alias in node.names:
+                yield Import(path, node.lineno, f"{node.module}.{alias.name}", typing_only, late)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for part in node.body:
+                yield from imports_of(path, ast.Module([part], []), True, late)
+            for part in node.orelse:
+                yield from imports_of(path, ast.Module([part], []), typing_only, late)
+        else:
+            inside = late or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            yield from imports_of(path, node, typing_only, inside)
+
+
+def room_of(path: Path) -> str:
+    """finetune/data/order.py -> "data"; finetune/cli.py -> "cli"."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def is_under(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+IMPORTS = [found for path in FILES for found in imports_of(path, TREES[path])]
+
+
+def test_there_is_a_house_to_walk_through() -> None:
+    assert len(FILES) > 30
+    assert len(IMPORTS) > 200
+    assert {room_of(path) for path in FILES} <= set(FLOORS), "a room without a floor: give it one in FLOORS"
+
+
+def test_imports_point_down_only() -> None:
+    seen, faults = 0, []
+    for found in IMPORTS:
+        if not is_under(found.module, "finetune"):
+            continue
+        parts = found.module.split(".")
+        target = parts[1] if len(parts) > 1 else "__init__"
+        if target not in FLOORS:
+            target = "__init__"  # a name of the package itself, such as __version__
+        room = room_of(found.file)
+        seen += 1
+        if target != room and FLOORS[target] >= FLOORS[room]:
+            faults.append(f"{found} (floor {FLOORS[room]} -> {FLOORS[target]})")
+    assert seen > 60
+    assert not faults, "\n".join(faults)
+
+
+def test_the_recipe_room_and_the_command_line_know_no_heavy_library() -> None:
+    checked = [found for found in IMPORTS if room_of(found.file) in LIGHT_ROOMS]
+    assert len(checked) > 50
+    assert not [str(found) for found in checked if found.module.split(".")[0] in HEAVY]
+
+
+def test_tasks_and_data_import_heavy_libraries_late() -> None:
+    """A recipe is checked against the tasks' cards in under half a second."""
+    checked = [found for found in IMPORTS if room_of(found.file) == "tasks"]
+    faults = [str(f) for f in checked if f.module.split(".")[0] in HEAVY and not (f.late or f.typing_only)]
+    assert checked
+    assert not faults, "\n".join(faults)
+
+
+def test_only_distributed_knows_ranks() -> None:
+    faults = [str(f) for f in IMPORTS if is_under(f.module, *RANKS) and room_of(f.file) != "distributed"]
+    assert not faults, "\n".join(faults)
+    assert any(is_under(found.module, *RANKS) for found in IMPORTS), "distributed/ itself imports them"
+
+
+def test_nobody_reaches_torch_distributed_through_an_attribute() -> None:
+    faults = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed":
+                faults.append(f"{path.relative_to(PACKAGE.parent)}:{node.lineno}")
+    assert not [fault for fault in faults if not fault.startswith("finetune/distributed/")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_has_a_name_and_says_what_it_is_for(path: Path) -> None:
+    assert path.stem not in FORBIDDEN_NAMES
+    assert not FORBIDDEN_NAMES & set(path.relative_to(PACKAGE).parts)
+    tree = TREES[path]
+    if path.name == "__init__.py" and not tree.body:
+        return
+    assert ast.get_docstring(tree), "no docstring at its head"
+
+
+def test_the_walk_sees_what_it_should(tmp_path: Path) -> None:
+    source = (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\ndef f():\n    from a.b import c\n"
+        "class K:\n    def g(self):\n        try:\n            import d\n        except ImportError: pass\n"
+    )
+    found = {item.module: item for item in imports_of(tmp_path, ast.parse(source))}
+    assert set(found) == {"typing.TYPE_CHECKING", "torch", "a.b.c", "d"}
+    assert found["torch"].typing_only
+    assert found["a.b.c"].late
+    assert found["d"].late
