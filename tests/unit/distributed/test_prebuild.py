@@ -1,0 +1,97 @@
+"""Proves that one process at a time builds DeepSpeed's C++, where torch looks for it, and no dead lock hangs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune.distributed import prebuild
+from finetune.distributed.prebuild import CPU_ADAM, SHARED_MEMORY, build_folder, extensions
+from finetune.errors import FinetuneError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_the_folder_is_the_one_torch_uses(tmp_path: Path, monkeypatch, moved: bool) -> None:
+    from torch.utils import cpp_extension
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    if not moved:
+        monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    torch_folder = cpp_extension._get_build_directory(CPU_ADAM.name, verbose=False)
+    assert build_folder(CPU_ADAM) == Path(torch_folder)
+
+
+def test_what_a_machine_needs() -> None:
+    assert extensions(cuda=True) == (CPU_ADAM,)
+    assert extensions(cuda=False) == (SHARED_MEMORY, CPU_ADAM)
+
+
+def test_without_a_compiler_the_remedy_is_told(cache: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(FinetuneError) as caught:
+        prebuild.prebuild(lambda text: None, cuda=False)
+    assert "no-such-compiler" in str(caught.value)
+    assert "deepspeed: none" in caught.value.remedy
+
+
+def test_each_is_loaded_once_and_told(cache: Path, monkeypatch) -> None:
+    told, loaded = [], []
+
+    def load(extension: prebuild.Extension, *, cuda: bool) -> None:
+        loaded.append(extension.name)
+        (build_folder(extension) / f"{extension.name}.so").touch()
+
+    monkeypatch.setattr(prebuild, "_load", load)
+    prebuild.prebuild(told.append, cuda=False)
+    assert [line.partition(":")[0] for line in told if "built in" in line] == loaded
+    assert sum("minutes, once" in line for line in told) == 2
+    told.clear()
+    prebuild.prebuild(told.append, cuda=False)
+    assert told == [f"{name}: already built" for name in loaded[:2]]
+
+
+def test_a_second_builder_waits_for_the_first(cache: Path) -> None:
+    hold = (
+        "import sys, time; from finetune.distributed.prebuild import _locked, build_folder, CPU_ADAM\n"
+        "with _locked(build_folder(CPU_ADAM), print):\n    print('held', flush=True); time.sleep(1)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", hold], env=environment, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        before, told = time.monotonic(), []
+        with prebuild._locked(build_folder(CPU_ADAM), told.append):
+            assert time.monotonic() - before > 0.5
+        assert "waiting" in told[0]
+
+
+def test_the_lock_of_a_dead_build_is_removed_and_a_live_one_waited_for(cache: Path, monkeypatch) -> None:
+    folder = build_folder(CPU_ADAM)
+    folder.mkdir()
+    (folder / "lock").touch()
+    os.utime(folder / "lock", (0, 0))
+    told: list[str] = []
+    prebuild._outwait(folder, told.append)
+    assert "died" in told[0]
+    assert not (folder / "lock").exists()
+
+    (folder / "lock").touch()
+    monkeypatch.setattr(prebuild, "STALE_SECONDS", 0.5)
+    told.clear()
+    prebuild._outwait(folder, told.append)
+    assert "waiting" in told[0]
+    assert "died" in told[1]
