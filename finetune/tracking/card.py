@@ -11,8 +11,9 @@ import jinja2
 import yaml
 
 from finetune.recipe.recipe import Recipe
+from finetune.recipe.yaml import dump
 from finetune.tracking.console import figure
-from finetune.tracking.run import describe_versions, recipe_text
+from finetune.tracking.run import describe_versions, resolved
 from finetune.units import format_count
 
 _PIPELINES = {  # the hub's names of tasks
@@ -25,6 +26,7 @@ _LOADERS = {
     "causal_lm": ("AutoModelForCausalLM", "AutoTokenizer"),
     "image_classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
 }
+_PEFT_LOADERS = ("text_classification", "causal_lm")  # transformers itself loads the adapters of others
 _HUB_METRICS = {
     "accuracy": "accuracy",
     "f1_macro": "f1",
@@ -51,7 +53,7 @@ def model_card(recipe: Recipe, figures: Mapping[str, Any], *, facts: Mapping[str
         for key, value in figures.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and key not in _NOT_QUALITY
     }
-    text = recipe_text(recipe)
+    text = dump(_without_folders(resolved(recipe)))
     longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
     environment = jinja2.Environment(  # Markdown, not HTML: values are put in code spans or fences
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -93,12 +95,14 @@ def card_header(recipe: Recipe, figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _summary(recipe: Recipe) -> str:
-    how = f"a {recipe.adapter.kind} adapter (rank {recipe.adapter.rank}) for" if recipe.adapter else "all weights of"
-    start = "random weights, configured as" if recipe.model.init == "config" else "pretrained weights"
-    source = f" `{_tail(recipe.model.source)}`" if recipe.model.source else ""
-    return (
-        f"Trained for {recipe.task.replace('_', ' ')}: {how}{source}, from {start if not recipe.adapter else 'there'}."
-    )
+    model = f"`{_tail(recipe.model.source)}`" if recipe.model.source else "the model"
+    if recipe.adapter:
+        how = f"a {recipe.adapter.kind} adapter of rank {recipe.adapter.rank} for {model}"
+    elif recipe.model.init == "config":
+        how = f"{model}, from random weights"
+    else:
+        how = f"{model}, all weights"
+    return f"Trained for {recipe.task.replace('_', ' ')}: {how}."
 
 
 def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, str]:
@@ -128,15 +132,11 @@ def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _use(recipe: Recipe) -> str:
     model, processor = _LOADERS.get(recipe.task, ("AutoModel", "AutoProcessor"))
-    if recipe.adapter:
-        peft = model.replace("AutoModel", "AutoPeftModel") if recipe.task == "causal_lm" else "AutoPeftModel"
-        return (
-            f"from peft import {peft}\nfrom transformers import {processor}\n\n"
-            f'model = {peft}.from_pretrained("path/to/this/folder")\n'
-            f'processor = {processor}.from_pretrained("path/to/this/folder")'
-        )
+    library = "transformers"
+    if recipe.adapter and recipe.task in _PEFT_LOADERS:
+        model, library = model.replace("AutoModel", "AutoPeftModel"), "peft"
     return (
-        f"from transformers import {model}, {processor}\n\n"
+        f"from {library} import {model}\nfrom transformers import {processor}\n\n"
         f'model = {model}.from_pretrained("path/to/this/folder")\n'
         f'processor = {processor}.from_pretrained("path/to/this/folder")'
     )
@@ -145,3 +145,12 @@ def _use(recipe: Recipe) -> str:
 def _tail(source: str) -> str:
     """A folder of this machine by its last part alone; hub ids and packages whole."""
     return Path(source).name if source.startswith("/") else source
+
+
+def _without_folders(value: Any) -> Any:
+    """The recipe for the public: files by their names, not where they lay on this machine."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return _tail(value) if isinstance(value, str) else value
