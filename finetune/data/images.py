@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,27 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 1 << 28  # 268 megapixels: beyond it, a small file that unpacks to gigabytes
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+UPRIGHT = {  # EXIF orientation -> name of the transposition that turns the image upright
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+# PIL's ways to say that a file is broken; its parsers let through what Python raises on nonsense.
+BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+)
 ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -23,13 +45,14 @@ def decode_image(value: Any) -> Image.Image:
     Transparency is laid on white; 16-bit grey keeps its upper byte.
     Raises: BadRow with the reason if the image is corrupt, truncated, absent or of no known form.
     """
-    from PIL import ImageOps
+    from PIL import Image
 
     image = _open(value)
     try:
         image.load()
-        return _as_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, MemoryError) as error:  # PIL's ways to say that a file is broken
+        rgb, turn = _as_rgb(image), UPRIGHT.get(_orientation(image))
+        return rgb if turn is None else rgb.transpose(Image.Transpose[turn])
+    except BROKEN as error:
         raise BadRow(f"broken image{_name(value)}: {error}") from error
 
 
@@ -37,11 +60,16 @@ def image_size(value: Any) -> tuple[int, int]:
     """(width, height) upright, from the header alone. Raises: BadRow as decode_image, except for broken pixels."""
     image = _open(value)
     width, height = image.size
+    return (height, width) if _orientation(image) in SIDEWAYS else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1, upright, where the EXIF data is broken: the pixels can be used all the same."""
     try:
-        sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
-    except (OSError, ValueError, SyntaxError) as error:
-        raise BadRow(f"broken image{_name(value)}: {error}") from error
-    return (height, width) if sideways else (width, height)
+        found = image.getexif().get(ORIENTATION, 1)
+    except BROKEN:
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _open(value: Any) -> Image.Image:
@@ -53,17 +81,19 @@ def _open(value: Any) -> Image.Image:
         return _from_array(value)
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
+    if value is None or (isinstance(value, (bytes, str)) and not value):
+        raise BadRow("no image")
     if isinstance(value, (bytes, bytearray, memoryview)):
         value = io.BytesIO(value)
-    elif not isinstance(value, (str, Path)) or not str(value):
-        raise BadRow("no image" if not value else f"an image is bytes or a path, not {type(value).__name__}")
+    elif not isinstance(value, (str, Path)):
+        raise BadRow(f"an image is bytes or a path, not {type(value).__name__}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(value)
     except UnidentifiedImageError as error:
         raise BadRow(f"not an image{_name(value)}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (*BROKEN, Image.DecompressionBombError) as error:
         raise BadRow(f"image{_name(value)} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
     if image.width * image.height > MOST_PIXELS:
         raise BadRow(f"image{_name(value)} has {image.width} x {image.height} pixels, more than can be meant")
