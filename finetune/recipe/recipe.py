@@ -26,15 +26,21 @@ class Recipe(Section):
     )
     task: str = Field(description="What is learnt.")
     seed: int = Field(default=17, ge=0, description="Order of examples, dropout, new weights.")
-    model: ModelSection
+    model: ModelSection = Field(description="What is tuned.")
     adapter: AdapterSection | None = Field(default=None, description="Train a low-rank adapter instead of all weights.")
-    data: DataSection
+    data: DataSection = Field(description="Where examples come from.")
     options: SerializeAsAny[Section] = Field(default_factory=NoOptions, description="The task's own options.")
-    training: TrainingSection = Field(default_factory=TrainingSection)
-    parallel: ParallelSection = Field(default_factory=ParallelSection)
-    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
-    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
-    tracking: TrackingSection = Field(default_factory=TrackingSection)
+    training: TrainingSection = Field(
+        default_factory=TrainingSection, description="The mathematics of the run; nothing of it depends on the machine."
+    )
+    parallel: ParallelSection = Field(
+        default_factory=ParallelSection, description="Hints about the machine; none of them changes the numbers."
+    )
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="What is measured, and when.")
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="What is kept, and when.")
+    tracking: TrackingSection = Field(
+        default_factory=TrackingSection, description="What is told to W&B, and how often."
+    )
 
 
 @cache

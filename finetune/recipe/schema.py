@@ -20,9 +20,10 @@ def recipes_schema(cards: Mapping[str, TaskCard]) -> Node:
 
     types = [recipe_type(card) for card in cards.values()]
     references, schema = models_json_schema([(kind, "validation") for kind in types], title="finetune recipe")
-    for kind in types:  # models of one task may keep `task` optional in nobody's eyes: it is what chooses the branch
+    for name, kind in zip(cards, types, strict=True):
         definition = schema["$defs"][references[(kind, "validation")]["$ref"].rsplit("/", 1)[-1]]
-        definition["title"] = f"A recipe for {kind.model_fields['task'].description or kind.__name__}"
+        definition["title"] = f"{name} recipe"
+        definition["description"] = cards[name].summary
     branches = [references[(kind, "validation")] for kind in types]
     return {
         "$schema": DIALECT,
