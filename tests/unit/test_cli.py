@@ -256,6 +256,12 @@ def test_the_schema_validates_every_shipped_recipe() -> None:
     assert [line.split("\t")[0] for line in listed if "\t" in line] == [recipe.name for recipe in shipped]
 
 
+def test_the_shipped_schema_is_the_current_one() -> None:
+    shipped = (ROOT / "recipes" / "recipe.schema.json").read_text(encoding="utf-8")
+    remedy = "write it anew: finetune recipes schema --output recipes/recipe.schema.json"
+    assert shipped == run("recipes", "schema").stdout, remedy
+
+
 def test_completion_offers_recipes_and_verbs(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("x")
     words = {"_FINETUNE_COMPLETE": "complete_bash", "COMP_WORDS": "finetune train mi", "COMP_CWORD": "2"}

@@ -12,7 +12,6 @@ from finetune.recipe.schema import (
     all_keys,
     describe_allowed,
     description_at,
-    keys_at,
     nodes_at,
     recipes_schema,
     schema_of,
