@@ -122,8 +122,10 @@ def list_tables(folder: Path) -> list[tuple[Path, str, int]]:
 
 
 def read_table(path: Path) -> tuple[list[str], list[list[Any]]]:
-    """(columns, rows) of a table file."""
+    """(columns, rows) of a table file. Raises: ValueError if it holds none."""
     value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict) or not {"columns", "rows"} <= set(value):
+        raise ValueError(f"{path} holds no table")
     return value["columns"], value["rows"]
 
 

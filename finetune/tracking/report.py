@@ -97,7 +97,7 @@ def newest_tables(run: Run) -> dict[str, TableRows]:
     for path, name, _ in list_tables(run.tables):
         try:
             found[name] = read_table(path)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError):
             continue
     return found
 
@@ -218,7 +218,7 @@ def pair_samples(run: Run) -> list[dict[str, str]]:
     for path in files:
         try:
             columns, rows = read_table(path)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError):
             continue
         for row in rows:
             cells = dict(zip(columns, row, strict=False))
@@ -253,7 +253,7 @@ def _confusion(table: TableRows | None) -> dict[str, Any] | None:
         return None
     columns, rows = table
     if columns[0] != "reference" or len(columns) != len(rows) + 1 or len(rows) > MAX_HEAT:
-        return {"columns": columns, "rows": _clip(table)["rows"], "heat": False}  # type: ignore[index]
+        return {**(_clip(table) or {}), "heat": False}
     shaded = []
     for index, (name, *counts) in enumerate(rows):
         total = sum(counts)

@@ -72,7 +72,15 @@ def test_the_time_left_does_not_count_an_evaluation_as_a_step(monkeypatch):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.86125, "0.8612"), (1.2e-5, "1.20e-05"), (12, "12"), (3.0, "3"), (float("nan"), "nan"), (None, "None"), (123456.7, "1.23e+05")],
+    [
+        (0.86125, "0.8612"),
+        (1.2e-5, "1.20e-05"),
+        (12, "12"),
+        (3.0, "3"),
+        (float("nan"), "nan"),
+        (None, "None"),
+        (123456.7, "1.23e+05"),
+    ],
 )
 def test_figures_are_at_reading_precision(value, text):
     assert figure(value) == text

@@ -96,9 +96,12 @@ def test_offline_a_run_and_its_resume_hold_rows_config_and_tables(tmp_path, no_k
     assert len(segments(run)) == 2
     rows = history(segments(run)[1])
     assert [row["step"] for row in rows] == list(range(1, 13)), "the newest folder alone is whole"
-    assert next(record for record in map(json.loads, inspect(segments(run)[1]).splitlines()) if "run" in record)[
-        "run"
-    ]["run_id"] == run.id
+    assert (
+        next(record for record in map(json.loads, inspect(segments(run)[1]).splitlines()) if "run" in record)["run"][
+            "run_id"
+        ]
+        == run.id
+    )
     assert any(key.startswith("tables/") for key in rows[4]), "tables of before the resume too"
 
 
