@@ -19,7 +19,8 @@ class TaskCard:
     required: roles that every row must have, each entry a tuple of alternatives (one of which is enough).
     options: the schema of the recipe's `options:` section. metrics: names of modules in `metrics/` that the task can
     feed; default_metrics: those computed unless the recipe says otherwise; best: the metric that chooses the best.
-    unit: what a unit of loss is ("token", "example", "image"), for progress lines.
+    unit: what a unit of loss is ("token", "example", "image"), for progress lines. packing: what data.packing auto means;
+    packings: what the task can do. balance_window: steps that share out padded examples by length, for auto.
     """
 
     name: str
@@ -32,5 +33,8 @@ class TaskCard:
     unit: str
     options: type[Section] = NoOptions
     label_smoothing: bool = False
+    packing: str = "none"
+    packings: tuple[str, ...] = ("none",)
+    balance_window: int = 1
     micro_batch: int = 16  # examples a forward pass on one rank, when the recipe says auto and the share is larger
     extra: Mapping[str, str] = field(default_factory=dict)

@@ -47,6 +47,20 @@ class DataSection(Section):
         default="error",
         description="A row that cannot be used: stop before the first step, or skip, count and list it.",
     )
+    packing: Literal["auto", "none", "padding_free", "packed"] = Field(
+        default="auto",
+        description="none: padded batches. padding_free: the examples of a micro-batch laid end to end, none seeing "
+        "another. packed: the same, and a step is so many full packs that they hold global_batch examples on average. "
+        "auto: the task's own (padding_free for language models, none for the rest).",
+    )
+    capacity: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
+        default="auto", description="Tokens of a pack, or of a padding-free micro-batch; auto: options.max_length."
+    )
+    balance_window: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="So many steps share out their examples by length, so that batches are alike and padding is cut; "
+        "1: purely random. auto: 1 where nothing is padded, else the task's own.",
+    )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto", description="Background loader processes a rank; auto: 0 for text, up to 4 for images."
     )

@@ -17,6 +17,11 @@ class ParallelSection(Section):
         default="zero2",
         description="none (plain DistributedDataParallel), or the name or path of a JSON in ds_configs/.",
     )
+    rank_speed: Literal["equal", "auto"] | list[Annotated[float, Field(gt=0)]] = Field(
+        default="equal",
+        description="Shares of work: equal; one relative speed a rank, such as [1.0, 1.0, 0.5]; or auto, measured in "
+        "the first steps (then float rounding may differ from run to run).",
+    )
     micro_batch: CountOrAuto = Field(
         default="auto", description="Examples a forward pass on one rank; the rest is gradient accumulation."
     )

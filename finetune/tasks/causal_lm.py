@@ -71,6 +71,9 @@ CARD = TaskCard(
     unit="token",
     options=CausalLMOptions,
     micro_batch=8,
+    packing="padding_free",
+    packings=("none", "padding_free", "packed"),
+    balance_window=4,
 )
 
 
@@ -91,6 +94,10 @@ class CausalLM:
         kit = Kit(recipe, tokenizer, {}, tables)
         kit.facts["chat template"] = "the tokenizer's own" if own_template else "plain (Alpaca's headings)"
         limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
+        kit.packing = CARD.packing if recipe.data.packing == "auto" else recipe.data.packing
+        kit.capacity = limit if recipe.data.capacity == "auto" else recipe.data.capacity
+        if kit.packing != "none":
+            limit = min(limit, kit.capacity)
         encoder = RowEncoder(
             tokenizer,
             form=options.format,
@@ -138,12 +145,27 @@ class CausalLM:
         )
         kit.facts.update(loading.facts())
         tell_padding(model, tokenizer)
+        self._prepare_packing(kit, model)
         generation: Any = model.generation_config
         if generation is not None:
             generation.eos_token_id, generation.pad_token_id = self._stops(kit), tokenizer.pad_token_id
         if recipe.adapter is not None:
             model = add_adapter(model, recipe.adapter, "CAUSAL_LM", [], seed=recipe.seed)
         return model
+
+    def _prepare_packing(self, kit: Kit, model: nn.Module) -> None:
+        """Attention that stays inside examples. A model that cannot is padded, unless the recipe insists on packing."""
+        from finetune.errors import UserError
+        from finetune.models.segmented import use_segmented_attention
+
+        if kit.packing == "none":
+            return
+        try:
+            use_segmented_attention(model)
+        except UserError as error:
+            if kit.recipe.data.packing != "auto":
+                raise
+            kit.packing, kit.facts["packing"] = "none", f"none: {error.what}"
 
     def _stops(self, kit: Kit) -> list[int]:
         """Tokens at which generation ends: end of text, and the chat template's end of turn."""
@@ -154,10 +176,11 @@ class CausalLM:
 
     def collate(self, kit: Kit, examples: Sequence[dict[str, Any]]) -> Batch:
         """[{"input_ids": [5, 6, 7, 2], "spans": [2, 4]}] -> input_ids [[5, 6, 7, 2, 0, 0, 0, 0]],
-        labels [[-100, -100, 7, 2, -100, -100, -100, -100]].
+        labels [[-100, -100, 7, 2, -100, -100, -100, -100]]; laid end to end in one row where kit.packing says so.
         """
+        if kit.packing != "none":
+            return self._collate_packed(examples)
         import numpy as np
-        import torch
 
         from finetune.models.losses import IGNORE
 
@@ -167,6 +190,27 @@ class CausalLM:
             for start, end in np.asarray(example["spans"]).reshape(-1, 2):
                 row[start:end] = example["input_ids"][start:end]
         labels[:, 0] = IGNORE  # nothing stands before the first token to predict it from
+        return self._batch(examples, inputs, labels, padding)
+
+    def _collate_packed(self, examples: Sequence[dict[str, Any]]) -> Batch:
+        import numpy as np
+
+        from finetune.models.losses import IGNORE
+        from finetune.tasks.packs import pack_rows
+
+        inputs, borders = pack_rows(examples)
+        labels = np.full((1, borders[-1]), IGNORE, np.int64)
+        for border, example in zip(borders, examples, strict=False):
+            for start, end in np.asarray(example["spans"]).reshape(-1, 2):
+                labels[0, border + start : border + end] = example["input_ids"][start:end]
+        labels[0, borders[:-1]] = IGNORE  # the token before it belongs to another example
+        return self._batch(examples, inputs, labels, padding=0)
+
+    def _batch(self, examples: Sequence[dict[str, Any]], inputs: dict[str, Any], labels: Any, padding: int) -> Batch:
+        import torch
+
+        from finetune.models.losses import IGNORE
+
         return Batch(
             ids=tuple(int(example["id"]) for example in examples),
             inputs=inputs,
@@ -201,18 +245,27 @@ class CausalLM:
         labels = batch.targets["labels"][:, 1:]
         kept = labels != IGNORE
         each = cross_entropy_each(outputs.logits[:, :-1][kept].detach(), labels[kept])
-        rows = kept.nonzero()[:, 0]
+        rows, columns = kept.nonzero(as_tuple=True)
+        if "cu_seq_lens_q" in batch.inputs:
+            rows = torch.bucketize(columns + 1, batch.inputs["cu_seq_lens_q"].long(), right=True) - 1
         losses = torch.zeros(len(batch.ids), dtype=torch.float64, device=each.device)
         sums = losses.index_add(0, rows, each.double()).tolist()
-        weights = [0] * len(sums) if batch.ghost else kept.sum(dim=1).tolist()
+        counts = torch.bincount(rows, minlength=len(sums)).tolist()
+        weights = [0] * len(sums) if batch.ghost else counts
         return [
             Prediction(id, {"loss": loss, "weight": weight}, loss, weight, shown)
             for id, loss, weight, shown in zip(batch.ids, sums, weights, self._shown(kit, batch), strict=True)
         ]
 
     def _shown(self, kit: Kit, batch: Batch) -> list[dict[str, str]]:
-        ids, mask = batch.inputs["input_ids"].cpu(), batch.inputs["attention_mask"].bool().cpu()
-        texts = kit.processor.batch_decode([row[keep].tolist() for row, keep in zip(ids, mask, strict=True)])
+        from finetune.tasks.packs import segment_rows
+
+        if "cu_seq_lens_q" in batch.inputs:
+            rows = [row.tolist() for row in segment_rows(batch.inputs)]
+        else:
+            ids, mask = batch.inputs["input_ids"].cpu(), batch.inputs["attention_mask"].bool().cpu()
+            rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+        texts = kit.processor.batch_decode(rows)
         return [{"text": text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."} for text in texts]
 
     def sample(

@@ -68,6 +68,7 @@ class Kit:
 
     processor: tokenizer or image processor, saved beside the model. facts: for people (counts, skipped rows, lengths).
     labels: class names in order of their index, if the task has classes. metric_options: keyword arguments of MetricSet.
+    packing: none, padding_free or packed; capacity: tokens of a micro-batch then.
     """
 
     recipe: Recipe
@@ -77,6 +78,8 @@ class Kit:
     labels: list[str] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     metric_options: dict[str, Any] = field(default_factory=dict)
+    packing: str = "none"
+    capacity: int = 0
 
 
 class Task(Protocol):

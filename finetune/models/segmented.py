@@ -1,0 +1,155 @@
+"""Attention over several sequences laid end to end, none of which sees another.
+
+Registered through transformers' own doors (AttentionInterface, AttentionMaskInterface) under the name "segmented". Where
+a call brings `cu_seq_lens_q` (the borders), each segment attends to itself alone, so the cost is the sum of squares and
+not the square of the sum; any other call (padded batches, generation with a cache) is ordinary SDPA.
+
+Shapes: B = 1 (packed), H heads, K key-value heads, T tokens of all segments, D head size.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAME = "segmented"
+_BORDERS = "cu_seq_lens_q"
+
+
+def use_segmented_attention(model: nn.Module) -> None:
+    """Let `model` take packed batches. A model that uses flash_attention_2 takes them already.
+
+    Raises: UserError where the architecture's attention has no such door (state-space layers, relative biases).
+    """
+    config: Any = model.config
+    if config._attn_implementation == "flash_attention_2":
+        return
+    kind = getattr(config, "model_type", type(model).__name__)
+    if not getattr(model, "_supports_attention_backend", False) or _recurrent(config):
+        raise UserError(
+            f"the attention of a {kind} model cannot be kept inside the examples of a pack",
+            where="data.packing",
+            remedy="Set data.packing: none (padded batches, balanced by length).",
+        )
+    for part in (config, getattr(config, "text_config", config)):
+        if getattr(part, "attn_logit_softcapping", None):
+            raise UserError(
+                f"a {kind} model caps its attention scores, which the packed kernels do not",
+                where="data.packing",
+                remedy="Set data.packing: none, or model.attention: flash_attention_2 on a GPU.",
+            )
+    _register()
+    model.set_attn_implementation(NAME)  # type: ignore[operator]
+
+
+def _recurrent(config: Any) -> bool:
+    layers = getattr(config, "layer_types", None) or []
+    return any(kind not in ("full_attention", "sliding_attention") for kind in layers)
+
+
+@cache
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    def mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor | None:
+        """Packed batches come without an attention mask: their borders say it all."""
+        if attention_mask is None:
+            return None
+        return sdpa_mask(*arguments, attention_mask=attention_mask, **options)
+
+    AttentionInterface.register(NAME, segmented_attention)
+    AttentionMaskInterface.register(NAME, mask)
+
+
+def segmented_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [B, H, T, D], key and value [B, K, T, D] -> ([B, T, H, D], None).
+
+    cu_seq_lens_q: int32 [segments + 1], the borders, first 0 and last T. sliding_window: positions that a token sees,
+    itself included.
+    """
+    borders = options.get(_BORDERS)
+    if borders is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    causal = bool(getattr(module, "is_causal", True))
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
+        longest = int(options["max_length_q"])
+        return _varlen(query, key, value, borders, longest, scaling, sliding_window, causal), None
+    parts = []
+    for start, end in _spans(borders):
+        mask = _band(end - start, sliding_window, query.device) if causal else None
+        out = scaled_dot_product_attention(
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=causal and mask is None,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        parts.append(out.transpose(1, 2))
+    return torch.cat(parts, dim=1), None
+
+
+def _spans(borders: torch.Tensor) -> list[tuple[int, int]]:
+    places = borders.tolist()
+    return list(zip(places[:-1], places[1:], strict=True))
+
+
+def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Bool [L, L] of a causal sliding window; None where the window does not matter."""
+    if window is None or window >= length:
+        return None
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    borders: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+    causal: bool,
+) -> torch.Tensor:
+    """One call of torch's own variable-length flash attention for all segments: no wheel of its own needed."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    left = -1 if window is None else window - 1
+    out = varlen_attn(
+        *(tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)),
+        borders,
+        borders,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(left, 0) if causal else (left, left),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, torch.Tensor)
+    return out.unsqueeze(0)

@@ -1,0 +1,28 @@
+"""What a configuration says of a model's size before any weight exists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def hidden_size(config: Any) -> int:
+    """Width of the widest layer; 0 where the configuration does not say."""
+    text = getattr(config, "text_config", config)
+    widths = [getattr(text, "hidden_size", 0) or 0, *(getattr(text, "hidden_sizes", None) or [])]
+    return int(max(widths))
+
+
+def layer_elements(config: Any) -> int:
+    """Parameters of one transformer layer: attention (query, key, value, output) and feed-forward matrices.
+
+    A Llama layer has 2*h*h + 2*h*kv + 3*h*i (13.0 h^2 for Llama-3-8B). 0 where the configuration is no transformer's.
+    """
+    text = getattr(config, "text_config", config)
+    width, heads = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_attention_heads", 0) or 0
+    if not width or not heads or not isinstance(width, int):
+        return 0
+    head_dim = getattr(text, "head_dim", None) or width // heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    inner = getattr(text, "intermediate_size", None) or 4 * width
+    gated = getattr(text, "hidden_act", "") in ("silu", "swish", "gelu_pytorch_tanh")
+    return 2 * width * head_dim * (heads + kv_heads) + (3 if gated else 2) * width * inner
