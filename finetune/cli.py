@@ -291,7 +291,7 @@ def show_recipe(
     resolved: Annotated[bool, typer.Option("--resolved", help="The recipe as YAML with every value explicit.")] = False,
     sets: Sets = None,
 ) -> None:
-    """Show a recipe: as written, resolved, or explained; faults are told as `train` would tell them."""
+    """Show a recipe: as written; or resolved or explained, and then with its faults, as `train` would tell them."""
     from finetune.app import recipes as verb
 
     if not (explain or resolved or sets):

@@ -67,18 +67,17 @@ class Draft:
         Raises: LookupError with a reason if something on the way is neither a section nor a list.
         """
         inner: Any = self.values
-        key: Any
-        for depth, key in enumerate(path[:-1]):
-            if isinstance(inner, list):
-                inner = inner[key]
-                continue
-            if inner.get(key) is None:
+        for depth, key in enumerate(path):
+            if not isinstance(inner, (dict, list)):
+                raise LookupError(f"{dotted(path[:depth])} is {describe_type(inner)}, not a section")
+            if isinstance(inner, list) and not (isinstance(key, int) and key < len(inner)):
+                raise LookupError(f"{dotted(path[:depth])} is a list, which has no {key}")
+            if depth == len(path) - 1:
+                inner[key] = value  # type: ignore[index]
+            elif isinstance(inner, dict) and inner.get(key) is None:
                 inner[key] = {}
                 self._origins.setdefault(path[: depth + 1], origin)
-            inner = inner[key]
-            if not isinstance(inner, (dict, list)):
-                raise LookupError(f"{dotted(path[: depth + 1])} is {describe_type(inner)}, not a section")
-        inner[path[-1]] = value
+            inner = inner[key]  # type: ignore[index]
         for known in [known for known in self._origins if known[: len(path)] == path]:
             del self._origins[known]
         self._origins[path] = origin
@@ -115,7 +114,7 @@ class Draft:
                     step = int(part)
                     if step >= len(inner):
                         raise LookupError(f"{dotted(tuple(path))} has {len(inner)} items, 0 to {len(inner) - 1}")
-                elif len(inner) == 1:
+                elif len(inner) == 1 and isinstance(inner[0], dict):
                     path.append(0)
                     inner = inner[0]
                 else:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+from textwrap import dedent
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from finetune.errors import EXIT_USER, RecipeFaults
 from finetune.recipe.load import dump_yaml, load_recipe
+from finetune.recipe.recipe import recipe_type
+from finetune.recipe.schema import all_keys, schema_of
+from finetune.recipe.yaml import one_line
 
 from .conftest import CARDS, GOOD
 
@@ -241,3 +250,37 @@ def test_a_number_cannot_be_nan(faults) -> None:
 
 def test_a_broken_source_does_not_make_the_list_empty(faults) -> None:
     assert set(faults(GOOD, "data.train.limi=3")) == {"data.train.limi"}
+
+
+KEYS = [".".join(key) for key in all_keys(schema_of(recipe_type(CARDS["sorting"])))]
+ODD = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-2, 70),
+        st.floats(),
+        st.sampled_from(["", "a", "auto", "none", "./x", "*"]),
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "source", "text", "0"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(KEYS), ODD), min_size=1, max_size=3))
+def test_whatever_is_written_it_loads_or_is_told(changes: list[tuple[str, object]]) -> None:
+    """No value anywhere makes the loader itself fail; and what loads survives the way through its resolved YAML."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r.yaml"
+        path.write_text(dedent(GOOD))
+        sets = [f"{key}={one_line(value)}" for key, value in changes]
+        try:
+            recipe = load_recipe(path, sets, CARDS).recipe
+        except RecipeFaults as error:
+            assert str(error)
+            assert all(fault.message and fault.where for fault in error.faults)
+            return
+        path.write_text(dump_yaml(recipe))
+        assert load_recipe(path, (), CARDS).recipe == recipe
