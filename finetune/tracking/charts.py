@@ -98,6 +98,8 @@ def _dress(axes: Axes, lines: Sequence[Line], zero: bool) -> None:
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(FuncFormatter(_tick))
+    if by_epoch:
+        axes.set_xlim(left=0)
     axes.set_xlabel("epoch" if by_epoch else "step", color=_INK, fontsize=9)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)

@@ -138,11 +138,13 @@ class Run:
 
     @property
     def id(self) -> str:
-        return self.path.name
+        """Unique, whatever the folder is called: W&B's run has it too."""
+        return str(self.read().get("id") or self.path.name)
 
     @property
     def name(self) -> str:
-        return self.path.parent.name
+        """The recipe's name."""
+        return str(self.read().get("name") or self.path.parent.name)
 
     @property
     def status(self) -> Status:

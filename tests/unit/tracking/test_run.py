@@ -31,6 +31,12 @@ def test_a_new_run_has_what_people_and_scripts_look_for(run, recipe):
     assert found["machine"]["cores"] >= 1 and found["versions"]["python"].startswith("3.")
 
 
+def test_a_folder_of_ones_own_keeps_the_unique_id(recipe, tmp_path):
+    first, second = (Run.create(recipe, tmp_path, path=tmp_path / at / "out") for at in "ab")
+    assert first.path == tmp_path / "a" / "out" and first.name == "demo"
+    assert first.id != second.id and "out" not in (first.id, second.id)
+
+
 def test_ids_sort_by_time_and_do_not_collide(recipe, tmp_path):
     ids = [Run.create(recipe, tmp_path).id for _ in range(20)]
     assert len(set(ids)) == 20
