@@ -112,7 +112,9 @@ def test_tables_of_a_small_case_worked_out_by_hand():
 
 def test_tables_of_a_multi_label_case():
     collected = MetricSet(TABLES, labels=["a", "b"], multi_label=True)
-    collected.add([{"prediction": p, "reference": r} for p, r in (([1, 0], [1, 1]), ([1, 1], [0, 1]), ([0, 0], [0, 0]))])
+    collected.add(
+        [{"prediction": p, "reference": r} for p, r in (([1, 0], [1, 1]), ([1, 1], [0, 1]), ([0, 0], [0, 0]))]
+    )
     tables = collected.compute().tables
     assert tables["confusion_matrix"][1] == [["a", 1, 1, 0, 1], ["b", 1, 0, 1, 1]]
     assert tables["per_class"][1] == [["a", 0.5, 1.0, 2 / 3, 1], ["b", 1.0, 0.5, 2 / 3, 2]]
@@ -185,7 +187,9 @@ def test_every_module_is_an_evaluate_metric_that_agrees_with_the_catalogue():
 def test_modules_work_in_evaluate_combine_and_from_a_path():
     combined = evaluate.combine([load("accuracy"), load("f1_macro"), load("roc_auc")])
     found = combined.compute(
-        predictions=[0, 1, 1, 0], references=[0, 1, 0, 0], prediction_scores=[[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [1, 0]]
+        predictions=[0, 1, 1, 0],
+        references=[0, 1, 0, 0],
+        prediction_scores=[[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [1, 0]],
     )
     assert found == pytest.approx({"accuracy": 0.75, "f1_macro": (0.8 + 2 / 3) / 2, "roc_auc": 1.0})
     from_path = evaluate.load(str(FOLDER / "f1_micro.py"))
