@@ -11,7 +11,7 @@ NOT_TRAINING = {"name", "parallel", "tracking", "checkpoint"}
 
 
 def training_digest(recipe: Recipe) -> str:
-    """16 hex digits over everything but the machine (parallel), the telling (tracking), and the keeping (checkpoint)."""
+    """16 hex digits over all but the machine (parallel), the telling (tracking), and the keeping (checkpoint)."""
     tree = recipe.model_dump(mode="json", exclude=NOT_TRAINING)
     text = json.dumps(tree, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
