@@ -19,8 +19,8 @@ class TaskCard:
     required: roles that every row must have, each entry a tuple of alternatives (one of which is enough).
     options: the schema of the recipe's `options:` section. metrics: names of modules in `metrics/` that the task can
     feed; default_metrics: those computed unless the recipe says otherwise; best: the metric that chooses the best.
-    unit: what a unit of loss is ("token", "example", "image"), for progress lines. packing: what data.packing auto means;
-    packings: what the task can do. balance_window: steps that share out padded examples by length, for auto.
+    unit: what a unit of loss is ("token", "example", "image"), for progress lines. packing: what data.packing auto
+    means; packings: what the task can do. balance_window: steps that share out padded examples by length, for auto.
     """
 
     name: str

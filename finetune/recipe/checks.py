@@ -118,6 +118,13 @@ def check_smoothing(scene: Scene) -> Iterator[Fault]:
         )
 
 
+def check_packing(scene: Scene) -> Iterator[Fault]:
+    """A way of packing that the task can do."""
+    packing, known = scene.recipe.data.packing, ("auto", *scene.card.packings)
+    if packing not in known:
+        yield scene.fault("data.packing", f"the task {scene.card.name} cannot do that", allowed=", ".join(known))
+
+
 def check_metrics(scene: Scene) -> Iterator[Fault]:
     """Metrics that the task can feed, and a `best` that is among those computed."""
     evaluation, card = scene.recipe.evaluation, scene.card
@@ -235,6 +242,7 @@ ALWAYS: tuple[Check, ...] = (
     check_learning_rate,
     check_batch,
     check_smoothing,
+    check_packing,
     check_metrics,
     check_validation,
     check_columns,

@@ -26,6 +26,7 @@ CONTRADICTIONS = [
     (["model.source=''"], "model.source", "missing"),
     (["model.source=''", "model.init=config"], "model.source", "model type"),
     (["training.warmup=1.5"], "training.warmup", "whole number of steps"),
+    (["data.packing=packed"], "data.packing", "cannot do that"),
     (["task=writing", "training.label_smoothing=0.1", "evaluation={}"], "training.label_smoothing", "no labels"),
 ]
 
@@ -43,7 +44,7 @@ def test_every_check_is_proved_here() -> None:
     listed = {check.__name__ for check in checks.ALWAYS + checks.HERE}
     defined = {name for name in vars(checks) if name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 12
+    assert len(listed) == 13
 
 
 @pytest.mark.parametrize(
