@@ -12,6 +12,7 @@ datasets = pytest.importorskip("datasets")
 
 def test_without_a_network_the_remedy_is_told_at_once(make_recipe, text_card, monkeypatch):
     monkeypatch.setattr("finetune.data.hub._hub_in_sight", lambda: False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     started = time.monotonic()
     with pytest.raises(
         UserError, match="owner/no-such-set lies on the Hugging Face hub, which cannot be reached"
@@ -19,6 +20,7 @@ def test_without_a_network_the_remedy_is_told_at_once(make_recipe, text_card, mo
         open_tables(make_recipe(train="owner/no-such-set"), text_card)
     assert "local file" in error.value.remedy and "builtin:docstrings" in error.value.remedy
     assert time.monotonic() - started < 15  # datasets alone would try again and again
+    assert datasets.config.HF_HUB_OFFLINE is False
 
 
 @pytest.fixture

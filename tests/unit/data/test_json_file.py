@@ -40,7 +40,7 @@ def test_one_object_after_another(read, indent):
 
 
 def test_a_list_knows_the_line_of_each_row(read):
-    found = read('[\n  {"a": 1},\n\n  {"a":\n 2}, 5,\n  {"a": 3}]\n')
+    found = read('[\n  {"a": 1},\n\n  {"a":\n 2}, 1234567890,\n  {"a": 3}]\n')
     assert found == [(2, {"a": 1}), (4, {"a": 2}), (5, "not a JSON object but a number"), (6, {"a": 3})]
 
 

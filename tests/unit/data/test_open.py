@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -74,6 +75,14 @@ def test_sources_are_joined_in_order_with_limits(tmp_path, make_recipe, text_car
     assert table.place(2).endswith("1.jsonl:3") and table.place(3).endswith("parquet row 0")
     table = open_tables(make_recipe(train=train, limit=5), text_card)["train"]
     assert list(table) == [*ROWS[:3], *ROWS[:2]] and list(table.values("label")) == ["a", "b", "a", "a", "b"]
+
+
+def test_a_choice_of_a_choice(tmp_path, make_recipe, text_card):
+    table = open_tables(make_recipe(train=write_jsonl(tmp_path / "a.jsonl")), text_card)["train"]
+    odd = table.choose("odd", np.array([1, 3, 5, 7, 9]), "odd")
+    two = odd.choose("two", np.array([1, 4]), "two")
+    assert list(two) == [ROWS[3], ROWS[9]] and list(two.values("text")) == ["text 3", "text 9"]
+    assert two.place(1).endswith(":10") and len({table.fingerprint, odd.fingerprint, two.fingerprint}) == 3
 
 
 def test_globs_and_folders_of_files(tmp_path, make_recipe, text_card):
