@@ -1,4 +1,4 @@
-"""`finetune evaluate`: a checkpoint of a run on any of its splits, on any number of ranks, with the training's figures."""
+"""`finetune evaluate`: a checkpoint of a run on any of its splits, on any number of ranks."""
 
 from __future__ import annotations
 

@@ -29,11 +29,15 @@ def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
     Raises: UserError if output holds something already, or there is no such checkpoint.
     """
     if output.exists() and any(output.iterdir()):
-        raise UserError("the folder is not empty", where=str(output), remedy="give a new folder; nothing was overwritten")
+        raise UserError(
+            "the folder is not empty", where=str(output), remedy="give a new folder; nothing was overwritten"
+        )
     opened = Run.open(run)
     recipe = open_recipe(str(opened.recipe_file), []).recipe
     if merge and recipe.adapter is None:
-        raise UserError("the run has no adapter to merge", where=str(run), remedy="leave out --merge: its model is whole")
+        raise UserError(
+            "the run has no adapter to merge", where=str(run), remedy="leave out --merge: its model is whole"
+        )
     task = TASKS[recipe.task]
     kit = task.read(recipe, open_tables(recipe, task.card))
     torch.manual_seed(recipe.seed)
@@ -44,9 +48,9 @@ def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
     if merge:
         merge_adapter(folder, output)
         for file in folder.iterdir():  # tokenizer or processor, and the card
-            if file.suffix in (".json", ".md", ".jinja", ".txt", ".model") and not (output / file.name).exists():
-                if not file.name.startswith("adapter_"):
-                    shutil.copy2(file, output / file.name)
+            belongs = not file.name.startswith("adapter_") and not (output / file.name).exists()
+            if belongs and file.suffix in (".json", ".md", ".jinja", ".txt", ".model"):
+                shutil.copy2(file, output / file.name)
         shutil.rmtree(folder)
 
 

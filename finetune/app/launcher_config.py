@@ -1,4 +1,4 @@
-"""What `accelerate launch` was told of DeepSpeed beside the recipe: told to the user, who may not know that both speak."""
+"""What `accelerate launch` was told of DeepSpeed beside the recipe: told to the user, because both speak."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ def compare_with_launcher(environment: Mapping[str, str], plan: Plan) -> list[st
     said = _launcher_says(environment)
     ours = plan.deepspeed
     if ours is None:
-        return ["note: accelerate was started with DeepSpeed, the recipe says parallel.deepspeed: none; the recipe decides"]
+        return [
+            "note: accelerate was started with DeepSpeed, the recipe says parallel.deepspeed: none; the recipe decides"
+        ]
     lines = []
     for key, theirs in said.items():
         mine: Any = ours
         for part in key.split("."):
             mine = mine.get(part) if isinstance(mine, Mapping) else None
         if theirs not in ("auto", None) and str(theirs).lower() != str(mine if mine is not None else "none").lower():
-            lines.append(f"note: {key}: accelerate's configuration says {theirs}, the recipe {mine}; the recipe decides")
+            lines.append(
+                f"note: {key}: accelerate's configuration says {theirs}, the recipe {mine}; the recipe decides"
+            )
     return lines
 
 
@@ -34,7 +38,9 @@ def _launcher_says(environment: Mapping[str, str]) -> dict[str, Any]:
     if file and Path(file).is_file():
         config = json.loads(Path(file).read_text(encoding="utf-8"))
         flat = _flatten(config)
-        return {key: value for key, value in flat.items() if key.split(".")[-1] in ("stage", "device", "gradient_clipping")}
+        return {
+            key: value for key, value in flat.items() if key.split(".")[-1] in ("stage", "device", "gradient_clipping")
+        }
     names = {
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": "zero_optimization.stage",
         "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "zero_optimization.offload_optimizer.device",
@@ -46,5 +52,7 @@ def _launcher_says(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(node, Mapping):
-        return {k: v for key, item in node.items() for k, v in _flatten(item, f"{prefix}.{key}" if prefix else key).items()}
+        return {
+            k: v for key, item in node.items() for k, v in _flatten(item, f"{prefix}.{key}" if prefix else key).items()
+        }
     return {prefix: node}

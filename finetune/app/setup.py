@@ -92,7 +92,7 @@ def set_up(session: Session, recipe: Recipe, plan: Plan, tell: Tell) -> Workshop
 
 
 def resolve_batch_norm(recipe: Recipe) -> str:
-    """auto: frozen for pretrained weights (their statistics saw far more data than a micro-batch), else synchronised."""
+    """auto: frozen for pretrained weights (their statistics saw far more data), else synchronised."""
     chosen = recipe.model.batch_norm
     if chosen != "auto":
         return chosen

@@ -150,5 +150,3 @@ def _last_step(run: Run) -> int:
 def tell(text: str) -> None:
     """A line for the person who watches."""
     print(text, flush=True)
-
-

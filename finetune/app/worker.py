@@ -16,13 +16,14 @@ from finetune.app.opening import open_recipe
 from finetune.app.report import report
 from finetune.app.setup import Workshop, open_session, plan_here, quieten, set_up
 from finetune.app.train import choose_run, tell
-from finetune.data.order import Schedule
 from finetune.distributed.failure import failures_told
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.place import here
 from finetune.distributed.session import Session
 from finetune.errors import Stopped, UserError
+from finetune.models.load import load_config
 from finetune.planning.plan import Plan
+from finetune.planning.shape import cost_model
 from finetune.recipe.digest import training_digest
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
@@ -100,17 +101,12 @@ def _train(session: Session, loaded: LoadedRecipe, plan: Plan, run: Run, resume:
 
 def make_loop(shop: Workshop, run: Run, listener: Listener, stop: StopRequest) -> Loop:
     """The loop over this workshop, writing into the run folder."""
-    import numpy as np
-
     recipe = shop.kit.recipe
-    schedule = Schedule(
-        np.asarray(shop.kit.examples["train"].costs), seed=recipe.seed, global_batch=recipe.training.global_batch
-    )
     return Loop(
         shop.task,
         shop.kit,
         shop.engine,
-        schedule,
+        cost=cost_model(load_config(recipe.model)),
         micro_batch=shop.plan.batch.micro_batch,
         recipe_digest=training_digest(recipe),
         places=Places(run.checkpoints, run.predictions),

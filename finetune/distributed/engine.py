@@ -20,7 +20,9 @@ from finetune.distributed.session import Session
 class Engine:
     """forward through `model`; `backward` each micro-batch, the last one with last=True; then `step`."""
 
-    def __init__(self, session: Session, module: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
+    def __init__(
+        self, session: Session, module: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
+    ) -> None:
         """All ranks call it. module: on the CPU or already sharded by ZeRO-3's load."""
         self.session = session
         self.module = module
@@ -86,7 +88,9 @@ class Engine:
 
     def align_buffers(self) -> None:
         """Give every rank rank 0's buffers (local BatchNorm statistics drift apart). All ranks call it."""
-        self.session.broadcast_buffers([buffer for _, buffer in self.module.named_buffers() if buffer.is_floating_point()])
+        self.session.broadcast_buffers(
+            [buffer for _, buffer in self.module.named_buffers() if buffer.is_floating_point()]
+        )
 
 
 def open_engine(

@@ -32,10 +32,14 @@ class Failure:
 
     def to_error(self) -> FinetuneError:
         """The same error, in the process that supervises."""
-        kind = {EXIT_USER: UserError, EXIT_STOPPED: Stopped, EXIT_FAILED: TrainingFailed}.get(self.exit_code, TrainingFailed)
+        kind = {EXIT_USER: UserError, EXIT_STOPPED: Stopped, EXIT_FAILED: TrainingFailed}.get(
+            self.exit_code, TrainingFailed
+        )
         told = self.exit_code in (EXIT_USER, EXIT_STOPPED)
         where = self.where if told else ", ".join(part for part in (f"rank {self.rank}", self.where) if part)
-        return kind(self.what, where=where, remedy=self.remedy or (f"the traceback is in {self.log}" if self.log else ""))
+        return kind(
+            self.what, where=where, remedy=self.remedy or (f"the traceback is in {self.log}" if self.log else "")
+        )
 
 
 class PeerFailed(FinetuneError):
@@ -78,7 +82,7 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
     what = f"{type(error).__name__}: {text.splitlines()[0]}"
     remedy = ""
     if "out of memory" in text.lower():
-        remedy = "set parallel.micro_batch lower, model.gradient_checkpointing: true, or a higher ZeRO stage; the numbers stay"
+        remedy = "a smaller parallel.micro_batch, model.gradient_checkpointing: true or a higher ZeRO stage: same numbers"
     return Failure(rank, time.time(), what, where, remedy, EXIT_FAILED, echo, str(log))
 
 

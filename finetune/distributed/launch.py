@@ -20,7 +20,9 @@ import psutil
 from finetune.distributed.failure import clear_failures, read_failures
 from finetune.errors import EXIT_STOPPED, FinetuneError, TrainingFailed
 
-SUPERVISED = "FINETUNE_SUPERVISED"  # the logs folder of the process that watches; it changes what is told, not what is trained
+SUPERVISED = (
+    "FINETUNE_SUPERVISED"  # the logs folder of the process that watches; it changes what is told, not what is trained
+)
 GRACE_SECONDS = 3.0  # from the first failure to the end of every rank
 
 
@@ -122,7 +124,7 @@ class _Watcher:
         found = []
         for child in self._family():
             try:
-                if "RANK" in child.environ() or child.environ().get(SUPERVISED) and child.pid != self.process.pid:
+                if "RANK" in child.environ() or (child.environ().get(SUPERVISED) and child.pid != self.process.pid):
                     found.append(child)
             except psutil.Error:
                 continue

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune.data.cost import CostModel
+
 
 def hidden_size(config: Any) -> int:
     """Width of the widest layer; 0 where the configuration does not say."""
@@ -26,3 +28,24 @@ def layer_elements(config: Any) -> int:
     inner = getattr(text, "intermediate_size", None) or 4 * width
     gated = getattr(text, "hidden_act", "") in ("silu", "swish", "gelu_pytorch_tanh")
     return 2 * width * head_dim * (heads + kv_heads) + (3 if gated else 2) * width * inner
+
+
+def cost_model(config: Any) -> CostModel:
+    """Relative cost of a sequence by its length; a plain count where the configuration is no transformer's."""
+    text = getattr(config, "text_config", config)
+    width, heads, layers = (
+        getattr(text, name, None) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    )
+    if not all(isinstance(value, int) and value for value in (width, heads, layers)):
+        return CostModel()
+    return CostModel.from_config_shape(
+        hidden=width,
+        layers=layers,
+        heads=heads,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * width,
+        vocab=getattr(text, "vocab_size", 0) or 0,
+        kv_heads=getattr(text, "num_key_value_heads", None),
+        head_dim=getattr(text, "head_dim", None),
+        gated=getattr(text, "hidden_act", "") in ("silu", "swish", "gelu_pytorch_tanh"),
+        causal=not hasattr(text, "type_vocab_size"),
+    )

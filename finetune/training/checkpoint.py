@@ -77,9 +77,7 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save_checkpoint(
-    engine: Engine, folder: Path, *, step: int, recipe_digest: str, loop: dict[str, Any]
-) -> Checkpoint:
+def save_checkpoint(engine: Engine, folder: Path, *, step: int, recipe_digest: str, loop: dict[str, Any]) -> Checkpoint:
     """Write the state of all ranks under folder/step-XXXXXXXX. All ranks call it; folder is on a shared disk.
 
     Raises: TrainingFailed on every rank if any rank could not write; what was there before stays as it was.
@@ -200,7 +198,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
             told = "missing" if actual < 0 else f"{actual} bytes instead of {size}"
             raise UserError(f"a file of the checkpoint is {told}", where=str(file))
         if _sha256(file) != digest:
-            raise UserError("a file of the checkpoint has changed since it was written (digest differs)", where=str(file))
+            raise UserError(
+                "a file of the checkpoint has changed since it was written (digest differs)", where=str(file)
+            )
     return Checkpoint(path, manifest)
 
 
@@ -288,7 +288,9 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[int, s
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        raise OSError(errno.ENOSPC if "space" in str(error).lower() else errno.EIO, f"{error}", str(path), needed) from None
+        raise OSError(
+            errno.ENOSPC if "space" in str(error).lower() else errno.EIO, f"{error}", str(path), needed
+        ) from None
     return path.stat().st_size, _sha256(path)
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune.data.dealing import Deal
 from finetune.distributed.engine import Engine
 from finetune.errors import TrainingFailed
 from finetune.metrics import MetricSet
 from finetune.tasks.task import Kit, Prediction, Task
 from finetune.training.feed import evaluation_steps, feed
 
-GATHER_EVERY = 64  # examples a rank holds before rank 0 takes them
+GATHER_EVERY = 8  # micro-batches whose predictions a rank holds before rank 0 takes them
 WORST = 20
 
 
@@ -34,11 +35,11 @@ class Evaluation:
 
 
 def evaluate(
-    task: Task, kit: Kit, engine: Engine, split: str, *, metrics: Sequence[str], micro_batch: int, out: Path | None = None
+    task: Task, kit: Kit, engine: Engine, split: str, *, metrics: Sequence[str], dealt: Deal, out: Path | None = None
 ) -> Evaluation:
     """Loss as sum over global units / global count, and metrics, over the whole split. All ranks call it.
 
-    out: where rank 0 writes one prediction a line. Raises: TrainingFailed if an id is missing or came twice.
+    dealt: the split's examples over the ranks. out: where rank 0 writes one prediction a line. Raises: TrainingFailed if an id is missing or came twice.
     """
     session = engine.session
     examples = kit.examples[split]
@@ -46,16 +47,16 @@ def evaluate(
     engine.align_buffers()
     engine.model.eval()
     held: list[Prediction] = []
-    every = max(1, GATHER_EVERY // max(1, micro_batch))
-    steps = evaluation_steps(examples.costs, session, micro_batch=micro_batch)
-    batches = feed(examples, lambda some: task.collate(kit, some), steps)
-    for index, (batch,) in enumerate(batches):
+    done = 0
+    steps = evaluation_steps(dealt, session.rank)
+    for _, (batch,) in feed(examples, lambda some: task.collate(kit, some), steps):
+        done += 1
         if not batch.ghost or session.shards_weights:
             with torch.no_grad():
                 outputs = task.forward(engine.model, batch.to(session.device))
                 if not batch.ghost:
                     held.extend(task.predict(kit, outputs, batch.to(session.device)))
-        if (index + 1) % every == 0:
+        if done % GATHER_EVERY == 0:
             _hand_over(session, held, tally)
     _hand_over(session, held, tally)
     engine.model.train()

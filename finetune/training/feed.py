@@ -9,11 +9,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from finetune.data.dealing import MicroBatch, deal, deal_evaluation
+from finetune.data.dealing import Deal, MicroBatch
 from finetune.data.order import Schedule
 from finetune.data.table import Examples
-from finetune.distributed.session import Session
 from finetune.tasks.task import Batch
+from finetune.training.shares import Pace, Shares, flat
+
+FETCHED_AHEAD = 4  # batches a loader process
 
 Collate = Callable[[Sequence[dict[str, Any]]], Batch]
 
@@ -35,33 +37,38 @@ class _Positions(Dataset):
 class RankStep:
     """What this rank computes in one step: micro-batches as positions of examples; () is a ghost.
 
-    stand_in: the example that a ghost runs, so that collectives stay aligned.
+    stand_in: the example that a ghost runs, so that collectives stay aligned. cost: of this rank's examples; imbalance:
+    time of the busiest rank over that of an even share.
     """
 
+    index: int
     epoch: int
     micro_batches: tuple[MicroBatch, ...]
     stand_in: int
+    cost: float
+    imbalance: float
 
 
-def training_steps(schedule: Schedule, session: Session, *, micro_batch: int, steps: range) -> Iterator[RankStep]:
-    """The schedule says what a step trains on, the dealing who computes it; both are pure functions."""
+def training_steps(schedule: Schedule, shares: Shares, pace: Pace, rank: int, steps: range) -> Iterator[RankStep]:
+    """The schedule says what a step trains on, the shares who computes it."""
     for index in steps:
         step = schedule.step(index)
-        dealt = deal(step.costs, session.world_size, micro_batch=micro_batch).ranks[session.rank]
-        own = tuple(tuple(example for item in micro for example in step.items[item]) for micro in dealt)
-        yield RankStep(step.epoch, own, step.items[0][0])
+        dealt = shares.deal(step, pace.at(index))
+        examples = flat(step)
+        own = tuple(tuple(examples[position] for position in micro) for micro in dealt.ranks[rank])
+        yield RankStep(index, step.epoch, own, examples[0], float(dealt.loads[rank]), dealt.imbalance)
 
 
-def evaluation_steps(costs: Sequence[int], session: Session, *, micro_batch: int) -> Iterator[RankStep]:
+def evaluation_steps(dealt: Deal, rank: int) -> Iterator[RankStep]:
     """One pass over a split, a micro-batch at a time."""
-    for micro in deal_evaluation(costs, session.world_size, micro_batch).ranks[session.rank]:
-        yield RankStep(0, (micro,), 0)
+    for index, micro in enumerate(dealt.ranks[rank]):
+        yield RankStep(index, 0, (micro,), 0, 0.0, 1.0)
 
 
 def feed(
     examples: Examples, collate: Collate, steps: Iterable[RankStep], *, workers: int = 0, pin_memory: bool = False
-) -> Iterator[list[Batch]]:
-    """The batches of each step, ghosts marked. No more steps are looked at than the loader fetches ahead."""
+) -> Iterator[tuple[RankStep, list[Batch]]]:
+    """Each step with its batches, ghosts marked. No more steps are looked at than the loader fetches ahead."""
     plan = _Plan(steps)
     loader = DataLoader(
         _Positions(examples),
@@ -69,30 +76,30 @@ def feed(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=FETCHED_AHEAD if workers else None,
     )
     batches = iter(loader)
     for batch in batches:
-        ghosts = plan.taken()
-        step = [batch, *(next(batches) for _ in ghosts[1:])]
-        for one, ghost in zip(step, ghosts, strict=True):
-            one.ghost = ghost
-        yield step
+        step = plan.taken()
+        own = [batch, *(next(batches) for _ in step.micro_batches[1:])]
+        for one, micro in zip(own, step.micro_batches, strict=True):
+            one.ghost = not micro
+        yield step, own
 
 
 class _Plan:
-    """Positions for the loader, and beside it a queue that says which batches form a step and which are ghosts."""
+    """Positions for the loader, and beside it a queue of the steps that they belong to."""
 
     def __init__(self, steps: Iterable[RankStep]) -> None:
         self._steps = steps
-        self._queue: deque[list[bool]] = deque()
+        self._queue: deque[RankStep] = deque()
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self._steps:
-            self._queue.append([not micro for micro in step.micro_batches])
+            self._queue.append(step)
             for micro in step.micro_batches:
                 yield [(position, step.epoch) for position in micro or (step.stand_in,)]
 
-    def taken(self) -> list[bool]:
-        """The ghost flags of the step whose first batch was just handed out."""
+    def taken(self) -> RankStep:
+        """The step whose first batch was just handed out."""
         return self._queue.popleft()

@@ -9,10 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-
-from finetune.data.order import Schedule
+from finetune.data.cost import CostModel
 from finetune.distributed.engine import Engine
 from finetune.errors import Stopped, TrainingFailed
 from finetune.recipe.recipe import Recipe
@@ -26,12 +23,14 @@ from finetune.training.checkpoint import (
     save_checkpoint,
 )
 from finetune.training.evaluation import Evaluation, evaluate
-from finetune.training.feed import feed, training_steps
+from finetune.training.feed import FETCHED_AHEAD, RankStep, feed, training_steps
 from finetune.training.listener import Listener
 from finetune.training.progress import Progress
 from finetune.training.schedule import learning_rate
+from finetune.training.shares import Pace, Shares
 from finetune.training.step import StepResult, seed_step, train_step
 from finetune.training.stop import StopRequest
+from finetune.training.teller import Teller
 
 
 @dataclass(frozen=True)
@@ -62,19 +61,25 @@ class Loop:
         task: Task,
         kit: Kit,
         engine: Engine,
-        schedule: Schedule,
         *,
         micro_batch: int,
+        cost: CostModel,
         recipe_digest: str,
         places: Places,
         listener: Listener,
         stop: StopRequest,
     ) -> None:
-        self.task, self.kit, self.engine, self.schedule = task, kit, engine, schedule
+        self.task, self.kit, self.engine = task, kit, engine
         self.recipe: Recipe = kit.recipe
         self.session = engine.session
-        self.micro_batch, self.recipe_digest = micro_batch, recipe_digest
-        self.places, self.listener, self.stop = places, listener, stop
+        self.shares = Shares(kit, cost, ranks=self.session.world_size, micro_batch=micro_batch)
+        self.schedule = self.shares.schedule(self.recipe, task.card.balance_window)
+        self.recipe_digest, self.places, self.stop = recipe_digest, places, stop
+        self.teller = Teller(self.session, listener, self.recipe.tracking.log_every)
+        self.listener = listener
+        workers = self.recipe.data.workers
+        self.workers = 0 if workers == "auto" else workers
+        self.pace = Pace(self.recipe.parallel.rank_speed, self.session, lookahead=FETCHED_AHEAD * self.workers)
         evaluation = self.recipe.evaluation
         self.metrics = evaluation.metrics if evaluation.metrics is not None else list(task.card.default_metrics)
         self.progress = Progress.start(evaluation.best or task.card.best, evaluation.best_mode)
@@ -82,7 +87,7 @@ class Loop:
         self.best: Checkpoint | None = None
         self.last: dict[str, float] = {}
         training = self.recipe.training
-        self.total_steps = training.steps or (training.epochs or 3) * schedule.steps_per_epoch
+        self.total_steps = training.steps or (training.epochs or 3) * self.schedule.steps_per_epoch
 
     def run(self, resume: Checkpoint | None, best: Checkpoint | None, facts: dict[str, Any]) -> Outcome:
         """Train to the end, from `resume` if given. Raises: Stopped, TrainingFailed."""
@@ -100,7 +105,9 @@ class Loop:
         early = self.recipe.training.early_stopping
         batches = self._feed()
         while self.progress.step < self.total_steps and not self.progress.exhausted(early):
-            result = self._step(next(batches))
+            began = time.perf_counter()
+            step, own = next(batches)
+            result = self._step(step, own, data_seconds=time.perf_counter() - began)
             improved = self._evaluate() if self._due(self.recipe.evaluation.every) else False
             if improved or result.stop or self._due(self.recipe.checkpoint.every):
                 self._save(improved)
@@ -114,34 +121,33 @@ class Loop:
             load_checkpoint(self.engine, resume)
             self.progress.restore(resume.manifest.loop)
 
-    def _feed(self) -> Iterator[list[Batch]]:
-        steps = training_steps(
-            self.schedule,
-            self.session,
-            micro_batch=self.micro_batch,
-            steps=range(self.progress.step, self.total_steps),
-        )
-        workers = self.recipe.data.workers
+    def _feed(self) -> Iterator[tuple[RankStep, list[Batch]]]:
+        steps = range(self.progress.step, self.total_steps)
         return feed(
             self.kit.examples["train"],
             lambda examples: self.task.collate(self.kit, examples),
-            steps,
-            workers=0 if workers == "auto" else workers,
+            training_steps(self.schedule, self.shares, self.pace, self.session.rank, steps),
+            workers=self.workers,
             pin_memory=self.session.device.type == "cuda",
         )
 
-    def _step(self, batches: list[Batch]) -> StepResult:
-        progress, began = self.progress, time.perf_counter()
-        rate = learning_rate(progress.step, self.total_steps, self.recipe.training)
+    def _step(self, step: RankStep, batches: list[Batch], *, data_seconds: float) -> StepResult:
+        progress, timing = self.progress, self.teller.timing
+        rate = learning_rate(step.index, self.total_steps, self.recipe.training)
         self.engine.set_learning_rate(rate)
-        seed_step(self.recipe.seed, progress.step, self.session.rank)
+        seed_step(self.recipe.seed, step.index, self.session.rank)
+        started = timing.start()
         result = train_step(self.task, self.kit, self.engine, batches, stop=self.stop.requested)
         self._check_finite(result)
-        seconds = time.perf_counter() - began
+        seconds = timing.end(started, data=data_seconds)
         progress.step += 1
         progress.units += result.units
-        progress.seconds += seconds
-        self._tell(result, rate, seconds)
+        progress.seconds += seconds + data_seconds
+        last = progress.step == self.total_steps
+        figures = {"learning_rate": rate, "cost_imbalance": step.imbalance}
+        self.teller.step(progress.step, self._epoch, result, figures, seconds=seconds + data_seconds, last=last)
+        if self.pace.note(step.index, step.cost, result.forward_seconds) and self.session.is_main:
+            self.listener.message(f"ranks measured: relative speeds {self.pace.speeds}")
         return result
 
     def _check_finite(self, result: StepResult) -> None:
@@ -156,29 +162,6 @@ class Loop:
             f"the {what} is {result.loss if not result.finite else result.grad_norm}",
             where=f"step {self.progress.step + 1}" + (f", examples {culprits[:32]}" if culprits else ""),
             remedy=f"{kept}; look at these rows, lower the learning rate or raise warmup",
-        )
-
-    def _tell(self, result: StepResult, rate: float, seconds: float) -> None:
-        if not self.session.is_main:
-            return
-        step = self.progress.step
-        figures = {
-            "loss": result.loss,
-            "learning_rate": rate,
-            "grad_norm": result.grad_norm,
-            "units_per_second": result.units / seconds,
-            "step_seconds": seconds,
-            "padding_share": result.padding / max(result.positions, 1),
-            "memory_bytes": float(_memory_bytes(self.session.device)),
-        }
-        self.listener.step(step=step, epoch=self._epoch, progress=figures)
-        if step % self.recipe.tracking.log_every == 0 or step in (1, self.total_steps):
-            finite = {key: value for key, value in figures.items() if math.isfinite(value)}
-            self._row("train", finite)
-
-    def _row(self, split: str, figures: dict[str, float]) -> None:
-        self.listener.row(
-            {"step": self.progress.step, "epoch": round(self._epoch, 6), "split": split, **figures, "time": time.time()}
         )
 
     @property
@@ -207,13 +190,14 @@ class Loop:
             self.engine,
             split,
             metrics=self.metrics,
-            micro_batch=self.micro_batch,
+            dealt=self.shares.deal_split(split),
             out=self.places.predictions / name,
         )
         if self.session.is_main:
-            self._row(split, result.scalars)
+            self.teller.row(self.progress.step, self._epoch, split, result.scalars)
+            prefix = "" if split == "validation" else f"{split}_"
             for table, (columns, rows) in result.tables.items():
-                self.listener.table(table, step=self.progress.step, columns=columns, rows=rows)
+                self.listener.table(prefix + table, step=self.progress.step, columns=columns, rows=rows)
         return result
 
     def _show_samples(self, when: str) -> None:
@@ -262,10 +246,3 @@ class Loop:
         progress = self.progress
         best_step = self.best.step if self.best is not None else progress.step
         return Outcome(progress.step, progress.seconds, best_step, progress.best_value, progress.metric, self.last)
-
-
-def _memory_bytes(device: torch.device) -> int:
-    """Peak on a GPU, resident on a CPU: of this rank's process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)

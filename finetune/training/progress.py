@@ -31,7 +31,13 @@ class Progress:
     def restore(self, stored: dict[str, Any]) -> None:
         """Take over what a checkpoint kept, as far as it speaks of the same metric."""
         same = (stored.get("metric"), stored.get("mode")) == (self.metric, self.mode)
-        for key in ("step", "units", "seconds", "evaluated_step", *(("best_value", "best_step", "stale") if same else ())):
+        for key in (
+            "step",
+            "units",
+            "seconds",
+            "evaluated_step",
+            *(("best_value", "best_step", "stale") if same else ()),
+        ):
             setattr(self, key, stored[key])
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,7 +52,9 @@ class Progress:
         value = scalars.get(self.metric)
         if value is None:
             return False
-        gain = float("inf") if self.best_value is None else (value - self.best_value) * (1 if self.mode == "max" else -1)
+        gain = (
+            float("inf") if self.best_value is None else (value - self.best_value) * (1 if self.mode == "max" else -1)
+        )
         self.stale = 0 if gain > min_delta else self.stale + 1
         if gain > 0:
             self.best_value, self.best_step = value, self.step

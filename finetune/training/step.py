@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from finetune.tasks.task import Batch, Kit, Task
 class StepResult:
     """loss: mean over the global units. grad_norm: global, before clipping. stop: some rank was asked to stop.
 
-    padding, positions: summed over ranks. culprits: ids of the examples in micro-batches of this rank whose loss is not
+    padding, positions: summed over ranks. forward_seconds: of this rank. culprits: ids of the examples in micro-batches of this rank whose loss is not
     finite; then no rank has changed its weights.
     """
 
@@ -27,6 +28,7 @@ class StepResult:
     padding: int
     positions: int
     stop: bool
+    forward_seconds: float = 0.0
     culprits: tuple[int, ...] = ()
 
     @property
@@ -44,20 +46,30 @@ def train_step(task: Task, kit: Kit, engine: Engine, batches: Sequence[Batch], *
     )
     scale = session.world_size / max(units, 1)  # both engines average over ranks: this makes it sum / units
     losses: list[torch.Tensor] = []
+    forward_seconds = 0.0
     for index, batch in enumerate(batches):
         batch = batch.to(session.device)
         with engine.micro_batch(last=index == len(batches) - 1, ghost=batch.ghost):
+            began = time.perf_counter()
             loss_sum = task.loss_sum(kit, task.forward(engine.model, batch), batch)
+            forward_seconds += time.perf_counter() - began
             if batch.ghost:
                 loss_sum = loss_sum * 0.0
             engine.backward(loss_sum * scale)
         losses.append(loss_sum.detach().double())
     loss, stopping = session.sum(float(torch.stack(losses).sum()), float(stop))
-    if not math.isfinite(loss):
-        culprits = tuple(i for b, x in zip(batches, losses, strict=True) if not math.isfinite(x) for i in b.ids)
-        return StepResult(loss, int(units), math.nan, int(padding), int(positions), stopping > 0, culprits)
-    grad_norm = engine.step()
-    return StepResult(loss / max(units, 1), int(units), grad_norm, int(padding), int(positions), stopping > 0)
+    culprits = tuple(i for b, x in zip(batches, losses, strict=True) if not math.isfinite(x) for i in b.ids)
+    grad_norm = engine.step() if math.isfinite(loss) else math.nan
+    return StepResult(
+        loss=loss / max(units, 1),
+        units=int(units),
+        grad_norm=grad_norm,
+        padding=int(padding),
+        positions=int(positions),
+        stop=stopping > 0,
+        forward_seconds=forward_seconds,
+        culprits=culprits,
+    )
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

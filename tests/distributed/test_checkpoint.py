@@ -1,5 +1,6 @@
 """A checkpoint knows neither ranks nor stages: saved under one layout, training goes on under any other with the same
-losses and the same examples; under the same layout bit for bit."""
+losses and the same examples; under the same layout bit for bit.
+"""
 
 import json
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from finetune.data.cost import CostModel
 from finetune.data.order import Schedule
 from finetune.distributed.engine import open_engine
 from finetune.distributed.session import Session
@@ -17,6 +18,7 @@ from finetune.tasks.task import Batch, Kit, Prediction
 from finetune.training.feed import feed, training_steps
 from finetune.training.optimizer import make_optimizer
 from finetune.training.schedule import learning_rate
+from finetune.training.shares import Pace, Shares
 from finetune.training.step import seed_step, train_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,12 +112,14 @@ def train_toy(engine, batch, steps, *, task=None, seen=None):
     """Run `steps` (a range of global steps); losses and gradient norms. seen: collects the ids this rank computed."""
     task, examples = task or ToyTask(), ToyExamples()
     kit = Kit(None, None, {"train": examples}, {})
+    session = engine.session
     schedule = Schedule(examples.costs, seed=5, global_batch=TRAINING.global_batch)
-    dealt = training_steps(schedule, engine.session, micro_batch=batch.micro_batch, steps=steps)
+    shares = Shares(kit, CostModel(), ranks=session.world_size, micro_batch=batch.micro_batch)
+    dealt = training_steps(schedule, shares, Pace("equal", session, lookahead=0), session.rank, steps)
     losses, norms = [], []
-    for index, batches in zip(steps, feed(examples, lambda some: task.collate(kit, some), dealt), strict=True):
-        engine.set_learning_rate(learning_rate(index, TOTAL, TRAINING))
-        seed_step(1, index, engine.session.rank)
+    for step, batches in feed(examples, lambda some: task.collate(kit, some), dealt):
+        engine.set_learning_rate(learning_rate(step.index, TOTAL, TRAINING))
+        seed_step(1, step.index, session.rank)
         result = train_step(task, kit, engine, batches, stop=False)
         losses.append(result.loss)
         norms.append(result.grad_norm)
