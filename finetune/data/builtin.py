@@ -45,7 +45,7 @@ BUILTINS: Mapping[str, Builtin] = {
         "Docstrings of Python's standard library; label: the area of the library.",
         ("text", "label", "name"),
         ("train", "validation"),
-        f"1 python {PYTHON}",
+        f"2 python {PYTHON}",
         _docstrings,
     ),
     "digits": Builtin(
