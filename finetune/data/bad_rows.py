@@ -14,7 +14,7 @@ SHOWN = 20  # bad rows named in one error
 LISTED = 10_000  # bad rows remembered; the count goes on
 
 
-class BadRow(Exception):  # noqa: N818 - it names the thing, and is caught before anybody sees it
+class BadRow(Exception):
     """A row that cannot be used, and why. Whoever calls knows the place. Raised by readers and encode functions."""
 
 
