@@ -31,7 +31,7 @@ class Engine:
             module.to(session.device)
         self.is_deepspeed = session.deepspeed_config is not None
         model, prepared = session.accelerator.prepare(module, optimizer)
-        self.model: nn.Module = model
+        self.model: Any = model  # called like the module itself
         self.optimizer: Any = prepared
         self.has_batchnorm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
         if self.is_deepspeed and type(model).__name__ != "DeepSpeedEngine":

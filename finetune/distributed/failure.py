@@ -82,7 +82,9 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
     what = f"{type(error).__name__}: {text.splitlines()[0]}"
     remedy = ""
     if "out of memory" in text.lower():
-        remedy = "a smaller parallel.micro_batch, model.gradient_checkpointing: true or a higher ZeRO stage: same numbers"
+        remedy = (
+            "a smaller parallel.micro_batch, model.gradient_checkpointing: true or a higher ZeRO stage: same numbers"
+        )
     return Failure(rank, time.time(), what, where, remedy, EXIT_FAILED, echo, str(log))
 
 

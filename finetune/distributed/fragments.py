@@ -37,8 +37,8 @@ Reader = Callable[[str, int, int], torch.Tensor]
 """(key, start, numel) -> flat float tensor: that range of a stored tensor."""
 
 
-def trainable_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """In the module's own order; tied parameters once."""
+def trainable_parameters(module: nn.Module) -> list[tuple[str, Any]]:
+    """In the module's own order; tied parameters once. (DeepSpeed hangs attributes of its own on them.)"""
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 

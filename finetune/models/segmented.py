@@ -9,6 +9,7 @@ Shapes: B = 1 (packed), H heads, K key-value heads, T tokens of all segments, D 
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +61,9 @@ def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    def mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor | None:
+    def mask(*arguments: Any, **options: Any) -> torch.Tensor | None:
         """Packed batches come without an attention mask: their borders say it all."""
-        if attention_mask is None:
-            return None
-        return sdpa_mask(*arguments, attention_mask=attention_mask, **options)
+        return None if options.get("attention_mask") is None else sdpa_mask(*arguments, **options)
 
     AttentionInterface.register(NAME, segmented_attention)
     AttentionMaskInterface.register(NAME, mask)
@@ -117,7 +116,7 @@ def segmented_attention(
 
 def _spans(borders: torch.Tensor) -> list[tuple[int, int]]:
     places = borders.tolist()
-    return list(zip(places[:-1], places[1:], strict=True))
+    return list(itertools.pairwise(places))
 
 
 def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
@@ -141,8 +140,11 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     left = -1 if window is None else window - 1
+    queries, keys, values = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     out = varlen_attn(
-        *(tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)),
+        queries,
+        keys,
+        values,
         borders,
         borders,
         longest,

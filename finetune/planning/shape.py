@@ -33,10 +33,10 @@ def layer_elements(config: Any) -> int:
 def cost_model(config: Any) -> CostModel:
     """Relative cost of a sequence by its length; a plain count where the configuration is no transformer's."""
     text = getattr(config, "text_config", config)
-    width, heads, layers = (
-        getattr(text, name, None) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-    )
-    if not all(isinstance(value, int) and value for value in (width, heads, layers)):
+    names = ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    sizes = [getattr(text, name, None) for name in names]
+    width, heads, layers = (size if isinstance(size, int) else 0 for size in sizes)
+    if not width or not heads or not layers:
         return CostModel()
     return CostModel.from_config_shape(
         hidden=width,

@@ -1,4 +1,4 @@
-"""What a row of text data is (Alpaca, prompt and completion, conversation, plain text), as token ids with what is learnt.
+r"""What a row of text data is (Alpaca, prompt and completion, conversation, plain text), as token ids with what is learnt.
 
 literal example, with a tokenizer whose chat template is ChatML:
     {"instruction": "Add.", "input": "1 1", "output": "2"}
@@ -20,7 +20,7 @@ OPENING_TOKENS = 32  # of plain text, from which a sample is continued
 
 
 def form_of(row: Row) -> str:
-    """ "messages", "alpaca", "prompt_completion" or "text", by the roles that the row has. Raises: BadRow."""
+    """One of "messages", "alpaca", "prompt_completion" or "text", by the roles that the row has. Raises: BadRow."""
     for form, roles in _KEYS.items():
         if all(row.get(role) is not None for role in roles):
             return form

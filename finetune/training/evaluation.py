@@ -39,7 +39,8 @@ def evaluate(
 ) -> Evaluation:
     """Loss as sum over global units / global count, and metrics, over the whole split. All ranks call it.
 
-    dealt: the split's examples over the ranks. out: where rank 0 writes one prediction a line. Raises: TrainingFailed if an id is missing or came twice.
+    dealt: the split's examples over the ranks. out: where rank 0 writes one prediction a line.
+    Raises: TrainingFailed if an id is missing or came twice.
     """
     session = engine.session
     examples = kit.examples[split]
@@ -47,10 +48,9 @@ def evaluate(
     engine.align_buffers()
     engine.model.eval()
     held: list[Prediction] = []
-    done = 0
     steps = evaluation_steps(dealt, session.rank)
-    for _, (batch,) in feed(examples, lambda some: task.collate(kit, some), steps):
-        done += 1
+    batches = feed(examples, lambda some: task.collate(kit, some), steps)
+    for done, (_, (batch,)) in enumerate(batches, start=1):
         if not batch.ghost or session.shards_weights:
             with torch.no_grad():
                 outputs = task.forward(engine.model, batch.to(session.device))
@@ -77,7 +77,7 @@ def _hand_over(session: Any, held: list[Prediction], tally: _Tally | None) -> No
 class _Tally:
     """What rank 0 keeps: counts by id, losses, metrics, the worst few; predictions go to disk."""
 
-    def __init__(self, kit: Kit, task: Task, metrics: Sequence[str], ids: Sequence[int], out: Path | None) -> None:
+    def __init__(self, kit: Kit, task: Task, metrics: Sequence[str], ids: Any, out: Path | None) -> None:
         self.ids = np.asarray(ids)
         self.seen = np.zeros(len(self.ids), dtype=np.uint8)
         self.losses: list[float] = []

@@ -27,10 +27,10 @@ class Shares:
 
     def schedule(self, recipe: Recipe, default_window: int) -> Schedule:
         """The order of the training examples: a pure function of the recipe and their lengths."""
-        packed, window = self.kit.packing == "packed", recipe.data.balance_window
-        if window == "auto":
-            padded = self.kit.packing == "none"
-            window = None if packed else default_window if padded else 1
+        packed, asked = self.kit.packing == "packed", recipe.data.balance_window
+        window: int | None = default_window if self.kit.packing == "none" else None
+        if asked != "auto":
+            window = asked
         return Schedule(
             self._costs,
             seed=recipe.seed,

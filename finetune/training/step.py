@@ -18,8 +18,8 @@ from finetune.tasks.task import Batch, Kit, Task
 class StepResult:
     """loss: mean over the global units. grad_norm: global, before clipping. stop: some rank was asked to stop.
 
-    padding, positions: summed over ranks. forward_seconds: of this rank. culprits: ids of the examples in micro-batches of this rank whose loss is not
-    finite; then no rank has changed its weights.
+    padding, positions: summed over ranks. forward_seconds: of this rank. culprits: ids of the examples in micro-batches
+    of this rank whose loss is not finite; then no rank has changed its weights.
     """
 
     loss: float
