@@ -10,7 +10,7 @@ from pathlib import Path
 from finetune.app.opening import open_recipe
 from finetune.data.preflight import check_data
 from finetune.distributed.failure import failures_told
-from finetune.distributed.launch import SUPERVISED, Launch, run_workers
+from finetune.distributed.launch import SUPERVISED, Launch, die_with_parent, run_workers
 from finetune.distributed.place import here
 from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
 from finetune.recipe.digest import training_digest
@@ -60,6 +60,7 @@ def worker() -> Iterator[None]:
     if not logs:
         yield
         return
+    die_with_parent()
     place = here()
     with failures_told(place.rank if place else 0, Path(logs), supervised=True):
         yield

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,11 +20,12 @@ from types import FrameType
 import psutil
 
 from finetune.distributed.failure import clear_failures, read_failures
-from finetune.errors import EXIT_STOPPED, FinetuneError, TrainingFailed
+from finetune.errors import EXIT_STOPPED, FinetuneError, Stopped, TrainingFailed
 
 SUPERVISED = (
     "FINETUNE_SUPERVISED"  # the logs folder of the process that watches; it changes what is told, not what is trained
 )
+LAUNCH = "FINETUNE_LAUNCH"  # the same in every process of one launch, however it was started or orphaned
 GRACE_SECONDS = 3.0  # from the first failure to the end of every rank
 
 
@@ -46,8 +49,8 @@ class Launch:
             *("-m", "finetune", *self.arguments),
         ]
 
-    def environment(self, logs: Path) -> dict[str, str]:
-        env = {**os.environ, SUPERVISED: str(logs), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    def environment(self, logs: Path, mark: str) -> dict[str, str]:
+        env = {**os.environ, SUPERVISED: str(logs), LAUNCH: mark, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.processes)))
         env.setdefault("TOKENIZERS_PARALLELISM", "false")
         env.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
@@ -63,35 +66,50 @@ def run_workers(launch: Launch, logs: Path, tell: Callable[[str], None]) -> None
     """
     logs.mkdir(parents=True, exist_ok=True)
     clear_failures(logs)
-    command = launch.command(_free_port())
+    command, mark = launch.command(_free_port()), uuid.uuid4().hex
     tell("$ " + shlex.join(["accelerate", "launch", *command[3:]]))
     with (logs / "launcher.log").open("ab") as log:
+        said_from = log.tell()
         process = subprocess.Popen(
-            command, stderr=log, env=launch.environment(logs), start_new_session=True, preexec_fn=_die_with_parent
+            command, stderr=log, env=launch.environment(logs, mark), start_new_session=True, preexec_fn=die_with_parent
         )
-        watcher = _Watcher(process, logs, tell)
+        watcher = _Watcher(process, mark, logs, tell)
         with watcher.signals_passed_on():
             watcher.wait()
-    code = process.returncode
+    _raise_outcome(process.returncode, watcher, logs, said_from)
+
+
+def _raise_outcome(code: int, watcher: _Watcher, logs: Path, said_from: int) -> None:
+    """The error of the rank that failed first, unless all is well. What a rank says goes before what is said of it."""
     failures = read_failures(logs)
-    if code == 0 and not failures:
-        return
-    if failures and (not failures[0].echo):
+    if watcher.aborted:
+        raise KeyboardInterrupt
+    if failures and not failures[0].echo:
         raise failures[0].to_error()
-    raise _unexplained(code, logs)
+    killed = _killed(code, logs, said_from)
+    if watcher.interrupts and killed is not None:
+        raise Stopped("stopped while the processes were starting; the same command goes on")
+    if killed is not None:
+        raise killed
+    if code or failures:
+        raise failures[0].to_error() if failures else _unexplained(code, logs, said_from)
 
 
 class _Watcher:
     """Waits for the launcher, and ends what is left some seconds after a first failure."""
 
-    def __init__(self, process: subprocess.Popen[bytes], logs: Path, tell: Callable[[str], None]) -> None:
-        self.process, self.logs, self.tell = process, logs, tell
-        self.interrupts = 0
+    def __init__(self, process: subprocess.Popen[bytes], mark: str, logs: Path, tell: Callable[[str], None]) -> None:
+        self.process, self.mark, self.logs, self.tell = process, mark, logs, tell
+        self.interrupts, self.aborted = 0, False
+        self._asked: set[int] = set()
 
     def wait(self) -> None:
+        """Until no process of the launch is left."""
         first_failure = 0.0
         while self.process.poll() is None:
             time.sleep(0.1)
+            if self.interrupts:
+                self._ask_to_stop()
             if not first_failure and any(f.exit_code != EXIT_STOPPED for f in read_failures(self.logs)):
                 first_failure = time.monotonic()
             if first_failure and time.monotonic() - first_failure > GRACE_SECONDS:
@@ -99,12 +117,12 @@ class _Watcher:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to the launcher's whole session, workers included."""
-        for child in self._family():
-            try:
-                child.kill()
-            except psutil.NoSuchProcess:
-                continue
+        """SIGKILL to every process of the launch. Asked for again, for a dying launcher may have started more."""
+        while family := self._family():
+            for child in family:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+            psutil.wait_procs(family, timeout=1)
         self.process.wait()
 
     def signals_passed_on(self) -> _Handlers:
@@ -113,29 +131,38 @@ class _Watcher:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.interrupts += 1
         if number == signal.SIGINT and self.interrupts > 1:
+            self.aborted = True
             self.kill()
             return
-        self.tell(f"{signal.Signals(number).name}: saving a checkpoint, then ending (again: end at once)")
+        if self.interrupts == 1:
+            self.tell(f"{signal.Signals(number).name}: saving a checkpoint, then ending (Ctrl-C: at once)")
+
+    def _ask_to_stop(self) -> None:
+        """Each rank once, also those that appear after the signal."""
         for worker in self.workers():
-            worker.send_signal(signal.SIGTERM)
+            if worker.pid not in self._asked:
+                self._asked.add(worker.pid)
+                with suppress(psutil.NoSuchProcess):
+                    worker.send_signal(signal.SIGTERM)
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that carry a RANK."""
-        found = []
-        for child in self._family():
-            try:
-                if "RANK" in child.environ() or (child.environ().get(SUPERVISED) and child.pid != self.process.pid):
-                    found.append(child)
-            except psutil.Error:
-                continue
-        return found
+        """The ranks: the oldest process of each RANK, for what a rank starts inherits it."""
+        found: dict[str, psutil.Process] = {}
+        for child in sorted(self._family(), key=lambda child: child.create_time()):
+            with suppress(psutil.Error):
+                rank = child.environ().get("RANK", "")
+                if rank:
+                    found.setdefault(rank, child)
+        return list(found.values())
 
     def _family(self) -> list[psutil.Process]:
-        try:
-            root = psutil.Process(self.process.pid)
-            return [root, *root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return [child for child in psutil.process_iter() if _session_of(child.pid) == self.process.pid]
+        """Whatever lives and carries this launch's mark: ranks are in sessions of their own, and may be orphans."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(LAUNCH) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
 
 class _Handlers:
@@ -154,22 +181,36 @@ class _Handlers:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def _unexplained(code: int, logs: Path) -> FinetuneError:
-    """No rank could say why: it was killed, or died before our code ran."""
-    log = logs / "launcher.log"
-    text = log.read_text(encoding="utf-8", errors="replace")[-20_000:]
-    killed = [(int(rank), int(number)) for number, rank in re.findall(r"exitcode: (-\d+)\) local_rank: (\d+)", text)]
-    if killed:
-        rank, number = killed[0]
-        name = signal.Signals(-number).name
-        cause = "; the system may have run out of memory (see dmesg)" if name == "SIGKILL" else ""
-        return TrainingFailed(
-            f"was killed by {name}{cause}",
-            where=f"rank {rank}",
-            remedy="the same command goes on from the last checkpoint",
-        )
-    last = [line for line in text.splitlines() if line.strip()][-1:] or [""]
-    return TrainingFailed(f"the processes ended with code {code}: {last[0]}", where=str(log))
+def _killed(code: int, logs: Path, said_from: int) -> FinetuneError | None:
+    """What a signal ended, out of the launcher's report: nobody else can tell."""
+    pattern = r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: -(\d+)"
+    killed = [(int(number), f"rank {rank}") for rank, number in re.findall(pattern, _said(logs, said_from))]
+    # The launcher ends the others with SIGTERM, so that one comes last.
+    killed.sort(key=lambda one: one[0] == signal.SIGTERM)
+    if code < 0:
+        killed.append((-code, "the launcher (accelerate launch)"))
+    if not killed:
+        return None
+    number, who = killed[0]
+    name = signal.Signals(number).name
+    cause = "; the system may have run out of memory (see dmesg)" if name == "SIGKILL" else ""
+    remedy = "the same command goes on from the last checkpoint"
+    return TrainingFailed(f"was killed by {name}{cause}", where=who, remedy=remedy)
+
+
+def _unexplained(code: int, logs: Path, said_from: int) -> FinetuneError:
+    """No rank could say why: it died before our code ran."""
+    lines = [line.strip() for line in _said(logs, said_from).splitlines()]
+    errors = [line for line in lines if re.match(r"\w*(Error|Exception)\b.*:", line)]
+    last = (errors or [line for line in lines if line.strip("=-")] or ["it said nothing"])[-1]
+    return TrainingFailed(f"the processes ended with code {code}: {last}", where=str(logs / "launcher.log"))
+
+
+def _said(logs: Path, said_from: int) -> str:
+    """What the launcher wrote of this launch; earlier ones are in the same file."""
+    with (logs / "launcher.log").open("rb") as log:
+        log.seek(said_from)
+        return log.read()[-100_000:].decode(errors="replace")
 
 
 def _free_port() -> int:
@@ -178,15 +219,10 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _session_of(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return -1
-
-
-def _die_with_parent() -> None:
-    """Linux: the launcher gets SIGTERM when the process that watches it is gone, so that no rank is left alone."""
+def die_with_parent() -> None:
+    """Linux: this process gets SIGTERM when its parent is gone. So no launcher is left alone, and no rank, which then
+    saves and stops.
+    """
     if sys.platform == "linux":
         import ctypes
 

@@ -1,0 +1,107 @@
+"""Proves that one command leaves all that the run folder promises, and that what it says of the model is true."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import tiny
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def run(undisturbed):
+    return undisturbed[0]
+
+
+def test_every_artifact_is_there(run):
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if "wandb" not in path.parts}
+    expected = {
+        "recipe.yaml", "plan.json", "run.json", "metrics.jsonl", "report.html",
+        "checkpoints/latest", "checkpoints/best", f"checkpoints/step-{tiny.STEPS:08d}/manifest.json",
+        "model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/README.md",
+        f"predictions/validation-step-{tiny.STEPS:08d}.jsonl", "logs/rank-0.log", "logs/rank-1.log",
+    }  # fmt: skip
+    assert expected <= files, expected - files
+    assert not [name for name in files if "incomplete" in name or ".tmp" in name or "failure" in name]
+    assert json.loads((run / "run.json").read_text())["status"] == "done"
+    assert (run / "checkpoints" / "latest").read_text() == f"step-{tiny.STEPS:08d}"
+
+
+def test_checkpoints_kept_are_the_newest_two_and_the_best(run):
+    kept = {path.name for path in (run / "checkpoints").glob("step-*")}
+    newest = {f"step-{step:08d}" for step in (tiny.STEPS - 5, tiny.STEPS)}
+    assert kept == newest | {(run / "checkpoints" / "best").read_text()}
+
+
+def test_every_step_has_its_row(run):
+    rows = tiny.rows(run)
+    assert [row["step"] for row in rows] == list(range(1, tiny.STEPS + 1))
+    for row in rows:
+        assert {"loss", "learning_rate", "grad_norm", "units_per_second", "padding_share", "time"} <= row.keys()
+        assert all(math.isfinite(value) for key, value in row.items() if key != "split")
+    assert rows[-1]["epoch"] == tiny.EPOCHS
+    assert [row["step"] for row in tiny.rows(run, "validation")] == [20, 40, 60]
+    assert len(tiny.rows(run, "test")) == 1
+    first, last = ([row["loss"] for row in part] for part in (rows[:6], rows[-6:]))
+    assert sum(last) < 0.8 * sum(first)
+
+
+def test_the_model_loads_and_predicts_what_evaluation_predicted(run):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    best = int((run / "checkpoints" / "best").read_text().removeprefix("step-"))
+    said = tiny.predictions(run, "validation", best)
+    assert sorted(said) == list(range(tiny.VALIDATION_ROWS))
+    model = AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    with (run.parent / "validation.csv").open() as file:
+        examples = list(csv.DictReader(file))
+    with torch.no_grad():
+        logits = model(**tokenizer([row["text"] for row in examples], padding=True, return_tensors="pt")).logits
+    labels = torch.tensor([model.config.label2id[row["label"]] for row in examples])
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    for index in range(tiny.VALIDATION_ROWS):
+        assert said[index]["prediction"] == int(logits[index].argmax())
+        assert said[index]["loss"] == pytest.approx(float(loss[index]), rel=1e-4)
+    row = next(row for row in tiny.rows(run, "validation") if row["step"] == best)
+    assert row["loss"] == pytest.approx(float(loss.mean()), rel=1e-5)
+    assert row["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+
+
+def test_the_resolved_recipe_is_explicit_and_loads_again(run, finetune):
+    again = finetune("recipes", "show", str(run / "recipe.yaml"), "--resolved")
+    assert again.code == 0, again.output
+    assert "learning_rate: 0.005" in again.output and "weight_decay: 0.0" in again.output
+
+
+def test_wandb_recorded_every_row(run):
+    recorded = next(run.glob("wandb/offline-run-*/run-*.wandb"))
+    history = wandb_history(recorded)
+    by_step = {row["step"]: row for row in history if "train/loss" in row}
+    assert sorted(by_step) == list(range(1, tiny.STEPS + 1))
+    for step, loss in tiny.losses(run).items():
+        assert by_step[step]["train/loss"] == pytest.approx(loss)
+    validated = {row["step"]: row["validation/loss"] for row in history if "validation/loss" in row}
+    assert validated == pytest.approx({row["step"]: row["loss"] for row in tiny.rows(run, "validation")})
+
+
+def wandb_history(recorded: Path) -> list[dict]:
+    """Rows of an offline run, read back by wandb's own reader."""
+    program = str(Path(sys.executable).parent / "wandb")
+    shown = subprocess.run(
+        [program, "leet", "inspect", "--json", str(recorded)], capture_output=True, text=True, check=True
+    )
+    records = [json.loads(line) for line in shown.stdout.splitlines()]
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
+def test_the_same_command_again_has_nothing_to_do(run, finetune):
+    again = finetune("train", "tiny.yaml", "--run-dir", run.name)
+    assert again.code == 0 and "nothing to do" in again.output
+    assert "accelerate launch" not in again.output

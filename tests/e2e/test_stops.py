@@ -1,0 +1,123 @@
+"""Proves that a training that is stopped and killed in every way is, in the end, the undisturbed training.
+
+One run is interrupted five times, each time otherwise, and started again with the same command. The tests look at its
+chapters; the last one compares the whole with the run that nothing disturbed, bit for bit.
+"""
+
+import json
+import re
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e import tiny
+from tests.e2e.conftest import MINUTES
+from tests.faults import Finished, Running, kill_after, start_finetune, text_appears
+
+
+@dataclass
+class Story:
+    """run: the folder. chapters: how each start ended. seconds: from the fault to the end of the last process."""
+
+    run: Path
+    chapters: dict[str, Finished] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    survivors: dict[str, list[str]] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
+
+
+def parent(running: Running) -> int:
+    return running.process.pid
+
+
+def rank_1(running: Running) -> int:
+    return running.rank(1).pid
+
+
+CHAPTERS: list[tuple[str, int, Callable[[Running], int], int]] = [
+    ("Ctrl-C", signal.SIGINT, parent, 3),
+    ("SIGTERM", signal.SIGTERM, parent, 12),
+    ("SIGUSR1 to rank 1", signal.SIGUSR1, rank_1, 21),
+    ("SIGKILL to rank 1", signal.SIGKILL, rank_1, 31),
+    ("SIGKILL to all", 0, parent, 41),
+]
+
+
+@pytest.fixture(scope="module")
+def story(workplace):
+    told = Story(workplace / "story")
+    for name, number, target, step in CHAPTERS:
+        play(told, workplace, name, number, target, step)
+    with start_finetune(["train", "tiny.yaml", "--run-dir", "story"], folder=workplace) as running:
+        told.chapters["the end"] = running.wait(MINUTES)
+    return told
+
+
+def play(told: Story, workplace: Path, name: str, number: int, target: Callable[[Running], int], step: int) -> None:
+    """Start it, and let the fault happen once `step` is logged."""
+    moment = text_appears(told.run / "metrics.jsonl", f'"step": {step},')
+    began = 0.0
+    with (
+        start_finetune(["train", "tiny.yaml", "--run-dir", "story"], folder=workplace) as running,
+        ExitStack() as stack,
+    ):
+        if number:
+            fired = stack.enter_context(kill_after(lambda: target(running), when=moment, number=number))
+            assert fired.wait(MINUTES), running.output()
+            began = time.monotonic()
+        else:
+            while not moment():
+                assert running.process.poll() is None, running.output()
+                time.sleep(0.01)
+            began = time.monotonic()
+            running.kill()
+        told.chapters[name] = running.wait(MINUTES)
+        told.seconds[name] = time.monotonic() - began
+        told.survivors[name] = [" ".join(process.cmdline()) for process in living(running)]
+    told.steps[name] = max(row["step"] for row in tiny.rows(told.run))
+
+
+def living(running: Running) -> list[psutil.Process]:
+    return [process for process in running.survivors() if "wandb" not in process.name()]
+
+
+@pytest.mark.parametrize("chapter", ["Ctrl-C", "SIGTERM", "SIGUSR1 to rank 1"])
+def test_a_request_to_stop_saves_and_ends_with_75(story, chapter):
+    finished = story.chapters[chapter]
+    assert finished.code == 75, finished.output
+    assert "Traceback" not in finished.output
+    stopped_at = int(re.search(r"stopped after step (\d+) of 60", finished.output)[1])
+    assert stopped_at == story.steps[chapter], "the last row is that of the checkpoint"
+    assert not story.survivors[chapter]
+
+
+def test_a_killed_rank_ends_all_at_once_and_is_named(story):
+    finished = story.chapters["SIGKILL to rank 1"]
+    assert finished.code == 1, finished.output
+    assert "rank 1" in finished.output and "SIGKILL" in finished.output
+    assert "Traceback" not in finished.output
+    assert "the same command goes on from the last checkpoint" in finished.output
+    assert story.seconds["SIGKILL to rank 1"] < 5
+    assert not story.survivors["SIGKILL to rank 1"]
+
+
+def test_each_start_goes_on_from_the_last_checkpoint(story):
+    for before, after in zip(list(story.steps)[:3], list(story.chapters)[1:4], strict=True):
+        assert f"going on from step-{story.steps[before]:08d}" in story.chapters[after].output
+    for name in ("SIGKILL to all", "the end"):
+        came_from = int(re.search(r"going on from step-0*(\d+)", story.chapters[name].output)[1])
+        assert came_from % 5 == 0, "killed runs go on from the newest periodic checkpoint"
+
+
+def test_the_whole_is_the_undisturbed_run_bit_for_bit(story, undisturbed):
+    assert story.chapters["the end"].code == 0, story.chapters["the end"].output
+    assert tiny.comparable(story.run) == tiny.comparable(undisturbed[0])
+    ours, theirs = ((run / "model" / "model.safetensors").read_bytes() for run in (story.run, undisturbed[0]))
+    assert ours == theirs
+    assert json.loads((story.run / "run.json").read_text())["status"] == "done"
