@@ -46,7 +46,7 @@ def add_adapter(
         use_dora=adapter.kind == "dora",
         task_type=task_type,
     )
-    if getattr(model, "is_gradient_checkpointing", False):
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         model.enable_input_require_grads()  # type: ignore[operator]  # else nothing before the first adapter needs a gradient
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -59,7 +59,9 @@ def save_adapter(model: nn.Module, folder: Path, *, state_dict: dict[str, Any] |
     state_dict: the gathered weights of the adapter and the saved modules, where the model itself is sharded. Rank 0 only.
     """
     wrapped: Any = model
-    wrapped.save_pretrained(folder, safe_serialization=True, **({} if state_dict is None else {"state_dict": state_dict}))
+    wrapped.save_pretrained(
+        folder, safe_serialization=True, **({} if state_dict is None else {"state_dict": state_dict})
+    )
     wrapped.get_base_model().config.save_pretrained(folder)
 
 

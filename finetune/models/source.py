@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,8 +59,7 @@ def _package_folder(source: str) -> Path:
     raise UserError(
         f"the package {name} has no folder {inside!r} ({source})",
         where=", ".join(spec.submodule_search_locations or ()) or str(spec.origin),
-        remedy=f"Folders with a model in it: {_model_folders(spec.submodule_search_locations or ()) or 'none'}"
-        f" (distribution: {', '.join(packages_distributions().get(name, [])) or 'unknown'}).",
+        remedy=f"Folders with a model in it: {_model_folders(spec.submodule_search_locations or ()) or 'none'}.",
     )
 
 

@@ -6,6 +6,7 @@ the reply, to the end-of-turn mark.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -188,7 +189,7 @@ class ChatEncoder:
             mark = closing.rstrip() or closing
             closed = bool(mark) and text.startswith(mark, end)
             spans.append((self._turn_start(messages[:index], text, start), end + len(mark) * closed))
-        if any(after[0] < before[1] for before, after in zip(spans, spans[1:], strict=False)):
+        if any(after[0] < before[1] for before, after in itertools.pairwise(spans)):
             raise _unmaskable("its replies overlap")
         return spans, closed
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from finetune.data.bad_rows import BadRow
 from finetune.data.encode import LazyExamples, encode
 from finetune.data.images import decode_image
 from finetune.data.table import Row, Table
+from finetune.errors import TrainingFailed
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
@@ -101,11 +103,16 @@ class _Example:
         self.pixels, self.labels, self.table = pixels, labels, table
 
     def __call__(self, row: Row, example_id: int) -> dict[str, Any]:
-        return {
-            "pixel_values": self.pixels(row["image"], example_id),
-            "label": self.labels.index(row["label"]),
-            "place": self.table.place(example_id),
-        }
+        place = self.table.place(example_id)
+        try:
+            pixels = self.pixels(row["image"], example_id)
+        except BadRow as error:
+            raise TrainingFailed(
+                f"an image can no longer be read since it was checked: {error}",
+                where=place,
+                remedy="Bring the file back.",
+            ) from error
+        return {"pixel_values": pixels, "label": self.labels.index(row["label"]), "place": place}
 
 
 class ImageClassification:

@@ -75,6 +75,7 @@ CARD = TaskCard(
     unit="example",
     options=TextClassificationOptions,
     label_smoothing=True,
+    balance_window=16,
 )
 
 

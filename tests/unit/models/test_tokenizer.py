@@ -1,0 +1,82 @@
+"""Proves that a tokenizer trained on the data is the same for everyone, and that every tokenizer can pad and end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.errors import UserError
+from finetune.models.tokenizer import fingerprint, fresh_settings, load_tokenizer, tell_padding
+from finetune.recipe.model import ModelSection
+
+TEXTS = ["the quick brown fox", "jumps over the lazy dog", "naïve café, 你好 🙂"] * 5
+
+
+def _model(**values: Any) -> ModelSection:
+    return ModelSection(source="llama", init="config", **values)
+
+
+def test_trained_twice_is_trained_alike_and_loses_no_character() -> None:
+    one = load_tokenizer(_model(tokenizer="train:320"), lambda: iter(TEXTS))
+    other = load_tokenizer(_model(tokenizer="train:320"), lambda: iter(TEXTS))
+    assert fingerprint(one) == fingerprint(other)
+    for text in (*TEXTS, "\ttabs  and\nlines ", "unseen: ß ∑"):
+        assert one.decode(one(text)["input_ids"]) == text
+    marks = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert [one.convert_tokens_to_ids(mark) for mark in marks] == [0, 1, 2, 3]
+    assert (one.pad_token, one.eos_token) == (marks[0], marks[1])
+
+
+def test_the_cache_gives_the_same_tokenizer_by_content(tmp_path: Path) -> None:
+    written: list[str] = []
+
+    def publish(kind: str, key: str, write: Callable[[Path], Any]) -> Path:
+        folder = tmp_path / kind / key
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            write(folder)
+            written.append(key)
+        return folder
+
+    def texts(more: list[str]) -> Callable[[], Iterator[str]]:
+        return lambda: iter([*TEXTS, *more])
+
+    model = _model(tokenizer="train:320")
+    one = load_tokenizer(model, texts([]), publish=publish)
+    other = load_tokenizer(model, texts([]), publish=publish)
+    assert fingerprint(one) == fingerprint(other) and len(written) == 1
+    load_tokenizer(model, texts(["one text more"]), publish=publish)
+    load_tokenizer(_model(tokenizer="train:321"), texts([]), publish=publish)
+    assert len(set(written)) == 3
+
+
+@pytest.mark.parametrize("wanted", ["train:", "train:many", "train:100"])
+def test_a_wrong_size_is_told(wanted: str) -> None:
+    with pytest.raises(UserError, match="train:<vocabulary size>"):
+        load_tokenizer(_model(tokenizer=wanted), lambda: iter(TEXTS))
+
+
+def test_a_model_type_or_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no tokenizer"):
+        load_tokenizer(_model())
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        load_tokenizer(ModelSection(source=str(tmp_path)))
+
+
+def test_padding_by_the_end_of_text_freezes_no_embedding(tmp_path: Path) -> None:
+    trained = load_tokenizer(_model(tokenizer="train:320"), lambda: iter(TEXTS))
+    trained.pad_token = None
+    trained.save_pretrained(tmp_path)
+    model = _model(tokenizer=str(tmp_path))
+    tokenizer = load_tokenizer(model)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 1
+    assert "pad_token_id" not in fresh_settings(model, tokenizer)
+    told = type("Model", (), {"config": type("Config", (), {"pad_token_id": None})()})()
+    tell_padding(told, tokenizer)
+    assert told.config.pad_token_id is None
+    tell_padding(told, tokenizer, always=True)
+    assert told.config.pad_token_id == 1
+    assert fresh_settings(ModelSection(source="x"), tokenizer) == {}

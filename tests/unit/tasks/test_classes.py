@@ -1,0 +1,72 @@
+"""Proves how classes of the data meet those that the recipe states and those that a checkpoint was trained with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.errors import UserError
+from finetune.tasks.classes import class_counts, class_predictions, decide_classes, label_tensor, name_of
+from finetune.tasks.task import Batch
+
+
+class _Rows(list[dict[str, Any]]):
+    name, columns = "train", {"label": "label"}
+
+
+def _decide(found: list[Any], stated: list[str], trained: list[str] | None) -> tuple[list[str], list[str]]:
+    tables: Any = {"train": _Rows({"label": label} for label in found)}
+    classes = decide_classes(tables, stated, trained, several=False, where="some/model")
+    return classes.names, classes.lookup.names
+
+
+@pytest.mark.parametrize(
+    ("found", "stated", "trained", "expected"),
+    [
+        (["b", "a"], [], None, (["a", "b"], ["a", "b"])),
+        ([1, 0], ["no", "yes"], None, (["no", "yes"], ["0", "1"])),
+        (["yes", "no"], ["no", "yes", "maybe"], None, (["no", "yes", "maybe"],) * 2),
+        (["yes", "no"], [], ["yes", "no"], (["yes", "no"], ["yes", "no"])),  # the head's order, not the alphabet's
+        (["yes", "no"], [], ["yes", "maybe", "no"], (["yes", "maybe", "no"],) * 2),
+        ([0, 1], [], ["negative", "positive"], (["negative", "positive"], ["0", "1"])),
+        (["a", "b"], [], ["LABEL_0", "LABEL_1"], (["a", "b"], ["a", "b"])),
+        (["no", "yes"], ["no", "yes"], ["yes", "no"], (["yes", "no"], ["yes", "no"])),
+    ],
+)
+def test_classes(found: list[Any], stated: list[str], trained: Any, expected: Any) -> None:
+    assert _decide(found, stated, trained) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "stated", "trained"),
+    [
+        (["cat", "dog"], [], ["yes", "no"]),
+        (["cat", "dog", "cow"], [], ["LABEL_0", "LABEL_1"]),
+        ([0, 1], ["cat", "dog"], ["yes", "no"]),
+        ([0, 1, 2], [], ["yes", "no"]),
+    ],
+)
+def test_classes_that_do_not_fit_name_both_sides_and_the_option(found: Any, stated: Any, trained: Any) -> None:
+    with pytest.raises(UserError, match="do not fit the head") as caught:
+        _decide(found, stated, trained)
+    assert all(name in str(caught.value) for name in [*map(str, stated or found), *trained])
+    assert "options.new_head: true" in caught.value.remedy
+
+
+def test_several_labels_as_tensors_names_and_counts() -> None:
+    assert label_tensor([[0, 2], []], 3, several=True).tolist() == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    assert label_tensor([2, 0], 3, several=False).tolist() == [2, 0]
+    assert name_of([1, 0, 1], ["a", "b", "c"]) == "a, c" and name_of([0, 0, 0], ["a", "b", "c"]) == "(none)"
+    assert class_counts([[0, 2], [2], []], ["a", "b", "c"]) == {"a": 1, "b": 0, "c": 2}
+
+
+def test_predictions_of_several_labels() -> None:
+    logits = torch.tensor([[2.0, -1.0], [-3.0, 0.5]])
+    batch = Batch((7, 9), {}, {"labels": torch.tensor([[1.0, 0.0], [1.0, 1.0]])})
+    first, second = class_predictions(logits, batch, ["x", "y"], [{}, {}])
+    assert first.id == 7 and first.values["prediction"] == [1, 0] == first.values["reference"]
+    assert second.values["scores"] == pytest.approx(torch.sigmoid(logits[1]).tolist())
+    assert second.shown == {"label": "x, y", "predicted": "y"}
+    assert first.loss == pytest.approx((torch.tensor([-2.0, -1.0]).exp().log1p()).mean().item())
