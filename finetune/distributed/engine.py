@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune.distributed.batchnorm import convert_batchnorm, ghost_batch
+from finetune.distributed.batchnorm import SyncedBatchNorm, convert_batchnorm, ghost_batch
 from finetune.distributed.session import Session
 
 
@@ -36,6 +36,12 @@ class Engine:
         self.has_batchnorm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
         if self.is_deepspeed and type(model).__name__ != "DeepSpeedEngine":
             raise RuntimeError(f"asked for a DeepSpeed engine, got {type(model).__name__}")
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether every micro-batch communicates: gradients (stage 2, 3), weights (stage 3), or BatchNorm statistics."""
+        synced = any(isinstance(module, SyncedBatchNorm) for module in self.module.modules())
+        return self.session.zero_stage >= 2 or synced
 
     @property
     def inner_optimizer(self) -> Any:

@@ -49,14 +49,22 @@ class RankStep:
     imbalance: float
 
 
-def training_steps(schedule: Schedule, shares: Shares, pace: Pace, rank: int, steps: range) -> Iterator[RankStep]:
-    """The schedule says what a step trains on, the shares who computes it."""
+def training_steps(
+    schedule: Schedule, shares: Shares, pace: Pace, rank: int, steps: range, *, lockstep: bool = True
+) -> Iterator[RankStep]:
+    """The schedule says what a step trains on, the shares who computes it.
+
+    lockstep: the engine communicates in every micro-batch, so all ranks run equally many; else a rank leaves its ghosts
+    out, but for one if it has nothing else.
+    """
     for index in steps:
         step = schedule.step(index)
         dealt = shares.deal(step, pace.at(index))
         examples = flat(step)
         own = tuple(tuple(examples[position] for position in micro) for micro in dealt.ranks[rank])
-        yield RankStep(index, step.epoch, own, examples[0], float(dealt.loads[rank]), dealt.imbalance)
+        if not lockstep:
+            own = tuple(micro for micro in own if micro) or ((),)
+        yield RankStep(index, step.epoch, own, shares.cheapest(examples), float(dealt.loads[rank]), dealt.imbalance)
 
 
 def evaluation_steps(dealt: Deal, rank: int) -> Iterator[RankStep]:

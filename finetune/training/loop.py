@@ -126,7 +126,9 @@ class Loop:
         return feed(
             self.kit.examples["train"],
             lambda examples: self.task.collate(self.kit, examples),
-            training_steps(self.schedule, self.shares, self.pace, self.session.rank, steps),
+            training_steps(
+                self.schedule, self.shares, self.pace, self.session.rank, steps, lockstep=self.engine.lockstep
+            ),
             workers=self.workers,
             pin_memory=self.session.device.type == "cuda",
         )

@@ -50,6 +50,10 @@ class Shares:
         sizes = [len(item) for item in step.items]
         return deal_packs(sizes, costs, lengths, self.ranks, capacity=capacity, speed=speed)
 
+    def cheapest(self, examples: list[int]) -> int:
+        """The one that a ghost runs."""
+        return examples[int(np.argmin(self._costs[examples]))]
+
     def deal_split(self, split: str) -> Deal:
         """A whole split for evaluation: every example exactly once."""
         lengths = np.asarray(self.kit.examples[split].costs, dtype=np.int64)

@@ -1,0 +1,33 @@
+"""Every benchmark that runs on this machine, one after the other: `make bench`."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = (
+    "packing_efficiency",
+    "packing_speed",
+    "loop_overhead",
+    "trainer_sst2",
+    "sft_packing",
+    "rank_speed",
+    "traffic",
+)
+
+
+def main() -> None:
+    for name in SCRIPTS:
+        print(f"\n== {name} ==", flush=True)
+        sys.argv = [str(HERE / f"{name}.py")]
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as ended:
+            if ended.code:
+                print(f"{name} ended with {ended.code}")
+
+
+if __name__ == "__main__":
+    main()
