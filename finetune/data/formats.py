@@ -11,12 +11,19 @@ from pathlib import Path
 
 from finetune.data.columns import nearest_name
 from finetune.data.json_file import read_json
+from finetune.data.conll import read_conll
 from finetune.data.lines import Reader, read_csv, read_jsonl, read_tsv
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
 # Text, read row by row with line numbers.
-READERS: Mapping[str, Reader] = {"jsonl": read_jsonl, "json": read_json, "csv": read_csv, "tsv": read_tsv}
+READERS: Mapping[str, Reader] = {
+    "jsonl": read_jsonl,
+    "json": read_json,
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "conll": read_conll,
+}
 
 ENDINGS: Mapping[str, str] = {
     ".jsonl": "jsonl",
@@ -27,6 +34,9 @@ ENDINGS: Mapping[str, str] = {
     ".tab": "tsv",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
     ".arrow": "arrow",
     ".feather": "arrow",
     ".ipc": "arrow",

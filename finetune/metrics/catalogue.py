@@ -25,6 +25,7 @@ class Entry:
 
 
 _CLASSES = ("prediction", "reference")
+_TAGS = ("tags", "reference_tags")
 
 CATALOGUE: dict[str, Entry] = {
     "accuracy": Entry("accuracy", "Accuracy", _CLASSES),
@@ -35,6 +36,12 @@ CATALOGUE: dict[str, Entry] = {
     "matthews": Entry("matthews", "Matthews", _CLASSES),
     "roc_auc": Entry("roc_auc", "RocAuc", ("scores", "reference")),
     "perplexity": Entry("perplexity", "Perplexity", ("loss", "weight"), "min"),
+    "entity_f1": Entry("entity_f1", "EntityF1", _TAGS),
+    "entity_precision": Entry("entity_precision", "EntityPrecision", _TAGS),
+    "entity_recall": Entry("entity_recall", "EntityRecall", _TAGS),
+    "word_accuracy": Entry("word_accuracy", "WordAccuracy", _TAGS),
+    "per_entity": Entry("per_entity", "PerEntity", _TAGS, None),
+    "map": Entry("map", "MeanAveragePrecision", ("detections", "objects")),
     "confusion_matrix": Entry("confusion_matrix", "ConfusionMatrix", _CLASSES, None),
     "per_class": Entry("per_class", "PerClass", _CLASSES, None),
 }

@@ -25,7 +25,18 @@ FEATURES = {
     "prediction_scores": "float32",
     "loss_sums": "float64",
     "weights": "int64",
+    "values": "float64",
+    "targets": "float64",
+    "tags": "string",
+    "reference_tags": "string",
+    "texts": "string",
+    "reference_texts": "string",
+    "chosen_rewards": "float64",
+    "rejected_rewards": "float64",
+    "rewards": "float64",
+    "desirable": "int8",
 }
+LISTS = ("prediction_scores", "tags", "reference_tags")  # a list for each example
 
 
 class LocalMetric(evaluate.Metric, ABC):
@@ -53,7 +64,7 @@ class LocalMetric(evaluate.Metric, ABC):
 
     def _feature(self, name: str) -> Any:
         value = datasets.Value(FEATURES[name])
-        lists = name == "prediction_scores" or (self.multi_label and name in ("predictions", "references"))
+        lists = name in LISTS or (self.multi_label and name in ("predictions", "references"))
         return datasets.Sequence(value) if lists else value
 
     def _compute(self, *, labels: list[str] | None = None, **inputs: Any) -> dict[str, Any]:

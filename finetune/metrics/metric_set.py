@@ -55,7 +55,7 @@ class MetricSet:
         self._columns = {name: _Column(_dtype(name, multi_label)) for name in sorted(fields)}
 
     def add(self, predictions: Sequence[Values]) -> None:
-        """Take a chunk in: {"prediction", "reference", "scores", "loss", "weight"}, whichever the metrics need.
+        """Take a chunk in: {"prediction", "reference", "scores", "loss", "weight", ...}, whichever the metrics need.
 
         Raises: UserError if a field that a metric needs is missing; FinetuneError for a class out of range.
         """
@@ -68,7 +68,7 @@ class MetricSet:
                 raise self._missing(name) from None
             if name in ("loss", "weight"):  # only the sums are needed: one row a chunk keeps memory flat
                 values = [math.fsum(values)]
-            chunk = np.asarray(values)
+            chunk = column.chunk(values)
             self._check(name, chunk)
             column.append(chunk)
 
@@ -118,20 +118,42 @@ def load(name: str, *, multi_label: bool = False) -> LocalMetric:
     return kind(config_name="multilabel" if multi_label else None)
 
 
-def _dtype(name: str, multi_label: bool) -> type[np.generic]:
+def _dtype(name: str, multi_label: bool) -> type[Any]:
+    """Of a field's column; what has no number for each example (texts, sequences, boxes) stays the object that it is."""
     if name in ("prediction", "reference"):
         return np.int8 if multi_label else np.int32
-    kinds: dict[str, type[np.generic]] = {"scores": np.float32, "loss": np.float64, "weight": np.int64}
-    return kinds[name]
+    return _DTYPES.get(name, object)
+
+
+_DTYPES: dict[str, type[np.generic]] = {
+    "scores": np.float32,
+    "loss": np.float64,
+    "weight": np.int64,
+    "value": np.float64,
+    "target": np.float64,
+    "chosen_reward": np.float64,
+    "rejected_reward": np.float64,
+    "reward": np.float64,
+    "desirable": np.int8,
+}
 
 
 class _Column:
     """An array that grows by half whenever it is full: rows are appended without keeping Python objects."""
 
-    def __init__(self, dtype: type[np.generic]) -> None:
+    def __init__(self, dtype: type[Any]) -> None:
         self._dtype = dtype
         self._rows = np.empty((0,), dtype)
         self._count = 0
+
+    def chunk(self, values: Sequence[Any]) -> np.ndarray:
+        """Values of some examples, [examples, ...]; objects are never looked into: [examples], whatever they hold."""
+        if self._dtype is not object:
+            return np.asarray(values)
+        objects = np.empty((len(values),), object)
+        for index, value in enumerate(values):
+            objects[index] = value
+        return objects
 
     def append(self, chunk: np.ndarray) -> None:
         needed = self._count + len(chunk)

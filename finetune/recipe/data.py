@@ -8,7 +8,6 @@ from pydantic import Field, field_validator
 
 from finetune.recipe.section import Section
 
-FileFormat = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "imagefolder", "hub", "builtin"]
 
 
 class SourceSection(Section):
@@ -23,7 +22,7 @@ class SourceSection(Section):
     revision: str = Field(default="main", description="Branch, tag or commit on the hub.")
     columns: dict[str, str] = Field(default_factory=dict, description="Overrides data.columns for this source.")
     header: list[str] = Field(
-        default_factory=list, description="Column names of a csv or tsv file whose first line is a row already."
+        default_factory=list, description="Column names of a csv, tsv or conll file whose first line is a row already."
     )
     limit: int | None = Field(default=None, ge=1, description="Take only the first so many rows.")
 

@@ -11,7 +11,7 @@ from finetune.recipe.draft import SPLITS, Draft
 from finetune.recipe.shelf import list_deepspeed_configs
 from finetune.recipe.yaml import KeyPath
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".conll", ".parquet", ".arrow", ".txt")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")

@@ -8,9 +8,11 @@ from finetune.tasks.image_classification import ImageClassification
 from finetune.tasks.task import Task
 from finetune.tasks.text_classification import TextClassification
 
+from finetune.tasks.token_classification import TokenClassification
 TASKS: dict[str, Task] = {
     "text_classification": TextClassification(),
     "causal_lm": CausalLM(),
+    "token_classification": TokenClassification(),
     "image_classification": ImageClassification(),
 }
 

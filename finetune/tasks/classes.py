@@ -49,8 +49,14 @@ def decide_classes(
     (LABEL_0, ...) fit any data with as many classes.
     Raises: UserError if the classes of the data do not fit the trained head.
     """
-    found = class_names(tables, several=several)
-    names = list(stated) or found
+    return choose_classes(class_names(tables, several=several), stated, trained, where=where)
+
+
+def choose_classes(
+    found: Sequence[str], stated: Sequence[str], trained: Sequence[str] | None, *, where: str
+) -> Classes:
+    """As decide_classes, for classes that were found already."""
+    names = list(stated or found)
     if trained is not None:
         made_up = list(trained) == [f"LABEL_{index}" for index in range(len(trained))]
         if made_up and len(trained) == len(names):

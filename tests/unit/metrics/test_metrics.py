@@ -176,7 +176,7 @@ def test_a_million_predictions_take_few_bytes():
 
 
 def test_every_module_is_an_evaluate_metric_that_agrees_with_the_catalogue():
-    assert len(NAMES) == len(CATALOGUE) == 10
+    assert len(NAMES) == len(CATALOGUE) >= 15
     for name, entry in CATALOGUE.items():
         metric = load(name)
         assert isinstance(metric, evaluate.Metric) and metric.key == name == entry.module

@@ -1,0 +1,117 @@
+"""Proves how words meet tokens: which piece learns a tag, what is read off again, and how a bad row is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.data.open import open_tables
+from finetune.errors import UserError
+from finetune.recipe.recipe import recipe_type
+from finetune.tasks import CARDS, TASKS
+from finetune.tasks.task import Kit
+from finetune.tasks.words import token_words
+
+TASK = TASKS["token_classification"]
+TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+ROWS = [
+    {"tokens": ["Ann", "saw", "Rotterdam"], "tags": ["B-per", "O", "B-loc"]},
+    {"tokens": ["old", "Ann", "left"], "tags": ["B-per", "I-per", "O"]},
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def _read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Kit:
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    model = {"source": "bert", "init": "config", "tokenizer": "train:262", "config": TINY}
+    values = {"name": "x", "task": TASK.card.name, "model": model, "data": {"train": str(path)}, **sections}
+    recipe = recipe_type(CARDS[TASK.card.name])(**values)
+    return TASK.read(recipe, open_tables(recipe, TASK.card))
+
+
+def test_the_first_piece_of_a_word_learns_its_tag(tmp_path: Path) -> None:
+    kit = _read(tmp_path, ROWS)
+    assert kit.labels == ["B-loc", "B-per", "I-per", "O"]
+    example = kit.examples["train"][0]
+    firsts = example["firsts"].tolist()
+    assert len(example["input_ids"]) > 3 and firsts[0] == 0 and sorted(firsts) == firsts
+    assert [example["labels"][first] for first in firsts] == [1, 3, 0] == example["tags"].tolist()
+    assert (example["labels"] != -100).sum() == 3
+    batch = TASK.collate(kit, [example, kit.examples["train"][1]])
+    assert TASK.weight(batch) == 6
+
+
+def test_all_pieces_may_learn_it(tmp_path: Path) -> None:
+    kit = _read(tmp_path, [*ROWS, {"tokens": ["Rotterdam"], "tags": ["B-per"]}], options={"label_on": "all"})
+    place, person = kit.examples["train"][0], kit.examples["train"][2]
+    pieces = len(person["labels"])
+    assert pieces > 3 and person["labels"].tolist() == [1] + [2] * (pieces - 1)  # B-per, then I-per
+    begin = place["firsts"][2]
+    assert place["labels"][begin:].tolist() == [0] * (len(place["labels"]) - begin)  # there is no I-loc
+
+
+def test_what_the_model_says_is_read_off_first_pieces(tmp_path: Path) -> None:
+    kit = _read(tmp_path, ROWS, options={"max_length": 5}, training={"precision": "fp32"})
+    assert kit.examples["train"][0]["firsts"].tolist()[-1] == -1  # cut off
+    batch = TASK.collate(kit, [kit.examples["train"][0]])
+    outputs = TASK.forward(TASK.build(kit).eval(), batch)
+    outputs.logits = torch.nn.functional.one_hot(torch.full(batch.inputs["input_ids"].shape, 1), 4).float() * 50
+    (prediction,) = TASK.predict(kit, outputs, batch)
+    cut = [first < 0 for first in batch.targets["firsts"][0]]
+    assert prediction.values["tags"] == [3 if gone else 1 for gone in cut]  # O where nothing was seen
+    assert prediction.values["reference_tags"] == [1, 3, 0]
+    assert prediction.weight == cut.count(False)
+    assert prediction.shown["predicted"].startswith("Ann/B-per saw/B-per")
+
+
+def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
+    rows = [
+        *ROWS,
+        {"tokens": ["a", "b"], "tags": ["O"]},
+        {"tokens": [], "tags": []},
+        {"tokens": ["a", ""], "tags": ["O", "O"]},
+        {"tokens": ["a"], "tags": [None]},
+        {"tokens": "a b", "tags": ["O", "O"]},
+    ]
+    with pytest.raises(UserError) as caught:
+        _read(tmp_path, rows)
+    for told in (
+        "train.jsonl:3: 1 tags for 2 words",
+        "train.jsonl:4: tokens is empty",
+        "train.jsonl:5: tokens: item 2 is '', not a word",
+        "train.jsonl:6: tags: item 1 is None, not a word",
+        "train.jsonl:7: tokens are a list, not str",
+    ):
+        assert told in str(caught.value)
+    kit = _read(tmp_path, rows, data={"train": str(tmp_path / "train.jsonl"), "on_bad_row": "skip"})
+    assert list(kit.examples["train"].ids) == [0, 1]
+
+
+def test_a_tag_that_training_never_saw_is_told_with_the_nearest(tmp_path: Path) -> None:
+    other = tmp_path / "dev.jsonl"
+    other.write_text(json.dumps({"tokens": ["a"], "tags": ["B-pers"]}) + "\n", encoding="utf-8")
+    data = {"train": str(tmp_path / "train.jsonl"), "validation": str(other)}
+    with pytest.raises(UserError, match=r"dev\.jsonl:1: label 'B-pers' is in no row.*did you mean 'B-per'"):
+        _read(tmp_path, ROWS, data=data)
+
+
+def test_conll_files_are_read_by_their_ending(tmp_path: Path) -> None:
+    path = tmp_path / "train.conll"
+    path.write_text("Ann\tB-per\nleft\tO\n\nold\tO\n", encoding="utf-8")
+    kit = _read(tmp_path, [], data={"train": str(path)})
+    assert kit.labels == ["B-per", "O"] and len(kit.examples["train"]) == 2
+
+
+def test_blanks_before_a_word_and_tokens_over_two_words() -> None:
+    words, text = ["ab", "cd", "e"], "ab cd e"
+    assert token_words([(0, 0), (0, 2), (2, 5), (5, 7), (0, 0)], words, text) == [-1, 0, 1, 2, -1]
+    assert token_words([(0, 1), (1, 4), (4, 5), (6, 7)], words, text) == [0, 0, 1, 2]
