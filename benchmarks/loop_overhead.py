@@ -58,7 +58,10 @@ def worker(folder: Path, blocks: int, steps: int) -> None:
     bare = DistributedDataParallel(shop.task.build(shop.kit), gradient_as_bucket_view=True, broadcast_buffers=False)
     optimizer = make_optimizer(bare.module, recipe.training, "adamw")
     prepared = [
-        own for _, (_, own) in zip(range(blocks * steps), make_loop(shop, run, Silent(), StopRequest())._feed())
+        own
+        for _, (_, own) in zip(
+            range(blocks * steps), make_loop(shop, run, Silent(), StopRequest())._feed(), strict=False
+        )
     ]
 
     def ours() -> None:

@@ -1,0 +1,87 @@
+"""Batch arithmetic, DeepSpeed files with their "auto" filled in, bytes by ZeRO stage, sizes from configurations."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from finetune.errors import UserError
+from finetune.planning.batch import plan_batch
+from finetune.planning.deepspeed import read_deepspeed_config, resolve_deepspeed_config
+from finetune.planning.memory import state_bytes
+from finetune.planning.shape import cost_model, layer_elements
+
+FILES = sorted((Path(__file__).resolve().parents[3] / "ds_configs").glob("*.json"))
+LLAMA_8B = SimpleNamespace(
+    hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336, num_hidden_layers=32,
+    vocab_size=128256, hidden_act="silu",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "asked", "micro", "accumulation"),
+    [(32, 2, "auto", 16, 1), (64, 2, "auto", 16, 2), (32, 3, "auto", 11, 1), (32, 1, 4, 4, 8), (4, 8, "auto", 1, 1)],
+)
+def test_batch_arithmetic(batch, ranks, asked, micro, accumulation):
+    plan = plan_batch(batch, ranks, asked, 16)
+    assert (plan.micro_batch, plan.accumulation) == (micro, accumulation)
+    assert plan.micro_batch * plan.accumulation * ranks >= batch
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_shipped_file_resolves_without_an_auto_left(file, precision):
+    assert len(FILES) >= 6
+    resolved = resolve_deepspeed_config(
+        read_deepspeed_config(file),
+        batch=plan_batch(32, 4, "auto", 16),
+        precision=precision,
+        max_grad_norm=0.5,
+        layer_elements=218_103_808,
+        hidden_size=4096,
+    )
+    assert "auto" not in json.dumps(resolved)
+    assert resolved["bf16"]["enabled"] == (precision == "bf16")
+    assert resolved["gradient_clipping"] == 0.5
+    assert resolved["train_batch_size"] == resolved["train_micro_batch_size_per_gpu"] * 2 * 4
+    if resolved["zero_optimization"]["stage"] > 0:
+        assert resolved["zero_optimization"]["reduce_bucket_size"] == 218_103_808
+
+
+@pytest.mark.parametrize(
+    ("written", "complaint"),
+    [
+        ({"optimizer": {"type": "Adam"}}, "the recipe decides"),
+        ({"scheduler": {"type": "WarmupLR"}}, "the recipe decides"),
+        ({"bf16": {"enabled": True}}, "the recipe trains in fp32"),
+        ({"zero_optimization": {"stage": 2, "zero_hpz_partition_size": "auto"}}, "nothing is derived"),
+    ],
+)
+def test_what_contradicts_the_recipe_is_told(written, complaint):
+    with pytest.raises(UserError, match=complaint):
+        resolve_deepspeed_config(written, batch=plan_batch(8, 2, 4, 4), precision="fp32", max_grad_norm=1.0)
+
+
+def test_broken_json_is_told_with_its_line(tmp_path):
+    file = tmp_path / "zero.json"
+    file.write_text('{\n "zero_optimization": {\n "stage": }\n}')
+    with pytest.raises(UserError) as told:
+        read_deepspeed_config(file)
+    assert told.value.where == f"{file}:3"
+
+
+def test_bytes_are_those_of_the_zero_paper():
+    """Figure 1 of ZeRO: 7.5B parameters, 64 ranks, Adam in half precision: 120, 31.4, 16.6 and 1.9 GB."""
+    expected = {0: 120.0, 1: 31.4, 2: 16.6, 3: 1.88}
+    for stage, gigabytes in expected.items():
+        found = state_bytes(
+            7_500_000_000, 7_500_000_000, ranks=64, stage=stage, precision="bf16", optimizer="adamw", engine=True
+        )
+        assert found.on_device / 1e9 == pytest.approx(gigabytes, rel=0.01)
+
+
+def test_sizes_of_llama_3_8b():
+    assert layer_elements(LLAMA_8B) == 218_103_808  # 13.0 h^2
+    assert cost_model(LLAMA_8B).b == pytest.approx(1.75e-5, rel=0.01)
+    assert layer_elements(SimpleNamespace(hidden_sizes=[64, 128])) == 0

@@ -1,0 +1,90 @@
+"""Dealing in the loop: each example of a step exactly once, whatever the packing; speeds asked for or measured."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from finetune.data.cost import CostModel
+from finetune.recipe.data import DataSection
+from finetune.training.feed import training_steps
+from finetune.training.shares import Pace, Shares, flat
+
+LENGTHS = np.random.default_rng(0).integers(3, 60, size=97)
+
+
+def make(packing, *, capacity=64, micro_batch=4, num_ranks=3):
+    examples = SimpleNamespace(costs=LENGTHS, ids=np.arange(len(LENGTHS)))
+    kit = SimpleNamespace(examples={"train": examples, "validation": examples}, packing=packing, capacity=capacity)
+    shares = Shares(kit, CostModel(1.0, 0.01), ranks=num_ranks, micro_batch=micro_batch)
+    recipe = SimpleNamespace(
+        data=DataSection(train="x.jsonl", packing=packing), seed=1, training=SimpleNamespace(global_batch=16)
+    )
+    return shares, shares.schedule(recipe, 4)
+
+
+def session(num_ranks=3, rates=None, sharded=False):
+    return SimpleNamespace(world_size=num_ranks, shards_weights=sharded, all_gather=lambda rate: rates or [rate])
+
+
+@pytest.mark.parametrize("packing", ["none", "padding_free", "packed"])
+@pytest.mark.parametrize("speed", [None, [1.0, 1.0, 0.5]])
+def test_every_example_of_an_epoch_once_and_no_micro_batch_above_its_limit(packing, speed):
+    shares, schedule = make(packing)
+    seen = []
+    for index in range(schedule.steps_per_epoch):
+        step = schedule.step(index)
+        dealt, examples = shares.deal(step, speed), flat(step)
+        for rank in dealt.ranks:
+            for micro in rank:
+                chosen = [examples[position] for position in micro]
+                seen += chosen
+                if packing == "none":
+                    assert len(micro) <= 4
+                else:
+                    assert LENGTHS[chosen].sum() <= 64
+    assert sorted(seen) == list(range(97))
+
+
+@pytest.mark.parametrize("packing", ["none", "padding_free", "packed"])
+def test_what_a_step_trains_on_does_not_know_the_ranks(packing):
+    steps = []
+    for num_ranks in (1, 2, 5):
+        _, schedule = make(packing, num_ranks=num_ranks, micro_batch=num_ranks)
+        steps.append([sorted(flat(schedule.step(index))) for index in range(schedule.steps_per_epoch)])
+    assert steps[0] == steps[1] == steps[2]
+
+
+def test_without_lockstep_a_rank_leaves_its_ghosts_out_but_for_one():
+    shares, schedule = make("none", num_ranks=8, micro_batch=4)
+    pace = Pace("equal", session(8), lookahead=0)
+    last = schedule.steps_per_epoch - 1  # one example is left for eight ranks
+    kept = [list(training_steps(schedule, shares, pace, rank, range(last, last + 1))) for rank in range(8)]
+    free = [
+        list(training_steps(schedule, shares, pace, rank, range(last, last + 1), lockstep=False)) for rank in range(8)
+    ]
+    assert {len(steps[0].micro_batches) for steps in kept} == {len(kept[0][0].micro_batches)}
+    assert all(steps[0].micro_batches == ((),) or () not in steps[0].micro_batches for steps in free)
+
+
+def test_half_the_speed_gets_about_half_the_cost():
+    shares, schedule = make("padding_free", num_ranks=2)
+    dealt = shares.deal(schedule.step(0), [1.0, 0.5])
+    assert 0.35 < dealt.loads[1] / dealt.loads[0] < 0.65
+
+
+def test_measured_speeds_come_into_force_after_what_is_already_fetched():
+    pace = Pace("auto", session(2, rates=[10.0, 5.0]), lookahead=3)
+    known = [pace.note(step, 8.0, 1.0) for step in range(Pace.WARM + Pace.MEASURED)]
+    assert known == [False] * (len(known) - 1) + [True]
+    assert pace.speeds == [1.0, 0.5]
+    assert pace.at(len(known) + 2) is None
+    assert pace.at(len(known) + 3) == [1.0, 0.5]
+    assert Pace([1.0, 0.5], session(2), lookahead=0).at(0) == [1.0, 0.5]
+
+
+def test_evaluation_deals_every_example_once():
+    for packing in ("none", "padding_free"):
+        shares, _ = make(packing)
+        positions = [p for rank in shares.deal_split("validation").ranks for micro in rank for p in micro]
+        assert sorted(positions) == list(range(97))
