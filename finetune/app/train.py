@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.app.opening import open_recipe
@@ -42,10 +43,15 @@ def train(
     run = choose_run(loaded, run_dir, resume)
     if run is None:
         return
+    resume = "auto" if resume == "never" else resume  # the run is a new one already
     arguments = ["train", str(run.recipe_file), "--run-dir", str(run.path), "--resume", resume]
     launch = plan_launch(loaded, arguments, processes)
     supervise(run, launch, restarts)
-    tell(f"done: {run.path}  (model/, metrics.jsonl, report.html)")
+    summary = run.read().get("summary", {})
+    if summary.get("best_value") is not None:
+        tell(f"best    {summary['best_metric']} {summary['best_value']:.4f} at step {summary['best_step']}")
+    tell(f"model   {run.model}")
+    tell(f"report  {run.report_file}")
 
 
 def is_worker() -> bool:
@@ -88,7 +94,10 @@ def choose_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run |
     recipe = loaded.recipe
     if run_dir is None:
         found = Run.newest_unfinished(recipe, ROOT) if resume == "auto" else None
-        return found or Run.create(recipe, ROOT)
+        if found is None:
+            return Run.create(recipe, ROOT)
+        found.write_recipe(recipe)
+        return found
     if not (run_dir / "run.json").is_file():
         return Run.create(recipe, ROOT, path=run_dir)
     run = Run.open(run_dir)
@@ -104,9 +113,16 @@ def choose_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run |
             where=str(run_dir),
             remedy=f"compare with {run.recipe_file}; give another --run-dir to train this one",
         )
+    if run.trainer not in (None, os.getpid()):
+        raise UserError(
+            f"the run is being trained by process {run.trainer}",
+            where=str(run_dir),
+            remedy="wait for its end or end it (kill -TERM saves first), then start the same command again",
+        )
     if run.status == "done":
         tell(f"nothing to do: {run.path} is done; its model is in {run.model}")
         return None
+    run.write_recipe(recipe)
     return run
 
 
@@ -139,6 +155,8 @@ def supervise(run: Run, launch: Launch, restarts: int) -> None:
             if restarts <= 0 or reached <= gained_from:
                 raise
             restarts, gained_from = restarts - 1, reached
+            if reached:  # from there, even if --resume named another one at first
+                launch = replace(launch, arguments=[*launch.arguments[:-1], "auto"])
             tell(f"{error}\nstarting again from step {reached} ({restarts} restarts left)")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from finetune.app.opening import open_recipe
 from finetune.app.report import report
 from finetune.app.setup import Workshop, open_session, plan_here, quieten, set_up
 from finetune.app.train import choose_run, tell
-from finetune.distributed.failure import failures_told
+from finetune.distributed.failure import clear_failures, failures_told
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.place import here
 from finetune.distributed.session import Session
-from finetune.errors import Stopped, UserError
+from finetune.errors import FinetuneError, Stopped, UserError
 from finetune.models.load import load_config
+from finetune.planning.deepspeed import offloads
+from finetune.planning.memory import StateBytes, state_bytes
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
 from finetune.recipe.digest import training_digest
@@ -32,10 +35,11 @@ from finetune.tracking.journal import Journal
 from finetune.tracking.listeners import Listeners
 from finetune.tracking.run import Run
 from finetune.tracking.wandb_mirror import WandbMirror
-from finetune.training.checkpoint import Checkpoint, named_checkpoint, newest_checkpoint, open_checkpoint
 from finetune.training.listener import Listener
 from finetune.training.loop import Loop, Outcome, Places
+from finetune.training.publishing import abandon_newer, name_checkpoint
 from finetune.training.stop import StopRequest
+from finetune.training.stored import Checkpoint, check_together, checkpoint_name, newest_checkpoint
 
 
 def work(recipe_file: str, *, sets: list[str], run_dir: Path | None, resume: str) -> None:
@@ -71,6 +75,8 @@ def _agree_on_run(session: Session, loaded: LoadedRecipe, run_dir: Path | None, 
         if session.is_main:
             run = choose_run(loaded, run_dir, resume)
             path = str(run.path) if run else None
+            if run is not None:
+                clear_failures(run.logs)
     path = session.broadcast(path)
     return Run.open(Path(path)) if path else None
 
@@ -78,25 +84,31 @@ def _agree_on_run(session: Session, loaded: LoadedRecipe, run_dir: Path | None, 
 def _train(session: Session, loaded: LoadedRecipe, plan: Plan, run: Run, resume: str, stop: StopRequest) -> None:
     recipe = loaded.recipe
     listener = make_listeners(run, recipe) if session.is_main else Silent()
-    summary: dict[str, Any] = {}
-    status = "failed"
     try:
-        if session.is_main:
-            run.plan_file.write_text(json.dumps(plan.to_dict(), indent=1), encoding="utf-8")
         shop = set_up(session, recipe, plan, listener.message)
+        if session.is_main:
+            forecast = {**plan.to_dict(), "state_bytes": forecast_bytes(shop).to_dict()}
+            run.plan_file.write_text(json.dumps(forecast, indent=1), encoding="utf-8")
         loop = make_loop(shop, run, listener, stop)
         start, best = _find_checkpoints(session, run, recipe, resume, listener)
         outcome = loop.run(start, best, facts=describe(shop))
         summary = _finish(loop, shop, run, outcome)
-        status = "done"
     except (Stopped, KeyboardInterrupt):
-        status = "stopped"
+        _end(session, listener, "stopped")
         raise
-    finally:
-        if session.is_main:
-            listener.finished(status=status, summary=summary)
+    except BaseException:
+        _end(session, listener, "failed")
+        raise
     if session.is_main:
+        listener.finished(status="done", summary=summary)
         report(run.path)
+
+
+def _end(session: Session, listener: Listener, status: str) -> None:
+    """Tell that it ended before its time. What the disk says to that must not hide why."""
+    if session.is_main:
+        with suppress(FinetuneError):
+            listener.finished(status=status, summary={})
 
 
 def make_loop(shop: Workshop, run: Run, listener: Listener, stop: StopRequest) -> Loop:
@@ -118,25 +130,50 @@ def make_loop(shop: Workshop, run: Run, listener: Listener, stop: StopRequest) -
 def _find_checkpoints(
     session: Session, run: Run, recipe: Recipe, resume: str, listener: Listener
 ) -> tuple[Checkpoint | None, Checkpoint | None]:
-    """Where to go on, and the best one so far. Rank 0 checks digests; all ranks learn the paths."""
-    paths: tuple[Path | None, Path | None] = (None, None)
-    with session.main_first():
-        if session.is_main and resume == "auto":
-            newest = newest_checkpoint(run.checkpoints, listener.message)
-            paths = (newest.path if newest else None, named_checkpoint(run.checkpoints, "best"))
-        elif session.is_main and resume != "never":
-            given = open_checkpoint(Path(resume).resolve())
-            if given.manifest.recipe_digest != training_digest(recipe):
-                raise UserError(
-                    "the checkpoint is of another recipe (its data, model or training differ)",
-                    where=resume,
-                    remedy="train this recipe from model.source instead, or resume with the recipe it came from",
-                )
-            paths = (given.path, None)
-    start, best = session.broadcast(paths)
-    if start is not None and session.is_main:
-        listener.message(f"going on from {start.name}")
-    return (open_checkpoint(start) if start else None, open_checkpoint(best) if best else None)
+    """Where to go on, and the best one so far; digests checked, each rank its share. All ranks call it."""
+    folder = run.checkpoints
+    if resume == "never":
+        return None, None
+    if resume == "auto":
+        start = newest_checkpoint(session, folder, listener.message)
+        if start is None:
+            return None, None
+    else:
+        start = _given_checkpoint(session, recipe, Path(resume).resolve())
+    best = _find_best(session, start, listener)
+    if session.is_main:
+        listener.message(f"going on from {start.path.name}")
+        abandon_newer(folder, start.step)
+        for label, named in (("latest", start), ("best", best)):  # a kill may have come between renaming and naming
+            if named is not None and named.path.parent.resolve() == folder.resolve():
+                name_checkpoint(folder, label, named.path.name)
+    return start, best
+
+
+def _given_checkpoint(session: Session, recipe: Recipe, path: Path) -> Checkpoint:
+    """The one that `--resume` names. Raises: UserError if it is damaged or of another recipe."""
+    found, problem = check_together(session, path)
+    if found is None:
+        raise UserError(problem, where="--resume", remedy="give another checkpoint, or --resume auto")
+    if found.manifest.recipe_digest != training_digest(recipe):
+        raise UserError(
+            "the checkpoint is of another recipe (its data, model or training differ)",
+            where=str(path),
+            remedy="train this recipe from model.source instead, or resume with the recipe it came from",
+        )
+    return found
+
+
+def _find_best(session: Session, start: Checkpoint, listener: Listener) -> Checkpoint | None:
+    """The best one that `start` knows of, if it is still whole."""
+    loop = start.manifest.loop
+    if loop.get("best_value") is None or loop["best_step"] == start.step:
+        return start if loop.get("best_value") is not None else None
+    path = start.path.parent / checkpoint_name(loop["best_step"])
+    best, problem = check_together(session, path)
+    if best is None:
+        listener.message(f"the best checkpoint so far is lost; the best of those to come is taken ({problem})")
+    return best
 
 
 def _finish(loop: Loop, shop: Workshop, run: Run, outcome: Outcome) -> dict[str, Any]:
@@ -156,16 +193,38 @@ def _finish(loop: Loop, shop: Workshop, run: Run, outcome: Outcome) -> dict[str,
     return summary
 
 
+def forecast_bytes(shop: Workshop) -> StateBytes:
+    """Bytes of weights, gradients and optimiser state that a rank holds, activations apart."""
+    parameters, trainable = count_parameters(shop)
+    config = shop.plan.deepspeed
+    return state_bytes(
+        parameters,
+        trainable,
+        ranks=shop.session.world_size,
+        stage=shop.plan.stage,
+        precision=shop.plan.precision,
+        optimizer=shop.plan.optimizer,
+        engine=config is not None,
+        offload_optimizer=offloads(config),
+        offload_param=offloads(config, "param"),
+    )
+
+
+def count_parameters(shop: Workshop) -> tuple[int, int]:
+    """All, and those that are trained."""
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in shop.engine.module.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
 def describe(shop: Workshop) -> dict[str, Any]:
     """Facts for people: what is trained, on what, by how many."""
-    parameters = [getattr(p, "ds_numel", p.numel()) for p in shop.engine.module.parameters()]
-    trainable = [getattr(p, "ds_numel", p.numel()) for p in shop.engine.module.parameters() if p.requires_grad]
+    parameters, trainable = count_parameters(shop)
     recipe = shop.kit.recipe
     return {
         "model": recipe.model.source,
         "task": recipe.task,
-        "parameters": sum(parameters),
-        "trainable_parameters": sum(trainable),
+        "parameters": parameters,
+        "trainable_parameters": trainable,
         "ranks": shop.session.world_size,
         "device": shop.plan.device,
         "engine": shop.plan.engine_name,

@@ -66,7 +66,7 @@ class Run:
             run.path.mkdir(parents=True, exist_ok=path is not None)
             for folder in _FOLDERS:
                 (run.path / folder).mkdir(exist_ok=True)
-        publish_text(run.recipe_file, recipe_text(recipe))
+        run.write_recipe(recipe)
         publish_json(
             run.file,
             {
@@ -120,6 +120,10 @@ class Run:
             if run.trainer in (None, os.getpid()):
                 return run
         return None
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """recipe.yaml anew: what is resumed may run on other ranks, or another ZeRO stage. Rank 0 only."""
+        publish_text(self.recipe_file, recipe_text(recipe))
 
     def read(self) -> dict[str, Any]:
         """run.json. Raises: UserError if it is missing or damaged."""
