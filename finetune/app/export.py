@@ -14,13 +14,13 @@ from finetune.app.setup import Workshop
 from finetune.data.open import open_tables
 from finetune.distributed.export import consolidate
 from finetune.errors import UserError
-from finetune.models.adapters import merge_adapter
+from finetune.models.adapters import merge_adapter, save_adapter
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import TASKS
 from finetune.tasks.task import Kit
 from finetune.tracking.card import model_card
 from finetune.tracking.run import Run
-from finetune.training.checkpoint import Checkpoint, StoredState, named_checkpoint, open_checkpoint
+from finetune.training.stored import Checkpoint, StoredState, named_checkpoint, open_checkpoint
 
 
 def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
@@ -93,7 +93,10 @@ def write_model(shop: Workshop, run: Run, folder: Path, *, figures: Mapping[str,
 
 def save_model(model: Any, kit: Kit, folder: Path, state: Mapping[str, torch.Tensor], card: str) -> None:
     """Safetensors, configuration, tokenizer or processor, model card. One process."""
-    model.save_pretrained(folder, state_dict=dict(state))
+    if kit.recipe.adapter is not None:
+        save_adapter(model, folder, state_dict=dict(state))
+    else:
+        model.save_pretrained(folder, state_dict=dict(state))
     if kit.processor is not None:
         kit.processor.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
