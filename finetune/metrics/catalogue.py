@@ -26,6 +26,8 @@ class Entry:
 
 _CLASSES = ("prediction", "reference")
 _TAGS = ("tags", "reference_tags")
+_VALUES = ("value", "target")
+_REWARDS = ("chosen_reward", "rejected_reward")
 
 CATALOGUE: dict[str, Entry] = {
     "accuracy": Entry("accuracy", "Accuracy", _CLASSES),
@@ -41,7 +43,15 @@ CATALOGUE: dict[str, Entry] = {
     "entity_recall": Entry("entity_recall", "EntityRecall", _TAGS),
     "word_accuracy": Entry("word_accuracy", "WordAccuracy", _TAGS),
     "per_entity": Entry("per_entity", "PerEntity", _TAGS, None),
-    "map": Entry("map", "MeanAveragePrecision", ("detections", "objects")),
+    "map": Entry("map", "Map", ("detections", "objects")),
+    "pearson": Entry("pearson", "Pearson", _VALUES),
+    "spearman": Entry("spearman", "Spearman", _VALUES),
+    "mse": Entry("mse", "Mse", _VALUES, "min"),
+    "mae": Entry("mae", "Mae", _VALUES, "min"),
+    "preference_accuracy": Entry("preference_accuracy", "PreferenceAccuracy", _REWARDS),
+    "reward_margin": Entry("reward_margin", "RewardMargin", _REWARDS),
+    "chosen_reward": Entry("chosen_reward", "ChosenReward", _REWARDS[:1]),
+    "rejected_reward": Entry("rejected_reward", "RejectedReward", _REWARDS[1:], "min"),
     "confusion_matrix": Entry("confusion_matrix", "ConfusionMatrix", _CLASSES, None),
     "per_class": Entry("per_class", "PerClass", _CLASSES, None),
 }

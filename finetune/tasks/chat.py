@@ -42,10 +42,19 @@ PLAIN_TEMPLATE = (
 
 
 def normalise_messages(value: Any) -> list[Message]:
+    """As normalise_turns; what follows the last assistant turn is left out, as there is nothing to learn from it."""
+    messages = normalise_turns(value)
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    if not messages:
+        raise BadRow("no assistant turn to learn from")
+    return messages
+
+
+def normalise_turns(value: Any) -> list[Message]:
     """[{"from": "human", "value": "Hi"}, ...] or [{"role": "user", "content": "Hi"}, ...] -> the latter.
 
-    JSON text is read; content given as text parts is joined; what follows the last assistant turn is left out, as there is
-    nothing to learn from it. Raises: BadRow.
+    JSON text is read; content given as text parts is joined. Raises: BadRow.
     """
     if isinstance(value, str):
         try:
@@ -54,12 +63,7 @@ def normalise_messages(value: Any) -> list[Message]:
             raise BadRow(f"messages are neither a list nor JSON: {error}") from error
     if not isinstance(value, (list, tuple)):
         raise BadRow(f"messages are a list of role and content, not {type(value).__name__}")
-    messages = [_normalise(message, index) for index, message in enumerate(value)]
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()
-    if not messages:
-        raise BadRow("no assistant turn to learn from")
-    return messages
+    return [_normalise(message, index) for index, message in enumerate(value)]
 
 
 def _normalise(message: Any, index: int) -> Message:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from finetune.data.bad_rows import BadRow
 from finetune.data.table import Examples, Row, Table
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
@@ -34,13 +33,11 @@ from finetune.tasks.lengths import describe_lengths, pad_rows, usable_length
 from finetune.tasks.mode import evaluating
 from finetune.tasks.selection import drop_marked
 from finetune.tasks.task import Batch, Kit, Prediction
+from finetune.tasks.texts import HEAD, as_seen, build_sequence_model, encode_texts, text_and_pair, training_texts
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-HEAD = "ForSequenceClassification"
-SHOWN_CHARACTERS = 400
 
 
 class TextClassificationOptions(Section):
@@ -91,7 +88,7 @@ class TextClassification:
         from finetune.models.tokenizer import load_tokenizer
 
         options = _options(recipe)
-        tokenizer = load_tokenizer(recipe.model, lambda: _texts(tables["train"]), publish=publish)
+        tokenizer = load_tokenizer(recipe.model, lambda: training_texts(tables["train"]), publish=publish)
         config = load_config(recipe.model)
         trained = None
         if recipe.model.init == "pretrained" and not options.new_head:
@@ -125,34 +122,9 @@ class TextClassification:
 
     def build(self, kit: Kit) -> nn.Module:
         """The encoder (or decoder) with its classification head; all ranks call it."""
-        from transformers import AutoModelForSequenceClassification
-
-        from finetune.models.adapters import add_adapter
-        from finetune.models.head import head_names
-        from finetune.models.load import choose_dtype, load_config, load_model
-        from finetune.models.tokenizer import fresh_settings, tell_padding
-
-        recipe, tokenizer, names = kit.recipe, kit.processor, kit.labels or []
-        config = load_config(
-            recipe.model,
-            **named(names),
-            **fresh_settings(recipe.model, tokenizer),
-            problem_type=f"{_options(recipe).problem}_classification",
-        )
-        model, loading = load_model(
-            AutoModelForSequenceClassification,
-            recipe.model,
-            config,
-            dtype=choose_dtype(recipe),
-            seed=recipe.seed,
-            new_head=_options(recipe).new_head,
-            vocabulary=len(tokenizer),
-        )
-        kit.facts.update(loading.facts())
-        tell_padding(model, tokenizer, always=True)
-        if recipe.adapter is not None:
-            model = add_adapter(model, recipe.adapter, "SEQ_CLS", head_names(model), seed=recipe.seed)
-        return model
+        options = _options(kit.recipe)
+        settings = {**named(kit.labels or []), "problem_type": f"{options.problem}_classification"}
+        return build_sequence_model(kit, settings, new_head=options.new_head)
 
     def collate(self, kit: Kit, examples: Sequence[dict[str, Any]]) -> Batch:
         """[{"input_ids": [101, 7, 102], "label": 1}] -> input_ids [[101, 7, 102, 0, 0, 0, 0, 0]], labels [1]."""
@@ -183,7 +155,7 @@ class TextClassification:
 
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
         """Class, reference and scores; the text as the model saw it."""
-        texts = _as_seen(kit, batch)
+        texts = as_seen(kit, batch)
         return class_predictions(outputs.logits, batch, kit.labels or [], [{"text": text} for text in texts])
 
     def sample(
@@ -212,45 +184,8 @@ class _Encoder:
 
     def __call__(self, row: Row) -> dict[str, Any]:
         label = self.labels.indices(row["label"]) if self.several else self.labels.index(row["label"])
-        texts = [_text(row, "text")]
-        if row.get("text_pair") is not None:
-            texts.append(_text(row, "text_pair"))
-        encoded = self.tokenizer(*texts, verbose=False)
-        if len(encoded["input_ids"]) > self.limit:
-            if self.on_long == "drop":
-                return {"input_ids": [], "label": label}
-            if self.on_long == "error":
-                raise BadRow(f"{len(encoded['input_ids'])} tokens, more than options.max_length {self.limit}")
-            encoded = self.tokenizer(*texts, truncation=True, max_length=self.limit, verbose=False)
-        if not encoded["input_ids"]:
-            raise BadRow("the text holds no token")
-        kept = ("input_ids", "token_type_ids")
-        return {**{key: encoded[key] for key in kept if key in encoded}, "label": label}
-
-
-def _text(row: Row, role: str) -> str:
-    value = row[role]
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise BadRow(f"{role} is {type(value).__name__}, not text")
-    text = str(value)
-    if not text.strip():
-        raise BadRow(f"{role} is empty")
-    return text
-
-
-def _texts(table: Table) -> Any:
-    """Training texts for a tokenizer that is trained on them."""
-    for row in table:
-        yield from (str(row[role]) for role in ("text", "text_pair") if row.get(role) is not None)
-
-
-def _as_seen(kit: Kit, batch: Batch) -> list[str]:
-    kept = [ids[mask.bool()].tolist() for ids, mask in zip(*_rows(batch), strict=True)]
-    return [text[:SHOWN_CHARACTERS] for text in kit.processor.batch_decode(kept, skip_special_tokens=True)]
-
-
-def _rows(batch: Batch) -> tuple[Any, Any]:
-    return batch.inputs["input_ids"].cpu(), batch.inputs["attention_mask"].cpu()
+        encoded = encode_texts(self.tokenizer, text_and_pair(row), self.limit, self.on_long)
+        return {**(encoded or {"input_ids": []}), "label": label}
 
 
 def _options(recipe: Recipe) -> TextClassificationOptions:

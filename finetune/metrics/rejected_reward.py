@@ -1,0 +1,21 @@
+"""Mean reward of the rejected replies."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from finetune.metrics.metric import LocalMetric
+
+
+class RejectedReward(LocalMetric):
+    """rejected_rewards: [examples]. None without examples."""
+
+    higher_is_better: ClassVar[bool | None] = False
+    inputs: ClassVar[tuple[str, ...]] = ("rejected_rewards",)
+    description = "Mean reward of the rejected replies."
+
+    def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
+        (rejected,) = inputs
+        return float(rejected.mean()) if len(rejected) else None
