@@ -21,7 +21,7 @@ from finetune.tasks.chat import ensure_template
 from finetune.tasks.formats import RowEncoder, row_texts
 from finetune.tasks.lengths import describe_lengths, pad_rows, usable_length
 from finetune.tasks.mode import evaluating
-from finetune.tasks.selection import drop_marked
+from finetune.tasks.selection import SplitExamples, drop_marked
 from finetune.tasks.task import Batch, Kit, Prediction
 
 if TYPE_CHECKING:
@@ -45,8 +45,10 @@ class CausalLMOptions(Section):
         default="reply", description="Tokens that are learnt: the assistant's replies with their end, or all."
     )
     max_length: int = Field(default=1024, ge=8, description="Tokens of an example at most, the model's limit besides.")
-    on_long: Literal["truncate", "drop", "error"] = Field(
-        default="truncate", description="A longer one: cut its end, leave the example out (counted), or a bad row."
+    on_long: Literal["truncate", "drop", "split", "error"] = Field(
+        default="truncate",
+        description="A longer one: cut its end, leave the example out (counted), go on with the rest as examples of "
+        "their own, or a bad row.",
     )
     reply_length: int = Field(default=128, ge=1, description="Tokens generated for a sample in the report, at most.")
 
@@ -123,6 +125,8 @@ class CausalLM:
             cost=lambda example: len(example["input_ids"]),
         )
         examples, dropped = drop_marked(examples)
+        if encoder.on_long == "split":
+            examples = SplitExamples(examples, encoder.limit)
         describe_lengths(kit.facts, table.name, examples, encoder.limit, dropped)
         return examples
 

@@ -91,6 +91,12 @@ class RowEncoder:
         if len(ids) > self.limit:
             if self.on_long == "drop":
                 return {"input_ids": [], "spans": [], "reply_start": 0}
+            if self.on_long == "split":
+                return {
+                    "input_ids": ids,
+                    "spans": [edge for span in learnt for edge in span],
+                    "reply_start": min(reply_start, self.limit - 1),
+                }
             if self.on_long == "error":
                 raise BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}")
             if learnt[0][0] >= self.limit:

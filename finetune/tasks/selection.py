@@ -1,4 +1,4 @@
-"""Examples of a split without some of them: those that options.on_long: drop leaves out."""
+"""Examples of a split without some of them, or in pieces: what options.on_long: drop and split ask for."""
 
 from __future__ import annotations
 
@@ -41,3 +41,54 @@ def drop_marked(examples: Examples) -> tuple[Examples, int]:
     if not left_out:
         return examples, 0
     return SelectedExamples(examples, kept), left_out
+
+
+PIECES = 1_000_000  # id of a piece: row id x this + number of the piece, so that the ids of all splits stay ascending
+
+
+class SplitExamples:
+    """`examples` of tokens, each cut into pieces of at most `limit`; pieces in which nothing is learnt are left out.
+
+    {"id": 3, "input_ids": [5, 6, 7, 8, 2], "spans": [1, 5]}, limit 3 -> ids 3000000 and 3000001, input_ids [5, 6, 7] and
+    [8, 2], spans [1, 3] and [0, 2]. The first token of a later piece has nothing before it and is not supervised.
+    """
+
+    def __init__(self, examples: Examples, limit: int) -> None:
+        import numpy as np
+
+        self.examples, self.limit = examples, limit
+        self.skipped_count: int = getattr(examples, "skipped_count", 0)
+        lengths = np.asarray(examples.costs, np.int64)
+        places = [(row, start) for row, length in enumerate(lengths.tolist()) for start in range(0, length, limit)]
+        self._places = [place for place in places if lengths[place[0]] <= limit or self._spans(*place)]
+        self.ids: np.ndarray = np.array(
+            [int(examples.ids[row]) * PIECES + start // limit for row, start in self._places], np.int64
+        )
+        self.costs: np.ndarray = np.array([min(limit, lengths[row] - start) for row, start in self._places], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        import numpy as np
+
+        row, start = self._places[index]
+        example = self.examples[row]
+        return {
+            **example,
+            "id": int(self.ids[index]),
+            "input_ids": example["input_ids"][start : start + self.limit],
+            "spans": np.array(self._spans(row, start), np.int64),
+            "reply_start": max(1, min(int(example["reply_start"]), int(self.costs[index]) - 1)),
+        }
+
+    def _spans(self, row: int, start: int) -> list[int]:
+        """What is learnt of the piece, its own first token apart, in its own positions."""
+        import numpy as np
+
+        kept = []
+        for low, high in np.asarray(self.examples[row]["spans"]).reshape(-1, 2).tolist():
+            low, high = max(low - start, 0), min(high - start, self.limit)
+            if high > max(low, 1):
+                kept += [low, high]
+        return kept
