@@ -16,13 +16,14 @@ from finetune.data.open import open_tables
 from finetune.distributed.engine import Engine, open_engine
 from finetune.distributed.optimizers import make_deepspeed_optimizer
 from finetune.distributed.session import Session
+from finetune.errors import UserError
 from finetune.models.load import load_config
 from finetune.planning.plan import Plan, make_plan
 from finetune.planning.shape import hidden_size, layer_elements
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.shelf import find_deepspeed_config
 from finetune.tasks import TASKS
-from finetune.tasks.task import Kit, Task
+from finetune.tasks.task import Kit, Task, refusal
 from finetune.training.optimizer import make_optimizer, parameter_groups
 
 Tell = Callable[[str], None]
@@ -40,11 +41,11 @@ class Workshop:
 
 
 def plan_here(recipe: Recipe, ranks: int) -> Plan:
-    """The plan on this machine. Every rank makes the same one."""
+    """The plan on this machine. Every rank makes the same one. Raises: UserError for what cannot be trained so."""
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     name = recipe.parallel.deepspeed
     config = load_config(recipe.model)
-    return make_plan(
+    plan = make_plan(
         recipe,
         TASKS[recipe.task].card,
         ranks=ranks,
@@ -54,6 +55,9 @@ def plan_here(recipe: Recipe, ranks: int) -> Plan:
         hidden_size=hidden_size(config),
         layer_elements=layer_elements(config),
     )
+    if reason := refusal(TASKS[recipe.task], recipe, config, plan.stage):
+        raise UserError(reason, where="parallel.deepspeed")
+    return plan
 
 
 def open_session(plan: Plan) -> Session:

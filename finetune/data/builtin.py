@@ -38,6 +38,12 @@ def _digits(split: str) -> Iterator[dict[str, Any]]:
     return digit_rows(split)
 
 
+def _shapes(split: str) -> Iterator[dict[str, Any]]:
+    from finetune.data.shapes import shape_rows
+
+    return shape_rows(split)
+
+
 PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 BUILTINS: Mapping[str, Builtin] = {
@@ -54,6 +60,13 @@ BUILTINS: Mapping[str, Builtin] = {
         ("train", "validation"),
         "1",
         _digits,
+    ),
+    "shapes": Builtin(
+        "1,000 drawn images of 96 x 96 pixels with boxes round circles, squares and triangles.",
+        ("image", "objects"),
+        ("train", "validation"),
+        "1",
+        _shapes,
     ),
 }
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.data import coco
 from finetune.data.columns import nearest_name
-from finetune.data.json_file import read_json
 from finetune.data.conll import read_conll
+from finetune.data.json_file import read_json
 from finetune.data.lines import Reader, read_csv, read_jsonl, read_tsv
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
@@ -23,6 +24,7 @@ READERS: Mapping[str, Reader] = {
     "csv": read_csv,
     "tsv": read_tsv,
     "conll": read_conll,
+    "coco": coco.read_coco,
 }
 
 ENDINGS: Mapping[str, str] = {
@@ -32,11 +34,11 @@ ENDINGS: Mapping[str, str] = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".tab": "tsv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
     ".conll": "conll",
     ".bio": "conll",
     ".iob": "conll",
+    ".parquet": "parquet",
+    ".pq": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",
     ".ipc": "arrow",
@@ -65,6 +67,8 @@ def shown(path: Path | str) -> str:
 def form_of(path: Path) -> str:
     """The form by a file's ending (.gz looked through), or ""."""
     name = path.with_suffix("") if path.suffix == ".gz" else path
+    if name.name.lower().endswith(coco.ENDING):
+        return "coco"
     return ENDINGS.get(name.suffix.lower(), "")
 
 
@@ -99,6 +103,10 @@ def _locate_folder(path: Path, source: SourceSection) -> Located:
     if source.split and (path / source.split).is_dir():
         path = path / source.split
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    if form in ("auto", "coco") and (annotations := coco.find_annotations(path)) is not None:
+        return Located("coco", (annotations,))
+    if form == "coco" and len(jsons := [file for file in files if form_of(file) == "json"]) == 1:
+        return Located("coco", (jsons[0],))
     if form != "imagefolder":
         rows = [file for file in files if form_of(file) and file.name not in NOT_ROWS]
         if form != "auto":
@@ -129,7 +137,7 @@ def _form_or_raise(path: Path, form: str) -> str:
     raise UserError(
         f"the form of the data cannot be told from the ending {path.suffix!r}",
         where=shown(path),
-        remedy=f"Say it with `format:`, one of {', '.join(dict.fromkeys(ENDINGS.values()))}.",
+        remedy=f"Say it with `format:`, one of {', '.join(dict.fromkeys(ENDINGS.values()))}, coco.",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from finetune.data import coco
 from finetune.data.bad_rows import BadRow
 from finetune.data.columns import SAMPLED
 from finetune.data.formats import READERS, shown
@@ -23,6 +24,8 @@ def columns_of(path: Path, form: str, source: SourceSection) -> list[str]:
     if form == "imagefolder":
         look_at(path)
         return list(COLUMNS)
+    if form == "coco":  # its columns are known, and it can only be read whole
+        return list(coco.COLUMNS)
     if form in READERS:
         seen, bad = seen_columns(READERS[form](path, source), SAMPLED)
         if not seen and bad:

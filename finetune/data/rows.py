@@ -73,7 +73,7 @@ def convert_file(
         stat = path.stat()
     except OSError as error:
         raise unreadable(path, error) from error
-    identity = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, form, list(source.header))
+    identity = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, form, list(source.header), source.images)
     key = digest("file", VERSION, identity, dict(mapping), required, limit)
     read = partial(READERS[form], path, source)
     return RecordRows(
@@ -111,7 +111,7 @@ def _write(
                 row = _with_paths(apply_roles(raw, mapping), base)
                 check_required(row, required, mapping)
             except BadRow as error:
-                bad.add(f":{line}" if line or isinstance(raw, BadRow) else f"/{raw['image']}", str(error))
+                bad.add(f":{line}" if line else "" if isinstance(raw, BadRow) else f"/{raw['image']}", str(error))
                 continue
             writer.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"), line)
             if writer.count == limit:

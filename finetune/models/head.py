@@ -28,7 +28,7 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def replace_head(model: Any, names: Sequence[str], config: PreTrainedConfig, *, dtype: torch.dtype, seed: int) -> None:
-    """Put new, randomly initialised modules `names` into `model`, shaped by `config`; model.config becomes `config`.
+    """Put new, randomly initialised modules `names` (dotted) into `model`, shaped by `config`; model.config becomes `config`.
 
     The random numbers are drawn for these modules alone, from `seed`, so that neither the rank, nor the ZeRO stage, nor
     what else was missing changes them. Under ZeRO-3 they begin whole; the engine shards them.
@@ -39,13 +39,22 @@ def replace_head(model: Any, names: Sequence[str], config: PreTrainedConfig, *, 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
         for name in names:
-            head = getattr(fresh, name).to_empty(device="cpu")
+            head = fresh.get_submodule(name).to_empty(device="cpu")
             for module in head.modules():
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()
             for module in head.modules():
                 fresh._init_weights(module)
-            setattr(model, name, head.to(device, dtype))
+            _put(model, name, head.to(device, dtype))
     model.config.id2label, model.config.label2id = config.id2label, config.label2id
     if hasattr(model, "num_labels"):
         model.num_labels = config.num_labels
+
+
+def _put(model: nn.Module, name: str, head: nn.Module) -> None:
+    """In place of the module `name`, wherever in the model that very module stands (detectors share heads)."""
+    old = model.get_submodule(name)
+    for module in list(model.modules()):
+        for child, there in list(module.named_children()):
+            if there is old:
+                setattr(module, child, head)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,7 @@ def load_model(
     seed: int,
     new_head: bool = False,
     vocabulary: int = 0,
+    heads: Callable[[Any], list[str]] = head_names,
 ) -> tuple[nn.Module, Loading]:
     """The model of `auto_class` (such as AutoModelForCausalLM) for `config`, in `dtype`.
 
@@ -68,7 +69,7 @@ def load_model(
     must call it. A head that the checkpoint lacks, or any head with new_head, is made anew from `seed` alone: the same
     weights on every rank and at every ZeRO stage. With init: config all weights are random from `seed`, built whole on
     each rank (the engine shards them later), so that ZeRO-3 starts from the same numbers as one process.
-    vocabulary: len(tokenizer); embeddings grow to it.
+    vocabulary: len(tokenizer); embeddings grow to it. heads: the dotted names of the modules that make up the head.
 
     Raises: UserError for missing files, pickled weights, shapes that do not fit, or a body that is mostly missing.
     """
@@ -81,7 +82,7 @@ def load_model(
             loaded, loading = _build_random(kind, auto_class, model, config), Loading()
             loaded.to(dtype)
         else:
-            loaded, loading = _load_pretrained(kind or auto_class, model, config, dtype, seed, new_head)
+            loaded, loading = _load_pretrained(kind or auto_class, model, config, dtype, seed, new_head, heads)
         if vocabulary and vocabulary > loaded.get_input_embeddings().num_embeddings:
             loaded.resize_token_embeddings(vocabulary)  # gathers under ZeRO-3, keeps ties
     _prepare(loaded, model, dtype)
@@ -127,7 +128,13 @@ def _build_random(kind: Any, auto_class: Any, model: ModelSection, config: PreTr
 
 
 def _load_pretrained(
-    kind: Any, model: ModelSection, config: PreTrainedConfig, dtype: torch.dtype, seed: int, new_head: bool
+    kind: Any,
+    model: ModelSection,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    seed: int,
+    new_head: bool,
+    heads: Callable[[Any], list[str]],
 ) -> tuple[Any, Loading]:
     labels: dict[int, str] = dict(config.id2label or {})  # type: ignore[assignment,arg-type]
     if new_head:  # load the head as it is stored, so that every shape fits, and replace it afterwards
@@ -154,9 +161,8 @@ def _load_pretrained(
             ) from error
         raise
     missing = set(info["missing_keys"])
-    heads = head_names(loaded)
-    renewed = [name for name in heads if new_head or any(key.startswith(f"{name}.") for key in missing)]
-    missing = {key for key in missing if key.split(".")[0] not in renewed}
+    renewed = [name for name in heads(loaded) if new_head or any(key.startswith(f"{name}.") for key in missing)]
+    missing = {key for key in missing if not any(key.startswith(f"{name}.") for name in renewed)}
     _check_body(loaded, missing, model)
     if renewed:
         config.id2label, config.label2id = labels, {name: index for index, name in labels.items()}

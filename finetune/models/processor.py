@@ -26,15 +26,17 @@ def load_processor(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     interpolation: str | None = None,
+    kind: str = "ViTImageProcessorPil",
 ) -> Any:
     """The processor of model.processor or model.source, with what the recipe changes; made anew for init: config.
 
-    Its output has one fixed size for images of any shape: where the loaded one keeps an image's own shape, a plain
-    resize to a square takes its place. What is returned is what is saved beside the model, so inference sees the same.
+    kind: the class of transformers of which one is made. Its output has one fixed size for images of any shape: where
+    the loaded one keeps an image's own shape, a plain resize to a square takes its place. What is returned is what is
+    saved beside the model, so inference sees the same.
     Raises: UserError where there is none, or where its size is not the one that the model takes.
     """
     where = model.processor or ("" if model.init == "config" else model.source)
-    processor = _load(where, model) if where else _make(config, image_size, mean, std, interpolation)
+    processor = _load(where, model) if where else _make(kind, config, image_size, mean, std, interpolation)
     if where:
         if mean:
             processor.image_mean = list(mean)
@@ -43,12 +45,10 @@ def load_processor(
         if interpolation is not None:
             processor.resample = INTERPOLATIONS[interpolation]
         if image_size is not None and output_size(processor, config) != (image_size, image_size):
-            processor = _make(
-                config, image_size, processor.image_mean, processor.image_std, _interpolation_of(processor)
-            )
+            processor = _remake(kind, config, image_size, processor)
         elif output_size(processor, config) is None:
             edge = next((int(edge) for edge in dict(processor.size).values() if edge), DEFAULT_SIZE)
-            processor = _make(config, edge, processor.image_mean, processor.image_std, _interpolation_of(processor))
+            processor = _remake(kind, config, edge, processor)
     _check_size(processor, model, config)
     return processor
 
@@ -78,14 +78,26 @@ def model_size(config: Any) -> tuple[int, int] | None:
     return (int(size[0]), int(size[1])) if isinstance(size, (list, tuple)) and len(size) == 2 else None
 
 
+def _remake(kind: str, config: Any, edge: int, old: Any) -> Any:
+    """A processor of another size, with the colours and the interpolation of `old`."""
+    made = _make(kind, config, edge, old.image_mean, old.image_std, _interpolation_of(old))
+    made.do_normalize = old.do_normalize
+    return made
+
+
 def _make(
-    config: Any, image_size: int | None, mean: Sequence[float], std: Sequence[float], interpolation: str | None
+    kind: str,
+    config: Any,
+    image_size: int | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str | None,
 ) -> Any:
-    from transformers import ViTImageProcessorPil
+    import transformers
 
     channels = num_channels(config)
     height, width = (image_size, image_size) if image_size else model_size(config) or (DEFAULT_SIZE, DEFAULT_SIZE)
-    return ViTImageProcessorPil(
+    return getattr(transformers, kind)(
         size={"height": height, "width": width},
         image_mean=list(mean) or [0.5] * channels,
         image_std=list(std) or [0.5] * channels,

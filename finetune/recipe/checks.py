@@ -169,7 +169,7 @@ def check_columns(scene: Scene) -> Iterator[Fault]:
     """`columns` maps roles of the task. Whether the data has them is for those who open the data."""
     roles = list(scene.card.columns)
     homes: list[KeyPath] = [("data", "columns")]
-    homes += [(*path[:-1], "columns") for path in path_keys(scene.draft) if path[0] == "data"]
+    homes += [(*path[:-1], "columns") for path in path_keys(scene.draft) if path[0] == "data" and path[-1] == "source"]
     for home in homes:
         columns = scene.draft.get(home, {})
         for role in columns if isinstance(columns, dict) else ():

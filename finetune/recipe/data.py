@@ -8,12 +8,15 @@ from pydantic import Field, field_validator
 
 from finetune.recipe.section import Section
 
+FileFormat = Literal[
+    "auto", "jsonl", "json", "csv", "tsv", "conll", "parquet", "arrow", "imagefolder", "coco", "hub", "builtin"
+]
 
 
 class SourceSection(Section):
     source: str = Field(
-        description="File, folder, glob, hub id, or builtin:docstrings, builtin:digits. Relative paths are relative to "
-        "the recipe file (given with --set: to the current folder).",
+        description="File, folder, glob, hub id, or builtin:docstrings, builtin:digits, builtin:shapes. Relative paths "
+        "are relative to the recipe file (given with --set: to the current folder).",
         min_length=1,
     )
     format: FileFormat = Field(default="auto", description="auto: by the ending of the name; no ending: a hub id.")
@@ -24,6 +27,7 @@ class SourceSection(Section):
     header: list[str] = Field(
         default_factory=list, description="Column names of a csv, tsv or conll file whose first line is a row already."
     )
+    images: str = Field(default="", description="Folder of the images of a coco file; default: the file's own folder.")
     limit: int | None = Field(default=None, ge=1, description="Take only the first so many rows.")
 
 

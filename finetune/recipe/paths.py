@@ -40,6 +40,8 @@ def path_keys(draft: Draft) -> Iterator[KeyPath]:
         sources: Any = draft.get(("data", split))
         for index in range(len(sources) if isinstance(sources, list) else 0):
             yield ("data", split, index, "source")
+            if isinstance(sources[index], dict) and sources[index].get("images"):
+                yield ("data", split, index, "images")
 
 
 def is_local(value: str, base: Path) -> bool:

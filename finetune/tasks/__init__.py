@@ -8,6 +8,7 @@ from finetune.tasks.image_classification import ImageClassification
 from finetune.tasks.object_detection import ObjectDetection
 from finetune.tasks.reward_model import RewardModel
 from finetune.tasks.sequence_regression import SequenceRegression
+from finetune.tasks.object_detection import ObjectDetection
 from finetune.tasks.task import Task
 from finetune.tasks.text_classification import TextClassification
 
@@ -20,6 +21,7 @@ TASKS: dict[str, Task] = {
     "causal_lm": CausalLM(),
     "token_classification": TokenClassification(),
     "image_classification": ImageClassification(),
+    "object_detection": ObjectDetection(),
 }
 
 CARDS: dict[str, TaskCard] = {name: task.card for name, task in TASKS.items()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.encode import LazyExamples, encode
+from finetune.data.encode import encode
 from finetune.data.images import decode_image
 from finetune.data.table import Row, Table
 from finetune.errors import TrainingFailed
@@ -33,7 +33,7 @@ from finetune.tasks.classes import (
     trained_labels,
 )
 from finetune.tasks.mode import evaluating
-from finetune.tasks.pixels import Pixels
+from finetune.tasks.pixels import ImageExamples, Pixels
 from finetune.tasks.task import Batch, Kit, Prediction
 
 if TYPE_CHECKING:
@@ -79,21 +79,6 @@ CARD = TaskCard(
     label_smoothing=True,
     micro_batch=32,
 )
-
-
-class ImageExamples(LazyExamples):
-    """Images of one split. epoch: the loop sets it, and chance changes of the pixels follow it."""
-
-    function: _Example
-
-    @property
-    def epoch(self) -> int:
-        """Passes over the data that are complete."""
-        return self.function.pixels.epoch
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self.function.pixels.epoch = epoch
 
 
 class _Example:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.encode import LazyExamples
 from finetune.data.images import decode_image
 
 if TYPE_CHECKING:
@@ -15,6 +16,21 @@ if TYPE_CHECKING:
 
 CROP_AREA = (0.35, 1.0)  # share of the image that a chance crop keeps
 CROP_SHAPE = (3 / 4, 4 / 3)  # width to height of it
+
+
+class ImageExamples(LazyExamples):
+    """Images of one split; `function.pixels` makes their pixels. epoch: the loop sets it, and chance changes follow it."""
+
+    function: Any
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the data that are complete."""
+        return self.function.pixels.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.function.pixels.epoch = epoch
 
 
 class Pixels:

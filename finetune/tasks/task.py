@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune.data.table import Examples, Table
@@ -68,7 +69,8 @@ class Kit:
 
     processor: tokenizer or image processor, saved beside the model. facts: for people (counts, skipped rows, lengths).
     labels: class names in order of their index, if the task has classes. metric_options: keyword arguments of MetricSet.
-    packing: none, padding_free or packed; capacity: tokens of a micro-batch then.
+    packing: none, padding_free or packed; capacity: tokens of a micro-batch then. pictures: the folder in which `sample`
+    may write pictures, named in its rows under "picture"; None on ranks that write nothing.
     """
 
     recipe: Recipe
@@ -80,6 +82,16 @@ class Kit:
     metric_options: dict[str, Any] = field(default_factory=dict)
     packing: str = "none"
     capacity: int = 0
+    pictures: Path | None = None
+
+
+def refusal(task: Task, recipe: Recipe, config: Any, stage: int) -> str:
+    """Why the task cannot train the model of `config` at this ZeRO stage, and what it can; "" if it can.
+
+    A task that knows such models has a method `refuses(recipe, config, stage)`.
+    """
+    refuses = getattr(task, "refuses", None)
+    return refuses(recipe, config, stage) if refuses is not None else ""
 
 
 class Task(Protocol):

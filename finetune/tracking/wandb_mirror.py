@@ -188,7 +188,12 @@ class WandbMirror:
     def _log_table(self, name: str, step: int, columns: list[Any], rows: list[list[Any]]) -> None:
         import wandb
 
-        table = wandb.Table(columns=columns, data=plain(rows), allow_mixed_types=True)
+        shown = [list(row) for row in plain(rows)]
+        if "picture" in columns:  # a path: the file is overwritten later, so W&B takes a copy now
+            at = columns.index("picture")
+            for row in shown:
+                row[at] = wandb.Image(row[at]) if Path(str(row[at])).is_file() else row[at]
+        table = wandb.Table(columns=columns, data=shown, allow_mixed_types=True)
         self._wandb.log({f"tables/{name}": table, "step": step}, step=step)
 
     def _close(self, status: str, summary: dict[str, Any]) -> None:

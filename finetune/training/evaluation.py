@@ -124,7 +124,7 @@ class _Tally:
 
     def _worst_table(self) -> dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]:
         rows = sorted(self.worst, key=lambda row: row[:2], reverse=True)
-        hidden = {"scores"}
+        hidden = {"scores", "detections", "objects"}
         shown = sorted({key for _, _, fields in rows for key in fields if key not in hidden})
         if not shown:
             return {}

@@ -14,7 +14,8 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class TinyExample:
-    """write: puts eight rows into a folder and returns `data:`. trains: AdamW steps and learning rate that overfit them.
+    """write: puts eight rows into a folder and returns `data:`. trains: AdamW steps and learning rate that overfit them;
+    learnt: the loss from which they count as learnt.
 
     adapter: `adapter:` for those that can have one. variants: further `options:` that keep the same promises.
     """
@@ -26,6 +27,7 @@ class TinyExample:
     adapter: dict[str, Any] | None = None
     steps: int = 60
     learning_rate: float = 1e-2
+    learnt: float = 0.1
 
     def recipe(self, folder: Path, **changes: Any) -> dict[str, Any]:
         """The recipe as plain values; `changes` replace whole sections."""
@@ -54,6 +56,47 @@ def _reviews(folder: Path) -> dict[str, Any]:
     return _write_rows(folder, rows)
 
 
+def _entities(folder: Path) -> dict[str, Any]:
+    people, places = ["Ann", "Bob Ray", "Cid", "Dee"], ["Rome", "New York", "Oslo", "Lima"]
+    rows = []
+    for person, place in zip(people, places, strict=True):
+        for verb in ("left", "sees"):
+            words = [(word, kind) for kind, name in (("per", person), ("loc", place)) for word in name.split()]
+            tags = [f"{'B' if word in (person.split()[0], place.split()[0]) else 'I'}-{kind}" for word, kind in words]
+            cut = len(person.split())
+            tokens = [word for word, _ in words]
+            rows.append(
+                {"tokens": [*tokens[:cut], verb, *tokens[cut:], "."], "tags": [*tags[:cut], "O", *tags[cut:], "O"]}
+            )
+    return _write_rows(folder, rows)
+
+
+def _ratings(folder: Path) -> dict[str, Any]:
+    texts = [
+        "a fine film",
+        "lovely and warm",
+        "the best",
+        "I laughed",
+        "a dull film",
+        "cold and long",
+        "bad",
+        "I slept",
+    ]
+    return _write_rows(folder, [{"text": text, "label": 2.0 - index / 2} for index, text in enumerate(texts)])
+
+
+def _pairs(folder: Path) -> dict[str, Any]:
+    replies = [("Apple.", "Stone."), ("An oak.", "A car."), ("Hello!", "Go away."), ("The Nile.", "A chair, I think.")]
+    asked = ["Name a fruit.", "Name a tree.", "Say hello.", "Name a river."]
+    rows: list[dict[str, Any]] = [
+        {"prompt": ask, "chosen": good, "rejected": bad} for ask, (good, bad) in zip(asked, replies, strict=True)
+    ]
+    for ask, (good, bad) in zip(asked, replies, strict=True):
+        turns = {"messages": [{"from": "human", "value": f"Please: {ask}"}]}
+        rows.append({**turns, "chosen": {"from": "gpt", "value": good}, "rejected": {"from": "gpt", "value": bad}})
+    return _write_rows(folder, rows)
+
+
 def _instructions(folder: Path) -> dict[str, Any]:
     pairs = [("Name a fruit.", "Apple."), ("Name a tree.", "Oak."), ("Count to three.", "One, two, three.")]
     pairs += [("Say hello.", "Hello!"), ("Name a river.", "The Nile, in Africa."), ("What is up?", "The sky.")]
@@ -77,7 +120,45 @@ def _pictures(folder: Path) -> dict[str, Any]:
     return _write_rows(folder, rows)
 
 
+def _scenes(folder: Path) -> dict[str, Any]:
+    rows, chance = [], np.random.default_rng(0)
+    for index in range(8):
+        pixels = chance.integers(0, 60, (48, 64, 3), dtype=np.uint8)
+        boxes = [[4 + 3 * index, 6, 20, 24], [30 - 3 * index, 28, 24, 18]][: 0 if index == 3 else 1 + index % 2]
+        for place, (x, y, wide, high) in enumerate(boxes):
+            pixels[y : y + high, x : x + wide, (index + place) % 2] += 180
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        names = [["red", "green"][(index + place) % 2] for place in range(len(boxes))]
+        rows.append({"image": str(folder / f"{index}.png"), "objects": {"bbox": boxes, "category": names}})
+    return _write_rows(folder, rows)
+
+
 _TRANSFORMER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+_STAGES = {"stage_num_blocks": [1, 1, 1, 1], "stage_numb_of_layers": [1, 1, 1, 1], "depths": [1, 1, 1, 1]}
+_HGNET = {
+    "model_type": "hgnet_v2",
+    "stem_channels": [3, 8, 8],
+    "stage_in_channels": [8, 16, 16, 24],
+    "stage_mid_channels": [8, 8, 8, 16],
+    "stage_out_channels": [16, 16, 24, 32],
+    "hidden_sizes": [16, 16, 24, 32],
+    "out_indices": [2, 3, 4],
+    **_STAGES,
+}
+DFINE = {
+    "backbone_config": _HGNET,
+    "encoder_in_channels": [16, 24, 32],
+    "decoder_in_channels": [32, 32, 32],
+    **dict.fromkeys(("d_model", "encoder_hidden_dim"), 32),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 64),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+    "decoder_layers": 2,
+    "num_queries": 6,
+    "num_denoising": 0,
+    "weight_loss_ddf": 0.0,
+    "depth_mult": 0.34,
+    "hidden_expansion": 0.5,
+}
 _RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 
 EXAMPLES = (
@@ -92,6 +173,42 @@ EXAMPLES = (
         write=_reviews,
         adapter={"rank": 4},
         learning_rate=3e-3,
+    ),
+    TinyExample(
+        task="token_classification",
+        model={
+            "source": "bert",
+            "init": "config",
+            "tokenizer": "train:300",
+            "config": {**_TRANSFORMER, "initializer_range": 0.1, "hidden_dropout_prob": 0.0},
+        },
+        write=_entities,
+        adapter={"rank": 4},
+        learning_rate=3e-3,
+    ),
+    TinyExample(
+        task="sequence_regression",
+        model={
+            "source": "bert",
+            "init": "config",
+            "tokenizer": "train:300",
+            "config": {**_TRANSFORMER, "initializer_range": 0.1, "hidden_dropout_prob": 0.0},
+        },
+        write=_ratings,
+        adapter={"rank": 4},
+        steps=250,
+        learning_rate=3e-3,
+    ),
+    TinyExample(
+        task="reward_model",
+        model={
+            "source": "llama",
+            "init": "config",
+            "tokenizer": "train:320",
+            "config": {**_TRANSFORMER, "num_key_value_heads": 2, "max_position_embeddings": 128},
+        },
+        write=_pairs,
+        adapter={"rank": 4},
     ),
     TinyExample(
         task="causal_lm",
@@ -112,5 +229,14 @@ EXAMPLES = (
         write=_pictures,
         options={"image_size": 16},
         adapter={"rank": 4, "targets": ["convolution"]},
+    ),
+    TinyExample(
+        task="object_detection",
+        model={"source": "d_fine", "init": "config", "config": DFINE, "batch_norm": "local"},
+        write=_scenes,
+        options={"image_size": 64},
+        steps=240,
+        learning_rate=4e-3,
+        learnt=6.0,
     ),
 )
