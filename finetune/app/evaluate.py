@@ -46,8 +46,8 @@ def _work(run: Run, loaded: LoadedRecipe, checkpoint: str, split: str) -> None:
     from finetune.app.setup import open_session, plan_here, quieten, set_up
     from finetune.app.worker import Silent, make_loop
     from finetune.distributed.place import here
-    from finetune.training.checkpoint import load_checkpoint
     from finetune.training.stop import StopRequest
+    from finetune.training.stored import load_checkpoint
 
     place = here()
     quieten(place.rank if place else 0, Path(os.environ.get(SUPERVISED, run.logs)))

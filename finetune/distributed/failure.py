@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -89,25 +91,41 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
 
 
 def write_failure(folder: Path, failure: Failure) -> None:
-    """failure-rank-*.json, whole or absent."""
-    path = failure_file(folder, failure.rank)
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(asdict(failure)), encoding="utf-8")
-    beside.replace(path)
+    """failure-rank-*.json, whole or absent. Where the disk of the run is full, it goes to the system's temporary folder:
+    a full disk must be told, too.
+    """
+    text = json.dumps(asdict(failure))
+    for place in (folder, _elsewhere(folder)):
+        path = failure_file(place, failure.rank)
+        beside = path.with_suffix(".tmp")
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path)
+            return
+        except OSError:
+            traceback.print_exc()
 
 
 def read_failures(folder: Path) -> list[Failure]:
     """All that were written, the first real one first; echoes last."""
     found = []
-    for path in folder.glob("failure-rank-*.json"):
-        found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
+    for place in (folder, _elsewhere(folder)):
+        for path in place.glob("failure-rank-*.json"):
+            found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
     return sorted(found, key=lambda failure: (failure.echo, failure.time))
 
 
 def clear_failures(folder: Path) -> None:
     """Before a start: what an earlier one left says nothing of this one."""
-    for path in folder.glob("failure-rank-*.json"):
-        path.unlink(missing_ok=True)
+    for place in (folder, _elsewhere(folder)):
+        for path in place.glob("failure-rank-*.json"):
+            path.unlink(missing_ok=True)
+
+
+def _elsewhere(folder: Path) -> Path:
+    name = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir()) / f"finetune-{os.getuid()}-{name}"
 
 
 def failure_file(folder: Path, rank: int) -> Path:

@@ -92,7 +92,7 @@ def read_rows(path: Path, limit_bytes: int | None = None) -> Iterator[dict[str, 
 
 
 def cut(path: Path, step: int) -> None:
-    """Drop rows after `step` (they will be logged again), every row if `step` is 0, and torn lines.
+    """Drop rows after `step` and of the test split (they will be logged again), every row if `step` is 0, and torn lines.
 
     The file is replaced whole, so a crash here loses nothing. Raises: FinetuneError if the disk refuses.
     """
@@ -103,7 +103,8 @@ def cut(path: Path, step: int) -> None:
         with path.open("rb") as old, beside.open("wb") as new:
             for line in old:
                 row = _parse(line)
-                if row is not None and 0 < step >= int(row.get("step") or 0):
+                again = row is None or row.get("split") == "test" or int(row.get("step") or 0) > step
+                if step > 0 and not again:
                     new.write(line)
             new.flush()
             os.fsync(new.fileno())

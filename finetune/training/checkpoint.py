@@ -1,249 +1,171 @@
-"""Checkpoints: a directory that is whole or absent, read by any number of ranks under any ZeRO stage.
+"""Checkpoints written while training goes on; each is whole or absent. `stored.py` says what lies on the disk.
 
-    checkpoints/step-00000120/
-        state-00000-of-00002.safetensors   what rank 0 held: "<key>@<start>" -> flat fp32 values
-        state-00001-of-00002.safetensors
-        manifest.json                      step, recipe digest, the loop's state, sizes and SHA-256 of the files
-
-Written beside (`.incomplete`), synced, the manifest last, then renamed. Only safetensors and JSON: loading runs no code.
+A save copies this rank's state to memory, and training goes on. A thread writes the copy beside (`.incomplete`), synced,
+its digest taken on the way. When the files of all ranks are written, which the ranks learn from a sum that each step
+makes anyway, rank 0's thread writes the manifest, last, and renames: only then is it a checkpoint, and only then are
+older ones removed.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from finetune.distributed import fragments
 from finetune.distributed.engine import Engine
-from finetune.errors import TrainingFailed, UserError
+from finetune.errors import TrainingFailed
+from finetune.training.publishing import Written, attempt, beside_of, publish, write_tensors
+from finetune.training.stored import Checkpoint, Manifest, checkpoint_name, find_checkpoints
 from finetune.units import format_bytes
 
-MANIFEST = "manifest.json"
-INCOMPLETE = ".incomplete"
-DAMAGED = ".damaged"
-FORMAT = 1
+NICENESS = 5  # of the writing thread: where training needs the processors, it goes first
+
+Published = Callable[[Checkpoint, bool], None]
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """step: optimiser steps done. loop: the training loop's own state. files: name -> (bytes, sha256)."""
+@dataclass
+class _Save:
+    """A save under way. task: what this rank's thread does for it; publishing: all files are written."""
 
     step: int
-    recipe_digest: str
+    best: bool
     loop: dict[str, Any]
     scalars: dict[str, Any]
-    files: dict[str, tuple[int, str]]
-    shapes: dict[str, list[int]] = field(default_factory=dict)
-
-    def write(self, path: Path) -> None:
-        tree = {"format": FORMAT, **self.__dict__}
-        _write_synced(path, json.dumps(tree, indent=1, sort_keys=True).encode())
-
-    @classmethod
-    def read(cls, path: Path) -> Manifest:
-        """Raises: ValueError for anything but a whole manifest of this format."""
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if tree.pop("format", None) != FORMAT:
-            raise ValueError(f"{path} is not a manifest of format {FORMAT}")
-        tree["files"] = {name: (int(size), str(digest)) for name, (size, digest) in tree["files"].items()}
-        return cls(**tree)
+    task: Future[Written]
+    publishing: bool = False
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A published checkpoint on disk."""
+class Saver:
+    """Saves the state of all ranks under folder/step-XXXXXXXX, on a shared disk. Each rank has one.
 
-    path: Path
-    manifest: Manifest
+    `begin`, `advance` and `finish` are called by all ranks, after the same step. One save is under way at a time.
+    published: told on rank 0 of each new checkpoint, and whether it is the best.
+    """
+
+    def __init__(
+        self, engine: Engine, folder: Path, *, recipe_digest: str, keep: int = 2, published: Published | None = None
+    ) -> None:
+        self.engine, self.session, self.folder = engine, engine.session, folder
+        self.recipe_digest, self.keep, self.published = recipe_digest, keep, published
+        self.latest: Checkpoint | None = None
+        self.best: Checkpoint | None = None
+        self._save: _Save | None = None
+        self._copies: dict[str, torch.Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_be_nice)
 
     @property
-    def step(self) -> int:
-        return self.manifest.step
+    def under_way(self) -> bool:
+        """A save was begun and is not yet published. The same on all ranks."""
+        return self._save is not None
 
+    @property
+    def busy(self) -> bool:
+        """This rank's thread still works. Once no rank is busy, `advance` does not wait."""
+        return self._save is not None and not self._save.task.done()
 
-def checkpoint_name(step: int) -> str:
-    return f"step-{step:08d}"
+    def begin(self, step: int, loop: dict[str, Any], *, best: bool = False) -> None:
+        """Copy this rank's state, and write it from now on. Raises: TrainingFailed if the save before it failed."""
+        self.finish()
+        pieces = list(fragments.pieces(self.engine))
+        shapes = {piece.key: list(piece.shape) for piece in pieces}
+        needed = sum(piece.values.nbytes for piece in pieces)
+        spare = self._copies or psutil.virtual_memory().available > 1.25 * needed
+        tensors = {f"{piece.key}@{piece.start}": piece.values.detach() for piece in pieces}
+        if spare:
+            tensors = self._copy(tensors)
+        name = f"state-{self.session.rank:05d}-of-{self.session.world_size:05d}.safetensors"
+        path = beside_of(self.folder / checkpoint_name(step)) / name
+        task = self._thread.submit(attempt, lambda: write_tensors(path, tensors, shapes))
+        self._save = _Save(step, best, loop, fragments.scalars(self.engine), task)
+        if not spare:  # no memory for a copy: training waits until its own tensors are written
+            task.result()
+
+    def advance(self) -> None:
+        """Once no rank is busy: publish what all have written, or note that it is published.
+
+        Raises: TrainingFailed on every rank if any rank could not write; what was there before stays as it was.
+        """
+        save = self._save
+        assert save is not None
+        done = save.task.result()
+        final = self.folder / checkpoint_name(save.step)
+        if not save.publishing:
+            told = self.session.all_gather(done)
+            self._raise_problem(next((one.problem for one in told if one.problem), ""), final)
+            manifest = Manifest(
+                step=save.step,
+                recipe_digest=self.recipe_digest,
+                loop=save.loop,
+                scalars=save.scalars,
+                files={name: entry for one in told for name, entry in one.files.items()},
+                shapes={key: shape for one in told for key, shape in one.shapes.items()},
+            )
+            checkpoint = Checkpoint(final, manifest)
+            self.latest, self.best = checkpoint, checkpoint if save.best else self.best
+            save.publishing = True
+            if self.session.is_main:
+                save.task = self._thread.submit(attempt, lambda: publish(checkpoint, save.best, self.keep))
+            return
+        self._save = None
+        self._raise_problem(self.session.broadcast(done.problem), final)
+        if self.session.is_main and self.published is not None and self.latest is not None:
+            self.published(self.latest, save.best)
+
+    def finish(self) -> None:
+        """Wait until the save under way, if any, is published. Raises: as `advance` does."""
+        while self._save is not None:
+            self.advance()
+
+    def close(self) -> None:
+        """Let the thread end. Any rank may call it alone."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._copies.clear()
+
+    def _copy(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors in main memory, in the same buffers at each save: fresh memory costs more than copying."""
+        copies = {}
+        for key, values in tensors.items():
+            buffer = self._copies.get(key)
+            if buffer is None or (buffer.shape, buffer.dtype) != (values.shape, values.dtype):
+                buffer = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+            copies[key] = buffer.copy_(values, non_blocking=True)
+        if self.session.device.type == "cuda":
+            torch.cuda.synchronize(self.session.device)
+        self._copies = copies
+        return copies
+
+    def _raise_problem(self, problem: str, final: Path) -> None:
+        if not problem:
+            return
+        self._save = None
+        if self.session.is_main:
+            shutil.rmtree(beside_of(final), ignore_errors=True)
+        raise TrainingFailed(
+            f"the checkpoint could not be saved: {problem}",
+            remedy="the checkpoint before it is untouched; free some space and run the same command to go on from it",
+        )
 
 
 def save_checkpoint(engine: Engine, folder: Path, *, step: int, recipe_digest: str, loop: dict[str, Any]) -> Checkpoint:
-    """Write the state of all ranks under folder/step-XXXXXXXX. All ranks call it; folder is on a shared disk.
-
-    Raises: TrainingFailed on every rank if any rank could not write; what was there before stays as it was.
-    """
-    session = engine.session
-    final = folder / checkpoint_name(step)
-    beside = folder / (final.name + INCOMPLETE)
-    problem = _attempt(lambda: _fresh_folder(beside)) if session.is_main else None
-    _raise_everywhere(session, problem)
-    written: dict[str, tuple[int, str]] = {}
-    shapes: dict[str, list[int]] = {}
-
-    def write_own() -> None:
-        tensors, own_shapes = _snapshot(fragments.pieces(engine))
-        shapes.update(own_shapes)
-        name = f"state-{session.rank:05d}-of-{session.world_size:05d}.safetensors"
-        written[name] = _write_tensors(beside / name, tensors)
-
-    problem = _attempt(write_own)
-    told = session.all_gather((problem, written, shapes))
-    problems = [trouble for trouble, _, _ in told if trouble]
-    if not problems and session.is_main:
-        manifest = Manifest(
-            step=step,
-            recipe_digest=recipe_digest,
-            loop=loop,
-            scalars=fragments.scalars(engine),
-            files={name: entry for _, files, _ in told for name, entry in files.items()},
-            shapes={key: shape for _, _, some in told for key, shape in some.items()},
-        )
-        problem = _attempt(lambda: _publish(manifest, beside, final))
-    if problems:
-        problem = problems[0]
-    if problem and session.is_main:
-        shutil.rmtree(beside, ignore_errors=True)
-    _raise_everywhere(session, problem)
-    return Checkpoint(final, Manifest.read(final / MANIFEST))
-
-
-def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Restore weights, optimiser state and buffers. All ranks call it; any number of ranks, any ZeRO stage."""
-    with StoredState(checkpoint) as stored:
-        fragments.restore(engine, stored.read, checkpoint.manifest.scalars)
-
-
-class StoredState:
-    """Ranges of stored tensors, read from whichever files hold them; only the ranges asked for are read."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._files: list[Any] = []
-        self._pieces: dict[str, list[tuple[int, int, Any, str]]] = {}
-
-    def __enter__(self) -> StoredState:
-        for name in self._checkpoint.manifest.files:
-            if not name.endswith(".safetensors"):
-                continue
-            opened = safe_open(self._checkpoint.path / name, framework="pt", device="cpu").__enter__()
-            self._files.append(opened)
-            for stored in opened.keys():  # noqa: SIM118 (not a dict)
-                key, _, start = stored.rpartition("@")
-                numel = opened.get_slice(stored).get_shape()[0]
-                self._pieces.setdefault(key, []).append((int(start), int(start) + numel, opened, stored))
-        for found in self._pieces.values():
-            found.sort(key=lambda piece: piece[0])
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for opened in self._files:
-            opened.__exit__(None, None, None)
-
-    @property
-    def keys(self) -> set[str]:
-        return set(self._pieces)
-
-    def read(self, key: str, start: int, numel: int) -> torch.Tensor:
-        """Flat range [start, start + numel) of `key`. Raises: UserError if it is not stored."""
-        end, at, parts = start + numel, start, []
-        for low, high, opened, stored in self._pieces.get(key, ()):
-            if high > at and low < end:
-                parts.append(opened.get_slice(stored)[at - low : min(end, high) - low])
-                at = min(end, high)
-        if at != end:
-            raise UserError(
-                f"the checkpoint does not hold {key}[{start}:{end}]",
-                where=str(self._checkpoint.path),
-                remedy="the model or optimiser of the recipe has changed since: start with --resume never",
-            )
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def whole(self, key: str) -> torch.Tensor:
-        """The tensor `key` in its own shape."""
-        shape = self._checkpoint.manifest.shapes[key]
-        numel = 1
-        for size in shape:
-            numel *= size
-        return self.read(key, 0, numel).reshape(shape)
-
-
-def find_checkpoints(folder: Path) -> list[Path]:
-    """Published checkpoints, newest first; `.incomplete` and `.damaged` ones are not among them."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if path.is_dir() and path.name.startswith("step-") and path.suffix == ""]
-    return sorted(found, reverse=True)
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Check sizes and digests of every file. Raises: UserError saying what is wrong."""
+    """Save and wait for it. All ranks call it. Raises: TrainingFailed on every rank if any rank could not write."""
+    saver = Saver(engine, folder, recipe_digest=recipe_digest)
     try:
-        manifest = Manifest.read(path / MANIFEST)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"not a whole checkpoint: {error}", where=str(path)) from None
-    for name, (size, digest) in manifest.files.items():
-        file = path / name
-        actual = file.stat().st_size if file.is_file() else -1
-        if actual != size:
-            told = "missing" if actual < 0 else f"{actual} bytes instead of {size}"
-            raise UserError(f"a file of the checkpoint is {told}", where=str(file))
-        if _sha256(file) != digest:
-            raise UserError(
-                "a file of the checkpoint has changed since it was written (digest differs)", where=str(file)
-            )
-    return Checkpoint(path, manifest)
-
-
-def newest_checkpoint(folder: Path, tell: Any) -> Checkpoint | None:
-    """The newest whole one; damaged ones are renamed aside and told. Rank 0 only."""
-    for path in find_checkpoints(folder):
-        try:
-            return open_checkpoint(path)
-        except UserError as error:
-            aside = path.with_name(path.name + DAMAGED)
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            tell(f"passed over a damaged checkpoint, kept as {aside.name}: {error}")
-    return None
-
-
-def name_checkpoint(folder: Path, label: str, checkpoint: Checkpoint) -> None:
-    """Make `latest` or `best` name a checkpoint: a one-line file, replaced in one step."""
-    beside = folder / f".{label}"
-    _write_synced(beside, checkpoint.path.name.encode())
-    beside.replace(folder / label)
-    _sync_folder(folder)
-
-
-def named_checkpoint(folder: Path, label: str) -> Path | None:
-    """The folder that `latest` or `best` names, or that is called so; None if there is none."""
-    file = folder / label
-    if file.is_file():
-        file = folder / file.read_text(encoding="utf-8").strip()
-    return file if file.is_dir() else None
-
-
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` and the ones that `latest` and `best` name. Rank 0 only, after publishing."""
-    kept = {named_checkpoint(folder, "latest"), named_checkpoint(folder, "best")}
-    for path in find_checkpoints(folder)[keep:]:
-        if path not in kept:
-            doomed = path.with_name(path.name + INCOMPLETE)
-            shutil.rmtree(doomed, ignore_errors=True)
-            path.rename(doomed)  # so that a kill in the middle leaves nothing that looks whole
-            shutil.rmtree(doomed)
-    for leftover in folder.glob(f"*{INCOMPLETE}"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        saver.begin(step, loop)
+        saver.finish()
+    finally:
+        saver.close()
+    assert saver.latest is not None
+    return saver.latest
 
 
 def checkpoint_bytes(engine: Engine) -> int:
@@ -260,93 +182,26 @@ def checkpoint_bytes(engine: Engine) -> int:
 def check_space(engine: Engine, folder: Path, *, copies: int) -> None:
     """Refuse to start a training whose checkpoints cannot fit. All ranks call it.
 
+    copies: checkpoints that lie there together at most, the one being written among them; those that are there already
+    take no more space.
     Raises: TrainingFailed naming the path, the bytes needed and the bytes free.
     """
-    needed = checkpoint_bytes(engine) * copies
-    free = shutil.disk_usage(folder).free if engine.session.is_main else 0
-    free = engine.session.broadcast(free)
+    each = checkpoint_bytes(engine)
+    free, there = 0, 0
+    if engine.session.is_main:
+        free, there = shutil.disk_usage(folder).free, len(find_checkpoints(folder))
+    free, there = engine.session.broadcast((free, there))
+    needed = each * max(1, copies - there)
     if free < needed:
         raise TrainingFailed(
-            f"{copies} checkpoints need {format_bytes(needed)}, {format_bytes(free)} are free",
+            f"{max(1, copies - there)} checkpoints of {format_bytes(each)} need {format_bytes(needed)}, "
+            f"{format_bytes(free)} are free",
             where=str(folder),
             remedy="free some space, choose another --run-dir, or lower checkpoint.keep",
         )
 
 
-def _snapshot(pieces: Iterable[fragments.Piece]) -> tuple[dict[str, torch.Tensor], dict[str, list[int]]]:
-    tensors, shapes = {}, {}
-    for piece in pieces:
-        tensors[f"{piece.key}@{piece.start}"] = piece.values.detach().to("cpu", copy=True).contiguous()
-        shapes[piece.key] = list(piece.shape)
-    return tensors, shapes
-
-
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[int, str]:
-    try:
-        save_file(tensors, path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    except (OSError, SafetensorError) as error:
-        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        raise OSError(
-            errno.ENOSPC if "space" in str(error).lower() else errno.EIO, f"{error}", str(path), needed
-        ) from None
-    return path.stat().st_size, _sha256(path)
-
-
-def _publish(manifest: Manifest, beside: Path, final: Path) -> None:
-    manifest.write(beside / MANIFEST)
-    _sync_folder(beside)
-    if final.exists():  # the same step saved again, by a run resumed before it
-        shutil.rmtree(final)
-    beside.rename(final)
-    _sync_folder(final.parent)
-
-
-def _attempt(work: Any) -> str | None:
-    """None, or what went wrong in words; a full disk is not a bug of ours."""
-    try:
-        work()
-    except OSError as error:
-        path = error.filename or ""
-        needed = f" ({format_bytes(error.filename2)} needed)" if isinstance(error.filename2, int) else ""
-        if error.errno == errno.ENOSPC:
-            free = shutil.disk_usage(Path(path).parent).free if path else 0
-            return f"the disk is full: {path}{needed}, {format_bytes(free)} free"
-        return f"cannot write {path}: {error.strerror}{needed}"
-    return None
-
-
-def _raise_everywhere(session: Any, problem: str | None) -> None:
-    problems = [told for told in session.all_gather(problem) if told]
-    if problems:
-        raise TrainingFailed(
-            f"the checkpoint could not be saved: {problems[0]}",
-            remedy="the checkpoint before it is untouched; free some space and run the same command to go on from it",
-        )
-
-
-def _fresh_folder(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(PermissionError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _be_nice() -> None:
+    """Linux: the priority of this thread alone."""
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

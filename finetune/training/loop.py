@@ -14,22 +14,17 @@ from finetune.distributed.engine import Engine
 from finetune.errors import Stopped, TrainingFailed
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.task import Batch, Kit, Task
-from finetune.training.checkpoint import (
-    Checkpoint,
-    check_space,
-    load_checkpoint,
-    name_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from finetune.training.checkpoint import Saver, check_space
 from finetune.training.evaluation import Evaluation, evaluate
 from finetune.training.feed import FETCHED_AHEAD, RankStep, feed, training_steps
 from finetune.training.listener import Listener
 from finetune.training.progress import Progress
+from finetune.training.publishing import clear_leftovers
 from finetune.training.schedule import learning_rate
 from finetune.training.shares import Pace, Shares
 from finetune.training.step import StepResult, seed_step, train_step
 from finetune.training.stop import StopRequest
+from finetune.training.stored import Checkpoint, load_checkpoint
 from finetune.training.teller import Teller
 
 
@@ -74,17 +69,23 @@ class Loop:
         self.session = engine.session
         self.shares = Shares(kit, cost, ranks=self.session.world_size, micro_batch=micro_batch)
         self.schedule = self.shares.schedule(self.recipe, task.card.balance_window)
-        self.recipe_digest, self.places, self.stop = recipe_digest, places, stop
+        kit.pictures = places.predictions / "pictures" if self.session.is_main else None
+        self.places, self.stop = places, stop
         self.teller = Teller(self.session, listener, self.recipe.tracking.log_every)
         self.listener = listener
+        self.saver = Saver(
+            engine,
+            places.checkpoints,
+            recipe_digest=recipe_digest,
+            keep=self.recipe.checkpoint.keep,
+            published=lambda saved, best: listener.checkpoint(saved.path, step=saved.step, best=best),
+        )
         workers = self.recipe.data.workers
         self.workers = 0 if workers == "auto" else workers
         self.pace = Pace(self.recipe.parallel.rank_speed, self.session, lookahead=FETCHED_AHEAD * self.workers)
         evaluation = self.recipe.evaluation
         self.metrics = evaluation.metrics if evaluation.metrics is not None else list(task.card.default_metrics)
         self.progress = Progress.start(evaluation.best or task.card.best, evaluation.best_mode)
-        self.latest: Checkpoint | None = None
-        self.best: Checkpoint | None = None
         self.last: dict[str, float] = {}
         training = self.recipe.training
         self.total_steps = training.steps or (training.epochs or 3) * self.schedule.steps_per_epoch
@@ -92,7 +93,9 @@ class Loop:
     def run(self, resume: Checkpoint | None, best: Checkpoint | None, facts: dict[str, Any]) -> Outcome:
         """Train to the end, from `resume` if given. Raises: Stopped, TrainingFailed."""
         self._resume(resume, best)
-        check_space(self.engine, self.places.checkpoints, copies=2)
+        if self.session.is_main:
+            clear_leftovers(self.places.checkpoints)
+        check_space(self.engine, self.places.checkpoints, copies=self.recipe.checkpoint.keep + 2)
         if self.session.is_main:
             self.listener.started(
                 start_step=self.progress.step,
@@ -112,14 +115,17 @@ class Loop:
             if improved or result.stop or self._due(self.recipe.checkpoint.every):
                 self._save(improved)
             if result.stop and self.progress.step < self.total_steps:
+                self.saver.finish()
                 raise Stopped(f"stopped after step {self.progress.step} of {self.total_steps}; its checkpoint is saved")
         return self._finish()
 
     def _resume(self, resume: Checkpoint | None, best: Checkpoint | None) -> None:
-        self.latest, self.best = resume, best
+        self.saver.latest, self.saver.best = resume, best
         if resume is not None:
             load_checkpoint(self.engine, resume)
             self.progress.restore(resume.manifest.loop)
+            if best is None:
+                self.progress.forget_best()
 
     def _feed(self) -> Iterator[tuple[RankStep, list[Batch]]]:
         steps = range(self.progress.step, self.total_steps)
@@ -139,7 +145,9 @@ class Loop:
         self.engine.set_learning_rate(rate)
         seed_step(self.recipe.seed, step.index, self.session.rank)
         started = timing.start()
-        result = train_step(self.task, self.kit, self.engine, batches, stop=self.stop.requested)
+        result = train_step(self.task, self.kit, self.engine, batches, stop=self.stop.requested, busy=self.saver.busy)
+        if self.saver.under_way and not result.busy:
+            self.saver.advance()
         self._check_finite(result)
         seconds = timing.end(started, data=data_seconds)
         progress.step += 1
@@ -157,9 +165,11 @@ class Loop:
         broken_gradient = not math.isfinite(result.grad_norm) and self.session.accelerator.mixed_precision != "fp16"
         if result.finite and not broken_gradient:
             return
+        self.saver.finish()
         culprits = sorted(i for some in self.session.all_gather(result.culprits) for i in some)
         what = "loss" if not result.finite else "gradient norm"
-        kept = f"the checkpoint of step {self.latest.step} is good" if self.latest else "no checkpoint was written yet"
+        latest = self.saver.latest
+        kept = f"the checkpoint of step {latest.step} is good" if latest else "no checkpoint was written yet"
         raise TrainingFailed(
             f"the {what} is {result.loss if not result.finite else result.grad_norm}",
             where=f"step {self.progress.step + 1}" + (f", examples {culprits[:32]}" if culprits else ""),
@@ -219,32 +229,20 @@ class Loop:
             self.listener.table("samples", step=self.progress.step, columns=columns, rows=rows)
 
     def _save(self, improved: bool) -> None:
-        folder = self.places.checkpoints
         self.engine.align_buffers()
-        if self.latest is None or self.latest.step != self.progress.step:
-            self.latest = save_checkpoint(
-                self.engine,
-                folder,
-                step=self.progress.step,
-                recipe_digest=self.recipe_digest,
-                loop=self.progress.to_dict(),
-            )
-        if improved:
-            self.best = self.latest
-        if self.session.is_main:
-            name_checkpoint(folder, "latest", self.latest)
-            if improved:
-                name_checkpoint(folder, "best", self.latest)
-            prune_checkpoints(folder, self.recipe.checkpoint.keep)
-            self.listener.checkpoint(self.latest.path, step=self.latest.step, best=improved)
+        self.saver.begin(self.progress.step, self.progress.to_dict(), best=improved)
 
     def _finish(self) -> Outcome:
         """Leave the engine with the weights of the best evaluation."""
-        if self.latest is None or self.latest.step != self.progress.step:
+        self.saver.finish()
+        if self.saver.latest is None or self.saver.latest.step != self.progress.step:
             self._save(improved=False)
-        if self.best is not None and self.best.step != self.progress.step:
-            load_checkpoint(self.engine, self.best)
+            self.saver.finish()
+        self.saver.close()
+        best = self.saver.best
+        if best is not None and best.step != self.progress.step:
+            load_checkpoint(self.engine, best)
         self._show_samples("after")
         progress = self.progress
-        best_step = self.best.step if self.best is not None else progress.step
+        best_step = best.step if best is not None else progress.step
         return Outcome(progress.step, progress.seconds, best_step, progress.best_value, progress.metric, self.last)

@@ -40,6 +40,10 @@ class Progress:
         ):
             setattr(self, key, stored[key])
 
+    def forget_best(self) -> None:
+        """Its checkpoint is lost: the best of the evaluations to come is taken."""
+        self.best_value, self.best_step = None, 0
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

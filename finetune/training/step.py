@@ -19,7 +19,7 @@ class StepResult:
     """loss: mean over the global units. grad_norm: global, before clipping. stop: some rank was asked to stop.
 
     padding, positions: summed over ranks. forward_seconds: of this rank. culprits: ids of the examples in micro-batches
-    of this rank whose loss is not finite; then no rank has changed its weights.
+    of this rank whose loss is not finite; then no rank has changed its weights. busy: some rank said that it was.
     """
 
     loss: float
@@ -28,6 +28,7 @@ class StepResult:
     padding: int
     positions: int
     stop: bool
+    busy: bool = False
     forward_seconds: float = 0.0
     culprits: tuple[int, ...] = ()
 
@@ -36,8 +37,10 @@ class StepResult:
         return math.isfinite(self.loss)
 
 
-def train_step(task: Task, kit: Kit, engine: Engine, batches: Sequence[Batch], *, stop: bool) -> StepResult:
-    """All ranks call it, with equally many micro-batches (ghosts fill up)."""
+def train_step(
+    task: Task, kit: Kit, engine: Engine, batches: Sequence[Batch], *, stop: bool, busy: bool = False
+) -> StepResult:
+    """All ranks call it, with equally many micro-batches (ghosts fill up). stop, busy: what this rank has to say."""
     session = engine.session
     units, padding, positions = session.sum(
         sum(task.weight(batch) for batch in batches),
@@ -57,7 +60,7 @@ def train_step(task: Task, kit: Kit, engine: Engine, batches: Sequence[Batch], *
                 loss_sum = loss_sum * 0.0
             engine.backward(loss_sum * scale)
         losses.append(loss_sum.detach().double())
-    loss, stopping = session.sum(float(torch.stack(losses).sum()), float(stop))
+    loss, stopping, working = session.sum(float(torch.stack(losses).sum()), float(stop), float(busy))
     culprits = tuple(i for b, x in zip(batches, losses, strict=True) if not math.isfinite(x) for i in b.ids)
     grad_norm = engine.step() if math.isfinite(loss) else math.nan
     return StepResult(
@@ -67,6 +70,7 @@ def train_step(task: Task, kit: Kit, engine: Engine, batches: Sequence[Batch], *
         padding=int(padding),
         positions=int(positions),
         stop=stopping > 0,
+        busy=working > 0,
         forward_seconds=forward_seconds,
         culprits=culprits,
     )

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from finetune.training.checkpoint import load_checkpoint, open_checkpoint, save_checkpoint
+from finetune.training.checkpoint import save_checkpoint
+from finetune.training.stored import load_checkpoint, open_checkpoint
 from tests.distributed import toy
 
 SAVE_AT, END = 4, 8

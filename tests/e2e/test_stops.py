@@ -68,7 +68,9 @@ def play(told: Story, workplace: Path, name: str, number: int, target: Callable[
         ExitStack() as stack,
     ):
         if number:
-            fired = stack.enter_context(kill_after(lambda: target(running), when=moment, number=number))
+            fired = stack.enter_context(
+                kill_after(lambda: target(running), when=moment, number=number, timeout=MINUTES)
+            )
             assert fired.wait(MINUTES), running.output()
             began = time.monotonic()
         else:
