@@ -25,6 +25,7 @@ from finetune.recipe.shelf import find_deepspeed_config
 from finetune.tasks import TASKS
 from finetune.tasks.task import Kit, Task, refusal
 from finetune.training.optimizer import make_optimizer, parameter_groups
+from finetune.training.annotation import annotate
 
 Tell = Callable[[str], None]
 
@@ -95,6 +96,7 @@ def set_up(session: Session, recipe: Recipe, plan: Plan, tell: Tell) -> Workshop
     return Workshop(session, plan, task, kit, engine)
 
 
+    annotate(task, kit, engine, micro_batch=plan.batch.micro_batch, tell=tell)
 def resolve_batch_norm(recipe: Recipe) -> str:
     """auto: frozen for pretrained weights (their statistics saw far more data), else synchronised."""
     chosen = recipe.model.batch_norm

@@ -148,8 +148,8 @@ class _Column:
 
     def chunk(self, values: Sequence[Any]) -> np.ndarray:
         """Values of some examples, [examples, ...]; objects are never looked into: [examples], whatever they hold."""
-        if self._dtype is not object:
-            return np.asarray(values)
+        if self._dtype is not object:  # an integer too large must not wrap round before it is checked
+            return np.asarray(values, np.float64 if self._dtype is np.float64 else None)
         objects = np.empty((len(values),), object)
         for index, value in enumerate(values):
             objects[index] = value

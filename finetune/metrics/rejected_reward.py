@@ -10,7 +10,7 @@ from finetune.metrics.metric import LocalMetric
 
 
 class RejectedReward(LocalMetric):
-    """rejected_rewards: [examples]. None without examples."""
+    """rejected_rewards: [examples], NaN where a reply is not of that side. None without any."""
 
     higher_is_better: ClassVar[bool | None] = False
     inputs: ClassVar[tuple[str, ...]] = ("rejected_rewards",)
@@ -18,4 +18,4 @@ class RejectedReward(LocalMetric):
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         (rejected,) = inputs
-        return float(rejected.mean()) if len(rejected) else None
+        return float(np.nanmean(rejected)) if np.isfinite(rejected).any() else None

@@ -41,6 +41,22 @@ def _chunk_sum(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor
     return functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
 
 
+def cross_entropy_rows(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each row of `logits` [N, C] under its label [N], with gradient: float32 [N]."""
+    rows = max(1, _CHUNK_ELEMENTS // max(1, logits.shape[-1]))
+    if logits.shape[0] <= rows:
+        return functional.cross_entropy(logits.float(), labels, reduction="none")
+    parts = [
+        checkpoint(_rows, part, part_labels, use_reentrant=False) if logits.requires_grad else _rows(part, part_labels)
+        for part, part_labels in zip(logits.split(rows), labels.split(rows), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _rows(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
 def cross_entropy_each(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each row: float32 [N], 0 where the label is -100. For reports, not for training."""
     rows = max(1, _CHUNK_ELEMENTS // max(1, logits.shape[-1]))

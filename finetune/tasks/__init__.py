@@ -6,20 +6,20 @@ from finetune.recipe.card import TaskCard
 from finetune.tasks.causal_lm import CausalLM
 from finetune.tasks.image_classification import ImageClassification
 from finetune.tasks.object_detection import ObjectDetection
+from finetune.tasks.preference import Preference
 from finetune.tasks.reward_model import RewardModel
 from finetune.tasks.sequence_regression import SequenceRegression
-from finetune.tasks.object_detection import ObjectDetection
 from finetune.tasks.task import Task
 from finetune.tasks.text_classification import TextClassification
-
 from finetune.tasks.token_classification import TokenClassification
+
 TASKS: dict[str, Task] = {
     "text_classification": TextClassification(),
-    "causal_lm": CausalLM(),
+    "token_classification": TokenClassification(),
     "sequence_regression": SequenceRegression(),
     "reward_model": RewardModel(),
+    "preference": Preference(),
     "causal_lm": CausalLM(),
-    "token_classification": TokenClassification(),
     "image_classification": ImageClassification(),
     "object_detection": ObjectDetection(),
 }

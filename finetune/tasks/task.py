@@ -94,6 +94,17 @@ def refusal(task: Task, recipe: Recipe, config: Any, stage: int) -> str:
     return refuses(recipe, config, stage) if refuses is not None else ""
 
 
+def reference_columns(task: Task, kit: Kit) -> tuple[str, ...]:
+    """Columns that the model at step 0 adds to every example before training; () for most tasks.
+
+    A task that wants them has two methods: `reference_columns(kit) -> (names)` and `reference_values(kit, outputs, batch)
+    -> [{name: number}]`, an entry an example, from the outputs of `forward`. `collate` then finds the numbers in the
+    examples; it must do without them while they are being computed.
+    """
+    columns = getattr(task, "reference_columns", None)
+    return columns(kit) if columns is not None else ()
+
+
 class Task(Protocol):
     card: TaskCard
 

@@ -97,6 +97,14 @@ def _pairs(folder: Path) -> dict[str, Any]:
     return _write_rows(folder, rows)
 
 
+def _verdicts(folder: Path) -> dict[str, Any]:
+    good = [("Name a fruit.", "Apple."), ("Name a tree.", "An oak."), ("Say hello.", "Hello!"), ("A river?", "The Nile.")]
+    bad = ["Stone.", "A car.", "Go away.", "A chair, I think."]
+    rows = [{"prompt": ask, "completion": reply, "label": True} for ask, reply in good]
+    rows += [{"prompt": ask, "completion": no, "label": False} for (ask, _), no in zip(good, bad, strict=True)]
+    return _write_rows(folder, rows)
+
+
 def _instructions(folder: Path) -> dict[str, Any]:
     pairs = [("Name a fruit.", "Apple."), ("Name a tree.", "Oak."), ("Count to three.", "One, two, three.")]
     pairs += [("Say hello.", "Hello!"), ("Name a river.", "The Nile, in Africa."), ("What is up?", "The sky.")]
@@ -209,6 +217,22 @@ EXAMPLES = (
         },
         write=_pairs,
         adapter={"rank": 4},
+    ),
+    *(
+        TinyExample(
+            task="preference",
+            model={
+                "source": "llama",
+                "init": "config",
+                "tokenizer": "train:320",
+                "config": {**_TRANSFORMER, "num_key_value_heads": 2, "max_position_embeddings": 128},
+            },
+            write=_verdicts if loss == "kto" else _pairs,
+            options={"loss": loss, "beta": beta, "margin": 0.0},
+            adapter={"rank": 4},
+            steps=80,
+        )
+        for loss, beta in (("dpo", 0.5), ("ipo", 1.0), ("kto", 0.5), ("orpo", 0.1), ("simpo", 2.0))
     ),
     TinyExample(
         task="causal_lm",

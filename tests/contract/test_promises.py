@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from finetune.data.annotated import AnnotatedExamples
 from finetune.data.open import open_tables
 from finetune.models.adapters import merge_adapter, save_adapter
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS, TASKS
-from finetune.tasks.task import Batch, Kit
+from finetune.tasks.task import Batch, Kit, reference_columns
 from tests.contract.examples import EXAMPLES, TinyExample
 
 torch.set_num_threads(1)
@@ -38,6 +40,25 @@ def _read(values: dict[str, Any]) -> tuple[Any, Kit]:
     recipe: Recipe = recipe_type(card)(**values)
     task = TASKS[values["task"]]
     return task, task.read(recipe, open_tables(recipe, card))
+
+
+def _build(task: Any, kit: Kit, like: Kit | None = None) -> Any:
+    """The model; where the task wants columns from the model at step 0, they are computed, or taken over from `like`:
+    they belong to the run, not to its result.
+    """
+    model = task.build(kit)
+    names = reference_columns(task, kit)
+    if names and like is not None:
+        columns = like.examples["train"].columns  # type: ignore[attr-defined]
+    elif names:
+        batch, was_training = _whole(task, kit), model.training
+        with torch.no_grad():
+            rows = task.reference_values(kit, task.forward(model.eval(), batch), batch)
+        model.train(was_training)
+        columns = {name: np.asarray([row[name] for row in rows]) for name in names}
+    if names:
+        kit.examples["train"] = AnnotatedExamples(kit.examples["train"], columns)
+    return model
 
 
 def _whole(task: Any, kit: Kit) -> Batch:
@@ -85,7 +106,7 @@ def test_every_task_has_an_example() -> None:
 def test_learns_eight_examples_and_says_the_same_when_loaded(example: TinyExample, tmp_path: Path) -> None:
     values = example.recipe(tmp_path)
     task, kit = _read(values)
-    model = task.build(kit)
+    model = _build(task, kit)
     losses = _train(task, kit, model, example)
     assert losses[-1] < example.learnt < losses[0], f"first loss {losses[0]:.3f}, last {losses[-1]:.3f}"
 
@@ -93,7 +114,7 @@ def test_learns_eight_examples_and_says_the_same_when_loaded(example: TinyExampl
     model.save_pretrained(saved)
     kit.processor.save_pretrained(saved)
     task, loaded_kit = _read(example.recipe(tmp_path, model={"source": str(saved)}))
-    loaded = task.build(loaded_kit)
+    loaded = _build(task, loaded_kit, kit)
     assert loaded_kit.labels == kit.labels
     assert "new head" not in loaded_kit.facts and "missing weights" not in loaded_kit.facts
     _same(_predict(task, kit, model), _predict(task, loaded_kit, loaded), 1e-5)
@@ -107,7 +128,7 @@ def test_learns_eight_examples_and_says_the_same_when_loaded(example: TinyExampl
 
 def test_loss_does_not_depend_on_how_the_batch_is_split(example: TinyExample, tmp_path: Path) -> None:
     task, kit = _read(example.recipe(tmp_path))
-    model = task.build(kit).eval()  # BatchNorm over a micro-batch alone is another function; evaluation is not
+    model = _build(task, kit).eval()  # BatchNorm over a micro-batch alone is another function; evaluation is not
     examples = [kit.examples["train"][index] for index in range(8)]
     sums = []
     for size in (8, 4, 3, 1):
@@ -125,7 +146,7 @@ def test_loss_does_not_depend_on_how_the_batch_is_split(example: TinyExample, tm
 
 def test_predictions_add_up_to_the_loss_and_carry_each_id_once(example: TinyExample, tmp_path: Path) -> None:
     task, kit = _read(example.recipe(tmp_path))
-    model = task.build(kit).eval()
+    model = _build(task, kit).eval()
     batch = _whole(task, kit)
     with torch.no_grad():
         outputs = task.forward(model, batch)
@@ -141,7 +162,7 @@ def test_predictions_add_up_to_the_loss_and_carry_each_id_once(example: TinyExam
 
 def test_a_ghost_weighs_nothing_but_reaches_every_weight(example: TinyExample, tmp_path: Path) -> None:
     task, kit = _read(example.recipe(tmp_path))
-    model = task.build(kit)
+    model = _build(task, kit)
     batch = task.collate(kit, [kit.examples["train"][0], kit.examples["train"][1]])
     batch.ghost = True
     loss = task.loss_sum(kit, task.forward(model, batch), batch)
@@ -154,13 +175,13 @@ def test_a_ghost_weighs_nothing_but_reaches_every_weight(example: TinyExample, t
 def test_build_depends_on_the_seed_alone(example: TinyExample, tmp_path: Path) -> None:
     task, kit = _read(example.recipe(tmp_path))
     torch.manual_seed(1)
-    one = task.build(kit).state_dict()
+    one = _build(task, kit).state_dict()
     torch.manual_seed(2)
     torch.rand(5)
-    other = task.build(kit).state_dict()
+    other = _build(task, kit).state_dict()
     assert all(torch.equal(one[key], other[key]) for key in one)
     _, reseeded_kit = _read(example.recipe(tmp_path, seed=18))
-    reseeded = task.build(reseeded_kit).state_dict()
+    reseeded = _build(task, reseeded_kit).state_dict()
     assert any(not torch.equal(one[key], reseeded[key]) for key in one)
 
 
@@ -169,12 +190,12 @@ def test_an_adapter_learns_and_merges(example: TinyExample, tmp_path: Path) -> N
         pytest.skip(f"{example.task} takes no adapter")
     task, kit = _read(example.recipe(tmp_path))
     base = tmp_path / "base"
-    task.build(kit).save_pretrained(base)
+    _build(task, kit).save_pretrained(base)
     kit.processor.save_pretrained(base)
 
     values = example.recipe(tmp_path, model={"source": str(base), "batch_norm": "frozen"}, adapter=example.adapter)
     task, kit = _read(values)
-    model = task.build(kit)
+    model = _build(task, kit)
     before = {name: weight.clone() for name, weight in model.named_parameters() if not weight.requires_grad}
     losses = _train(task, kit, model, example)
     assert losses[-1] < 0.95 * losses[0]  # on a random, frozen base there is not much that it can do
@@ -184,4 +205,4 @@ def test_an_adapter_learns_and_merges(example: TinyExample, tmp_path: Path) -> N
     kit.processor.save_pretrained(tmp_path / "adapter")
     merge_adapter(tmp_path / "adapter", tmp_path / "merged")
     task, merged_kit = _read(example.recipe(tmp_path, model={"source": str(tmp_path / "merged")}))
-    _same(_predict(task, kit, model), _predict(task, merged_kit, task.build(merged_kit)), 1e-3)
+    _same(_predict(task, kit, model), _predict(task, merged_kit, _build(task, merged_kit, kit)), 1e-3)

@@ -1,0 +1,235 @@
+"""Proves that every preference loss equals TRL's on the same batch (or its paper's formula by hand), that the reference is
+what the model said at step 0, and how rows are read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.data.annotated import AnnotatedExamples
+from finetune.data.open import open_tables
+from finetune.errors import UserError
+from finetune.recipe.recipe import recipe_type
+from finetune.tasks import CARDS, TASKS
+from finetune.tasks import preference_losses as losses
+from finetune.tasks.preference_losses import Replies
+from finetune.tasks.task import Batch, Kit, reference_columns
+
+TASK: Any = TASKS["preference"]
+TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+WHY = "TRL is a peer, not a dependency: pip install trl"
+PAIRS = [
+    {"prompt": "Name a fruit.", "chosen": "An apple.", "rejected": "A stone, perhaps, or a car."},
+    {"prompt": "Hi", "chosen": "Good day to you, and well met!", "rejected": "No."},
+    {"messages": [{"from": "human", "value": "2?"}], "chosen": {"from": "gpt", "value": "2."}, "rejected": "Three"},
+]
+SINGLE = [
+    {"prompt": "Name a fruit.", "completion": "An apple.", "label": True},
+    {"prompt": "Hi", "completion": "No.", "label": "false"},
+    {"prompt": "2?", "completion": "2.", "label": 1},
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def _read(folder: Path, rows: list[dict[str, Any]], seed: int = 1, **options: Any) -> Kit:
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    model = {
+        "source": "llama",
+        "init": "config",
+        "tokenizer": "train:300",
+        "config": {**TINY, "initializer_range": 0.3},
+    }
+    recipe = recipe_type(CARDS["preference"])(
+        name="x",
+        task="preference",
+        seed=seed,
+        model=model,
+        data={"train": str(path)},
+        options=options,
+        training={"precision": "fp32"},
+    )
+    return TASK.read(recipe, open_tables(recipe, TASK.card))
+
+
+def _whole(kit: Kit) -> Batch:
+    return TASK.collate(kit, [kit.examples["train"][index] for index in range(len(kit.examples["train"]))])
+
+
+def _with_reference(kit: Kit, model: Any) -> Batch:
+    """The whole set, with what `model` says of it as reference."""
+    with torch.no_grad():
+        rows = TASK.reference_values(kit, TASK.forward(model, _whole(kit)), _whole(kit))
+    columns = {name: np.array([row[name] for row in rows]) for name in reference_columns(TASK, kit)}
+    kit.examples["train"] = AnnotatedExamples(kit.examples["train"], columns)
+    return _whole(kit)
+
+
+def _loss(kit: Kit, model: Any, batch: Batch) -> float:
+    return TASK.loss_sum(kit, TASK.forward(model, batch), batch).item() / TASK.weight(batch)
+
+
+def _trl_inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    return {**batch.inputs, "completion_mask": (batch.targets["labels"] != -100).long()}
+
+
+@pytest.mark.parametrize(("ours", "theirs", "beta"), [("dpo", "sigmoid", 0.3), ("ipo", "ipo", 0.2)])
+def test_losses_with_a_reference_equal_trls(tmp_path: Path, ours: str, theirs: str, beta: float) -> None:
+    pytest.importorskip("trl", reason=WHY)
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    kit = _read(tmp_path, PAIRS, loss=ours, beta=beta)
+    policy, reference = TASK.build(kit).eval(), TASK.build(_read(tmp_path, PAIRS, seed=2, loss=ours)).eval()
+    batch = _with_reference(kit, reference)
+    trainer = DPOTrainer(
+        policy,
+        reference,
+        args=DPOConfig(
+            str(tmp_path / "trl"), loss_type=[theirs], beta=beta, report_to="none", use_cpu=True, bf16=False
+        ),
+        processing_class=kit.processor,
+        train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
+    )
+    expected = trainer._compute_loss(policy, _trl_inputs(batch), return_outputs=False)
+    assert _loss(kit, policy, batch) == pytest.approx(expected.item(), rel=1e-5)
+    metrics = trainer._metrics["eval"]
+    predictions = TASK.predict(kit, TASK.forward(policy, batch), batch)
+    margin = np.mean([p.values["chosen_reward"] - p.values["rejected_reward"] for p in predictions])
+    if ours == "dpo":
+        assert margin == pytest.approx(metrics["rewards/margins"][0], rel=1e-4)
+
+
+def test_kto_equals_trls_with_the_same_reference_point(tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason=WHY)
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    options = {"loss": "kto", "beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.7}
+    kit = _read(tmp_path, SINGLE, **options)
+    policy, reference = TASK.build(kit).eval(), TASK.build(_read(tmp_path, SINGLE, seed=2, loss="kto")).eval()
+    batch = _with_reference(kit, reference)
+    args = KTOConfig(
+        str(tmp_path / "trl"), loss_type="apo_zero_unpaired", beta=0.3, desirable_weight=1.5, undesirable_weight=0.7,
+        report_to="none", use_cpu=True, bf16=False,
+    )  # fmt: skip
+    row = {"prompt": "a", "completion": "b", "label": True}
+    data = Dataset.from_list([row, {**row, "label": False}])
+    trainer = KTOTrainer(policy, reference, args=args, processing_class=kit.processor, train_dataset=data)
+    inputs = {**_trl_inputs(batch), "label": batch.targets["desirable"] > 0}
+    expected = trainer._compute_loss(policy, inputs, return_outputs=False)
+    assert _loss(kit, policy, batch) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def _random_replies() -> tuple[Replies, Replies]:
+    torch.manual_seed(0)
+    tokens = torch.tensor([3.0, 7.0, 11.0, 2.0])
+    return (
+        Replies(-torch.rand(4) * 20, tokens, -torch.rand(4) * 20),
+        Replies(-torch.rand(4) * 20, tokens + 1, -torch.rand(4) * 20),
+    )
+
+
+def test_losses_without_a_reference_equal_trls() -> None:
+    pytest.importorskip("trl", reason=WHY)
+    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.orpo import ORPOTrainer
+
+    chosen, rejected = _random_replies()
+    here = SimpleNamespace(device="cpu")
+    theirs: Any = SimpleNamespace(beta=0.4, accelerator=here)
+    ratio, *rewards, _, _ = ORPOTrainer.odds_ratio_loss(theirs, chosen.mean, rejected.mean)
+    loss, *own = losses.orpo(chosen, rejected, beta=0.4)
+    assert torch.allclose(loss, -chosen.mean - ratio, rtol=1e-5)
+    assert all(torch.allclose(one, other) for one, other in zip(own, rewards, strict=True))
+    theirs = SimpleNamespace(
+        beta=2.0, alpha=0.0, loss_type="simpo", simpo_gamma=0.8, label_smoothing=0.0, accelerator=here
+    )
+    expected, *rewards = CPOTrainer.cpo_loss(theirs, chosen.mean, rejected.mean)
+    loss, *own = losses.simpo(chosen, rejected, beta=2.0, margin=0.8)
+    assert torch.allclose(loss, expected, rtol=1e-5)
+    assert all(torch.allclose(one, other) for one, other in zip(own, rewards, strict=True))
+
+
+def test_the_formulas_by_hand() -> None:
+    one = Replies(torch.tensor([-2.0]), torch.tensor([4.0]), torch.tensor([-3.0]))
+    other = Replies(torch.tensor([-6.0]), torch.tensor([2.0]), torch.tensor([-5.0]))
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    loss, chosen, rejected = losses.dpo(one, other, beta=0.5)
+    assert (loss.item(), chosen.item(), rejected.item()) == pytest.approx((-math.log(sigmoid(1.0)), 0.5, -0.5))
+    smoothed = losses.dpo(one, other, beta=0.5, label_smoothing=0.2)[0].item()
+    assert smoothed == pytest.approx(-0.8 * math.log(sigmoid(1.0)) - 0.2 * math.log(sigmoid(-1.0)))
+    assert losses.ipo(one, other, beta=0.5)[0].item() == pytest.approx((0.25 + 0.5 - 1.0) ** 2)
+    odds = math.log(math.exp(-0.5) / (1 - math.exp(-0.5))) - math.log(math.exp(-3.0) / (1 - math.exp(-3.0)))
+    assert losses.orpo(one, other, beta=0.1)[0].item() == pytest.approx(0.5 - 0.1 * math.log(sigmoid(odds)), rel=1e-5)
+    simpo = losses.simpo(one, other, beta=2.0, margin=1.0)[0].item()
+    assert simpo == pytest.approx(-math.log(sigmoid(2 * (3.0 - 0.5) - 1)), rel=1e-5)
+    both = Replies(torch.tensor([-2.0, -6.0]), torch.tensor([4.0, 2.0]), torch.tensor([-3.0, -5.0]))
+    loss, chosen, rejected = losses.kto(both, torch.tensor([True, False]), beta=0.5, reference_point=0.2)
+    assert loss.tolist() == pytest.approx([1 - sigmoid(0.5 * 0.8), 1 - sigmoid(0.5 * (0.2 + 1.0))])
+    assert chosen[0].item() == 0.5 and rejected[1].item() == -0.5 and chosen[1].isnan() and rejected[0].isnan()
+
+
+def test_odds_of_a_reply_that_is_almost_certain_are_finite() -> None:
+    sure = Replies(torch.tensor([-1e-9], requires_grad=True), torch.tensor([3.0]))
+    loss, _, _ = losses.orpo(sure, Replies(torch.tensor([-50.0]), torch.tensor([3.0])), beta=0.1)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+
+
+def test_at_step_0_nothing_is_preferred(tmp_path: Path) -> None:
+    kit = _read(tmp_path, PAIRS)
+    model = TASK.build(kit).eval()
+    batch = _with_reference(kit, model)
+    assert _loss(kit, model, batch) == pytest.approx(math.log(2), abs=1e-5)
+    for prediction in TASK.predict(kit, TASK.forward(model, batch), batch):
+        assert prediction.values["chosen_reward"] == pytest.approx(0.0, abs=1e-5)
+        assert prediction.weight == 1
+
+
+def test_only_replies_are_scored(tmp_path: Path) -> None:
+    kit = _read(tmp_path, PAIRS)
+    batch = _whole(kit)
+    shown = [kit.processor.decode(row[row >= 0]) for row in batch.targets["labels"]]
+    assert shown[:2] == ["An apple.<|im_end|>", "Good day to you, and well met!<|im_end|>"]
+    assert shown[3:5] == ["A stone, perhaps, or a car.<|im_end|>", "No.<|im_end|>"]
+
+
+def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
+    rows = [*PAIRS, {"prompt": "Hi", "chosen": "a"}, {"prompt": "Hi", "chosen": "a", "rejected": " "}]
+    with pytest.raises(UserError) as caught:
+        _read(tmp_path, rows)
+    assert "train.jsonl:4: no rejected" in str(caught.value)
+    assert "train.jsonl:5: rejected is empty" in str(caught.value)
+    with pytest.raises(UserError, match=r"train\.jsonl:4: no value in column chosen or completion"):
+        _read(tmp_path, [*PAIRS, {"prompt": "Hi", "rejected": "a"}])
+    with pytest.raises(UserError) as caught:
+        _read(tmp_path, [*SINGLE, {**SINGLE[0], "label": "maybe"}, {"prompt": "a", "completion": "b"}], loss="kto")
+    assert "train.jsonl:4: label 'maybe' is neither true nor false" in str(caught.value)
+    assert "train.jsonl:5: no label: is the reply desirable?" in str(caught.value)
+
+
+def test_long_replies_are_cut_left_out_or_told(tmp_path: Path) -> None:
+    rows = [*PAIRS[:2], {"prompt": "Hi", "chosen": "good " * 90, "rejected": "bad"}]
+    kit = _read(tmp_path, rows, max_length=64)
+    assert len(kit.examples["train"][2]["input_ids"]) == 64
+    assert list(_read(tmp_path, rows, max_length=64, on_long="drop").examples["train"].ids) == [0, 1]
+    with pytest.raises(UserError, match=r"train\.jsonl:3: \d+ tokens, more than"):
+        _read(tmp_path, rows, max_length=64, on_long="error")
+    with pytest.raises(UserError, match="the prompt has"):
+        _read(tmp_path, rows, max_length=16)
