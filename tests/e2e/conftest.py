@@ -1,29 +1,30 @@
 """What the tests of the whole application share: the data, one undisturbed run, and a pool of ranks of their own."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune.distributed.failure import Failure, read_failures
 from tests.e2e import tiny
+from tests.e2e.inside import train_here
 from tests.faults import Finished, run_finetune
-from tests.ranks import Ranks
+from tests.ranks import RankError, Ranks
 
 MINUTES = 240  # a crowded machine
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Prepared data of these tests alone, shared by all their runs."""
-    folder, before = tmp_path_factory.mktemp("cache"), os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder)
-    yield folder
-    if before is None:
-        del os.environ["XDG_CACHE_HOME"]
-    else:
-        os.environ["XDG_CACHE_HOME"] = before
+    """Prepared data of these tests alone, shared by all their runs; what DeepSpeed has compiled stays where it is."""
+    from finetune.distributed.prebuild import SHARED_MEMORY, build_folder
+
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(build_folder(SHARED_MEMORY).parent))
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -51,19 +52,37 @@ class Workers:
     def __init__(self, pool: Ranks, folder: Path) -> None:
         self.pool, self.folder = pool, folder
 
-    def train(self, ranks: int, recipe: str, run_dir: Path, *sets: str, **options: Any) -> Path:
-        """Raises: RankError where a rank ended; what it said is in the failure files of the run's logs."""
-        self.pool.run(ranks, train_here, str(self.folder), recipe, str(run_dir), list(sets), options)
-        return run_dir
+    def train(
+        self,
+        ranks: int,
+        run_dir: str | Path,
+        *sets: str,
+        recipe: str = "tiny.yaml",
+        resume: str = "auto",
+        signals: dict[int, tuple[int, int]] | None = None,
+    ) -> Path:
+        """Train or go on; the run's folder. signals: step -> (rank, signal).
+
+        Raises: Ended if the ranks say why they ended, RankError if they do not.
+        """
+        run = self.folder / run_dir
+        try:
+            self.pool.run(ranks, train_here, str(self.folder), recipe, str(run), list(sets), resume, signals or {})
+        except RankError:
+            failures = read_failures(run / "logs")
+            if not failures:
+                raise
+            raise Ended(failures) from None
+        return run
 
 
-def train_here(folder: str, recipe: str, run_dir: str, sets: list[str], options: dict[str, Any]) -> None:
-    """On a rank: what `python -m finetune train` does inside torchrun."""
-    os.chdir(folder)
-    from finetune.app import train as verb
+class Ended(AssertionError):
+    """The ranks of a training said why they ended; the first one first."""
 
-    resume = options.get("resume", "auto")
-    verb.train(recipe, sets=sets, processes=None, run_dir=Path(run_dir), resume=resume, restarts=0)
+    def __init__(self, failures: list[Failure]) -> None:
+        super().__init__("\n".join(f"rank {one.rank}: {one.to_error()}" for one in failures))
+        self.failures = failures
+        self.first = failures[0].to_error()
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from tests.e2e import tiny
 from tests.e2e.conftest import MINUTES
 from tests.faults import Finished, Running, kill_after, start_finetune, text_appears
 
+pytestmark = pytest.mark.timeout(900)  # a story is one fixture
+
 
 @dataclass
 class Story:

@@ -1,0 +1,59 @@
+"""What runs on a forked rank: a training as a launcher would start it, its examples noted, signalled at a chosen step."""
+
+import json
+import os
+import signal
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+
+def train_here(
+    folder: str, recipe: str, run_dir: str, sets: list[str], resume: str, signals: dict[int, tuple[int, int]]
+) -> None:
+    """signals: step -> (rank, signal), sent by that rank to itself just before it computes this step (1-based)."""
+    os.chdir(folder)
+    from finetune.app import train as verb
+    from finetune.training import loop
+
+    rank = int(os.environ["RANK"])
+    notes = Path(run_dir) / "notes"
+    real_step, real_seed = loop.train_step, loop.seed_step
+    at = {"step": 0}
+
+    def seed_step(seed: int, step: int, own: int) -> None:
+        at["step"] = step + 1
+        who, number = signals.get(step + 1, (-1, 0))
+        if who == rank:
+            os.kill(os.getpid(), number)
+        real_seed(seed, step, own)
+
+    def train_step(task: Any, kit: Any, engine: Any, batches: Any, **options: Any) -> Any:
+        ids = [i for batch in batches if not batch.ghost for i in batch.ids]
+        result = real_step(task, kit, engine, batches, **options)
+        notes.mkdir(exist_ok=True)
+        with (notes / f"{engine.session.world_size}-ranks-{rank}.jsonl").open("a") as file:
+            file.write(json.dumps({"step": at["step"], "ids": ids}) + "\n")
+        return result
+
+    said = Path(run_dir) / "logs" / f"said-{rank}.txt"  # line by line: a rank may end without a flush
+    said.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(stack.enter_context(said.open("a", buffering=1))))
+        stack.enter_context(mock.patch.object(loop, "train_step", train_step))
+        stack.enter_context(mock.patch.object(loop, "seed_step", seed_step))
+        verb.train(recipe, sets=sets, processes=None, run_dir=Path(run_dir), resume=resume, restarts=0)
+
+
+def ids_by_step(run: Path) -> dict[int, list[int]]:
+    """Examples of each step, over all ranks and layouts; sorted. An example computed twice is there twice."""
+    found: dict[int, list[int]] = {}
+    for path in (run / "notes").glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            note = json.loads(line)
+            found.setdefault(note["step"], []).extend(note["ids"])
+    return {step: sorted(ids) for step, ids in sorted(found.items())}
+
+
+USR1, TERM, KILL = signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL

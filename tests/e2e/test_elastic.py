@@ -1,0 +1,66 @@
+"""Proves that a run goes on under other numbers of ranks and other ZeRO stages: the same examples, the same losses.
+
+Dropout is off: which rank draws for which example changes with their number.
+"""
+
+import pytest
+
+from finetune.errors import Stopped
+from tests.e2e import tiny
+from tests.e2e.conftest import Ended
+from tests.e2e.inside import TERM, USR1, ids_by_step
+
+LEGS = [(2, "zero2"), (3, "zero3"), (1, "zero1"), (2, "none"), (3, "zero2")]
+STEPS = 18
+pytestmark = pytest.mark.timeout(900)  # all legs are one fixture
+
+
+@pytest.fixture(scope="module")
+def calm(workplace):
+    """The recipe without dropout, 18 steps, evaluated every 6."""
+    model = tiny.recipe()["model"]
+    model["config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    training = {**tiny.recipe()["training"], "epochs": STEPS * tiny.GLOBAL_BATCH // tiny.TRAIN_ROWS}
+    evaluation = {"every": 6, "metrics": [], "best": "loss", "samples": 0}
+    return tiny.write_recipe(workplace, "calm.yaml", model=model, training=training, evaluation=evaluation).name
+
+
+@pytest.fixture(scope="module")
+def straight(workers, calm):
+    return workers.train(2, "straight", recipe=calm)
+
+
+@pytest.fixture(scope="module")
+def winding(workers, calm):
+    """Stopped every 3 steps by a signal to one rank, and gone on with under another layout."""
+    for leg, (ranks, stage) in enumerate(LEGS[:-1], start=1):
+        signals = {3 * leg: (leg % ranks, USR1 if leg % 2 else TERM)}
+        with pytest.raises(Ended) as ended:
+            workers.train(ranks, "winding", f"parallel.deepspeed={stage}", recipe=calm, signals=signals)
+        assert isinstance(ended.value.first, Stopped), ended.value
+        assert f"stopped after step {3 * leg} of {STEPS}" in str(ended.value)
+    ranks, stage = LEGS[-1]
+    return workers.train(ranks, "winding", f"parallel.deepspeed={stage}", recipe=calm)
+
+
+def test_the_same_examples_in_every_step(straight, winding):
+    assert ids_by_step(winding) == ids_by_step(straight)
+    assert {len(ids) for ids in ids_by_step(straight).values()} == {tiny.GLOBAL_BATCH}
+
+
+def test_the_same_losses(straight, winding):
+    ours, theirs = tiny.losses(winding), tiny.losses(straight)
+    assert list(ours) == list(theirs) == list(range(1, STEPS + 1))
+    assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=1e-5)
+    for split in ("validation", "test"):
+        rows = [{row["step"]: row["loss"] for row in tiny.rows(run, split)} for run in (winding, straight)]
+        assert rows[0] == pytest.approx(rows[1], rel=1e-5)
+
+
+def test_the_same_model(straight, winding):
+    from safetensors.torch import load_file
+
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (winding, straight))
+    assert ours.keys() == theirs.keys()
+    for name, weights in ours.items():
+        assert (weights - theirs[name]).abs().max() < 1e-5, name
