@@ -17,6 +17,7 @@ from finetune.distributed.engine import Engine, open_engine
 from finetune.distributed.optimizers import make_deepspeed_optimizer
 from finetune.distributed.session import Session
 from finetune.errors import UserError
+from finetune.models.freeze import freeze_weights
 from finetune.models.load import load_config
 from finetune.planning.plan import Plan, make_plan
 from finetune.planning.shape import hidden_size, layer_elements
@@ -24,8 +25,8 @@ from finetune.recipe.recipe import Recipe
 from finetune.recipe.shelf import find_deepspeed_config
 from finetune.tasks import TASKS
 from finetune.tasks.task import Kit, Task, refusal
-from finetune.training.optimizer import make_optimizer, parameter_groups
 from finetune.training.annotation import annotate
+from finetune.training.optimizer import make_optimizer, parameter_groups
 
 Tell = Callable[[str], None]
 
@@ -73,13 +74,15 @@ def set_up(session: Session, recipe: Recipe, plan: Plan, tell: Tell) -> Workshop
         kit = task.read(recipe, open_tables(recipe, task.card, tell=tell))
     torch.manual_seed(recipe.seed)
     model = task.build(kit)
+    if count := freeze_weights(model, recipe.model.freeze):
+        kit.facts["frozen weights"] = f"{count} tensors"
     if session.world_size > 1 and plan.device == "cuda":
         torch.cuda.empty_cache()
     training = recipe.training
     if plan.optimizer.startswith("deepspeed_"):
         optimizer = make_deepspeed_optimizer(
             plan.optimizer,
-            parameter_groups(model, training.weight_decay),
+            parameter_groups(model, training.weight_decay, training.layer_decay),
             learning_rate=training.learning_rate,
             betas=training.betas,
             epsilon=training.epsilon,
@@ -93,10 +96,10 @@ def set_up(session: Session, recipe: Recipe, plan: Plan, tell: Tell) -> Workshop
         max_grad_norm=training.max_grad_norm,
         synchronised=resolve_batch_norm(recipe) == "synchronised",
     )
+    annotate(task, kit, engine, micro_batch=plan.batch.micro_batch, tell=tell)
     return Workshop(session, plan, task, kit, engine)
 
 
-    annotate(task, kit, engine, micro_batch=plan.batch.micro_batch, tell=tell)
 def resolve_batch_norm(recipe: Recipe) -> str:
     """auto: frozen for pretrained weights (their statistics saw far more data), else synchronised."""
     chosen = recipe.model.batch_norm

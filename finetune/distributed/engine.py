@@ -51,7 +51,7 @@ class Engine:
     def set_learning_rate(self, learning_rate: float) -> None:
         """For the next step, in every parameter group."""
         for group in self.inner_optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
     @contextmanager
     def micro_batch(self, *, last: bool, ghost: bool = False) -> Iterator[None]:

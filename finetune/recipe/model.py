@@ -42,6 +42,11 @@ class ModelSection(Section):
         description="BatchNorm statistics: over all ranks, over one rank, or kept as loaded. "
         "auto: frozen for pretrained weights, synchronised for random ones.",
     )
+    freeze: list[str] = Field(
+        default_factory=list,
+        description="Names of modules or weights that do not train, * for any part, such as resnet.embedder or "
+        "'*.layers.0.*'.",
+    )
     trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the model.")
 
 

@@ -41,6 +41,13 @@ class TrainingSection(Section):
     weight_decay: float = Field(
         default=0.0, ge=0, description="Decoupled decay; never on biases and normalisation weights."
     )
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Each layer learns at this share of the rate of the layer above it; 1: all alike. For tuning deep "
+        "pretrained models: 0.65 to 0.9.",
+    )
     max_grad_norm: float = Field(default=1.0, ge=0, description="Clip the global gradient norm; 0: never.")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Where the task has labels of classes.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.columns import nearest_name
 from finetune.data.labels import Labels, class_names
 from finetune.data.table import Table
 from finetune.errors import UserError
@@ -167,3 +168,54 @@ def name_of(value: Any, names: Sequence[str]) -> str:
     if isinstance(value, list):
         return ", ".join(name for name, on in zip(names, value, strict=True) if on) or "(none)"
     return names[value]
+
+
+def weigh_classes(asked: str | Mapping[str, float], counts: Mapping[str, int]) -> list[float] | None:
+    """Weight of each class, None where all are 1. asked: "none", "balanced" or weights by name. counts: training images.
+
+    balanced: images / (classes that occur x images of the class), so that the mean weight over the images is 1.
+    Raises: UserError for a name that is no class, or a weight that is not positive.
+    """
+    if asked == "none":
+        return None
+    if isinstance(asked, str):
+        total, occurring = sum(counts.values()), sum(1 for count in counts.values() if count)
+        return [total / (occurring * count) if count else 1.0 for count in counts.values()]
+    for name, weight in asked.items():
+        if name not in counts or weight <= 0:
+            what = (
+                f"no class is called {name!r}"
+                if name not in counts
+                else f"the weight {weight} of {name} is not above 0"
+            )
+            near = nearest_name(name, counts)
+            hint = f"Did you mean {near}?" if near and near != name else f"The classes are {_listed(list(counts))}."
+            raise UserError(what, where="options.class_weights", remedy=hint)
+    return [float(asked.get(name, 1.0)) for name in counts]
+
+
+def weighted_loss_sum(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    partners: torch.Tensor | None,
+    shares: torch.Tensor | None,
+    class_weights: Sequence[float] | None,
+    label_smoothing: float,
+) -> torch.Tensor:
+    """Cross-entropy summed over B examples, float32: each times the weight of its class; of a mixed one, its own label's
+    and its partner's in their shares. labels, partners: [B]; shares: [B], of the example's own label.
+    """
+    import torch
+    from torch.nn import functional
+
+    logits = logits.float()
+    weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
+
+    def each(classes: torch.Tensor) -> torch.Tensor:
+        losses = functional.cross_entropy(logits, classes, reduction="none", label_smoothing=label_smoothing)
+        return losses if weights is None else losses * weights[classes]
+
+    if partners is None or shares is None:
+        return each(labels).sum()
+    return (shares * each(labels) + (1.0 - shares) * each(partners)).sum()

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from finetune.data.bad_rows import BadRow
 from finetune.data.encode import encode
 from finetune.data.images import decode_image
 from finetune.data.table import Row, Table
-from finetune.errors import TrainingFailed
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
@@ -31,7 +29,10 @@ from finetune.tasks.classes import (
     name_of,
     named,
     trained_labels,
+    weigh_classes,
+    weighted_loss_sum,
 )
+from finetune.tasks.mixing import choose_mix, mix_pixels
 from finetune.tasks.mode import evaluating
 from finetune.tasks.pixels import ImageExamples, Pixels
 from finetune.tasks.task import Batch, Kit, Prediction
@@ -47,8 +48,21 @@ class ImageClassificationOptions(Section):
     image_size: int | None = Field(
         default=None, ge=1, description="Edge in pixels of the square that the model sees. Default: the model's own."
     )
-    augment: Literal["none", "flip", "crop_flip"] = Field(
-        default="none", description="Chance changes of training images: mirrored, or a chance crop and mirrored."
+    augment: Literal["none", "flip", "crop_flip", "strong"] = Field(
+        default="none",
+        description="Chance changes of training images: mirrored; a chance crop and mirrored; or (strong) that, two "
+        "changes of colour, sharpness or angle, and a patch erased.",
+    )
+    mixup: float = Field(
+        default=0.0, ge=0, description="Alpha of mixup, such as 0.2: images blended in pairs; 0: none."
+    )
+    cutmix: float = Field(
+        default=0.0, ge=0, description="Alpha of CutMix, such as 1.0: a patch of another image; 0: none."
+    )
+    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+        default="none",
+        description="Weight of each class in the loss: balanced (rare classes count more, 1 on average over the "
+        "training images), or by name, 1 for those not named.",
     )
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = Field(
         default=None, description="How images are resized. Default: the model's own way, or bilinear."
@@ -82,22 +96,32 @@ CARD = TaskCard(
 
 
 class _Example:
-    """(row, id) -> {"pixel_values": float32 [K, H, W], "label": int, "place": "train.parquet row 16"}; picklable."""
+    """(row, id) -> {"pixel_values": float32 [K, H, W], "label": int, "place": "train.parquet row 16"}; picklable.
 
-    def __init__(self, pixels: Pixels, labels: Any, table: Table) -> None:
-        self.pixels, self.labels, self.table = pixels, labels, table
+    ids: of all examples of the split, for partners of mixup and CutMix; then "partner" (its label) and "share" besides.
+    """
+
+    def __init__(
+        self, pixels: Pixels, labels: Any, table: Table, ids: Sequence[int], mixup: float, cutmix: float
+    ) -> None:
+        self.pixels, self.labels, self.table, self.ids = pixels, labels, table, ids
+        self.mixup, self.cutmix = mixup, cutmix
 
     def __call__(self, row: Row, example_id: int) -> dict[str, Any]:
-        place = self.table.place(example_id)
-        try:
-            pixels = self.pixels(row["image"], example_id)
-        except BadRow as error:
-            raise TrainingFailed(
-                f"an image can no longer be read since it was checked: {error}",
-                where=place,
-                remedy="Bring the file back.",
-            ) from error
-        return {"pixel_values": pixels, "label": self.labels.index(row["label"]), "place": place}
+        example = {
+            "pixel_values": self.pixels(row["image"], example_id),
+            "label": self.labels.index(row["label"]),
+            "place": self.table.place(example_id),
+        }
+        options: dict[str, Any] = {"mixup": self.mixup, "cutmix": self.cutmix, "seed": self.pixels.seed}
+        mix = choose_mix(example_id, len(self.ids), epoch=self.pixels.epoch, **options)
+        if mix is not None:
+            partner_id = int(self.ids[mix.partner])
+            partner = self.table[partner_id]
+            other = self.pixels(partner["image"], partner_id)
+            example["pixel_values"], example["share"] = mix_pixels(example["pixel_values"], other, mix)
+            example["partner"] = self.labels.index(partner["label"])
+        return example
 
 
 class ImageClassification:
@@ -147,7 +171,12 @@ class ImageClassification:
         skipped = f", {verified.skipped_count:,} bad rows skipped" if verified.skipped_count else ""
         kit.facts[table.name] = f"{len(verified):,} images of {pixels.size[1]} x {pixels.size[0]}{skipped}"
         kit.facts[f"{table.name} classes"] = counts
-        return ImageExamples(table, verified.ids.tolist(), _Example(pixels, labels, table), [area] * len(verified))
+        options, training = _options(kit.recipe), table.name == "train"
+        if training:
+            kit.class_weights = weigh_classes(options.class_weights, counts)
+        ids = verified.ids.tolist()
+        mixup, cutmix = (options.mixup, options.cutmix) if training else (0.0, 0.0)
+        return ImageExamples(table, ids, _Example(pixels, labels, table, ids, mixup, cutmix), [area] * len(verified))
 
     def build(self, kit: Kit) -> nn.Module:
         """The network with its head; BatchNorm frozen where the recipe says so. All ranks call it."""
@@ -182,10 +211,14 @@ class ImageClassification:
 
         pixels = torch.from_numpy(np.stack([example["pixel_values"] for example in examples]))
         labels = label_tensor([example["label"] for example in examples], len(kit.labels or ()), several=False)
+        targets: dict[str, Any] = {"labels": labels, "places": [str(example["place"]) for example in examples]}
+        if "share" in examples[0]:
+            targets["partners"] = torch.tensor([int(example["partner"]) for example in examples])
+            targets["shares"] = torch.tensor([float(example["share"]) for example in examples])
         return Batch(
             ids=tuple(int(example["id"]) for example in examples),
             inputs={"pixel_values": pixels},
-            targets={"labels": labels, "places": [str(example["place"]) for example in examples]},
+            targets=targets,
             positions=len(examples) * pixels.shape[-1] * pixels.shape[-2],
         )
 
@@ -200,10 +233,23 @@ class ImageClassification:
         return model(**inputs)
 
     def loss_sum(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
-        """Summed over images, with training.label_smoothing."""
-        smoothing = kit.recipe.training.label_smoothing
-        labels = batch.targets["labels"]
-        return classification_loss_sum(outputs.logits, labels, label_smoothing=smoothing, ghost=batch.ghost)
+        """Summed over images, with training.label_smoothing, class weights, and labels shared by mixed images.
+
+        Class weights are for training alone: predictions, and with them validation, tell the plain loss.
+        """
+        smoothing, targets = kit.recipe.training.label_smoothing, batch.targets
+        if kit.class_weights is None and "shares" not in targets:
+            labels = targets["labels"]
+            return classification_loss_sum(outputs.logits, labels, label_smoothing=smoothing, ghost=batch.ghost)
+        loss = weighted_loss_sum(
+            outputs.logits,
+            targets["labels"],
+            partners=targets.get("partners"),
+            shares=targets.get("shares"),
+            class_weights=kit.class_weights,
+            label_smoothing=smoothing,
+        )
+        return loss * 0.0 if batch.ghost else loss
 
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
         """Class, reference and scores; where the image lies in the data."""

@@ -71,6 +71,7 @@ class Kit:
     labels: class names in order of their index, if the task has classes. metric_options: keyword arguments of MetricSet.
     packing: none, padding_free or packed; capacity: tokens of a micro-batch then. pictures: the folder in which `sample`
     may write pictures, named in its rows under "picture"; None on ranks that write nothing.
+    class_weights: of each class in the training loss.
     """
 
     recipe: Recipe
@@ -83,6 +84,7 @@ class Kit:
     packing: str = "none"
     capacity: int = 0
     pictures: Path | None = None
+    class_weights: list[float] | None = None
 
 
 def refusal(task: Task, recipe: Recipe, config: Any, stage: int) -> str:
@@ -138,6 +140,13 @@ class Task(Protocol):
 
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
         """One prediction an example, in the order of batch.ids."""
+        ...
+
+    def generate(self, kit: Kit, model: nn.Module, batch: Batch, *, synced: bool) -> list[Mapping[str, str]]:
+        """What the model writes for each example: [{"text", "reference_text"}], in the order of batch.ids. Called at
+        evaluation, in eval mode and without gradients, if a metric of the recipe judges texts: only tasks with such
+        metrics on their card have it. synced: every rank calls it equally often, ghosts included, in lockstep (ZeRO-3).
+        """
         ...
 
     def sample(

@@ -1,0 +1,81 @@
+"""Proves that a rank that sees only images without boxes neither hangs nor fails, and that ranks share their buffers."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from finetune.data.open import open_tables
+from finetune.distributed.engine import open_engine
+from finetune.distributed.session import Session
+from finetune.planning.batch import plan_batch
+from finetune.planning.deepspeed import resolve_deepspeed_config
+from finetune.recipe.recipe import recipe_type
+from finetune.tasks import TASKS
+from finetune.training.optimizer import make_optimizer
+from finetune.training.step import train_step
+from tests.contract.examples import DFINE, EXAMPLES
+
+ZERO = {"zero_optimization": {"stage": 2}}
+FILLED, EMPTY = (0, 1, 5), 3  # of the tiny example's eight images
+
+
+def steps(folder, name, model, stage, own, count):
+    """`count` steps of a task's tiny example with the images `own[rank]` on each rank; (losses, buffers by name)."""
+    config = None
+    if stage:
+        batch = plan_batch(4, len(own), "auto", 4)
+        config = resolve_deepspeed_config(ZERO, batch=batch, precision="fp32", max_grad_norm=1.0)
+    session = Session.open(config, precision="fp32", cpu=True)
+    example = next(example for example in EXAMPLES if example.task == name)
+    task = TASKS[name]
+    values = example.recipe(Path(folder) / str(session.rank), model={**example.model, **model})
+    recipe = recipe_type(task.card)(**values)
+    with pytest.MonkeyPatch.context() as patch:  # not longer: compiled extensions lie in the user's own cache
+        patch.setenv("XDG_CACHE_HOME", str(Path(folder) / "cache"))
+        kit = task.read(recipe, open_tables(recipe, task.card))
+    module = task.build(kit)
+    optimizer = make_optimizer(module, recipe.training, "adamw")
+    synchronised = recipe.model.batch_norm == "synchronised"
+    engine = open_engine(session, module, optimizer, max_grad_norm=1.0, synchronised=synchronised)
+    engine.model.train()
+    losses = []
+    for _ in range(count):
+        batch = task.collate(kit, [kit.examples["train"][index] for index in own[session.rank]])
+        losses.append(train_step(task, kit, engine, [batch], stop=False).loss)
+    before = running(engine)
+    engine.align_buffers()  # what evaluation and every save begin with
+    return losses, before, running(engine)
+
+
+def running(engine):
+    return {name: buffer.tolist() for name, buffer in engine.module.named_buffers() if "running" in name}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_rank_with_only_empty_images_keeps_step(ranks, folder, stage):
+    model = {"config": {**DFINE, "num_denoising": 8}, "batch_norm": "synchronised"}
+    pool = ranks.options(open_group=False, timeout=120)
+    one, other = pool.run(2, steps, folder, "object_detection", model, stage, [FILLED, (EMPTY,)], 3)
+    assert one[0] == pytest.approx(other[0]) and all(math.isfinite(loss) for loss in one[0])
+    assert one[0][-1] < one[0][0]
+    assert one[1] == other[1] and one[1]  # BatchNorm's statistics are those of both ranks, before they are aligned
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("batch_norm", ["synchronised", "local", "frozen"])
+def test_every_rank_has_the_same_buffers_where_it_counts(ranks, folder, batch_norm, stage):
+    pool = ranks.options(open_group=False, timeout=120)
+    own = [(0, 2, 4), (1, 3)]
+    one, other = pool.run(2, steps, folder, "image_classification", {"batch_norm": batch_norm}, stage, own, 2)
+    assert one[2] == other[2] and one[2]
+    moved = any(max(map(abs, values)) > 0 for name, values in one[1].items() if name.endswith("running_mean"))
+    assert moved == (batch_norm != "frozen")
+    assert (one[1] == other[1]) == (batch_norm != "local")  # local ones do drift apart: aligning is needed
