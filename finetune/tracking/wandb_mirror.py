@@ -188,17 +188,29 @@ class WandbMirror:
     def _log_table(self, name: str, step: int, columns: list[Any], rows: list[list[Any]]) -> None:
         import wandb
 
-        shown = [list(row) for row in plain(rows)]
-        if "picture" in columns:  # a path: the file is overwritten later, so W&B takes a copy now
-            at = columns.index("picture")
-            for row in shown:
-                row[at] = wandb.Image(row[at]) if Path(str(row[at])).is_file() else row[at]
-        table = wandb.Table(columns=columns, data=shown, allow_mixed_types=True)
-        self._wandb.log({f"tables/{name}": table, "step": step}, step=step)
+        values: dict[str, Any] = {"step": step}
+        values[f"tables/{name}"] = wandb.Table(columns=columns, data=plain(rows), allow_mixed_types=True)
+        pictures = _pictures(columns, rows)
+        if pictures:  # beside the table: one of mixed types holds no media
+            values[f"pictures/{name}"] = [wandb.Image(str(path), caption=caption) for path, caption in pictures]
+        self._wandb.log(values, step=step)
 
     def _close(self, status: str, summary: dict[str, Any]) -> None:
         self._wandb.summary.update({"status": status, **summary})
         self._wandb.finish(exit_code=1 if status == "failed" else 0)
+
+
+def _pictures(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[tuple[Path, str]]:
+    """(file, caption) of the pictures that a table's column "picture" names; those that are gone are passed over."""
+    if "picture" not in columns:
+        return []
+    at = list(columns).index("picture")
+    found = [(Path(str(row[at])), row) for row in rows]
+    return [
+        (path, ", ".join(str(cell) for index, cell in enumerate(row) if index != at))
+        for path, row in found
+        if path.is_file()
+    ]
 
 
 def _has_key(wandb: Any) -> bool:
