@@ -14,6 +14,7 @@ from finetune.data.columns import nearest_name
 from finetune.data.conll import read_conll
 from finetune.data.json_file import read_json
 from finetune.data.lines import Reader, read_csv, read_jsonl, read_tsv
+from finetune.data.parallel import is_parallel, parallel_files, read_parallel
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
@@ -24,6 +25,7 @@ READERS: Mapping[str, Reader] = {
     "csv": read_csv,
     "tsv": read_tsv,
     "conll": read_conll,
+    "parallel": read_parallel,
     "coco": coco.read_coco,
 }
 
@@ -83,6 +85,9 @@ def locate(source: SourceSection) -> Located:
     if form == "hub":
         return Located("hub", ())
     path = Path(name).expanduser()
+    if form == "parallel" or (form == "auto" and is_parallel(name)):
+        parallel_files(path)
+        return Located("parallel", (path,))
     if path.is_dir():
         return _locate_folder(path, source)
     if path.exists():

@@ -13,6 +13,7 @@ from finetune.data.cache import digest, publish
 from finetune.data.columns import Required, apply_roles, check_required
 from finetune.data.formats import READERS, shown
 from finetune.data.lines import NumberedRow, unreadable
+from finetune.data.parallel import parallel_files
 from finetune.data.records import RecordFile, RecordWriter
 from finetune.recipe.data import SourceSection
 
@@ -69,11 +70,12 @@ def convert_file(
 
     Raises: UserError if the file cannot be read. Bad rows are listed in `bad`, not raised.
     """
+    files = list(parallel_files(path).values()) if form == "parallel" else [path]
     try:
-        stat = path.stat()
+        stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError as error:
         raise unreadable(path, error) from error
-    identity = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, form, list(source.header), source.images)
+    identity = (str(path.resolve()), stats, form, list(source.header), source.images)
     key = digest("file", VERSION, identity, dict(mapping), required, limit)
     read = partial(READERS[form], path, source)
     return RecordRows(

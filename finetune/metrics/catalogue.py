@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -26,6 +27,7 @@ class Entry:
 
 _CLASSES = ("prediction", "reference")
 _TAGS = ("tags", "reference_tags")
+_TEXTS = ("text", "reference_text")
 _VALUES = ("value", "target")
 _REWARDS = ("chosen_reward", "rejected_reward")
 
@@ -44,6 +46,12 @@ CATALOGUE: dict[str, Entry] = {
     "word_accuracy": Entry("word_accuracy", "WordAccuracy", _TAGS),
     "per_entity": Entry("per_entity", "PerEntity", _TAGS, None),
     "map": Entry("map", "Map", ("detections", "objects")),
+    "sacrebleu": Entry("sacrebleu", "Sacrebleu", _TEXTS),
+    "chrf": Entry("chrf", "Chrf", _TEXTS),
+    "rouge1": Entry("rouge1", "Rouge1", _TEXTS),
+    "rouge2": Entry("rouge2", "Rouge2", _TEXTS),
+    "rouge_l": Entry("rouge_l", "RougeL", _TEXTS),
+    "exact_match": Entry("exact_match", "ExactMatch", _TEXTS),
     "pearson": Entry("pearson", "Pearson", _VALUES),
     "spearman": Entry("spearman", "Spearman", _VALUES),
     "mse": Entry("mse", "Mse", _VALUES, "min"),
@@ -71,6 +79,11 @@ def direction(name: str) -> Direction:
             f"{name} is a table, so it cannot choose the best checkpoint", remedy=f"take one of {_scalars()}"
         )
     return found
+
+
+def needs_text(names: Iterable[str]) -> bool:
+    """Whether one of the metrics judges texts that the model must generate."""
+    return any("text" in find(name).fields for name in names)
 
 
 def find(name: str) -> Entry:

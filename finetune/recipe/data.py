@@ -9,14 +9,15 @@ from pydantic import Field, field_validator
 from finetune.recipe.section import Section
 
 FileFormat = Literal[
-    "auto", "jsonl", "json", "csv", "tsv", "conll", "parquet", "arrow", "imagefolder", "coco", "hub", "builtin"
+    "auto", "jsonl", "json", "csv", "tsv", "conll", "parallel", "parquet", "arrow", "imagefolder", "coco", "hub", "builtin"
 ]
 
 
 class SourceSection(Section):
     source: str = Field(
-        description="File, folder, glob, hub id, or builtin:docstrings, builtin:digits, builtin:shapes. Relative paths "
-        "are relative to the recipe file (given with --set: to the current folder).",
+        description="File, folder, glob, parallel files such as train.{de,en}, hub id, or builtin:docstrings, "
+        "builtin:digits, builtin:shapes. Relative paths are relative to the recipe file (given with --set: to the "
+        "current folder).",
         min_length=1,
     )
     format: FileFormat = Field(default="auto", description="auto: by the ending of the name; no ending: a hub id.")

@@ -15,6 +15,7 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".conll", ".parquet", ".arro
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
+_BRACES = re.compile(r"\{[^{}/]+,[^{}/]+\}")  # train.{de,en}: several files, looked for when they are opened
 _EXPLICIT = ("./", "../", "/", "~")
 
 
@@ -48,7 +49,7 @@ def is_local(value: str, base: Path) -> bool:
     """Is this a file or folder, rather than a hub id, a name, or something with a scheme?"""
     if not value or _SCHEME.match(value):
         return False
-    if value.startswith(_EXPLICIT) or value in (".", ".."):
+    if value.startswith(_EXPLICIT) or value in (".", "..") or _BRACES.search(value):
         return True
     if value.removesuffix(next((end for end in COMPRESSED if value.endswith(end)), "")).endswith(DATA_SUFFIXES):
         return True
@@ -57,7 +58,7 @@ def is_local(value: str, base: Path) -> bool:
 
 def is_present(value: str) -> bool:
     """Does an absolute path, or a pattern of them, name something? True for what is no absolute path."""
-    if not value.startswith("/"):
+    if not value.startswith("/") or _BRACES.search(value):
         return True
     if Path(value).exists():
         return True

@@ -8,6 +8,7 @@ from finetune.tasks.image_classification import ImageClassification
 from finetune.tasks.object_detection import ObjectDetection
 from finetune.tasks.preference import Preference
 from finetune.tasks.reward_model import RewardModel
+from finetune.tasks.seq2seq import Seq2Seq
 from finetune.tasks.sequence_regression import SequenceRegression
 from finetune.tasks.task import Task
 from finetune.tasks.text_classification import TextClassification
@@ -19,6 +20,7 @@ TASKS: dict[str, Task] = {
     "sequence_regression": SequenceRegression(),
     "reward_model": RewardModel(),
     "preference": Preference(),
+    "seq2seq": Seq2Seq(),
     "causal_lm": CausalLM(),
     "image_classification": ImageClassification(),
     "object_detection": ObjectDetection(),

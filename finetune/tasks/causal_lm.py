@@ -8,7 +8,7 @@ position t is predicted from those before it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -50,7 +50,11 @@ class CausalLMOptions(Section):
         description="A longer one: cut its end, leave the example out (counted), go on with the rest as examples of "
         "their own, or a bad row.",
     )
-    reply_length: int = Field(default=128, ge=1, description="Tokens generated for a sample in the report, at most.")
+    reply_length: int = Field(
+        default=128,
+        ge=1,
+        description="Tokens generated at most: for samples in the report, and for metrics that judge replies.",
+    )
 
 
 CARD = TaskCard(
@@ -67,8 +71,8 @@ CARD = TaskCard(
         "system": "System prompt of this row.",
     },
     required=(("messages", "instruction", "prompt", "text"),),
-    metrics=("perplexity",),
-    default_metrics=("perplexity",),
+    metrics=("perplexity", "exact_match", "rouge1", "rouge2", "rouge_l", "chrf", "sacrebleu"),
+    default_metrics=("perplexity",),  # the others judge replies, which must be generated first: slow
     best="perplexity",
     unit="token",
     options=CausalLMOptions,
@@ -218,7 +222,11 @@ class CausalLM:
         return Batch(
             ids=tuple(int(example["id"]) for example in examples),
             inputs=inputs,
-            targets={"labels": torch.from_numpy(labels), "units": int((labels != IGNORE).sum())},
+            targets={
+                "labels": torch.from_numpy(labels),
+                "units": int((labels != IGNORE).sum()),
+                "reply_starts": [int(example["reply_start"]) for example in examples],
+            },
             padding=padding,
             positions=labels.size,
         )
@@ -261,16 +269,31 @@ class CausalLM:
             for id, loss, weight, shown in zip(batch.ids, sums, weights, self._shown(kit, batch), strict=True)
         ]
 
-    def _shown(self, kit: Kit, batch: Batch) -> list[dict[str, str]]:
+    def _rows(self, batch: Batch) -> list[list[int]]:
+        """The tokens of each example, whether padded or packed."""
         from finetune.tasks.packs import segment_rows
 
         if "cu_seq_lens_q" in batch.inputs:
-            rows = [row.tolist() for row in segment_rows(batch.inputs)]
-        else:
-            ids, mask = batch.inputs["input_ids"].cpu(), batch.inputs["attention_mask"].bool().cpu()
-            rows = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
-        texts = kit.processor.batch_decode(rows)
+            return [row.tolist() for row in segment_rows(batch.inputs)]
+        ids, mask = batch.inputs["input_ids"].cpu(), batch.inputs["attention_mask"].bool().cpu()
+        return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+    def _shown(self, kit: Kit, batch: Batch) -> list[dict[str, str]]:
+        texts = kit.processor.batch_decode(self._rows(batch))
         return [{"text": text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."} for text in texts]
+
+    def generate(self, kit: Kit, model: nn.Module, batch: Batch, *, synced: bool) -> list[Mapping[str, str]]:
+        """The last reply of each example, written from what stands before it, beside the expected one; see Task."""
+        from finetune.tasks.replies import generate_replies
+
+        tokenizer, rows, starts = kit.processor, self._rows(batch), batch.targets["reply_starts"]
+        prompts = [row[:start] for row, start in zip(rows, starts, strict=True)]
+        wanted = tokenizer.batch_decode(
+            [row[start:] for row, start in zip(rows, starts, strict=True)], skip_special_tokens=True
+        )
+        length = _options(kit.recipe).reply_length
+        replies = generate_replies(model, tokenizer, prompts, new_tokens=length, stops=self._stops(kit), synced=synced)
+        return [{"text": made, "reference_text": text.strip()} for made, text in zip(replies, wanted, strict=True)]
 
     def sample(
         self, kit: Kit, model: nn.Module, examples: Sequence[dict[str, Any]], *, synced: bool

@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from finetune.data.dealing import Deal
 from finetune.distributed.engine import Engine
 from finetune.errors import TrainingFailed
 from finetune.metrics import MetricSet
+from finetune.metrics.catalogue import needs_text
 from finetune.tasks.task import Kit, Prediction, Task
 from finetune.training.feed import evaluation_steps, feed
 
@@ -45,6 +46,7 @@ def evaluate(
     session = engine.session
     examples = kit.examples[split]
     tally = _Tally(kit, task, metrics, examples.ids, out) if session.is_main else None
+    writes = needs_text(metrics)
     engine.align_buffers()
     engine.model.eval()
     held: list[Prediction] = []
@@ -53,9 +55,12 @@ def evaluate(
     for done, (_, (batch,)) in enumerate(batches, start=1):
         if not batch.ghost or session.shards_weights:
             with torch.no_grad():
-                outputs = task.forward(engine.model, batch.to(session.device))
+                moved = batch.to(session.device)
+                outputs = task.forward(engine.model, moved)
+                written = task.generate(kit, engine.module, moved, synced=session.shards_weights) if writes else []
                 if not batch.ghost:
-                    held.extend(task.predict(kit, outputs, batch.to(session.device)))
+                    predictions = task.predict(kit, outputs, moved)
+                    held.extend(_with_texts(predictions, written) if writes else predictions)
         if done % GATHER_EVERY == 0:
             _hand_over(session, held, tally)
     _hand_over(session, held, tally)
@@ -65,6 +70,10 @@ def evaluate(
     if problem:
         raise TrainingFailed(problem, where=f"evaluation of {split}")
     return results if isinstance(results, Evaluation) else Evaluation(split, scalars, len(examples))
+
+
+def _with_texts(predictions: Sequence[Prediction], written: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+    return [replace(p, values={**p.values, **w}) for p, w in zip(predictions, written, strict=True)]
 
 
 def _hand_over(session: Any, held: list[Prediction], tally: _Tally | None) -> None:

@@ -105,6 +105,15 @@ def _verdicts(folder: Path) -> dict[str, Any]:
     return _write_rows(folder, rows)
 
 
+def _translations(folder: Path) -> dict[str, Any]:
+    pairs = [("ein Hund", "a dog"), ("zwei Katzen", "two cats"), ("der Mann lacht", "the man laughs"), ("Regen", "rain")]
+    pairs += [("ein Haus", "a house"), ("die Frau", "the woman"), ("rot und blau", "red and blue"), ("Schnee", "snow")]
+    for position, ending in enumerate(("de", "en")):
+        lines = "".join(pair[position] + "\n" for pair in pairs)
+        (folder / f"train.{ending}").write_text(lines, encoding="utf-8")
+    return {"train": str(folder / "train.{de,en}"), "columns": {"source": "de", "target": "en"}}
+
+
 def _instructions(folder: Path) -> dict[str, Any]:
     pairs = [("Name a fruit.", "Apple."), ("Name a tree.", "Oak."), ("Count to three.", "One, two, three.")]
     pairs += [("Say hello.", "Hello!"), ("Name a river.", "The Nile, in Africa."), ("What is up?", "The sky.")]
@@ -233,6 +242,19 @@ EXAMPLES = (
             steps=80,
         )
         for loss, beta in (("dpo", 0.5), ("ipo", 1.0), ("kto", 0.5), ("orpo", 0.1), ("simpo", 2.0))
+    ),
+    TinyExample(
+        task="seq2seq",
+        model={
+            "source": "t5",
+            "init": "config",
+            "tokenizer": "train:300",
+            "config": {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2, "dropout_rate": 0.0},
+        },
+        write=_translations,
+        options={"max_target_length": 24},
+        adapter={"rank": 4},
+        steps=120,
     ),
     TinyExample(
         task="causal_lm",
