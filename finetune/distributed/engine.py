@@ -6,8 +6,9 @@ becomes the sum over all ranks divided by the global units: exact on any number 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ class Engine:
         if session.deepspeed_config is None:
             module.to(session.device)
         self.is_deepspeed = session.deepspeed_config is not None
-        model, prepared = session.accelerator.prepare(module, optimizer)
+        with redirect_stdout(sys.stderr):  # DeepSpeed prints while it starts
+            model, prepared = session.accelerator.prepare(module, optimizer)
         self.model: Any = model  # called like the module itself
         self.optimizer: Any = prepared
         self.has_batchnorm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())

@@ -9,7 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,13 +60,20 @@ def failures_told(rank: int, logs: Path, *, supervised: bool) -> Iterator[None]:
         if not failure_file(logs, rank).exists():
             write_failure(logs, failure)
         if not isinstance(error, FinetuneError):
-            traceback.print_exc()
+            _print_traceback()
         if not supervised:
             time.sleep(0.5)  # let the rank that failed first say so
             first = read_failures(logs)[0]
             if first.rank == rank:
-                os.write(_TERMINAL, f"error: {first.to_error()}\n".encode())
+                with suppress(OSError):
+                    os.write(_TERMINAL, f"error: {first.to_error()}\n".encode())
         os._exit(failure.exit_code)  # the destructors of NCCL and gloo may wait for peers that are gone
+
+
+def _print_traceback() -> None:
+    """Into the rank's log, if that can still be written."""
+    with suppress(OSError):
+        traceback.print_exc()
 
 
 _TERMINAL = os.dup(2)  # as it was before stderr went to the rank's log
@@ -104,7 +111,7 @@ def write_failure(folder: Path, failure: Failure) -> None:
             beside.replace(path)
             return
         except OSError:
-            traceback.print_exc()
+            _print_traceback()
 
 
 def read_failures(folder: Path) -> list[Failure]:

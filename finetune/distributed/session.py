@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +33,7 @@ class Session:
         self.rank: int = accelerator.process_index
         self.world_size: int = accelerator.num_processes
         self.local_rank: int = accelerator.local_process_index
+        self.local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
         self.device: torch.device = accelerator.device
         # Numbers and objects of the control plane travel over gloo, so that they never queue behind gradients.
         self._control = dist.new_group(backend="gloo", timeout=GIVE_UP_AFTER) if self.device.type != "cpu" else None
@@ -57,7 +61,7 @@ class Session:
                 kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
             )
         else:
-            _silence_deepspeed()
+            _open_deepspeed(cpu)
             # The state must know that it is a CPU one before the plugin makes it a DeepSpeed one.
             PartialState(cpu=cpu)
             accelerator = Accelerator(
@@ -68,6 +72,8 @@ class Session:
             )
         session = cls(accelerator, deepspeed_config)
         session._check_what_was_opened()
+        session.wait()
+        _unlink_shared_memory(session.rank)
         return session
 
     def _check_what_was_opened(self) -> None:
@@ -172,9 +178,22 @@ def _open_process_group(cpu: bool) -> None:
     dist.init_process_group("nccl", timeout=GIVE_UP_AFTER, device_id=device)
 
 
-def _silence_deepspeed() -> None:
-    """DeepSpeed logs to stdout at import and at start; its warnings stay."""
-    import logging
+def _unlink_shared_memory(rank: int) -> None:
+    """DeepSpeed's CPU collectives leave 66 MB a rank and run in /dev/shm for ever. Once every rank has mapped it the
+    name is not needed, and without it the memory goes when the ranks go, however they end.
+    """
+    owner = f"{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{owner}_{rank}").unlink(missing_ok=True)
 
+
+def _open_deepspeed(cpu: bool) -> None:
+    """DeepSpeed's own view of the group that is open: ZeRO-3 shards at load by it, before any engine exists.
+
+    What it prints while it starts goes to stderr, which is the rank's log; its warnings stay.
+    """
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    with redirect_stdout(sys.stderr):
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", auto_mpi_discovery=False, verbose=False)

@@ -89,6 +89,7 @@ CARD = TaskCard(
     default_metrics=DEFAULT_METRICS,
     best="accuracy",
     unit="image",
+    decodes=True,
     options=ImageClassificationOptions,
     label_smoothing=True,
     micro_batch=32,

@@ -82,6 +82,7 @@ CARD = TaskCard(
     default_metrics=("map",),
     best="map",
     unit="object",
+    decodes=True,
     options=ObjectDetectionOptions,
     micro_batch=8,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -80,8 +81,7 @@ class Loop:
             keep=self.recipe.checkpoint.keep,
             published=lambda saved, best: listener.checkpoint(saved.path, step=saved.step, best=best),
         )
-        workers = self.recipe.data.workers
-        self.workers = 0 if workers == "auto" else workers
+        self.workers = self._loader_workers(task.card.decodes)
         self.pace = Pace(self.recipe.parallel.rank_speed, self.session, lookahead=FETCHED_AHEAD * self.workers)
         evaluation = self.recipe.evaluation
         self.metrics = evaluation.metrics if evaluation.metrics is not None else list(task.card.default_metrics)
@@ -103,6 +103,7 @@ class Loop:
                 steps_per_epoch=self.schedule.steps_per_epoch,
                 facts=facts,
             )
+        self.engine.model.train()  # what is loaded pretrained comes in evaluation mode
         if self.progress.step == 0:
             self._show_samples("before")
         early = self.recipe.training.early_stopping
@@ -118,6 +119,14 @@ class Loop:
                 self.saver.finish()
                 raise Stopped(f"stopped after step {self.progress.step} of {self.total_steps}; its checkpoint is saved")
         return self._finish()
+
+    def _loader_workers(self, decodes: bool) -> int:
+        """auto: none where examples lie encoded; where they are decoded when fetched, what cores ranks leave, up to 4."""
+        asked = self.recipe.data.workers
+        if asked != "auto":
+            return asked
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(0, min(4, cores // self.session.local_world_size - 1)) if decodes else 0
 
     def _resume(self, resume: Checkpoint | None, best: Checkpoint | None) -> None:
         self.saver.latest, self.saver.best = resume, best

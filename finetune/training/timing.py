@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -62,6 +63,9 @@ class Timing:
 
 def advise(told: dict[str, float]) -> tuple[str, str] | None:
     """(what, a line of advice) for the largest share of a step that is not computing, if it is worth a line."""
+    cores = os.cpu_count() or 1
+    if "compute_seconds" in told and os.getloadavg()[0] > 1.5 * cores:
+        return None  # waiting for a processor looks like waiting for a peer
     shares = {key: told.get(key, 0.0) / max(told["step_seconds"], 1e-9) for key in ADVICE}
     worst = max(shares, key=lambda key: shares[key])
     if shares[worst] < WORTH_TELLING:
