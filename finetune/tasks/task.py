@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from finetune.data.table import Examples, Table
 from finetune.recipe.card import TaskCard
@@ -142,13 +142,6 @@ class Task(Protocol):
         """One prediction an example, in the order of batch.ids."""
         ...
 
-    def generate(self, kit: Kit, model: nn.Module, batch: Batch, *, synced: bool) -> list[Mapping[str, str]]:
-        """What the model writes for each example: [{"text", "reference_text"}], in the order of batch.ids. Called at
-        evaluation, in eval mode and without gradients, if a metric of the recipe judges texts: only tasks with such
-        metrics on their card have it. synced: every rank calls it equally often, ghosts included, in lockstep (ZeRO-3).
-        """
-        ...
-
     def sample(
         self, kit: Kit, model: nn.Module, examples: Sequence[dict[str, Any]], *, synced: bool
     ) -> list[dict[str, str]]:
@@ -156,3 +149,20 @@ class Task(Protocol):
         same examples; synced: generate in lockstep (ZeRO-3).
         """
         ...
+
+
+class WritingTask(Task, Protocol):
+    """A task whose card has metrics of generated texts."""
+
+    def generate(self, kit: Kit, model: nn.Module, batch: Batch, *, synced: bool) -> list[Mapping[str, str]]:
+        """What the model writes for each example: [{"text", "reference_text"}], in the order of batch.ids. Called at
+        evaluation, in eval mode and without gradients, if a metric of the recipe judges texts. synced: every rank calls
+        it equally often, ghosts included, in lockstep (ZeRO-3).
+        """
+        ...
+
+
+def as_writer(task: Task) -> WritingTask:
+    """The task, which has metrics of generated texts on its card and so must generate them."""
+    assert hasattr(task, "generate"), f"{task.card.name} has metrics of texts on its card, but writes none"
+    return cast(WritingTask, task)

@@ -18,7 +18,7 @@ from finetune.distributed.engine import Engine
 from finetune.errors import TrainingFailed
 from finetune.metrics import MetricSet
 from finetune.metrics.catalogue import needs_text
-from finetune.tasks.task import Kit, Prediction, Task
+from finetune.tasks.task import Kit, Prediction, Task, as_writer
 from finetune.training.feed import evaluation_steps, feed
 
 GATHER_EVERY = 8  # micro-batches whose predictions a rank holds before rank 0 takes them
@@ -46,7 +46,7 @@ def evaluate(
     session = engine.session
     examples = kit.examples[split]
     tally = _Tally(kit, task, metrics, examples.ids, out) if session.is_main else None
-    writes = needs_text(metrics)
+    writer = as_writer(task) if needs_text(metrics) else None
     engine.align_buffers()
     engine.model.eval()
     held: list[Prediction] = []
@@ -57,10 +57,10 @@ def evaluate(
             with torch.no_grad():
                 moved = batch.to(session.device)
                 outputs = task.forward(engine.model, moved)
-                written = task.generate(kit, engine.module, moved, synced=session.shards_weights) if writes else []
+                written = writer.generate(kit, engine.module, moved, synced=session.shards_weights) if writer else []
                 if not batch.ghost:
                     predictions = task.predict(kit, outputs, moved)
-                    held.extend(_with_texts(predictions, written) if writes else predictions)
+                    held.extend(_with_texts(predictions, written) if writer else predictions)
         if done % GATHER_EVERY == 0:
             _hand_over(session, held, tally)
     _hand_over(session, held, tally)
