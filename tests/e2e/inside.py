@@ -2,8 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,7 +13,9 @@ from unittest import mock
 def train_here(
     folder: str, recipe: str, run_dir: str, sets: list[str], resume: str, signals: dict[int, tuple[int, int]]
 ) -> None:
-    """signals: step -> (rank, signal), sent by that rank to itself just before it computes this step (1-based)."""
+    """signals: step -> (rank, signal), sent by that rank to itself just before it computes this step (1-based). A number
+    below 0 fills the disk of the run until so many bytes, and one, are left.
+    """
     os.chdir(folder)
     from finetune.app import train as verb
     from finetune.training import loop
@@ -25,7 +28,9 @@ def train_here(
     def seed_step(seed: int, step: int, own: int) -> None:
         at["step"] = step + 1
         who, number = signals.get(step + 1, (-1, 0))
-        if who == rank:
+        if who == rank and number < 0:
+            fill_disk(Path(run_dir), leave=-number - 1)
+        elif who == rank:
             os.kill(os.getpid(), number)
         real_seed(seed, step, own)
 
@@ -44,6 +49,15 @@ def train_here(
         stack.enter_context(mock.patch.object(loop, "train_step", train_step))
         stack.enter_context(mock.patch.object(loop, "seed_step", seed_step))
         verb.train(recipe, sets=sets, processes=None, run_dir=Path(run_dir), resume=resume, restarts=0)
+
+
+def fill_disk(folder: Path, *, leave: int) -> Path:
+    """A file that takes all the space but `leave` bytes; its path."""
+    filler = folder / "filler"
+    with filler.open("ab", buffering=0) as file, suppress(OSError):
+        while (left := shutil.disk_usage(folder).free - leave) > 0:
+            file.write(bytes(min(left, 1 << 20)))
+    return filler
 
 
 def ids_by_step(run: Path) -> dict[int, list[int]]:

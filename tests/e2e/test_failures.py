@@ -1,0 +1,61 @@
+"""Proves how a training fails: it says what and where, keeps its checkpoints, and starts again only where that helps."""
+
+import re
+import signal
+
+import psutil
+import pytest
+
+from finetune.training.stored import find_checkpoints, open_checkpoint
+from tests.e2e import tiny
+from tests.e2e.conftest import MINUTES
+from tests.faults import kill_after, start_finetune, text_appears
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def ports(output: str) -> list[str]:
+    return re.findall(r"--main_process_port (\d+)", output)
+
+
+def test_a_loss_that_is_no_number_is_named_and_not_tried_for_ever(workplace, finetune):
+    training = {**tiny.recipe()["training"], "learning_rate": 1e30, "warmup": 0}
+    tiny.write_recipe(workplace, "wild.yaml", training=training, checkpoint={"every": 1}, evaluation={"samples": 0})
+    finished = finetune("train", "wild.yaml", "--run-dir", "wild", "--restarts", "3")
+    assert finished.code == 1, finished.output
+    told = re.findall(r"step (\d+), examples \[([\d, ]+)\]: the loss is nan", finished.output)
+    assert len(told) == 2 and told[0] == told[1], finished.output
+    step, ids = int(told[0][0]), [int(i) for i in told[0][1].split(",")]
+    assert set(ids) <= set(range(tiny.TRAIN_ROWS)) and ids
+    assert f"the checkpoint of step {step - 1} is good" in finished.output
+    assert "Traceback" not in finished.output
+    assert len(set(ports(finished.output))) == 2, "one fresh start, then none, for no step was gained"
+    run = workplace / "wild"
+    assert open_checkpoint(find_checkpoints(run / "checkpoints")[0]).step == step - 1
+    assert [row["step"] for row in tiny.rows(run)] == list(range(1, step))
+
+
+def test_a_killed_launcher_leaves_no_orphans_and_training_starts_again(workplace, undisturbed):
+    run = workplace / "again"
+    arguments = ["train", "tiny.yaml", "--run-dir", "again", "--restarts", "2"]
+    with start_finetune(arguments, folder=workplace) as running:
+
+        def launcher() -> int:
+            (found,) = [
+                child.pid
+                for child in psutil.Process(running.process.pid).children()
+                if "accelerate.commands.launch" in " ".join(child.cmdline())
+            ]
+            return found
+
+        moment = text_appears(run / "metrics.jsonl", '"step": 17,')
+        with kill_after(launcher, when=moment, number=signal.SIGKILL, timeout=MINUTES) as fired:
+            assert fired.wait(MINUTES), running.output()
+            finished = running.wait(MINUTES)
+        assert not running.survivors()
+    assert finished.code == 0, finished.output
+    assert "the launcher (accelerate launch): was killed by SIGKILL" in finished.output
+    assert len(set(ports(finished.output))) == 2
+    again = re.search(r"starting again from step (\d+) \(1 restarts left\)", finished.output)
+    assert again and int(again[1]) >= 15, finished.output
+    assert tiny.comparable(run) == tiny.comparable(undisturbed[0])

@@ -1,0 +1,79 @@
+"""Proves that a disk which fills up costs no checkpoint and no row: told with path and bytes, and gone on from."""
+
+import json
+
+import pytest
+
+from finetune.errors import TrainingFailed
+from finetune.training.stored import find_checkpoints, open_checkpoint
+from tests.e2e import tiny
+from tests.e2e.conftest import Ended
+from tests.e2e.inside import TERM, fill_disk
+from tests.faults import small_disk
+
+pytestmark = pytest.mark.timeout(900)
+SHORT = "training.epochs=2"  # 12 steps
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", 96 * MEGABYTE) as folder:
+        yield folder
+
+
+def whole_rows(run):
+    """Every line of metrics.jsonl is JSON, and ends."""
+    text = (run / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def go_on(workers, run, undisturbed):
+    """With space again, the same command ends as if nothing had been."""
+    (run / "filler").unlink()
+    workers.train(2, run, SHORT)
+    assert tiny.comparable(run) == tiny.comparable(undisturbed)
+
+
+@pytest.fixture(scope="module")
+def twelve_steps(workers):
+    return workers.train(2, "twelve", SHORT)
+
+
+def test_a_full_disk_at_a_save_is_told_with_path_and_bytes(disk, workers, twelve_steps):
+    run = disk / "run"
+    with pytest.raises(Ended) as ended:
+        workers.train(2, run, SHORT, signals={8: (1, -8 * MEGABYTE)})
+    said = str(ended.value.first)
+    assert isinstance(ended.value.first, TrainingFailed), ended.value
+    assert "the disk is full" in said and "step-00000010.incomplete/state-0000" in said and "MiB needed" in said, said
+    assert "the checkpoint before it is untouched" in said
+    assert [open_checkpoint(path).step for path in find_checkpoints(run / "checkpoints")] == [5]
+    assert not list((run / "checkpoints").glob("*.incomplete"))
+    assert [row["step"] for row in whole_rows(run) if row["split"] == "train"][:10] == list(range(1, 11))
+    go_on(workers, run, twelve_steps)
+
+
+def test_a_full_disk_at_a_row_leaves_whole_rows_and_is_told(disk, workers, twelve_steps):
+    run = disk / "run"
+    with pytest.raises(Ended) as ended:
+        workers.train(2, run, SHORT, "tracking.wandb=offline", signals={8: (0, -1)})
+    said = str(ended.value.first)
+    assert "metrics.jsonl" in said and "No space left" in said, ended.value
+    steps = [row["step"] for row in whole_rows(run)]  # a row or two still fit into the file's last page
+    assert steps == list(range(1, len(steps) + 1)) and 7 <= len(steps) < 10
+    assert [open_checkpoint(path).step for path in find_checkpoints(run / "checkpoints")] == [5]
+    go_on(workers, run, twelve_steps)
+
+
+def test_space_is_checked_before_the_first_step(disk, workers):
+    run = disk / "run"
+    with pytest.raises(Ended):
+        workers.train(2, run, SHORT, signals={2: (0, TERM)})
+    fill_disk(run, leave=20 * MEGABYTE)
+    with pytest.raises(Ended) as ended:
+        workers.train(2, run, SHORT)
+    said = str(ended.value.first)
+    assert "checkpoints of" in said and "are free" in said and str(run / "checkpoints") in said, said
+    assert [row["step"] for row in whole_rows(run)] == [1, 2]
