@@ -5,6 +5,7 @@ Shapes: S segments (examples), T tokens of all of them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,4 +43,4 @@ def segment_rows(inputs: dict[str, Any]) -> list[torch.Tensor]:
     """The token ids of each segment, on the CPU."""
     borders = inputs["cu_seq_lens_q"].tolist()
     tokens = inputs["input_ids"][0].cpu()
-    return [tokens[start:end] for start, end in zip(borders[:-1], borders[1:], strict=True)]
+    return [tokens[start:end] for start, end in itertools.pairwise(borders)]

@@ -98,7 +98,12 @@ def _pairs(folder: Path) -> dict[str, Any]:
 
 
 def _verdicts(folder: Path) -> dict[str, Any]:
-    good = [("Name a fruit.", "Apple."), ("Name a tree.", "An oak."), ("Say hello.", "Hello!"), ("A river?", "The Nile.")]
+    good = [
+        ("Name a fruit.", "Apple."),
+        ("Name a tree.", "An oak."),
+        ("Say hello.", "Hello!"),
+        ("A river?", "The Nile."),
+    ]
     bad = ["Stone.", "A car.", "Go away.", "A chair, I think."]
     rows = [{"prompt": ask, "completion": reply, "label": True} for ask, reply in good]
     rows += [{"prompt": ask, "completion": no, "label": False} for (ask, _), no in zip(good, bad, strict=True)]
@@ -106,7 +111,12 @@ def _verdicts(folder: Path) -> dict[str, Any]:
 
 
 def _translations(folder: Path) -> dict[str, Any]:
-    pairs = [("ein Hund", "a dog"), ("zwei Katzen", "two cats"), ("der Mann lacht", "the man laughs"), ("Regen", "rain")]
+    pairs = [
+        ("ein Hund", "a dog"),
+        ("zwei Katzen", "two cats"),
+        ("der Mann lacht", "the man laughs"),
+        ("Regen", "rain"),
+    ]
     pairs += [("ein Haus", "a house"), ("die Frau", "the woman"), ("rot und blau", "red and blue"), ("Schnee", "snow")]
     for position, ending in enumerate(("de", "en")):
         lines = "".join(pair[position] + "\n" for pair in pairs)

@@ -1,5 +1,4 @@
-"""Pretrained weights: sharded at load by ZeRO-3 with the numbers of ZeRO-2; dropout on from the first step, also of a
-resumed run; nothing left in shared memory."""
+"""Pretrained weights: every engine starts from them, with dropout from the first step, and gives shared memory back."""
 
 from pathlib import Path
 

@@ -52,7 +52,10 @@ def test_all_faults_at_once(data, make_recipe, text_card):
     assert (
         "no such file" in faults["data.validation.1.source"][0] and "good.tsv" in faults["data.validation.1.source"][0]
     )
-    assert faults["data.validation.2.source"][2:] == ("builtin:docstrings, builtin:digits, builtin:shapes", "builtin:docstrings")
+    assert faults["data.validation.2.source"][2:] == (
+        "builtin:docstrings, builtin:digits, builtin:shapes",
+        "builtin:docstrings",
+    )
     assert faults["data.test.0.split"][1:] == ("valid", "train, validation", "validation")
 
 

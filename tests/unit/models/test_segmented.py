@@ -1,5 +1,7 @@
 """Packing changes nothing: losses, gradients and logits are those of the examples one by one; no example sees another."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,7 @@ def test_logits_losses_and_gradients_are_those_of_single_examples(family, more, 
     inputs, borders = pack_rows(rows)
     logits = model(**inputs, use_cache=False).logits
     packed = torch.zeros(())
-    for (start, end), row, alone in zip(zip(borders, borders[1:], strict=False), rows, single, strict=True):
+    for (start, end), row, alone in zip(pairwise(borders), rows, single, strict=True):
         part = logits[:, start:end]
         torch.testing.assert_close(part, alone, rtol=1e-5, atol=1e-6)
         packed = packed + loss_sum(part, torch.as_tensor(row["input_ids"])[None])
