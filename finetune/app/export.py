@@ -52,6 +52,7 @@ def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
             if belongs and file.suffix in (".json", ".md", ".jinja", ".txt", ".model"):
                 shutil.copy2(file, output / file.name)
         shutil.rmtree(folder)
+    print(f"model   {output}", flush=True)
 
 
 def find_checkpoint(run: Run, name: str) -> Checkpoint:

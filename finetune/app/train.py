@@ -36,6 +36,9 @@ def train(
 
             work(recipe, sets=sets, run_dir=run_dir, resume=resume)
         return
+    if any(name.startswith("ACCELERATE_") for name in os.environ):
+        tell("note: accelerate started one process, without ranks; the ranks are started from here")
+        tell("      (on a CPU it starts several only with --use_deepspeed, or ds_configs/accelerate/cpu.yaml)")
     loaded = open_recipe(recipe, sets)
     for warning in loaded.warnings:
         tell(f"note: {warning}")
