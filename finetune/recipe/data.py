@@ -9,7 +9,19 @@ from pydantic import Field, field_validator
 from finetune.recipe.section import Section
 
 FileFormat = Literal[
-    "auto", "jsonl", "json", "csv", "tsv", "conll", "parallel", "parquet", "arrow", "imagefolder", "coco", "hub", "builtin"
+    "auto",
+    "jsonl",
+    "json",
+    "csv",
+    "tsv",
+    "conll",
+    "parallel",
+    "parquet",
+    "arrow",
+    "imagefolder",
+    "coco",
+    "hub",
+    "builtin",
 ]
 
 
