@@ -124,7 +124,21 @@ def _build_random(kind: Any, auto_class: Any, model: ModelSection, config: PreTr
     if kind is None:
         return auto_class.from_config(config, trust_remote_code=True)
     # The constructor itself, not from_config: that one shards under ZeRO-3 and then draws other random numbers.
-    return kind(config)
+    with _unsharded():
+        return kind(config)
+
+
+@contextmanager
+def _unsharded() -> Iterator[None]:
+    """Detectors make their backbone by from_config inside their constructor: it too must not see that ZeRO-3 is alive."""
+    from transformers.integrations import deepspeed
+
+    alive = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = alive
 
 
 def _load_pretrained(
