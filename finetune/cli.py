@@ -253,6 +253,31 @@ def report(
 
 
 @app.command(
+    short_help="Prove that layouts do not change a recipe's numbers.",
+    epilog=_examples(
+        "finetune verify quickstart",
+        "finetune verify my.yaml --steps 5 --set model.config.num_hidden_layers=3",
+        "finetune verify my.yaml --full",
+    ),
+)
+def verify(
+    recipe: RecipeName,
+    sets: Sets = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="The model at its real size, with its weights; default: a small one.")
+    ] = False,
+    steps: Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Steps under each layout.")] = 3,
+    processes: Annotated[int, typer.Option("--processes", min=2, max=8, metavar="N", help="Ranks, at most.")] = 2,
+) -> None:
+    """Train a few steps of a recipe on one rank and several, with accumulation, at ZeRO 0 to 3, and in plain PyTorch in
+    float64: losses, gradient norms, weights and metrics must agree. Runs on the CPU, with dropout off.
+    """
+    from finetune.app import verify as verb
+
+    verb.verify(recipe, sets=list(sets or ()), full=full, steps=steps, processes=processes)
+
+
+@app.command(
     short_help="What this machine has, and what is missing.",
     epilog=_examples("finetune doctor", "finetune doctor --build"),
 )

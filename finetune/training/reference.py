@@ -1,0 +1,124 @@
+"""What a recipe means, in the plainest words: one process, float64, one example at a time, no engine.
+
+Nothing here deals, packs, pads, accumulates, reduces, shards or scales. The task's own loss, the order of the examples
+and the learning rate are those of the recipe; everything that an engine adds must leave these numbers as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from finetune.data.annotated import AnnotatedExamples
+from finetune.data.order import Schedule
+from finetune.data.table import Examples
+from finetune.metrics import MetricSet
+from finetune.tasks.task import Batch, Kit, Task, reference_columns
+from finetune.training.optimizer import make_optimizer
+from finetune.training.schedule import learning_rate
+
+
+@dataclass
+class Reference:
+    """losses, norms: of each step. evaluation: "loss" and the metrics after the last one. weights: trainable ones and
+    statistics, float64. idle: names of weights whose gradient is zero but for rounding, in every step.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    evaluation: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    idle: set[str] = field(default_factory=set)
+
+
+def run_reference(
+    task: Task, kit: Kit, model: nn.Module, schedule: Schedule, *, steps: int, total_steps: int, metrics: Sequence[str]
+) -> Reference:
+    """Train `model` for some steps and evaluate it. Statistics of BatchNorm are those of the whole step."""
+    training, found = kit.recipe.training, Reference()
+    together = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
+    model = model.double().train()
+    _annotate(task, kit, model)
+    optimizer = make_optimizer(model, training, training.optimizer)
+    trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    found.idle = set(trainable)
+    for step in range(steps):
+        examples = [position for item in schedule.step(step).items for position in item]
+        epoch = schedule.step(step).epoch
+        loss, units = 0.0, 0
+        for batch in _batches(task, kit, "train", examples, len(examples) if together else 1, epoch):
+            loss_sum = task.loss_sum(kit, task.forward(model, batch), batch)
+            loss_sum.backward()
+            loss, units = loss + float(loss_sum), units + task.weight(batch)
+        gradients = [weight.grad.div_(max(units, 1)) for weight in trainable.values() if weight.grad is not None]
+        norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+        found.idle -= {
+            name for name, w in trainable.items() if w.grad is not None and float(w.grad.norm()) > 1e-9 * norm
+        }
+        if 0 < training.max_grad_norm < norm:
+            for gradient in gradients:
+                gradient.mul_(training.max_grad_norm / norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, total_steps, training) * group.get("lr_scale", 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.losses.append(loss / max(units, 1))
+        found.norms.append(norm)
+    found.evaluation = _evaluate(task, kit, model.eval(), metrics)
+    statistics = {name: value for name, value in model.named_buffers() if value.is_floating_point()}
+    kept = {**trainable, **{name: value for name, value in statistics.items() if name in model.state_dict()}}
+    found.weights = {name: value.detach() for name, value in kept.items()}
+    return found
+
+
+@torch.no_grad()
+def _evaluate(task: Task, kit: Kit, model: nn.Module, metrics: Sequence[str]) -> dict[str, float]:
+    loss, units = 0.0, 0
+    tally = MetricSet(metrics, **kit.metric_options)
+    for batch in _batches(task, kit, "validation", range(len(kit.examples["validation"])), 1, 0):
+        for said in task.predict(kit, task.forward(model, batch), batch):
+            loss, units = loss + said.loss, units + said.weight
+            tally.add([{**said.values, "loss": said.loss, "weight": said.weight}])
+    return {"loss": loss / max(units, 1), **tally.compute().scalars}
+
+
+@torch.no_grad()
+def _annotate(task: Any, kit: Kit, model: nn.Module) -> None:
+    """What the model says of the examples before it learns, where the task wants that."""
+    names = reference_columns(task, kit)
+    for split, examples in list(kit.examples.items()) if names else ():
+        model.eval()
+        rows = [
+            task.reference_values(kit, task.forward(model, batch), batch)[0]
+            for batch in _batches(task, kit, split, range(len(examples)), 1, 0)
+        ]
+        columns = {name: np.array([row[name] for row in rows]) for name in names}
+        kit.examples[split] = AnnotatedExamples(examples, columns)
+        model.train()
+
+
+def _batches(task: Task, kit: Kit, split: str, positions: Sequence[int], size: int, epoch: int) -> Iterator[Batch]:
+    """`size` examples at a time, in float64."""
+    examples: Examples = kit.examples[split]
+    if hasattr(examples, "epoch"):
+        examples.epoch = epoch
+    for start in range(0, len(positions), size):
+        batch = task.collate(kit, [examples[position] for position in positions[start : start + size]])
+        batch.inputs, batch.targets = _double(batch.inputs), _double(batch.targets)
+        yield batch
+
+
+def _double(value: Any) -> Any:
+    """Floating-point tensors inside dicts, lists and tuples in float64; everything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _double(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_double(item) for item in value)
+    return value
