@@ -1,0 +1,123 @@
+"""Proves `finetune verify` for every task: each layout agrees with the plain float64 loop, and what differs is named."""
+
+import json
+import math
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from finetune.app.verify import TOLERANCE, compare, derive_recipe, read_figures
+from finetune.distributed.launch import SUPERVISED
+from finetune.recipe.recipe import recipe_type
+from finetune.tasks import CARDS, TASKS
+from finetune.tracking.run import recipe_text
+from tests.contract.examples import EXAMPLES
+from tests.e2e import tiny
+
+pytestmark = pytest.mark.timeout(900)
+STEPS = 3
+LORA = {"rank": 4}
+
+
+def work_here(folder, spoilt):
+    """On a rank: as `finetune verify` does there. spoilt: variants under which every loss is scaled wrongly."""
+    from finetune.app import variants
+    from finetune.training import loop
+
+    real, now = variants.run_variant, {"name": ""}
+    real_step = loop.train_step
+
+    def run_variant(recipe, variant, *rest):
+        now["name"] = variant.name
+        return real(recipe, variant, *rest)
+
+    def train_step(task, kit, engine, batches, **options):
+        if now["name"] not in spoilt:
+            return real_step(task, kit, engine, batches, **options)
+        backward = engine.backward
+        with mock.patch.object(engine, "backward", lambda loss: backward(loss * 1.001)):
+            return real_step(task, kit, engine, batches, **options)
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(variants, "run_variant", run_variant))
+        stack.enter_context(mock.patch.object(loop, "train_step", train_step))
+        variants.work(Path(folder))
+
+
+@pytest.fixture
+def verify(pool, tmp_path):
+    """Derive, train under every layout on two forked ranks, compare: {variant: difference}, figures of all."""
+
+    def run(values, *, spoilt=()):
+        folder = tmp_path / "verify"
+        (folder / "predictions").mkdir(parents=True)
+        recipe = recipe_type(CARDS[values["task"]])(**values)
+        (folder / "recipe.yaml").write_text(recipe_text(derive_recipe(recipe, full=False)))
+        (folder / "verify.json").write_text(json.dumps({"full": False, "steps": STEPS}))
+        logs = {SUPERVISED: str(folder / "logs"), "DS_ACCELERATOR": "cpu"}
+        pool.options(environment=logs).run(2, work_here, str(folder), spoilt)
+        reference, variants = read_figures(folder)
+        assert len(reference["losses"]) == STEPS and all(map(math.isfinite, reference["losses"]))
+        differences = {variant["name"]: compare(variant, reference, folder) for variant in variants}
+        return differences, {variant["name"]: variant for variant in variants}, reference
+
+    return run
+
+
+def learning(values, batch=6):
+    return {**values, "training": {"precision": "fp32", "global_batch": batch, "learning_rate": 1e-3, "epochs": 4}}
+
+
+def test_every_task_is_verified():
+    assert {example.task for example in EXAMPLES} == set(TASKS)
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)), ids=lambda number: f"{EXAMPLES[number].task}-{number}")
+def test_layouts_do_not_change_the_numbers(number, verify, tmp_path):
+    differences, figures, reference = verify(learning(EXAMPLES[number].recipe(tmp_path)))
+    refused = [name for name, variant in figures.items() if variant["refused"]]
+    assert refused in ([], ["2 ranks, ZeRO-3"]), figures
+    for name, difference in differences.items():
+        assert not difference.where, (name, difference)
+        assert difference.largest <= TOLERANCE
+    assert reference["evaluation"]["loss"] > 0
+    assert len({variant["digest"] for variant in figures.values()}) > 1, "layouts round differently: all really ran"
+
+
+@pytest.mark.parametrize("task", ["text_classification", "causal_lm"])
+def test_with_an_adapter(task, verify, tmp_path):
+    example = next(example for example in EXAMPLES if example.task == task)
+    differences, *_ = verify(learning(example.recipe(tmp_path, adapter=LORA)))
+    assert len(differences) == 8 and not any(difference.where for difference in differences.values()), differences
+
+
+@pytest.mark.parametrize("packing", ["packed", "padding_free"])
+def test_with_packing(packing, verify, tmp_path):
+    example = next(example for example in EXAMPLES if example.task == "causal_lm")
+    values = learning(example.recipe(tmp_path))
+    values["data"] = {**values["data"], "packing": packing}
+    differences, *_ = verify(values)
+    assert len(differences) == 8 and not any(difference.where for difference in differences.values()), differences
+
+
+def test_a_loss_scaled_wrongly_is_found_and_named(verify, tmp_path):
+    example = next(example for example in EXAMPLES if example.task == "text_classification")
+    values = learning(example.recipe(tmp_path))
+    differences, *_ = verify(values, spoilt=("2 ranks, ZeRO-1",))
+    assert [name for name, difference in differences.items() if difference.where] == ["2 ranks, ZeRO-1"]
+    found = differences["2 ranks, ZeRO-1"]
+    assert found.where.startswith("step 1: the gradient norm is") and found.largest > 5e-4, found
+
+
+def test_the_command_prints_a_table_and_a_verdict(workplace, finetune):
+    tiny.write_recipe(workplace, "verified.yaml")
+    finished = finetune("verify", "verified.yaml", "--steps", "2")
+    assert finished.code == 0, finished.output
+    for layout in ("1 rank", "2 ranks, accumulation", *(f"2 ranks, ZeRO-{stage}" for stage in range(4))):
+        (row,) = [line for line in finished.output.splitlines() if line.startswith(f"{layout}\t")]
+        assert row.endswith("same")
+    assert "dropout off" in finished.output and "zero but for rounding" in finished.output
+    assert os.environ.get("RANK") is None
