@@ -144,8 +144,10 @@ class _CleanState:
     """What a rank looked like before its first call; `restore` brings it back there, for whatever libraries keep."""
 
     def __init__(self) -> None:
+        import torch
         from deepspeed.utils import groups
 
+        self.linear = torch.nn.functional.linear
         self.environment = dict(os.environ)
         self.folder = Path.cwd()
         self.groups = {name: value for name, value in vars(groups).items() if not callable(value)}
@@ -180,6 +182,7 @@ class _CleanState:
 
     def _close_groups(self) -> None:
         import deepspeed.comm.comm as deepspeed_comm
+        import torch
         import torch.distributed as dist
         from deepspeed.runtime.zero import partition_parameters
         from deepspeed.utils import groups
@@ -192,6 +195,7 @@ class _CleanState:
         if getattr(partition_parameters, "zero_init_context", 0):  # a test failed inside zero.Init
             partition_parameters.shutdown_init_context()
             partition_parameters.zero_init_context = 0
+        torch.nn.functional.linear = self.linear  # ZeRO-3 puts its own there, for good
 
 
 def _describe(error: BaseException) -> str:

@@ -84,9 +84,11 @@ def _raise_outcome(code: int, watcher: _Watcher, logs: Path, said_from: int) -> 
     failures = read_failures(logs)
     if watcher.aborted:
         raise KeyboardInterrupt
-    if failures and not failures[0].echo:
-        raise failures[0].to_error()
     killed = _killed(code, logs, said_from)
+    # A launcher that is killed takes its ranks along with SIGTERM; that they then stop in order was nobody's wish.
+    unasked = code < 0 and not watcher.interrupts and all(failure.exit_code == EXIT_STOPPED for failure in failures)
+    if failures and not failures[0].echo and not unasked:
+        raise failures[0].to_error()
     if watcher.interrupts and killed is not None:
         raise Stopped("stopped while the processes were starting; the same command goes on")
     if killed is not None:

@@ -75,10 +75,14 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def comparable(run: Path, splits: Sequence[str] = ("train", "validation", "test")) -> list[dict[str, Any]]:
-    """Every row's numbers that the recipe alone decides, not time or machine."""
+    """Every row's numbers that the recipe alone decides, not time or machine.
+
+    The gradient norm is rounded: how a sum of squares is rounded depends on where a process happens to have its memory.
+    """
     kept = ("split", "step", "epoch", "loss", "accuracy", "learning_rate", "grad_norm", "padding_share")
     everything = [row for split in splits for row in rows(run, split)]
-    return [{key: row[key] for key in kept if key in row} for row in everything]
+    found = [{key: row[key] for key in kept if key in row} for row in everything]
+    return [{**row, "grad_norm": float(f"{row['grad_norm']:.5g}")} if "grad_norm" in row else row for row in found]
 
 
 def predictions(run: Path, split: str, step: int) -> dict[int, Mapping[str, Any]]:
