@@ -27,7 +27,7 @@ from finetune.errors import UserError
 from finetune.metrics.catalogue import needs_text
 from finetune.models.config import load_config
 from finetune.models.freeze import freeze_weights
-from finetune.models.shrink import shrunken, without_dropout
+from finetune.models.shrink import shrunken, without_chance
 from finetune.planning.shape import cost_model
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import TASKS
@@ -37,7 +37,7 @@ from finetune.training.reference import run_reference
 from finetune.training.shares import Shares
 from finetune.training.stop import StopRequest
 
-REFERENCE = "reference"
+REFERENCES = {"reference": torch.float64, "reference32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ class Figures:
     norms: list[float] = field(default_factory=list)
     evaluation: dict[str, float] = field(default_factory=dict)
     digest: str = ""
-    idle: list[str] = field(default_factory=list)
     refused: str = ""
 
 
@@ -92,7 +91,8 @@ def work(folder: Path) -> None:
     afresh.forget()
     recipe = _with_model(recipe, json.loads(sizes.read_text(encoding="utf-8")))
     if rank == ranks - 1:
-        _write(folder / f"{REFERENCE}.json", asdict(reference_figures(recipe, folder, asked["steps"])))
+        for name in REFERENCES:
+            _write(folder / f"{name}.json", asdict(reference_figures(recipe, name, folder, asked["steps"])))
     variants = make_variants(recipe.training.global_batch, ranks, splits=not has_batchnorm(recipe))
     for number, variant in enumerate(variants):
         if rank >= variant.ranks:
@@ -142,8 +142,8 @@ def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> F
     return Figures(variant.name, losses, norms, evaluation, digest)
 
 
-def reference_figures(recipe: Recipe, folder: Path, steps: int) -> Figures:
-    """The same in float64, by one process. Any one rank calls it."""
+def reference_figures(recipe: Recipe, name: str, folder: Path, steps: int) -> Figures:
+    """The same by one process, in plain words. Any one rank calls it."""
     task, kit = TASKS[recipe.task], _read(recipe)
     torch.manual_seed(recipe.seed)
     model = task.build(kit)
@@ -152,9 +152,18 @@ def reference_figures(recipe: Recipe, folder: Path, steps: int) -> Figures:
         recipe, task.card.balance_window
     )
     total = recipe.training.steps or (recipe.training.epochs or 3) * schedule.steps_per_epoch
-    found = run_reference(task, kit, model, schedule, steps=steps, total_steps=total, metrics=metrics_of(recipe))
-    digest = save_weights(found.weights, folder / f"{REFERENCE}.safetensors")
-    return Figures(REFERENCE, found.losses, found.norms, found.evaluation, digest, sorted(found.idle))
+    found = run_reference(
+        task,
+        kit,
+        model,
+        schedule,
+        steps=steps,
+        total_steps=total,
+        metrics=metrics_of(recipe),
+        dtype=REFERENCES[name],
+    )
+    digest = save_weights(found.weights, folder / f"{name}.safetensors")
+    return Figures(name, found.losses, found.norms, found.evaluation, digest)
 
 
 def metrics_of(recipe: Recipe) -> list[str]:
@@ -191,7 +200,7 @@ def _learnt(module: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torc
 def _choose_model(recipe: Recipe, *, full: bool) -> dict[str, Any]:
     """`model:` with dropout off and, unless full, the smallest model of the architecture that trains."""
     config = load_config(recipe.model).to_dict()
-    off = without_dropout(config)
+    off = without_chance(config)
     if full:
         return {"config": {**recipe.model.config, **off}}
     source = recipe.model.source

@@ -21,15 +21,20 @@ from finetune.terminal import print_rows
 from finetune.tracking.run import recipe_text
 
 TOLERANCE = 1e-5
+FACTOR = 10  # more than that many times what float32 does to the plain loop is not rounding
+EPSILON = 1e-4  # Adam's: at 1e-8, a gradient that is zero but for rounding becomes a step of full length
 BATCH, ROWS, VALIDATION_ROWS = 16, 512, 33  # of the shrunk recipe, at most
+
+Figures = dict[str, Any]  # one variant's, as variants.Figures writes them
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest one of a variant, relative, and the first place beyond the tolerance ("" if there is none)."""
+    """The largest one of a variant, relative; the first place where it is more than is `allowed` there, "" if none is."""
 
     largest: float
-    where: str = ""
+    first: str = ""
+    allowed: float = TOLERANCE
 
 
 def verify(recipe: str, *, sets: list[str], full: bool, steps: int, processes: int) -> None:
@@ -50,20 +55,22 @@ def verify(recipe: str, *, sets: list[str], full: bool, steps: int, processes: i
     (folder / "recipe.yaml").write_text(recipe_text(derive_recipe(loaded.recipe, full=full)), encoding="utf-8")
     (folder / "verify.json").write_text(json.dumps({"full": full, "steps": steps}), encoding="utf-8")
     size = "its real size" if full else "a small model of its architecture with random weights"
-    tell(f"{loaded.recipe.name}: {steps} steps under each layout, {size}, float32 on the CPU, dropout off")
+    tell(f"{loaded.recipe.name}: {steps} steps under each layout, {size}")
+    tell(f"on the CPU, in float32, without dropout, Adam's epsilon at least {EPSILON:.0e}; the same is {TOLERANCE:.0e}")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     launch = Launch(["verify", str(folder / "recipe.yaml")], processes, deepspeed=True, cpu=True)
     run_workers(launch, folder / "logs", lambda line: None)
-    reference, variants = read_figures(folder)
-    differences = [compare(variant, reference, folder) for variant in variants]
-    tell_table(reference, variants, differences)
+    figures = read_figures(folder)
+    differences = compare_all(figures, folder)
+    tell_table(figures, differences)
     shutil.rmtree(folder)
-    for variant, difference in zip(variants, differences, strict=True):
-        if difference.where:
+    for name, difference in differences.items():
+        if difference.first:
             raise TrainingFailed(
-                f"{difference.where}; it differs by {difference.largest:.1e} at most, {TOLERANCE:.0e} is rounding",
-                where=variant["name"],
-                remedy="please report it with the recipe: layouts must never change the numbers",
+                difference.first,
+                where=name,
+                remedy=f"rounding explains less ({difference.allowed:.0e}): layouts must never change the numbers. "
+                "Please report it with the recipe",
             )
 
 
@@ -74,6 +81,7 @@ def derive_recipe(recipe: Recipe, *, full: bool) -> Recipe:
     """
     tree = recipe.model_dump(mode="json")
     tree["training"] |= {"precision": "fp32", "early_stopping": None}
+    tree["training"]["epsilon"] = max(recipe.training.epsilon, EPSILON)
     tree["model"] |= {"dtype": "float32", "gradient_checkpointing": False}
     if tree["model"]["batch_norm"] == "local":
         tree["model"]["batch_norm"] = "synchronised"
@@ -93,29 +101,38 @@ def _few(source: dict[str, Any]) -> dict[str, Any]:
     return {**source, "limit": min(source["limit"] or VALIDATION_ROWS, VALIDATION_ROWS)}
 
 
-def read_figures(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The reference's, and those of the variants in their order."""
+def read_figures(folder: Path) -> list[Figures]:
+    """The reference's in float64, in float32, and those of the variants in their order."""
     files = sorted(folder.glob("variant-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
-    reference = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
-    return reference, [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    every = [folder / "reference.json", folder / "reference32.json", *files]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in every]
 
 
-def compare(variant: dict[str, Any], reference: dict[str, Any], folder: Path) -> Difference:
-    """Step by step, then the evaluation, then every weight."""
-    if variant["refused"]:
-        return Difference(0.0)
+def compare_all(figures: list[Figures], folder: Path) -> dict[str, Difference]:
+    """Each variant with the reference in float64. The reference in float32 shows what rounding alone does here."""
+    reference, rounded, *variants = figures
+    floor = [size for size, _ in _measure(rounded, reference, folder)]
+    allowed = [max(TOLERANCE, FACTOR * size) for size in floor]
+    found = {rounded["name"]: Difference(max(floor))}
+    for variant in variants:
+        measured = _measure(variant, reference, folder) if not variant["refused"] else []
+        beyond = [(where, limit) for (size, where), limit in zip(measured, allowed, strict=False) if not size <= limit]
+        largest = max((math.inf if math.isnan(size) else size for size, _ in measured), default=0.0)
+        found[variant["name"]] = Difference(largest, *beyond[0]) if beyond else Difference(largest)
+    return found
+
+
+def _measure(variant: Figures, reference: Figures, folder: Path) -> list[tuple[float, str]]:
+    """(relative difference, where): step by step, then the evaluation, then every weight."""
     found: list[tuple[float, str]] = []
-    for step, (loss, norm) in enumerate(zip(reference["losses"], reference["norms"], strict=True)):
-        for what, ours, theirs in (("loss", variant["losses"][step], loss), ("norm", variant["norms"][step], norm)):
-            name = "the loss" if what == "loss" else "the gradient norm"
+    for step in range(len(reference["losses"])):
+        for key, name in (("losses", "the loss"), ("norms", "the gradient norm")):
+            ours, theirs = variant[key][step], reference[key][step]
             found.append((relative(ours, theirs), f"step {step + 1}: {name} is {ours!r} instead of {theirs!r}"))
     for metric, theirs in reference["evaluation"].items():
         ours = variant["evaluation"].get(metric, math.nan)
         found.append((relative(ours, theirs), f"evaluation: {metric} is {ours!r} instead of {theirs!r}"))
-    found.extend(_compare_weights(folder, variant["name"], set(reference["idle"])))
-    largest = max((size for size, _ in found), key=lambda size: math.inf if math.isnan(size) else size)
-    first = next((where for size, where in found if not size <= TOLERANCE), "")
-    return Difference(largest, first)
+    return found + _compare_weights(folder, variant["name"])
 
 
 def relative(ours: float, theirs: float) -> float:
@@ -125,11 +142,8 @@ def relative(ours: float, theirs: float) -> float:
     return abs(ours - theirs) / max(abs(theirs), 1e-3)
 
 
-def _compare_weights(folder: Path, name: str, idle: set[str]) -> list[tuple[float, str]]:
-    """Root mean square of the difference, over that of the tensor or of all weights, whichever is larger.
-
-    Idle weights are left out: their gradient is zero but for rounding, which Adam turns into steps of full length.
-    """
+def _compare_weights(folder: Path, name: str) -> list[tuple[float, str]]:
+    """Root mean square of the difference, over that of the tensor or of all weights, whichever is larger."""
     import numpy as np
     from safetensors.numpy import load_file
 
@@ -139,7 +153,7 @@ def _compare_weights(folder: Path, name: str, idle: set[str]) -> list[tuple[floa
     count = sum(weight.size for weight in theirs.values())
     typical = math.sqrt(sum(float(np.square(weight).sum()) for weight in theirs.values()) / max(count, 1))
     found = []
-    for tensor in sorted(theirs.keys() - idle):
+    for tensor in sorted(theirs):
         mine, wanted = ours[tensor].astype(np.float64), theirs[tensor].astype(np.float64)
         size = _rms(mine - wanted) / max(_rms(wanted), typical, 1e-12)
         found.append((size, f"weights after the last step: {tensor}"))
@@ -150,26 +164,26 @@ def _rms(values: Any) -> float:
     return math.sqrt(float((values * values).mean())) if values.size else 0.0
 
 
-def tell_table(reference: dict[str, Any], variants: list[dict[str, Any]], differences: list[Difference]) -> None:
-    """A row for the reference and each variant."""
-    steps, metrics = len(reference["losses"]), list(reference["evaluation"])[:3]
-    losses = tuple(f"loss {step + 1}" for step in range(steps))
+def tell_table(figures: list[Figures], differences: dict[str, Difference]) -> None:
+    """A row for each reference and variant."""
+    reference, rounded, *variants = figures
+    metrics = list(reference["evaluation"])[:3]
+    losses = tuple(f"loss {step + 1}" for step in range(len(reference["losses"])))
     head = ("layout", *losses, "grad norm", *(f"eval {name}" for name in metrics), "weights", "differs by", "verdict")
-    rows = [_row(reference, metrics, "", "reference, float64")]
-    for variant, difference in zip(variants, differences, strict=True):
+    rows = [_row(reference, "plain, float64", metrics, "", "the reference")]
+    rows.append(_row(rounded, "plain, float32", metrics, f"{differences[rounded['name']].largest:.1e}", "rounding"))
+    for variant in variants:
+        difference = differences[variant["name"]]
         if variant["refused"]:
             blank = ("-",) * (len(head) - 2)
             rows.append((variant["name"], *blank, f"not for this model: {variant['refused']}"))
-            continue
-        verdict = "DIFFERS" if difference.where else "same"
-        rows.append(_row(variant, metrics, f"{difference.largest:.1e}", verdict))
+        else:
+            verdict = "DIFFERS" if difference.first else "same"
+            rows.append(_row(variant, variant["name"], metrics, f"{difference.largest:.1e}", verdict))
     print_rows(head, rows)
-    if reference["idle"]:
-        names = ", ".join(reference["idle"][:3])
-        tell(f"left out of the weights: {len(reference['idle'])} whose gradient is zero but for rounding ({names})")
 
 
-def _row(figures: dict[str, Any], metrics: list[str], differs: str, verdict: str) -> tuple[str, ...]:
+def _row(figures: Figures, name: str, metrics: list[str], differs: str, verdict: str) -> tuple[str, ...]:
     losses = (f"{loss:.7f}" for loss in figures["losses"])
-    evaluated = (f"{figures['evaluation'].get(name, math.nan):.7g}" for name in metrics)
-    return (figures["name"], *losses, f"{figures['norms'][-1]:.6g}", *evaluated, figures["digest"], differs, verdict)
+    evaluated = (f"{figures['evaluation'].get(metric, math.nan):.7g}" for metric in metrics)
+    return (name, *losses, f"{figures['norms'][-1]:.6g}", *evaluated, figures["digest"], differs, verdict)

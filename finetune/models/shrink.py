@@ -32,12 +32,12 @@ def shrunken(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [candidate for number, candidate in enumerate((narrow, shallow, {})) if candidate or number == 2]
 
 
-def without_dropout(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every dropout of the configuration, at 0."""
+def without_chance(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Whatever draws random numbers in a forward pass, at 0: dropout of all kinds, the noisy queries of detectors."""
     return {
         key: type(value)(0)
         for key, value in config.items()
-        if "drop" in key and isinstance(value, (int, float)) and not isinstance(value, bool) and value
+        if ("drop" in key or key == "num_denoising") and type(value) in (int, float) and value
     }
 
 

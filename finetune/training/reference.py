@@ -1,4 +1,4 @@
-"""What a recipe means, in the plainest words: one process, float64, one example at a time, no engine.
+"""What a recipe means, in the plainest words: one process, one example at a time, float64, no engine.
 
 Nothing here deals, packs, pads, accumulates, reduces, shards or scales. The task's own loss, the order of the examples
 and the learning rate are those of the recipe; everything that an engine adds must leave these numbers as they are.
@@ -26,40 +26,43 @@ from finetune.training.schedule import learning_rate
 @dataclass
 class Reference:
     """losses, norms: of each step. evaluation: "loss" and the metrics after the last one. weights: trainable ones and
-    statistics, float64. idle: names of weights whose gradient is zero but for rounding, in every step.
+    statistics, in the reference's own type.
     """
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     evaluation: dict[str, float] = field(default_factory=dict)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    idle: set[str] = field(default_factory=set)
 
 
 def run_reference(
-    task: Task, kit: Kit, model: nn.Module, schedule: Schedule, *, steps: int, total_steps: int, metrics: Sequence[str]
+    task: Task,
+    kit: Kit,
+    model: nn.Module,
+    schedule: Schedule,
+    *,
+    steps: int,
+    total_steps: int,
+    metrics: Sequence[str],
+    dtype: torch.dtype = torch.float64,
 ) -> Reference:
     """Train `model` for some steps and evaluate it. Statistics of BatchNorm are those of the whole step."""
     training, found = kit.recipe.training, Reference()
     together = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
-    model = model.double().train()
+    model = model.to(dtype).train()
     _annotate(task, kit, model)
     optimizer = make_optimizer(model, training, training.optimizer)
     trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    found.idle = set(trainable)
     for step in range(steps):
         examples = [position for item in schedule.step(step).items for position in item]
         epoch = schedule.step(step).epoch
         loss, units = 0.0, 0
-        for batch in _batches(task, kit, "train", examples, len(examples) if together else 1, epoch):
+        for batch in _batches(task, kit, model, "train", examples, size=len(examples) if together else 1, epoch=epoch):
             loss_sum = task.loss_sum(kit, task.forward(model, batch), batch)
             loss_sum.backward()
-            loss, units = loss + float(loss_sum), units + task.weight(batch)
+            loss, units = loss + float(loss_sum.detach()), units + task.weight(batch)
         gradients = [weight.grad.div_(max(units, 1)) for weight in trainable.values() if weight.grad is not None]
-        norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
-        found.idle -= {
-            name for name, w in trainable.items() if w.grad is not None and float(w.grad.norm()) > 1e-9 * norm
-        }
+        norm = float(torch.stack([gradient.double().norm() for gradient in gradients]).norm())
         if 0 < training.max_grad_norm < norm:
             for gradient in gradients:
                 gradient.mul_(training.max_grad_norm / norm)
@@ -80,7 +83,7 @@ def run_reference(
 def _evaluate(task: Task, kit: Kit, model: nn.Module, metrics: Sequence[str]) -> dict[str, float]:
     loss, units = 0.0, 0
     tally = MetricSet(metrics, **kit.metric_options)
-    for batch in _batches(task, kit, "validation", range(len(kit.examples["validation"])), 1, 0):
+    for batch in _batches(task, kit, model, "validation", range(len(kit.examples["validation"]))):
         for said in task.predict(kit, task.forward(model, batch), batch):
             loss, units = loss + said.loss, units + said.weight
             tally.add([{**said.values, "loss": said.loss, "weight": said.weight}])
@@ -95,30 +98,30 @@ def _annotate(task: Any, kit: Kit, model: nn.Module) -> None:
         model.eval()
         rows = [
             task.reference_values(kit, task.forward(model, batch), batch)[0]
-            for batch in _batches(task, kit, split, range(len(examples)), 1, 0)
+            for batch in _batches(task, kit, model, split, range(len(examples)))
         ]
         columns = {name: np.array([row[name] for row in rows]) for name in names}
         kit.examples[split] = AnnotatedExamples(examples, columns)
         model.train()
 
 
-def _batches(task: Task, kit: Kit, split: str, positions: Sequence[int], size: int, epoch: int) -> Iterator[Batch]:
-    """`size` examples at a time, in float64."""
+def _batches(
+    task: Task, kit: Kit, model: nn.Module, split: str, positions: Sequence[int], *, size: int = 1, epoch: int = 0
+) -> Iterator[Batch]:
+    """`size` examples at a time."""
+    dtype = next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
     examples: Examples = kit.examples[split]
     if hasattr(examples, "epoch"):
         examples.epoch = epoch
     for start in range(0, len(positions), size):
         batch = task.collate(kit, [examples[position] for position in positions[start : start + size]])
-        batch.inputs, batch.targets = _double(batch.inputs), _double(batch.targets)
+        batch.inputs, batch.targets = _cast(batch.inputs, dtype), _cast(batch.targets, dtype)
         yield batch
 
 
-def _double(value: Any) -> Any:
-    """Floating-point tensors inside dicts, lists and tuples in float64; everything else as it is."""
-    if isinstance(value, torch.Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _double(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_double(item) for item in value)
-    return value
+def _cast(fields: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Floating-point tensors as `dtype`. What lies deeper (boxes) stays: losses of detectors take float32 alone."""
+    return {
+        name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in fields.items()
+    }

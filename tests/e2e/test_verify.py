@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from finetune.app.verify import TOLERANCE, compare, derive_recipe, read_figures
+from finetune.app.verify import TOLERANCE, compare_all, derive_recipe, read_figures
 from finetune.distributed.launch import SUPERVISED
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS, TASKS
@@ -59,16 +59,15 @@ def verify(pool, tmp_path):
         (folder / "verify.json").write_text(json.dumps({"full": False, "steps": STEPS}))
         logs = {SUPERVISED: str(folder / "logs"), "DS_ACCELERATOR": "cpu"}
         pool.options(environment=logs).run(2, work_here, str(folder), spoilt)
-        reference, variants = read_figures(folder)
-        assert len(reference["losses"]) == STEPS and all(map(math.isfinite, reference["losses"]))
-        differences = {variant["name"]: compare(variant, reference, folder) for variant in variants}
-        return differences, {variant["name"]: variant for variant in variants}, reference
+        figures = read_figures(folder)
+        assert len(figures[0]["losses"]) == STEPS and all(map(math.isfinite, figures[0]["losses"]))
+        return compare_all(figures, folder), {one["name"]: one for one in figures}
 
     return run
 
 
-def learning(values, batch=6):
-    return {**values, "training": {"precision": "fp32", "global_batch": batch, "learning_rate": 1e-3, "epochs": 4}}
+def learning(values, rate=1e-3):
+    return {**values, "training": {"precision": "fp32", "global_batch": 6, "learning_rate": rate, "epochs": 4}}
 
 
 def test_every_task_is_verified():
@@ -77,21 +76,23 @@ def test_every_task_is_verified():
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)), ids=lambda number: f"{EXAMPLES[number].task}-{number}")
 def test_layouts_do_not_change_the_numbers(number, verify, tmp_path):
-    differences, figures, reference = verify(learning(EXAMPLES[number].recipe(tmp_path)))
+    # A detector from random weights has gradients of 1000: at 1e-3 it would show nothing but chaos.
+    rate = 1e-5 if EXAMPLES[number].task == "object_detection" else 1e-3
+    differences, figures = verify(learning(EXAMPLES[number].recipe(tmp_path), rate))
     refused = [name for name, variant in figures.items() if variant["refused"]]
     assert refused in ([], ["2 ranks, ZeRO-3"]), figures
     for name, difference in differences.items():
-        assert not difference.where, (name, difference)
-        assert difference.largest <= TOLERANCE
-    assert reference["evaluation"]["loss"] > 0
-    assert len({variant["digest"] for variant in figures.values()}) > 1, "layouts round differently: all really ran"
+        assert not difference.first, (name, difference)
+        assert difference.largest <= TOLERANCE, (name, difference)
+    assert figures["reference"]["evaluation"]["loss"] > 0
+    assert len({variant["digest"] for variant in figures.values()}) > 2, "layouts round differently: all really ran"
 
 
 @pytest.mark.parametrize("task", ["text_classification", "causal_lm"])
 def test_with_an_adapter(task, verify, tmp_path):
     example = next(example for example in EXAMPLES if example.task == task)
-    differences, *_ = verify(learning(example.recipe(tmp_path, adapter=LORA)))
-    assert len(differences) == 8 and not any(difference.where for difference in differences.values()), differences
+    differences, _ = verify(learning(example.recipe(tmp_path, adapter=LORA)))
+    assert len(differences) == 9 and not any(difference.first for difference in differences.values()), differences
 
 
 @pytest.mark.parametrize("packing", ["packed", "padding_free"])
@@ -99,17 +100,17 @@ def test_with_packing(packing, verify, tmp_path):
     example = next(example for example in EXAMPLES if example.task == "causal_lm")
     values = learning(example.recipe(tmp_path))
     values["data"] = {**values["data"], "packing": packing}
-    differences, *_ = verify(values)
-    assert len(differences) == 8 and not any(difference.where for difference in differences.values()), differences
+    differences, _ = verify(values)
+    assert len(differences) == 9 and not any(difference.first for difference in differences.values()), differences
 
 
 def test_a_loss_scaled_wrongly_is_found_and_named(verify, tmp_path):
     example = next(example for example in EXAMPLES if example.task == "text_classification")
     values = learning(example.recipe(tmp_path))
-    differences, *_ = verify(values, spoilt=("2 ranks, ZeRO-1",))
-    assert [name for name, difference in differences.items() if difference.where] == ["2 ranks, ZeRO-1"]
+    differences, _ = verify(values, spoilt=("2 ranks, ZeRO-1",))
+    assert [name for name, difference in differences.items() if difference.first] == ["2 ranks, ZeRO-1"]
     found = differences["2 ranks, ZeRO-1"]
-    assert found.where.startswith("step 1: the gradient norm is") and found.largest > 5e-4, found
+    assert found.first.startswith("step 1: the gradient norm is") and found.largest > 5e-4, found
 
 
 def test_the_command_prints_a_table_and_a_verdict(workplace, finetune):
@@ -119,5 +120,5 @@ def test_the_command_prints_a_table_and_a_verdict(workplace, finetune):
     for layout in ("1 rank", "2 ranks, accumulation", *(f"2 ranks, ZeRO-{stage}" for stage in range(4))):
         (row,) = [line for line in finished.output.splitlines() if line.startswith(f"{layout}\t")]
         assert row.endswith("same")
-    assert "dropout off" in finished.output and "zero but for rounding" in finished.output
+    assert "without dropout" in finished.output and "plain, float64" in finished.output
     assert os.environ.get("RANK") is None
