@@ -17,6 +17,7 @@ from finetune.distributed.engine import Engine, open_engine
 from finetune.distributed.optimizers import make_deepspeed_optimizer
 from finetune.distributed.session import Session
 from finetune.errors import UserError
+from finetune.models.batchnorm import mend_batchnorm
 from finetune.models.freeze import freeze_weights
 from finetune.models.load import load_config
 from finetune.planning.plan import Plan, make_plan
@@ -74,6 +75,7 @@ def set_up(session: Session, recipe: Recipe, plan: Plan, tell: Tell) -> Workshop
         kit = task.read(recipe, open_tables(recipe, task.card, tell=tell))
     torch.manual_seed(recipe.seed)
     model = task.build(kit)
+    mend_batchnorm(model)
     if count := freeze_weights(model, recipe.model.freeze):
         kit.facts["frozen weights"] = f"{count} tensors"
     if session.world_size > 1 and plan.device == "cuda":

@@ -25,6 +25,7 @@ from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.place import here
 from finetune.errors import UserError
 from finetune.metrics.catalogue import needs_text
+from finetune.models.batchnorm import mend_batchnorm
 from finetune.models.config import load_config
 from finetune.models.freeze import freeze_weights
 from finetune.models.shrink import shrunken, without_chance
@@ -147,6 +148,7 @@ def reference_figures(recipe: Recipe, name: str, folder: Path, steps: int) -> Fi
     task, kit = TASKS[recipe.task], _read(recipe)
     torch.manual_seed(recipe.seed)
     model = task.build(kit)
+    mend_batchnorm(model)
     freeze_weights(model, recipe.model.freeze)
     schedule = Shares(kit, cost_model(load_config(recipe.model)), ranks=1, micro_batch=1).schedule(
         recipe, task.card.balance_window

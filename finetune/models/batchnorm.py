@@ -1,7 +1,10 @@
-"""BatchNorm that keeps the statistics it was loaded with, whatever train() says."""
+"""BatchNorm that keeps the statistics it was loaded with, whatever train() says; and whose gradients are right."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,3 +32,31 @@ def freeze_batchnorm(model: nn.Module) -> int:
 def _stay_in_eval(self: nn.Module, mode: bool = True) -> nn.Module:
     self.training = False
     return self
+
+
+def mend_batchnorm(model: nn.Module) -> int:
+    """Hand every BatchNorm its gradient in the memory format of its input, where a batch holds one image.
+
+    torch 2.13's CPU kernels give a wrong gradient there, without a word, if one is channels-first and the other
+    channels-last (as behind a transformer's permute), in training and with frozen statistics alike. Returns how many
+    modules were mended.
+    """
+    mended = 0
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_hook(_watch_gradient)
+            mended += 1
+    return mended
+
+
+def _watch_gradient(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    if output.shape[0] != 1 or not output.requires_grad or output.device.type != "cpu":
+        return
+    strides = inputs[0].stride()
+
+    def match(gradient: torch.Tensor) -> Any:
+        if gradient.stride() == strides:
+            return gradient
+        return torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype).copy_(gradient)
+
+    output.register_hook(match)
