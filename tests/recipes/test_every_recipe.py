@@ -1,0 +1,40 @@
+"""Every YAML under recipes/ loads, and plans for one rank, for eight and for sixteen; none is overlooked."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune.planning.plan import make_plan
+from finetune.recipe.load import load_recipe
+from finetune.recipe.shelf import find_deepspeed_config
+from finetune.tasks import CARDS
+
+ROOT = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = sorted(ROOT.rglob("*.yaml"))
+
+
+def test_all_are_found():
+    assert len(RECIPES) == 26
+    tasks = {load_recipe(path, (), CARDS, here=False).recipe.task for path in RECIPES}
+    assert tasks == set(CARDS), "a task without a recipe"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_it_loads_and_plans_on_any_number_of_ranks(path):
+    recipe = load_recipe(path, (), CARDS, here=False).recipe
+    card, name = CARDS[recipe.task], recipe.parallel.deepspeed
+    for ranks in (1, 8, 16):
+        plan = make_plan(
+            recipe,
+            card,
+            ranks=ranks,
+            device="cuda",
+            bf16_supported=True,
+            deepspeed_config=None if name == "none" else find_deepspeed_config(name),
+            hidden_size=256,
+            layer_elements=10**6,
+        )
+        batch = plan.batch
+        assert batch.micro_batch * batch.accumulation * ranks >= recipe.training.global_batch
+        assert (plan.deepspeed is None) == (name == "none")
+        assert plan.precision in ("fp32", "bf16", "fp16")
