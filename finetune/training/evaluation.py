@@ -89,6 +89,7 @@ class _Tally:
     def __init__(self, kit: Kit, task: Task, metrics: Sequence[str], ids: Any, out: Path | None) -> None:
         self.ids = np.asarray(ids)
         self.seen = np.zeros(len(self.ids), dtype=np.uint8)
+        self.strangers: list[int] = []
         self.losses: list[float] = []
         self.weight = 0
         self.worst: list[tuple[float, int, dict[str, Any]]] = []
@@ -101,7 +102,7 @@ class _Tally:
         predictions = list(predictions)
         if not predictions:
             return
-        np.add.at(self.seen, np.searchsorted(self.ids, [p.id for p in predictions]), 1)
+        self._tick([p.id for p in predictions])
         self.metrics.add([{**p.values, "loss": p.loss, "weight": p.weight} for p in predictions])
         partial = math.fsum(p.loss for p in predictions)
         self.losses.append(partial)
@@ -118,11 +119,20 @@ class _Tally:
                 line = {"id": p.id, **p.values, "loss": p.loss, "weight": p.weight, **p.shown}
                 self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
+    def _tick(self, ids: Sequence[int]) -> None:
+        """Count them; the split's own ids ascend."""
+        places = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        known = self.ids[places] == ids
+        np.add.at(self.seen, places[known], 1)
+        self.strangers += [i for i, found in zip(ids, known, strict=True) if not found][: 10 - len(self.strangers)]
+
     def finish(self, split: str) -> Evaluation | str:
         """The evaluation, or what is wrong with the ids."""
         if self.file and self.beside and self.out:
             self.file.close()
             self.beside.replace(self.out)
+        if self.strangers:
+            return f"predictions of examples that are not of this split (ids {self.strangers})"
         missing, twice = self.ids[self.seen == 0], self.ids[self.seen > 1]
         if len(missing) or len(twice):
             return f"{len(missing)} examples missing (ids {missing[:10].tolist()}), {len(twice)} twice ({twice[:10].tolist()})"
