@@ -14,7 +14,7 @@ def train_here(
     folder: str, recipe: str, run_dir: str, sets: list[str], resume: str, signals: dict[int, tuple[int, int]]
 ) -> None:
     """signals: step -> (rank, signal), sent by that rank to itself just before it computes this step (1-based). A number
-    below 0 fills the disk of the run until so many bytes, and one, are left.
+    below 0 fills the disk of the run until so many bytes, and one, are left; 0 makes the rank's next evaluation raise.
     """
     os.chdir(folder)
     from finetune.app import train as verb
@@ -22,13 +22,15 @@ def train_here(
 
     rank = int(os.environ["RANK"])
     notes = Path(run_dir) / "notes"
-    real_step, real_seed = loop.train_step, loop.seed_step
-    at = {"step": 0}
+    real_step, real_seed, real_evaluate = loop.train_step, loop.seed_step, loop.evaluate
+    at = {"step": 0, "fault": 0}
 
     def seed_step(seed: int, step: int, own: int) -> None:
         at["step"] = step + 1
         who, number = signals.get(step + 1, (-1, 0))
-        if who == rank and number < 0:
+        if who == rank and number == 0:
+            at["fault"] = 1
+        elif who == rank and number < 0:
             fill_disk(Path(run_dir), leave=-number - 1)
         elif who == rank:
             os.kill(os.getpid(), number)
@@ -42,13 +44,24 @@ def train_here(
             file.write(json.dumps({"step": at["step"], "ids": ids}) + "\n")
         return result
 
+    def evaluate(task: Any, *rest: Any, **options: Any) -> Any:
+        if not at["fault"]:
+            return real_evaluate(task, *rest, **options)
+        with mock.patch.object(task, "predict", raise_fault, create=True):
+            return real_evaluate(task, *rest, **options)
+
     said = Path(run_dir) / "logs" / f"said-{rank}.txt"  # line by line: a rank may end without a flush
     said.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(stack.enter_context(said.open("a", buffering=1))))
         stack.enter_context(mock.patch.object(loop, "train_step", train_step))
         stack.enter_context(mock.patch.object(loop, "seed_step", seed_step))
+        stack.enter_context(mock.patch.object(loop, "evaluate", evaluate))
         verb.train(recipe, sets=sets, processes=None, run_dir=Path(run_dir), resume=resume, restarts=0)
+
+
+def raise_fault(*arguments: Any, **options: Any) -> Any:
+    raise ValueError("a fault of this rank alone")
 
 
 def fill_disk(folder: Path, *, leave: int) -> Path:

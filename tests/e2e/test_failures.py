@@ -2,13 +2,14 @@
 
 import re
 import signal
+import time
 
 import psutil
 import pytest
 
 from finetune.training.stored import find_checkpoints, open_checkpoint
 from tests.e2e import tiny
-from tests.e2e.conftest import MINUTES
+from tests.e2e.conftest import MINUTES, Ended
 from tests.faults import kill_after, start_finetune, text_appears
 
 pytestmark = pytest.mark.timeout(900)
@@ -33,6 +34,19 @@ def test_a_loss_that_is_no_number_is_named_and_not_tried_for_ever(workplace, fin
     run = workplace / "wild"
     assert open_checkpoint(find_checkpoints(run / "checkpoints")[0]).step == step - 1
     assert [row["step"] for row in tiny.rows(run)] == list(range(1, step))
+
+
+@pytest.mark.parametrize("stage", ["zero3", "none"])
+def test_an_error_of_one_rank_in_an_evaluation_ends_all_and_is_told_alone(workers, stage):
+    began = time.monotonic()
+    with pytest.raises(Ended) as ended:
+        workers.train(2, f"fault-{stage}", f"parallel.deepspeed={stage}", signals={18: (1, 0)})
+    first, *others = ended.value.failures
+    assert first.rank == 1 and first.what == "ValueError: a fault of this rank alone" and not first.echo
+    assert all(other.echo for other in others), ended.value
+    assert time.monotonic() - began < 120, "nobody waits for a rank that is gone"
+    run = workers.folder / f"fault-{stage}"
+    assert open_checkpoint(find_checkpoints(run / "checkpoints")[0]).step == 15
 
 
 def test_a_killed_launcher_leaves_no_orphans_and_training_starts_again(workplace, undisturbed):
