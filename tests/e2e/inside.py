@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from unittest import mock
 def train_here(
     folder: str, recipe: str, run_dir: str, sets: list[str], resume: str, signals: dict[int, tuple[int, int]]
 ) -> None:
-    """signals: step -> (rank, signal), sent by that rank to itself just before it computes this step (1-based). A number
-    below 0 fills the disk of the run until so many bytes, and one, are left; 0 makes the rank's next evaluation raise.
+    """signals: step -> (rank, signal), sent by that rank to itself just before it computes this step (1-based; 0: as it
+    begins). A number below 0 fills the disk of the run until so many bytes, and one, are left; 0 makes the rank's next
+    evaluation raise. (rank, signal, seconds): so much later, wherever it then is; rank -1: every rank.
     """
     os.chdir(folder)
     from finetune.app import train as verb
@@ -24,24 +27,34 @@ def train_here(
     notes = Path(run_dir) / "notes"
     real_step, real_seed, real_evaluate = loop.train_step, loop.seed_step, loop.evaluate
     at = {"step": 0, "fault": 0}
+    began = time.time()
 
     def seed_step(seed: int, step: int, own: int) -> None:
         at["step"] = step + 1
-        who, number = signals.get(step + 1, (-1, 0))
-        if who == rank and number == 0:
-            at["fault"] = 1
-        elif who == rank and number < 0:
-            fill_disk(Path(run_dir), leave=-number - 1)
-        elif who == rank:
-            os.kill(os.getpid(), number)
+        suffer(step + 1)
         real_seed(seed, step, own)
+
+    def suffer(moment: int) -> None:
+        who, number, *later = signals.get(moment, (-2, 0))
+        if who not in (rank, -1):
+            return
+        if later:
+            timer = threading.Timer(later[0], os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
+        elif number == 0:
+            at["fault"] = 1
+        elif number < 0:
+            fill_disk(Path(run_dir), leave=-number - 1)
+        else:
+            os.kill(os.getpid(), number)
 
     def train_step(task: Any, kit: Any, engine: Any, batches: Any, **options: Any) -> Any:
         ids = [i for batch in batches if not batch.ghost for i in batch.ids]
         result = real_step(task, kit, engine, batches, **options)
         notes.mkdir(exist_ok=True)
         with (notes / f"{engine.session.world_size}-ranks-{rank}.jsonl").open("a") as file:
-            file.write(json.dumps({"step": at["step"], "ids": ids}) + "\n")
+            file.write(json.dumps({"step": at["step"], "ids": ids, "began": began}) + "\n")
         return result
 
     def evaluate(task: Any, *rest: Any, **options: Any) -> Any:
@@ -52,6 +65,7 @@ def train_here(
 
     said = Path(run_dir) / "logs" / f"said-{rank}.txt"  # line by line: a rank may end without a flush
     said.parent.mkdir(parents=True, exist_ok=True)
+    suffer(0)
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(stack.enter_context(said.open("a", buffering=1))))
         stack.enter_context(mock.patch.object(loop, "train_step", train_step))
@@ -74,13 +88,19 @@ def fill_disk(folder: Path, *, leave: int) -> Path:
 
 
 def ids_by_step(run: Path) -> dict[int, list[int]]:
-    """Examples of each step, over all ranks and layouts; sorted. An example computed twice is there twice."""
+    """Examples of each step, over all ranks; sorted. An example computed twice is there twice. A step that was computed
+    again after a kill counts as it was computed last.
+    """
+    notes = [json.loads(line) for path in (run / "notes").glob("*.jsonl") for line in path.read_text().splitlines()]
+    last: dict[int, float] = {}
+    for note in notes:
+        last[note["step"]] = max(note["began"], last.get(note["step"], 0.0))
     found: dict[int, list[int]] = {}
-    for path in (run / "notes").glob("*.jsonl"):
-        for line in path.read_text().splitlines():
-            note = json.loads(line)
+    for note in notes:
+        if note["began"] > last[note["step"]] - SAME_START:
             found.setdefault(note["step"], []).extend(note["ids"])
     return {step: sorted(ids) for step, ids in sorted(found.items())}
 
 
+SAME_START = 0.5  # seconds between the ranks of one start; two starts are farther apart
 USR1, TERM, KILL = signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL
