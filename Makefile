@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export WANDB_SILENT ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-gpu check format bench docs clean
+.PHONY: help setup quickstart test test-gpu soak check format bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: $(READY) ## all tests that need no GPU
 
 test-gpu: $(READY) ## the tests that need CUDA; skipped with a reason where there is none
 	$(BIN)/python -m pytest -m gpu -rs
+
+soak: $(READY) ## a training whose ranks are killed 70 times, compared with an undisturbed one (about 10 minutes)
+	$(BIN)/python -m tests.soak
 
 check: $(READY) ## lint, format, types, floors
 	$(BIN)/ruff check .

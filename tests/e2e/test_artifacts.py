@@ -3,9 +3,6 @@
 import csv
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -82,23 +79,13 @@ def test_the_resolved_recipe_is_explicit_and_loads_again(run, finetune):
 
 def test_wandb_recorded_every_row(run):
     recorded = next(run.glob("wandb/offline-run-*/run-*.wandb"))
-    history = wandb_history(recorded)
+    history = tiny.wandb_history(recorded)
     by_step = {row["step"]: row for row in history if "train/loss" in row}
     assert sorted(by_step) == list(range(1, tiny.STEPS + 1))
     for step, loss in tiny.losses(run).items():
         assert by_step[step]["train/loss"] == pytest.approx(loss)
     validated = {row["step"]: row["validation/loss"] for row in history if "validation/loss" in row}
     assert validated == pytest.approx({row["step"]: row["loss"] for row in tiny.rows(run, "validation")})
-
-
-def wandb_history(recorded: Path) -> list[dict]:
-    """Rows of an offline run, read back by wandb's own reader."""
-    program = str(Path(sys.executable).parent / "wandb")
-    shown = subprocess.run(
-        [program, "leet", "inspect", "--json", str(recorded)], capture_output=True, text=True, check=True
-    )
-    records = [json.loads(line) for line in shown.stdout.splitlines()]
-    return [record["history"]["item"] for record in records if record["type"] == "history"]
 
 
 def test_the_same_command_again_has_nothing_to_do(run, finetune):

@@ -56,7 +56,8 @@ def story(workplace):
     told = Story(workplace / "story")
     for name, number, target, step in CHAPTERS:
         play(told, workplace, name, number, target, step)
-    with start_finetune(["train", "tiny.yaml", "--run-dir", "story"], folder=workplace) as running:
+    command = ["train", "tiny.yaml", "--run-dir", "story", "--set", "tracking.wandb=offline"]
+    with start_finetune(command, folder=workplace) as running:
         told.chapters["the end"] = running.wait(MINUTES)
     return told
 
@@ -125,3 +126,9 @@ def test_the_whole_is_the_undisturbed_run_bit_for_bit(story, undisturbed):
     ours, theirs = ((run / "model" / "model.safetensors").read_bytes() for run in (story.run, undisturbed[0]))
     assert ours == theirs
     assert json.loads((story.run / "run.json").read_text())["status"] == "done"
+
+
+def test_wandb_has_the_whole_although_it_saw_the_end_alone(story):
+    (recorded,) = story.run.glob("wandb/offline-run-*/run-*.wandb")
+    steps = [row["step"] for row in tiny.wandb_history(recorded) if "train/loss" in row]
+    assert steps == list(range(1, tiny.STEPS + 1))

@@ -3,6 +3,8 @@
 import csv
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,13 @@ def only_run(folder: Path) -> Path:
     """The one run that was made in `folder`."""
     (found,) = (folder / "runs").glob("*/*/run.json")
     return found.parent
+
+
+def wandb_history(recorded: Path) -> list[dict]:
+    """Rows of an offline run, read back by wandb's own reader."""
+    program = str(Path(sys.executable).parent / "wandb")
+    shown = subprocess.run(
+        [program, "leet", "inspect", "--json", str(recorded)], capture_output=True, text=True, check=True
+    )
+    records = [json.loads(line) for line in shown.stdout.splitlines()]
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
