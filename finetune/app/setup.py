@@ -65,7 +65,7 @@ def plan_here(recipe: Recipe, ranks: int) -> Plan:
 
 def open_session(plan: Plan) -> Session:
     """Join the other ranks. All ranks call it."""
-    return Session.open(plan.deepspeed, precision=plan.precision, cpu=plan.device == "cpu")
+    return Session.open(plan.deepspeed, precision=plan.precision, cpu=plan.device == "cpu", split=plan.split)
 
 
 def set_up(session: Session, recipe: Recipe, plan: Plan, tell: Tell) -> Workshop:

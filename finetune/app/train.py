@@ -133,7 +133,7 @@ def plan_launch(loaded: LoadedRecipe, arguments: list[str], processes: int | Non
     """How many ranks, on what. The command line goes first, then the recipe, then the machine."""
     parallel = loaded.recipe.parallel
     gpus = count_gpus()
-    count = processes or (parallel.processes if parallel.processes != "auto" else max(1, gpus))
+    count = processes or (parallel.processes if parallel.processes != "auto" else max(parallel.split, gpus))
     if gpus and count > gpus:
         raise UserError(
             f"{count} processes on {gpus} GPUs",

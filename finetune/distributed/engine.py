@@ -46,6 +46,11 @@ class Engine:
         return self.session.zero_stage >= 2 or synced
 
     @property
+    def speaks(self) -> bool:
+        """Whether this rank's losses and predictions count: one rank of each replica's does."""
+        return self.session.leads
+
+    @property
     def inner_optimizer(self) -> Any:
         """DeepSpeed's ZeRO optimiser, or torch's own."""
         return self.optimizer.optimizer

@@ -25,13 +25,19 @@ GIVE_UP_AFTER = timedelta(minutes=30)
 
 
 class Session:
-    """One rank's view. Open it before the model is built, so that ZeRO-3 shards at load."""
+    """One rank's view. Open it before the model is built, so that ZeRO-3 shards at load.
 
-    def __init__(self, accelerator: Accelerator, deepspeed_config: dict[str, Any] | None) -> None:
+    A replica is `split` ranks in a row that hold one copy of the model together (one rank where the model is not
+    split); replicas share out the examples.
+    """
+
+    def __init__(self, accelerator: Accelerator, deepspeed_config: dict[str, Any] | None, split: int = 1) -> None:
         self.accelerator = accelerator
         self.deepspeed_config = deepspeed_config
         self.rank: int = accelerator.process_index
         self.world_size: int = accelerator.num_processes
+        self.split = split
+        self.replica, self.replicas = self.rank // split, self.world_size // split
         self.local_rank: int = accelerator.local_process_index
         self.local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
         self.device: torch.device = accelerator.device
@@ -39,7 +45,7 @@ class Session:
         self._control = dist.new_group(backend="gloo", timeout=GIVE_UP_AFTER) if self.device.type != "cpu" else None
 
     @classmethod
-    def open(cls, deepspeed_config: dict[str, Any] | None, *, precision: str, cpu: bool) -> Session:
+    def open(cls, deepspeed_config: dict[str, Any] | None, *, precision: str, cpu: bool, split: int = 1) -> Session:
         """Join the process group. All ranks call it, with equal arguments, before anything else.
 
         Raises: FinetuneError if what Accelerate opened is not what was asked for (it drops DeepSpeed silently when its
@@ -70,7 +76,7 @@ class Session:
                 deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed_config),
                 kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=GIVE_UP_AFTER)],
             )
-        session = cls(accelerator, deepspeed_config)
+        session = cls(accelerator, deepspeed_config, split)
         session._check_what_was_opened()
         session.wait()
         _unlink_shared_memory(session.rank)
@@ -89,6 +95,11 @@ class Session:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def leads(self) -> bool:
+        """The first rank of its replica: it speaks for it where all would say the same."""
+        return self.rank % self.split == 0
 
     @property
     def zero_stage(self) -> int:

@@ -1,4 +1,4 @@
-"""Batch arithmetic: how a global batch is dealt to ranks. Only the speed depends on it, never the numbers."""
+"""Batch arithmetic: how a global batch is dealt to replicas. Only the speed depends on it, never the numbers."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from math import ceil
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """global_batch = ranks x share, in micro-batches of at most micro_batch examples; accumulation of them a step."""
+    """global_batch = replicas x share, in micro-batches of at most micro_batch examples; accumulation of them a step."""
 
     global_batch: int
-    ranks: int
+    replicas: int
     micro_batch: int
     accumulation: int
 
 
-def plan_batch(global_batch: int, ranks: int, micro_batch: int | str, default_micro_batch: int) -> BatchPlan:
-    """The recipe's global batch over `ranks`.
+def plan_batch(global_batch: int, replicas: int, micro_batch: int | str, default_micro_batch: int) -> BatchPlan:
+    """The recipe's global batch over `replicas`: copies of the model.
 
     A share that no micro-batch divides is no fault: the dealing makes some micro-batches smaller, and every loss is a
     sum over units divided by the global count, so the numbers stay the same.
     """
-    share = ceil(global_batch / ranks)
+    share = ceil(global_batch / replicas)
     if micro_batch == "auto":
         rounds = ceil(share / default_micro_batch)
         size = ceil(share / rounds)
     else:
         size = min(int(micro_batch), share)
-    return BatchPlan(global_batch=global_batch, ranks=ranks, micro_batch=size, accumulation=ceil(share / size))
+    return BatchPlan(global_batch=global_batch, replicas=replicas, micro_batch=size, accumulation=ceil(share / size))

@@ -55,7 +55,7 @@ def resolve_deepspeed_config(
             )
     _fill(resolved, "train_micro_batch_size_per_gpu", batch.micro_batch)
     resolved["gradient_accumulation_steps"] = ACCUMULATION_IN_ENGINE
-    resolved["train_batch_size"] = resolved["train_micro_batch_size_per_gpu"] * ACCUMULATION_IN_ENGINE * batch.ranks
+    resolved["train_batch_size"] = resolved["train_micro_batch_size_per_gpu"] * ACCUMULATION_IN_ENGINE * batch.replicas
     _fill(resolved, "gradient_clipping", max_grad_norm)
     for name in ("bf16", "fp16"):
         section = resolved.setdefault(name, {"enabled": "auto"})

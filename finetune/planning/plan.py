@@ -15,7 +15,10 @@ from finetune.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Plan:
-    """deepspeed: the resolved engine configuration, or None for DistributedDataParallel. device: "cpu" or "cuda"."""
+    """deepspeed: the resolved engine configuration, or None for DistributedDataParallel. device: "cpu" or "cuda".
+
+    split: ranks that hold one copy of the model together.
+    """
 
     ranks: int
     device: str
@@ -23,6 +26,7 @@ class Plan:
     batch: BatchPlan
     deepspeed: dict[str, Any] | None
     optimizer: str
+    split: int = 1
 
     @property
     def stage(self) -> int:
@@ -56,7 +60,14 @@ def make_plan(
         precision = "bf16" if device == "cuda" and bf16_supported else "fp32"
     if precision == "fp16" and device == "cpu":
         raise UserError("fp16 needs a GPU", where="training.precision", remedy="use fp32 or bf16 on a CPU")
-    batch = plan_batch(recipe.training.global_batch, ranks, recipe.parallel.micro_batch, card.micro_batch)
+    split = recipe.parallel.split
+    if ranks % split:
+        raise UserError(
+            f"{ranks} ranks are no multiple of the {split} that hold a model together",
+            where="parallel.tensor" if recipe.parallel.tensor > 1 else "parallel.pipeline",
+            remedy=f"start {split}, {2 * split}, ... ranks (--processes)",
+        )
+    batch = plan_batch(recipe.training.global_batch, ranks // split, recipe.parallel.micro_batch, card.micro_batch)
     config = None
     if deepspeed_config is not None:
         config = resolve_deepspeed_config(
@@ -76,4 +87,4 @@ def make_plan(
     optimizer = recipe.training.optimizer
     if optimizer == "adamw" and offloads(config) and device == "cuda":
         optimizer = "deepspeed_cpu_adam"
-    return Plan(ranks, device, precision, batch, config, optimizer)
+    return Plan(ranks, device, precision, batch, config, optimizer, split)

@@ -21,6 +21,7 @@ class TaskCard:
     feed; default_metrics: those computed unless the recipe says otherwise; best: the metric that chooses the best.
     unit: what a unit of loss is ("token", "example", "image"), for progress lines. packing: what data.packing auto
     means; packings: what the task can do. balance_window: steps that share out padded examples by length, for auto.
+    splits: ways its models can be split over ranks ("tensor", "pipeline").
     decodes: examples are decoded when they are fetched (images), which is worth loader processes.
     """
 
@@ -39,4 +40,5 @@ class TaskCard:
     balance_window: int = 1
     decodes: bool = False
     micro_batch: int = 16  # examples a forward pass on one rank, when the recipe says auto and the share is larger
+    splits: tuple[str, ...] = ()
     extra: Mapping[str, str] = field(default_factory=dict)

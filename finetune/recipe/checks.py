@@ -105,9 +105,27 @@ def check_batch(scene: Scene) -> Iterator[Fault]:
         return
     if micro > batch:
         yield scene.fault("parallel.micro_batch", f"larger than training.global_batch ({batch})", allowed=remedy)
-    elif isinstance(processes, int) and batch % (micro * processes):
-        message = f"training.global_batch ({batch}) is no multiple of micro_batch x processes ({micro} x {processes})"
+    elif isinstance(processes, int) and batch % (micro * (replicas := max(1, processes // parallel.split))):
+        message = f"training.global_batch ({batch}) is no multiple of micro_batch x replicas ({micro} x {replicas})"
+        if parallel.split == 1:
+            message = message.replace("replicas", "processes")
         yield scene.fault("parallel.micro_batch", message, allowed=remedy)
+
+
+def check_split(scene: Scene) -> Iterator[Fault]:
+    """A model is split one way, over a number of ranks that divides them all."""
+    parallel = scene.recipe.parallel
+    ways = [way for way in ("tensor", "pipeline") if getattr(parallel, way) > 1]
+    for way in ways:
+        if way not in scene.card.splits:
+            known = ", ".join(scene.card.splits) or "none: use ZeRO-3 (deepspeed: zero3) for what one GPU cannot hold"
+            yield scene.fault(f"parallel.{way}", f"the task {scene.card.name} cannot be split so", allowed=known)
+            return
+    if len(ways) > 1:
+        yield scene.fault("parallel.pipeline", "parallel.tensor splits the model already", allowed="1, or tensor: 1")
+    elif isinstance(parallel.processes, int) and parallel.processes % parallel.split:
+        message = f"{parallel.processes} processes are no multiple of parallel.{ways[0]} ({parallel.split})"
+        yield scene.fault("parallel.processes", message, allowed=f"a multiple of {parallel.split}, or auto")
 
 
 def check_smoothing(scene: Scene) -> Iterator[Fault]:
@@ -241,6 +259,7 @@ ALWAYS: tuple[Check, ...] = (
     check_length,
     check_learning_rate,
     check_batch,
+    check_split,
     check_smoothing,
     check_packing,
     check_metrics,

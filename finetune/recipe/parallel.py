@@ -22,6 +22,19 @@ class ParallelSection(Section):
         description="Shares of work: equal; one relative speed a rank, such as [1.0, 1.0, 0.5]; or auto, measured in "
         "the first steps (then float rounding may differ from run to run).",
     )
+    tensor: int = Field(
+        default=1,
+        ge=1,
+        description="Ranks that share each layer's matrices (DeepSpeed AutoTP; language models, zero1).",
+    )
+    pipeline: int = Field(
+        default=1, ge=1, description="Ranks that each hold a group of layers, in a pipeline (image classification)."
+    )
     micro_batch: CountOrAuto = Field(
         default="auto", description="Examples a forward pass on one rank; the rest is gradient accumulation."
     )
+
+    @property
+    def split(self) -> int:
+        """Ranks that hold one copy of the model together: a replica."""
+        return self.tensor * self.pipeline

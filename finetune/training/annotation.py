@@ -54,15 +54,15 @@ def _compute(
     session = engine.session
     ids: list[int] = []
     values: list[list[float]] = []
-    dealt = deal_evaluation(np.asarray(examples.costs, np.float64), session.world_size, micro_batch)
+    dealt = deal_evaluation(np.asarray(examples.costs, np.float64), session.replicas, micro_batch)
     engine.model.eval()
-    for _, (batch,) in feed(examples, lambda some: task.collate(kit, some), evaluation_steps(dealt, session.rank)):
+    for _, (batch,) in feed(examples, lambda some: task.collate(kit, some), evaluation_steps(dealt, session.replica)):
         if batch.ghost and not session.shards_weights:
             continue
         with torch.no_grad():
             moved = batch.to(session.device)
             outputs = task.forward(engine.model, moved)
-            if not batch.ghost:
+            if not batch.ghost and engine.speaks:
                 ids.extend(batch.ids)
                 values.extend([row[name] for name in names] for row in task.reference_values(kit, outputs, moved))
     engine.model.train()

@@ -50,7 +50,7 @@ def evaluate(
     engine.align_buffers()
     engine.model.eval()
     held: list[Prediction] = []
-    steps = evaluation_steps(dealt, session.rank)
+    steps = evaluation_steps(dealt, session.replica)
     batches = feed(examples, lambda some: task.collate(kit, some), steps)
     for done, (_, (batch,)) in enumerate(batches, start=1):
         if not batch.ghost or session.shards_weights:
@@ -58,7 +58,7 @@ def evaluate(
                 moved = batch.to(session.device)
                 outputs = task.forward(engine.model, moved)
                 written = writer.generate(kit, engine.module, moved, synced=session.shards_weights) if writer else []
-                if not batch.ghost:
+                if not batch.ghost and engine.speaks:
                     predictions = task.predict(kit, outputs, moved)
                     held.extend(_with_texts(predictions, written) if writer else predictions)
         if done % GATHER_EVERY == 0:

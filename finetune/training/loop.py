@@ -68,7 +68,7 @@ class Loop:
         self.task, self.kit, self.engine = task, kit, engine
         self.recipe: Recipe = kit.recipe
         self.session = engine.session
-        self.shares = Shares(kit, cost, ranks=self.session.world_size, micro_batch=micro_batch)
+        self.shares = Shares(kit, cost, ranks=self.session.replicas, micro_batch=micro_batch)
         self.schedule = self.shares.schedule(self.recipe, task.card.balance_window)
         kit.pictures = places.predictions / "pictures" if self.session.is_main else None
         self.places, self.stop = places, stop
@@ -142,7 +142,7 @@ class Loop:
             self.kit.examples["train"],
             lambda examples: self.task.collate(self.kit, examples),
             training_steps(
-                self.schedule, self.shares, self.pace, self.session.rank, steps, lockstep=self.engine.lockstep
+                self.schedule, self.shares, self.pace, self.session.replica, steps, lockstep=self.engine.lockstep
             ),
             workers=self.workers,
             pin_memory=self.session.device.type == "cuda",
@@ -152,7 +152,7 @@ class Loop:
         progress, timing = self.progress, self.teller.timing
         rate = learning_rate(step.index, self.total_steps, self.recipe.training)
         self.engine.set_learning_rate(rate)
-        seed_step(self.recipe.seed, step.index, self.session.rank)
+        seed_step(self.recipe.seed, step.index, self.session.replica)
         started = timing.start()
         result = train_step(self.task, self.kit, self.engine, batches, stop=self.stop.requested, busy=self.saver.busy)
         if self.saver.under_way and not result.busy:

@@ -81,7 +81,7 @@ class Pace:
         self.session, self.lookahead = session, lookahead
         self.speeds: list[float] | None = None if isinstance(asked, str) else list(asked)
         self.effective_from = 0
-        self.measuring = asked == "auto" and session.world_size > 1
+        self.measuring = asked == "auto" and session.replicas > 1
         self._seen = 0
         self._work = self._seconds = 0.0
 
@@ -101,6 +101,8 @@ class Pace:
             return False
         self.measuring = False
         rates = self.session.all_gather(self._work / max(self._seconds, 1e-9))
+        split = self.session.split
+        rates = [min(rates[first : first + split]) for first in range(0, len(rates), split)]  # one a replica
         self.speeds = [round(rate / max(rates), 3) or 1e-3 for rate in rates]
         self.effective_from = step + 1 + self.lookahead
         return True

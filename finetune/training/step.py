@@ -42,12 +42,9 @@ def train_step(
 ) -> StepResult:
     """All ranks call it, with equally many micro-batches (ghosts fill up). stop, busy: what this rank has to say."""
     session = engine.session
-    units, padding, positions = session.sum(
-        sum(task.weight(batch) for batch in batches),
-        sum(batch.padding for batch in batches),
-        sum(batch.positions for batch in batches),
-    )
-    scale = session.world_size / max(units, 1)  # both engines average over ranks: this makes it sum / units
+    counts = [(task.weight(batch), batch.padding, batch.positions) for batch in batches if session.leads]
+    units, padding, positions = session.sum(*(sum(count[i] for count in counts) for i in range(3)))
+    scale = session.replicas / max(units, 1)  # engines average over replicas: this makes it sum / units
     losses: list[torch.Tensor] = []
     forward_seconds = 0.0
     for index, batch in enumerate(batches):
@@ -60,7 +57,9 @@ def train_step(
                 loss_sum = loss_sum * 0.0
             engine.backward(loss_sum * scale)
         losses.append(loss_sum.detach().double())
-    loss, stopping, working = session.sum(float(torch.stack(losses).sum()), float(stop), float(busy))
+    loss, stopping, working = session.sum(
+        float(torch.stack(losses).sum()) if engine.speaks else 0.0, float(stop), float(busy)
+    )
     culprits = tuple(i for b, x in zip(batches, losses, strict=True) if not math.isfinite(x) for i in b.ids)
     grad_norm = engine.step() if math.isfinite(loss) else math.nan
     return StepResult(

@@ -138,7 +138,7 @@ class CheapTask:
 
 
 class AloneSession:
-    rank, world_size, is_main, shards_weights, device = 0, 1, True, False, torch.device("cpu")
+    replica, is_main, shards_weights, device = 0, True, False, torch.device("cpu")
 
     def gather(self, value):
         return [list(value)]
@@ -150,7 +150,7 @@ class AloneSession:
 def peak_bytes(count):
     """Of an evaluation, beyond the ids and costs of the examples."""
     model = torch.nn.Linear(1, 1)
-    engine = SimpleNamespace(session=AloneSession(), model=model, module=model, align_buffers=lambda: None)
+    engine = SimpleNamespace(session=AloneSession(), model=model, module=model, align_buffers=lambda: None, speaks=True)
     examples = CheapExamples(count)
     kit = Kit(None, None, {"validation": examples}, {}, metric_options={"num_labels": 2})
     tracemalloc.start()

@@ -50,6 +50,7 @@ CARDS = {
     "writing": TaskCard(
         name="writing",
         summary="Go on with a text.",
+        splits=("tensor",),
         columns={"text": "plain text", "prompt": "what is given", "completion": "what follows"},
         required=(("text", "prompt"),),
         metrics=("perplexity",),
