@@ -21,6 +21,9 @@ from tests.ranks import Ranks  # noqa: E402
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Processes with a gloo group: `ranks.run(2, function, *args)`; see tests/ranks.py."""
+    from finetune.distributed.prebuild import choose_cache
+
+    choose_cache()  # before a test moves XDG_CACHE_HOME: what DeepSpeed has compiled stays where it is
     pool = Ranks(tmp_path_factory.mktemp("ranks"))
     yield pool
     pool.close()

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.distributed.prebuild import SHARED_MEMORY, build_folder
+from finetune.distributed.prebuild import choose_cache
 from finetune.training.stored import find_checkpoints, open_checkpoint
 from tests.e2e import tiny
 from tests.e2e.conftest import Ended, Workers
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--elastic", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    os.environ.update(TORCH_EXTENSIONS_DIR=str(build_folder(SHARED_MEMORY).parent), OMP_NUM_THREADS="1")
+    os.environ.update(TORCH_EXTENSIONS_DIR=str(choose_cache()), OMP_NUM_THREADS="1")
     folder = Path(tempfile.mkdtemp(prefix="finetune-soak-"))
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     tiny.write_data(folder)

@@ -110,6 +110,7 @@ def work(folder: Path) -> None:
 def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> Figures:
     """Some steps and an evaluation under one layout, through the loop that trains. Its ranks call it."""
     layout = {"deepspeed": variant.deepspeed, "micro_batch": variant.micro_batch, "rank_speed": "equal"}
+    layout |= {"tensor": 1, "pipeline": 1}
     recipe = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update=layout)})
     try:
         plan = plan_here(recipe, variant.ranks)
@@ -203,11 +204,14 @@ def _choose_model(recipe: Recipe, *, full: bool) -> dict[str, Any]:
     """`model:` with dropout off and, unless full, the smallest model of the architecture that trains."""
     config = load_config(recipe.model).to_dict()
     off = without_chance(config)
+    if recipe.model.quantization != "none":
+        tell("the base is not quantised here: its rounding is far coarser than what is compared")
+    whole = {"quantization": "none"}
     if full:
-        return {"config": {**recipe.model.config, **off}}
+        return {**whole, "config": {**recipe.model.config, **off}}
     source = recipe.model.source
     for smaller in shrunken(config):
-        asked: dict[str, Any] = {"config": {**recipe.model.config, **smaller, **off}}
+        asked: dict[str, Any] = {**whole, "config": {**recipe.model.config, **smaller, **off}}
         if smaller and recipe.model.init == "pretrained":
             asked |= {"init": "config", "tokenizer": recipe.model.tokenizer or source}
             asked |= {"processor": recipe.model.processor or source}

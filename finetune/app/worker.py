@@ -23,6 +23,7 @@ from finetune.distributed.place import here
 from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, Stopped, UserError
 from finetune.models.load import load_config
+from finetune.models.quantized import stored_bytes
 from finetune.planning.deepspeed import offloads
 from finetune.planning.memory import StateBytes, state_bytes
 from finetune.planning.plan import Plan
@@ -197,6 +198,7 @@ def forecast_bytes(shop: Workshop) -> StateBytes:
     """Bytes of weights, gradients and optimiser state that a rank holds, activations apart."""
     parameters, trainable = count_parameters(shop)
     config = shop.plan.deepspeed
+    quantised = shop.kit.recipe.model.quantization != "none"
     return state_bytes(
         parameters,
         trainable,
@@ -207,6 +209,7 @@ def forecast_bytes(shop: Workshop) -> StateBytes:
         engine=config is not None,
         offload_optimizer=offloads(config),
         offload_param=offloads(config, "param"),
+        frozen_bytes=stored_bytes(shop.engine.module) if quantised else None,
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -49,12 +51,23 @@ def missing_tools() -> list[str]:
     return [tool for tool in (compiler, "ninja") if shutil.which(tool) is None]
 
 
+def choose_cache() -> Path:
+    """Tell torch where this installation's libraries lie; TORCH_EXTENSIONS_DIR moves it.
+
+    torch's own choice is one folder for all virtual environments of a user, and a library is built anew whenever the
+    sources' path differs from the last build's: two environments would rebuild for each other at every start.
+    """
+    if not os.environ.get("TORCH_EXTENSIONS_DIR"):
+        spec = importlib.util.find_spec("deepspeed")
+        owner = hashlib.blake2b(str(spec.origin if spec else "").encode(), digest_size=4).hexdigest()
+        root = Path(cpp_extension.get_default_build_root()) / f"{_torch_flavour()}-{owner}"
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
+    return Path(os.environ["TORCH_EXTENSIONS_DIR"])
+
+
 def build_folder(extension: Extension) -> Path:
-    """Where torch keeps the built library; TORCH_EXTENSIONS_DIR moves it."""
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    if "TORCH_EXTENSIONS_DIR" not in os.environ:
-        root /= _torch_flavour()
-    return root / extension.name
+    """Where torch keeps the built library."""
+    return choose_cache() / extension.name
 
 
 def is_built(extension: Extension) -> bool:

@@ -19,6 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 
 from finetune.distributed.failure import PeerFailed
 from finetune.distributed.place import Place, as_environment, here
+from finetune.distributed.prebuild import choose_cache
 from finetune.errors import FinetuneError
 
 GIVE_UP_AFTER = timedelta(minutes=30)
@@ -203,6 +204,7 @@ def _open_deepspeed(cpu: bool) -> None:
     What it prints while it starts goes to stderr, which is the rank's log; its warnings stay.
     """
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    choose_cache()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     with redirect_stdout(sys.stderr):
         import deepspeed

@@ -85,6 +85,8 @@ def merge_adapter(folder: Path, output: Path, *, base: str = "") -> None:
         where = resolve_model(source)
         config = transformers.AutoConfig.from_pretrained(folder if (folder / "config.json").is_file() else where)
         kind = _merged_class(config, stated.get("task_type"))
+        if hasattr(config, "quantization_config"):  # the adapter goes into the whole weights
+            del config.quantization_config
         model = kind.from_pretrained(where, config=config, use_safetensors=True, ignore_mismatched_sizes=True)
     merged: Any = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[operator]
     merged.save_pretrained(output)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import UserError
 from finetune.models.config import load_config, told
 from finetune.models.head import head_names, replace_head
+from finetune.models.quantized import keep_layout, quantization_options
 from finetune.models.source import resolve_model
 from finetune.recipe.model import ModelSection
 from finetune.recipe.recipe import Recipe
@@ -156,6 +157,7 @@ def _load_pretrained(
     options: dict[str, Any] = {"trust_remote_code": True} if model.trust_remote_code else {}
     if model.attention != "auto":
         options["attn_implementation"] = model.attention
+    options |= quantization_options(model, kind, config, dtype, heads)
     try:
         loaded, info = kind.from_pretrained(
             resolve_model(model.source),
@@ -174,6 +176,7 @@ def _load_pretrained(
                 "For a head with other labels: options.new_head: true",
             ) from error
         raise
+    keep_layout(loaded)
     missing = set(info["missing_keys"])
     renewed = [name for name in heads(loaded) if new_head or any(key.startswith(f"{name}.") for key in missing)]
     missing = {key for key in missing if not any(key.startswith(f"{name}.") for name in renewed)}

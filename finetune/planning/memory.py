@@ -44,12 +44,18 @@ def state_bytes(
     engine: bool,
     offload_optimizer: bool = False,
     offload_param: bool = False,
+    frozen_bytes: int | None = None,
 ) -> StateBytes:
-    """Model states on one rank. engine: a DeepSpeed engine (keeps an fp32 master copy even of fp32 weights)."""
+    """Model states on one rank. engine: a DeepSpeed engine (keeps an fp32 master copy even of fp32 weights).
+
+    frozen_bytes: of the weights that do not train, where they are packed (4 or 8 bits).
+    """
     half = precision in ("bf16", "fp16") and engine
     weight_size = 2 if half else 4
     share = ranks if stage >= 1 else 1
     weights = parameters * weight_size // (ranks if stage == 3 else 1)
+    if frozen_bytes is not None:
+        weights = frozen_bytes + trainable * weight_size
     gradients = trainable * weight_size // (ranks if stage >= 2 else 1)
     master = trainable * 4 // share if engine and (half or stage >= 1) else 0
     moments = trainable * 4 * STATE_TENSORS[optimizer] // share

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune.errors import Fault, UserError
 from finetune.recipe.card import TaskCard
@@ -126,6 +127,21 @@ def check_split(scene: Scene) -> Iterator[Fault]:
     elif isinstance(parallel.processes, int) and parallel.processes % parallel.split:
         message = f"{parallel.processes} processes are no multiple of parallel.{ways[0]} ({parallel.split})"
         yield scene.fault("parallel.processes", message, allowed=f"a multiple of {parallel.split}, or auto")
+
+
+def check_quantization(scene: Scene) -> Iterator[Fault]:
+    """Weights of 4 or 8 bits cannot train: an adapter does; and ZeRO-3 cannot shard them."""
+    recipe = scene.recipe
+    if recipe.model.quantization == "none":
+        return
+    if recipe.adapter is None:
+        message = "such weights cannot train, and the recipe has no adapter: section"
+        yield scene.fault("model.quantization", message, allowed="none, or add for example adapter: {kind: lora}")
+    elif recipe.model.init == "config":
+        yield scene.fault("model.quantization", "model.init: config has no weights to quantise", allowed="none")
+    elif (_zero_section(recipe) or {}).get("stage") == 3:
+        message = "ZeRO-3 cannot shard weights that bitsandbytes has packed"
+        yield scene.fault("parallel.deepspeed", message, allowed="zero2, zero1 or none with model.quantization")
 
 
 def check_smoothing(scene: Scene) -> Iterator[Fault]:
@@ -260,6 +276,7 @@ ALWAYS: tuple[Check, ...] = (
     check_learning_rate,
     check_batch,
     check_split,
+    check_quantization,
     check_smoothing,
     check_packing,
     check_metrics,
@@ -274,16 +291,21 @@ def _has_validation(recipe: Recipe) -> bool:
     return bool(recipe.data.validation or recipe.data.validation_fraction)
 
 
-def _offloads(recipe: Recipe) -> bool | None:
-    """Does the DeepSpeed configuration keep optimiser state in main memory? None: cannot be told."""
+def _zero_section(recipe: Recipe) -> dict[str, Any] | None:
+    """`zero_optimization` of the DeepSpeed configuration; empty without one. None: cannot be told."""
     if recipe.parallel.deepspeed == DEEPSPEED_OFF:
-        return False
+        return {}
     try:
         config = json.loads(find_deepspeed_config(recipe.parallel.deepspeed).read_text(encoding="utf-8"))
-        device = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
-    except (UserError, OSError, ValueError, AttributeError):
+        return dict(config.get("zero_optimization", {}))
+    except (UserError, OSError, ValueError, AttributeError, TypeError):
         return None
-    return device in ("cpu", "nvme")
+
+
+def _offloads(recipe: Recipe) -> bool | None:
+    """Does the DeepSpeed configuration keep optimiser state in main memory? None: cannot be told."""
+    section = _zero_section(recipe)
+    return None if section is None else (section.get("offload_optimizer") or {}).get("device") in ("cpu", "nvme")
 
 
 def _nearest_in_cwd(given: Path) -> str:

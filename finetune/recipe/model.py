@@ -31,6 +31,11 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Type that weights are loaded in; auto: float32, or what training.precision needs."
     )
+    quantization: Literal["none", "4bit", "8bit"] = Field(
+        default="none",
+        description="The frozen weights under an adapter in 4 bits (NF4, as in QLoRA) or 8 (LLM.int8), through "
+        "bitsandbytes: pip install 'finetune[quantized]'.",
+    )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
         default="auto", description="Attention implementation; auto: the fastest that the model and machine have."
     )

@@ -18,11 +18,11 @@ MINUTES = 240  # a crowded machine
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Prepared data of these tests alone, shared by all their runs; what DeepSpeed has compiled stays where it is."""
-    from finetune.distributed.prebuild import SHARED_MEMORY, build_folder
+    from finetune.distributed.prebuild import choose_cache
 
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_EXTENSIONS_DIR", str(build_folder(SHARED_MEMORY).parent))
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(choose_cache()))
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
 

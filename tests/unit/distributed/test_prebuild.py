@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,8 +32,12 @@ def test_the_folder_is_the_one_torch_uses(tmp_path: Path, monkeypatch, moved: bo
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     if not moved:
         monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
-    torch_folder = cpp_extension._get_build_directory(CPU_ADAM.name, verbose=False)
-    assert build_folder(CPU_ADAM) == Path(torch_folder)
+    folder = build_folder(CPU_ADAM)  # tells torch
+    assert folder == Path(cpp_extension._get_build_directory(CPU_ADAM.name, verbose=False))
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace(origin="/another/environment"))
+    assert build_folder(CPU_ADAM) != folder
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
 
 
 def test_what_a_machine_needs() -> None:
