@@ -32,6 +32,9 @@ CONTRADICTIONS = [
         "parallel.processes",
         "no multiple",
     ),
+    (["model.quantization=4bit"], "model.quantization", "no adapter"),
+    (["model.quantization=8bit", "adapter={}", "parallel.deepspeed=zero3"], "parallel.deepspeed", "ZeRO-3 cannot"),
+    (["model.quantization=8bit", "adapter={}", "model.init=config"], "model.quantization", "no weights"),
     (["data.packing=packed"], "data.packing", "cannot do that"),
     (["task=writing", "training.label_smoothing=0.1", "evaluation={}"], "training.label_smoothing", "no labels"),
 ]
@@ -46,11 +49,11 @@ def test_a_contradiction_is_told_once_at_its_key(faults, sets: list[str], key: s
 
 
 def test_every_check_is_proved_here() -> None:
-    assert len(CONTRADICTIONS) >= 20
+    assert len(CONTRADICTIONS) >= 23
     listed = {check.__name__ for check in checks.ALWAYS + checks.HERE}
     defined = {name for name in vars(checks) if name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 14
+    assert len(listed) == 15
 
 
 @pytest.mark.parametrize(
