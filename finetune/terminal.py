@@ -19,8 +19,10 @@ def say(text: str) -> None:
     typer.echo(f"[rank {rank}] {text}" if rank not in ("", "0") else text, err=True)
 
 
-def print_rows(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: str = "") -> None:
-    """A table in a terminal, tab-separated lines elsewhere; `empty` instead of no rows."""
+def print_rows(
+    head: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: str = "", *, titled: bool = False
+) -> None:
+    """A table in a terminal, tab-separated lines elsewhere (titled: with the head); `empty` instead of no rows."""
     if not rows and empty:
         typer.echo(empty)
     elif sys.stdout.isatty():
@@ -35,7 +37,7 @@ def print_rows(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: st
             table.add_row(*(Text(cell, style=faint, overflow="fold") for cell in row))
         Console().print(table)
     else:
-        for row in rows:
+        for row in (head, *rows) if titled else rows:
             typer.echo("\t".join(row))
 
 

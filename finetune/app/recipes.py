@@ -66,9 +66,9 @@ def new_recipe(task: str, *, data: str, output: Path | None, model: str) -> Path
 
 
 def _usual_model(task: str) -> str:
-    """The model of the first shipped recipe of this task that starts from pretrained weights of the hub."""
+    """The model of the first shipped recipe of this task that starts from weights of the hub, open to everybody."""
     for recipe in shelf.list_recipes():
-        if recipe.task != task:
+        if recipe.task != task or "gated" in recipe.path.read_text(encoding="utf-8"):
             continue
         try:
             model = load_recipe(recipe.path, (), CARDS, here=False).recipe.model

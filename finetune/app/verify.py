@@ -72,6 +72,9 @@ def verify(recipe: str, *, sets: list[str], full: bool, steps: int, processes: i
                 remedy=f"rounding explains less ({difference.allowed:.0e}): layouts must never change the numbers. "
                 "Please report it with the recipe",
             )
+    agreed = [figure for figure in figures[2:] if not figure["refused"]]
+    worst = max(differences[figure["name"]].largest for figure in agreed)
+    tell(f"{len(agreed)} layouts and the reference agree; the largest difference is {worst:.1e}")
 
 
 def derive_recipe(recipe: Recipe, *, full: bool) -> Recipe:
@@ -180,7 +183,7 @@ def tell_table(figures: list[Figures], differences: dict[str, Difference]) -> No
         else:
             verdict = "DIFFERS" if difference.first else "same"
             rows.append(_row(variant, variant["name"], metrics, f"{difference.largest:.1e}", verdict))
-    print_rows(head, rows)
+    print_rows(head, rows, titled=True)
 
 
 def _row(figures: Figures, name: str, metrics: list[str], differs: str, verdict: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class ShippedRecipe:
-    """name: "text_classification/minilm-sst2"; summary: the first comment of its file, in one line."""
+    """name: "text_classification/minilm-sst2"; summary: the first sentence of its comments."""
 
     name: str
     path: Path
@@ -92,15 +93,16 @@ def looks_like_file(text: str) -> bool:
 
 def _describe(path: Path, name: str) -> ShippedRecipe:
     """Reads only comments and the task line: a list must not fail because of one broken recipe."""
-    task, summary = "", ""
+    task, words = "", []
     for line in path.read_text(encoding="utf-8").splitlines():
         comment = line.lstrip("# ").strip()
-        if line.startswith("#") and not summary and comment and not comment.startswith("yaml-language-server"):
-            summary = comment
+        if line.startswith("#") and not comment.startswith("yaml-language-server"):
+            words.append(comment)
         if line.startswith("task:"):
             task = line.removeprefix("task:").split("#")[0].strip()
             break
-    return ShippedRecipe(name, path, task, summary)
+    text = " ".join(words)
+    return ShippedRecipe(name, path, task, re.split(r"(?<=[.?!])\s", text, maxsplit=1)[0])
 
 
 def _nearest_recipes(wanted: str, names: list[str]) -> list[str]:

@@ -120,5 +120,9 @@ def test_the_command_prints_a_table_and_a_verdict(workplace, finetune):
     for layout in ("1 rank", "2 ranks, accumulation", *(f"2 ranks, ZeRO-{stage}" for stage in range(4))):
         (row,) = [line for line in finished.output.splitlines() if line.startswith(f"{layout}\t")]
         assert row.endswith("same")
+    assert (
+        "8 layouts and the reference agree" in finished.output
+        and "layout\tloss 1\tloss 2\tgrad norm" in finished.output
+    )
     assert "without dropout" in finished.output and "plain, float64" in finished.output
     assert os.environ.get("RANK") is None
