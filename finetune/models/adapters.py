@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 
 
 def add_adapter(
-    model: nn.Module, adapter: AdapterSection, task_type: str | None, head_modules: Sequence[str], *, seed: int
+    model: nn.Module,
+    adapter: AdapterSection,
+    task_type: str | None,
+    head_modules: Sequence[str],
+    *,
+    seed: int,
+    new_tokens: Sequence[int] = (),
 ) -> nn.Module:
     """`model` inside a peft model: its weights frozen, the adapter's and those of `head_modules` trained.
 
     task_type: peft's ("CAUSAL_LM", "SEQ_CLS", ...) or None. head_modules: new heads, trained and saved whole beside
-    adapter.save_modules. seed: of the adapter's first weights, the same on every rank. All ranks call it.
+    adapter.save_modules. seed: of the adapter's first weights, the same on every rank. new_tokens: ids whose embeddings
+    (the output's too, where they are not the same) are trained and saved, row by row. All ranks call it.
 
     Raises: UserError for a target that names no module which can carry an adapter, with the nearest names.
     """
@@ -36,6 +43,12 @@ def add_adapter(
     else:
         targets = list(adapter.targets)
         _check_targets(model, targets)
+    if new_tokens and not torch.cuda.is_available() and any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        raise UserError(
+            "new tokens under an adapter: without CUDA peft cannot take single rows out of embeddings that ZeRO-3 shards",
+            where="parallel.deepspeed",
+            remedy="Set parallel.deepspeed: zero2 or none; or train all weights.",
+        )
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft takes any number
@@ -45,6 +58,7 @@ def add_adapter(
         use_rslora=adapter.kind == "rslora",
         use_dora=adapter.kind == "dora",
         task_type=task_type,
+        trainable_token_indices={name: list(new_tokens) for name in _embedding_names(model)} if new_tokens else None,
     )
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         model.enable_input_require_grads()  # type: ignore[operator]  # else nothing before the first adapter needs a gradient
@@ -85,14 +99,26 @@ def merge_adapter(folder: Path, output: Path, *, base: str = "") -> None:
         where = resolve_model(source)
         config = transformers.AutoConfig.from_pretrained(folder if (folder / "config.json").is_file() else where)
         kind = _merged_class(config, stated.get("task_type"))
+        vocabulary, rows = _vocabularies(config, transformers.AutoConfig.from_pretrained(where))
         if hasattr(config, "quantization_config"):  # the adapter goes into the whole weights
             del config.quantization_config
         model = kind.from_pretrained(where, config=config, use_safetensors=True, ignore_mismatched_sizes=True)
+        if vocabulary > rows:  # the adapter brings the new rows
+            model.resize_token_embeddings(vocabulary)
     merged: Any = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[operator]
     merged.save_pretrained(output)
     for kept in sorted(folder.iterdir()):
         if kept.name.startswith(("token", "special_tokens", "chat_template", "vocab", "merges", "preprocessor")):
             (output / kept.name).write_bytes(kept.read_bytes())
+
+
+def _vocabularies(config: Any, base: Any) -> tuple[int, int]:
+    """Rows of the tuned model's embeddings and of the base's. config: is given the base's, so that they load."""
+    texts = config.get_text_config(), base.get_text_config()
+    wanted, rows = (int(getattr(text, "vocab_size", None) or 0) for text in texts)
+    if wanted > rows:
+        texts[0].vocab_size = rows
+    return wanted, rows
 
 
 def _merged_class(config: Any, task_type: str | None) -> Any:
@@ -120,6 +146,16 @@ def _linear_names(model: nn.Module, saved: Sequence[str]) -> list[str]:
             remedy=f"Name the layers, by the endings of their names, such as: {', '.join(other[:8])}",
         )
     return names
+
+
+def _embedding_names(model: nn.Module) -> list[str]:
+    """Full names of the input embeddings, and of the output's if they hold weights of their own."""
+    inputs, outputs = model.get_input_embeddings(), None  # type: ignore[operator]
+    if hasattr(model, "get_output_embeddings"):
+        outputs = model.get_output_embeddings()  # type: ignore[operator]
+    if outputs is not None and outputs.weight is inputs.weight:
+        outputs = None
+    return [name for name, module in model.named_modules() if module is inputs or (outputs and module is outputs)]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
@@ -25,16 +25,20 @@ __all__ = ["Loading", "choose_dtype", "load_config", "load_model"]
 
 @dataclass(frozen=True)
 class Loading:
-    """What loading found: names of weights, sorted. new_head: modules that began from random weights."""
+    """What loading found: names of weights, sorted. new_head: modules that began from random weights. grown: rows by
+    which the embeddings grew.
+    """
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     new_head: tuple[str, ...] = ()
+    grown: range = range(0)
 
     def facts(self) -> dict[str, Any]:
         """For people: counts, and the first few names."""
         kinds = {"new head": self.new_head, "missing weights": self.missing, "unused weights": self.unexpected}
-        return {name: _some(found) for name, found in kinds.items() if found}
+        facts = {name: _some(found) for name, found in kinds.items() if found}
+        return facts | ({"new embeddings": len(self.grown)} if self.grown else {})
 
 
 def choose_dtype(recipe: Recipe) -> torch.dtype:
@@ -84,10 +88,18 @@ def load_model(
             loaded.to(dtype)
         else:
             loaded, loading = _load_pretrained(kind or auto_class, model, config, dtype, seed, new_head, heads)
-        if vocabulary and vocabulary > loaded.get_input_embeddings().num_embeddings:
+        if vocabulary and vocabulary > (rows := _embedding_rows(loaded)):
+            loading = replace(loading, grown=range(rows, vocabulary))
+            torch.default_generator.manual_seed(seed)  # new rows are drawn around the mean of the others
             loaded.resize_token_embeddings(vocabulary)  # gathers under ZeRO-3, keeps ties
     _prepare(loaded, model, dtype)
     return loaded, loading
+
+
+def _embedding_rows(loaded: Any) -> int:
+    """Of the whole matrix, sharded or not."""
+    embeddings = loaded.get_input_embeddings() if hasattr(loaded, "get_input_embeddings") else None
+    return int(getattr(embeddings, "num_embeddings", 0))
 
 
 def _prepare(loaded: nn.Module, model: ModelSection, dtype: torch.dtype) -> None:

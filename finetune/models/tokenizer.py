@@ -67,7 +67,14 @@ def load_tokenizer(
             f"the tokenizer of {wanted} has neither a padding nor an end-of-text token",
             remedy="Add one: tokenizer.add_special_tokens({'pad_token': '<|pad|>'}), and save it to a folder.",
         )
+    tokenizer.add_tokens(list(model.new_tokens))  # what is in the vocabulary already stays where it is
     return tokenizer
+
+
+def new_token_ids(model: ModelSection, tokenizer: PreTrainedTokenizerBase, grown: range) -> list[int]:
+    """Of model.new_tokens, and of the rows by which the embeddings grew: what an adapter must train beside itself."""
+    ids: Any = tokenizer.convert_tokens_to_ids(list(model.new_tokens))
+    return sorted({*grown, *ids})
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

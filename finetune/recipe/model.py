@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,11 @@ class ModelSection(Section):
         default="",
         description="Where the tokenizer comes from, if not from source: hub id, folder, package:..., "
         "or train:<vocabulary size>, a byte-level BPE trained on the training data.",
+    )
+    new_tokens: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="Tokens added to the vocabulary and never split, such as ['<|tool|>']. The embeddings grow by them; "
+        "under an adapter these rows are trained too.",
     )
     processor: str = Field(default="", description="Where the image processor comes from, if not from source.")
     init: Literal["pretrained", "config"] = Field(

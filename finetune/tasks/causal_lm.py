@@ -140,7 +140,7 @@ class CausalLM:
 
         from finetune.models.adapters import add_adapter
         from finetune.models.load import choose_dtype, load_config, load_model
-        from finetune.models.tokenizer import fresh_settings, tell_padding
+        from finetune.models.tokenizer import fresh_settings, new_token_ids, tell_padding
 
         recipe, tokenizer = kit.recipe, kit.processor
         model, loading = load_model(
@@ -158,7 +158,14 @@ class CausalLM:
         if generation is not None:
             generation.eos_token_id, generation.pad_token_id = self._stops(kit), tokenizer.pad_token_id
         if recipe.adapter is not None:
-            model = add_adapter(model, recipe.adapter, "CAUSAL_LM", [], seed=recipe.seed)
+            model = add_adapter(
+                model,
+                recipe.adapter,
+                "CAUSAL_LM",
+                [],
+                seed=recipe.seed,
+                new_tokens=new_token_ids(recipe.model, tokenizer, loading.grown),
+            )
         return model
 
     def _prepare_packing(self, kit: Kit, model: nn.Module) -> None:

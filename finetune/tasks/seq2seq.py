@@ -100,7 +100,7 @@ class Seq2Seq:
 
         from finetune.models.adapters import add_adapter
         from finetune.models.load import choose_dtype, load_config, load_model
-        from finetune.models.tokenizer import fresh_settings, tell_padding
+        from finetune.models.tokenizer import fresh_settings, new_token_ids, tell_padding
 
         recipe, tokenizer = kit.recipe, kit.processor
         settings = fresh_settings(recipe.model, tokenizer)
@@ -117,7 +117,14 @@ class Seq2Seq:
         kit.facts.update(loading.facts())
         tell_padding(model, tokenizer)
         if recipe.adapter is not None:
-            model = add_adapter(model, recipe.adapter, "SEQ_2_SEQ_LM", [], seed=recipe.seed)
+            model = add_adapter(
+                model,
+                recipe.adapter,
+                "SEQ_2_SEQ_LM",
+                [],
+                seed=recipe.seed,
+                new_tokens=new_token_ids(recipe.model, tokenizer, loading.grown),
+            )
         return model
 
     def collate(self, kit: Kit, examples: Sequence[dict[str, Any]]) -> Batch:

@@ -71,7 +71,7 @@ def build_sequence_model(kit: Kit, settings: dict[str, Any], *, new_head: bool) 
     from finetune.models.adapters import add_adapter
     from finetune.models.head import head_names
     from finetune.models.load import choose_dtype, load_config, load_model
-    from finetune.models.tokenizer import fresh_settings, tell_padding
+    from finetune.models.tokenizer import fresh_settings, new_token_ids, tell_padding
 
     recipe, tokenizer = kit.recipe, kit.processor
     config = load_config(recipe.model, **settings, **fresh_settings(recipe.model, tokenizer))
@@ -87,7 +87,14 @@ def build_sequence_model(kit: Kit, settings: dict[str, Any], *, new_head: bool) 
     kit.facts.update(loading.facts())
     tell_padding(model, tokenizer, always=True)
     if recipe.adapter is not None:
-        model = add_adapter(model, recipe.adapter, "SEQ_CLS", head_names(model), seed=recipe.seed)
+        model = add_adapter(
+            model,
+            recipe.adapter,
+            "SEQ_CLS",
+            head_names(model),
+            seed=recipe.seed,
+            new_tokens=new_token_ids(recipe.model, tokenizer, loading.grown),
+        )
     return model
 
 

@@ -124,7 +124,7 @@ class TokenClassification:
         from finetune.models.adapters import add_adapter
         from finetune.models.head import head_names
         from finetune.models.load import choose_dtype, load_config, load_model
-        from finetune.models.tokenizer import fresh_settings, tell_padding
+        from finetune.models.tokenizer import fresh_settings, new_token_ids, tell_padding
 
         recipe, tokenizer = kit.recipe, kit.processor
         model, loading = load_model(
@@ -139,7 +139,14 @@ class TokenClassification:
         kit.facts.update(loading.facts())
         tell_padding(model, tokenizer)
         if recipe.adapter is not None:
-            model = add_adapter(model, recipe.adapter, "TOKEN_CLS", head_names(model), seed=recipe.seed)
+            model = add_adapter(
+                model,
+                recipe.adapter,
+                "TOKEN_CLS",
+                head_names(model),
+                seed=recipe.seed,
+                new_tokens=new_token_ids(recipe.model, tokenizer, loading.grown),
+            )
         return model
 
     def collate(self, kit: Kit, examples: Sequence[dict[str, Any]]) -> Batch:

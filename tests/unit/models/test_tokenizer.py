@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from finetune.errors import UserError
-from finetune.models.tokenizer import fingerprint, fresh_settings, load_tokenizer, tell_padding
+from finetune.models.tokenizer import fingerprint, fresh_settings, load_tokenizer, new_token_ids, tell_padding
 from finetune.recipe.model import ModelSection
 
 TEXTS = ["the quick brown fox", "jumps over the lazy dog", "naïve café, 你好 🙂"] * 5
@@ -28,6 +28,18 @@ def test_trained_twice_is_trained_alike_and_loses_no_character() -> None:
     marks = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     assert [one.convert_tokens_to_ids(mark) for mark in marks] == [0, 1, 2, 3]
     assert (one.pad_token, one.eos_token) == (marks[0], marks[1])
+
+
+def test_new_tokens_are_never_split_and_known_ones_stay() -> None:
+    plain = load_tokenizer(_model(tokenizer="train:320"), lambda: iter(TEXTS))
+    model = _model(tokenizer="train:320", new_tokens=["<|tool|>", "quick", "<|im_end|>"])
+    grown = load_tokenizer(model, lambda: iter(TEXTS))
+    new = range(len(plain), len(grown))
+    assert set(new) == {grown.convert_tokens_to_ids("<|tool|>"), grown.convert_tokens_to_ids("quick")}
+    assert grown.convert_tokens_to_ids("<|im_end|>") == plain.convert_tokens_to_ids("<|im_end|>")
+    assert grown("a<|tool|>b")["input_ids"].count(grown.convert_tokens_to_ids("<|tool|>")) == 1
+    assert new_token_ids(model, grown, new) == [plain.convert_tokens_to_ids("<|im_end|>"), *new]
+    assert fingerprint(grown) != fingerprint(plain)
 
 
 def test_the_cache_gives_the_same_tokenizer_by_content(tmp_path: Path) -> None:
