@@ -69,17 +69,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data/alpaca/alpaca_en_demo.jsonl")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--only", choices=list(MODES), action="append", help="one of the ways; may be given again")
     options = parser.parse_args()
+    modes = options.only or list(MODES)
     if not options.data.is_file():
         raise SystemExit(f"no instructions at {options.data}: give --data")
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
         jobs = {
             (mode, seed): pool.submit(run, Path(name), options.data, mode, seed, options.epochs)
             for seed in range(1, options.seeds + 1)
-            for mode in MODES
+            for mode in modes
         }
         print("| order and packing | validation loss, by seed | mean | spread (sd) |\n|---|---|---|---|")
-        for mode in MODES:
+        for mode in modes:
             losses = [jobs[mode, seed].result() for seed in range(1, options.seeds + 1)]
             shown = ", ".join(f"{loss:.4f}" for loss in losses)
             spread = statistics.stdev(losses) if len(losses) > 1 else 0.0

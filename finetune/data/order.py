@@ -17,6 +17,7 @@ from finetune.data.packing import Packing, Packs, pack
 from finetune.errors import UserError
 
 PACKED_WINDOWS = (1, 4, 16, 64)  # steps: wide enough for packs of one group to cost the same, short against an epoch
+ROUNDING = 0.01  # a number of packs may hold so much more or less than the global batch, on average
 IDLE = 0.02  # share of time that ranks may wait for each other before a wider window is taken
 
 
@@ -50,8 +51,9 @@ class Schedule:
 
     costs: work of each example, any unit (float or int [n]), from lengths and the model's shape. Never from measured
     times: the machine would then decide what a step trains on (dealing may use them).
-    global_batch: examples a step. Packed, a step is a fixed number of packs that hold so many examples on average:
-    round(global_batch / mean examples a pack), at least 1.
+    global_batch: examples a step. Packs are spread over as many steps as single examples would make, one more in some
+    steps than in others: the number of steps is part of what a recipe asks for. Where a multiple of 8 packs holds so many
+    examples on average, within ROUNDING, every step has that many: most numbers of ranks share them evenly.
     window: so many steps choose their items together by similar cost and are then shuffled, so that any number of ranks
     finds equal shares and padding is cut. 0 or 1: purely random. Default: random for single examples; for packs as
     short as evens them out.
@@ -75,8 +77,13 @@ class Schedule:
             raise ValueError(f"{len(packing.lengths)} lengths for {num_examples} costs")
         packs, item_costs = self._items(0)
         self.num_items = len(item_costs)  # the same in every epoch
-        self.items_per_step = max(1, round(global_batch * self.num_items / num_examples))
+        wanted = global_batch * self.num_items / num_examples
+        self.items_per_step = max(1, round(wanted))
         self.steps_per_epoch = -(-self.num_items // self.items_per_step)
+        even = self.items_per_step % 8 == 0 and abs(self.items_per_step / wanted - 1) <= ROUNDING
+        self.spread = packing is not None and not even
+        if self.spread:
+            self.steps_per_epoch = min(self.num_items, -(-num_examples // global_batch))
         self.group = self.items_per_step
         if packing is not None and self.items_per_step % 8 == 0:
             self.group = math.gcd(self.items_per_step, 16)
@@ -93,13 +100,18 @@ class Schedule:
             packs, item_costs = self._items(epoch)
             self._planned = (epoch, _Epoch(packs, item_costs, self._order(epoch, item_costs, self.window)))
         plan = self._planned[1]
-        start = index_in_epoch * self.items_per_step
-        chosen = plan.order[start : start + self.items_per_step]
+        chosen = plan.order[self._border(index_in_epoch) : self._border(index_in_epoch + 1)]
         if plan.packs is None:
             items = tuple((example,) for example in chosen.tolist())
         else:
             items = tuple(tuple(plan.packs[item].tolist()) for item in chosen)
         return Step(index, epoch, index_in_epoch, items, plan.costs[chosen])
+
+    def _border(self, index_in_epoch: int) -> int:
+        """The first item of a step of an epoch."""
+        if self.spread:
+            return index_in_epoch * self.num_items // self.steps_per_epoch
+        return index_in_epoch * self.items_per_step
 
     def _items(self, epoch: int) -> tuple[Packs | None, np.ndarray]:
         """The packs of an epoch (None: single examples) and the cost of each item."""

@@ -79,7 +79,6 @@ CARD = TaskCard(
     micro_batch=8,
     packing="padding_free",
     packings=("none", "padding_free", "packed"),
-    balance_window=4,
 )
 
 

@@ -54,7 +54,6 @@ CARD = TaskCard(
     options=Seq2SeqOptions,
     label_smoothing=True,
     micro_batch=16,
-    balance_window=16,
 )
 
 

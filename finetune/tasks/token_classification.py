@@ -69,7 +69,6 @@ CARD = TaskCard(
     unit="word",
     options=TokenClassificationOptions,
     label_smoothing=True,
-    balance_window=16,
 )
 
 
