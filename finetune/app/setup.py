@@ -16,7 +16,6 @@ from finetune.data.open import open_tables
 from finetune.distributed.engine import Engine, open_engine
 from finetune.distributed.optimizers import make_deepspeed_optimizer
 from finetune.distributed.session import Session
-from finetune.errors import UserError
 from finetune.models.batchnorm import mend_batchnorm
 from finetune.models.freeze import freeze_weights
 from finetune.models.load import load_config
@@ -25,7 +24,7 @@ from finetune.planning.shape import hidden_size, layer_elements
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.shelf import find_deepspeed_config
 from finetune.tasks import TASKS
-from finetune.tasks.task import Kit, Task, refusal
+from finetune.tasks.task import Kit, Task, zero_settings
 from finetune.training.annotation import annotate
 from finetune.training.optimizer import make_optimizer, parameter_groups
 
@@ -48,7 +47,7 @@ def plan_here(recipe: Recipe, ranks: int) -> Plan:
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     name = recipe.parallel.deepspeed
     config = load_config(recipe.model)
-    plan = make_plan(
+    return make_plan(
         recipe,
         TASKS[recipe.task].card,
         ranks=ranks,
@@ -57,10 +56,8 @@ def plan_here(recipe: Recipe, ranks: int) -> Plan:
         deepspeed_config=None if name == "none" else find_deepspeed_config(name),
         hidden_size=hidden_size(config),
         layer_elements=layer_elements(config),
+        zero_settings=zero_settings(TASKS[recipe.task], config),
     )
-    if reason := refusal(TASKS[recipe.task], recipe, config, plan.stage):
-        raise UserError(reason, where="parallel.deepspeed")
-    return plan
 
 
 def open_session(plan: Plan) -> Session:

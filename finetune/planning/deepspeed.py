@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,13 @@ def resolve_deepspeed_config(
     max_grad_norm: float,
     layer_elements: int = 0,
     hidden_size: int = 0,
+    zero_settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fill every "auto" and check what contradicts the recipe.
 
     layer_elements: parameters of the largest repeated layer; buckets are sized to hold whole layers, because a bucket
     smaller than a layer splits its reduction and one far larger delays it past the backward pass that could hide it.
+    zero_settings: what the model needs in `zero_optimization`, over what the file says.
     Raises: UserError for keys that belong to the recipe (optimizer, scheduler) or precision that contradicts it.
     """
     resolved = deepcopy(config)
@@ -68,6 +71,7 @@ def resolve_deepspeed_config(
                 remedy=f'write "auto" there, or set training.precision to {name if section["enabled"] else "fp32"}',
             )
     zero = resolved.setdefault("zero_optimization", {"stage": 0})
+    zero |= zero_settings or {}
     bucket = max(layer_elements, 1_000_000) if layer_elements else 50_000_000
     for key, value in {
         "reduce_bucket_size": bucket,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def make_plan(
     deepspeed_config: Path | None,
     hidden_size: int = 0,
     layer_elements: int = 0,
+    zero_settings: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Pure function of the recipe and of what this machine is. Every rank computes the same one.
 
@@ -77,6 +79,7 @@ def make_plan(
             max_grad_norm=recipe.training.max_grad_norm,
             hidden_size=hidden_size,
             layer_elements=layer_elements,
+            zero_settings=zero_settings,
         )
     if config is not None and zero_stage(config) == 0 and precision != "fp32":
         raise UserError(

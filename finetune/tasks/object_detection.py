@@ -40,9 +40,9 @@ HEAD = "ForObjectDetection"
 PROCESSORS = {"yolos": "YolosImageProcessorPil", "detr": "DetrImageProcessorPil"}
 PROCESSOR = "RTDetrImageProcessorPil"
 CLEAR = 0.5  # score from which a detection is shown to people
-UNSHARDABLE = {
-    "d_fine": "its decoder computes with weights (the bins of its box distribution) outside the layers that hold them",
-}
+# DeepSpeed's own linear function for ZeRO-3 drops a weight between forward and backward pass and looks it up again; D-FINE
+# also computes linear functions of tensors that are no weights (the bins of its boxes' distributions).
+ODD_LINEAR = {"d_fine"}
 
 
 class ObjectDetectionOptions(Section):
@@ -114,15 +114,9 @@ class ObjectDetection:
 
     card = CARD
 
-    def refuses(self, recipe: Recipe, config: Any, stage: int) -> str:
-        """Why this model cannot be trained at a ZeRO stage, and what can; "" if it can."""
-        why = UNSHARDABLE.get(getattr(config, "model_type", ""), "") if stage == 3 else ""
-        if not why:
-            return ""
-        return (
-            f"a {config.model_type} model cannot be sharded by ZeRO-3: {why}. Take zero2, which shards all but the weights"
-            " themselves (detectors are small), or another family, such as rt_detr_v2"
-        )
+    def zero_settings(self, config: Any) -> dict[str, Any]:
+        """torch's own linear function where a model cannot do with DeepSpeed's."""
+        return {"memory_efficient_linear": False} if config.model_type in ODD_LINEAR else {}
 
     def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
         """Processor, classes, examples. Raises: UserError for images and boxes that cannot be used."""

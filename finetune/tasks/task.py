@@ -87,13 +87,13 @@ class Kit:
     class_weights: list[float] | None = None
 
 
-def refusal(task: Task, recipe: Recipe, config: Any, stage: int) -> str:
-    """Why the task cannot train the model of `config` at this ZeRO stage, and what it can; "" if it can.
+def zero_settings(task: Task, config: Any) -> dict[str, Any]:
+    """What DeepSpeed's `zero_optimization` must say for the model of `config`, whatever its file says; {} for most.
 
-    A task that knows such models has a method `refuses(recipe, config, stage)`.
+    A task that knows such models has a method `zero_settings(config)`.
     """
-    refuses = getattr(task, "refuses", None)
-    return refuses(recipe, config, stage) if refuses is not None else ""
+    asked = getattr(task, "zero_settings", None)
+    return asked(config) if asked is not None else {}
 
 
 def reference_columns(task: Task, kit: Kit) -> tuple[str, ...]:

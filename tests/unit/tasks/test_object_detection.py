@@ -245,15 +245,6 @@ def test_a_model_without_a_known_loss_is_refused() -> None:
         defer_loss(model)
 
 
-def test_d_fine_is_refused_under_zero3_with_the_alternative(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    d_fine, other = SimpleNamespace(model_type="d_fine"), SimpleNamespace(model_type="rt_detr_v2")
-    told = TASK.refuses(None, d_fine, 3)  # type: ignore[arg-type]
-    assert "zero2" in told and "rt_detr_v2" in told
-    assert TASK.refuses(None, d_fine, 2) == TASK.refuses(None, other, 3) == ""  # type: ignore[arg-type]
-
-
 def test_a_new_head_keeps_the_boxes(tmp_path: Path) -> None:
     """Trained for two classes, tuned for three others: class weights are new, all else is as it was saved."""
     coco(tmp_path, GOOD)
