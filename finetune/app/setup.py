@@ -22,6 +22,7 @@ from finetune.models.freeze import freeze_weights
 from finetune.models.load import load_config
 from finetune.planning.plan import Plan, make_plan
 from finetune.planning.shape import hidden_size, layer_elements
+from finetune.planning.tensor import check_model
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.shelf import find_deepspeed_config
 from finetune.tasks import TASKS
@@ -58,6 +59,7 @@ def plan_here(recipe: Recipe, ranks: int) -> Plan:
         hidden_size=hidden_size(config),
         layer_elements=layer_elements(config),
     )
+    check_model(config, recipe.parallel.tensor)
     if reason := refusal(TASKS[recipe.task], recipe, config, plan.stage):
         raise UserError(reason, where="parallel.deepspeed")
     return plan

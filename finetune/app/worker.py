@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ from finetune.distributed.failure import clear_failures, failures_told
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.place import here
 from finetune.distributed.session import Session
+from finetune.distributed.tensor_parallel import whole_shape
 from finetune.errors import FinetuneError, Stopped, UserError
 from finetune.models.load import load_config
 from finetune.planning.deepspeed import offloads
@@ -195,12 +197,12 @@ def _finish(loop: Loop, shop: Workshop, run: Run, outcome: Outcome) -> dict[str,
 
 def forecast_bytes(shop: Workshop) -> StateBytes:
     """Bytes of weights, gradients and optimiser state that a rank holds, activations apart."""
-    parameters, trainable = count_parameters(shop)
+    held = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in shop.engine.module.parameters()]
     config = shop.plan.deepspeed
     return state_bytes(
-        parameters,
-        trainable,
-        ranks=shop.session.world_size,
+        sum(size for size, _ in held),
+        sum(size for size, trained in held if trained),
+        ranks=shop.session.replicas,
         stage=shop.plan.stage,
         precision=shop.plan.precision,
         optimizer=shop.plan.optimizer,
@@ -211,8 +213,8 @@ def forecast_bytes(shop: Workshop) -> StateBytes:
 
 
 def count_parameters(shop: Workshop) -> tuple[int, int]:
-    """All, and those that are trained."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in shop.engine.module.parameters()]
+    """All, and those that are trained, of the whole model."""
+    sizes = [(math.prod(whole_shape(p)), p.requires_grad) for p in shop.engine.module.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 

@@ -51,6 +51,11 @@ class Engine:
         return self.session.leads
 
     @property
+    def is_sliced(self) -> bool:
+        """Whether this rank holds slices of matrices (tensor parallelism)."""
+        return "tensor_parallel" in (self.session.deepspeed_config or {})
+
+    @property
     def inner_optimizer(self) -> Any:
         """DeepSpeed's ZeRO optimiser, or torch's own."""
         return self.optimizer.optimizer

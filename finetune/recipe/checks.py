@@ -123,6 +123,12 @@ def check_split(scene: Scene) -> Iterator[Fault]:
             return
     if len(ways) > 1:
         yield scene.fault("parallel.pipeline", "parallel.tensor splits the model already", allowed="1, or tensor: 1")
+    elif parallel.tensor > 1 and parallel.deepspeed in ("none", "zero0", "zero2", "zero3"):
+        message = f"parallel.tensor ({parallel.tensor}) is trained with ZeRO-1 only (DeepSpeed AutoTP)"
+        yield scene.fault("parallel.deepspeed", message, allowed="zero1, or tensor: 1")
+    elif parallel.tensor > 1 and scene.recipe.adapter is not None:
+        message = f"parallel.tensor ({parallel.tensor}) slices plain layers only: an adapter's would stay whole"
+        yield scene.fault("adapter", message, allowed="no adapter, or tensor: 1 (a frozen base can use zero3)")
     elif isinstance(parallel.processes, int) and parallel.processes % parallel.split:
         message = f"{parallel.processes} processes are no multiple of parallel.{ways[0]} ({parallel.split})"
         yield scene.fault("parallel.processes", message, allowed=f"a multiple of {parallel.split}, or auto")

@@ -80,6 +80,7 @@ CARD = TaskCard(
     packing="padding_free",
     packings=("none", "padding_free", "packed"),
     balance_window=4,
+    splits=("tensor",),
 )
 
 
