@@ -14,6 +14,7 @@ from finetune.distributed.failure import failures_told
 from finetune.distributed.launch import SUPERVISED, Launch, die_with_parent, run_workers
 from finetune.distributed.place import here
 from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
+from finetune.planning.tensor import KEY, check_model
 from finetune.recipe.digest import training_digest
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.machine import count_gpus
@@ -76,11 +77,18 @@ def worker() -> Iterator[None]:
 
 
 def check(loaded: LoadedRecipe) -> None:
-    """What a quick look at the data tells. Raises: RecipeFaults with the lines of the recipe."""
-    card = CARDS[loaded.recipe.task]
-    faults = check_data(loaded.recipe, card)
+    """What a quick look at the data tells, and at the model where it is to be sliced.
+
+    Raises: RecipeFaults with the lines of the recipe; UserError for a model that cannot be sliced so.
+    """
+    recipe = loaded.recipe
+    faults = check_data(recipe, CARDS[recipe.task])
     if faults:
         raise RecipeFaults([_placed(fault, loaded) for fault in faults])
+    if recipe.parallel.tensor > 1:
+        from finetune.models.config import load_config
+
+        check_model(load_config(recipe.model), recipe.parallel.tensor, where=loaded.origins.get(KEY, KEY))
 
 
 def _placed(fault: Fault, loaded: LoadedRecipe) -> Fault:
@@ -133,7 +141,9 @@ def plan_launch(loaded: LoadedRecipe, arguments: list[str], processes: int | Non
     """How many ranks, on what. The command line goes first, then the recipe, then the machine."""
     parallel = loaded.recipe.parallel
     gpus = count_gpus()
-    count = processes or (parallel.processes if parallel.processes != "auto" else max(parallel.split, gpus))
+    split = parallel.split
+    auto = max(split, gpus // split * split)
+    count = processes or (parallel.processes if parallel.processes != "auto" else auto)
     if gpus and count > gpus:
         raise UserError(
             f"{count} processes on {gpus} GPUs",

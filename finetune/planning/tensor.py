@@ -32,7 +32,7 @@ def check_engine(tensor: int, stage: int | None) -> None:
         )
 
 
-def check_model(config: Any, tensor: int) -> None:
+def check_model(config: Any, tensor: int, *, where: str = KEY) -> None:
     """config: of a transformers model. Raises: UserError if its layers cannot be cut into `tensor` equal slices."""
     if tensor == 1:
         return
@@ -43,7 +43,7 @@ def check_model(config: Any, tensor: int) -> None:
         told = f"asks for what DeepSpeed cannot do ({', '.join(odd)})" if odd else "is not there"
         raise UserError(
             f"a {text.model_type} model cannot be sliced: its tensor-parallel plan {told}",
-            where=KEY,
+            where=where,
             remedy="set parallel.tensor: 1 and use parallel.deepspeed: zero3 for what one GPU cannot hold",
         )
     heads = getattr(text, "num_attention_heads", None)
@@ -54,11 +54,11 @@ def check_model(config: Any, tensor: int) -> None:
     }
     uneven = [f"{name} {count}" for name, count in counts.items() if isinstance(count, int) and count % tensor]
     if uneven:
-        fitting = [n for n in range(2, 65) if not any(isinstance(c, int) and c % n for c in counts.values())]
-        ways = ", ".join(map(str, [1, *fitting]))
+        fitting = [n for n in range(2, 65) if not any(isinstance(count, int) and count % n for count in counts.values())]
+        ways = f"this model can be shared by {', '.join(map(str, fitting))}" if fitting else "no number of ranks can"
         raise UserError(
             f"{tensor} ranks cannot share the layers equally: {', '.join(uneven)} of the model "
             f"{'is' if len(uneven) == 1 else 'are'} no multiple of {tensor}",
-            where=KEY,
-            remedy=f"this model can be shared by {ways}",
+            where=where,
+            remedy=f"{ways}; or parallel.tensor: 1 with parallel.deepspeed: zero3",
         )
