@@ -143,14 +143,23 @@ def plan_launch(loaded: LoadedRecipe, arguments: list[str], processes: int | Non
     gpus = count_gpus()
     split = parallel.split
     auto = max(split, gpus // split * split)
-    count = processes or (parallel.processes if parallel.processes != "auto" else auto)
+    count = int(processes or (parallel.processes if parallel.processes != "auto" else auto))
+    asked = "--processes" if processes else loaded.origins.get("parallel.processes", "parallel.processes")
+    if count % split:
+        raise UserError(
+            f"{count} processes are no multiple of the {split} that hold a model together",
+            where=asked,
+            remedy=f"start {split}, {2 * split}, ...; or set parallel.{'tensor' if parallel.tensor > 1 else 'pipeline'}: 1",
+        )
     if gpus and count > gpus:
         raise UserError(
             f"{count} processes on {gpus} GPUs",
-            where="--processes" if processes else loaded.origins.get("parallel.processes", "parallel.processes"),
-            remedy=f"at most one process a GPU: --processes {gpus}; the numbers stay the same",
+            where=asked,
+            remedy=f"at most one process a GPU: --processes {gpus // split * split}; the numbers stay the same"
+            if gpus >= split
+            else f"the {split} ranks that hold a model together need a GPU each",
         )
-    return Launch(arguments, int(count), deepspeed=parallel.deepspeed != "none", cpu=gpus == 0)
+    return Launch(arguments, count, deepspeed=parallel.deepspeed != "none", cpu=gpus == 0)
 
 
 def supervise(run: Run, launch: Launch, restarts: int) -> None:

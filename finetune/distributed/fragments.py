@@ -2,9 +2,9 @@
 
 A piece is a range [start, start + numel) of a flattened tensor, or of some of its columns: `name` (fp32 weights),
 `name.exp_avg` and so on for each tensor of optimiser state. Which rank held it, under which ZeRO stage or slicing, is not
-part of it: any number of ranks and any stage can read what any other wrote. Nothing is communicated but ZeRO-1/2's usual all-gather after loading.
-DeepSpeed's own mapping from parameters to fragments (`deepspeed.utils.tensor_fragment`, made for its universal
-checkpoint) tells the ranges.
+part of it: any number of ranks and any stage can read what any other wrote. Nothing is communicated but ZeRO-1/2's usual
+all-gather after loading. DeepSpeed's own mapping from parameters to fragments (`deepspeed.utils.tensor_fragment`, made
+for its universal checkpoint) tells the ranges.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def make_plan(
             layer_elements=layer_elements,
             tensor=recipe.parallel.tensor,
         )
-    check_engine(recipe.parallel.tensor, config and zero_stage(config))
+    check_engine(recipe.parallel.tensor, None if config is None else zero_stage(config))
     if config is not None and zero_stage(config) == 0 and precision != "fp32":
         raise UserError(
             f"ZeRO stage 0 under DeepSpeed in {precision} keeps flat master copies that no checkpoint can name",

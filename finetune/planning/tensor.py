@@ -54,7 +54,9 @@ def check_model(config: Any, tensor: int, *, where: str = KEY) -> None:
     }
     uneven = [f"{name} {count}" for name, count in counts.items() if isinstance(count, int) and count % tensor]
     if uneven:
-        fitting = [n for n in range(2, 65) if not any(isinstance(count, int) and count % n for count in counts.values())]
+        fitting = [
+            n for n in range(2, 65) if not any(isinstance(count, int) and count % n for count in counts.values())
+        ]
         ways = f"this model can be shared by {', '.join(map(str, fitting))}" if fitting else "no number of ranks can"
         raise UserError(
             f"{tensor} ranks cannot share the layers equally: {', '.join(uneven)} of the model "

@@ -123,15 +123,24 @@ def check_split(scene: Scene) -> Iterator[Fault]:
             return
     if len(ways) > 1:
         yield scene.fault("parallel.pipeline", "parallel.tensor splits the model already", allowed="1, or tensor: 1")
-    elif parallel.tensor > 1 and parallel.deepspeed in ("none", "zero0", "zero2", "zero3"):
-        message = f"parallel.tensor ({parallel.tensor}) is trained with ZeRO-1 only (DeepSpeed AutoTP)"
-        yield scene.fault("parallel.deepspeed", message, allowed="zero1, or tensor: 1")
-    elif parallel.tensor > 1 and scene.recipe.adapter is not None:
-        message = f"parallel.tensor ({parallel.tensor}) slices plain layers only: an adapter's would stay whole"
-        yield scene.fault("adapter", message, allowed="no adapter, or tensor: 1 (a frozen base can use zero3)")
     elif isinstance(parallel.processes, int) and parallel.processes % parallel.split:
         message = f"{parallel.processes} processes are no multiple of parallel.{ways[0]} ({parallel.split})"
         yield scene.fault("parallel.processes", message, allowed=f"a multiple of {parallel.split}, or auto")
+
+
+def check_tensor(scene: Scene) -> Iterator[Fault]:
+    """Layers are sliced under ZeRO-1, and not under adapters."""
+    parallel = scene.recipe.parallel
+    if parallel.tensor == 1 or "tensor" not in scene.card.splits:
+        return
+    if parallel.deepspeed != "zero1" and parallel.deepspeed in (DEEPSPEED_OFF, *list_deepspeed_configs()):
+        message = f"parallel.tensor ({parallel.tensor}) is trained with DeepSpeed's AutoTP and ZeRO-1"
+        yield scene.fault("parallel.deepspeed", message, allowed="zero1, or tensor: 1")
+    if scene.recipe.adapter is not None:
+        message = f"parallel.tensor ({parallel.tensor}) slices plain layers, and an adapter's layers are none"
+        yield scene.fault(
+            "adapter", message, allowed="no adapter, or tensor: 1 with zero3 for a base that is too large"
+        )
 
 
 def check_smoothing(scene: Scene) -> Iterator[Fault]:
@@ -266,6 +275,7 @@ ALWAYS: tuple[Check, ...] = (
     check_learning_rate,
     check_batch,
     check_split,
+    check_tensor,
     check_smoothing,
     check_packing,
     check_metrics,

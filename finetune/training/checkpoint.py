@@ -174,10 +174,7 @@ def checkpoint_bytes(engine: Engine) -> int:
     """Bytes of one checkpoint, over all ranks, before it is written. All ranks call it."""
     state_tensors = 2 if "betas" in engine.inner_optimizer.param_groups[0] else 1
     own = sum(piece.values.numel() * 4 for piece in fragments.pieces(engine) if "." in piece.key)
-    weights = sum(
-        math.prod(whole_shape(parameter))
-        for _, parameter in fragments.trainable_parameters(engine.module)
-    )
+    weights = sum(math.prod(whole_shape(parameter)) for _, parameter in fragments.trainable_parameters(engine.module))
     return int(max(engine.session.sum(float(own))[0], weights * 4 * (1 + state_tensors)))
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from finetune.data.order import Schedule
 from finetune.distributed.export import consolidate
-from finetune.distributed.tensor_parallel import slice_of, whole_shape
+from finetune.distributed.tensor_parallel import gather_slices, slice_of, whole_shape
 from finetune.planning.tensor import check_model
 from finetune.training.checkpoint import checkpoint_bytes, save_checkpoint
 from finetune.training.optimizer import parameter_groups
@@ -31,6 +31,8 @@ def tiny(kind, seed=0):
     )  # fmt: skip
     if name in ("qwen3", "gemma"):
         config.head_dim = 8
+    if what == "dropout":
+        config.hidden_dropout = config.attention_dropout = 0.2
     if what == "biased":
         config.attention_bias = config.mlp_bias = True
     check_model(config, 2)
@@ -47,7 +49,8 @@ def pool(ranks):
     return ranks.options(open_group=False, timeout=120)
 
 
-KINDS = ["llama tied", "llama untied", "llama biased", "qwen2 tied", "qwen3 untied", "mistral tied", "gpt_neox untied"]
+KINDS = ["llama tied", "llama untied", "llama biased", "qwen2 tied", "qwen3 untied", "mistral tied", "gemma tied",
+         "gpt_neox untied"]  # fmt: skip
 
 
 def reference(kind, steps=STEPS):
@@ -98,6 +101,22 @@ def test_two_ranks_that_share_matrices_are_one_process(pool, kind):
     assert len(sliced) >= 2 * 4
     assert not any("norm" in name or "embed" in name for name in sliced)
     assert any("lm_head" in name or "embed_out" in name for name in sliced) == ("untied" in kind)
+
+
+def train_with_dropout():
+    engine, batch = toy.open_toy("zero1", build=lambda: tiny("gpt_neox dropout"), tensor=2)
+    losses, _ = toy.train_toy(engine, batch, range(STEPS))
+    whole = {name: p.detach().clone() for name, p in engine.module.named_parameters() if slice_of(p) is None}
+    return losses, whole, {name: gather_slices(p) for name, p in engine.module.named_parameters()}
+
+
+def test_with_dropout_the_ranks_of_a_replica_stay_together(pool):
+    (losses, ours, whole), (again, theirs, _) = pool.run(2, train_with_dropout)
+    assert losses == again
+    assert losses != pytest.approx(reference("gpt_neox tied")[0], rel=1e-3), "dropout did nothing"
+    assert len(ours) >= 8
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert whole.keys() > ours.keys()
 
 
 @pytest.mark.parametrize("micro_batch", ["auto", 1])

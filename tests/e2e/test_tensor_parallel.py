@@ -37,8 +37,14 @@ def llama(workplace):
         model={"source": "llama", "init": "config", "tokenizer": "train:300", "config": config},
         data={"train": "turned-train.jsonl", "validation": "turned-validation.jsonl"},
         options={"reply_length": 8},
-        training={"global_batch": 8, "steps": STEPS, "learning_rate": 1e-2, "warmup": 2, "max_grad_norm": 0.5,
-                  "epsilon": 1e-6},
+        training={
+            "global_batch": 8,
+            "steps": STEPS,
+            "learning_rate": 1e-2,
+            "warmup": 2,
+            "max_grad_norm": 0.5,
+            "epsilon": 1e-6,
+        },
         parallel={"deepspeed": "none"},
         evaluation={"every": 6, "metrics": ["perplexity", "chrf"], "best": "loss", "samples": 2},
         checkpoint={"every": 4, "keep": 2},
@@ -88,7 +94,9 @@ def test_the_model_is_that_of_one_process(request, alone, run):
     ours, theirs = (model.state_dict() for model in models)
     assert ours.keys() == theirs.keys()
     for name, weights in ours.items():
-        torch.testing.assert_close(weights, theirs[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            weights, theirs[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_it_says_what_a_rank_holds(alone, shared):

@@ -104,6 +104,15 @@ def test_with_packing(packing, verify, tmp_path):
     assert len(differences) == 9 and not any(difference.first for difference in differences.values()), differences
 
 
+def test_with_matrices_shared_by_two_ranks(verify, tmp_path):
+    example = next(example for example in EXAMPLES if example.task == "causal_lm")
+    values = learning(example.recipe(tmp_path))
+    values["parallel"] = {"deepspeed": "zero1", "tensor": 2}
+    differences, figures = verify(values)
+    assert "2 ranks, tensor parallel 2" in differences and not any(figure["refused"] for figure in figures.values())
+    assert len(differences) == 10 and not any(difference.first for difference in differences.values()), differences
+
+
 def test_a_loss_scaled_wrongly_is_found_and_named(verify, tmp_path):
     example = next(example for example in EXAMPLES if example.task == "text_classification")
     values = learning(example.recipe(tmp_path))

@@ -28,9 +28,20 @@ CONTRADICTIONS = [
     (["training.warmup=1.5"], "training.warmup", "whole number of steps"),
     (["parallel.pipeline=2"], "parallel.pipeline", "cannot be split so"),
     (
-        ["task=writing", "parallel.tensor=2", "parallel.processes=3", "evaluation={}"],
+        ["task=writing", "parallel.tensor=2", "parallel.deepspeed=zero1", "parallel.processes=3", "evaluation={}"],
         "parallel.processes",
         "no multiple",
+    ),
+    (["task=writing", "parallel.tensor=2", "evaluation={}"], "parallel.deepspeed", "AutoTP and ZeRO-1"),
+    (
+        ["task=writing", "parallel.tensor=2", "parallel.deepspeed=none", "evaluation={}"],
+        "parallel.deepspeed",
+        "AutoTP and ZeRO-1",
+    ),
+    (
+        ["task=writing", "parallel.tensor=2", "parallel.deepspeed=zero1", "adapter={rank: 4}", "evaluation={}"],
+        "adapter",
+        "slices plain layers",
     ),
     (["data.packing=packed"], "data.packing", "cannot do that"),
     (["task=writing", "training.label_smoothing=0.1", "evaluation={}"], "training.label_smoothing", "no labels"),
@@ -46,11 +57,11 @@ def test_a_contradiction_is_told_once_at_its_key(faults, sets: list[str], key: s
 
 
 def test_every_check_is_proved_here() -> None:
-    assert len(CONTRADICTIONS) >= 20
+    assert len(CONTRADICTIONS) >= 23
     listed = {check.__name__ for check in checks.ALWAYS + checks.HERE}
     defined = {name for name in vars(checks) if name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 14
+    assert len(listed) == 15
 
 
 @pytest.mark.parametrize(
