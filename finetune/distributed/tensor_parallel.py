@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 _PLACE = "ds_autotp_universal_checkpoint_meta"  # where DeepSpeed writes how it sliced a parameter
 
@@ -78,6 +79,44 @@ def gather_slices(parameter: torch.Tensor) -> torch.Tensor:
     dist.all_gather(received, padded, group=_group())
     parts = [part.narrow(sliced.dim, 0, size) for part, size in zip(received, sliced.sizes, strict=True)]
     return torch.cat(parts, dim=sliced.dim)
+
+
+def join_input_gradients(module: nn.Module) -> int:
+    """Sum the gradients of what attention and feed-forward read once, instead of once for each matrix that reads it.
+
+    DeepSpeed all-reduces the gradient of every sliced layer's input by itself: five times a layer, where the sum of the
+    three (queries, keys, values), and of the two (gate, up), is all that is needed. The numbers are the same to rounding.
+    Only where these matrices are the only readers; others keep DeepSpeed's way. Returns the number of blocks joined.
+    """
+    from deepspeed.module_inject.layers import LinearLayer
+
+    joined = 0
+    for block in module.modules():
+        own = {name: child for name, child in block.named_children() if any(True for _ in child.parameters())}
+        readers = next((names for names, others in _READERS if names <= own.keys() <= names | others), ())
+        layers = [own[name] for name in readers]
+        if not layers or any(type(layer) is not LinearLayer or layer.gather_output for layer in layers):
+            continue
+        for layer in layers:
+            layer.mp_group = None  # which it asks before it reduces; it has its slice already
+        block.register_forward_pre_hook(_reduce_once, with_kwargs=True)
+        joined += 1
+    return joined
+
+
+_READERS = (  # matrices that read a block's input, and what else may be in the block
+    ({"q_proj", "k_proj", "v_proj"}, {"o_proj", "q_norm", "k_norm"}),
+    ({"gate_proj", "up_proj"}, {"down_proj"}),
+)
+
+
+def _reduce_once(block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    """What the block reads, its first argument or `hidden_states`: unchanged forward, its gradient summed over ranks."""
+    from deepspeed.module_inject.layers import ColumnParallel
+
+    if arguments:
+        return (ColumnParallel.apply(_group(), arguments[0]), *arguments[1:]), named
+    return arguments, {**named, "hidden_states": ColumnParallel.apply(_group(), named["hidden_states"])}
 
 
 def _group() -> Any:

@@ -119,6 +119,28 @@ def test_with_dropout_the_ranks_of_a_replica_stay_together(pool):
     assert whole.keys() > ours.keys()
 
 
+def count_reductions(kind):
+    from deepspeed.comm.torch import TorchBackend
+
+    engine, batch = toy.open_toy("zero1", build=lambda: tiny(kind), tensor=2)
+    toy.train_toy(engine, batch, range(1))
+    counted, real = [], TorchBackend.all_reduce
+    TorchBackend.all_reduce = lambda self, tensor, *rest, **named: (
+        counted.append(tuple(tensor.shape)), real(self, tensor, *rest, **named))[1]  # fmt: skip
+    try:
+        toy.train_toy(engine, batch, range(1, 2))
+    finally:
+        TorchBackend.all_reduce = real
+    return [shape for shape in counted if len(shape) == 3 and shape[-1] == 32]
+
+
+@pytest.mark.parametrize(("kind", "a_layer", "of_head"), [("llama tied", 4, 0), ("qwen3 untied", 4, 1)])
+def test_each_input_s_gradient_is_reduced_once(pool, kind, a_layer, of_head):
+    counted = pool.run(2, count_reductions, kind)
+    micro_batches = 2
+    assert [len(found) for found in counted] == [micro_batches * (2 * a_layer + of_head)] * 2
+
+
 @pytest.mark.parametrize("micro_batch", ["auto", 1])
 def test_two_replicas_of_two_ranks_are_one_process(pool, micro_batch):
     results = pool.run(4, train, "llama untied", micro_batch)
