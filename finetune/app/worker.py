@@ -230,7 +230,8 @@ def describe(shop: Workshop) -> dict[str, Any]:
         "ranks": shop.session.world_size,
         "device": shop.plan.device,
         "engine": shop.plan.engine_name,
-        "deepspeed": recipe.parallel.deepspeed,
+        "deepspeed": recipe.parallel.deepspeed
+        + (f", tensor {tensor}" if (tensor := recipe.parallel.tensor) > 1 else ""),
         "precision": shop.plan.precision,
         "unit": shop.task.card.unit,
         "global_batch": recipe.training.global_batch,

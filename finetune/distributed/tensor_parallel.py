@@ -94,7 +94,7 @@ def join_input_gradients(module: nn.Module) -> int:
     for block in module.modules():
         own = {name: child for name, child in block.named_children() if any(True for _ in child.parameters())}
         readers = next((names for names, others in _READERS if names <= own.keys() <= names | others), ())
-        layers = [own[name] for name in readers]
+        layers: list[Any] = [own[name] for name in readers]
         if not layers or any(type(layer) is not LinearLayer or layer.gather_output for layer in layers):
             continue
         for layer in layers:

@@ -37,6 +37,8 @@ def tiny(kind, seed=0):
         config.attention_bias = config.mlp_bias = True
     check_model(config, 2)
     model = AutoModelForCausalLM.from_config(config)
+    if what == "sparing":  # activations are computed again in the backward pass, and communicated again
+        model.gradient_checkpointing_enable()
     with torch.no_grad():  # biases and norms that a mistake would show in
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -49,8 +51,10 @@ def pool(ranks):
     return ranks.options(open_group=False, timeout=120)
 
 
-KINDS = ["llama tied", "llama untied", "llama biased", "qwen2 tied", "qwen3 untied", "mistral tied", "gemma tied",
-         "gpt_neox untied"]  # fmt: skip
+KINDS = [
+    "llama tied", "llama untied", "llama biased", "llama sparing", "qwen2 tied", "qwen3 untied", "mistral tied",
+    "gemma tied", "gpt_neox untied",
+]  # fmt: skip
 
 
 def reference(kind, steps=STEPS):

@@ -99,6 +99,16 @@ def test_the_model_is_that_of_one_process(request, alone, run):
         )
 
 
+def test_a_checkpoint_of_slices_is_exported_by_one_process(workplace, finetune, alone, shared):
+    from safetensors.torch import load_file
+
+    finished = finetune("export", shared.name, "--checkpoint", "latest", "--output", "llama-exported")
+    assert finished.code == 0, finished.output
+    ours, theirs = (load_file(at / "model.safetensors") for at in (workplace / "llama-exported", alone / "model"))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
+
+
 def test_it_says_what_a_rank_holds(alone, shared):
     plans = [json.loads((run / "plan.json").read_text()) for run in (shared, alone)]
     facts = [json.loads((run / "run.json").read_text()) for run in (shared, alone)]
