@@ -44,13 +44,13 @@ def train(
     for warning in loaded.warnings:
         tell(f"note: {warning}")
     check(loaded)
+    launch = plan_launch(loaded, [], processes)  # what it refuses leaves no folder of a run
     run = choose_run(loaded, run_dir, resume)
     if run is None:
         return
     resume = "auto" if resume == "never" else resume  # the run is a new one already
     arguments = ["train", str(run.recipe_file), "--run-dir", str(run.path), "--resume", resume]
-    launch = plan_launch(loaded, arguments, processes)
-    supervise(run, launch, restarts)
+    supervise(run, replace(launch, arguments=arguments), restarts)
     summary = run.read().get("summary", {})
     if summary.get("best_value") is not None:
         tell(f"best    {summary['best_metric']} {summary['best_value']:.4f} at step {summary['best_step']}")

@@ -62,6 +62,12 @@ def shared(workers, llama):
 
 
 @pytest.fixture(scope="module")
+def replicas(workers, llama):
+    """Two replicas of two ranks, which share out the examples of a step and of an evaluation."""
+    return workers.train(4, "llama-replicas", *SHARED, recipe=llama)
+
+
+@pytest.fixture(scope="module")
 def winding(workers, llama):
     """Stopped by a signal to the rank that does not lead, and gone on with by one process."""
     with pytest.raises(Ended) as ended:
@@ -70,7 +76,7 @@ def winding(workers, llama):
     return workers.train(1, "llama-winding", recipe=llama)
 
 
-@pytest.mark.parametrize("run", ["shared", "winding"])
+@pytest.mark.parametrize("run", ["shared", "replicas", "winding"])
 def test_the_figures_are_those_of_one_process(request, alone, run):
     run = request.getfixturevalue(run)
     for split in ("train", "validation"):
@@ -85,7 +91,7 @@ def test_the_figures_are_those_of_one_process(request, alone, run):
     assert all(ours[i]["text"] == theirs[i]["text"] for i in ours)
 
 
-@pytest.mark.parametrize("run", ["shared", "winding"])
+@pytest.mark.parametrize("run", ["shared", "replicas", "winding"])
 def test_the_model_is_that_of_one_process(request, alone, run):
     import torch
     from transformers import AutoModelForCausalLM
@@ -117,6 +123,13 @@ def test_it_says_what_a_rank_holds(alone, shared):
     assert 0 < plans[0]["state_bytes"]["weights"] < plans[1]["state_bytes"]["weights"]
     assert "tensor parallel 2" in json.dumps(facts[0])
     assert facts[0] != facts[1]
+
+
+def test_a_number_of_processes_that_makes_no_replicas_is_refused(workplace, finetune, llama):
+    sets = [word for change in SHARED for word in ("--set", change)]
+    finished = finetune("train", llama, "--run-dir", "never-shared", "--processes", "3", *sets)
+    assert finished.code == 2, finished.output
+    assert "3 processes are no multiple of the 2" in finished.output and "accelerate launch" not in finished.output
 
 
 @pytest.mark.parametrize(
