@@ -15,6 +15,7 @@ SCRIPTS = (
     "sft_packing",
     "rank_speed",
     "traffic",
+    "tensor_parallel",
 )
 
 

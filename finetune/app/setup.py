@@ -21,6 +21,7 @@ from finetune.models.freeze import freeze_weights
 from finetune.models.load import load_config
 from finetune.planning.plan import Plan, make_plan
 from finetune.planning.shape import hidden_size, layer_elements
+from finetune.planning.tensor import check_model
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.shelf import find_deepspeed_config
 from finetune.tasks import TASKS
@@ -47,7 +48,7 @@ def plan_here(recipe: Recipe, ranks: int) -> Plan:
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     name = recipe.parallel.deepspeed
     config = load_config(recipe.model)
-    return make_plan(
+    plan = make_plan(
         recipe,
         TASKS[recipe.task].card,
         ranks=ranks,
@@ -58,6 +59,8 @@ def plan_here(recipe: Recipe, ranks: int) -> Plan:
         layer_elements=layer_elements(config),
         zero_settings=zero_settings(TASKS[recipe.task], config),
     )
+    check_model(config, recipe.parallel.tensor)
+    return plan
 
 
 def open_session(plan: Plan) -> Session:

@@ -14,6 +14,7 @@ from finetune.distributed.failure import failures_told
 from finetune.distributed.launch import SUPERVISED, Launch, die_with_parent, run_workers
 from finetune.distributed.place import here
 from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
+from finetune.planning.tensor import KEY, check_model
 from finetune.recipe.digest import training_digest
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.machine import count_gpus
@@ -43,13 +44,13 @@ def train(
     for warning in loaded.warnings:
         tell(f"note: {warning}")
     check(loaded)
+    launch = plan_launch(loaded, [], processes)  # what it refuses leaves no folder of a run
     run = choose_run(loaded, run_dir, resume)
     if run is None:
         return
     resume = "auto" if resume == "never" else resume  # the run is a new one already
     arguments = ["train", str(run.recipe_file), "--run-dir", str(run.path), "--resume", resume]
-    launch = plan_launch(loaded, arguments, processes)
-    supervise(run, launch, restarts)
+    supervise(run, replace(launch, arguments=arguments), restarts)
     summary = run.read().get("summary", {})
     if summary.get("best_value") is not None:
         tell(f"best    {summary['best_metric']} {summary['best_value']:.4f} at step {summary['best_step']}")
@@ -76,11 +77,18 @@ def worker() -> Iterator[None]:
 
 
 def check(loaded: LoadedRecipe) -> None:
-    """What a quick look at the data tells. Raises: RecipeFaults with the lines of the recipe."""
-    card = CARDS[loaded.recipe.task]
-    faults = check_data(loaded.recipe, card)
+    """What a quick look at the data tells, and at the model where it is to be sliced.
+
+    Raises: RecipeFaults with the lines of the recipe; UserError for a model that cannot be sliced so.
+    """
+    recipe = loaded.recipe
+    faults = check_data(recipe, CARDS[recipe.task])
     if faults:
         raise RecipeFaults([_placed(fault, loaded) for fault in faults])
+    if recipe.parallel.tensor > 1:
+        from finetune.models.config import load_config
+
+        check_model(load_config(recipe.model), recipe.parallel.tensor, where=loaded.origins.get(KEY, KEY))
 
 
 def _placed(fault: Fault, loaded: LoadedRecipe) -> Fault:
@@ -133,14 +141,25 @@ def plan_launch(loaded: LoadedRecipe, arguments: list[str], processes: int | Non
     """How many ranks, on what. The command line goes first, then the recipe, then the machine."""
     parallel = loaded.recipe.parallel
     gpus = count_gpus()
-    count = processes or (parallel.processes if parallel.processes != "auto" else max(parallel.split, gpus))
+    split = parallel.split
+    auto = max(split, gpus // split * split)
+    count = int(processes or (parallel.processes if parallel.processes != "auto" else auto))
+    asked = "--processes" if processes else loaded.origins.get("parallel.processes", "parallel.processes")
+    if count % split:
+        raise UserError(
+            f"{count} processes are no multiple of the {split} that hold a model together",
+            where=asked,
+            remedy=f"start {split}, {2 * split}, ...; or set parallel.{'tensor' if parallel.tensor > 1 else 'pipeline'}: 1",
+        )
     if gpus and count > gpus:
         raise UserError(
             f"{count} processes on {gpus} GPUs",
-            where="--processes" if processes else loaded.origins.get("parallel.processes", "parallel.processes"),
-            remedy=f"at most one process a GPU: --processes {gpus}; the numbers stay the same",
+            where=asked,
+            remedy=f"at most one process a GPU: --processes {gpus // split * split}; the numbers stay the same"
+            if gpus >= split
+            else f"the {split} ranks that hold a model together need a GPU each",
         )
-    return Launch(arguments, int(count), deepspeed=parallel.deepspeed != "none", cpu=gpus == 0)
+    return Launch(arguments, count, deepspeed=parallel.deepspeed != "none", cpu=gpus == 0)
 
 
 def supervise(run: Run, launch: Launch, restarts: int) -> None:

@@ -43,12 +43,13 @@ REFERENCES = {"reference": torch.float64, "reference32": torch.float32}
 
 @dataclass(frozen=True)
 class Variant:
-    """One layout. micro_batch: examples a forward pass on one rank."""
+    """One layout. micro_batch: examples a forward pass on one rank. tensor: ranks that share each layer's matrices."""
 
     name: str
     ranks: int
     deepspeed: str
     micro_batch: int
+    tensor: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ class Figures:
     refused: str = ""
 
 
-def make_variants(global_batch: int, ranks: int, *, splits: bool) -> list[Variant]:
-    """Every way to share out a step. splits: also in several forward passes (BatchNorm is not the same then)."""
+def make_variants(global_batch: int, ranks: int, *, splits: bool, tensor: int = 1) -> list[Variant]:
+    """Every way to share out a step. splits: also in several forward passes (BatchNorm is not the same then). tensor:
+    the recipe's own, one more layout where that many ranks share the layers.
+    """
     share = ceil(global_batch / ranks)
     found = [Variant("1 rank", 1, "none", global_batch)]
     if splits:
@@ -73,7 +76,10 @@ def make_variants(global_batch: int, ranks: int, *, splits: bool) -> list[Varian
     if splits:
         found.append(Variant(f"{ranks} ranks, accumulation", ranks, "none", ceil(share / 3)))
     size = ceil(share / 2) if splits else share
-    return found + [Variant(f"{ranks} ranks, ZeRO-{stage}", ranks, f"zero{stage}", size) for stage in range(4)]
+    found += [Variant(f"{ranks} ranks, ZeRO-{stage}", ranks, f"zero{stage}", size) for stage in range(4)]
+    if tensor > 1 and ranks % tensor == 0:
+        found.append(Variant(f"{ranks} ranks, tensor parallel {tensor}", ranks, "zero1", global_batch, tensor))
+    return found
 
 
 def work(folder: Path) -> None:
@@ -94,7 +100,9 @@ def work(folder: Path) -> None:
     if rank == ranks - 1:
         for name in REFERENCES:
             _write(folder / f"{name}.json", asdict(reference_figures(recipe, name, folder, asked["steps"])))
-    variants = make_variants(recipe.training.global_batch, ranks, splits=not has_batchnorm(recipe))
+    variants = make_variants(
+        recipe.training.global_batch, ranks, splits=not has_batchnorm(recipe), tensor=recipe.parallel.tensor
+    )
     for number, variant in enumerate(variants):
         if rank >= variant.ranks:
             continue
@@ -109,8 +117,8 @@ def work(folder: Path) -> None:
 
 def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> Figures:
     """Some steps and an evaluation under one layout, through the loop that trains. Its ranks call it."""
-    layout = {"deepspeed": variant.deepspeed, "micro_batch": variant.micro_batch, "rank_speed": "equal"}
-    layout |= {"tensor": 1, "pipeline": 1}
+    layout: dict[str, Any] = {"deepspeed": variant.deepspeed, "micro_batch": variant.micro_batch}
+    layout |= {"rank_speed": "equal", "tensor": variant.tensor, "pipeline": 1}
     recipe = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update=layout)})
     try:
         plan = plan_here(recipe, variant.ranks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ from finetune.distributed.failure import clear_failures, failures_told
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.place import here
 from finetune.distributed.session import Session
+from finetune.distributed.tensor_parallel import whole_shape
 from finetune.errors import FinetuneError, Stopped, UserError
 from finetune.models.load import load_config
 from finetune.models.quantized import stored_bytes
@@ -196,13 +198,13 @@ def _finish(loop: Loop, shop: Workshop, run: Run, outcome: Outcome) -> dict[str,
 
 def forecast_bytes(shop: Workshop) -> StateBytes:
     """Bytes of weights, gradients and optimiser state that a rank holds, activations apart."""
-    parameters, trainable = count_parameters(shop)
+    held = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in shop.engine.module.parameters()]
     config = shop.plan.deepspeed
     quantised = shop.kit.recipe.model.quantization != "none"
     return state_bytes(
-        parameters,
-        trainable,
-        ranks=shop.session.world_size,
+        sum(size for size, _ in held),
+        sum(size for size, trained in held if trained),
+        ranks=shop.session.replicas,
         stage=shop.plan.stage,
         precision=shop.plan.precision,
         optimizer=shop.plan.optimizer,
@@ -214,8 +216,8 @@ def forecast_bytes(shop: Workshop) -> StateBytes:
 
 
 def count_parameters(shop: Workshop) -> tuple[int, int]:
-    """All, and those that are trained."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in shop.engine.module.parameters()]
+    """All, and those that are trained, of the whole model."""
+    sizes = [(math.prod(whole_shape(p)), p.requires_grad) for p in shop.engine.module.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
@@ -231,7 +233,8 @@ def describe(shop: Workshop) -> dict[str, Any]:
         "ranks": shop.session.world_size,
         "device": shop.plan.device,
         "engine": shop.plan.engine_name,
-        "deepspeed": recipe.parallel.deepspeed,
+        "deepspeed": recipe.parallel.deepspeed
+        + (f", tensor {tensor}" if (tensor := recipe.parallel.tensor) > 1 else ""),
         "precision": shop.plan.precision,
         "unit": shop.task.card.unit,
         "global_batch": recipe.training.global_batch,

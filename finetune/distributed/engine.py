@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune.distributed import tensor_parallel
 from finetune.distributed.batchnorm import SyncedBatchNorm, convert_batchnorm, ghost_batch
 from finetune.distributed.session import Session
 
@@ -33,6 +34,8 @@ class Engine:
         self.is_deepspeed = session.deepspeed_config is not None
         with redirect_stdout(sys.stderr):  # DeepSpeed prints while it starts
             model, prepared = session.accelerator.prepare(module, optimizer)
+        if self.is_sliced:
+            tensor_parallel.join_input_gradients(module)
         self.model: Any = model  # called like the module itself
         self.optimizer: Any = prepared
         self.has_batchnorm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
@@ -49,6 +52,11 @@ class Engine:
     def speaks(self) -> bool:
         """Whether this rank's losses and predictions count: one rank of each replica's does."""
         return self.session.leads
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether this rank holds slices of matrices (tensor parallelism)."""
+        return "tensor_parallel" in (self.session.deepspeed_config or {})
 
     @property
     def inner_optimizer(self) -> Any:

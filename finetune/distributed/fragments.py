@@ -1,10 +1,10 @@
 """An engine's state by parameter name, as pieces: each rank hands over what it holds, and takes what it needs.
 
-A piece is a range [start, start + numel) of a flattened tensor: `name` (fp32 weights), `name.exp_avg` and so on for
-each tensor of optimiser state. Which rank held it, under which ZeRO stage, is not part of it: any number of ranks and
-any stage can read what any other wrote. Nothing is communicated but ZeRO-1/2's usual all-gather after loading.
-DeepSpeed's own mapping from parameters to fragments (`deepspeed.utils.tensor_fragment`, made for its universal
-checkpoint) tells the ranges.
+A piece is a range [start, start + numel) of a flattened tensor, or of some of its columns: `name` (fp32 weights),
+`name.exp_avg` and so on for each tensor of optimiser state. Which rank held it, under which ZeRO stage or slicing, is not
+part of it: any number of ranks and any stage can read what any other wrote. Nothing is communicated but ZeRO-1/2's usual
+all-gather after loading. DeepSpeed's own mapping from parameters to fragments (`deepspeed.utils.tensor_fragment`, made
+for its universal checkpoint) tells the ranges.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ import torch
 from torch import nn
 
 from finetune.distributed.engine import Engine
+from finetune.distributed.tensor_parallel import Slice, slice_of, whole_shape
 
 
 @dataclass(frozen=True)
 class Piece:
-    """values: flat, [numel], the engine's own memory (copy before the next step). shape: of the whole tensor."""
+    """values: flat, [numel], the engine's own memory (copy before the next step). shape: of the whole tensor.
+
+    columns: of a matrix, [first, last): the range is one of those columns alone, flattened; None: of all of it.
+    """
 
     key: str
     start: int
     shape: tuple[int, ...]
     values: torch.Tensor
+    columns: tuple[int, int] | None = None
 
     @property
     def end(self) -> int:
@@ -51,10 +56,13 @@ def pieces(engine: Engine) -> Iterator[Piece]:
     for (name, parameter), held in zip(trainable_parameters(engine.module), places, strict=True):
         if held is None:
             continue
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        yield Piece(name, held.start, shape, held.weights)
+        shape, cut = whole_shape(parameter), slice_of(parameter)
+        if cut is None and not engine.session.leads:
+            continue  # whole on every rank of the replica: the first one hands it over
+        start, columns = (held.start, None) if cut is None else (cut.first_element + held.start, cut.columns)
+        yield Piece(name, start, shape, held.weights, columns)
         for key, values in held.state.items():
-            yield Piece(f"{name}.{key}", held.start, shape, values)
+            yield Piece(f"{name}.{key}", start, shape, values, columns)
     if engine.session.is_main:
         for name, buffer in persistent_buffers(engine.module):
             yield Piece(f"{name}", 0, tuple(buffer.shape), buffer.detach().reshape(-1))
@@ -84,10 +92,10 @@ def restore(engine: Engine, read: Reader, stored: dict[str, Any]) -> None:
         ):
             if held is None:
                 continue
-            numel = held.weights.numel()
-            held.weights.copy_(read(name, held.start, numel))
+            numel, cut = held.weights.numel(), slice_of(parameter)
+            held.weights.copy_(_read(read, name, held.start, numel, cut))
             for key, values in held.state.items():
-                values.copy_(read(f"{name}.{key}", held.start, numel))
+                values.copy_(_read(read, f"{name}.{key}", held.start, numel, cut))
             if engine.session.zero_stage == 3:
                 parameter.ds_tensor.view(-1)[:numel].copy_(held.weights)
         for name, buffer in persistent_buffers(engine.module):
@@ -97,6 +105,17 @@ def restore(engine: Engine, read: Reader, stored: dict[str, Any]) -> None:
     scaler = getattr(engine.inner_optimizer, "loss_scaler", None)
     if scaler is not None and hasattr(scaler, "cur_scale") and "loss_scale" in stored:
         scaler.cur_scale = stored["loss_scale"]
+
+
+def _read(read: Reader, key: str, start: int, numel: int, cut: Slice | None) -> torch.Tensor:
+    """Flat range [start, start + numel) of this rank's slice of `key`."""
+    if cut is None or cut.columns is None:
+        return read(key, start + (cut.first_element if cut else 0), numel)
+    (first, last), of = cut.columns, cut.shape[1]
+    width = last - first
+    top, bottom = start // width, -(-(start + numel) // width)
+    rows = read(key, top * of, (bottom - top) * of).view(-1, of)
+    return rows[:, first:last].reshape(-1)[start - top * width :][:numel]
 
 
 def persistent_buffers(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

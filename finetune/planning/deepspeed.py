@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.planning.batch import BatchPlan
+from finetune.planning.tensor import tensor_section
 
 # Gradients are summed by our own loop, which tells the engine where a step ends. Some engines (CPU offload) keep their
 # accumulation buffer only if the configuration says more than 1, so 2 is said, and the loop never divides by it.
@@ -40,12 +41,14 @@ def resolve_deepspeed_config(
     layer_elements: int = 0,
     hidden_size: int = 0,
     zero_settings: Mapping[str, Any] | None = None,
+    tensor: int = 1,
 ) -> dict[str, Any]:
     """Fill every "auto" and check what contradicts the recipe.
 
     layer_elements: parameters of the largest repeated layer; buckets are sized to hold whole layers, because a bucket
     smaller than a layer splits its reduction and one far larger delays it past the backward pass that could hide it.
     zero_settings: what the model needs in `zero_optimization`, over what the file says.
+    tensor: ranks that share each layer's matrices.
     Raises: UserError for keys that belong to the recipe (optimizer, scheduler) or precision that contradicts it.
     """
     resolved = deepcopy(config)
@@ -56,9 +59,17 @@ def resolve_deepspeed_config(
                 where=str(config.get("_path", "DeepSpeed config")),
                 remedy=f"remove {key!r} there and set it under training: in the recipe",
             )
+    if "tensor_parallel" in resolved:
+        raise UserError(
+            "the DeepSpeed config sets 'tensor_parallel', which the recipe decides",
+            remedy="remove it there and set parallel.tensor in the recipe",
+        )
     _fill(resolved, "train_micro_batch_size_per_gpu", batch.micro_batch)
     resolved["gradient_accumulation_steps"] = ACCUMULATION_IN_ENGINE
     resolved["train_batch_size"] = resolved["train_micro_batch_size_per_gpu"] * ACCUMULATION_IN_ENGINE * batch.replicas
+    if tensor > 1:
+        resolved["tensor_parallel"] = tensor_section(tensor)
+        resolved["train_batch_size"] *= tensor  # DeepSpeed checks it against all ranks, and does nothing else with it
     _fill(resolved, "gradient_clipping", max_grad_norm)
     for name in ("bf16", "fp16"):
         section = resolved.setdefault(name, {"enabled": "auto"})

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.planning.batch import BatchPlan, plan_batch
 from finetune.planning.deepspeed import offloads, read_deepspeed_config, resolve_deepspeed_config, zero_stage
+from finetune.planning.tensor import check_engine
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 
@@ -35,7 +36,10 @@ class Plan:
 
     @property
     def engine_name(self) -> str:
-        return "DistributedDataParallel" if self.deepspeed is None else f"DeepSpeed ZeRO-{self.stage}"
+        if self.deepspeed is None:
+            return "DistributedDataParallel"
+        tensor = self.deepspeed.get("tensor_parallel", {}).get("autotp_size", 1)
+        return f"DeepSpeed ZeRO-{self.stage}" + (f", tensor parallel {tensor}" if tensor > 1 else "")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,7 +84,9 @@ def make_plan(
             hidden_size=hidden_size,
             layer_elements=layer_elements,
             zero_settings=zero_settings,
+            tensor=recipe.parallel.tensor,
         )
+    check_engine(recipe.parallel.tensor, None if config is None else zero_stage(config))
     if config is not None and zero_stage(config) == 0 and precision != "fp32":
         raise UserError(
             f"ZeRO stage 0 under DeepSpeed in {precision} keeps flat master copies that no checkpoint can name",

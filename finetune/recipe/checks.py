@@ -144,6 +144,21 @@ def check_quantization(scene: Scene) -> Iterator[Fault]:
         yield scene.fault("parallel.deepspeed", message, allowed="zero2, zero1 or none with model.quantization")
 
 
+def check_tensor(scene: Scene) -> Iterator[Fault]:
+    """Layers are sliced under ZeRO-1, and not under adapters."""
+    parallel = scene.recipe.parallel
+    if parallel.tensor == 1 or "tensor" not in scene.card.splits:
+        return
+    if parallel.deepspeed != "zero1" and parallel.deepspeed in (DEEPSPEED_OFF, *list_deepspeed_configs()):
+        message = f"parallel.tensor ({parallel.tensor}) is trained with DeepSpeed's AutoTP and ZeRO-1"
+        yield scene.fault("parallel.deepspeed", message, allowed="zero1, or tensor: 1")
+    if scene.recipe.adapter is not None:
+        message = f"parallel.tensor ({parallel.tensor}) slices plain layers, and an adapter's layers are none"
+        yield scene.fault(
+            "adapter", message, allowed="no adapter, or tensor: 1 with zero3 for a base that is too large"
+        )
+
+
 def check_smoothing(scene: Scene) -> Iterator[Fault]:
     """Label smoothing needs labels."""
     if scene.recipe.training.label_smoothing and not scene.card.label_smoothing:
@@ -277,6 +292,7 @@ ALWAYS: tuple[Check, ...] = (
     check_batch,
     check_split,
     check_quantization,
+    check_tensor,
     check_smoothing,
     check_packing,
     check_metrics,

@@ -79,6 +79,7 @@ CARD = TaskCard(
     micro_batch=8,
     packing="padding_free",
     packings=("none", "padding_free", "packed"),
+    splits=("tensor",),
 )
 
 

@@ -81,6 +81,7 @@ CARD = TaskCard(
     label_smoothing=True,
     micro_batch=4,
     balance_window=16,
+    splits=("tensor",),
 )
 
 

@@ -62,6 +62,7 @@ CARD = TaskCard(
     options=RewardModelOptions,
     micro_batch=8,
     balance_window=16,
+    splits=("tensor",),
 )
 
 

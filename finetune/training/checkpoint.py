@@ -8,6 +8,7 @@ older ones removed.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import threading
@@ -23,9 +24,10 @@ import torch
 
 from finetune.distributed import fragments
 from finetune.distributed.engine import Engine
+from finetune.distributed.tensor_parallel import whole_shape
 from finetune.errors import TrainingFailed
 from finetune.training.publishing import Written, attempt, beside_of, publish, write_tensors
-from finetune.training.stored import Checkpoint, Manifest, checkpoint_name, find_checkpoints
+from finetune.training.stored import Checkpoint, Manifest, checkpoint_name, find_checkpoints, stored_name
 from finetune.units import format_bytes
 
 NICENESS = 5  # of the writing thread: where training needs the processors, it goes first
@@ -80,7 +82,7 @@ class Saver:
         shapes = {piece.key: list(piece.shape) for piece in pieces}
         needed = sum(piece.values.nbytes for piece in pieces)
         spare = self._copies or psutil.virtual_memory().available > 1.25 * needed
-        tensors = {f"{piece.key}@{piece.start}": piece.values.detach() for piece in pieces}
+        tensors = {stored_name(piece): piece.values.detach() for piece in pieces}
         if spare:
             tensors = self._copy(tensors)
         name = f"state-{self.session.rank:05d}-of-{self.session.world_size:05d}.safetensors"
@@ -172,10 +174,7 @@ def checkpoint_bytes(engine: Engine) -> int:
     """Bytes of one checkpoint, over all ranks, before it is written. All ranks call it."""
     state_tensors = 2 if "betas" in engine.inner_optimizer.param_groups[0] else 1
     own = sum(piece.values.numel() * 4 for piece in fragments.pieces(engine) if "." in piece.key)
-    weights = sum(
-        int(getattr(parameter, "ds_numel", parameter.numel()))
-        for _, parameter in fragments.trainable_parameters(engine.module)
-    )
+    weights = sum(math.prod(whole_shape(parameter)) for _, parameter in fragments.trainable_parameters(engine.module))
     return int(max(engine.session.sum(float(own))[0], weights * 4 * (1 + state_tensors)))
 
 

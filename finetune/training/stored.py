@@ -1,7 +1,8 @@
 """Checkpoints on the disk: found, checked, read. A checkpoint is a directory that is whole or absent.
 
     checkpoints/step-00000120/
-        state-00000-of-00002.safetensors   what rank 0 held: "<key>@<start>" -> flat values
+        state-00000-of-00002.safetensors   what rank 0 held: "<key>@<start>" -> flat values; "<key>[a:b]@<start>" of
+                                           columns a to b alone, where tensor parallelism slices a matrix so
         state-00001-of-00002.safetensors
         manifest.json                      step, recipe digest, the loop's state, sizes and SHA-256 of the files
     checkpoints/latest, checkpoints/best   one line each: the name of a checkpoint
@@ -172,6 +173,7 @@ class StoredState:
         self._checkpoint = checkpoint
         self._files: list[Any] = []
         self._pieces: dict[str, list[tuple[int, int, Any, str]]] = {}
+        self._columns: dict[str, dict[tuple[int, int], list[tuple[int, int, Any, str]]]] = {}
 
     def __enter__(self) -> StoredState:
         for name in self._checkpoint.manifest.files:
@@ -185,9 +187,10 @@ class StoredState:
                 ) from None
             self._files.append(opened)
             for stored in opened.keys():  # noqa: SIM118 (not a dict)
-                key, _, start = stored.rpartition("@")
+                key, columns, start = parse_name(stored)
+                found = self._columns.setdefault(key, {}).setdefault(columns, []) if columns else self._of(key)
                 numel = opened.get_slice(stored).get_shape()[0]
-                self._pieces.setdefault(key, []).append((int(start), int(start) + numel, opened, stored))
+                found.append((start, start + numel, opened, stored))
         for found in self._pieces.values():
             found.sort(key=lambda piece: piece[0])
         return self
@@ -196,29 +199,72 @@ class StoredState:
         for opened in self._files:
             opened.__exit__(None, None, None)
 
+    def _of(self, key: str) -> list[tuple[int, int, Any, str]]:
+        return self._pieces.setdefault(key, [])
+
     @property
     def keys(self) -> set[str]:
-        return set(self._pieces)
+        return set(self._pieces) | set(self._columns)
 
     def read(self, key: str, start: int, numel: int) -> torch.Tensor:
         """Flat range [start, start + numel) of `key`. Raises: UserError if it is not stored."""
+        if key in self._columns:
+            return self._read_columns(key, start, numel)
         end, at, parts = start + numel, start, []
         for low, high, opened, stored in self._pieces.get(key, ()):
             if high > at and low < end:
                 parts.append(opened.get_slice(stored)[at - low : min(end, high) - low])
                 at = min(end, high)
         if at != end:
-            raise UserError(
-                f"the checkpoint does not hold {key}[{start}:{end}]",
-                where=str(self._checkpoint.path),
-                remedy="the model or optimiser of the recipe has changed since: start with --resume never",
-            )
+            raise self._lacking(key, start, end)
         return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0), *parts])
+
+    def _read_columns(self, key: str, start: int, numel: int) -> torch.Tensor:
+        """The same, of a matrix that was stored in groups of columns: whole rows are put together, then cut."""
+        of = self._checkpoint.manifest.shapes[key][1]
+        top, bottom = start // of, -(-(start + numel) // of)
+        rows, missing = torch.empty(bottom - top, of), (bottom - top) * of
+        for (first, last), pieces in self._columns[key].items():
+            low, width = top * (last - first), last - first
+            group = torch.empty((bottom - top) * width)
+            for begin, end, opened, stored in pieces:
+                begins, ends = max(begin, low), min(end, low + group.numel())
+                if begins < ends:
+                    values = opened.get_slice(stored)[begins - begin : ends - begin]
+                    group[begins - low : ends - low] = values
+                    missing -= ends - begins
+            rows[:, first:last] = group.view(-1, width)
+        if missing:
+            raise self._lacking(key, start, start + numel)
+        return rows.view(-1)[start - top * of :][:numel]
+
+    def _lacking(self, key: str, start: int, end: int) -> UserError:
+        return UserError(
+            f"the checkpoint does not hold {key}[{start}:{end}]",
+            where=str(self._checkpoint.path),
+            remedy="the model or optimiser of the recipe has changed since: start with --resume never",
+        )
 
     def whole(self, key: str) -> torch.Tensor:
         """The tensor `key` in its own shape."""
         shape = self._checkpoint.manifest.shapes[key]
         return self.read(key, 0, math.prod(shape)).reshape(shape)
+
+
+def stored_name(piece: fragments.Piece) -> str:
+    """Under which a piece lies in its file: "w@64", or "w[16:32]@0" for a group of columns."""
+    columns = f"[{piece.columns[0]}:{piece.columns[1]}]" if piece.columns else ""
+    return f"{piece.key}{columns}@{piece.start}"
+
+
+def parse_name(stored: str) -> tuple[str, tuple[int, int] | None, int]:
+    """Key, columns and start: "w[16:32]@0" -> ("w", (16, 32), 0)."""
+    key, _, start = stored.rpartition("@")
+    if key.endswith("]"):
+        key, _, columns = key[:-1].rpartition("[")
+        first, last = columns.split(":")
+        return key, (int(first), int(last)), int(start)
+    return key, None, int(start)
 
 
 def _digest_of(tree: dict[str, Any]) -> str:

@@ -58,7 +58,7 @@ class KillAfter:
 class Alone:
     """The session of a forked process: its threads, and so gloo's, are gone."""
 
-    rank, world_size, is_main, zero_stage, device = 0, 1, True, 0, torch.device("cpu")
+    rank, world_size, is_main, leads, zero_stage, device = 0, 1, True, True, 0, torch.device("cpu")
 
     def all_gather(self, value):
         return [value]

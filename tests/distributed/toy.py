@@ -89,19 +89,20 @@ def tiny_llama(seed=0, **overrides):
     return LlamaForCausalLM(LlamaConfig(**{**settings, **overrides}))
 
 
-def open_toy(config, *, precision="fp32", micro_batch="auto", training=TRAINING, build=tiny_llama):
+def open_toy(config, *, precision="fp32", micro_batch="auto", training=TRAINING, build=tiny_llama, tensor=1):
     """Session and engine, as a worker opens them. config: a name in ds_configs/, or none."""
     import os
 
     world = int(os.environ["WORLD_SIZE"])
-    batch = plan_batch(training.global_batch, world, micro_batch, 4)
+    batch = plan_batch(training.global_batch, world // tensor, micro_batch, 4)
     resolved = None
     if config != "none":
         written = json.loads((ROOT / "ds_configs" / f"{config}.json").read_text())
+        clip = training.max_grad_norm
         resolved = resolve_deepspeed_config(
-            written, batch=batch, precision=precision, max_grad_norm=training.max_grad_norm, hidden_size=4
+            written, batch=batch, precision=precision, max_grad_norm=clip, hidden_size=4, tensor=tensor
         )
-    session = Session.open(resolved, precision=precision, cpu=True)
+    session = Session.open(resolved, precision=precision, cpu=True, split=tensor)
     module = build()
     optimizer = make_optimizer(module, training, training.optimizer)
     engine = open_engine(session, module, optimizer, max_grad_norm=training.max_grad_norm, synchronised=False)
@@ -114,12 +115,12 @@ def train_toy(engine, batch, steps, *, task=None, seen=None):
     kit = Kit(None, None, {"train": examples}, {})
     session = engine.session
     schedule = Schedule(examples.costs, seed=5, global_batch=TRAINING.global_batch)
-    shares = Shares(kit, CostModel(), ranks=session.world_size, micro_batch=batch.micro_batch)
-    dealt = training_steps(schedule, shares, Pace("equal", session, lookahead=0), session.rank, steps)
+    shares = Shares(kit, CostModel(), ranks=session.replicas, micro_batch=batch.micro_batch)
+    dealt = training_steps(schedule, shares, Pace("equal", session, lookahead=0), session.replica, steps)
     losses, norms = [], []
     for step, batches in feed(examples, lambda some: task.collate(kit, some), dealt):
         engine.set_learning_rate(learning_rate(step.index, TOTAL, TRAINING))
-        seed_step(1, step.index, session.rank)
+        seed_step(1, step.index, session.replica)
         result = train_step(task, kit, engine, batches, stop=False)
         losses.append(result.loss)
         norms.append(result.grad_norm)

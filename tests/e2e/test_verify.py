@@ -104,6 +104,22 @@ def test_with_packing(packing, verify, tmp_path):
     assert len(differences) == 9 and not any(difference.first for difference in differences.values()), differences
 
 
+SLICED = [number for number, example in enumerate(EXAMPLES) if "tensor" in TASKS[example.task].card.splits]
+
+
+def test_every_task_that_says_so_is_sliced():
+    assert {EXAMPLES[number].task for number in SLICED} == {"causal_lm", "reward_model", "preference"}
+
+
+@pytest.mark.parametrize("number", SLICED, ids=lambda number: f"{EXAMPLES[number].task}-{number}")
+def test_with_matrices_shared_by_two_ranks(number, verify, tmp_path):
+    values = learning(EXAMPLES[number].recipe(tmp_path))
+    values["parallel"] = {"deepspeed": "zero1", "tensor": 2}
+    differences, figures = verify(values)
+    assert "2 ranks, tensor parallel 2" in differences and not any(figure["refused"] for figure in figures.values())
+    assert len(differences) == 10 and not any(difference.first for difference in differences.values()), differences
+
+
 def test_a_loss_scaled_wrongly_is_found_and_named(verify, tmp_path):
     example = next(example for example in EXAMPLES if example.task == "text_classification")
     values = learning(example.recipe(tmp_path))

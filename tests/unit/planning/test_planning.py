@@ -54,6 +54,7 @@ def test_every_shipped_file_resolves_without_an_auto_left(file, precision):
     [
         ({"optimizer": {"type": "Adam"}}, "the recipe decides"),
         ({"scheduler": {"type": "WarmupLR"}}, "the recipe decides"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "the recipe decides"),
         ({"bf16": {"enabled": True}}, "the recipe trains in fp32"),
         ({"zero_optimization": {"stage": 2, "zero_hpz_partition_size": "auto"}}, "nothing is derived"),
     ],

@@ -28,13 +28,24 @@ CONTRADICTIONS = [
     (["training.warmup=1.5"], "training.warmup", "whole number of steps"),
     (["parallel.pipeline=2"], "parallel.pipeline", "cannot be split so"),
     (
-        ["task=writing", "parallel.tensor=2", "parallel.processes=3", "evaluation={}"],
+        ["task=writing", "parallel.tensor=2", "parallel.deepspeed=zero1", "parallel.processes=3", "evaluation={}"],
         "parallel.processes",
         "no multiple",
     ),
     (["model.quantization=4bit"], "model.quantization", "no adapter"),
     (["model.quantization=8bit", "adapter={}", "parallel.deepspeed=zero3"], "parallel.deepspeed", "ZeRO-3 cannot"),
     (["model.quantization=8bit", "adapter={}", "model.init=config"], "model.quantization", "no weights"),
+    (["task=writing", "parallel.tensor=2", "evaluation={}"], "parallel.deepspeed", "AutoTP and ZeRO-1"),
+    (
+        ["task=writing", "parallel.tensor=2", "parallel.deepspeed=none", "evaluation={}"],
+        "parallel.deepspeed",
+        "AutoTP and ZeRO-1",
+    ),
+    (
+        ["task=writing", "parallel.tensor=2", "parallel.deepspeed=zero1", "adapter={rank: 4}", "evaluation={}"],
+        "adapter",
+        "slices plain layers",
+    ),
     (["data.packing=packed"], "data.packing", "cannot do that"),
     (["task=writing", "training.label_smoothing=0.1", "evaluation={}"], "training.label_smoothing", "no labels"),
 ]
@@ -53,7 +64,7 @@ def test_every_check_is_proved_here() -> None:
     listed = {check.__name__ for check in checks.ALWAYS + checks.HERE}
     defined = {name for name in vars(checks) if name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 15
+    assert len(listed) == 16
 
 
 @pytest.mark.parametrize(
