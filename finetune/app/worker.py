@@ -195,7 +195,7 @@ def _finish(loop: Loop, shop: Workshop, run: Run, outcome: Outcome) -> dict[str,
 
 def forecast_bytes(shop: Workshop) -> StateBytes:
     """Bytes of weights, gradients and optimiser state that a rank holds, activations apart."""
-    parameters, trainable = count_parameters(shop)
+    parameters, trainable = count_parameters(shop, here=True)
     config = shop.plan.deepspeed
     return state_bytes(
         parameters,
@@ -210,9 +210,10 @@ def forecast_bytes(shop: Workshop) -> StateBytes:
     )
 
 
-def count_parameters(shop: Workshop) -> tuple[int, int]:
-    """All, and those that are trained."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in shop.engine.module.parameters()]
+def count_parameters(shop: Workshop, *, here: bool = False) -> tuple[int, int]:
+    """All, and those that are trained. here: without those of a pipeline's other stages."""
+    counted = [p for p in shop.engine.module.parameters() if not (here and p.is_meta)]
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in counted]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 

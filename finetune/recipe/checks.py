@@ -128,6 +128,25 @@ def check_split(scene: Scene) -> Iterator[Fault]:
         yield scene.fault("parallel.processes", message, allowed=f"a multiple of {parallel.split}, or auto")
 
 
+def check_pipeline(scene: Scene) -> Iterator[Fault]:
+    """A pipeline's stages are trained by plain PyTorch: no DeepSpeed engine, no loss scaling over stages."""
+    parallel, training = scene.recipe.parallel, scene.recipe.training
+    if parallel.pipeline == 1:
+        return
+    if parallel.deepspeed != DEEPSPEED_OFF:
+        message = (
+            f"parallel.pipeline ({parallel.pipeline}) shares out the weights by layers, which ZeRO cannot do as well"
+        )
+        if scene.draft.get(("parallel", "deepspeed")) is None:
+            message += f" ({parallel.deepspeed} is the default)"
+        yield scene.fault("parallel.deepspeed", message, allowed=DEEPSPEED_OFF)
+    if training.precision == "fp16":
+        message = "a pipeline does not scale losses over its stages"
+        yield scene.fault("training.precision", message, allowed="auto, fp32, bf16")
+    if training.optimizer.startswith("deepspeed_"):
+        yield scene.fault("training.optimizer", "a pipeline takes torch's optimisers", allowed="adamw, adam, sgd")
+
+
 def check_smoothing(scene: Scene) -> Iterator[Fault]:
     """Label smoothing needs labels."""
     if scene.recipe.training.label_smoothing and not scene.card.label_smoothing:
@@ -260,6 +279,7 @@ ALWAYS: tuple[Check, ...] = (
     check_learning_rate,
     check_batch,
     check_split,
+    check_pipeline,
     check_smoothing,
     check_packing,
     check_metrics,
