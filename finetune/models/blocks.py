@@ -23,13 +23,16 @@ Run = Callable[[nn.Module], Any]
 
 @dataclass(frozen=True)
 class Block:
-    """cost: floating-point operations of a forward pass. size: elements of its output. in_place: it writes over its input."""
+    """cost: floating-point operations of a forward pass. size: elements of its output. in_place: it writes over its input.
+    learns: some weight of it is trained.
+    """
 
     name: str
     module: nn.Module
     cost: int
     size: int
     in_place: bool = False
+    learns: bool = True
 
 
 @dataclass
@@ -63,7 +66,8 @@ def find_blocks(model: nn.Module, run: Run) -> tuple[list[Block], int]:
     for call in calls:
         if times[id(call.module)] > 1:  # shared by two places: the chain ends here
             break
-        blocks.append(Block(names[id(call.module)], call.module, call.cost, call.size, call.in_place))
+        learns = any(parameter.requires_grad for parameter in call.module.parameters())
+        blocks.append(Block(names[id(call.module)], call.module, call.cost, call.size, call.in_place, learns))
     return blocks, total
 
 

@@ -129,11 +129,14 @@ def split_model(model: nn.Module, run: Run, count: int) -> Stages:
 def cut_evenly(blocks: Sequence[Block], count: int, rest: int = 0) -> list[tuple[int, int]]:
     """[first, end) of each stage: the dearest stage as cheap as can be, then the least to send.
 
-    rest: cost of what follows the last block. Never a cut before a block that writes over its input.
+    rest: cost of what follows the last block. Never a cut before a block that writes over its input, and no stage but
+    the last (which has the head) without a weight to train.
+    Raises: UserError if it cannot be cut so.
     """
-    sums = [0]
+    sums, learning = [0], [0]
     for block in blocks:
         sums.append(sums[-1] + block.cost)
+        learning.append(learning[-1] + block.learns)
     sums[-1] += rest
     best: list[dict[int, tuple[int, int, tuple[int, ...]]]] = [
         {0: (0, 0, ())}
@@ -147,13 +150,17 @@ def cut_evenly(blocks: Sequence[Block], count: int, rest: int = 0) -> list[tuple
             options = [
                 (max(dearest, sums[end] - sums[start]), before + sent, (*cuts, end))
                 for start, (dearest, before, cuts) in best[-1].items()
-                if start < end
+                if start < end and (learning[start] < learning[end] or stage == count)
             ]
             if options:
                 found[end] = min(options)
         best.append(found)
     if len(blocks) not in best[-1]:
-        raise UserError(f"the model has too few places to cut for {count} stages", where=KEY, remedy=f"a smaller {KEY}")
+        raise UserError(
+            f"the model cannot be cut into {count} stages that each have weights to train",
+            where=KEY,
+            remedy=f"a smaller {KEY}, or freeze less",
+        )
     ends = best[-1][len(blocks)][2]
     return list(zip((0, *ends[:-1]), ends, strict=True))
 

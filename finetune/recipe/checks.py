@@ -131,11 +131,11 @@ def check_split(scene: Scene) -> Iterator[Fault]:
 def check_pipeline(scene: Scene) -> Iterator[Fault]:
     """A pipeline's stages are trained by plain PyTorch: no DeepSpeed engine, no loss scaling over stages."""
     parallel, training = scene.recipe.parallel, scene.recipe.training
-    if parallel.pipeline == 1:
+    if parallel.pipeline == 1 or "pipeline" not in scene.card.splits:
         return
     if parallel.deepspeed != DEEPSPEED_OFF:
         message = (
-            f"parallel.pipeline ({parallel.pipeline}) shares out the weights by layers, which ZeRO cannot do as well"
+            f"the stages of parallel.pipeline ({parallel.pipeline}) are trained by plain PyTorch, not by DeepSpeed"
         )
         if scene.draft.get(("parallel", "deepspeed")) is None:
             message += f" ({parallel.deepspeed} is the default)"

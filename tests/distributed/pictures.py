@@ -67,7 +67,7 @@ def train(values, folder, steps, *, load=None, first=0, save=False):
     shop, loop = open_pictures(values, folder)
     loop.progress.step = first
     if load is not None:
-        load_checkpoint(shop.engine, open_checkpoint(load))
+        load_checkpoint(shop.engine, open_checkpoint(Path(load)))
     shop.engine.model.train()
     losses, norms, idle = [], [], []
     for _, (step, own) in zip(range(steps), loop._feed(), strict=False):

@@ -2,9 +2,13 @@
 norms, weights and evaluation; each rank holds its own layers alone; its checkpoints know no layout.
 """
 
+import os
+from unittest import mock
+
 import pytest
 import torch
 
+from finetune.tasks import TASKS
 from tests.distributed import pictures
 
 STEPS = 5  # more than an epoch: the last step of it has one micro-batch
@@ -19,8 +23,6 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pool(ranks):
-    import os
-
     return ranks.options(open_group=False, timeout=120, environment={"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]})
 
 
@@ -46,3 +48,76 @@ def test_two_stages_learn_what_one_process_learns(pool, tmp_path, model):
     assert first["held"] + last["held"] == whole and 0 < first["held"] < whole
     assert first["moments"] + last["moments"] < one["moments"] + 100  # but for a step count a tensor
     assert all(seconds > 0 for seconds in (*first["idle"], *last["idle"]))
+
+
+def test_two_replicas_of_two_stages_learn_what_two_ranks_learn(pool, tmp_path):
+    synchronised = {"batch_norm": "synchronised"}  # over the replicas, at the same layer
+    two = pool.run(2, pictures.train, pictures.recipe(**synchronised), tmp_path / "two", STEPS)[0]
+    four = pool.run(4, pictures.train, pictures.recipe(pipeline=2, **synchronised), tmp_path / "four", STEPS)
+    same(four[0], two)
+    assert all(result["losses"] == four[0]["losses"] for result in four)
+    assert [result["held"] for result in four[:2]] == [result["held"] for result in four[2:]]
+
+
+def test_a_checkpoint_goes_from_a_pipeline_to_one_process_and_back(pool, tmp_path):
+    apart, whole = pictures.recipe(pipeline=2), pictures.recipe()
+    half = pool.run(2, pictures.train, apart, tmp_path / "a", 2, save=True)[0]
+    straight = pool.run(1, pictures.train, whole, tmp_path / "b", STEPS)[0]
+    one = pool.run(1, start_elsewhere, whole, tmp_path / "c", 1, half["saved"], 2)[0]
+    back = pool.run(2, start_elsewhere, apart, tmp_path / "d", STEPS - 3, one["saved"], 3)[0]
+    assert half["losses"] + one["losses"] + back["losses"] == pytest.approx(straight["losses"], rel=1e-5)
+    for name, tensor in straight["weights"].items():
+        assert torch.allclose(back["weights"][name], tensor, rtol=1e-4, atol=1e-5), name
+
+
+def start_elsewhere(values, folder, steps, load, first):
+    """Train on from a checkpoint, in a model that was made with other weights."""
+    task = TASKS["image_classification"]
+    build = task.build
+
+    def build_otherwise(kit):
+        model = build(kit)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.7).add_(0.1)
+        return model
+
+    with mock.patch.object(task, "build", build_otherwise, create=True):
+        return pictures.train(values, folder, steps, load=load, first=first, save=True)
+
+
+def test_the_same_layout_goes_on_bit_for_bit_with_dropout(pool, tmp_path):
+    config = {**pictures.MODELS["vit"], "hidden_dropout_prob": 0.2}
+    values = pictures.recipe("vit", pipeline=2, model_options={"config": config})
+    half = pool.run(2, pictures.train, values, tmp_path / "a", 2, save=True)[0]
+    rest = pool.run(2, pictures.train, values, tmp_path / "b", 2, load=half["saved"], first=2)[0]
+    straight = pool.run(2, pictures.train, values, tmp_path / "c", 4)[0]
+    assert half["losses"] + rest["losses"] == straight["losses"]
+    assert all(torch.equal(rest["weights"][name], tensor) for name, tensor in straight["weights"].items())
+
+
+def test_frozen_layers_in_bf16(pool, tmp_path):
+    changes = {"model_options": {"freeze": ["resnet.embedder"]}, "training": {"precision": "bf16"}}
+    one = pool.run(1, pictures.train, pictures.recipe(**changes), tmp_path / "one", 3)[0]
+    two = pool.run(2, pictures.train, pictures.recipe(pipeline=2, **changes), tmp_path / "two", 3)[0]
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
+    stem = "resnet.embedder.embedder.convolution.weight"
+    assert torch.equal(two["weights"][stem], one["weights"][stem])
+
+
+def sampled(values, folder):
+    told = []
+    shop, loop = pictures.open_pictures(values, folder, told)
+    rows = []
+    loop.listener.table = lambda name, **table: rows.append((name, table["rows"]))
+    loop._show_samples("before")
+    return told, rows, shop.kit.facts.get("pipeline")
+
+
+def test_samples_are_shown_and_the_stages_are_told(pool, tmp_path):
+    one = pool.run(1, sampled, pictures.recipe(), tmp_path / "one")[0]
+    first, last = pool.run(2, sampled, pictures.recipe(pipeline=2), tmp_path / "two")
+    assert first[1] == one[1] and first[1] and not last[1]
+    assert not one[0] and len(first[0]) == 3
+    assert "stage 1 of 2: resnet.embedder.embedder.convolution to" in first[0][0]
+    assert "5 micro-batches of 5 a step, so each stage is idle for 17%" in first[0][2]
