@@ -43,12 +43,13 @@ REFERENCES = {"reference": torch.float64, "reference32": torch.float32}
 
 @dataclass(frozen=True)
 class Variant:
-    """One layout. micro_batch: examples a forward pass on one rank."""
+    """One layout. micro_batch: examples a forward pass on one rank. pipeline: stages of the model."""
 
     name: str
     ranks: int
     deepspeed: str
     micro_batch: int
+    pipeline: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ class Figures:
     refused: str = ""
 
 
-def make_variants(global_batch: int, ranks: int, *, splits: bool) -> list[Variant]:
-    """Every way to share out a step. splits: also in several forward passes (BatchNorm is not the same then)."""
+def make_variants(global_batch: int, ranks: int, *, splits: bool, pipeline: bool = False) -> list[Variant]:
+    """Every way to share out a step. splits: also in several forward passes (BatchNorm is not the same then). pipeline:
+    also with the model's layers shared out over two ranks.
+    """
     share = ceil(global_batch / ranks)
     found = [Variant("1 rank", 1, "none", global_batch)]
     if splits:
@@ -72,6 +75,8 @@ def make_variants(global_batch: int, ranks: int, *, splits: bool) -> list[Varian
     found.append(Variant(f"{ranks} ranks", ranks, "none", share))
     if splits:
         found.append(Variant(f"{ranks} ranks, accumulation", ranks, "none", ceil(share / 3)))
+    if pipeline and ranks > 1:
+        found.append(Variant("2 stages", 2, "none", ceil(global_batch / 4) if splits else global_batch, pipeline=2))
     size = ceil(share / 2) if splits else share
     return found + [Variant(f"{ranks} ranks, ZeRO-{stage}", ranks, f"zero{stage}", size) for stage in range(4)]
 
@@ -94,7 +99,9 @@ def work(folder: Path) -> None:
     if rank == ranks - 1:
         for name in REFERENCES:
             _write(folder / f"{name}.json", asdict(reference_figures(recipe, name, folder, asked["steps"])))
-    variants = make_variants(recipe.training.global_batch, ranks, splits=not has_batchnorm(recipe))
+    pipeline = "pipeline" in TASKS[recipe.task].card.splits and not recipe.training.optimizer.startswith("deepspeed_")
+    splits = not has_batchnorm(recipe)
+    variants = make_variants(recipe.training.global_batch, ranks, splits=splits, pipeline=pipeline)
     for number, variant in enumerate(variants):
         if rank >= variant.ranks:
             continue
@@ -109,14 +116,24 @@ def work(folder: Path) -> None:
 
 def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> Figures:
     """Some steps and an evaluation under one layout, through the loop that trains. Its ranks call it."""
-    layout = {"deepspeed": variant.deepspeed, "micro_batch": variant.micro_batch, "rank_speed": "equal"}
+    layout = {
+        "deepspeed": variant.deepspeed,
+        "micro_batch": variant.micro_batch,
+        "rank_speed": "equal",
+        "pipeline": variant.pipeline,
+    }
     recipe = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update=layout)})
     try:
         plan = plan_here(recipe, variant.ranks)
     except UserError as error:
         return Figures(variant.name, refused=error.what)
     session = open_session(plan)
-    shop = set_up(session, recipe, plan, lambda text: None)
+    try:
+        shop = set_up(session, recipe, plan, lambda text: None)
+    except UserError as error:
+        if variant.pipeline == 1:
+            raise
+        return Figures(variant.name, refused=error.what)  # the model cannot be cut: all ranks say so
     places = Places(folder / "checkpoints", folder / "predictions")
     loop = Loop(
         shop.task,

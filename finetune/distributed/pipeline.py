@@ -209,7 +209,7 @@ class _Shared(nn.Module):
 
     def __init__(self, model: PipelineModel, links: Links) -> None:
         super().__init__()
-        self.model, self.links = model, links
+        self.model, self.links, self.training = model, links, model.training
 
     def forward(self, **inputs: Any) -> Any:
         outputs = self.model(**inputs)

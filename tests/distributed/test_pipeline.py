@@ -2,7 +2,9 @@
 norms, weights and evaluation; each rank holds its own layers alone; its checkpoints know no layout.
 """
 
+import gc
 import os
+import weakref
 from unittest import mock
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from finetune.tasks import TASKS
 from tests.distributed import pictures
 
-STEPS = 5  # more than an epoch: the last step of it has one micro-batch
+STEPS = 5  # more than an epoch, whose last step has one image (and, on two replicas, a ghost)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,6 +59,45 @@ def test_two_replicas_of_two_stages_learn_what_two_ranks_learn(pool, tmp_path):
     same(four[0], two)
     assert all(result["losses"] == four[0]["losses"] for result in four)
     assert [result["held"] for result in four[:2]] == [result["held"] for result in four[2:]]
+
+
+def test_three_stages(pool, tmp_path):
+    one = pool.run(1, pictures.train, pictures.recipe("vit"), tmp_path / "one", STEPS)[0]
+    three = pool.run(3, pictures.train, pictures.recipe("vit", pipeline=3), tmp_path / "three", STEPS)
+    same(three[0], one)
+    assert sum(result["held"] for result in three) == one["held"]
+
+
+def test_an_adapter_and_checkpointed_activations(pool, tmp_path):
+    changes = {"adapter": {"rank": 4, "dropout": 0.0}, "model_options": {"gradient_checkpointing": True}}
+    one = pool.run(1, pictures.train, pictures.recipe("vit", **changes), tmp_path / "one", 3)[0]
+    two = pool.run(2, pictures.train, pictures.recipe("vit", pipeline=2, **changes), tmp_path / "two", 3)[0]
+    same(two, one)
+
+
+def surviving(values, folder):
+    """Elements of the weights as they were built that are still in memory; of those that this rank holds."""
+    task, built = TASKS["image_classification"], []
+    build = task.build
+
+    def watched(kit):
+        model = build(kit)
+        built.extend(weakref.ref(parameter) for parameter in model.parameters())
+        return model
+
+    with mock.patch.object(task, "build", watched, create=True):
+        shop, _ = pictures.open_pictures(values, folder)
+    gc.collect()
+    alive = [reference() for reference in built]
+    held = [parameter for parameter in shop.engine.module.parameters() if not parameter.is_meta]
+    return sum(p.numel() for p in alive if p is not None), sum(p.numel() for p in held), len(built)
+
+
+def test_weights_of_other_stages_leave_the_memory(pool, tmp_path):
+    results = pool.run(2, surviving, pictures.recipe("convnext", pipeline=2), tmp_path)
+    for alive, held, _ in results:
+        assert alive == held > 0
+    assert results[0][1] != results[1][1]
 
 
 def test_a_checkpoint_goes_from_a_pipeline_to_one_process_and_back(pool, tmp_path):
