@@ -20,7 +20,7 @@ from finetune.distributed.optimizers import make_deepspeed_optimizer
 from finetune.distributed.pipeline import idle_share, open_pipeline
 from finetune.distributed.session import Session
 from finetune.errors import UserError
-from finetune.models.batchnorm import mend_batchnorm
+from finetune.models.batchnorm import has_batchnorm, mend_batchnorm
 from finetune.models.freeze import freeze_weights
 from finetune.models.load import load_config
 from finetune.models.stages import Stages, split_model
@@ -121,6 +121,8 @@ def cut_into_stages(task: Task, kit: Kit, model: nn.Module, plan: Plan, tell: Te
     advice = "" if idle <= 0.2 else "; a smaller parallel.micro_batch or a larger global batch makes it less"
     images = f"{count} micro-batch{'es' if count > 1 else ''} of {plan.batch.micro_batch} a step"
     tell(f"pipeline: {images}, so each stage is idle for {idle:.0%} of a step at best{advice}")
+    if has_batchnorm(model) and resolve_batch_norm(kit.recipe) != "frozen":
+        tell("note: BatchNorm tells its statistics from a micro-batch, so its size changes what is learnt")
     kit.facts["pipeline"] = f"{len(stages)} stages, {images}, idle for {idle:.0%} at best"
     return stages
 

@@ -159,6 +159,7 @@ def test_samples_are_shown_and_the_stages_are_told(pool, tmp_path):
     one = pool.run(1, sampled, pictures.recipe(), tmp_path / "one")[0]
     first, last = pool.run(2, sampled, pictures.recipe(pipeline=2), tmp_path / "two")
     assert first[1] == one[1] and first[1] and not last[1]
-    assert not one[0] and len(first[0]) == 3
+    assert not one[0] and len(first[0]) == 4
     assert "stage 1 of 2: resnet.embedder.embedder.convolution to" in first[0][0]
     assert "5 micro-batches of 5 a step, so each stage is idle for 17%" in first[0][2]
+    assert "BatchNorm" in first[0][3]
