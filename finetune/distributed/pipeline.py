@@ -23,12 +23,10 @@ from torch import nn
 
 from finetune.distributed.batchnorm import SyncedBatchNorm, convert_batchnorm, ghost_batch
 from finetune.distributed.engine import Accumulated, Engine
-from finetune.distributed.session import GIVE_UP_AFTER, Session
+from finetune.distributed.links import Links
+from finetune.distributed.session import Session
 from finetune.errors import UserError
 from finetune.models.stages import Stages
-
-_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_MOST_DIMENSIONS = 8
 
 
 class PipelineEngine(Engine):
@@ -59,6 +57,11 @@ class PipelineEngine(Engine):
     def speaks(self) -> bool:
         """The last stage has the outputs."""
         return self.last
+
+    @property
+    def buffers(self) -> list[torch.Tensor]:
+        """Statistics of this stage's layers."""
+        return [buffer for buffer in self.module.buffers() if buffer.is_floating_point() and not buffer.is_meta]
 
     @property
     def inner_optimizer(self) -> Any:
@@ -94,14 +97,13 @@ class PipelineEngine(Engine):
                 batch = batches[index].to(self.session.device)
                 received = self.links.take_activation(_count(batch.inputs)) if self.stage else None
                 began = time.perf_counter()
-                with self._ghost(batch.ghost), self.model.fed(received):
-                    result = forward(batch)
-                    if self.last:
-                        loss = loss_sum(result, batch)
-                        losses.append(loss.detach().double())
-                        result = loss * scale
+                result = self._forward(batch, received, forward, loss_sum)
                 forward_seconds += time.perf_counter() - began
-                if not self.last:
+                if self.last:
+                    losses.append(result.detach().double())
+                    result = result * scale
+                else:
+                    losses.append(torch.zeros((), dtype=torch.float64))
                     self.links.give_activation(result.detach())
                 under_way.append((received, result))
             if index >= ahead:
@@ -109,9 +111,20 @@ class PipelineEngine(Engine):
         self.links.finish()
         if self.session.replicas > 1:
             self._average_gradients()
-        if not self.last:
-            losses = [torch.zeros((), dtype=torch.float64)] * len(batches)
         return Accumulated(losses, forward_seconds, self.links.waiting_seconds - waited)
+
+    def _forward(
+        self,
+        batch: Any,
+        received: torch.Tensor | None,
+        forward: Callable[[Any], Any],
+        loss_sum: Callable[[Any, Any], torch.Tensor],
+    ) -> torch.Tensor:
+        """The loss sum on the last stage, an activation on the others."""
+        ghost = ghost_batch(self.module) if batch.ghost and self.has_batchnorm else nullcontext()
+        with ghost, self.model.fed(received):
+            result = forward(batch)
+            return loss_sum(result, batch) if self.last else result
 
     def _backward(self, received: torch.Tensor | None, result: torch.Tensor) -> None:
         gradient = None if self.last else self.links.take_gradient(result)
@@ -119,11 +132,6 @@ class PipelineEngine(Engine):
             result.backward(gradient)
         if received is not None:
             self.links.give_gradient(torch.zeros_like(received) if received.grad is None else received.grad)
-
-    @contextmanager
-    def _ghost(self, ghost: bool) -> Iterator[None]:
-        with ghost_batch(self.module) if ghost and self.has_batchnorm else nullcontext():
-            yield
 
     def _average_gradients(self) -> None:
         """Over the same stage of all replicas, in one message for each type of number."""
@@ -154,9 +162,8 @@ class PipelineEngine(Engine):
     def align_buffers(self) -> None:
         """Give the same stage of every replica the buffers of the first replica's. All ranks call it."""
         if self.session.replicas > 1:
-            for _, buffer in self.module.named_buffers():
-                if buffer.is_floating_point() and not buffer.is_meta:
-                    dist.broadcast(buffer, src=self.stage, group=self.links.peers)
+            for buffer in self.buffers:
+                dist.broadcast(buffer, src=self.stage, group=self.links.peers)
 
 
 class PipelineModel(nn.Module):
@@ -222,81 +229,6 @@ class _Shared(nn.Module):
         return self.model.parameters(recurse)
 
 
-class Links:
-    """The ways between ranks. All ranks make theirs at once.
-
-    Activations and gradients have process groups of their own: what is sent one way never waits for what comes the other
-    way. waiting_seconds: for neighbours, so far (on the CPU; a GPU waits by itself).
-    """
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        split, rank, first = session.split, session.rank, session.replica * session.split
-        self.before, self.after, self.last_rank = rank - 1, rank + 1, first + split - 1
-        every = list(range(session.world_size))
-        replicas = [every[start : start + split] for start in range(0, session.world_size, split)]
-        controls = [dist.new_group(ranks, backend="gloo", timeout=GIVE_UP_AFTER) for ranks in replicas]
-        peers = [dist.new_group(every[stage::split], timeout=GIVE_UP_AFTER) for stage in range(split)]
-        self.replica, self.peers = controls[session.replica], peers[rank % split]
-        self._forward, self._backward = (dist.new_group(timeout=GIVE_UP_AFTER) for _ in range(2))
-        self._shape: tuple[torch.dtype, tuple[int, ...]] | None = None  # of what is received, one example's
-        self._told = False
-        self._sent: deque[tuple[Any, torch.Tensor]] = deque()
-        self.waiting_seconds = 0.0
-        self.sent_bytes = 0
-
-    def give_activation(self, activation: torch.Tensor) -> None:
-        """To the next stage; tells it, the first time, what an example's looks like."""
-        if not self._told:
-            header = torch.zeros(2 + _MOST_DIMENSIONS, dtype=torch.int64)
-            header[0], header[1] = _TYPES.index(activation.dtype), activation.dim() - 1
-            header[2 : 1 + activation.dim()] = torch.tensor(activation.shape[1:])
-            dist.send(header.to(self.session.device), dst=self.after, group=self._forward)
-            self._told = True
-        self._send(activation, self.after, self._forward)
-
-    def take_activation(self, batch: int) -> torch.Tensor:
-        """From the stage before: [batch, ...]."""
-        began = time.perf_counter()
-        if self._shape is None:
-            header = torch.zeros(2 + _MOST_DIMENSIONS, dtype=torch.int64, device=self.session.device)
-            dist.recv(header, src=self.before, group=self._forward)
-            kind, dimensions, *sizes = header.tolist()
-            self._shape = _TYPES[kind], tuple(sizes[:dimensions])
-        kind, shape = self._shape
-        activation = torch.empty((batch, *shape), dtype=kind, device=self.session.device)
-        dist.recv(activation, src=self.before, group=self._forward)
-        self.waiting_seconds += time.perf_counter() - began
-        return activation
-
-    def give_gradient(self, gradient: torch.Tensor) -> None:
-        """To the stage before."""
-        self._send(gradient, self.before, self._backward)
-
-    def take_gradient(self, of: torch.Tensor) -> torch.Tensor:
-        """From the next stage, of the activation that it was given."""
-        began = time.perf_counter()
-        gradient = torch.empty(of.shape, dtype=of.dtype, device=of.device)
-        dist.recv(gradient, src=self.after, group=self._backward)
-        self.waiting_seconds += time.perf_counter() - began
-        return gradient
-
-    def finish(self) -> None:
-        """Until all that was sent has gone."""
-        began = time.perf_counter()
-        while self._sent:
-            self._sent.popleft()[0].wait()
-        self.waiting_seconds += time.perf_counter() - began
-
-    def _send(self, tensor: torch.Tensor, to: int, group: Any) -> None:
-        """Without waiting; the tensor is kept until it has gone."""
-        while self._sent and self._sent[0][0].is_completed():
-            self._sent.popleft()
-        tensor = tensor.contiguous()
-        self._sent.append((dist.isend(tensor, dst=to, group=group), tensor))
-        self.sent_bytes += tensor.nbytes
-
-
 def open_pipeline(
     session: Session,
     stages: Stages,
@@ -313,8 +245,14 @@ def open_pipeline(
     if len(stages) != session.split:
         raise UserError(f"{len(stages)} stages for replicas of {session.split} ranks", where="parallel.pipeline")
     engine = PipelineEngine(session, stages, optimizer, max_grad_norm)
-    if synchronised and session.replicas > 1:
-        convert_batchnorm(engine.module, engine.links.peers)
+    if session.replicas > 1:
+        for tensor in (
+            *engine.parameters,
+            *engine.buffers,
+        ):  # all were built alike; as DistributedDataParallel, be sure
+            dist.broadcast(tensor.detach(), src=engine.stage, group=engine.links.peers)
+        if synchronised:
+            convert_batchnorm(engine.module, engine.links.peers)
     return engine
 
 
