@@ -82,6 +82,13 @@ class Links:
             self._sent.popleft()[0].wait()
         self.waiting_seconds += time.perf_counter() - began
 
+    def meet(self) -> None:
+        """Until every stage of the replica is through with its schedule: later stages are done sooner, and wait here."""
+        self.finish()
+        began = time.perf_counter()
+        dist.barrier(group=self.replica)
+        self.waiting_seconds += time.perf_counter() - began
+
     def _send(self, tensor: torch.Tensor, to: int, group: Any) -> None:
         """Without waiting; the tensor is kept until it has gone."""
         while self._sent and self._sent[0][0].is_completed():

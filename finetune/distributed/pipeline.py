@@ -108,7 +108,7 @@ class PipelineEngine(Engine):
                 under_way.append((received, result))
             if index >= ahead:
                 self._backward(*under_way.popleft())
-        self.links.finish()
+        self.links.meet()
         if self.session.replicas > 1:
             self._average_gradients()
         return Accumulated(losses, forward_seconds, self.links.waiting_seconds - waited)
