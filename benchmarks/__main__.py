@@ -14,6 +14,7 @@ SCRIPTS = (
     "trainer_sst2",
     "sft_packing",
     "rank_speed",
+    "pipeline",
     "traffic",
     "tensor_parallel",
 )

@@ -9,16 +9,20 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from finetune.data.open import open_tables
 from finetune.distributed.engine import Engine, open_engine
 from finetune.distributed.optimizers import make_deepspeed_optimizer
+from finetune.distributed.pipeline import idle_share, open_pipeline
 from finetune.distributed.session import Session
-from finetune.models.batchnorm import mend_batchnorm
+from finetune.models.batchnorm import has_batchnorm, mend_batchnorm
 from finetune.models.freeze import freeze_weights
 from finetune.models.load import load_config
+from finetune.models.stages import Stages, split_model
 from finetune.planning.plan import Plan, make_plan
 from finetune.planning.shape import hidden_size, layer_elements
 from finetune.planning.tensor import check_model
@@ -28,6 +32,7 @@ from finetune.tasks import TASKS
 from finetune.tasks.task import Kit, Task, zero_settings
 from finetune.training.annotation import annotate
 from finetune.training.optimizer import make_optimizer, parameter_groups
+from finetune.units import format_count
 
 Tell = Callable[[str], None]
 
@@ -91,15 +96,35 @@ def set_up(session: Session, recipe: Recipe, plan: Plan, tell: Tell) -> Workshop
         )
     else:
         optimizer = make_optimizer(model, training, plan.optimizer)
-    engine = open_engine(
-        session,
-        model,
-        optimizer,
-        max_grad_norm=training.max_grad_norm,
-        synchronised=resolve_batch_norm(recipe) == "synchronised",
-    )
+    options: dict[str, Any] = {
+        "max_grad_norm": training.max_grad_norm,
+        "synchronised": resolve_batch_norm(recipe) == "synchronised",
+    }
+    engine: Engine
+    if plan.pipeline > 1:
+        engine = open_pipeline(session, cut_into_stages(task, kit, model, plan, tell), optimizer, **options)
+    else:
+        engine = open_engine(session, model, optimizer, **options)
     annotate(task, kit, engine, micro_batch=plan.batch.micro_batch, tell=tell)
     return Workshop(session, plan, task, kit, engine)
+
+
+def cut_into_stages(task: Task, kit: Kit, model: nn.Module, plan: Plan, tell: Tell) -> Stages:
+    """The model in as many stages as the plan says; what each holds, and how idle it will be, are told."""
+    examples = kit.examples["train"]
+    batch = task.collate(kit, [examples[index] for index in range(min(2, len(examples)))])
+    stages = split_model(model, lambda module: task.forward(module, batch), plan.pipeline)
+    for number, stage in enumerate(stages.stages, start=1):
+        weights = f"{format_count(stage.weights)} parameters"
+        tell(f"stage {number} of {len(stages)}: {stage.label}, {stage.share:.0%} of the cost, {weights}")
+    count, idle = plan.batch.accumulation, idle_share(len(stages), plan.batch.accumulation)
+    advice = "" if idle <= 0.2 else "; a smaller parallel.micro_batch or a larger global batch makes it less"
+    images = f"{count} micro-batch{'es' if count > 1 else ''} of {plan.batch.micro_batch} a step"
+    tell(f"pipeline: {images}, so each stage is idle for {idle:.0%} of a step at best{advice}")
+    if has_batchnorm(model) and resolve_batch_norm(kit.recipe) != "frozen":
+        tell("note: BatchNorm tells its statistics from a micro-batch, so its size changes what is learnt")
+    kit.facts["pipeline"] = f"{len(stages)} stages, {images}, idle for {idle:.0%} at best"
+    return stages
 
 
 def resolve_batch_norm(recipe: Recipe) -> str:

@@ -43,13 +43,16 @@ REFERENCES = {"reference": torch.float64, "reference32": torch.float32}
 
 @dataclass(frozen=True)
 class Variant:
-    """One layout. micro_batch: examples a forward pass on one rank. tensor: ranks that share each layer's matrices."""
+    """One layout. micro_batch: examples a forward pass on one rank. tensor: ranks that share each layer's matrices;
+    pipeline: stages of the model.
+    """
 
     name: str
     ranks: int
     deepspeed: str
     micro_batch: int
     tensor: int = 1
+    pipeline: int = 1
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,12 @@ class Figures:
     refused: str = ""
 
 
-def make_variants(global_batch: int, ranks: int, *, splits: bool, tensor: int = 1) -> list[Variant]:
+def make_variants(
+    global_batch: int, ranks: int, *, splits: bool, tensor: int = 1, pipeline: bool = False
+) -> list[Variant]:
     """Every way to share out a step. splits: also in several forward passes (BatchNorm is not the same then). tensor:
-    the recipe's own, one more layout where that many ranks share the layers.
+    the recipe's own, one more layout where that many ranks share the layers. pipeline: also with the model's layers
+    shared out over two ranks.
     """
     share = ceil(global_batch / ranks)
     found = [Variant("1 rank", 1, "none", global_batch)]
@@ -75,6 +81,8 @@ def make_variants(global_batch: int, ranks: int, *, splits: bool, tensor: int = 
     found.append(Variant(f"{ranks} ranks", ranks, "none", share))
     if splits:
         found.append(Variant(f"{ranks} ranks, accumulation", ranks, "none", ceil(share / 3)))
+    if pipeline and ranks > 1:
+        found.append(Variant("2 stages", 2, "none", ceil(global_batch / 4) if splits else global_batch, pipeline=2))
     size = ceil(share / 2) if splits else share
     found += [Variant(f"{ranks} ranks, ZeRO-{stage}", ranks, f"zero{stage}", size) for stage in range(4)]
     if tensor > 1 and ranks % tensor == 0:
@@ -100,8 +108,13 @@ def work(folder: Path) -> None:
     if rank == ranks - 1:
         for name in REFERENCES:
             _write(folder / f"{name}.json", asdict(reference_figures(recipe, name, folder, asked["steps"])))
+    pipeline = "pipeline" in TASKS[recipe.task].card.splits and not recipe.training.optimizer.startswith("deepspeed_")
     variants = make_variants(
-        recipe.training.global_batch, ranks, splits=not has_batchnorm(recipe), tensor=recipe.parallel.tensor
+        recipe.training.global_batch,
+        ranks,
+        splits=not has_batchnorm(recipe),
+        tensor=recipe.parallel.tensor,
+        pipeline=pipeline,
     )
     for number, variant in enumerate(variants):
         if rank >= variant.ranks:
@@ -118,14 +131,19 @@ def work(folder: Path) -> None:
 def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> Figures:
     """Some steps and an evaluation under one layout, through the loop that trains. Its ranks call it."""
     layout: dict[str, Any] = {"deepspeed": variant.deepspeed, "micro_batch": variant.micro_batch}
-    layout |= {"rank_speed": "equal", "tensor": variant.tensor, "pipeline": 1}
+    layout |= {"rank_speed": "equal", "tensor": variant.tensor, "pipeline": variant.pipeline}
     recipe = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update=layout)})
     try:
         plan = plan_here(recipe, variant.ranks)
     except UserError as error:
         return Figures(variant.name, refused=error.what)
     session = open_session(plan)
-    shop = set_up(session, recipe, plan, lambda text: None)
+    try:
+        shop = set_up(session, recipe, plan, lambda text: None)
+    except UserError as error:
+        if variant.pipeline == 1:
+            raise
+        return Figures(variant.name, refused=error.what)  # the model cannot be cut: all ranks say so
     places = Places(folder / "checkpoints", folder / "predictions")
     loop = Loop(
         shop.task,

@@ -198,7 +198,8 @@ def _finish(loop: Loop, shop: Workshop, run: Run, outcome: Outcome) -> dict[str,
 
 def forecast_bytes(shop: Workshop) -> StateBytes:
     """Bytes of weights, gradients and optimiser state that a rank holds, activations apart."""
-    held = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in shop.engine.module.parameters()]
+    here = [p for p in shop.engine.module.parameters() if not p.is_meta]  # without a pipeline's other stages
+    held = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in here]
     config = shop.plan.deepspeed
     quantised = shop.kit.recipe.model.quantization != "none"
     return state_bytes(

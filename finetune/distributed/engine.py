@@ -7,8 +7,10 @@ becomes the sum over all ranks divided by the global units: exact on any number 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +21,19 @@ from finetune.distributed.batchnorm import SyncedBatchNorm, convert_batchnorm, g
 from finetune.distributed.session import Session
 
 
+@dataclass(frozen=True)
+class Accumulated:
+    """losses: the loss sum of each micro-batch, float64; 0 on a rank that does not speak. Seconds of this rank:
+    forward_seconds, of the forward passes; waiting_seconds, for the neighbours in a pipeline.
+    """
+
+    losses: list[torch.Tensor]
+    forward_seconds: float
+    waiting_seconds: float = 0.0
+
+
 class Engine:
-    """forward through `model`; `backward` each micro-batch, the last one with last=True; then `step`."""
+    """`accumulate` the gradients of a step's micro-batches, then `step`."""
 
     def __init__(
         self, session: Session, module: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
@@ -67,6 +80,39 @@ class Engine:
         """For the next step, in every parameter group."""
         for group in self.inner_optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+    @property
+    def whole(self) -> nn.Module:
+        """The model as `Task.sample` takes it: one that generates, and gives every rank its outputs."""
+        return self.module
+
+    @property
+    def holds_buffers(self) -> bool:
+        """Whether this rank hands over the buffers that it has to a checkpoint: one rank does for each of them."""
+        return self.session.is_main
+
+    def accumulate(
+        self,
+        batches: Sequence[Any],
+        forward: Callable[[Any], Any],
+        loss_sum: Callable[[Any, Any], torch.Tensor],
+        scale: float,
+    ) -> Accumulated:
+        """Forward and backward of every micro-batch; the gradients are reduced afterwards. All ranks call it.
+
+        forward: a batch on the device -> outputs, through `model`. loss_sum: (outputs, batch) -> scalar.
+        scale: of the loss sums, for the gradients.
+        """
+        losses, forward_seconds = [], 0.0
+        for index, batch in enumerate(batches):
+            batch = batch.to(self.session.device)
+            with self.micro_batch(last=index == len(batches) - 1, ghost=batch.ghost):
+                began = time.perf_counter()
+                loss = loss_sum(forward(batch), batch)
+                forward_seconds += time.perf_counter() - began
+                self.backward(loss * scale)
+            losses.append(loss.detach().double())
+        return Accumulated(losses, forward_seconds)
 
     @contextmanager
     def micro_batch(self, *, last: bool, ghost: bool = False) -> Iterator[None]:

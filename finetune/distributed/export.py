@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from finetune.distributed.engine import Engine
+from finetune.distributed.pipeline import PipelineEngine, gather_stages
 from finetune.distributed.tensor_parallel import gather_slices
 
 
@@ -18,6 +19,8 @@ def consolidate(engine: Engine, *, trainable_only: bool = False) -> dict[str, to
     of them.
     trainable_only: adapters and saved heads, without the frozen base.
     """
+    if isinstance(engine, PipelineEngine):
+        return gather_stages(engine, trainable_only=trainable_only)
     module = engine.module
     keep_all = not trainable_only
     is_main = engine.session.is_main

@@ -50,7 +50,8 @@ def trainable_parameters(module: nn.Module) -> list[tuple[str, Any]]:
 def pieces(engine: Engine) -> Iterator[Piece]:
     """What this rank holds of weights, optimiser state and buffers. Every piece is held by exactly one rank.
 
-    Replicated tensors (DistributedDataParallel, stage 0) are shared out by name, buffers come from rank 0.
+    Replicated tensors (DistributedDataParallel, stage 0) are shared out by name, buffers come from rank 0 (of a pipeline,
+    from the ranks of its first replica).
     """
     places = _places(engine)
     for (name, parameter), held in zip(trainable_parameters(engine.module), places, strict=True):
@@ -63,7 +64,7 @@ def pieces(engine: Engine) -> Iterator[Piece]:
         yield Piece(name, start, shape, held.weights, columns)
         for key, values in held.state.items():
             yield Piece(f"{name}.{key}", start, shape, values, columns)
-    if engine.session.is_main:
+    if engine.holds_buffers:
         for name, buffer in persistent_buffers(engine.module):
             yield Piece(f"{name}", 0, tuple(buffer.shape), buffer.detach().reshape(-1))
 
@@ -119,9 +120,9 @@ def _read(read: Reader, key: str, start: int, numel: int, cut: Slice | None) -> 
 
 
 def persistent_buffers(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Buffers that belong to the state dict (BatchNorm statistics, but not rotary tables)."""
+    """Buffers that belong to the state dict (BatchNorm statistics, but not rotary tables), and to this rank's layers."""
     state = module.state_dict(keep_vars=True)
-    return [(name, buffer) for name, buffer in module.named_buffers() if name in state]
+    return [(name, buffer) for name, buffer in module.named_buffers() if name in state and not buffer.is_meta]
 
 
 @dataclass
@@ -146,11 +147,14 @@ def _places(engine: Engine, *, all_ranks: bool = False) -> Iterator[_Held | None
 
 def _places_replicated(engine: Engine, all_ranks: bool) -> Iterator[_Held | None]:
     optimizer = _torch_optimizer(engine)
-    loads = [0] * engine.session.world_size
+    loads = [0] * engine.session.replicas
     for _, parameter in trainable_parameters(engine.module):
+        if parameter.is_meta:  # of another stage of the pipeline
+            yield None
+            continue
         writer = loads.index(min(loads))
         loads[writer] += parameter.numel()
-        if all_ranks or writer == engine.session.rank:
+        if all_ranks or writer == engine.session.replica:
             state = optimizer.state.get(parameter, {})
             yield _Held(0, parameter.data.view(-1), _tensors(state, parameter.numel()))
         else:

@@ -14,12 +14,14 @@ from finetune.planning.tensor import check_engine
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 
+MICRO_BATCHES_PER_STAGE = 4  # of a pipeline's step: then a stage is idle for at most a fifth of it
+
 
 @dataclass(frozen=True)
 class Plan:
     """deepspeed: the resolved engine configuration, or None for DistributedDataParallel. device: "cpu" or "cuda".
 
-    split: ranks that hold one copy of the model together.
+    split: ranks that hold one copy of the model together. pipeline: stages that it is cut into.
     """
 
     ranks: int
@@ -29,6 +31,7 @@ class Plan:
     deepspeed: dict[str, Any] | None
     optimizer: str
     split: int = 1
+    pipeline: int = 1
 
     @property
     def stage(self) -> int:
@@ -36,6 +39,8 @@ class Plan:
 
     @property
     def engine_name(self) -> str:
+        if self.pipeline > 1:
+            return f"pipeline of {self.pipeline} stages"
         if self.deepspeed is None:
             return "DistributedDataParallel"
         tensor = self.deepspeed.get("tensor_parallel", {}).get("autotp_size", 1)
@@ -73,7 +78,14 @@ def make_plan(
             where="parallel.tensor" if recipe.parallel.tensor > 1 else "parallel.pipeline",
             remedy=f"start {split}, {2 * split}, ... ranks (--processes)",
         )
-    batch = plan_batch(recipe.training.global_batch, ranks // split, recipe.parallel.micro_batch, card.micro_batch)
+    stages = recipe.parallel.pipeline
+    batch = plan_batch(
+        recipe.training.global_batch,
+        ranks // split,
+        recipe.parallel.micro_batch,
+        card.micro_batch,
+        at_least=MICRO_BATCHES_PER_STAGE * stages if stages > 1 else 1,
+    )
     config = None
     if deepspeed_config is not None:
         config = resolve_deepspeed_config(
@@ -96,4 +108,4 @@ def make_plan(
     optimizer = recipe.training.optimizer
     if optimizer == "adamw" and offloads(config) and device == "cuda":
         optimizer = "deepspeed_cpu_adam"
-    return Plan(ranks, device, precision, batch, config, optimizer, split)
+    return Plan(ranks, device, precision, batch, config, optimizer, split, stages)

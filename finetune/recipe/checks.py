@@ -159,6 +159,25 @@ def check_tensor(scene: Scene) -> Iterator[Fault]:
         )
 
 
+def check_pipeline(scene: Scene) -> Iterator[Fault]:
+    """A pipeline's stages are trained by plain PyTorch: no DeepSpeed engine, no loss scaling over stages."""
+    parallel, training = scene.recipe.parallel, scene.recipe.training
+    if parallel.pipeline == 1 or "pipeline" not in scene.card.splits:
+        return
+    if parallel.deepspeed != DEEPSPEED_OFF:
+        message = (
+            f"the stages of parallel.pipeline ({parallel.pipeline}) are trained by plain PyTorch, not by DeepSpeed"
+        )
+        if scene.draft.get(("parallel", "deepspeed")) is None:
+            message += f" ({parallel.deepspeed} is the default)"
+        yield scene.fault("parallel.deepspeed", message, allowed=DEEPSPEED_OFF)
+    if training.precision == "fp16":
+        message = "a pipeline does not scale losses over its stages"
+        yield scene.fault("training.precision", message, allowed="auto, fp32, bf16")
+    if training.optimizer.startswith("deepspeed_"):
+        yield scene.fault("training.optimizer", "a pipeline takes torch's optimisers", allowed="adamw, adam, sgd")
+
+
 def check_smoothing(scene: Scene) -> Iterator[Fault]:
     """Label smoothing needs labels."""
     if scene.recipe.training.label_smoothing and not scene.card.label_smoothing:
@@ -293,6 +312,7 @@ ALWAYS: tuple[Check, ...] = (
     check_split,
     check_quantization,
     check_tensor,
+    check_pipeline,
     check_smoothing,
     check_packing,
     check_metrics,

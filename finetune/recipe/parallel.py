@@ -28,7 +28,9 @@ class ParallelSection(Section):
         description="Ranks that share each layer's matrices (DeepSpeed AutoTP; language models, zero1).",
     )
     pipeline: int = Field(
-        default=1, ge=1, description="Ranks that each hold a group of layers, in a pipeline (image classification)."
+        default=1,
+        ge=1,
+        description="Ranks that each hold a group of layers, in a pipeline (image classification; deepspeed: none).",
     )
     micro_batch: CountOrAuto = Field(
         default="auto", description="Examples a forward pass on one rank; the rest is gradient accumulation."

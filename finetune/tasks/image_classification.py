@@ -93,6 +93,7 @@ CARD = TaskCard(
     options=ImageClassificationOptions,
     label_smoothing=True,
     micro_batch=32,
+    splits=("pipeline",),
 )
 
 

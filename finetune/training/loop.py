@@ -158,7 +158,7 @@ class Loop:
         if self.saver.under_way and not result.busy:
             self.saver.advance()
         self._check_finite(result)
-        seconds = timing.end(started, data=data_seconds)
+        seconds = timing.end(started, data=data_seconds, idle=result.waiting_seconds)
         progress.step += 1
         progress.units += result.units
         progress.seconds += seconds + data_seconds
@@ -230,7 +230,7 @@ class Loop:
             return
         self.engine.model.eval()
         chosen = [examples[index] for index in range(count)]
-        shown = self.task.sample(self.kit, self.engine.module, chosen, synced=self.session.shards_weights)
+        shown = self.task.sample(self.kit, self.engine.whole, chosen, synced=self.session.shards_weights)
         self.engine.model.train()
         if self.session.is_main and shown:
             columns = ["when", *shown[0]]

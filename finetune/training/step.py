@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,8 +18,9 @@ from finetune.tasks.task import Batch, Kit, Task
 class StepResult:
     """loss: mean over the global units. grad_norm: global, before clipping. stop: some rank was asked to stop.
 
-    padding, positions: summed over ranks. forward_seconds: of this rank. culprits: ids of the examples in micro-batches
-    of this rank whose loss is not finite; then no rank has changed its weights. busy: some rank said that it was.
+    padding, positions: summed over ranks. forward_seconds, waiting_seconds (for a pipeline's neighbours): of this rank.
+    culprits: ids of the examples in micro-batches of this rank whose loss is not finite; then no rank has changed its
+    weights. busy: some rank said that it was.
     """
 
     loss: float
@@ -30,6 +31,7 @@ class StepResult:
     stop: bool
     busy: bool = False
     forward_seconds: float = 0.0
+    waiting_seconds: float = 0.0
     culprits: tuple[int, ...] = ()
 
     @property
@@ -45,22 +47,16 @@ def train_step(
     counts = [(task.weight(batch), batch.padding, batch.positions) for batch in batches if session.leads]
     units, padding, positions = session.sum(*(sum(count[i] for count in counts) for i in range(3)))
     scale = session.replicas / max(units, 1)  # engines average over replicas: this makes it sum / units
-    losses: list[torch.Tensor] = []
-    forward_seconds = 0.0
-    for index, batch in enumerate(batches):
-        batch = batch.to(session.device)
-        with engine.micro_batch(last=index == len(batches) - 1, ghost=batch.ghost):
-            began = time.perf_counter()
-            loss_sum = task.loss_sum(kit, task.forward(engine.model, batch), batch)
-            forward_seconds += time.perf_counter() - began
-            if batch.ghost:
-                loss_sum = loss_sum * 0.0
-            engine.backward(loss_sum * scale)
-        losses.append(loss_sum.detach().double())
+
+    def loss_sum(outputs: Any, batch: Batch) -> torch.Tensor:
+        found = task.loss_sum(kit, outputs, batch)
+        return found * 0.0 if batch.ghost else found
+
+    done = engine.accumulate(batches, lambda batch: task.forward(engine.model, batch), loss_sum, scale)
     loss, stopping, working = session.sum(
-        float(torch.stack(losses).sum()) if engine.speaks else 0.0, float(stop), float(busy)
+        float(torch.stack(done.losses).sum()) if engine.speaks else 0.0, float(stop), float(busy)
     )
-    culprits = tuple(i for b, x in zip(batches, losses, strict=True) if not math.isfinite(x) for i in b.ids)
+    culprits = tuple(i for b, x in zip(batches, done.losses, strict=True) if not math.isfinite(x) for i in b.ids)
     grad_norm = engine.step() if math.isfinite(loss) else math.nan
     return StepResult(
         loss=loss / max(units, 1),
@@ -70,7 +66,8 @@ def train_step(
         positions=int(positions),
         stop=stopping > 0,
         busy=working > 0,
-        forward_seconds=forward_seconds,
+        forward_seconds=done.forward_seconds,
+        waiting_seconds=done.waiting_seconds,
         culprits=culprits,
     )
 

@@ -81,6 +81,7 @@ def test_layouts_do_not_change_the_numbers(number, verify, tmp_path):
     differences, figures = verify(learning(EXAMPLES[number].recipe(tmp_path), rate))
     refused = [name for name, variant in figures.items() if variant["refused"]]
     assert not refused, figures
+    assert ("2 stages" in figures) == (EXAMPLES[number].task == "image_classification")
     for name, difference in differences.items():
         assert not difference.first, (name, difference)
         assert difference.largest <= TOLERANCE, (name, difference)

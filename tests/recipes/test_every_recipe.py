@@ -1,4 +1,4 @@
-"""Every YAML under recipes/ loads, and plans for one rank, for eight and for sixteen; none is overlooked."""
+"""Every YAML under recipes/ loads, and plans for one replica, for eight ranks and for sixteen; none is overlooked."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ RECIPES = sorted(ROOT.rglob("*.yaml"))
 
 
 def test_all_are_found():
-    assert len(RECIPES) == 27
+    assert len(RECIPES) == 28
     tasks = {load_recipe(path, (), CARDS, here=False).recipe.task for path in RECIPES}
     assert tasks == set(CARDS), "a task without a recipe"
 
@@ -23,7 +23,7 @@ def test_all_are_found():
 def test_it_loads_and_plans_on_any_number_of_ranks(path):
     recipe = load_recipe(path, (), CARDS, here=False).recipe
     card, name = CARDS[recipe.task], recipe.parallel.deepspeed
-    for ranks in (1, 8, 16):
+    for ranks in (recipe.parallel.split, 8, 16):
         plan = make_plan(
             recipe,
             card,
@@ -35,6 +35,6 @@ def test_it_loads_and_plans_on_any_number_of_ranks(path):
             layer_elements=10**6,
         )
         batch = plan.batch
-        assert batch.micro_batch * batch.accumulation * ranks >= recipe.training.global_batch
+        assert batch.micro_batch * batch.accumulation * batch.replicas >= recipe.training.global_batch
         assert (plan.deepspeed is None) == (name == "none")
         assert plan.precision in ("fp32", "bf16", "fp16")

@@ -29,6 +29,15 @@ def test_batch_arithmetic(batch, ranks, asked, micro, accumulation):
     assert plan.micro_batch * plan.accumulation * ranks >= batch
 
 
+@pytest.mark.parametrize(
+    ("batch", "at_least", "micro", "accumulation"),
+    [(32, 8, 4, 8), (256, 8, 16, 16), (6, 8, 2, 3), (1, 8, 1, 1), (20, 8, 3, 7)],
+)
+def test_a_pipeline_gets_many_micro_batches_of_more_than_one_example(batch, at_least, micro, accumulation):
+    plan = plan_batch(batch, 1, "auto", 16, at_least=at_least)
+    assert (plan.micro_batch, plan.accumulation) == (micro, accumulation)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_shipped_file_resolves_without_an_auto_left(file, precision):

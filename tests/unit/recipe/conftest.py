@@ -50,7 +50,7 @@ CARDS = {
     "writing": TaskCard(
         name="writing",
         summary="Go on with a text.",
-        splits=("tensor",),
+        splits=("tensor", "pipeline"),
         columns={"text": "plain text", "prompt": "what is given", "completion": "what follows"},
         required=(("text", "prompt"),),
         metrics=("perplexity",),

@@ -8,6 +8,7 @@ from finetune.recipe import checks
 
 from .conftest import GOOD
 
+PIPELINE = ["task=writing", "parallel.pipeline=2", "parallel.deepspeed=none", "evaluation={}"]
 CONTRADICTIONS = [
     (["training.epochs=1", "training.steps=5"], "training.steps", "one length"),
     (["training.steps=5", "training.warmup=5"], "training.warmup", "5 steps"),
@@ -46,6 +47,13 @@ CONTRADICTIONS = [
         "adapter",
         "slices plain layers",
     ),
+    (
+        ["task=writing", "parallel.pipeline=2", "evaluation={}"],
+        "parallel.deepspeed",
+        "not by DeepSpeed (zero2 is the default)",
+    ),
+    ([*PIPELINE, "training.precision=fp16"], "training.precision", "does not scale losses"),
+    ([*PIPELINE, "training.optimizer=deepspeed_cpu_adam"], "training.optimizer", "torch's optimisers"),
     (["data.packing=packed"], "data.packing", "cannot do that"),
     (["task=writing", "training.label_smoothing=0.1", "evaluation={}"], "training.label_smoothing", "no labels"),
 ]
@@ -64,7 +72,7 @@ def test_every_check_is_proved_here() -> None:
     listed = {check.__name__ for check in checks.ALWAYS + checks.HERE}
     defined = {name for name in vars(checks) if name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 16
+    assert len(listed) == 17
 
 
 @pytest.mark.parametrize(
@@ -80,6 +88,7 @@ def test_every_check_is_proved_here() -> None:
         ["data.columns={label: stars}"],
         ["data.validation=a/b", "data.validation_fraction=0"],
         ["parallel.deepspeed=none"],
+        PIPELINE,
         ["model.init=config", "model.source=llama"],
         ["training.label_smoothing=0.1"],
         ["training.early_stopping={patience: 2}"],

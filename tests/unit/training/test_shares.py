@@ -24,7 +24,13 @@ def make(packing, *, capacity=64, micro_batch=4, num_ranks=3):
 
 
 def session(num_ranks=3, rates=None, sharded=False):
-    return SimpleNamespace(replicas=num_ranks, split=1, shards_weights=sharded, all_gather=lambda rate: rates or [rate])
+    return SimpleNamespace(
+        world_size=num_ranks,
+        replicas=num_ranks,
+        split=1,
+        shards_weights=sharded,
+        all_gather=lambda rate: rates or [rate],
+    )
 
 
 @pytest.mark.parametrize("packing", ["none", "padding_free", "packed"])
