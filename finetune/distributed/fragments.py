@@ -58,7 +58,7 @@ def pieces(engine: Engine) -> Iterator[Piece]:
         if held is None:
             continue
         shape, cut = whole_shape(parameter), slice_of(parameter)
-        if cut is None and not engine.session.leads:
+        if engine.is_sliced and cut is None and not engine.session.leads:
             continue  # whole on every rank of the replica: the first one hands it over
         start, columns = (held.start, None) if cut is None else (cut.first_element + held.start, cut.columns)
         yield Piece(name, start, shape, held.weights, columns)
