@@ -48,6 +48,7 @@ class Engine:
         with redirect_stdout(sys.stderr):  # DeepSpeed prints while it starts
             model, prepared = session.accelerator.prepare(module, optimizer)
         if self.is_sliced:
+            tensor_parallel.check_slices(module)
             tensor_parallel.join_input_gradients(module)
         self.model: Any = model  # called like the module itself
         self.optimizer: Any = prepared

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from finetune.errors import UserError
+
 _PLACE = "ds_autotp_universal_checkpoint_meta"  # where DeepSpeed writes how it sliced a parameter
 
 
@@ -79,6 +81,32 @@ def gather_slices(parameter: torch.Tensor) -> torch.Tensor:
     dist.all_gather(received, padded, group=_group())
     parts = [part.narrow(sliced.dim, 0, size) for part, size in zip(received, sliced.sizes, strict=True)]
     return torch.cat(parts, dim=sliced.dim)
+
+
+def check_slices(module: nn.Module) -> None:
+    """Refuse what would train, but not to the same numbers. Any rank may call it, after DeepSpeed has sliced.
+
+    Between slices by rows and slices by columns each rank has some heads only, and a parameter that is whole there sees
+    a part of its gradient, unless the plan says that it is summed (norms of heads).
+    Raises: UserError naming such a parameter, or if nothing was sliced.
+    """
+    from deepspeed.module_inject.layers import LinearAllreduce
+
+    blocks = [block for block in module.modules() if any(type(part) is LinearAllreduce for part in block.children())]
+    if not blocks:
+        raise UserError("DeepSpeed found no layer of this model to slice", where="parallel.tensor", remedy=_REMEDY)
+    inside = {id(parameter) for block in blocks for parameter in block.parameters() if parameter.requires_grad}
+    for name, parameter in module.named_parameters():
+        known = hasattr(parameter, _PLACE) or hasattr(parameter, "_ds_grad_allreduce_registered")
+        if id(parameter) in inside and not known:
+            raise UserError(
+                f"{name} stays whole between layers that are sliced: its gradient would be a part of the true one",
+                where="parallel.tensor",
+                remedy=_REMEDY,
+            )
+
+
+_REMEDY = "set parallel.tensor: 1 and use parallel.deepspeed: zero3 for what one GPU cannot hold"
 
 
 def join_input_gradients(module: nn.Module) -> int:

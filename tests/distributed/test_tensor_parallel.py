@@ -9,12 +9,14 @@ from torch.nn import functional
 from finetune.data.order import Schedule
 from finetune.distributed.export import consolidate
 from finetune.distributed.tensor_parallel import gather_slices, slice_of, whole_shape
+from finetune.errors import UserError
 from finetune.planning.tensor import check_model
 from finetune.training.checkpoint import checkpoint_bytes, save_checkpoint
 from finetune.training.optimizer import parameter_groups
 from finetune.training.schedule import learning_rate
 from finetune.training.stored import StoredState, load_checkpoint, open_checkpoint
 from tests.distributed import toy
+from tests.ranks import RankError
 
 STEPS, SAVE_AT, END = 6, 3, 6
 
@@ -31,6 +33,8 @@ def tiny(kind, seed=0):
     )  # fmt: skip
     if name in ("qwen3", "gemma"):
         config.head_dim = 8
+    if what == "normed":
+        config.use_qk_norm = True
     if what == "dropout":
         config.hidden_dropout = config.attention_dropout = 0.2
     if what == "biased":
@@ -53,7 +57,7 @@ def pool(ranks):
 
 KINDS = [
     "llama tied", "llama untied", "llama biased", "llama sparing", "qwen2 tied", "qwen3 untied", "mistral tied",
-    "gemma tied", "gpt_neox untied",
+    "gemma tied", "gpt_neox untied", "phi untied", "granite tied",
 ]  # fmt: skip
 
 
@@ -121,6 +125,19 @@ def test_with_dropout_the_ranks_of_a_replica_stay_together(pool):
     assert len(ours) >= 8
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert whole.keys() > ours.keys()
+
+
+def open_it(kind):
+    toy.open_toy("zero1", build=lambda: tiny(kind), tensor=2)
+
+
+@pytest.mark.parametrize(("kind", "named"), [("cohere normed", "q_norm"), ("doge tied", "self_attn.A")])
+def test_what_would_see_a_part_of_its_gradient_is_refused(pool, kind, named):
+    with pytest.raises(RankError) as error:
+        pool.run(2, open_it, kind)
+    causes = list(error.value.causes.values())
+    assert len(causes) == 2 and all(isinstance(cause, UserError) for cause in causes)
+    assert named in str(causes[0]) and "stays whole" in str(causes[0])
 
 
 def count_reductions(kind):
