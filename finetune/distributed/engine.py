@@ -45,6 +45,8 @@ class Engine:
         if session.deepspeed_config is None:
             module.to(session.device)
         self.is_deepspeed = session.deepspeed_config is not None
+        if self.is_sliced:
+            tensor_parallel.check_frozen(module)
         with redirect_stdout(sys.stderr):  # DeepSpeed prints while it starts
             model, prepared = session.accelerator.prepare(module, optimizer)
         if self.is_sliced:

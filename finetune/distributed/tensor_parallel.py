@@ -83,6 +83,24 @@ def gather_slices(parameter: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts, dim=sliced.dim)
 
 
+def check_frozen(module: Any) -> None:
+    """Before DeepSpeed slices: it hangs a sum over ranks on the gradients of norms of heads, which so must have some.
+
+    Raises: UserError naming a frozen one. Any rank may call it.
+    """
+    plan = getattr(module.config, "base_model_tp_plan", None) or {}
+    summed = {
+        pattern.rpartition(".")[2] for pattern, style in plan.items() if style == "replicated_with_grad_allreduce"
+    }
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad and name.split(".")[-2] in summed:
+            raise UserError(
+                f"{name} is frozen, and DeepSpeed's slicing wants its gradient",
+                where="model.freeze",
+                remedy="leave norms of heads out of model.freeze, or set parallel.tensor: 1",
+            )
+
+
 def check_slices(module: nn.Module) -> None:
     """Refuse what would train, but not to the same numbers. Any rank may call it, after DeepSpeed has sliced.
 

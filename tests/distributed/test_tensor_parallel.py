@@ -47,6 +47,8 @@ def tiny(kind, seed=0):
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+    for number, parameter in enumerate(model.parameters()):  # embeddings and most of the first layer
+        parameter.requires_grad = not (what == "frozen" and number < 8)
     return model
 
 
@@ -56,7 +58,8 @@ def pool(ranks):
 
 
 KINDS = [
-    "llama tied", "llama untied", "llama biased", "llama sparing", "qwen2 tied", "qwen3 untied", "mistral tied",
+    "llama tied", "llama untied", "llama biased", "llama sparing", "llama frozen",
+    "qwen2 tied", "qwen3 untied", "mistral tied",
     "gemma tied", "gpt_neox untied", "phi untied", "granite tied",
 ]  # fmt: skip
 
@@ -129,6 +132,12 @@ def test_with_dropout_the_ranks_of_a_replica_stay_together(pool):
 
 def open_it(kind):
     toy.open_toy("zero1", build=lambda: tiny(kind), tensor=2)
+
+
+def test_a_frozen_norm_of_heads_is_refused(pool):
+    with pytest.raises(RankError) as error:
+        pool.run(2, open_it, "qwen3 frozen")
+    assert all(isinstance(cause, UserError) and "q_norm" in str(cause) for cause in error.value.causes.values())
 
 
 @pytest.mark.parametrize(("kind", "named"), [("cohere normed", "q_norm"), ("doge tied", "self_attn.A")])
