@@ -59,7 +59,7 @@ class Alone:
     """The session of a forked process: its threads, and so gloo's, are gone."""
 
     rank, world_size, is_main, leads, zero_stage, device = 0, 1, True, True, 0, torch.device("cpu")
-    replica, replicas = 0, 1
+    replica, replicas, deepspeed_config = 0, 1, None
 
     def all_gather(self, value):
         return [value]
