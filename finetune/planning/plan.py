@@ -105,6 +105,14 @@ def make_plan(
             where="parallel.deepspeed",
             remedy="use zero1, zero2 or zero3, or none (DistributedDataParallel)",
         )
+    speeds = recipe.parallel.rank_speed
+    if isinstance(speeds, list) and len(speeds) != ranks // split:
+        copies = "ranks" if split == 1 else f"copies of the model ({split} ranks each)"
+        raise UserError(
+            f"parallel.rank_speed has {len(speeds)} entries for {ranks // split} {copies}",
+            where="parallel.rank_speed",
+            remedy="give one relative speed for each, or auto",
+        )
     optimizer = recipe.training.optimizer
     if optimizer == "adamw" and offloads(config) and device == "cuda":
         optimizer = "deepspeed_cpu_adam"

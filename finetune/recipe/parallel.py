@@ -19,7 +19,8 @@ class ParallelSection(Section):
     )
     rank_speed: Literal["equal", "auto"] | list[Annotated[float, Field(gt=0)]] = Field(
         default="equal",
-        description="Shares of work: equal; one relative speed a rank, such as [1.0, 1.0, 0.5]; or auto, measured in "
+        description="Shares of work: equal; one relative speed a rank (a copy of the model, where ranks share one), such as "
+        "[1.0, 1.0, 0.5]; or auto, measured in "
         "the first steps (then float rounding may differ from run to run).",
     )
     tensor: int = Field(

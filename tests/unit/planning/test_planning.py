@@ -6,11 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from finetune.app.recipes import resolve_recipe
 from finetune.errors import UserError
 from finetune.planning.batch import plan_batch
 from finetune.planning.deepspeed import read_deepspeed_config, resolve_deepspeed_config
 from finetune.planning.memory import state_bytes
+from finetune.planning.plan import make_plan
 from finetune.planning.shape import cost_model, layer_elements
+from finetune.tasks import TASKS
 
 FILES = sorted((Path(__file__).resolve().parents[3] / "ds_configs").glob("*.json"))
 LLAMA_8B = SimpleNamespace(
@@ -79,6 +82,18 @@ def test_broken_json_is_told_with_its_line(tmp_path):
     with pytest.raises(UserError) as told:
         read_deepspeed_config(file)
     assert told.value.where == f"{file}:3"
+
+
+@pytest.mark.parametrize(("speeds", "ranks", "complaint"), [([1, 0.5], 3, "2 entries for 3 ranks"), ([1, 0.5], 2, "")])
+def test_a_speed_for_every_rank(speeds, ranks, complaint):
+    recipe = resolve_recipe("quickstart", [f"parallel.rank_speed={speeds}"]).recipe
+    card = TASKS[recipe.task].card
+    machine = {"ranks": ranks, "device": "cpu", "bf16_supported": False, "deepspeed_config": None}
+    if not complaint:
+        assert make_plan(recipe, card, **machine).ranks == ranks
+        return
+    with pytest.raises(UserError, match=complaint):
+        make_plan(recipe, card, **machine)
 
 
 def test_bytes_are_those_of_the_zero_paper():
