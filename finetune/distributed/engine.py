@@ -7,7 +7,6 @@ becomes the sum over all ranks divided by the global units: exact on any number 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -19,16 +18,17 @@ from torch import nn
 from finetune.distributed import tensor_parallel
 from finetune.distributed.batchnorm import SyncedBatchNorm, convert_batchnorm, ghost_batch
 from finetune.distributed.session import Session
+from finetune.distributed.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
 class Accumulated:
-    """losses: the loss sum of each micro-batch, float64; 0 on a rank that does not speak. Seconds of this rank:
-    forward_seconds, of the forward passes; waiting_seconds, for the neighbours in a pipeline.
+    """losses: the loss sum of each micro-batch, float64; 0 on a rank that does not speak. Of this rank: forward_pass, the
+    time of the forward passes; waiting_seconds, for the neighbours in a pipeline.
     """
 
     losses: list[torch.Tensor]
-    forward_seconds: float
+    forward_pass: Stopwatch
     waiting_seconds: float = 0.0
 
 
@@ -106,16 +106,15 @@ class Engine:
         forward: a batch on the device -> outputs, through `model`. loss_sum: (outputs, batch) -> scalar.
         scale: of the loss sums, for the gradients.
         """
-        losses, forward_seconds = [], 0.0
+        losses, forward_pass = [], Stopwatch(self.session.device)
         for index, batch in enumerate(batches):
             batch = batch.to(self.session.device)
             with self.micro_batch(last=index == len(batches) - 1, ghost=batch.ghost):
-                began = time.perf_counter()
-                loss = loss_sum(forward(batch), batch)
-                forward_seconds += time.perf_counter() - began
+                with forward_pass.running():
+                    loss = loss_sum(forward(batch), batch)
                 self.backward(loss * scale)
             losses.append(loss.detach().double())
-        return Accumulated(losses, forward_seconds)
+        return Accumulated(losses, forward_pass)
 
     @contextmanager
     def micro_batch(self, *, last: bool, ghost: bool = False) -> Iterator[None]:

@@ -10,7 +10,6 @@ process that accumulates the same micro-batches.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,6 +24,7 @@ from finetune.distributed.batchnorm import SyncedBatchNorm, convert_batchnorm, g
 from finetune.distributed.engine import Accumulated, Engine
 from finetune.distributed.links import Links
 from finetune.distributed.session import Session
+from finetune.distributed.stopwatch import Stopwatch
 from finetune.errors import UserError
 from finetune.models.stages import Stages
 
@@ -89,16 +89,15 @@ class PipelineEngine(Engine):
         if self.stage:
             torch.manual_seed((torch.initial_seed() + 7919 * self.stage) % 2**63)
         losses: list[torch.Tensor] = []
-        forward_seconds, waited = 0.0, self.links.waiting_seconds
+        forward_pass, waited = Stopwatch(self.session.device), self.links.waiting_seconds
         under_way: deque[tuple[Any, torch.Tensor]] = deque()
         ahead = min(len(batches), len(self.stages) - 1 - self.stage)
         for index in range(len(batches) + ahead):
             if index < len(batches):
                 batch = batches[index].to(self.session.device)
                 received = self.links.take_activation(_count(batch.inputs)) if self.stage else None
-                began = time.perf_counter()
-                result = self._forward(batch, received, forward, loss_sum)
-                forward_seconds += time.perf_counter() - began
+                with forward_pass.running():
+                    result = self._forward(batch, received, forward, loss_sum)
                 if self.last:
                     losses.append(result.detach().double())
                     result = result * scale
@@ -111,7 +110,7 @@ class PipelineEngine(Engine):
         self.links.meet()
         if self.session.replicas > 1:
             self._average_gradients()
-        return Accumulated(losses, forward_seconds, self.links.waiting_seconds - waited)
+        return Accumulated(losses, forward_pass, self.links.waiting_seconds - waited)
 
     def _forward(
         self,

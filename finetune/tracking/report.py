@@ -184,16 +184,40 @@ def draw_charts(curves: Curves, facts: Mapping[str, Any]) -> list[Chart]:
         ("learning_rate", "Learning rate", ""),
         ("grad_norm", "Gradient norm", "before clipping"),
         ("units_per_second", "Throughput", f"{unit}s a second over all ranks"),
-        ("memory_bytes", "Memory", "GiB on rank 0"),
     ):
         if ("train", key) in curves:
-            series = curves["train", key]
-            if key == "memory_bytes":
-                series = replace(series, values=series.values / 2**30)
-            line = Line(title.lower(), series, exact=key in ("learning_rate", "memory_bytes"))
+            line = Line(title.lower(), curves["train", key], exact=key == "learning_rate")
             charts.append(Chart(title, draw_chart(title, [line], zero=key != "grad_norm"), note))
-    charts = [chart for chart in charts if chart.svg]
+    charts = [chart for chart in [*charts, _time_chart(curves), _memory_chart(curves)] if chart.svg]
     return charts[:-1] if len(charts) % 2 and charts[-1].title == "Memory" else charts  # no hole in two columns
+
+
+def _memory_chart(curves: Curves) -> Chart:
+    found = curves.get(("train", "memory_bytes"))
+    lines = [Line("memory", replace(found, values=found.values / 2**30), exact=True)] if found is not None else []
+    return Chart("Memory", draw_chart("Memory", lines, zero=True), "GiB on rank 0")
+
+
+TIME_SHARES = {
+    "compute_seconds": "computing",
+    "communication_seconds": "communicating",
+    "slowest_seconds": "waiting for the slowest rank",
+    "data_seconds": "waiting for data",
+    "host_seconds": "GPU waiting for its host",
+}
+
+
+def _time_chart(curves: Curves) -> Chart:
+    """Shares of a step's seconds; nothing where a run told only the whole of it."""
+    whole, lines = curves.get(("train", "step_seconds")), []
+    if whole is not None and ("train", "compute_seconds") in curves:
+        for key, label in TIME_SHARES.items():
+            if (series := curves.get(("train", key))) is not None:
+                _, own, others = np.intersect1d(series.steps, whole.steps, return_indices=True)
+                shares = series.values[own] / np.maximum(whole.values[others], 1e-9)
+                lines.append(Line(label, Series(series.steps[own], series.epochs[own], shares), exact=True))
+    title = "Where a step's time goes"
+    return Chart(title, draw_chart(title, lines, zero=True), "share of its seconds, mean over ranks")
 
 
 def _metric_charts(curves: Curves) -> list[Chart]:

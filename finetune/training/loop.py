@@ -153,7 +153,7 @@ class Loop:
         rate = learning_rate(step.index, self.total_steps, self.recipe.training)
         self.engine.set_learning_rate(rate)
         seed_step(self.recipe.seed, step.index, self.session.replica)
-        started = timing.start()
+        started = timing.start(progress.step + 1)
         result = train_step(self.task, self.kit, self.engine, batches, stop=self.stop.requested, busy=self.saver.busy)
         if self.saver.under_way and not result.busy:
             self.saver.advance()

@@ -66,7 +66,7 @@ def train_step(
         positions=int(positions),
         stop=stopping > 0,
         busy=working > 0,
-        forward_seconds=done.forward_seconds,
+        forward_seconds=done.forward_pass.read(),
         waiting_seconds=done.waiting_seconds,
         culprits=culprits,
     )

@@ -20,7 +20,7 @@ class Teller:
 
     def __init__(self, session: Session, listener: Listener, log_every: int) -> None:
         self.session, self.listener, self.log_every = session, listener, log_every
-        self.timing = Timing()
+        self.timing = Timing(session, log_every)
         self._advised: set[str] = set()
         self._units = self._padding = self._positions = 0
         self._seconds = 0.0
@@ -50,7 +50,7 @@ class Teller:
         self.listener.row({"step": step, "epoch": round(epoch, 6), "split": split, **finite, "time": time.time()})
 
     def _log(self, step: int, epoch: float, now: dict[str, float]) -> None:
-        told = self.timing.summarise(self.session)
+        told = self.timing.summarise(step)
         self._units = self._padding = self._positions = 0
         self._seconds = 0.0
         if not self.session.is_main:

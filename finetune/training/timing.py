@@ -1,75 +1,106 @@
-"""Where a step's seconds go: computing, communicating, waiting for data, waiting for the slowest rank."""
+"""Where a step's seconds go: computing, communicating, waiting for data, for the slowest rank, or for the host."""
 
 from __future__ import annotations
 
-import os
+import math
 import time
-from dataclasses import dataclass
 
 from finetune.distributed.session import Session
+from finetune.distributed.tracer import Trace, Tracer
 
 WORTH_TELLING = 0.15  # share of a step that is worth a line of advice
+TRACING_SHARE = 0.005  # of the whole time may go into looking where it goes
 
 ADVICE = {
     "data_seconds": "waits for data: raise data.workers, or store images smaller",
     "communication_seconds": "communicates: a lower ZeRO stage, a larger parallel.micro_batch, or fewer ranks would help",
     "slowest_seconds": "waits for the slowest rank: look at cost_imbalance, or set parallel.rank_speed: auto",
+    "host_seconds": "waits for the host, which feeds the GPU too slowly: a larger parallel.micro_batch would help",
 }
 BUBBLE = "is waiting for the neighbouring stage (the bubble): a smaller parallel.micro_batch, or a larger global batch"
 
 
-@dataclass
 class Timing:
-    """Seconds of this rank since the last log row.
+    """Seconds of this rank since the last log row, and how its latest traced step shared them out.
 
-    On a CPU a thread that waits for peers sleeps, so its processor time is what it computes, the rest of the step is
-    waiting; what the least waiting rank waits is the communication itself, what others wait beyond that is for the
-    slowest. On a GPU waiting hides inside kernels, and only data and the whole step are told.
+    One step in so many is traced, the same on all ranks: the first one with a row of its own after step 1, then as often
+    as TRACING_SHARE allows. Rows between two traces take the shares of the latest. What even the least waiting rank
+    spends in collectives is communication; what others spend there beyond that is waiting for the slowest.
     """
 
-    data: float = 0.0
-    busy: float = 0.0
-    wall: float = 0.0
-    idle: float = 0.0  # waiting for neighbours in a pipeline
-    steps: int = 0
+    def __init__(self, session: Session, log_every: int) -> None:
+        self.session, self.log_every = session, log_every
+        self.data = self.wall = 0.0
+        self.idle = 0.0  # waiting for neighbours in a pipeline
+        self.steps = 0
+        self._tracer = Tracer(session.device)
+        worth_it = session.world_size > 1 or session.device.type == "cuda"
+        self._next_trace = 2.0 if worth_it else math.inf
+        self._fresh: Trace | None = None
+        self._shares: list[Trace] = []  # of every rank, in the step traced last
 
-    def start(self) -> tuple[float, float]:
-        """Before a step, after its data is here."""
-        return time.perf_counter(), time.thread_time()
+    def start(self, step: int) -> float:
+        """Before step `step` (from 1), after its data is here."""
+        if self._is_due(step):
+            self._tracer.start()
+        return time.perf_counter()
 
-    def end(self, started: tuple[float, float], *, data: float, idle: float = 0.0) -> float:
-        """After a step: its seconds. idle: those of them in which this rank waited for its neighbours in a pipeline."""
-        wall = time.perf_counter() - started[0]
-        self.busy += time.thread_time() - started[1]
+    def end(self, started: float, *, data: float, idle: float = 0.0) -> float:
+        """After a step: its seconds, tracing included. idle: those in which this rank waited for a pipeline's neighbours."""
+        wall = time.perf_counter() - started
+        if self._tracer.running:
+            self._fresh = self._tracer.stop()
         self.wall, self.data, self.idle = self.wall + wall, self.data + data, self.idle + idle
         self.steps += 1
-        return wall
+        return time.perf_counter() - started
 
-    def summarise(self, session: Session) -> dict[str, float]:
-        """Means a step over all ranks since the last call, which also clears. All ranks call it."""
-        ranks = session.all_gather((self.data, self.busy, self.wall, self.idle))
+    def summarise(self, step: int) -> dict[str, float]:
+        """Means a step over all ranks since the last call, which also clears. All ranks call it, after step `step`."""
+        ranks = self.session.all_gather((self.data, self.wall, self.idle, self._fresh))
         steps, count = max(self.steps, 1), len(ranks)
+        wall = sum(wall for _, wall, *_ in ranks) / count / steps
         told = {
-            "step_seconds": max(wall + data for data, _, wall, _ in ranks) / steps,
+            "step_seconds": max(wall + data for data, wall, *_ in ranks) / steps,
             "data_seconds": sum(data for data, *_ in ranks) / count / steps,
         }
-        if session.device.type == "cpu" and count > 1:
-            waits = [max(0.0, wall - busy) for _, busy, wall, _ in ranks]
-            told["compute_seconds"] = sum(busy for _, busy, *_ in ranks) / count / steps
-            told["communication_seconds"] = min(waits) / steps
-            told["slowest_seconds"] = (sum(waits) / count - min(waits)) / steps
-            if any(idle for *_, idle in ranks):
-                told["bubble"] = sum(idle / max(wall, 1e-9) for *_, wall, idle in ranks) / count
-        self.data = self.busy = self.wall = self.idle = 0.0
-        self.steps = 0
+        if self._is_due(step):
+            self._take([trace for *_, trace in ranks if trace is not None], step, told["step_seconds"])
+        if self._shares:
+            told |= self._split(wall)
+        if any(idle for *_, idle, _ in ranks):
+            told["bubble"] = sum(idle / max(wall, 1e-9) for _, wall, idle, _ in ranks) / count
+        self.data = self.wall = self.idle = 0.0
+        self.steps, self._fresh = 0, None
+        return told
+
+    def _is_due(self, step: int) -> bool:
+        return step >= self._next_trace and step % self.log_every == 0
+
+    def _take(self, traces: list[Trace], step: int, step_seconds: float) -> None:
+        """The traces of all ranks, and when to trace next; never again where a rank's profiler sees nothing."""
+        if len(traces) < self.session.world_size:
+            self._next_trace = math.inf
+            return
+        self._shares = traces
+        self._next_trace = step + max(trace.seconds for trace in traces) / (TRACING_SHARE * max(step_seconds, 1e-9))
+
+    def _split(self, wall: float) -> dict[str, float]:
+        """Mean seconds of a step, shared out as those of the step traced last."""
+        open_shares = [trace.communicating for trace in self._shares]
+        mean = sum(open_shares) / len(open_shares)
+        computing = sum(trace.computing for trace in self._shares) / len(self._shares)
+        told = {
+            "compute_seconds": computing * wall,
+            "communication_seconds": min(open_shares) * wall,
+            "slowest_seconds": (mean - min(open_shares)) * wall,
+        }
+        if self.session.device.type == "cuda":
+            told["host_seconds"] = max(0.0, 1 - computing - mean) * wall
         return told
 
 
 def advise(told: dict[str, float]) -> tuple[str, str] | None:
     """(what, a line of advice) for the largest share of a step that is not computing, if it is worth a line."""
-    cores = os.cpu_count() or 1
-    if "compute_seconds" in told and os.getloadavg()[0] > 1.5 * cores:
-        return None  # waiting for a processor looks like waiting for a peer
     if "bubble" in told:
         return ("bubble", f"{told['bubble']:.0%} of a step {BUBBLE}") if told["bubble"] >= WORTH_TELLING else None
     shares = {key: told.get(key, 0.0) / max(told["step_seconds"], 1e-9) for key in ADVICE}

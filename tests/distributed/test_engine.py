@@ -61,3 +61,24 @@ def test_losses_and_norms_are_those_of_the_reference(ranks, reference, world, co
         ids = sorted(i for result in results for i in result[3][step])
         schedule = Schedule(toy.ToyExamples().costs, seed=5, global_batch=8)
         assert ids == sorted(i for item in schedule.step(step).items for i in item)
+
+
+SMALL_BUCKETS = {"reduce_bucket_size": 5000, "allgather_bucket_size": 5000, "stage3_prefetch_bucket_size": 5000}
+
+
+def overlapped(config, overlap):
+    engine, batch = toy.open_toy(config, micro_batch=2, zero={"overlap_comm": overlap, **SMALL_BUCKETS})
+    told = engine.optimizer.optimizer.overlap_comm if config != "zero3" else engine.model.zero_overlap_comm()
+    return told, toy.train_toy(engine, batch, range(8))
+
+
+@pytest.mark.parametrize("config", ["zero1", "zero2", "zero3"])
+def test_overlapping_communication_changes_no_loss(ranks, reference, config):
+    """Many small buckets, two of them under way at a time: releases of DeepSpeed have given NaN here."""
+    two = ranks.options(open_group=False, timeout=120)
+    (on, (losses, norms)), _ = two.run(2, overlapped, config, True)
+    (off, (alone, _)), _ = two.run(2, overlapped, config, False)
+    assert (on, off) == (True, False)
+    assert losses == alone
+    assert losses == pytest.approx(reference[0], rel=1e-5)
+    assert norms == pytest.approx(reference[1], rel=1e-4)

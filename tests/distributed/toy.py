@@ -89,8 +89,10 @@ def tiny_llama(seed=0, **overrides):
     return LlamaForCausalLM(LlamaConfig(**{**settings, **overrides}))
 
 
-def open_toy(config, *, precision="fp32", micro_batch="auto", training=TRAINING, build=tiny_llama, tensor=1):
-    """Session and engine, as a worker opens them. config: a name in ds_configs/, or none."""
+def open_toy(config, *, precision="fp32", micro_batch="auto", training=TRAINING, build=tiny_llama, tensor=1, zero=None):
+    """Session and engine, as a worker opens them. config: a name in ds_configs/, or none. zero: what its
+    `zero_optimization` says otherwise.
+    """
     import os
 
     world = int(os.environ["WORLD_SIZE"])
@@ -98,6 +100,7 @@ def open_toy(config, *, precision="fp32", micro_batch="auto", training=TRAINING,
     resolved = None
     if config != "none":
         written = json.loads((ROOT / "ds_configs" / f"{config}.json").read_text())
+        written["zero_optimization"] |= zero or {}
         clip = training.max_grad_norm
         resolved = resolve_deepspeed_config(
             written, batch=batch, precision=precision, max_grad_norm=clip, hidden_size=4, tensor=tensor

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.gpu
+ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
 name: gpu
 task: causal_lm
@@ -62,3 +64,32 @@ def test_float32_on_a_gpu_is_float32_on_the_cpu(recipe, monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     on_cpu = losses(recipe, "cpu-fp32", parallel__deepspeed="zero2", training__precision="fp32")
     assert on_gpu == pytest.approx(on_cpu, rel=2e-3)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_overlapping_communication_changes_no_loss(recipe, stage):
+    """On streams of their own; several GPUs take part where there are several."""
+    written = json.loads((ROOT / "ds_configs" / f"{stage}.json").read_text())
+    found = {}
+    for overlap in (True, False):
+        written["zero_optimization"] |= {"overlap_comm": overlap, "reduce_bucket_size": 20_000}
+        (recipe.parent / f"{stage}-{overlap}.json").write_text(json.dumps(written))
+        found[overlap] = losses(
+            recipe,
+            f"{stage}-overlap-{overlap}",
+            parallel__deepspeed=recipe.parent / f"{stage}-{overlap}.json",
+            training__precision="fp32",
+        )
+    assert found[True] == pytest.approx(found[False], rel=1e-5)
+
+
+@pytest.mark.timeout(300)
+def test_rows_tell_computing_from_waiting_on_a_gpu(recipe):
+    losses(recipe, "traced", parallel__deepspeed="zero2")
+    rows = [json.loads(line) for line in (recipe.parent / "traced" / "metrics.jsonl").read_text().splitlines()]
+    told = [row for row in rows if row["split"] == "train"][-1]
+    assert told["compute_seconds"] > 0
+    assert told["host_seconds"] > 0
+    parts = ("compute_seconds", "communication_seconds", "slowest_seconds", "host_seconds", "data_seconds")
+    assert sum(told[part] for part in parts) == pytest.approx(told["step_seconds"], rel=0.05)

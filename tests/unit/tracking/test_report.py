@@ -13,8 +13,8 @@ import pytest
 from finetune.app.report import report
 from finetune.errors import UserError
 from finetune.tracking.charts import Line, draw_chart
-from finetune.tracking.journal import Journal
-from finetune.tracking.report import write_report
+from finetune.tracking.journal import Journal, read_rows
+from finetune.tracking.report import draw_charts, write_report
 from finetune.tracking.run import Run
 from finetune.tracking.series import Series, collect_series, smooth, thin
 from tests.unit.tracking.conftest import make_recipe
@@ -198,6 +198,20 @@ def test_a_folder_that_is_no_run_is_told_with_the_newest_run_below(run, tmp_path
     with pytest.raises(UserError, match="not a run folder") as error:
         report(tmp_path)
     assert str(run.path) in error.value.remedy
+
+
+def test_shares_of_a_step_are_drawn_where_they_were_traced(run):
+    journal = begin(run)
+    split = {"compute_seconds": 0.3, "communication_seconds": 0.1, "slowest_seconds": 0.05, "data_seconds": 0.05}
+    for step in range(1, 21):
+        journal.row({**train_row(step), **(split if step > 1 else {})})
+    shares = [
+        chart for chart in draw_charts(collect_series(read_rows(run.metrics_file)), {}) if "step's" in chart.title
+    ]
+    assert [chart.title for chart in shares] == ["Where a step's time goes"]
+    for label in ("computing", "communicating", "waiting for the slowest rank", "waiting for data"):
+        assert label in shares[0].svg
+    assert "host" not in shares[0].svg
 
 
 def test_charts_take_what_comes():
