@@ -1,7 +1,7 @@
 """A step's items to ranks, so that no rank waits for another. What the step trains on is not decided here.
 
 Every function is pure: same arguments, same deal, on every rank, with no communication. All ranks get equally many
-micro-batches, because collectives run in each; a rank that has less gets empty ones (ghosts, weight zero) at the end.
+micro-batches, because collectives run in each; a rank that has less gets empty ones (ghosts, weight zero).
 Within a rank the most expensive micro-batch comes first, so that ranks also meet in the middle of a step.
 """
 
@@ -56,13 +56,32 @@ def deal(
     return _assign(by_cost, sizes, costs, pace, per_rank)
 
 
-def deal_evaluation(costs: np.ndarray | Sequence[float], ranks: int, micro_batch: int) -> Deal:
-    """Deal a whole evaluation set: every example exactly once, like lengths together, full micro-batches."""
-    costs, pace = _checked(costs, ranks, None)
+def deal_evaluation(
+    costs: np.ndarray | Sequence[float], ranks: int, micro_batch: int, *, speed: Sequence[float] | None = None
+) -> Deal:
+    """Deal a whole evaluation set: every example exactly once, like lengths together, full micro-batches.
+
+    A slower rank gets fewer of them, and its ghosts lie between them: ranks hand predictions over every so many
+    micro-batches, and wait for each other there.
+    """
+    costs, pace = _checked(costs, ranks, speed)
     by_cost = np.argsort(-costs, kind="stable")
     starts = np.arange(0, len(costs), micro_batch)
     sizes = np.minimum(micro_batch, len(costs) - starts).tolist()
-    return _assign(by_cost, sizes, costs, pace, max(1, -(-len(sizes) // ranks)))
+    per_rank = max(1, int(np.ceil(len(sizes) * pace.max() / pace.sum() - 1e-9)))
+    dealt = _assign(by_cost, sizes, costs, pace, per_rank)
+    if speed is None:
+        return dealt
+    return Deal(tuple(_spread(rank) for rank in dealt.ranks), dealt.loads, dealt.speed)
+
+
+def _spread(rank: tuple[MicroBatch, ...]) -> tuple[MicroBatch, ...]:
+    """The micro-batches in their order, ghosts between them: (a, b, (), ()) -> (a, (), b, ())."""
+    filled = [micro for micro in rank if micro]
+    spread: list[MicroBatch] = [()] * len(rank)
+    for number, micro in enumerate(filled):
+        spread[number * len(rank) // len(filled)] = micro
+    return tuple(spread)
 
 
 def deal_segments(
@@ -123,6 +142,22 @@ def deal_packs(
         return whole
     anew = deal_segments(costs, lengths, ranks, capacity=capacity, speed=speed)
     return anew if anew.imbalance <= 0.98 * whole.imbalance else whole
+
+
+def shares_of(speed: Sequence[float], total: float, overhead: float) -> list[float]:
+    """What each rank should get of `total` cost so that all finish together, relative to the largest share: [ranks].
+
+    A rank finishes after (overhead + share) / speed: overhead is what each does in a step whatever its share (the
+    optimiser, its part in collectives), in the unit of costs. A rank so slow that it can do no more than that gets next
+    to nothing. [1, 0.5], 90, 0 -> [1, 0.5]; [1, 0.5], 90, 15 -> [1, 0.38]: 65 and 25, and both finish after 80.
+    """
+    pace = np.asarray(speed, dtype=np.float64)
+    fastest = np.sort(pace)[::-1]
+    count = np.arange(1, len(pace) + 1)
+    ends = (total + overhead * count) / np.cumsum(fastest)  # if only the `count` fastest ranks got a share
+    end = ends[np.flatnonzero(ends * fastest >= overhead)[-1]]
+    shares = np.maximum(end * pace - overhead, 0.0)
+    return np.maximum(shares / shares.max(), 1e-3).tolist()
 
 
 def _checked(

@@ -59,7 +59,7 @@ def training_steps(
     """
     for index in steps:
         step = schedule.step(index)
-        dealt = shares.deal(step, pace.at(index))
+        dealt = shares.deal(step, pace.at(index), overhead=pace.overhead)
         examples = flat(step)
         own = tuple(tuple(examples[position] for position in micro) for micro in dealt.ranks[rank])
         if not lockstep:

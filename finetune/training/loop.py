@@ -165,8 +165,8 @@ class Loop:
         last = progress.step == self.total_steps
         figures = {"learning_rate": rate, "cost_imbalance": step.imbalance}
         self.teller.step(progress.step, self._epoch, result, figures, seconds=seconds + data_seconds, last=last)
-        if self.pace.note(step.index, step.cost, result.forward_seconds) and self.session.is_main:
-            self.listener.message(f"ranks measured: relative speeds {self.pace.speeds}")
+        if self.pace.note(step.index, step.cost, result) and self.session.is_main:
+            self.listener.message(self.pace.describe())
         return result
 
     def _check_finite(self, result: StepResult) -> None:
@@ -211,7 +211,7 @@ class Loop:
             self.engine,
             split,
             metrics=self.metrics,
-            dealt=self.shares.deal_split(split),
+            dealt=self.shares.deal_split(split, self.pace.at(self.progress.step)),
             out=self.places.predictions / name,
         )
         if self.session.is_main:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from finetune.distributed.engine import Engine
+from finetune.distributed.stopwatch import Stopwatch
 from finetune.tasks.task import Batch, Kit, Task
 
 
@@ -18,7 +19,8 @@ from finetune.tasks.task import Batch, Kit, Task
 class StepResult:
     """loss: mean over the global units. grad_norm: global, before clipping. stop: some rank was asked to stop.
 
-    padding, positions: summed over ranks. forward_seconds, waiting_seconds (for a pipeline's neighbours): of this rank.
+    padding, positions: summed over ranks. Of this rank: forward_pass, update (the optimiser) and waiting_seconds (for a
+    pipeline's neighbours).
     culprits: ids of the examples in micro-batches of this rank whose loss is not finite; then no rank has changed its
     weights. busy: some rank said that it was.
     """
@@ -29,8 +31,9 @@ class StepResult:
     padding: int
     positions: int
     stop: bool
+    forward_pass: Stopwatch
+    update: Stopwatch
     busy: bool = False
-    forward_seconds: float = 0.0
     waiting_seconds: float = 0.0
     culprits: tuple[int, ...] = ()
 
@@ -57,7 +60,9 @@ def train_step(
         float(torch.stack(done.losses).sum()) if engine.speaks else 0.0, float(stop), float(busy)
     )
     culprits = tuple(i for b, x in zip(batches, done.losses, strict=True) if not math.isfinite(x) for i in b.ids)
-    grad_norm = engine.step() if math.isfinite(loss) else math.nan
+    update = Stopwatch(session.device)
+    with update.running():
+        grad_norm = engine.step() if math.isfinite(loss) else math.nan
     return StepResult(
         loss=loss / max(units, 1),
         units=int(units),
@@ -66,7 +71,8 @@ def train_step(
         positions=int(positions),
         stop=stopping > 0,
         busy=working > 0,
-        forward_seconds=done.forward_pass.read(),
+        forward_pass=done.forward_pass,
+        update=update,
         waiting_seconds=done.waiting_seconds,
         culprits=culprits,
     )

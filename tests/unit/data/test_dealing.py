@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.dealing import deal, deal_evaluation, deal_packs, deal_segments
+from finetune.data.dealing import deal, deal_evaluation, deal_packs, deal_segments, shares_of
 from finetune.errors import UserError
 
 costs_lists = st.lists(st.floats(0.5, 100), max_size=60).map(np.array)
@@ -66,6 +66,36 @@ def test_evaluation(costs, ranks, micro_batch):
     sizes = [len(micro) for rank in dealt.ranks for micro in rank if micro]
     assert sum(size < micro_batch for size in sizes) <= 1  # full micro-batches, one rest
     assert dealt.micro_batches == max(1, -(-len(sizes) // ranks))
+
+
+@given(costs_lists, st.lists(st.floats(0.1, 2), min_size=1, max_size=9), st.integers(1, 20))
+def test_evaluation_by_speed(costs, speed, micro_batch):
+    dealt = deal_evaluation(costs, len(speed), micro_batch, speed=speed)
+    assert {len(rank) for rank in dealt.ranks} == {dealt.micro_batches}
+    assert sorted(i for rank in dealt.ranks for micro in rank for i in micro) == list(range(len(costs)))
+
+
+def test_a_slow_ranks_ghosts_lie_between_its_micro_batches():
+    dealt = deal_evaluation(np.ones(18), 2, 2, speed=[1.0, 0.5])
+    assert [[len(micro) for micro in rank] for rank in dealt.ranks] == [[2] * 6, [2, 0, 2, 0, 2, 0]]
+
+
+@given(st.lists(st.floats(0.05, 3), min_size=1, max_size=9), st.floats(1, 1000), st.floats(0, 500))
+def test_shares_by_speed_end_together(speed, total, overhead):
+    pace = np.array(speed)
+    shares = np.array(shares_of(speed, total, overhead))
+    assert shares.max() == 1.0
+    work = shares * total / shares.sum()
+    end = ((overhead + work) / pace)[shares > 1e-3]
+    assert end == pytest.approx(end[0], rel=0.1)
+    late = overhead / pace[shares <= 1e-3]  # they could not have helped
+    assert (late > end[0] * 0.9).all()
+
+
+def test_overhead_moves_work_to_the_faster_rank():
+    assert shares_of([1.0, 0.5], 90, 0) == [1.0, 0.5]
+    assert shares_of([1.0, 0.5], 90, 15) == pytest.approx([1.0, 25 / 65])
+    assert shares_of([1.0, 0.5], 90, 200) == [1.0, 1e-3]
 
 
 def test_a_deal_of_eight_packs():

@@ -79,11 +79,32 @@ def test_half_the_speed_gets_about_half_the_cost():
     assert 0.35 < dealt.loads[1] / dealt.loads[0] < 0.65
 
 
+def test_the_update_counts_as_the_cost_that_could_have_been_computed_meanwhile():
+    told = []
+    pace = Pace("auto", session(2), lookahead=0)
+    pace.session.all_gather = lambda mine: told.append(mine) or [mine, mine]
+    result = SimpleNamespace(forward_pass=SimpleNamespace(read=lambda: 2.0), update=SimpleNamespace(read=lambda: 1.5))
+    for step in range(Pace.WARM + Pace.MEASURED):
+        pace.note(step, 40.0, result)
+    assert told == [pytest.approx((20.0, 10.0))]  # 40 cost in 6 seconds of both passes, so 10 in 1.5
+
+
+def test_a_slow_rank_gets_less_where_the_update_takes_its_time():
+    shares, schedule = make("padding_free", num_ranks=2)
+    step = schedule.step(0)
+    total = shares.deal(step, None).loads.sum()
+    plain, wary = (shares.deal(step, [1.0, 0.5], overhead=overhead).loads for overhead in (0.0, total / 6))
+    assert plain[1] / total == pytest.approx(1 / 3, abs=0.08)
+    assert wary[1] / total == pytest.approx(5 / 18, abs=0.08)
+    assert wary[1] < plain[1]
+
+
 def test_measured_speeds_come_into_force_after_what_is_already_fetched():
-    pace = Pace("auto", session(2, rates=[10.0, 5.0]), lookahead=3)
-    known = [pace.note(step, 8.0, 1.0) for step in range(Pace.WARM + Pace.MEASURED)]
+    pace = Pace("auto", session(2, rates=[(10.0, 3.0), (5.0, 4.0)]), lookahead=3)
+    result = SimpleNamespace(forward_pass=SimpleNamespace(read=lambda: 1.0), update=SimpleNamespace(read=lambda: 0.3))
+    known = [pace.note(step, 8.0, result) for step in range(Pace.WARM + Pace.MEASURED)]
     assert known == [False] * (len(known) - 1) + [True]
-    assert pace.speeds == [1.0, 0.5]
+    assert (pace.speeds, pace.overhead) == ([1.0, 0.5], 3.0)
     assert pace.at(len(known) + 2) is None
     assert pace.at(len(known) + 3) == [1.0, 0.5]
     assert Pace([1.0, 0.5], session(2), lookahead=0).at(0) == [1.0, 0.5]
