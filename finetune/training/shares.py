@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
 
 from finetune.data.cost import CostModel
 from finetune.data.dealing import Deal, deal, deal_evaluation, deal_packs, deal_segments, shares_of
 from finetune.data.order import Schedule, Step
 from finetune.data.packing import Packing
 from finetune.distributed.session import Session
-from finetune.distributed.stopwatch import Stopwatch
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.task import Kit
 from finetune.training.step import StepResult
@@ -21,8 +20,9 @@ from finetune.training.step import StepResult
 class Shares:
     """Deals examples to ranks by cost: padded micro-batches, padding-free ones, or packs. The same on every rank."""
 
-    def __init__(self, kit: Kit, cost: CostModel, *, ranks: int, micro_batch: int) -> None:
-        self.kit, self.cost, self.ranks, self.micro_batch = kit, cost, ranks, micro_batch
+    def __init__(self, kit: Kit, cost: CostModel, *, ranks: int, micro_batch: int, lockstep: bool = True) -> None:
+        """lockstep: the engine communicates in every micro-batch, so all ranks run equally many."""
+        self.kit, self.cost, self.ranks, self.micro_batch, self.lockstep = kit, cost, ranks, micro_batch, lockstep
         self._lengths = np.asarray(kit.examples["train"].costs, dtype=np.int64)
         self._costs = cost.of(self._lengths)
 
@@ -46,12 +46,13 @@ class Shares:
         costs, lengths, capacity = self._costs[examples], self._lengths[examples], self.kit.capacity
         if speed is not None and overhead:
             speed = shares_of(speed, float(costs.sum()), overhead)
+        among: dict[str, Any] = {"speed": speed, "lockstep": self.lockstep}
         if self.kit.packing == "none":
-            return deal(costs, self.ranks, micro_batch=self.micro_batch, speed=speed)
+            return deal(costs, self.ranks, micro_batch=self.micro_batch, **among)
         if self.kit.packing == "padding_free":
-            return deal_segments(costs, lengths, self.ranks, capacity=capacity, speed=speed)
+            return deal_segments(costs, lengths, self.ranks, capacity=capacity, **among)
         sizes = [len(item) for item in step.items]
-        return deal_packs(sizes, costs, lengths, self.ranks, capacity=capacity, speed=speed)
+        return deal_packs(sizes, costs, lengths, self.ranks, capacity=capacity, **among)
 
     def cheapest(self, examples: list[int]) -> int:
         """The one that a ghost runs."""
@@ -75,62 +76,52 @@ def flat(step: Step) -> list[int]:
 class Pace:
     """Relative speeds of the ranks: equal, as the recipe says, or measured over the first steps.
 
-    Measured are the cost computed in a second of forward pass (ZeRO-3, whose forward pass waits for peers: a fixed product
-    of matrices), and what a step costs each rank whatever its share: the update, in the cost that could have been
-    computed meanwhile. Speeds change who computes an example, so sums are rounded in another order; nothing else.
+    A step takes rank r (overhead + cost of its share) / speed r. Its time is measured without what it spends in
+    collectives, so no rank's wait for another is in it. overhead: what a step costs each rank whatever its share (the
+    optimiser, its part in collectives), in the unit of costs; found as what forward and backward pass leave over, but not
+    under ZeRO-3, whose passes communicate. Speeds change who computes an example, so sums are rounded in another order;
+    nothing else.
     """
 
     WARM, MEASURED = 2, 8
-    WHOLE = 3.0  # forward and backward pass together, over the forward pass alone
+    BOTH_PASSES = 3.0  # forward and backward pass together, over the forward pass alone
 
     def __init__(self, asked: str | Sequence[float], session: Session, *, lookahead: int) -> None:
         self.session, self.lookahead = session, lookahead
         self.speeds: list[float] | None = None if isinstance(asked, str) else list(asked)
-        self.overhead = 0.0  # cost
+        self.overhead = 0.0
         self.effective_from = 0
         self.measuring = asked == "auto" and session.replicas > 1
         self._seen = 0
-        self._work = self._seconds = self._update = 0.0
+        self._measured: list[tuple[float, float, float]] = []  # cost, seconds of passes, seconds of the whole step
 
     def at(self, step: int) -> list[float] | None:
         """Speeds for step `step`; None: equal."""
         return self.speeds if step >= self.effective_from else None
 
-    def note(self, step: int, cost: float, result: StepResult) -> bool:
-        """After each step, on all ranks alike; True on the step after which speeds are known."""
-        if not self.measuring:
-            return False
+    def note(self, index: int, cost: float, result: StepResult, own_seconds: float | None) -> str:
+        """After each step while `measuring`, on all ranks alike. What to tell people, once it is known; "" before.
+
+        index: of the step; cost: of this rank's share; own_seconds: on this rank without collectives, None if unknown.
+        """
         self._seen += 1
-        if self._seen > self.WARM:
-            work, seconds = cost, result.forward_pass.read()
-            if self.session.shards_weights:
-                work, seconds = _probe(self.session.device)
-            self._work, self._seconds = self._work + work, self._seconds + seconds
-            self._update += result.update.read()
+        if self._seen > self.WARM and own_seconds is not None:
+            self._measured.append((cost, self.BOTH_PASSES * result.forward_pass.read(), own_seconds))
         if self._seen < self.WARM + self.MEASURED:
-            return False
-        self._conclude()
-        self.effective_from = step + 1 + self.lookahead
-        return True
-
-    def _conclude(self) -> None:
+            return ""
         self.measuring = False
-        rate, split = self._work / max(self._seconds, 1e-9), self.session.split
-        ranks = self.session.all_gather((rate, rate / self.WHOLE * self._update / self.MEASURED))
-        rates = [min(ranks[first : first + split])[0] for first in range(0, len(ranks), split)]  # one a replica
-        self.speeds = [round(rate / max(rates), 3) or 1e-3 for rate in rates]
-        if not self.session.shards_weights:
-            self.overhead = min(overhead for _, overhead in ranks)  # an update may wait for peers: where it waits least
-
-    def describe(self) -> str:
-        """What was measured, for people."""
+        self.effective_from = index + 1 + self.lookahead
+        ranks = self.session.all_gather(np.median(self._measured, axis=0).tolist() if self._measured else None)
+        if None in ranks:
+            return "the profiler does not see this machine's devices, so ranks could not be measured: equal shares"
+        self._conclude(ranks)
         return f"ranks measured: relative speeds {self.speeds}"
 
-
-def _probe(device: torch.device, size: int = 384) -> tuple[float, float]:
-    """(work, seconds) of a fixed product of matrices on this rank's device."""
-    matrix, watch = torch.ones(size, size, device=device), Stopwatch(device)
-    with watch.running():
-        for _ in range(8):
-            matrix = torch.mm(matrix, matrix) / size
-    return 8.0, watch.read()
+    def _conclude(self, ranks: list[tuple[float, float, float]]) -> None:
+        cost, passes, whole = np.array(ranks, dtype=np.float64).T
+        if not self.session.shards_weights:
+            besides = np.maximum(whole - passes, 0.0)
+            self.overhead = float(np.median(besides * cost / np.maximum(passes, 1e-9)))
+        rates = (self.overhead + cost) / np.maximum(whole, 1e-9)
+        rates = rates.reshape(-1, self.session.split).min(axis=1)  # a replica is as fast as its slowest rank
+        self.speeds = [round(float(rate), 3) or 1e-3 for rate in rates / rates.max()]

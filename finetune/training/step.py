@@ -19,8 +19,7 @@ from finetune.tasks.task import Batch, Kit, Task
 class StepResult:
     """loss: mean over the global units. grad_norm: global, before clipping. stop: some rank was asked to stop.
 
-    padding, positions: summed over ranks. Of this rank: forward_pass, update (the optimiser) and waiting_seconds (for a
-    pipeline's neighbours).
+    padding, positions: summed over ranks. Of this rank: forward_pass, and waiting_seconds (for a pipeline's neighbours).
     culprits: ids of the examples in micro-batches of this rank whose loss is not finite; then no rank has changed its
     weights. busy: some rank said that it was.
     """
@@ -32,7 +31,6 @@ class StepResult:
     positions: int
     stop: bool
     forward_pass: Stopwatch
-    update: Stopwatch
     busy: bool = False
     waiting_seconds: float = 0.0
     culprits: tuple[int, ...] = ()
@@ -60,9 +58,7 @@ def train_step(
         float(torch.stack(done.losses).sum()) if engine.speaks else 0.0, float(stop), float(busy)
     )
     culprits = tuple(i for b, x in zip(batches, done.losses, strict=True) if not math.isfinite(x) for i in b.ids)
-    update = Stopwatch(session.device)
-    with update.running():
-        grad_norm = engine.step() if math.isfinite(loss) else math.nan
+    grad_norm = engine.step() if math.isfinite(loss) else math.nan
     return StepResult(
         loss=loss / max(units, 1),
         units=int(units),
@@ -72,7 +68,6 @@ def train_step(
         stop=stopping > 0,
         busy=working > 0,
         forward_pass=done.forward_pass,
-        update=update,
         waiting_seconds=done.waiting_seconds,
         culprits=culprits,
     )

@@ -36,12 +36,13 @@ class Timing:
         self._tracer = Tracer(session.device)
         worth_it = session.world_size > 1 or session.device.type == "cuda"
         self._next_trace = 2.0 if worth_it else math.inf
+        self.own_seconds: float | None = None  # of the step traced last: all but what it spent in collectives
         self._fresh: Trace | None = None
         self._shares: list[Trace] = []  # of every rank, in the step traced last
 
-    def start(self, step: int) -> float:
-        """Before step `step` (from 1), after its data is here."""
-        if self._is_due(step):
+    def start(self, step: int, *, traced: bool = False) -> float:
+        """Before step `step` (from 1), after its data is here. traced: whether somebody needs its `own_seconds`."""
+        if self._is_due(step) or traced:
             self._tracer.start()
         return time.perf_counter()
 
@@ -50,6 +51,7 @@ class Timing:
         wall = time.perf_counter() - started
         if self._tracer.running:
             self._fresh = self._tracer.stop()
+            self.own_seconds = None if self._fresh is None else wall * (1 - self._fresh.communicating)
         self.wall, self.data, self.idle = self.wall + wall, self.data + data, self.idle + idle
         self.steps += 1
         return time.perf_counter() - started

@@ -82,3 +82,19 @@ def test_overlapping_communication_changes_no_loss(ranks, reference, config):
     assert losses == alone
     assert losses == pytest.approx(reference[0], rel=1e-5)
     assert norms == pytest.approx(reference[1], rel=1e-4)
+
+
+def left_while_alive():
+    """An engine that outlives its process group."""
+    engine, batch = toy.open_toy("none")
+    losses, _ = toy.train_toy(engine, batch, range(2))
+    engine.session.close()
+    del engine
+    return losses
+
+
+def test_a_process_group_is_left_although_its_engine_still_lives(ranks):
+    """torch joins gloo's threads with Python's lock held, and such a thread may need it to let go of a last tensor."""
+    for _ in range(6):
+        first, second = ranks.options(open_group=False, timeout=20).run(2, left_while_alive)
+        assert first == second

@@ -59,6 +59,42 @@ def test_packs_whole_or_laid_out_anew(packs, ranks_speed):
     assert dealt.loads == pytest.approx([sum(lengths[list(m)].sum() for m in rank if m) for rank in dealt.ranks])
 
 
+@given(st.lists(st.integers(1, 100), max_size=60).map(np.array), speeds, st.integers(1, 9))
+def test_without_lockstep(lengths, ranks_speed, micro_batch):
+    """Each item once all the same; among equal ranks nothing changes."""
+    ranks, speed = ranks_speed
+    costs = lengths * (1 + 0.01 * lengths)
+    sizes = [1] * len(lengths)
+    for free, aligned in (
+        [deal(costs, ranks, micro_batch=micro_batch, speed=speed, lockstep=lockstep) for lockstep in (False, True)],
+        [
+            deal_segments(costs, lengths, ranks, capacity=100, speed=speed, lockstep=lockstep)
+            for lockstep in (False, True)
+        ],
+        [
+            deal_packs(sizes, costs, lengths, ranks, capacity=100, speed=speed, lockstep=lockstep)
+            for lockstep in (False, True)
+        ],
+    ):
+        check_whole(free, len(lengths), ranks)
+        if speed is None:
+            assert free.ranks == aligned.ranks
+
+
+def test_a_slower_rank_gets_smaller_micro_batches_in_lockstep_and_else_fewer():
+    costs = np.ones(24)
+    aligned, free = (deal(costs, 2, micro_batch=4, speed=[1.0, 0.5], lockstep=lockstep) for lockstep in (True, False))
+    assert [[len(micro) for micro in rank] for rank in aligned.ranks] == [[4] * 4, [2] * 4]
+    assert [[len(micro) for micro in rank] for rank in free.ranks] == [[4] * 4, [4, 4, 0, 0]]
+    lengths = np.full(24, 25)
+    aligned, free = (
+        deal_segments(costs, lengths, 2, capacity=100, speed=[1.0, 0.5], lockstep=lockstep)
+        for lockstep in (True, False)
+    )
+    assert [[len(micro) for micro in rank] for rank in aligned.ranks] == [[4] * 4, [2] * 4]
+    assert [[len(micro) for micro in rank] for rank in free.ranks] == [[4] * 4, [4, 4, 0, 0]]
+
+
 @given(costs_lists, st.integers(1, 9), st.integers(1, 20))
 def test_evaluation(costs, ranks, micro_batch):
     dealt = deal_evaluation(costs, ranks, micro_batch)

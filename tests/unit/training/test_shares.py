@@ -13,10 +13,10 @@ from finetune.training.shares import Pace, Shares, flat
 LENGTHS = np.random.default_rng(0).integers(3, 60, size=97)
 
 
-def make(packing, *, capacity=64, micro_batch=4, num_ranks=3):
+def make(packing, *, capacity=64, micro_batch=4, num_ranks=3, lockstep=True):
     examples = SimpleNamespace(costs=LENGTHS, ids=np.arange(len(LENGTHS)))
     kit = SimpleNamespace(examples={"train": examples, "validation": examples}, packing=packing, capacity=capacity)
-    shares = Shares(kit, CostModel(1.0, 0.01), ranks=num_ranks, micro_batch=micro_batch)
+    shares = Shares(kit, CostModel(1.0, 0.01), ranks=num_ranks, micro_batch=micro_batch, lockstep=lockstep)
     recipe = SimpleNamespace(
         data=DataSection(train="x.jsonl", packing=packing), seed=1, training=SimpleNamespace(global_batch=16)
     )
@@ -62,13 +62,12 @@ def test_what_a_step_trains_on_does_not_know_the_ranks(packing):
 
 
 def test_without_lockstep_a_rank_leaves_its_ghosts_out_but_for_one():
-    shares, schedule = make("none", num_ranks=8, micro_batch=4)
     pace = Pace("equal", session(8), lookahead=0)
-    last = schedule.steps_per_epoch - 1  # one example is left for eight ranks
-    kept = [list(training_steps(schedule, shares, pace, rank, range(last, last + 1))) for rank in range(8)]
-    free = [
-        list(training_steps(schedule, shares, pace, rank, range(last, last + 1), lockstep=False)) for rank in range(8)
-    ]
+    kept, free = [], []
+    for found, lockstep in ((kept, True), (free, False)):
+        shares, schedule = make("none", num_ranks=8, micro_batch=4, lockstep=lockstep)
+        last = schedule.steps_per_epoch - 1  # one example is left for eight ranks
+        found += [list(training_steps(schedule, shares, pace, rank, range(last, last + 1))) for rank in range(8)]
     assert {len(steps[0].micro_batches) for steps in kept} == {len(kept[0][0].micro_batches)}
     assert all(steps[0].micro_batches == ((),) or () not in steps[0].micro_batches for steps in free)
 
@@ -79,14 +78,31 @@ def test_half_the_speed_gets_about_half_the_cost():
     assert 0.35 < dealt.loads[1] / dealt.loads[0] < 0.65
 
 
-def test_the_update_counts_as_the_cost_that_could_have_been_computed_meanwhile():
-    told = []
-    pace = Pace("auto", session(2), lookahead=0)
-    pace.session.all_gather = lambda mine: told.append(mine) or [mine, mine]
-    result = SimpleNamespace(forward_pass=SimpleNamespace(read=lambda: 2.0), update=SimpleNamespace(read=lambda: 1.5))
-    for step in range(Pace.WARM + Pace.MEASURED):
-        pace.note(step, 40.0, result)
-    assert told == [pytest.approx((20.0, 10.0))]  # 40 cost in 6 seconds of both passes, so 10 in 1.5
+def measured(pace, own_seconds, *, cost=40.0, forward_seconds=1.0):
+    """Feed a Pace its steps; what it told."""
+    result = SimpleNamespace(forward_pass=SimpleNamespace(read=lambda: forward_seconds))
+    return [pace.note(step, cost, result, own_seconds) for step in range(Pace.WARM + Pace.MEASURED)]
+
+
+def test_what_the_passes_leave_over_is_overhead():
+    """Both ranks do 40 cost in three seconds and as much again in whole; the second takes twice as long for all."""
+    pace = Pace("auto", session(2, rates=[(40.0, 3.0, 6.0), (40.0, 6.0, 12.0)]), lookahead=0)
+    measured(pace, 6.0)
+    assert (pace.speeds, pace.overhead) == ([1.0, 0.5], pytest.approx(40.0))
+
+
+def test_a_rank_that_waits_for_a_loader_only_is_slower_than_its_passes():
+    """The same passes, but twice as long in whole: the speed counts, not the passes."""
+    pace = Pace("auto", session(2, rates=[(40.0, 3.0, 3.0), (40.0, 3.0, 6.0)]), lookahead=0)
+    measured(pace, 3.0)
+    assert pace.speeds == [1.0, 0.5]
+
+
+def test_a_rank_that_cannot_be_measured_leaves_the_shares_equal():
+    pace = Pace("auto", session(2, rates=[(40.0, 3.0, 6.0), None]), lookahead=0)
+    assert "equal shares" in measured(pace, None)[-1]
+    assert pace.at(100) is None
+    assert not pace.measuring
 
 
 def test_a_slow_rank_gets_less_where_the_update_takes_its_time():
@@ -100,11 +116,10 @@ def test_a_slow_rank_gets_less_where_the_update_takes_its_time():
 
 
 def test_measured_speeds_come_into_force_after_what_is_already_fetched():
-    pace = Pace("auto", session(2, rates=[(10.0, 3.0), (5.0, 4.0)]), lookahead=3)
-    result = SimpleNamespace(forward_pass=SimpleNamespace(read=lambda: 1.0), update=SimpleNamespace(read=lambda: 0.3))
-    known = [pace.note(step, 8.0, result) for step in range(Pace.WARM + Pace.MEASURED)]
-    assert known == [False] * (len(known) - 1) + [True]
-    assert (pace.speeds, pace.overhead) == ([1.0, 0.5], 3.0)
+    pace = Pace("auto", session(2, rates=[(10.0, 3.0, 3.0), (10.0, 6.0, 6.0)]), lookahead=3)
+    known = measured(pace, 3.0)
+    assert [bool(told) for told in known] == [False] * (len(known) - 1) + [True]
+    assert pace.speeds == [1.0, 0.5]
     assert pace.at(len(known) + 2) is None
     assert pace.at(len(known) + 3) == [1.0, 0.5]
     assert Pace([1.0, 0.5], session(2), lookahead=0).at(0) == [1.0, 0.5]
