@@ -121,9 +121,7 @@ def main() -> None:
     busy.start()
     try:
         for case in CASES:
-            rounds = [
-                {speed: measure(case, speed, options.steps) for speed in SPEEDS} for _ in range(options.rounds)
-            ]
+            rounds = [{speed: measure(case, speed, options.steps) for speed in SPEEDS} for _ in range(options.rounds)]
             for speed in SPEEDS:
                 seconds = statistics.median(told[speed]["seconds"] for told in rounds)
                 ratio = statistics.median(told[speed]["seconds"] / told["equal"]["seconds"] for told in rounds)

@@ -56,29 +56,3 @@ class CostModel:
         dense = 2.0 * (layers * layer_weights + hidden * vocab)
         attention = (2.0 if causal else 4.0) * layers * width
         return cls(a=1.0, b=attention / dense)
-
-    @classmethod
-    def fit(cls, lengths: Sequence[np.ndarray | Sequence[int] | int], seconds: Sequence[float]) -> CostModel:
-        """The model measured: lengths[i] holds the segments of micro-batch i (or its one length), seconds[i] its time.
-
-        Least squares with non-negative terms and a constant (the start of a micro-batch), which is then dropped:
-        every rank pays it as often. Costs are then seconds. With three unknowns, the best of all subsets of terms is
-        the exact solution. Raises ValueError when the measurements say nothing (fewer than two, or no term fits).
-        """
-        segments = [np.atleast_1d(np.asarray(each, dtype=np.float64)) for each in lengths]
-        times = np.asarray(seconds, dtype=np.float64)
-        if len(segments) != len(times) or len(times) < 2 or not np.isfinite(times).all():
-            raise ValueError(f"{len(segments)} micro-batches and {len(times)} finite times: two of each are needed")
-        terms = np.array([[each.sum(), (each**2).sum(), 1.0] for each in segments])
-        scale = np.maximum(terms.max(axis=0), 1e-300)  # columns of like size: a well-conditioned solve
-        best, best_error = None, np.inf
-        for chosen in ((0,), (1,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
-            columns = list(chosen)
-            weights, *_ = np.linalg.lstsq(terms[:, columns] / scale[columns], times, rcond=None)
-            error = float(np.sum((terms[:, columns] / scale[columns] @ weights - times) ** 2))
-            if (weights >= 0).all() and weights[0] > 0 and error < best_error * (1 - 1e-9):
-                best, best_error = np.zeros(3), error
-                best[columns] = weights / scale[columns]
-        if best is None:
-            raise ValueError("no cost model fits: times do not grow with lengths")
-        return cls(a=float(best[0]), b=float(best[1]))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+NO_WORK = ("gpu_user_annotation", "user_annotation", "cuda_sync", "overhead")  # what a GPU's timeline holds besides
 EVENT_SECONDS = 2e-6  # what recording one event adds to the step, about
 
 
@@ -91,7 +92,7 @@ def _on_gpu(events: Any) -> tuple[np.ndarray, np.ndarray]:
     """Spans, in ns, of kernels and copies, and of NCCL's kernels."""
     kernels: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
     for event in events:
-        if event.device_type() == torch.autograd.DeviceType.CUDA and not event.is_user_annotation():
+        if event.device_type() == torch.autograd.DeviceType.CUDA and event.activity_type() not in NO_WORK:
             start = event.start_ns()
             kernels["nccl" in event.name()].append((start, start + event.duration_ns()))
     return _spans(kernels[0]), _spans(kernels[1])

@@ -1,9 +1,6 @@
-"""Proves the cost formula against operations counted by hand, and that measured costs are found again."""
+"""Proves the cost formula against operations counted by hand; `benchmarks/cost_model.py` holds it against the clock."""
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from finetune.data.cost import CostModel
 
@@ -30,23 +27,6 @@ def test_shape_of_llama_3_1_8b():
     assert llama.b == pytest.approx(1.75e-5, rel=0.01)
 
 
-@given(st.floats(1e-6, 1e-3), st.floats(0, 1e-7), st.floats(0, 0.1))
-def test_fit_finds_the_terms_again(a, b, start):
-    packs = [[100, 900], [4000], [2000, 2000], [500] * 6, [50], [8000, 30]]
-    seconds = [a * sum(p) + b * sum(n * n for n in p) + start for p in packs]
-    model = CostModel.fit(packs, seconds)
-    assert model.of([4096])[0] == pytest.approx(a * 4096 + b * 4096**2, rel=1e-3)
-
-
-def test_fit_is_never_negative_and_tells_nonsense():
-    noise = np.random.default_rng(0).normal(1, 0.05, 40)
-    lengths = np.random.default_rng(1).integers(10, 200, 40)
-    model = CostModel.fit(lengths.tolist(), (lengths * 1e-3 * noise).tolist())
-    assert model.a >= 0 and model.b >= 0
-    assert model.of([100])[0] == pytest.approx(0.1, rel=0.1)
-    with pytest.raises(ValueError, match="do not grow"):
-        CostModel.fit([100, 200], [0.0, 0.0])
-    with pytest.raises(ValueError, match="two of each"):
-        CostModel.fit([100], [0.1])
+def test_costs_are_positive():
     with pytest.raises(ValueError, match="positive"):
         CostModel(0, 0)

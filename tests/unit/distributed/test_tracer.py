@@ -1,6 +1,7 @@
 """What a trace says: spans add up once, communication hidden by computing costs nothing, and a late rank is seen as such."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.distributed.stopwatch import Stopwatch
-from finetune.distributed.tracer import Tracer, covered
+from finetune.distributed.tracer import Tracer, _on_gpu, covered
 
 CPU = torch.device("cpu")
 
@@ -57,6 +58,24 @@ def test_nothing_seen_is_no_trace():
     tracer = Tracer(CPU)
     tracer.start()
     assert tracer.stop() is None
+
+
+def test_a_gpus_timeline_holds_kernels_and_what_is_no_work():
+    """As Kineto tells a GPU's: two kernels, of which NCCL's runs half beside the other; a marker and the host's calls."""
+    gpu, host = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    told = [
+        ("ampere_sgemm_128x64", gpu, "kernel", 0, 100),
+        ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", gpu, "kernel", 50, 100),
+        ("Memcpy HtoD", gpu, "gpu_memcpy", 200, 10),
+        ("nccl:all_reduce", gpu, "gpu_user_annotation", 0, 500),
+        ("cudaLaunchKernel", host, "cuda_runtime", 0, 400),
+    ]
+    names = ("name", "device_type", "activity_type", "start_ns", "duration_ns")
+    events = [SimpleNamespace(**{n: lambda v=v: v for n, v in zip(names, row, strict=True)}) for row in told]
+    computing, communicating = _on_gpu(events)
+    assert computing.tolist() == [[0, 100], [200, 210]]
+    assert communicating.tolist() == [[50, 150]]
+    assert covered(np.concatenate([computing, communicating])) - covered(computing) == 50
 
 
 def test_a_stopwatch_adds_its_blocks_up():
