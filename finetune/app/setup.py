@@ -78,6 +78,8 @@ def set_up(session: Session, recipe: Recipe, plan: Plan, tell: Tell) -> Workshop
     task = TASKS[recipe.task]
     with session.main_first():
         kit = task.read(recipe, open_tables(recipe, task.card, tell=tell))
+    for note in kit.notes:
+        tell(note)
     torch.manual_seed(recipe.seed)
     model = task.build(kit)
     mend_batchnorm(model)

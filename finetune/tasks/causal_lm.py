@@ -1,6 +1,6 @@
 """Causal language models: supervised fine-tuning on instructions, prompts, conversations and plain text.
 
-Shapes: B examples, L tokens (padded on the right to the longest of the micro-batch, a multiple of 8), V vocabulary.
+Shapes: B examples, L tokens (padded on the right to the longest of the micro-batch), V vocabulary.
 Unit of loss: one supervised token, that is a label at position 1 or later which is not masked (-100); the token at
 position t is predicted from those before it.
 """
@@ -131,7 +131,7 @@ class CausalLM:
         examples, dropped = drop_marked(examples)
         if encoder.on_long == "split":
             examples = SplitExamples(examples, encoder.limit)
-        describe_lengths(kit.facts, table.name, examples, encoder.limit, dropped)
+        describe_lengths(kit, table.name, examples, encoder.limit, dropped)
         return examples
 
     def build(self, kit: Kit) -> nn.Module:

@@ -121,7 +121,7 @@ class Preference:
             cost=_cost,
         )
         examples, dropped = drop_marked(examples)
-        describe_lengths(kit.facts, table.name, examples, encoder.limit * (1 if encoder.single else 2), dropped)
+        describe_lengths(kit, table.name, examples, encoder.limit * (1 if encoder.single else 2), dropped)
         return examples
 
     def build(self, kit: Kit) -> nn.Module:

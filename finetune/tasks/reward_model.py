@@ -103,7 +103,7 @@ class RewardModel:
             cost=lambda example: 2 * max(len(example["input_ids"]), len(example["rejected_input_ids"])),
         )
         examples, dropped = drop_marked(examples)
-        describe_lengths(kit.facts, table.name, examples, 2 * encoder.limit, dropped)
+        describe_lengths(kit, table.name, examples, 2 * encoder.limit, dropped)
         return examples
 
     def build(self, kit: Kit) -> nn.Module:

@@ -51,6 +51,7 @@ class SplitExamples:
 
     {"id": 3, "input_ids": [5, 6, 7, 8, 2], "spans": [1, 5]}, limit 3 -> ids 3000000 and 3000001, input_ids [5, 6, 7] and
     [8, 2], spans [1, 3] and [0, 2]. The first token of a later piece has nothing before it and is not supervised.
+    split_count: how many are cut.
     """
 
     def __init__(self, examples: Examples, limit: int) -> None:
@@ -59,6 +60,7 @@ class SplitExamples:
         self.examples, self.limit = examples, limit
         self.skipped_count: int = getattr(examples, "skipped_count", 0)
         lengths = np.asarray(examples.costs, np.int64)
+        self.split_count = int((lengths > limit).sum())
         places = [(row, start) for row, length in enumerate(lengths.tolist()) for start in range(0, length, limit)]
         self._places = [place for place in places if lengths[place[0]] <= limit or self._spans(*place)]
         self.ids: np.ndarray = np.array(

@@ -1,6 +1,6 @@
 """Sequence to sequence: translation and summarisation with encoder-decoder models (T5, BART, Marian).
 
-Shapes: B examples, S source tokens, T target tokens (each padded to the longest of the micro-batch, a multiple of 8),
+Shapes: B examples, S source tokens, T target tokens (each padded to the longest of the micro-batch),
 V vocabulary. Unit of loss: one target token, the end of the text included.
 """
 
@@ -17,7 +17,7 @@ from finetune.data.table import Examples, Row, Table
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
-from finetune.tasks.lengths import MULTIPLE, describe_lengths, pad_rows, usable_length
+from finetune.tasks.lengths import describe_lengths, pad_rows, padded_width, usable_length
 from finetune.tasks.mode import evaluating
 from finetune.tasks.selection import drop_marked
 from finetune.tasks.task import Batch, Kit, Prediction
@@ -90,7 +90,7 @@ class Seq2Seq:
             cost=lambda example: len(example["input_ids"]) + len(example["labels"]),
         )
         examples, dropped = drop_marked(examples)
-        describe_lengths(kit.facts, table.name, examples, encoder.limit + encoder.target_limit, dropped)
+        describe_lengths(kit, table.name, examples, encoder.limit + encoder.target_limit, dropped)
         return examples
 
     def build(self, kit: Kit) -> nn.Module:
@@ -138,7 +138,7 @@ class Seq2Seq:
 
         inputs, padding = pad_rows(examples, kit.processor.pad_token_id)
         lengths = [len(example["labels"]) for example in examples]
-        labels = np.full((len(examples), -(-max(lengths) // MULTIPLE) * MULTIPLE), IGNORE, np.int64)
+        labels = np.full((len(examples), padded_width(max(lengths))), IGNORE, np.int64)
         for row, example in zip(labels, examples, strict=True):
             row[: len(example["labels"])] = example["labels"]
         return Batch(

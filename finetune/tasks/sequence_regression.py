@@ -1,6 +1,6 @@
 """Sequence regression: a number for a text, or for a pair of them, such as a rating or how alike two sentences are.
 
-Shapes: B examples, L tokens (padded to the longest of the micro-batch, a multiple of 8).
+Shapes: B examples, L tokens (padded to the longest of the micro-batch).
 Unit of loss: one example.
 """
 
@@ -89,7 +89,7 @@ class SequenceRegression:
             cost=lambda example: len(example["input_ids"]),
         )
         examples, dropped = drop_marked(examples)
-        describe_lengths(kit.facts, table.name, examples, encoder.limit, dropped)
+        describe_lengths(kit, table.name, examples, encoder.limit, dropped)
         return examples
 
     def build(self, kit: Kit) -> nn.Module:

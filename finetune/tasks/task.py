@@ -68,6 +68,7 @@ class Kit:
     """What a task made of the data: everything but the weights. examples: split name -> encoded examples.
 
     processor: tokenizer or image processor, saved beside the model. facts: for people (counts, skipped rows, lengths).
+    notes: lines to be told before the first step, such as of examples that were cut.
     labels: class names in order of their index, if the task has classes. metric_options: keyword arguments of MetricSet.
     packing: none, padding_free or packed; capacity: tokens of a micro-batch then. pictures: the folder in which `sample`
     may write pictures, named in its rows under "picture"; None on ranks that write nothing.
@@ -80,6 +81,7 @@ class Kit:
     tables: dict[str, Table]
     labels: list[str] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     metric_options: dict[str, Any] = field(default_factory=dict)
     packing: str = "none"
     capacity: int = 0

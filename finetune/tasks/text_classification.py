@@ -1,6 +1,6 @@
 """Text classification: one text or a pair of them, one label each or several.
 
-Shapes: B examples, L tokens (padded to the longest of the micro-batch, a multiple of 8), C classes.
+Shapes: B examples, L tokens (padded to the longest of the micro-batch), C classes.
 Unit of loss: one example. With several labels an example's loss is the mean over the C classes of the binary
 cross-entropy, so that the learning rate need not follow C.
 """
@@ -117,7 +117,7 @@ class TextClassification:
             cost=lambda example: len(example["input_ids"]),
         )
         examples, dropped = drop_marked(examples)
-        describe_lengths(kit.facts, table.name, examples, limit, dropped)
+        describe_lengths(kit, table.name, examples, limit, dropped)
         return examples
 
     def build(self, kit: Kit) -> nn.Module:

@@ -1,6 +1,6 @@
 """Token classification: a tag for every word, such as named entities (IOB) or parts of speech.
 
-Shapes: B examples, L tokens (padded to the longest of the micro-batch, a multiple of 8), C tags.
+Shapes: B examples, L tokens (padded to the longest of the micro-batch), C tags.
 Unit of loss: one labelled token, which is one word unless options.label_on is all.
 """
 
@@ -113,7 +113,7 @@ class TokenClassification:
             cost=lambda example: len(example["input_ids"]),
         )
         examples, dropped = drop_marked(examples)
-        describe_lengths(kit.facts, table.name, examples, encoder.limit, dropped)
+        describe_lengths(kit, table.name, examples, encoder.limit, dropped)
         return examples
 
     def build(self, kit: Kit) -> nn.Module:

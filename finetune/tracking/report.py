@@ -217,7 +217,7 @@ def _time_chart(curves: Curves) -> Chart:
                 shares = series.values[own] / np.maximum(whole.values[others], 1e-9)
                 lines.append(Line(label, Series(series.steps[own], series.epochs[own], shares), exact=True))
     title = "Where a step's time goes"
-    return Chart(title, draw_chart(title, lines, zero=True), "share of its seconds, mean over ranks")
+    return Chart(title, draw_chart(title, lines, zero=True), "shares, mean over ranks")
 
 
 def _metric_charts(curves: Curves) -> list[Chart]:

@@ -14,6 +14,8 @@ from finetune.training.listener import Listener
 from finetune.training.step import StepResult
 from finetune.training.timing import Timing, advise
 
+ADVICE_AFTER = 20.0  # seconds of training: what is over sooner needs none
+
 
 class Teller:
     """Between the loop and its listener. All ranks have one; only rank 0's speaks."""
@@ -23,7 +25,7 @@ class Teller:
         self.timing = Timing(session, log_every)
         self._advised: set[str] = set()
         self._units = self._padding = self._positions = 0
-        self._seconds = 0.0
+        self._seconds = self._whole = 0.0
 
     def step(
         self, step: int, epoch: float, result: StepResult, figures: Mapping[str, float], *, seconds: float, last: bool
@@ -51,12 +53,13 @@ class Teller:
 
     def _log(self, step: int, epoch: float, now: dict[str, float]) -> None:
         told = self.timing.summarise(step)
+        self._whole += self._seconds
         self._units = self._padding = self._positions = 0
         self._seconds = 0.0
         if not self.session.is_main:
             return
         self.row(step, epoch, "train", {**now, **told})
-        advice = advise(told) if step > self.log_every else None
+        advice = advise(told) if step > self.log_every and self._whole >= ADVICE_AFTER else None
         if advice and advice[0] not in self._advised:
             self._advised.add(advice[0])
             self.listener.message(advice[1])

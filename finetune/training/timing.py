@@ -9,6 +9,7 @@ from finetune.distributed.session import Session
 from finetune.distributed.tracer import Trace, Tracer
 
 WORTH_TELLING = 0.15  # share of a step that is worth a line of advice
+FIRST_TRACE = 4  # steps
 TRACING_SHARE = 0.005  # of the whole time may go into looking where it goes
 
 ADVICE = {
@@ -23,9 +24,10 @@ BUBBLE = "is waiting for the neighbouring stage (the bubble): a smaller parallel
 class Timing:
     """Seconds of this rank since the last log row, and how its latest traced step shared them out.
 
-    One step in so many is traced, the same on all ranks: the first one with a row of its own after step 1, then as often
-    as TRACING_SHARE allows. Rows between two traces take the shares of the latest. What even the least waiting rank
-    spends in collectives is communication; what others spend there beyond that is waiting for the slowest.
+    One step in so many is traced, the same on all ranks: the first one with a row of its own from FIRST_TRACE on (what
+    starts slowly has started by then), then as often as TRACING_SHARE allows. Rows between two traces take the shares of
+    the latest. What even the least waiting rank spends in collectives is communication; what others spend there beyond
+    that is waiting for the slowest.
     """
 
     def __init__(self, session: Session, log_every: int) -> None:
@@ -35,7 +37,7 @@ class Timing:
         self.steps = 0
         self._tracer = Tracer(session.device)
         worth_it = session.world_size > 1 or session.device.type == "cuda"
-        self._next_trace = 2.0 if worth_it else math.inf
+        self._next_trace = float(FIRST_TRACE) if worth_it else math.inf
         self.own_seconds: float | None = None  # of the step traced last: all but what it spent in collectives
         self._fresh: Trace | None = None
         self._shares: list[Trace] = []  # of every rank, in the step traced last

@@ -36,6 +36,7 @@ class Rows:
 def test_pieces_hold_each_learnt_token_once(lengths, first, limit):
     rows = Rows(lengths, first)
     split = SplitExamples(rows, limit)
+    assert split.split_count == sum(length > limit for length in lengths)
     found = []
     for index in range(len(split)):
         piece = split[index]

@@ -13,6 +13,7 @@ from finetune.data.open import open_tables
 from finetune.errors import UserError
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS, TASKS
+from finetune.tasks.lengths import padded_width
 from finetune.tasks.task import Kit
 
 TASK = TASKS["text_classification"]
@@ -60,12 +61,13 @@ def test_several_labels(tmp_path: Path) -> None:
     assert [len(prediction.values["prediction"]) for prediction in predictions] == [3, 3, 3]
 
 
-def test_batches_are_padded_to_a_multiple_of_eight(tmp_path: Path) -> None:
+def test_batches_are_padded_to_the_longest_and_long_ones_to_a_multiple_of_eight(tmp_path: Path) -> None:
     kit = _read(tmp_path, [{"text": "ab cd ef gh ij", "label": 0}, {"text": "a", "label": 1}])
     examples = [kit.examples["train"][index] for index in (0, 1)]
     batch = TASK.collate(kit, examples)
     lengths = [len(example["input_ids"]) for example in examples]
-    assert batch.inputs["input_ids"].shape[1] % 8 == 0
+    assert batch.inputs["input_ids"].shape[1] == max(lengths) == 5
+    assert [padded_width(longest) for longest in (1, 63, 64, 65, 72)] == [1, 63, 64, 72, 72]
     assert batch.inputs["attention_mask"].sum(1).tolist() == lengths
     assert batch.padding == batch.positions - sum(lengths)
 
@@ -76,9 +78,12 @@ LONG = [{"text": "word " * 40, "label": 0}, {"text": "short", "label": 1}, {"tex
 def test_a_long_text_is_cut_left_out_or_told(tmp_path: Path) -> None:
     kit = _read(tmp_path, LONG, options={"max_length": 16})
     assert kit.examples["train"].costs[0] == 16 and "1 cut to" in kit.facts["train"]
+    assert kit.notes == ["train: 1 cut to (or exactly) 16 tokens"]
     kit = _read(tmp_path, LONG, options={"max_length": 16, "on_long": "drop"})
     assert list(kit.examples["train"].ids) == [1, 2] and kit.examples["train"][0]["id"] == 1
-    assert "1 longer than 16 left out" in kit.facts["train"]
+    assert "1 longer than 16 tokens left out" in kit.facts["train"]
+    assert kit.notes == ["train: 1 longer than 16 tokens left out"]
+    assert not _read(tmp_path, LONG, options={"max_length": 64}).notes
     with pytest.raises(UserError, match=r"train\.jsonl:1: \d+ tokens, more than options.max_length 16"):
         _read(tmp_path, LONG, options={"max_length": 16, "on_long": "error"})
 

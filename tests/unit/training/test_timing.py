@@ -54,7 +54,7 @@ def test_seconds_are_shared_out_as_the_traced_step_was():
 
 def test_a_gpu_without_work_waits_for_its_host():
     kept = Timing(session("cuda", world_size=1), 1)
-    told = summarised(kept, 2, wall=2.0, steps=2, _fresh=Trace(0.6, 0.1, 0.01))
+    told = summarised(kept, 4, wall=2.0, steps=2, _fresh=Trace(0.6, 0.1, 0.01))
     assert told["host_seconds"] == pytest.approx(0.3)
     assert advise(told)[0] == "host_seconds"
 
