@@ -222,7 +222,8 @@ def _initialise_optimizer_state(engine: Engine, step: int) -> None:
             if key not in state:
                 state[key] = torch.zeros_like(owner.data)
         if _counts_steps(optimizer):
-            state["step"] = torch.tensor(float(step)) if type(optimizer).__module__.startswith("torch") else step
+            torchs = type(optimizer).__module__.startswith("torch")  # fused kernels want the count beside the weights
+            state["step"] = torch.tensor(float(step), device=owner.device) if torchs else step
 
 
 def _state_owners(engine: Engine, optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:

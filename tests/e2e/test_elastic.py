@@ -64,3 +64,16 @@ def test_the_same_model(straight, winding):
     assert ours.keys() == theirs.keys()
     for name, weights in ours.items():
         assert (weights - theirs[name]).abs().max() < 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("stage", "speed"), [("zero2", "[1.0, 0.5]"), ("none", "[1.0, 0.25]"), ("zero1", "auto"), ("zero3", "auto")]
+)
+def test_shares_by_speed_change_who_computes_and_nothing_else(workers, calm, straight, stage, speed):
+    """Given or measured; training, evaluation and the ids of each step."""
+    name = f"speed-{stage}-{speed.strip('[]').replace(', ', '-')}"
+    run = workers.train(2, name, f"parallel.deepspeed={stage}", f"parallel.rank_speed={speed}", recipe=calm)
+    assert ids_by_step(run) == ids_by_step(straight)
+    assert list(tiny.losses(run).values()) == pytest.approx(list(tiny.losses(straight).values()), rel=1e-5)
+    found, wanted = ([row["loss"] for row in tiny.rows(one, "validation")] for one in (run, straight))
+    assert found == pytest.approx(wanted, rel=1e-5)
