@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import socket
@@ -179,7 +178,6 @@ class Session:
         lock held, and hangs if one of them needs the lock to let go of its last tensors: they get the time before.
         """
         if dist.is_initialized():
-            gc.collect()
             time.sleep(GLOO_LETS_GO)
             dist.destroy_process_group()
 

@@ -20,7 +20,8 @@ LAYOUTS = [
 def reference_losses(steps):
     """Plain PyTorch in float64: one process, one batch a step, no engine, no dealing."""
     model = toy.tiny_llama().double()
-    optimizer = torch.optim.AdamW(parameter_groups(model, toy.TRAINING.weight_decay), betas=toy.TRAINING.betas)
+    groups = parameter_groups(model, toy.TRAINING.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=toy.TRAINING.betas, eps=toy.TRAINING.epsilon)
     examples, task = toy.ToyExamples(), toy.ToyTask()
     schedule = Schedule(examples.costs, seed=5, global_batch=toy.TRAINING.global_batch)
     losses, norms = [], []

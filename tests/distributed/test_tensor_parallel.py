@@ -67,7 +67,8 @@ KINDS = [
 def reference(kind, steps=STEPS):
     """One process, float64, one batch a step, no engine: losses, norms, weights."""
     model = tiny(kind).double()
-    optimizer = torch.optim.AdamW(parameter_groups(model, toy.TRAINING.weight_decay), betas=toy.TRAINING.betas)
+    groups = parameter_groups(model, toy.TRAINING.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=toy.TRAINING.betas, eps=toy.TRAINING.epsilon)
     examples, task = toy.ToyExamples(), toy.ToyTask()
     schedule = Schedule(examples.costs, seed=5, global_batch=toy.TRAINING.global_batch)
     losses, norms = [], []

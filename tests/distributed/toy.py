@@ -22,7 +22,15 @@ from finetune.training.shares import Pace, Shares
 from finetune.training.step import seed_step, train_step
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAINING = TrainingSection(global_batch=8, learning_rate=1e-2, weight_decay=0.01, warmup=2, steps=12, max_grad_norm=0.5)
+TRAINING = TrainingSection(
+    global_batch=8,
+    learning_rate=1e-2,
+    weight_decay=0.01,
+    warmup=2,
+    steps=12,
+    max_grad_norm=0.5,
+    epsilon=1e-6,  # at 1e-8 Adam takes a gradient that is rounding for a step of full length
+)
 TOTAL = 12
 
 
