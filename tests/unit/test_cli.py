@@ -30,29 +30,27 @@ training: {learning_rate: fast, epochs: 3, steps: 5}
 """
 
 
-def run(*args: str, cwd: Path = ROOT, code: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """`python -m finetune ARGS` as a user has it; or `python -c code`."""
+def run(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """`python -m finetune ARGS` as a user has it."""
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
     environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "100", **env}
-    command = [sys.executable, *(["-c", code] if code else ["-m", "finetune", *args])]
+    command = [sys.executable, "-m", "finetune", *args]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def cpu_seconds(*args: str, cwd: Path = ROOT, code: str = "") -> float:
-    """User and system CPU seconds of one run, the best of three: other processes share this machine's caches."""
+def cpu_seconds(*args: str, cwd: Path = ROOT, enough: float) -> float:
+    """User and system CPU seconds of one run, the best of ten or the first below `enough`: other processes, and other
+    machines on the same host, share the caches, and the same run was seen to take 0.37 and 0.65.
+    """
     best = float("inf")
-    for _ in range(3):
+    for _ in range(10):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run(*args, cwd=cwd, code=code)
+        run(*args, cwd=cwd)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if best < enough:
+            break
     return best
-
-
-@pytest.fixture
-def slowness() -> float:
-    """1, and more on a machine that is slow just now: where libraries that nobody can do without take over 0.2 seconds."""
-    return max(1.0, cpu_seconds(code="import pydantic, typer, rich.console, rich.table") / 0.2)
 
 
 @pytest.fixture
@@ -61,12 +59,12 @@ def bad(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_help_is_quick(slowness: float) -> None:
-    assert cpu_seconds("--help") < 0.25 * slowness
+def test_help_is_quick() -> None:
+    assert cpu_seconds("--help", enough=0.25) < 0.25
 
 
-def test_faults_are_told_quickly(bad: Path, slowness: float) -> None:
-    assert cpu_seconds("train", "bad.yaml", cwd=bad) < 0.5 * slowness
+def test_faults_are_told_quickly(bad: Path) -> None:
+    assert cpu_seconds("train", "bad.yaml", cwd=bad, enough=0.5) < 0.5
 
 
 @pytest.mark.parametrize("args", ["--help", "train bad.yaml", "recipes show bad.yaml --explain", "recipes list"])
