@@ -1,6 +1,6 @@
 """One of two ranks slowed to half by a busy loop beside it: seconds a step with equal shares, and with rank_speed.
 
-    python benchmarks/rank_speed.py [--rounds 3] [--steps 8]      # results: README.md
+    python benchmarks/rank_speed.py [--rounds 3] [--steps 8] [--case Llama]      # results: README.md
 
 Each rank is tied to a core of its own, and the busy loop to rank 1's. Target: at most 0.75 of equal shares. Two models:
 a Llama of 2.4M parameters on packed rows of lognormal length (that of sft_packing.py), and MiniLM on short texts, whose
@@ -110,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--case", default="", help="only cases whose name has this in it, such as Llama")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if options.folder:
@@ -120,7 +121,7 @@ def main() -> None:
     busy = multiprocessing.Process(target=spin, daemon=True)
     busy.start()
     try:
-        for case in CASES:
+        for case in filter(lambda name: options.case in name, CASES):
             rounds = [{speed: measure(case, speed, options.steps) for speed in SPEEDS} for _ in range(options.rounds)]
             for speed in SPEEDS:
                 seconds = statistics.median(told[speed]["seconds"] for told in rounds)
