@@ -53,7 +53,8 @@ def configurations() -> dict[str, dict[str, Any]]:
     ours = {f"ours {name}": config for name, config in files.items()}
     ours |= {f"ours {name}{SEVERAL}": files[name] for name in OURS}
     # What a model too large to stay gathered until the backward pass does.
-    twice = {**files["zero3"]["zero_optimization"], "stage3_max_reuse_distance": 0}
+    gone = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
+    twice = {**files["zero3"]["zero_optimization"], **gone}
     ours["ours zero3, gathered twice"] = {**files["zero3"], "zero_optimization": twice}
     return {**ours, **{name: {"zero_optimization": zero} for name, zero in PEERS.items()}}
 
