@@ -1,11 +1,12 @@
 """One of two ranks slowed to half by a busy loop beside it: seconds a step with equal shares, and with rank_speed.
 
-    python benchmarks/rank_speed.py [--rounds 3] [--steps 8] [--case Llama]      # results: README.md
+    python benchmarks/rank_speed.py [--rounds 3] [--steps 20] [--case Llama]      # results: README.md
 
 Each rank is tied to a core of its own, and the busy loop to rank 1's. Target: at most 0.75 of equal shares. Two models:
 a Llama of 2.4M parameters on packed rows of lognormal length (that of sft_packing.py), and MiniLM on short texts, whose
-91 MB of gradients over gloo and whose optimiser cost the same whatever the shares. All ways train the same steps, the
-first ones not counted, since `auto` measures in them.
+91 MB of gradients over gloo and whose optimiser cost the same whatever the shares. One training a round: `auto` measures
+in its first steps; then every step runs all ways, one after the other on the same examples, in turning order, so that a
+machine whose own speed wanders wanders for all of them. A round's ratio is that of the sums of its steps' seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = """
 name: speed
-parallel: {{deepspeed: none, rank_speed: {speed}{micro_batch}}}
+parallel: {{deepspeed: none, rank_speed: auto{micro_batch}}}
 tracking: {{wandb: "off"}}
 """
 MINILM = """
@@ -46,8 +47,7 @@ CASES = {  # name -> recipe, examples a step, micro-batch
     "MiniLM 22.7M, 128 texts a step": (MINILM, 128, ", micro_batch: 16"),
     "MiniLM 22.7M, 48 texts a step": (MINILM, 48, ", micro_batch: 4"),
 }
-SPEEDS = ("equal", "auto", "[1.0, 0.5]")
-WARM = 12  # steps before the clock starts; auto measures within them
+WAYS = ("equal", "auto", "[1.0, 0.5]")
 
 
 def worker(folder: Path, steps: int) -> None:
@@ -57,22 +57,39 @@ def worker(folder: Path, steps: int) -> None:
     from finetune.app.setup import open_session, plan_here, set_up
     from finetune.app.worker import Silent, make_loop
     from finetune.tracking.run import Run
+    from finetune.training.feed import feed, training_steps
     from finetune.training.stop import StopRequest
 
     recipe = open_recipe(str(folder / "speed.yaml")).recipe
     session = open_session(plan := plan_here(recipe, 2))
     shop = set_up(session, recipe, plan, lambda text: None)
     loop = make_loop(shop, Run.open(folder / "run"), Silent(), StopRequest())
-    batches, seconds = loop._feed(), []
-    for _ in range(WARM + steps):
+    pace = loop.pace
+
+    def run(index: int) -> float:
+        """Step `index` -> its seconds, until all ranks are done."""
+        dealt = training_steps(loop.schedule, loop.shares, pace, session.replica, range(index, index + 1))
+        session.wait()
         began = time.perf_counter()
-        step, own = next(batches)
+        collate = lambda examples: loop.task.collate(loop.kit, examples)  # noqa: E731
+        step, own = next(iter(feed(loop.kit.examples["train"], collate, dealt, workers=0)))
         loop._step(step, own, data_seconds=0.0)
         session.wait()
-        seconds.append(time.perf_counter() - began)
+        return time.perf_counter() - began
+
+    warm = 0
+    while pace.measuring:
+        run(warm)
+        warm += 1
+    ways = {"equal": (None, 0.0), "auto": (pace.speeds, pace.overhead), "[1.0, 0.5]": ([1.0, 0.5], 0.0)}
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for index in range(warm, warm + steps):
+        for turn in range(len(WAYS)):
+            way = WAYS[(index + turn) % len(WAYS)]
+            pace.speeds, pace.overhead = ways[way]
+            seconds[way].append(run(index))
     if session.is_main:
-        told = {"seconds": sum(seconds[WARM:]) / steps, "speeds": loop.pace.speeds}
-        (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
+        (folder / "told.json").write_text(json.dumps({"seconds": seconds, "ways": ways}), encoding="utf-8")
     session.close()
 
 
@@ -82,7 +99,7 @@ def spin() -> None:
         pass
 
 
-def measure(case: str, speed: str, steps: int) -> dict[str, object]:
+def measure(case: str, steps: int) -> dict[str, dict]:
     sys.path.insert(0, str(ROOT))
     from benchmarks.sft_packing import SHAPE, write_data
     from finetune.app.opening import open_recipe
@@ -94,7 +111,7 @@ def measure(case: str, speed: str, steps: int) -> dict[str, object]:
         if text is LLAMA:
             write_data(folder)
         shape = json.dumps({key: value for key, value in SHAPE.items() if key != "vocab_size"})
-        filled = {"folder": folder, "shape": shape, "batch": batch, "speed": speed, "micro_batch": micro_batch}
+        filled = {"folder": folder, "shape": shape, "batch": batch, "micro_batch": micro_batch}
         (folder / "speed.yaml").write_text((COMMON + text).format(**filled), encoding="utf-8")
         Run.create(open_recipe(str(folder / "speed.yaml")).recipe, folder, path=folder / "run")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
@@ -109,7 +126,7 @@ def measure(case: str, speed: str, steps: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--case", default="", help="only cases whose name has this in it, such as Llama")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
@@ -122,12 +139,16 @@ def main() -> None:
     busy.start()
     try:
         for case in filter(lambda name: options.case in name, CASES):
-            rounds = [{speed: measure(case, speed, options.steps) for speed in SPEEDS} for _ in range(options.rounds)]
-            for speed in SPEEDS:
-                seconds = statistics.median(told[speed]["seconds"] for told in rounds)
-                ratio = statistics.median(told[speed]["seconds"] / told["equal"]["seconds"] for told in rounds)
-                last = rounds[-1][speed]["speeds"]
-                print(f"{case:32} {speed:12} {seconds:.3f} s a step  {ratio:.3f} of equal  speeds {last}", flush=True)
+            rounds = [measure(case, options.steps) for _ in range(options.rounds)]
+            for way in WAYS:
+                ratios = [sum(told["seconds"][way]) / sum(told["seconds"]["equal"]) for told in rounds]
+                seconds = statistics.median(statistics.fmean(told["seconds"][way]) for told in rounds)
+                each = " ".join(f"{ratio:.3f}" for ratio in ratios)
+                speeds = [told["ways"][way][0] for told in rounds] if way == "auto" else ""
+                print(
+                    f"{case:32} {way:10} {seconds:.3f} s a step  {statistics.median(ratios):.3f} of equal ({each}) {speeds}",
+                    flush=True,
+                )
     finally:
         busy.terminate()
 

@@ -65,6 +65,16 @@ class Engine:
         return self.session.zero_stage >= 2 or synced
 
     @property
+    def passes(self) -> float:
+        """What forward and backward pass take together, in forward passes: gradients of activations take one more, those of
+        weights one for all that are trained, and gradient checkpointing runs the forward pass again.
+        """
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.module.parameters()]
+        trained = sum(size for size, is_trained in sizes if is_trained) / max(sum(size for size, _ in sizes), 1)
+        again = any(getattr(module, "gradient_checkpointing", False) for module in self.module.modules())
+        return 2.0 + trained + again
+
+    @property
     def speaks(self) -> bool:
         """Whether this rank's losses and predictions count: one rank of each replica's does."""
         return self.session.leads
@@ -99,12 +109,13 @@ class Engine:
         batches: Sequence[Any],
         forward: Callable[[Any], Any],
         loss_sum: Callable[[Any, Any], torch.Tensor],
-        scale: float,
+        scale: Callable[[], float],
     ) -> Accumulated:
         """Forward and backward of every micro-batch; the gradients are reduced afterwards. All ranks call it.
 
         forward: a batch on the device -> outputs, through `model`. loss_sum: (outputs, batch) -> scalar.
-        scale: of the loss sums, for the gradients.
+        scale: of the loss sums, for the gradients; asked before each backward pass, and not sooner, since it may have to
+        wait for other ranks.
         """
         losses, forward_pass = [], Stopwatch(self.session.device)
         for index, batch in enumerate(batches):
@@ -112,7 +123,7 @@ class Engine:
             with self.micro_batch(last=index == len(batches) - 1, ghost=batch.ghost):
                 with forward_pass.running():
                     loss = loss_sum(forward(batch), batch)
-                self.backward(loss * scale)
+                self.backward(loss * scale())
             losses.append(loss.detach().double())
         return Accumulated(losses, forward_pass)
 

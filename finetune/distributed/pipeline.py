@@ -80,7 +80,7 @@ class PipelineEngine(Engine):
         batches: Sequence[Any],
         forward: Callable[[Any], Any],
         loss_sum: Callable[[Any, Any], torch.Tensor],
-        scale: float,
+        scale: Callable[[], float],
     ) -> Accumulated:
         """As `Engine.accumulate`; stage s of p begins with p - 1 - s forward passes, then goes one forward, one back.
 
@@ -100,7 +100,7 @@ class PipelineEngine(Engine):
                     result = self._forward(batch, received, forward, loss_sum)
                 if self.last:
                     losses.append(result.detach().double())
-                    result = result * scale
+                    result = result * scale()
                 else:
                     losses.append(torch.zeros((), dtype=torch.float64))
                     self.links.give_activation(result.detach())

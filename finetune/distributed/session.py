@@ -27,6 +27,20 @@ GIVE_UP_AFTER = timedelta(minutes=30)
 GLOO_LETS_GO = 0.05  # seconds, in which this thread does not hold Python's lock
 
 
+class PendingSum:
+    """Values on their way to their sum over ranks."""
+
+    def __init__(self, tensor: torch.Tensor, work: Any) -> None:
+        self._tensor, self._work = tensor, work
+
+    def wait(self) -> list[float]:
+        """The sums, in the order of the values, once every rank has said its own. May be asked again."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self._tensor.tolist()
+
+
 class Session:
     """One rank's view. Open it before the model is built, so that ZeRO-3 shards at load.
 
@@ -115,9 +129,12 @@ class Session:
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over ranks, in float64. All ranks call it."""
+        return self.begin_sum(*values).wait()
+
+    def begin_sum(self, *values: float) -> PendingSum:
+        """As `sum`, without waiting for a rank that comes later. All ranks call it, and wait for it some time."""
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, group=self._control)
-        return tensor.tolist()
+        return PendingSum(tensor, dist.all_reduce(tensor, group=self._control, async_op=True))
 
     def maximum(self, *values: float) -> list[float]:
         """Each value's maximum over ranks. All ranks call it."""

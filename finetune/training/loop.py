@@ -82,7 +82,12 @@ class Loop:
             published=lambda saved, best: listener.checkpoint(saved.path, step=saved.step, best=best),
         )
         self.workers = self._loader_workers(task.card.decodes)
-        self.pace = Pace(self.recipe.parallel.rank_speed, self.session, lookahead=FETCHED_AHEAD * self.workers)
+        self.pace = Pace(
+            self.recipe.parallel.rank_speed,
+            self.session,
+            lookahead=FETCHED_AHEAD * self.workers,
+            passes=engine.passes,
+        )
         evaluation = self.recipe.evaluation
         self.metrics = evaluation.metrics if evaluation.metrics is not None else list(task.card.default_metrics)
         self.progress = Progress.start(evaluation.best or task.card.best, evaluation.best_mode)

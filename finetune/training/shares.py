@@ -84,10 +84,10 @@ class Pace:
     """
 
     WARM, MEASURED = 2, 8
-    BOTH_PASSES = 3.0  # forward and backward pass together, over the forward pass alone
 
-    def __init__(self, asked: str | Sequence[float], session: Session, *, lookahead: int) -> None:
-        self.session, self.lookahead = session, lookahead
+    def __init__(self, asked: str | Sequence[float], session: Session, *, lookahead: int, passes: float = 3.0) -> None:
+        """passes: forward and backward pass together, in forward passes."""
+        self.session, self.lookahead, self.passes = session, lookahead, passes
         self.speeds: list[float] | None = None if isinstance(asked, str) else list(asked)
         self.overhead = 0.0
         self.effective_from = 0
@@ -106,7 +106,7 @@ class Pace:
         """
         self._seen += 1
         if self._seen > self.WARM and own_seconds is not None:
-            self._measured.append((cost, self.BOTH_PASSES * result.forward_pass.read(), own_seconds))
+            self._measured.append((cost, self.passes * result.forward_pass.read(), own_seconds))
         if self._seen < self.WARM + self.MEASURED:
             return ""
         self.measuring = False

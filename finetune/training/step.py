@@ -43,17 +43,22 @@ class StepResult:
 def train_step(
     task: Task, kit: Kit, engine: Engine, batches: Sequence[Batch], *, stop: bool, busy: bool = False
 ) -> StepResult:
-    """All ranks call it, with equally many micro-batches (ghosts fill up). stop, busy: what this rank has to say."""
+    """All ranks call it, in lockstep with equally many micro-batches (ghosts fill up). stop, busy: what this rank says."""
     session = engine.session
     counts = [(task.weight(batch), batch.padding, batch.positions) for batch in batches if session.leads]
-    units, padding, positions = session.sum(*(sum(count[i] for count in counts) for i in range(3)))
-    scale = session.replicas / max(units, 1)  # engines average over replicas: this makes it sum / units
+    # The first forward pass does not wait for a rank that is late with its last update; the first backward pass does.
+    counted = session.begin_sum(*(sum(count[i] for count in counts) for i in range(3)))
+
+    def scale() -> float:
+        """Engines average over replicas: this makes it sum / units."""
+        return session.replicas / max(counted.wait()[0], 1)
 
     def loss_sum(outputs: Any, batch: Batch) -> torch.Tensor:
         found = task.loss_sum(kit, outputs, batch)
         return found * 0.0 if batch.ghost else found
 
     done = engine.accumulate(batches, lambda batch: task.forward(engine.model, batch), loss_sum, scale)
+    units, padding, positions = counted.wait()
     loss, stopping, working = session.sum(
         float(torch.stack(done.losses).sum()) if engine.speaks else 0.0, float(stop), float(busy)
     )

@@ -1,5 +1,7 @@
 """Same recipe, same numbers: every engine on every number of ranks gives the losses of a plain float64 loop."""
 
+import time
+
 import pytest
 import torch
 from torch.nn import functional
@@ -83,6 +85,50 @@ def test_overlapping_communication_changes_no_loss(ranks, reference, config):
     assert losses == alone
     assert losses == pytest.approx(reference[0], rel=1e-5)
     assert norms == pytest.approx(reference[1], rel=1e-4)
+
+
+class ClockedTask(toy.ToyTask):
+    """Rank 1 comes late to each step; every rank writes down when its forward pass began and when its loss was there."""
+
+    LATE = 0.4
+
+    def __init__(self, rank):
+        self.rank, self.began, self.forwards, self.backwards = rank, [], [], []
+
+    def collate(self, kit, examples):
+        batch = super().collate(kit, examples)
+        time.sleep(self.LATE if self.rank == 1 else 0)
+        self.began.append(time.perf_counter())
+        return batch
+
+    def forward(self, model, batch):
+        self.forwards.append(time.perf_counter())
+        return super().forward(model, batch)
+
+
+def meet_a_late_rank(config):
+    engine, batch = toy.open_toy(config, micro_batch="auto")
+    task = ClockedTask(engine.session.rank)
+    backward = engine.backward
+
+    def clocked(loss):
+        task.backwards.append(time.perf_counter())
+        backward(loss)
+
+    engine.backward = clocked
+    losses, _ = toy.train_toy(engine, batch, range(4), task=task)
+    waits = [[moment - began for began, moment in zip(task.began, moments, strict=True)]
+             for moments in (task.forwards, task.backwards)]  # fmt: skip
+    return losses, waits
+
+
+@pytest.mark.parametrize("config", ["none", "zero1"])
+def test_the_first_forward_pass_does_not_wait_for_a_late_rank_and_the_backward_pass_does(ranks, reference, config):
+    """The units of a step are counted while its first forward pass runs."""
+    (losses, (forwards, backwards)), _ = ranks.options(open_group=False, timeout=60).run(2, meet_a_late_rank, config)
+    assert losses == pytest.approx(reference[0][:4], rel=1e-5)
+    assert max(forwards) < 0.5 * ClockedTask.LATE
+    assert min(backwards) > 0.5 * ClockedTask.LATE
 
 
 def left_while_alive():

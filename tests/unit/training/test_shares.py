@@ -91,6 +91,18 @@ def test_what_the_passes_leave_over_is_overhead():
     assert (pace.speeds, pace.overhead) == ([1.0, 0.5], pytest.approx(40.0))
 
 
+def test_a_pass_more_is_no_overhead():
+    """With gradient checkpointing four forward passes take what three and a third of overhead would."""
+    results = []
+    for passes in (3.0, 4.0):
+        group = session(2)
+        group.all_gather = lambda own: [own, own]
+        pace = Pace("auto", group, lookahead=0, passes=passes)
+        measured(pace, 4.0)
+        results.append(pace.overhead)
+    assert results == [pytest.approx(40.0 / 3), 0.0]
+
+
 def test_a_rank_that_waits_for_a_loader_only_is_slower_than_its_passes():
     """The same passes, but twice as long in whole: the speed counts, not the passes."""
     pace = Pace("auto", session(2, rates=[(40.0, 3.0, 3.0), (40.0, 3.0, 6.0)]), lookahead=0)
