@@ -53,7 +53,7 @@ def warnings(scene: Scene) -> list[str]:
     found = []
     if recipe.adapter is not None and recipe.model.init == "config":
         found.append(f"{place(('adapter',))}: an adapter on random weights (model.init: config) trains next to nothing")
-    if scene.draft.get(("evaluation", "best")) and not _has_validation(recipe):
+    if scene.draft.is_written(("evaluation", "best")) and not _has_validation(recipe):
         found.append(f"{place(('evaluation', 'best'))}: evaluation.best has no effect without validation data")
     if recipe.model.trust_remote_code:
         found.append(f"{place(('model', 'trust_remote_code'))}: Python code that comes with the model will be run")

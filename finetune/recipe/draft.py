@@ -10,6 +10,7 @@ from finetune.recipe.yaml import Document, KeyPath, describe_type, dotted, parse
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_EPOCHS = 3
+DERIVED = "derived: "  # how the origin of a value begins that follows from others
 
 
 class Draft:
@@ -32,6 +33,10 @@ class Draft:
     def origin(self, path: KeyPath) -> str:
         """As `place`, but "default" for a value that nobody wrote."""
         return self.place(path) if self.has(path) else "default"
+
+    def is_written(self, path: KeyPath) -> bool:
+        """Whether a person wrote the value at `path`, or an override: it was not derived."""
+        return bool(self.get(path)) and not self.place(path).startswith(DERIVED)
 
     def shown(self, path: KeyPath) -> str:
         """The dotted key as the user knows it: data.train.limit, where train is one source and no list."""

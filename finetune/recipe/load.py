@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from finetune.errors import Fault, RecipeFaults
 from finetune.recipe.card import TaskCard
 from finetune.recipe.checks import Scene, contradictions, warnings
-from finetune.recipe.draft import DEFAULT_EPOCHS, Draft
+from finetune.recipe.draft import DEFAULT_EPOCHS, DERIVED, Draft
 from finetune.recipe.explain import dump_yaml, explain, origins_of
 from finetune.recipe.faults import faults_of, nearest, show_value
 from finetune.recipe.paths import absolute_paths
@@ -104,14 +104,14 @@ def _fill(draft: Draft, card: TaskCard) -> None:
     evaluation = draft.values.setdefault("evaluation", {})
     if isinstance(evaluation, dict):
         if evaluation.get("metrics") is None:
-            draft.put(("evaluation", "metrics"), list(card.default_metrics), f"derived: default of {card.name}")
+            draft.put(("evaluation", "metrics"), list(card.default_metrics), f"{DERIVED}default of {card.name}")
         metrics = evaluation["metrics"]
         if not evaluation.get("best") and isinstance(metrics, list):
             best = card.best if card.best in metrics else "loss"
-            draft.put(("evaluation", "best"), best, f"derived: default of {card.name}")
+            draft.put(("evaluation", "best"), best, f"{DERIVED}default of {card.name}")
     tracking = draft.values.setdefault("tracking", {})
     if isinstance(tracking, dict) and not tracking.get("group") and isinstance(draft.get(("name",)), str):
-        draft.put(("tracking", "group"), draft.values["name"], "derived: the recipe's name")
+        draft.put(("tracking", "group"), draft.values["name"], f"{DERIVED}the recipe's name")
 
 
 def _validate(draft: Draft, kind: type[Recipe]) -> tuple[Recipe | None, dict[KeyPath, Fault]]:

@@ -153,3 +153,8 @@ def test_seldom_meant_is_a_warning(load) -> None:
     warnings = load(GOOD, "adapter={}", "model.init=config", "model.trust_remote_code=true").warnings
     assert len(warnings) == 2
     assert "random weights" in warnings[0]
+    assert "no effect" in load(GOOD, "data.validation_fraction=0", "evaluation.best=loss").warnings[0]
+
+
+def test_a_default_that_nobody_wrote_is_no_warning(load) -> None:
+    assert load(GOOD, "data.validation_fraction=0").warnings == ()
