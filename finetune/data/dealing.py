@@ -15,6 +15,7 @@ import numpy as np
 from finetune.errors import UserError
 
 MicroBatch = tuple[int, ...]  # positions in what was dealt; () is a ghost
+ALIKE_ENOUGH = 1.01  # micro-batches of a rank are alike unless that ends the step so much later
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,10 @@ def deal_segments(
     rooms = _rooms(tokens.sum() / capacity, pace, lockstep)
     while True:
         alike = _fit(costs, tokens, pace, rooms, capacity, fullest=False)
+        if alike and alike.imbalance <= ALIKE_ENOUGH:
+            return alike
         tight = _fit(costs, tokens, pace, rooms, capacity, fullest=True)
-        if alike and (tight is None or alike.imbalance <= 1.01 * tight.imbalance):
+        if alike and (tight is None or alike.imbalance <= ALIKE_ENOUGH * tight.imbalance):
             return alike
         if tight:
             return tight
@@ -241,33 +244,47 @@ def _least_loaded(longest: list[int], work: list[float], pace: np.ndarray, rooms
     owner: dict[int, int] = {}
     loads, room = np.zeros(len(pace)), rooms.copy()
     for i in longest:
-        rank = int(np.argmin(np.where(room > 0, (loads + work[i]) / pace, np.inf)))
-        owner[i] = rank
+        owner[i] = rank = _first_done(loads, work[i], pace, room, 1)
         loads[rank] += work[i]
         room[rank] -= 1
     return owner
+
+
+def _first_done(loads: np.ndarray, work: float, pace: np.ndarray, room: np.ndarray, size: int) -> int:
+    """The rank that would finish first with `work` more, among those with room for `size`; -1 where none has."""
+    ends = (loads + work) / pace
+    rank = int(ends.argmin())
+    if room[rank] >= size:
+        return rank
+    ends[room < size] = np.inf
+    rank = int(ends.argmin())
+    return rank if room[rank] >= size else -1
 
 
 def _fit(
     costs: np.ndarray, tokens: np.ndarray, pace: np.ndarray, rooms: np.ndarray, capacity: int, *, fullest: bool
 ) -> Deal | None:
     """Items into rooms[r] micro-batches of rank r, none above the capacity; None where an item finds no room."""
-    most = int(rooms.max())
-    room = np.where(np.arange(most) < rooms[:, None], capacity, 0)
-    work = np.zeros((len(pace), most))
-    loads = np.zeros(len(pace))
-    slots: list[list[list[int]]] = [[[] for _ in range(most)] for _ in pace]
-    for item in np.argsort(-costs, kind="stable").tolist():
-        fits = room >= tokens[item]
-        finish = np.where(fits.any(axis=1), (loads + costs[item]) / pace, np.inf)
-        rank = int(np.argmin(finish))
-        if not np.isfinite(finish[rank]):
+    room = [[capacity] * count for count in rooms.tolist()]
+    work = [[0.0] * count for count in rooms.tolist()]
+    slots: list[list[list[int]]] = [[[] for _ in rank] for rank in room]
+    loads, widest = np.zeros(len(pace)), np.full(len(pace), capacity)
+    by_cost = np.argsort(-costs, kind="stable")
+    items = zip(by_cost.tolist(), costs[by_cost].tolist(), tokens[by_cost].tolist(), strict=True)
+    for item, cost, size in items:
+        rank = _first_done(loads, cost, pace, widest, size)
+        if rank < 0:
             return None
-        slot = int(np.argmin(np.where(fits[rank], room[rank], capacity + 1)) if fullest else np.argmax(room[rank]))
+        mine = room[rank]
+        slot = mine.index(min(left for left in mine if left >= size) if fullest else max(mine))
         slots[rank][slot].append(item)
-        room[rank, slot] -= tokens[item]
-        work[rank, slot] += costs[item]
-        loads[rank] += costs[item]
-    dearest_first = np.argsort(-work, axis=1, kind="stable")
-    ranks = tuple(tuple(tuple(slots[r][slot]) for slot in order) for r, order in enumerate(dearest_first.tolist()))
-    return Deal(ranks, loads, pace)
+        work[rank][slot] += cost
+        mine[slot] -= size
+        loads[rank] += cost
+        widest[rank] = max(mine)
+    most = int(rooms.max())
+    ranks = []
+    for filled, each in zip(slots, work, strict=True):
+        dearest_first = sorted(range(len(filled)), key=each.__getitem__, reverse=True)
+        ranks.append((*(tuple(filled[slot]) for slot in dearest_first), *[()] * (most - len(filled))))
+    return Deal(tuple(ranks), loads, pace)
