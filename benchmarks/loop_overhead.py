@@ -66,7 +66,7 @@ def worker(folder: Path, blocks: int, steps: int) -> None:
 
     def ours() -> None:
         step, own = next(batches)
-        loop._step(step, own, data_seconds=0.0)
+        loop._step(step, own)
 
     def plain(index: int) -> None:
         for batch in prepared[index]:

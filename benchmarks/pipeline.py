@@ -59,7 +59,7 @@ def worker(folder: Path, steps: int) -> None:
         if number == WARM and links is not None:
             sent = links.sent_bytes
         began = time.perf_counter()
-        result = loop._step(step, own, data_seconds=0.0)
+        result = loop._step(step, own)
         seconds.append(time.perf_counter() - began)
         idle.append(result.waiting_seconds / seconds[-1])
         losses.append(result.loss)

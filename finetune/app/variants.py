@@ -159,7 +159,7 @@ def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> F
     loop.metrics = metrics_of(recipe)
     losses, norms = [], []
     for _, (step, own) in zip(range(steps), loop._feed(), strict=False):
-        result = loop._step(step, own, data_seconds=0.0)
+        result = loop._step(step, own)
         losses.append(result.loss)
         norms.append(result.grad_norm)
     evaluation = loop.measure("validation").scalars

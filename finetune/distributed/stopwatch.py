@@ -14,6 +14,7 @@ class Stopwatch:
     """Adds up the seconds of every `running` block; on CUDA between two events in the current stream."""
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._on_gpu = device.type == "cuda"
         self._seconds = 0.0
         self._events: list[tuple[Any, Any]] = []

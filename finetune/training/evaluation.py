@@ -19,7 +19,7 @@ from finetune.errors import TrainingFailed
 from finetune.metrics import MetricSet
 from finetune.metrics.catalogue import needs_text
 from finetune.tasks.task import Kit, Prediction, Task, as_writer
-from finetune.training.feed import evaluation_steps, feed
+from finetune.training.feed import Ahead, evaluation_steps, feed
 
 GATHER_EVERY = 8  # micro-batches whose predictions a rank holds before rank 0 takes them
 WORST = 20
@@ -51,12 +51,14 @@ def evaluate(
     engine.model.eval()
     held: list[Prediction] = []
     steps = evaluation_steps(dealt, session.replica)
-    batches = feed(examples, lambda some: task.collate(kit, some), steps)
-    for done, (_, (batch,)) in enumerate(batches, start=1):
+    ahead = Ahead(feed(examples, lambda some: task.collate(kit, some), steps), session.device)
+    for done in range(1, dealt.micro_batches + 1):
+        _, (batch,) = ahead.take()
         if not batch.ghost or session.shards_weights:
             with torch.no_grad():
                 moved = batch.to(session.device)
                 outputs = task.forward(engine.model, moved)
+                ahead.fetch()  # a GPU still works on this one
                 written = writer.generate(kit, engine.module, moved, synced=session.shards_weights) if writer else []
                 if not batch.ghost and engine.speaks:
                     predictions = task.predict(kit, outputs, moved)

@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.data.dealing import Deal, MicroBatch
 from finetune.data.order import Schedule
 from finetune.data.table import Examples
+from finetune.distributed.stopwatch import Stopwatch
 from finetune.tasks.task import Batch
 from finetune.training.shares import Pace, Shares, flat
 
 FETCHED_AHEAD = 4  # batches a loader process
+DEALT_AHEAD = 1  # steps
 
 Collate = Callable[[Sequence[dict[str, Any]]], Batch]
 
@@ -90,6 +93,38 @@ def feed(
         for one, micro in zip(own, step.micro_batches, strict=True):
             one.ghost = not micro
         yield step, own
+
+
+class Ahead:
+    """The next step's batches, dealt and collated while the device still works on what it was given."""
+
+    def __init__(self, steps: Iterator[tuple[RankStep, list[Batch]]], device: torch.device) -> None:
+        self._steps = steps
+        self._waiting = Stopwatch(device)
+        self._fetched: list[tuple[RankStep, list[Batch]] | Exception] = []
+
+    def fetch(self) -> None:
+        """Fetch a step, unless one is here. What goes wrong is raised when the step is taken."""
+        if self._fetched:
+            return
+        with self._waiting.running():
+            try:
+                self._fetched.append(next(self._steps))
+            except Exception as error:
+                self._fetched.append(error)
+
+    def take(self) -> tuple[RankStep, list[Batch]]:
+        """The step fetched last, or else the next one. Raises: what fetching it raised, StopIteration after the last."""
+        self.fetch()
+        fetched = self._fetched.pop()
+        if isinstance(fetched, Exception):
+            raise fetched
+        return fetched
+
+    def waited(self) -> float:
+        """Seconds since the last call in which the device waited for data: on a GPU those in which it had run dry."""
+        seconds, self._waiting = self._waiting.read(), Stopwatch(self._waiting.device)
+        return seconds
 
 
 class _Plan:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from finetune.recipe.recipe import Recipe
 from finetune.tasks.task import Batch, Kit, Task
 from finetune.training.checkpoint import Saver, check_space
 from finetune.training.evaluation import Evaluation, evaluate
-from finetune.training.feed import FETCHED_AHEAD, RankStep, feed, training_steps
+from finetune.training.feed import DEALT_AHEAD, FETCHED_AHEAD, Ahead, RankStep, feed, training_steps
 from finetune.training.listener import Listener
 from finetune.training.progress import Progress
 from finetune.training.publishing import clear_leftovers
@@ -85,7 +84,7 @@ class Loop:
         self.pace = Pace(
             self.recipe.parallel.rank_speed,
             self.session,
-            lookahead=FETCHED_AHEAD * self.workers,
+            lookahead=FETCHED_AHEAD * self.workers + DEALT_AHEAD,
             passes=engine.passes,
         )
         evaluation = self.recipe.evaluation
@@ -112,11 +111,10 @@ class Loop:
         if self.progress.step == 0:
             self._show_samples("before")
         early = self.recipe.training.early_stopping
-        batches = self._feed()
+        ahead = Ahead(self._feed(), self.session.device)
+        ahead.fetch()
         while self.progress.step < self.total_steps and not self.progress.exhausted(early):
-            began = time.perf_counter()
-            step, own = next(batches)
-            result = self._step(step, own, data_seconds=time.perf_counter() - began)
+            result = self._step(*ahead.take(), ahead)
             improved = self._evaluate() if self._due(self.recipe.evaluation.every) else False
             if improved or result.stop or self._due(self.recipe.checkpoint.every):
                 self._save(improved)
@@ -151,23 +149,32 @@ class Loop:
             pin_memory=self.session.device.type == "cuda",
         )
 
-    def _step(self, step: RankStep, batches: list[Batch], *, data_seconds: float) -> StepResult:
+    def _step(self, step: RankStep, batches: list[Batch], ahead: Ahead | None = None) -> StepResult:
+        """One optimiser step; meanwhile the next one is fetched."""
         progress, timing = self.progress, self.teller.timing
         rate = learning_rate(step.index, self.total_steps, self.recipe.training)
         self.engine.set_learning_rate(rate)
         seed_step(self.recipe.seed, step.index, self.session.replica)
         started = timing.start(progress.step + 1, traced=self.pace.measuring)
-        result = train_step(self.task, self.kit, self.engine, batches, stop=self.stop.requested, busy=self.saver.busy)
+        result = train_step(
+            self.task,
+            self.kit,
+            self.engine,
+            batches,
+            stop=self.stop.requested,
+            busy=self.saver.busy,
+            meanwhile=ahead.fetch if ahead else None,
+        )
         if self.saver.under_way and not result.busy:
             self.saver.advance()
         self._check_finite(result)
-        seconds = timing.end(started, data=data_seconds, idle=result.waiting_seconds)
+        seconds = timing.end(started, data=ahead.waited() if ahead else 0.0, idle=result.waiting_seconds)
         progress.step += 1
         progress.units += result.units
-        progress.seconds += seconds + data_seconds
+        progress.seconds += seconds
         last = progress.step == self.total_steps
         figures = {"learning_rate": rate, "cost_imbalance": step.imbalance}
-        self.teller.step(progress.step, self._epoch, result, figures, seconds=seconds + data_seconds, last=last)
+        self.teller.step(progress.step, self._epoch, result, figures, seconds=seconds, last=last)
         if self.pace.measuring:
             told = self.pace.note(step.index, step.cost, result, timing.own_seconds)
             if told and self.session.is_main:

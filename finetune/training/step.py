@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +41,19 @@ class StepResult:
 
 
 def train_step(
-    task: Task, kit: Kit, engine: Engine, batches: Sequence[Batch], *, stop: bool, busy: bool = False
+    task: Task,
+    kit: Kit,
+    engine: Engine,
+    batches: Sequence[Batch],
+    *,
+    stop: bool,
+    busy: bool = False,
+    meanwhile: Callable[[], None] | None = None,
 ) -> StepResult:
-    """All ranks call it, in lockstep with equally many micro-batches (ghosts fill up). stop, busy: what this rank says."""
+    """All ranks call it, in lockstep with equally many micro-batches (ghosts fill up). stop, busy: what this rank says.
+
+    meanwhile: called once all passes are under way; a GPU still works on them then.
+    """
     session = engine.session
     counts = [(task.weight(batch), batch.padding, batch.positions) for batch in batches if session.leads]
     # The first forward pass does not wait for a rank that is late with its last update; the first backward pass does.
@@ -58,6 +68,8 @@ def train_step(
         return found * 0.0 if batch.ghost else found
 
     done = engine.accumulate(batches, lambda batch: task.forward(engine.model, batch), loss_sum, scale)
+    if meanwhile is not None:
+        meanwhile()
     units, padding, positions = counted.wait()
     loss, stopping, working = session.sum(
         float(torch.stack(done.losses).sum()) if engine.speaks else 0.0, float(stop), float(busy)

@@ -43,13 +43,15 @@ class Timing:
         self._shares: list[Trace] = []  # of every rank, in the step traced last
 
     def start(self, step: int, *, traced: bool = False) -> float:
-        """Before step `step` (from 1), after its data is here. traced: whether somebody needs its `own_seconds`."""
+        """Before step `step` (from 1). traced: whether somebody needs its `own_seconds`."""
         if self._is_due(step) or traced:
             self._tracer.start()
         return time.perf_counter()
 
     def end(self, started: float, *, data: float, idle: float = 0.0) -> float:
-        """After a step: its seconds, tracing included. idle: those in which this rank waited for a pipeline's neighbours."""
+        """After a step: its seconds, tracing included. Of these, data: in which the device waited for data; idle: in which
+        this rank waited for a pipeline's neighbours.
+        """
         wall = time.perf_counter() - started
         if self._tracer.running:
             self._fresh = self._tracer.stop()
@@ -64,13 +66,13 @@ class Timing:
         steps, count = max(self.steps, 1), len(ranks)
         wall = sum(wall for _, wall, *_ in ranks) / count / steps
         told = {
-            "step_seconds": max(wall + data for data, wall, *_ in ranks) / steps,
+            "step_seconds": max(wall for _, wall, *_ in ranks) / steps,
             "data_seconds": sum(data for data, *_ in ranks) / count / steps,
         }
         if self._is_due(step):
             self._take([trace for *_, trace in ranks if trace is not None], step, told["step_seconds"])
         if self._shares:
-            told |= self._split(wall)
+            told |= self._split(wall, told["data_seconds"])
         if any(idle for *_, idle, _ in ranks):
             told["bubble"] = sum(idle / max(wall, 1e-9) for _, wall, idle, _ in ranks) / count
         self.data = self.wall = self.idle = 0.0
@@ -88,18 +90,21 @@ class Timing:
         self._shares = traces
         self._next_trace = step + max(trace.seconds for trace in traces) / (TRACING_SHARE * max(step_seconds, 1e-9))
 
-    def _split(self, wall: float) -> dict[str, float]:
-        """Mean seconds of a step, shared out as those of the step traced last."""
+    def _split(self, wall: float, data: float) -> dict[str, float]:
+        """Mean seconds of a step, shared out as those of the step traced last. What fetches data, a CPU seems to compute
+        with, and a GPU to wait for its host.
+        """
         open_shares = [trace.communicating for trace in self._shares]
         mean = sum(open_shares) / len(open_shares)
         computing = sum(trace.computing for trace in self._shares) / len(self._shares)
+        on_gpu = self.session.device.type == "cuda"
         told = {
-            "compute_seconds": computing * wall,
+            "compute_seconds": max(0.0, computing * wall - (0.0 if on_gpu else data)),
             "communication_seconds": min(open_shares) * wall,
             "slowest_seconds": (mean - min(open_shares)) * wall,
         }
-        if self.session.device.type == "cuda":
-            told["host_seconds"] = max(0.0, 1 - computing - mean) * wall
+        if on_gpu:
+            told["host_seconds"] = max(0.0, (1 - computing - mean) * wall - data)
         return told
 
 

@@ -71,7 +71,7 @@ def train(values, folder, steps, *, load=None, first=0, save=False):
     shop.engine.model.train()
     losses, norms, idle = [], [], []
     for _, (step, own) in zip(range(steps), loop._feed(), strict=False):
-        result = loop._step(step, own, data_seconds=0.0)
+        result = loop._step(step, own)
         losses.append(result.loss)
         norms.append(result.grad_norm)
         idle.append(result.waiting_seconds)

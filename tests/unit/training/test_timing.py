@@ -38,12 +38,12 @@ def test_seconds_are_shared_out_as_the_traced_step_was():
     waits = Trace(computing=0.5, communicating=0.5, seconds=0.01)
     late = Trace(computing=0.9, communicating=0.1, seconds=0.01)
     kept = Timing(session(other=lambda data, wall, idle, trace: (data, wall, idle, late)), 10)
-    told = summarised(kept, 10, wall=8.0, data=1.0, steps=10, _fresh=waits)
+    told = summarised(kept, 10, wall=9.0, data=1.0, steps=10, _fresh=waits)
     assert told["step_seconds"] == pytest.approx(0.9)
     assert told["data_seconds"] == pytest.approx(0.1)
-    assert told["compute_seconds"] == pytest.approx(0.7 * 0.8)
-    assert told["communication_seconds"] == pytest.approx(0.1 * 0.8)
-    assert told["slowest_seconds"] == pytest.approx(0.2 * 0.8)
+    assert told["compute_seconds"] == pytest.approx(0.7 * 0.9 - 0.1)
+    assert told["communication_seconds"] == pytest.approx(0.1 * 0.9)
+    assert told["slowest_seconds"] == pytest.approx(0.2 * 0.9)
     assert "bubble" not in told
     assert "host_seconds" not in told
     assert sum(told[key] for key in told if key != "step_seconds") == pytest.approx(0.9)
@@ -54,8 +54,10 @@ def test_seconds_are_shared_out_as_the_traced_step_was():
 
 def test_a_gpu_without_work_waits_for_its_host():
     kept = Timing(session("cuda", world_size=1), 1)
-    told = summarised(kept, 4, wall=2.0, steps=2, _fresh=Trace(0.6, 0.1, 0.01))
-    assert told["host_seconds"] == pytest.approx(0.3)
+    told = summarised(kept, 4, wall=2.0, data=0.1, steps=2, _fresh=Trace(0.6, 0.1, 0.01))
+    assert told["host_seconds"] == pytest.approx(0.25)
+    assert told["data_seconds"] == pytest.approx(0.05)
+    assert sum(told[key] for key in told if key != "step_seconds") == pytest.approx(1.0)
     assert advise(told)[0] == "host_seconds"
 
 
