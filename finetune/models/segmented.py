@@ -94,7 +94,7 @@ def segmented_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     causal = bool(getattr(module, "is_causal", True))
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
+    if dropout == 0.0 and _has_kernel(query):
         longest = int(options["max_length_q"])
         return _varlen(query, key, value, borders, longest, scaling, sliding_window, causal), None
     parts = []
@@ -112,6 +112,12 @@ def segmented_attention(
         )
         parts.append(out.transpose(1, 2))
     return torch.cat(parts, dim=1), None
+
+
+def _has_kernel(query: torch.Tensor) -> bool:
+    """Whether torch's variable-length flash attention takes it: half precision, heads up to 256, Ampere or newer."""
+    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    return half and query.shape[-1] <= 256 and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _spans(borders: torch.Tensor) -> list[tuple[int, int]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -33,19 +33,31 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; lists of tensors and dicts of tensors move too."""
-        inputs, targets = move(self.inputs, device), move(self.targets, device)
-        return Batch(self.ids, inputs, targets, self.ghost, self.padding, self.positions)
+        return replace(self, inputs=move(self.inputs, device), targets=move(self.targets, device))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU copies from while the host goes on. torch's DataLoader calls it."""
+        return replace(self, inputs=_each(self.inputs, _pin), targets=_each(self.targets, _pin))
 
 
 def move(value: Any, device: torch.device) -> Any:
     """Tensors inside dicts, lists and tuples go to `device`; everything else stays."""
+    return _each(value, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """`change` of every tensor inside dicts, lists and tuples; everything else stays."""
     if hasattr(value, "to") and hasattr(value, "device"):
-        return value.to(device, non_blocking=True)
+        return change(value)
     if isinstance(value, dict):
-        return {key: move(item, device) for key, item in value.items()}
+        return {key: _each(item, change) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(move(item, device) for item in value)
+        return type(value)(_each(item, change) for item in value)
     return value
+
+
+def _pin(tensor: Any) -> Any:
+    return tensor.pin_memory()
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def evaluate(
     engine.model.eval()
     held: list[Prediction] = []
     steps = evaluation_steps(dealt, session.replica)
-    ahead = Ahead(feed(examples, lambda some: task.collate(kit, some), steps), session.device)
+    on_gpu = session.device.type == "cuda"
+    ahead = Ahead(feed(examples, lambda some: task.collate(kit, some), steps, pin_memory=on_gpu), session.device)
     for done in range(1, dealt.micro_batches + 1):
         _, (batch,) = ahead.take()
         if not batch.ghost or session.shards_weights:

@@ -1,14 +1,38 @@
-"""On CUDA: fetching a step costs nothing while the GPU works, and its seconds where the GPU had run dry."""
+"""On CUDA: fetching a step costs nothing while the GPU works, and its seconds where it had run dry; batches are pinned."""
 
 import time
 
 import pytest
 import torch
 
-from finetune.training.feed import Ahead
+from finetune.tasks.task import Batch
+from finetune.training.feed import Ahead, RankStep, feed
 
 pytestmark = pytest.mark.gpu
 FETCHING = 0.03
+
+
+class Rows:
+    """Examples that are their own position."""
+
+    def __getitem__(self, index):
+        return {"id": index}
+
+
+def collate(examples):
+    ids = tuple(example["id"] for example in examples)
+    return Batch(ids, {"input_ids": torch.tensor(ids), "pixels": [torch.ones(2)]}, {"labels": torch.tensor(ids)})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_lie_in_memory_that_a_gpu_copies_from_alone(workers):
+    steps = [RankStep(0, 0, ((0, 1), ()), 0, 1.0, 1.0)]
+    ((_, batches),) = feed(Rows(), collate, steps, workers=workers, pin_memory=True)
+    assert [batch.ghost for batch in batches] == [False, True]
+    for batch in batches:
+        assert batch.inputs["input_ids"].is_pinned()
+        assert batch.inputs["pixels"][0].is_pinned()
+        assert batch.targets["labels"].is_pinned()
 
 
 def slowly():
