@@ -18,11 +18,8 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, *, label_smoothing: float 
     """Cross-entropy summed over the rows of `logits` [N, C] whose label [N] is not -100: float32 scalar.
 
     Large inputs go through in chunks, each recomputed in the backward pass, so that no float32 copy of all logits lives.
-    Zero rows give a zero that is still connected to the graph.
+    Zero rows give a zero that is still connected to the graph. Nothing here asks a GPU for a value.
     """
-    kept = labels != IGNORE
-    if not bool(kept.all()):
-        logits, labels = logits[kept], labels[kept]
     rows = max(1, _CHUNK_ELEMENTS // max(1, logits.shape[-1]))
     if logits.shape[0] <= rows:
         return _chunk_sum(logits, labels, label_smoothing)
@@ -38,7 +35,9 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, *, label_smoothing: float 
 def _chunk_sum(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     if logits.shape[0] == 0:
         return logits.float().sum()
-    return functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
+    return functional.cross_entropy(
+        logits.float(), labels, reduction="sum", ignore_index=IGNORE, label_smoothing=label_smoothing
+    )
 
 
 def cross_entropy_rows(logits: Tensor, labels: Tensor) -> Tensor:

@@ -222,16 +222,15 @@ class CausalLM:
         return self._batch(examples, inputs, labels, padding=0)
 
     def _batch(self, examples: Sequence[dict[str, Any]], inputs: dict[str, Any], labels: Any, padding: int) -> Batch:
-        import torch
+        from finetune.tasks.supervised import supervised
 
-        from finetune.models.losses import IGNORE
-
+        targets = supervised(labels)
         return Batch(
             ids=tuple(int(example["id"]) for example in examples),
             inputs=inputs,
             targets={
-                "labels": torch.from_numpy(labels),
-                "units": int((labels != IGNORE).sum()),
+                **targets,
+                "units": len(targets["wanted"]),
                 "reply_starts": [int(example["reply_start"]) for example in examples],
             },
             padding=padding,
@@ -248,11 +247,10 @@ class CausalLM:
 
     def loss_sum(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
         """Summed over supervised tokens."""
-        from finetune.models.losses import IGNORE, cross_entropy_sum
+        from finetune.models.losses import cross_entropy_sum
+        from finetune.tasks.supervised import supervised_logits
 
-        labels = batch.targets["labels"][:, 1:]
-        kept = labels != IGNORE
-        loss = cross_entropy_sum(outputs.logits[:, :-1][kept], labels[kept])
+        loss = cross_entropy_sum(supervised_logits(outputs, batch), batch.targets["wanted"])
         return loss * 0.0 if batch.ghost else loss
 
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:

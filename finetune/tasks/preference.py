@@ -26,6 +26,7 @@ from finetune.tasks.lengths import describe_lengths, pad_rows, usable_length
 from finetune.tasks.mode import evaluating
 from finetune.tasks.pairs import COLUMNS, PROMPTS, pair_texts, read_pair, read_reply
 from finetune.tasks.selection import drop_marked
+from finetune.tasks.supervised import supervised, supervised_logits
 from finetune.tasks.task import Batch, Kit, Prediction
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Preference:
         labels = np.full(tuple(inputs["input_ids"].shape), IGNORE, np.int64)
         for row, (ids, (start, end)) in zip(labels, rows, strict=True):
             row[start:end] = ids[start:end]
-        targets: dict[str, Any] = {"labels": torch.from_numpy(labels)}
+        targets: dict[str, Any] = supervised(labels)
         for name in (REFERENCE, REJECTED_REFERENCE, "desirable"):
             if name in examples[0]:
                 targets[name] = torch.tensor([float(example[name]) for example in examples])
@@ -301,12 +302,11 @@ def _reply_logps(outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor
 
     from finetune.models.losses import IGNORE, cross_entropy_rows
 
-    labels = batch.targets["labels"][:, 1:]
-    kept = labels != IGNORE
-    losses = cross_entropy_rows(outputs.logits[:, :-1][kept], labels[kept])
-    rows = kept.nonzero(as_tuple=True)[0]
+    labels = batch.targets["labels"]
+    losses = cross_entropy_rows(supervised_logits(outputs, batch), batch.targets["wanted"])
+    rows = batch.targets["places"] // labels.shape[1]
     sums = torch.zeros(len(labels), dtype=losses.dtype, device=losses.device).index_add(0, rows, -losses)
-    return sums, kept.sum(dim=1).float()
+    return sums, (labels[:, 1:] != IGNORE).sum(dim=1).float()
 
 
 def _replies(outputs: Any, batch: Batch, names: Sequence[str]) -> list[Replies]:

@@ -161,12 +161,10 @@ class Seq2Seq:
 
     def loss_sum(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
         """Summed over target tokens, with training.label_smoothing."""
-        from finetune.models.losses import IGNORE, cross_entropy_sum
+        from finetune.models.losses import cross_entropy_sum
 
-        labels = batch.targets["labels"]
-        kept = labels != IGNORE
-        smoothing = kit.recipe.training.label_smoothing
-        loss = cross_entropy_sum(outputs.logits[kept], labels[kept], label_smoothing=smoothing)
+        logits, labels = outputs.logits.flatten(0, 1), batch.targets["labels"].flatten()
+        loss = cross_entropy_sum(logits, labels, label_smoothing=kit.recipe.training.label_smoothing)
         return loss * 0.0 if batch.ghost else loss
 
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:

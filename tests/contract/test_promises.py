@@ -7,19 +7,22 @@ a ghost weighs nothing; every example is predicted exactly once. A task that has
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from finetune.data.annotated import AnnotatedExamples
 from finetune.data.open import open_tables
 from finetune.models.adapters import merge_adapter, save_adapter
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS, TASKS
-from finetune.tasks.task import Batch, Kit, reference_columns
+from finetune.tasks.task import Batch, Kit, _each, reference_columns
 from tests.contract.examples import EXAMPLES, TinyExample
 
 torch.set_num_threads(1)
@@ -142,6 +145,24 @@ def test_loss_does_not_depend_on_how_the_batch_is_split(example: TinyExample, tm
         assert loss == pytest.approx(sums[0][0], rel=1e-5)
         assert norm == pytest.approx(sums[0][2], rel=1e-4)
         assert weight == sums[0][1] > 0
+
+
+def test_a_loss_asks_the_device_for_nothing(example: TinyExample, tmp_path: Path) -> None:
+    """A GPU runs behind its host; whoever asks it for a value (a mask's size, an item) makes the host wait, and then the
+    GPU has nothing to do. Tensors without values find out on a CPU.
+    """
+    if example.task == "object_detection":
+        pytest.skip("boxes are matched on the CPU (scipy's linear_sum_assignment)")
+    task, kit = _read(example.recipe(tmp_path))
+    model = _build(task, kit)
+    batch = _whole(task, kit)
+    outputs = task.forward(model, batch)
+    mode = FakeTensorMode()
+    unknown = SimpleNamespace(logits=mode.from_tensor(outputs.logits.detach()))
+    targets = _each(batch.targets, mode.from_tensor)
+    with mode:
+        loss = task.loss_sum(kit, unknown, replace(batch, targets=targets))
+    assert loss.shape == () and loss.dtype == torch.float32
 
 
 def test_predictions_add_up_to_the_loss_and_carry_each_id_once(example: TinyExample, tmp_path: Path) -> None:
