@@ -2,7 +2,9 @@
 
     python benchmarks/rank_speed.py [--rounds 3] [--steps 20] [--case Llama]      # results: README.md
 
-Each rank is tied to a core of its own, and the busy loop to rank 1's. Target: at most 0.75 of equal shares. Two models:
+Each rank is tied to a core of its own, and the busy loop to rank 1's. Half a core is not always half the speed (cores
+share caches and a host, and rank 0's core has other things to do), so before each round a second loop that pauses is set
+such that the same matrix products run half as fast on rank 1's core. Target: at most 0.75 of equal shares. Two models:
 a Llama of 2.4M parameters on packed rows of lognormal length (that of sft_packing.py), and MiniLM on short texts, whose
 91 MB of gradients over gloo and whose optimiser cost the same whatever the shares. One training a round: `auto` measures
 in its first steps; then every step runs all ways, one after the other on the same examples, in turning order, so that a
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = """
@@ -93,10 +96,46 @@ def worker(folder: Path, steps: int) -> None:
     session.close()
 
 
-def spin() -> None:
+def spin(busy: Any) -> None:
+    """Keep core 1 busy for a share of the time, which may change: a shared float."""
     os.sched_setaffinity(0, {1})
     while True:
-        pass
+        until = time.perf_counter() + 0.02 * busy.value
+        while time.perf_counter() < until:
+            pass
+        time.sleep(0.02 * (1 - busy.value))
+
+
+def count_products(core: int, start: Any, counts: Any) -> None:
+    """How many matrix products this core makes in three seconds, begun together with the other."""
+    import torch
+
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    matrix = torch.randn(256, 256)
+    start.wait()
+    until, done = time.perf_counter() + 3, 0
+    while time.perf_counter() < until:
+        matrix @ matrix
+        done += 1
+    counts[core] = done
+
+
+def slow_to_half(busy: Any) -> float:
+    """Set the second loop -> the speed of core 1 over that of core 0, both at work."""
+    spawn = multiprocessing.get_context("spawn")
+    for _ in range(6):
+        start, counts = spawn.Barrier(2), spawn.Array("l", 2)
+        both = [spawn.Process(target=count_products, args=(core, start, counts)) for core in (0, 1)]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join()
+        speed = float(counts[1] / counts[0])
+        if abs(speed - 0.5) < 0.02:
+            break
+        busy.value = min(1.0, max(0.0, busy.value + (speed - 0.5) / 0.19))  # a third of a core's half for a whole loop
+    return speed
 
 
 def measure(case: str, steps: int) -> dict[str, dict]:
@@ -140,11 +179,20 @@ def main() -> None:
         return
     if len(os.sched_getaffinity(0)) < 2:
         raise SystemExit("skipped: two cores are needed")
-    busy = multiprocessing.Process(target=spin, daemon=True)
-    busy.start()
+    spawn = multiprocessing.get_context("spawn")
+    first, second = spawn.Value("d", 1.0), spawn.Value("d", 0.0)
+    loops = [spawn.Process(target=spin, args=(share,), daemon=True) for share in (first, second)]
+    for loop in loops:
+        loop.start()
     try:
         for case in filter(lambda name: options.case in name, CASES):
-            rounds = [measure(case, options.steps) for _ in range(options.rounds)]
+            rounds = []
+            for _ in range(options.rounds):
+                print(
+                    f"{case}: core 1 at {slow_to_half(second):.2f} of core 0, second loop {second.value:.2f}",
+                    flush=True,
+                )
+                rounds.append(measure(case, options.steps))
             slow = [min(told["ways"]["auto"][0]) for told in rounds]
             print(
                 f"{case}: the slow rank's speed {slow}; no sharing could do better than {[least(speed) for speed in slow]}"
@@ -158,7 +206,8 @@ def main() -> None:
                     flush=True,
                 )
     finally:
-        busy.terminate()
+        for loop in loops:
+            loop.terminate()
 
 
 if __name__ == "__main__":
