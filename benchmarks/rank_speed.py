@@ -84,15 +84,18 @@ def worker(folder: Path, steps: int) -> None:
     while pace.measuring:
         run(warm)
         warm += 1
-    ways = {"equal": (None, 0.0), "auto": (pace.speeds, pace.overhead), "[1.0, 0.5]": ([1.0, 0.5], 0.0)}
+    first, overhead, auto = pace.speeds, pace.overhead, pace.at
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for index in range(warm, warm + steps):
         for turn in range(len(WAYS)):
             way = WAYS[(index + turn) % len(WAYS)]
-            (pace.speeds, pace.overhead), pace.effective_from = ways[way], 0
+            pace.overhead = overhead if way == "auto" else 0.0
+            pace.at = {"equal": lambda step: None, "auto": auto, "[1.0, 0.5]": lambda step: [1.0, 0.5]}[way]
             seconds[way].append(run(index))
     if session.is_main:
-        (folder / "told.json").write_text(json.dumps({"seconds": seconds, "ways": ways}), encoding="utf-8")
+        (folder / "told.json").write_text(
+            json.dumps({"seconds": seconds, "speeds": [first, pace.speeds]}), encoding="utf-8"
+        )
     session.close()
 
 
@@ -193,7 +196,7 @@ def main() -> None:
                     flush=True,
                 )
                 rounds.append(measure(case, options.steps))
-            slow = [min(told["ways"]["auto"][0]) for told in rounds]
+            slow = [min(told["speeds"][-1]) for told in rounds]
             print(
                 f"{case}: the slow rank's speed {slow}; no sharing could do better than {[least(speed) for speed in slow]}"
             )

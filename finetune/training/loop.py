@@ -175,7 +175,7 @@ class Loop:
         last = progress.step == self.total_steps
         figures = {"learning_rate": rate, "cost_imbalance": step.imbalance}
         self.teller.step(progress.step, self._epoch, result, figures, seconds=seconds, last=last)
-        if self.pace.measuring:
+        if self.pace.measuring or self.pace.watching:
             told = self.pace.note(step.index, step.cost, result, timing.own_seconds)
             if told and self.session.is_main:
                 self.listener.message(told)

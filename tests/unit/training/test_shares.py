@@ -137,6 +137,61 @@ def test_measured_speeds_come_into_force_after_what_is_already_fetched():
     assert Pace([1.0, 0.5], session(2), lookahead=0).at(0) == [1.0, 0.5]
 
 
+def watched(pace, first, *, cost=40.0, forward_seconds=1.0):
+    """Feed a Pace that watches one stretch of steps; what it told."""
+    result = SimpleNamespace(forward_pass=SimpleNamespace(read=lambda: forward_seconds))
+    steps = range(first, first + Pace.WATCHED)
+    return [told for step in steps if (told := pace.note(step, cost, result, None))], steps[-1] + 1
+
+
+def test_a_rank_that_slows_down_later_gets_less_and_people_hear_of_it():
+    group = session(2)
+    group.all_gather = lambda own: [own, own]
+    pace = Pace("auto", group, lookahead=5)
+    measured(pace, 3.0)
+    assert pace.watching and pace.speeds == [1.0, 1.0]
+    group.all_gather = lambda own: [own, own / 2]  # the second takes twice as long from now on
+    told, step = watched(pace, 10)
+    assert pace.speeds == [1.0, pytest.approx(0.707, abs=1e-3)]
+    assert told == [f"ranks measured again: relative speeds {pace.speeds}"]
+    for _ in range(5):
+        later, step = watched(pace, step)
+        told += later
+    assert pace.speeds == [1.0, pytest.approx(0.5, abs=0.01)]
+    assert len(told) == 2  # half, a little later; not every time
+
+
+def test_what_is_fetched_ahead_keeps_the_speeds_that_it_was_dealt_by():
+    group = session(2)
+    group.all_gather = lambda own: [own, own]
+    pace = Pace("auto", group, lookahead=17)  # further ahead than a stretch is long
+    measured(pace, 3.0)
+    step = 10
+    for stretch in range(4):
+        dealt = {ahead: pace.at(ahead) for ahead in range(step, step + Pace.WATCHED + 17)}
+        group.all_gather = lambda own, stretch=stretch: [own, own / (1 + stretch)]
+        _, step = watched(pace, step)
+        assert {ahead: pace.at(ahead) for ahead in dealt} == dealt
+        assert pace.at(step + 17) == pace.speeds
+
+
+def test_a_rank_without_work_keeps_its_speed():
+    group = session(2)
+    group.all_gather = lambda own: [own, own]
+    pace = Pace("auto", group, lookahead=0)
+    measured(pace, 3.0)
+    group.all_gather = lambda own: [own, float("nan")]
+    watched(pace, 10, forward_seconds=0.5)
+    assert pace.speeds == [1.0, pytest.approx(0.707, abs=1e-3)]
+
+
+def test_under_zero_3_forward_passes_say_nothing():
+    pace = Pace("auto", session(2, rates=[(40.0, 3.0, 3.0), (40.0, 3.0, 6.0)], sharded=True), lookahead=0)
+    measured(pace, 3.0)
+    assert pace.speeds == [1.0, 0.5]
+    assert not pace.watching
+
+
 def test_evaluation_deals_every_example_once():
     for packing in ("none", "padding_free"):
         shares, _ = make(packing)
