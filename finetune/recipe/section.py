@@ -11,7 +11,9 @@ from pydantic_core import PydanticCustomError
 class Section(BaseModel):
     """Each field's meaning and unit stand in its `description`, so that the schema is the manual."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -92,8 +92,9 @@ def test_a_start_without_facts_is_told_too():
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from finetune.tracking.console import Console
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 console = Console(log_every=1)
 console.started(start_step=0, total_steps=50, steps_per_epoch=50, facts={"unit": "token"})
 for step in range(1, 51):
