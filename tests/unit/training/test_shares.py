@@ -152,13 +152,13 @@ def test_a_rank_that_slows_down_later_gets_less_and_people_hear_of_it():
     assert pace.watching and pace.speeds == [1.0, 1.0]
     group.all_gather = lambda own: [own, own / 2]  # the second takes twice as long from now on
     told, step = watched(pace, 10)
-    assert pace.speeds == [1.0, pytest.approx(0.707, abs=1e-3)]
+    assert pace.speeds == [1.0, pytest.approx(0.5**Pace.TAKEN, abs=1e-3)]
     assert told == [f"ranks measured again: relative speeds {pace.speeds}"]
-    for _ in range(5):
+    for _ in range(15):
         later, step = watched(pace, step)
         told += later
     assert pace.speeds == [1.0, pytest.approx(0.5, abs=0.01)]
-    assert len(told) == 2  # half, a little later; not every time
+    assert len(told) <= 3  # not every time
 
 
 def test_what_is_fetched_ahead_keeps_the_speeds_that_it_was_dealt_by():
@@ -182,7 +182,7 @@ def test_a_rank_without_work_keeps_its_speed():
     measured(pace, 3.0)
     group.all_gather = lambda own: [own, float("nan")]
     watched(pace, 10, forward_seconds=0.5)
-    assert pace.speeds == [1.0, pytest.approx(0.707, abs=1e-3)]
+    assert pace.speeds == [1.0, pytest.approx(0.5**Pace.TAKEN, abs=1e-3)]
 
 
 def test_under_zero_3_forward_passes_say_nothing():
