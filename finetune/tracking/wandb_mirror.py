@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -106,6 +107,8 @@ class WandbMirror:
                 self._say(f"W&B is switched off, training goes on ({reason})")
 
     def _open(self, facts: dict[str, Any]) -> None:
+        if "wandb" not in sys.modules:
+            os.environ.pop("WANDB_SERVICE", None)  # that of a process that started this one; it may end before us
         import wandb
 
         wandb.setup(wandb.Settings(silent=True))  # it announces its credentials otherwise
