@@ -257,14 +257,13 @@ class CausalLM:
         """Loss and supervised tokens of each example; its text, cut short."""
         import torch
 
-        from finetune.models.losses import IGNORE, cross_entropy_each
+        from finetune.models.losses import cross_entropy_each
+        from finetune.tasks.supervised import supervised_logits
 
-        labels = batch.targets["labels"][:, 1:]
-        kept = labels != IGNORE
-        each = cross_entropy_each(outputs.logits[:, :-1][kept].detach(), labels[kept])
-        rows, columns = kept.nonzero(as_tuple=True)
-        if "cu_seq_lens_q" in batch.inputs:
-            rows = torch.bucketize(columns + 1, batch.inputs["cu_seq_lens_q"].long(), right=True) - 1
+        each = cross_entropy_each(supervised_logits(outputs, batch).detach(), batch.targets["wanted"])
+        rows = batch.targets["places"] // batch.targets["labels"].shape[1]
+        if "cu_seq_lens_q" in batch.inputs:  # one row, and an example between two borders
+            rows = torch.bucketize(batch.targets["places"] + 1, batch.inputs["cu_seq_lens_q"].long(), right=True) - 1
         losses = torch.zeros(len(batch.ids), dtype=torch.float64, device=each.device)
         sums = losses.index_add(0, rows, each.double()).tolist()
         counts = torch.bincount(rows, minlength=len(sums)).tolist()

@@ -33,31 +33,25 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; lists of tensors and dicts of tensors move too."""
-        return replace(self, inputs=move(self.inputs, device), targets=move(self.targets, device))
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The same batch in memory that a GPU copies from while the host goes on. torch's DataLoader calls it."""
-        return replace(self, inputs=_each(self.inputs, _pin), targets=_each(self.targets, _pin))
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    def _with(self, change: Callable[[Any], Any]) -> Batch:
+        return replace(self, inputs=each_tensor(self.inputs, change), targets=each_tensor(self.targets, change))
 
 
-def move(value: Any, device: torch.device) -> Any:
-    """Tensors inside dicts, lists and tuples go to `device`; everything else stays."""
-    return _each(value, lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+def each_tensor(value: Any, change: Callable[[Any], Any]) -> Any:
     """`change` of every tensor inside dicts, lists and tuples; everything else stays."""
     if hasattr(value, "to") and hasattr(value, "device"):
         return change(value)
     if isinstance(value, dict):
-        return {key: _each(item, change) for key, item in value.items()}
+        return {key: each_tensor(item, change) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_each(item, change) for item in value)
+        return type(value)(each_tensor(item, change) for item in value)
     return value
-
-
-def _pin(tensor: Any) -> Any:
-    return tensor.pin_memory()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from finetune.data.open import open_tables
 from finetune.models.adapters import merge_adapter, save_adapter
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS, TASKS
-from finetune.tasks.task import Batch, Kit, _each, reference_columns
+from finetune.tasks.task import Batch, Kit, each_tensor, reference_columns
 from tests.contract.examples import EXAMPLES, TinyExample
 
 torch.set_num_threads(1)
@@ -159,7 +159,7 @@ def test_a_loss_asks_the_device_for_nothing(example: TinyExample, tmp_path: Path
     outputs = task.forward(model, batch)
     mode = FakeTensorMode()
     unknown = SimpleNamespace(logits=mode.from_tensor(outputs.logits.detach()))
-    targets = _each(batch.targets, mode.from_tensor)
+    targets = each_tensor(batch.targets, mode.from_tensor)
     with mode:
         loss = task.loss_sum(kit, unknown, replace(batch, targets=targets))
     assert loss.shape == () and loss.dtype == torch.float32
