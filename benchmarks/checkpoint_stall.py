@@ -46,7 +46,7 @@ def open_engine_here(stage: str) -> Any:
     from finetune.planning.batch import plan_batch
     from finetune.planning.deepspeed import resolve_deepspeed_config
     from finetune.recipe.training import TrainingSection
-    from finetune.training.optimizer import make_optimizer
+    from finetune.training.parameter_groups import make_optimizer
 
     training = TrainingSection(global_batch=2 * int(os.environ["WORLD_SIZE"]))
     batch = plan_batch(training.global_batch, int(os.environ["WORLD_SIZE"]), 2, 2)

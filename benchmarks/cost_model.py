@@ -22,16 +22,16 @@ KINDS = ((10, 60), (100, 300), (500, 900), (2046, 2047))  # tokens of a segment
 CAPACITY = 2048
 
 
-def draw_packs(count: int, chance: np.random.Generator) -> list[list[int]]:
+def draw_packs(count: int, rng: np.random.Generator) -> list[list[int]]:
     packs = []
     for number in range(count):
         segments: list[int] = []
         while True:
-            length = int(chance.integers(*KINDS[number % len(KINDS)]))
+            length = int(rng.integers(*KINDS[number % len(KINDS)]))
             if sum(segments) + length > CAPACITY:
                 break
             segments.append(length)
-        packs.append(segments[: int(chance.integers(1, len(segments) + 1))])
+        packs.append(segments[: int(rng.integers(1, len(segments) + 1))])
     return packs
 
 
@@ -46,16 +46,16 @@ def main() -> None:
     from benchmarks.sft_packing import SHAPE
     from finetune.models.segmented import use_segmented_attention
     from finetune.planning.shape import cost_model
-    from finetune.tasks.packs import pack_rows
+    from finetune.tasks.text.padding_free import pack_rows
 
     torch.set_num_threads(1)
     config = LlamaConfig(**SHAPE)
     model = LlamaForCausalLM(config)
     use_segmented_attention(model)
-    chance = np.random.default_rng(0)
-    packs, seconds = draw_packs(options.packs, chance), []
+    rng = np.random.default_rng(0)
+    packs, seconds = draw_packs(options.packs, rng), []
     for segments in packs:
-        inputs, _ = pack_rows([{"input_ids": chance.integers(0, 2000, size=length)} for length in segments])
+        inputs, _ = pack_rows([{"input_ids": rng.integers(0, 2000, size=length)} for length in segments])
         tries = []
         for _ in range(3):
             began = time.perf_counter()

@@ -36,31 +36,33 @@ def worker(folder: Path, blocks: int, steps: int) -> None:
 
     sys.path.insert(0, str(ROOT))
     from finetune.app.opening import open_recipe
-    from finetune.app.setup import open_session, plan_here, set_up
-    from finetune.app.worker import Silent, make_loop
+    from finetune.app.workers.context import open_session, plan_here, set_up
+    from finetune.app.workers.train import SilentListener, make_loop
     from finetune.tracking.journal import Journal
     from finetune.tracking.run import Run
-    from finetune.training.optimizer import make_optimizer
+    from finetune.training.parameter_groups import make_optimizer
     from finetune.training.stop import StopRequest
 
     recipe = open_recipe(str(folder / "overhead.yaml")).recipe
     plan = plan_here(recipe, int(os.environ["WORLD_SIZE"]))
     session = open_session(plan)
-    shop = set_up(session, recipe, plan, lambda text: None)
+    context = set_up(session, recipe, plan, lambda text: None)
     run = Run.open(folder / "run")
-    listener = Journal(run) if session.is_main else Silent()
-    loop = make_loop(shop, run, listener, StopRequest())
+    listener = Journal(run) if session.is_main else SilentListener()
+    loop = make_loop(context, run, listener, StopRequest())
     if session.is_main:
         listener.started(start_step=0, total_steps=loop.total_steps, steps_per_epoch=1, facts={})
-    batches = loop._feed()
+    batches = loop._batches()
 
     torch.manual_seed(recipe.seed)
-    bare = DistributedDataParallel(shop.task.build(shop.kit), gradient_as_bucket_view=True, broadcast_buffers=False)
+    bare = DistributedDataParallel(
+        context.task.build(context.kit), gradient_as_bucket_view=True, broadcast_buffers=False
+    )
     optimizer = make_optimizer(bare.module, recipe.training, "adamw")
     prepared = [
         own
         for _, (_, own) in zip(
-            range(blocks * steps), make_loop(shop, run, Silent(), StopRequest())._feed(), strict=False
+            range(blocks * steps), make_loop(context, run, SilentListener(), StopRequest())._batches(), strict=False
         )
     ]
 

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from finetune.data.cost import CostModel
-from finetune.data.dealing import deal, deal_packs
-from finetune.data.order import Schedule
-from finetune.data.packing import Packing, pack
+from finetune.data.order.assignment import assign, assign_packs
+from finetune.data.order.cost import CostModel
+from finetune.data.order.packing import Packing, pack
+from finetune.data.order.schedule import Schedule
 
 COST = CostModel(1.0, 1.75e-5)
 ROWS = 1000  # what `datasets.map(batched=True)` hands to a packing function at once
@@ -43,8 +43,8 @@ class Mix:
     capacity: int
 
     def lengths(self, count: int) -> np.ndarray:
-        chance = np.random.default_rng(17).lognormal(np.log(self.median), self.sigma, count)
-        return np.clip(np.rint(chance), 1, self.capacity).astype(np.int64)
+        rng = np.random.default_rng(17).lognormal(np.log(self.median), self.sigma, count)
+        return np.clip(np.rint(rng), 1, self.capacity).astype(np.int64)
 
 
 MIXES = (Mix("chat", 300, 1.0, 4096), Mix("reasoning", 2000, 1.0, 16384), Mix("long-mix", 1500, 1.6, 65536))
@@ -166,7 +166,7 @@ def token_balanced(lengths: np.ndarray, capacity: int, ranks: int, a_step: int) 
 def ours(schedule: Schedule, ranks: int) -> Steps:
     for k in range(schedule.num_items // schedule.items_per_step):
         costs = schedule.step(k).costs
-        yield [[float(costs[micro[0]]) if micro else 0.0 for micro in rank] for rank in deal(costs, ranks).ranks]
+        yield [[float(costs[micro[0]]) if micro else 0.0 for micro in rank] for rank in assign(costs, ranks).ranks]
 
 
 def ours_laid_out_anew(schedule: Schedule, ranks: int) -> Steps:
@@ -177,10 +177,10 @@ def ours_laid_out_anew(schedule: Schedule, ranks: int) -> Steps:
         items = schedule.step(k).items
         flat = np.concatenate([np.array(item) for item in items])
         costs = COST.of(lengths[flat])
-        dealt = deal_packs(
+        assignment = assign_packs(
             [len(item) for item in items], costs, lengths[flat], ranks, capacity=schedule.packing.capacity
         )
-        yield [[float(costs[list(micro)].sum()) if micro else 0.0 for micro in rank] for rank in dealt.ranks]
+        yield [[float(costs[list(micro)].sum()) if micro else 0.0 for micro in rank] for rank in assignment.ranks]
 
 
 def efficiency(steps: Steps) -> tuple[float, float]:

@@ -18,9 +18,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from packing_efficiency import COST, MIXES
 
-from finetune.data.dealing import deal, deal_packs
-from finetune.data.order import Schedule
-from finetune.data.packing import Packing
+from finetune.data.order.assignment import assign, assign_packs
+from finetune.data.order.packing import Packing
+from finetune.data.order.schedule import Schedule
 
 
 def main() -> None:
@@ -44,9 +44,9 @@ def main() -> None:
             step = schedule.step(0)
             flat = np.concatenate([np.array(item) for item in step.items])
             sizes = [len(item) for item in step.items]
-            whole = _timed(lambda step=step: deal(step.costs, 8))
+            whole = _timed(lambda step=step: assign(step.costs, 8))
             anew = _timed(
-                lambda sizes=sizes, flat=flat, lengths=lengths, mix=mix, costs=costs: deal_packs(
+                lambda sizes=sizes, flat=flat, lengths=lengths, mix=mix, costs=costs: assign_packs(
                     sizes, costs[flat], lengths[flat], 6, capacity=mix.capacity
                 )
             )

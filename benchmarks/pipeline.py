@@ -42,33 +42,33 @@ def worker(folder: Path, steps: int) -> None:
     os.sched_setaffinity(0, {int(os.environ["LOCAL_RANK"])})
     sys.path.insert(0, str(ROOT))
     from finetune.app.opening import open_recipe
-    from finetune.app.setup import open_session, plan_here, set_up
-    from finetune.app.worker import Silent, make_loop
+    from finetune.app.workers.context import open_session, plan_here, set_up
+    from finetune.app.workers.train import SilentListener, make_loop
     from finetune.tracking.run import Run
     from finetune.training.stop import StopRequest
 
     recipe = open_recipe(str(folder / "pipeline.yaml")).recipe
     session = open_session(plan := plan_here(recipe, int(os.environ["WORLD_SIZE"])))
-    shop = set_up(session, recipe, plan, lambda text: None)
-    loop = make_loop(shop, Run.open(folder / "run"), Silent(), StopRequest())
-    links = getattr(shop.engine, "links", None)
-    batches, seconds, idle, losses, sent = loop._feed(), [], [], [], 0
+    context = set_up(session, recipe, plan, lambda text: None)
+    loop = make_loop(context, Run.open(folder / "run"), SilentListener(), StopRequest())
+    p2p = getattr(context.engine, "links", None)
+    batches, seconds, idle, losses, sent = loop._batches(), [], [], [], 0
     for number in range(WARM + steps):
         step, own = next(batches)
         session.wait()
-        if number == WARM and links is not None:
-            sent = links.sent_bytes
+        if number == WARM and p2p is not None:
+            sent = p2p.sent_bytes
         began = time.perf_counter()
         result = loop._step(step, own)
         seconds.append(time.perf_counter() - began)
         idle.append(result.waiting_seconds / seconds[-1])
         losses.append(result.loss)
-    weights = sum(p.nbytes for p in shop.engine.module.parameters() if not p.is_meta)
-    state = [value for one in shop.engine.inner_optimizer.state.values() for value in one.values()]
+    weights = sum(p.nbytes for p in context.engine.module.parameters() if not p.is_meta)
+    state = [value for one in context.engine.inner_optimizer.state.values() for value in one.values()]
     told = {
         "seconds": statistics.median(seconds[WARM:]),
         "idle": statistics.median(idle[WARM:]),
-        "sent": (links.sent_bytes - sent) / steps if links is not None else 0,
+        "sent": (p2p.sent_bytes - sent) / steps if p2p is not None else 0,
         "weights": weights,
         "optimizer": sum(value.nbytes for value in state if value.numel() > 1),
         "loss": losses[-1],

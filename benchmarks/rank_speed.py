@@ -58,44 +58,44 @@ def worker(folder: Path, steps: int) -> None:
     os.sched_setaffinity(0, {int(os.environ["LOCAL_RANK"])})
     sys.path.insert(0, str(ROOT))
     from finetune.app.opening import open_recipe
-    from finetune.app.setup import open_session, plan_here, set_up
-    from finetune.app.worker import Silent, make_loop
+    from finetune.app.workers.context import open_session, plan_here, set_up
+    from finetune.app.workers.train import SilentListener, make_loop
     from finetune.tracking.run import Run
-    from finetune.training.feed import feed, training_steps
+    from finetune.training.loader import iterate_batches, training_steps
     from finetune.training.stop import StopRequest
 
     recipe = open_recipe(str(folder / "speed.yaml")).recipe
     session = open_session(plan := plan_here(recipe, 2))
-    shop = set_up(session, recipe, plan, lambda text: None)
-    loop = make_loop(shop, Run.open(folder / "run"), Silent(), StopRequest())
-    pace = loop.pace
+    context = set_up(session, recipe, plan, lambda text: None)
+    loop = make_loop(context, Run.open(folder / "run"), SilentListener(), StopRequest())
+    rank_speed = loop.rank_speed
 
     def run(index: int) -> float:
         """Step `index` -> its seconds, until all ranks are done."""
-        dealt = training_steps(loop.schedule, loop.shares, pace, session.replica, range(index, index + 1))
+        assignment = training_steps(loop.schedule, loop.planner, rank_speed, session.replica, range(index, index + 1))
         session.wait()
         began = time.perf_counter()
         collate = lambda examples: loop.task.collate(loop.kit, examples)  # noqa: E731
-        step, own = next(iter(feed(loop.kit.examples["train"], collate, dealt, workers=0)))
+        step, own = next(iter(iterate_batches(loop.kit.examples["train"], collate, assignment, workers=0)))
         loop._step(step, own)
         session.wait()
         return time.perf_counter() - began
 
     warm = 0
-    while pace.measuring:
+    while rank_speed.measuring:
         run(warm)
         warm += 1
-    first, overhead, auto = pace.speeds, pace.overhead, pace.at
+    first, overhead, auto = rank_speed.speeds, rank_speed.overhead, rank_speed.at
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for index in range(warm, warm + steps):
         for turn in range(len(WAYS)):
             way = WAYS[(index + turn) % len(WAYS)]
-            pace.overhead = overhead if way == "auto" else 0.0
-            pace.at = {"equal": lambda step: None, "auto": auto, "[1.0, 0.5]": lambda step: [1.0, 0.5]}[way]
+            rank_speed.overhead = overhead if way == "auto" else 0.0
+            rank_speed.at = {"equal": lambda step: None, "auto": auto, "[1.0, 0.5]": lambda step: [1.0, 0.5]}[way]
             seconds[way].append(run(index))
     if session.is_main:
         (folder / "told.json").write_text(
-            json.dumps({"seconds": seconds, "speeds": [first, pace.speeds]}), encoding="utf-8"
+            json.dumps({"seconds": seconds, "speeds": [first, rank_speed.speeds]}), encoding="utf-8"
         )
     session.close()
 

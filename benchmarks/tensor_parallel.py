@@ -42,7 +42,7 @@ def worker(name: str) -> None:
     from finetune.planning.deepspeed import resolve_deepspeed_config
     from finetune.planning.shape import hidden_size, layer_elements
     from finetune.recipe.training import TrainingSection
-    from finetune.training.optimizer import make_optimizer
+    from finetune.training.parameter_groups import make_optimizer
 
     layout = LAYOUTS[name]
     tensor, shape = layout.get("tensor", 1), LlamaConfig(**SHAPE)
@@ -75,7 +75,7 @@ def worker(name: str) -> None:
             units = SEQUENCES * (TOKENS - 1)
             engine.backward(loss * replicas / units)
         engine.step()
-        return session.sum(float(loss.detach()) if engine.speaks else 0.0)[0] / units
+        return session.sum(float(loss.detach()) if engine.owns_outputs else 0.0)[0] / units
 
     losses = [step() for _ in range(3)]
     comm.comm.comms_logger.comms_dict.clear()

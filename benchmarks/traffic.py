@@ -72,7 +72,7 @@ def worker(name: str) -> None:
     from finetune.planning.deepspeed import resolve_deepspeed_config
     from finetune.planning.shape import hidden_size, layer_elements
     from finetune.recipe.training import TrainingSection
-    from finetune.training.optimizer import make_optimizer
+    from finetune.training.parameter_groups import make_optimizer
 
     ranks = int(os.environ["WORLD_SIZE"])
     shape = LlamaConfig(**SHAPE)

@@ -12,7 +12,7 @@ import typer
 import finetune
 from finetune.errors import EXIT_FAILED, FinetuneError
 from finetune.recipe.machine import reach_own_programs
-from finetune.terminal import print_rows, say, tell_bug, tell_error
+from finetune.terminal import print_bug, print_error, print_rows, say
 
 EXIT_INTERRUPTED = 130
 EXIT_CODES = (
@@ -70,13 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             import traceback
 
             traceback.print_exc()
-        tell_error(error)
+        print_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        tell_bug(error, show_traceback=show_traceback)
+        print_bug(error, show_traceback=show_traceback)
         sys.exit(EXIT_FAILED)
 
 

@@ -41,7 +41,7 @@ def print_rows(
             typer.echo("\t".join(row))
 
 
-def tell_error(error: FinetuneError) -> None:
+def print_error(error: FinetuneError) -> None:
     """The error without a traceback. A recipe's faults are the same on all ranks: only the first tells them all."""
     if isinstance(error, RecipeFaults) and os.environ.get("RANK", "0") != "0":
         say(f"{len(error.faults)} faults in the recipe, told by rank 0")
@@ -55,7 +55,7 @@ def tell_error(error: FinetuneError) -> None:
         typer.echo(line if indented else typer.style(line, bold=True), err=True)
 
 
-def tell_bug(error: Exception, *, show_traceback: bool) -> None:
+def print_bug(error: Exception, *, show_traceback: bool) -> None:
     """One line, and the traceback in a file; in full where asked for, and in a launcher's worker, whose log it is."""
     import tempfile
     import traceback

@@ -62,7 +62,7 @@ class _Session:
     """The process that ranks are forked from, and the pools by world size."""
 
     folder: Path
-    nursery: subprocess.Popen[bytes] | None = None
+    fork_server: subprocess.Popen[bytes] | None = None
     control: socket.socket | None = None
     pools: dict[int, _Pool] = field(default_factory=dict)
     last: int = 0  # world size of the latest call
@@ -133,11 +133,11 @@ class Ranks:
         """End all ranks, and the process that they come from."""
         for n in list(self._session.pools):
             _stop_pool(self._session, n)
-        if self._session.nursery is not None and self._session.control is not None:
+        if self._session.fork_server is not None and self._session.control is not None:
             self._session.control.close()
-            self._session.nursery.kill()
-            self._session.nursery.wait()
-            self._session.nursery = self._session.control = None
+            self._session.fork_server.kill()
+            self._session.fork_server.wait()
+            self._session.fork_server = self._session.control = None
 
     def _describe_call(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -157,7 +157,7 @@ class Ranks:
         }
 
 
-def _start_nursery(session: _Session) -> None:
+def _start_fork_server(session: _Session) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -168,10 +168,10 @@ def _start_nursery(session: _Session) -> None:
     }
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED"):
         environment.pop(name, None)
-    log = session.folder / "nursery.log"
+    log = session.folder / "fork_server.log"
     with log.open("wb") as output:
-        session.nursery = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("nursery.py")), str(theirs.fileno())],
+        session.fork_server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -184,8 +184,8 @@ def _start_nursery(session: _Session) -> None:
 
 
 def _start_pool(session: _Session, n: int) -> _Pool:
-    if session.nursery is None or session.nursery.poll() is not None:
-        _start_nursery(session)
+    if session.fork_server is None or session.fork_server.poll() is not None:
+        _start_fork_server(session)
     assert session.control is not None
     session.started += 1
     folder = session.folder / f"{n}-ranks-{session.started}"
@@ -201,7 +201,7 @@ def _start_pool(session: _Session, n: int) -> _Pool:
         reply = session.control.recv(65536)
         if not reply:
             raise RuntimeError(
-                f"ranks cannot start:\n{(session.folder / 'nursery.log').read_text()[-SHOWN_CHARACTERS:]}"
+                f"ranks cannot start:\n{(session.folder / 'fork_server.log').read_text()[-SHOWN_CHARACTERS:]}"
             )
         pool.pids.append(json.loads(reply)["pid"])
         pool.connections.append(Connection(ours.detach()))

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.distributed.prebuild import choose_cache
-from finetune.training.stored import find_checkpoints, open_checkpoint
+from finetune.training.checkpoint_reader import find_checkpoints, open_checkpoint
 from tests.e2e import tiny
 from tests.e2e.conftest import Ended, Workers
 from tests.e2e.inside import ids_by_step
@@ -139,13 +139,13 @@ def main() -> None:
         workers.train(2, "straight", recipe="soak.yaml")
         log = soak(workers, "soaked", "soak.yaml", asked.kills, asked.seed, [(2, "zero2")])
         problems += compare_exactly(folder / "soaked", folder / "straight")
-        tell("one layout, dropout on", log, folder / "soaked", "ids, rows and model bit for bit")
+        notify("one layout, dropout on", log, folder / "soaked", "ids, rows and model bit for bit")
         if asked.elastic:
             workers.train(2, "calm", recipe="calm.yaml")
             log = soak(workers, "elastic", "calm.yaml", asked.elastic, asked.seed + 1, LAYOUTS)
             found, worst = compare_closely(folder / "elastic", folder / "calm")
             problems += found
-            tell("ranks and stages changing", log, folder / "elastic", f"ids the same, losses within {worst:.1e}")
+            notify("ranks and stages changing", log, folder / "elastic", f"ids the same, losses within {worst:.1e}")
     finally:
         pool.close()
     print(f"{time.monotonic() - began:.0f} s; " + ("; ".join(problems) if problems else "nothing lost, nothing twice"))
@@ -154,7 +154,7 @@ def main() -> None:
     shutil.rmtree(folder)
 
 
-def tell(name: str, log: Log, run: Path, agreed: str) -> None:
+def notify(name: str, log: Log, run: Path, agreed: str) -> None:
     kinds = ", ".join(f"{count} {kind}" for kind, count in log.faults.most_common())
     print(f"\n{name}: {log.kills} faults ({kinds}) in {log.starts} starts, {STEPS} steps; {computed_again(run)} steps ")
     print(f"computed again, {log.halves} saves cut in two; compared with the undisturbed run: {agreed}\n", flush=True)

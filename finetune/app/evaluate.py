@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.app.opening import open_recipe
-from finetune.app.train import check, is_worker, plan_launch, tell, worker
+from finetune.app.train import check, is_worker, notify, plan_launch, worker
 from finetune.distributed.launch import SUPERVISED, run_workers
 from finetune.errors import UserError
 from finetune.recipe.load import LoadedRecipe
@@ -43,20 +43,20 @@ def _check_split(loaded: LoadedRecipe, split: str) -> None:
 
 def _work(run: Run, loaded: LoadedRecipe, checkpoint: str, split: str) -> None:
     from finetune.app.export import find_checkpoint
-    from finetune.app.setup import open_session, plan_here, quieten, set_up
-    from finetune.app.worker import Silent, make_loop
-    from finetune.distributed.place import here
+    from finetune.app.workers.context import open_session, plan_here, quieten, set_up
+    from finetune.app.workers.train import SilentListener, make_loop
+    from finetune.distributed.env import from_environ
+    from finetune.training.checkpoint_reader import load_checkpoint
     from finetune.training.stop import StopRequest
-    from finetune.training.stored import load_checkpoint
 
-    place = here()
-    quieten(place.rank if place else 0, Path(os.environ.get(SUPERVISED, run.logs)))
-    plan = plan_here(loaded.recipe, place.world_size if place else 1)
+    env = from_environ()
+    quieten(env.rank if env else 0, Path(os.environ.get(SUPERVISED, run.logs)))
+    plan = plan_here(loaded.recipe, env.world_size if env else 1)
     session = open_session(plan)
-    shop = set_up(session, loaded.recipe, plan, tell if session.is_main else lambda text: None)
+    context = set_up(session, loaded.recipe, plan, notify if session.is_main else lambda text: None)
     found = find_checkpoint(run, checkpoint)
-    load_checkpoint(shop.engine, found)
-    loop = make_loop(shop, run, Silent(), StopRequest())
+    load_checkpoint(context.engine, found)
+    loop = make_loop(context, run, SilentListener(), StopRequest())
     loop.progress.step = found.step
     result = loop.measure(split)
     if session.is_main:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from finetune.app.opening import open_recipe
-from finetune.app.setup import Workshop
-from finetune.data.open import open_tables
-from finetune.distributed.export import consolidate
+from finetune.app.workers.context import TrainingContext
+from finetune.data.sources.tables import open_tables
+from finetune.distributed.full_state import consolidate
 from finetune.errors import UserError
 from finetune.models.adapters import merge_adapter, save_adapter
 from finetune.recipe.recipe import Recipe
@@ -20,7 +20,7 @@ from finetune.tasks import TASKS
 from finetune.tasks.task import Kit
 from finetune.tracking.card import model_card
 from finetune.tracking.run import Run
-from finetune.training.stored import Checkpoint, StoredState, named_checkpoint, open_checkpoint
+from finetune.training.checkpoint_reader import Checkpoint, CheckpointTensors, named_checkpoint, open_checkpoint
 
 
 def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
@@ -72,24 +72,24 @@ def find_checkpoint(run: Run, name: str) -> Checkpoint:
 
 def put_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """A checkpoint's weights and buffers into a model of one process."""
-    with StoredState(checkpoint) as stored, torch.no_grad():
+    with CheckpointTensors(checkpoint) as stored, torch.no_grad():
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name in stored.keys & tensors.keys():
             tensors[name].copy_(stored.whole(name))
 
 
-def write_model(shop: Workshop, run: Run, folder: Path, *, figures: Mapping[str, float]) -> None:
+def write_model(context: TrainingContext, run: Run, folder: Path, *, figures: Mapping[str, float]) -> None:
     """The engine's weights as `folder`, written beside and renamed. All ranks call it."""
-    state = consolidate(shop.engine, trainable_only=shop.kit.recipe.adapter is not None)
+    state = consolidate(context.engine, trainable_only=context.kit.recipe.adapter is not None)
     if state is None:
-        shop.session.wait()
+        context.session.wait()
         return
     beside = folder.with_name(folder.name + ".incomplete")
     shutil.rmtree(beside, ignore_errors=True)
-    save_model(shop.engine.module, shop.kit, beside, state, card_text(run, shop.kit.recipe, figures))
+    save_model(context.engine.module, context.kit, beside, state, card_text(run, context.kit.recipe, figures))
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
-    shop.session.wait()
+    context.session.wait()
 
 
 def save_model(model: Any, kit: Kit, folder: Path, state: Mapping[str, torch.Tensor], card: str) -> None:

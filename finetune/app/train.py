@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.app.opening import open_recipe
-from finetune.data.preflight import check_data
-from finetune.distributed.failure import failures_told
+from finetune.data.sources.preflight import check_data
+from finetune.distributed.env import from_environ
+from finetune.distributed.failure import report_failures
 from finetune.distributed.launch import SUPERVISED, Launch, die_with_parent, run_workers
-from finetune.distributed.place import here
 from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
 from finetune.planning.tensor import KEY, check_model
 from finetune.recipe.digest import training_digest
@@ -33,16 +33,16 @@ def train(
     """
     if is_worker():
         with worker():
-            from finetune.app.worker import work
+            from finetune.app.workers.train import work
 
             work(recipe, sets=sets, run_dir=run_dir, resume=resume)
         return
     if any(name.startswith("ACCELERATE_") for name in os.environ):
-        tell("note: accelerate started one process, without ranks; the ranks are started from here")
-        tell("      (on a CPU it starts several only with --use_deepspeed, or ds_configs/accelerate/cpu.yaml)")
+        notify("note: accelerate started one process, without ranks; the ranks are started from here")
+        notify("      (on a CPU it starts several only with --use_deepspeed, or ds_configs/accelerate/cpu.yaml)")
     loaded = open_recipe(recipe, sets)
     for warning in loaded.warnings:
-        tell(f"note: {warning}")
+        notify(f"note: {warning}")
     check(loaded)
     launch = plan_launch(loaded, [], processes)  # what it refuses leaves no folder of a run
     run = choose_run(loaded, run_dir, resume)
@@ -53,14 +53,14 @@ def train(
     supervise(run, replace(launch, arguments=arguments), restarts)
     summary = run.read().get("summary", {})
     if summary.get("best_value") is not None:
-        tell(f"best    {summary['best_metric']} {summary['best_value']:.4f} at step {summary['best_step']}")
-    tell(f"model   {run.model}")
-    tell(f"report  {run.report_file}")
+        notify(f"best    {summary['best_metric']} {summary['best_value']:.4f} at step {summary['best_step']}")
+    notify(f"model   {run.model}")
+    notify(f"report  {run.report_file}")
 
 
 def is_worker() -> bool:
     """Whether a launcher started this process, ours or anyone's."""
-    return SUPERVISED in os.environ or here() is not None
+    return SUPERVISED in os.environ or from_environ() is not None
 
 
 @contextmanager
@@ -71,8 +71,8 @@ def worker() -> Iterator[None]:
         yield
         return
     die_with_parent()
-    place = here()
-    with failures_told(place.rank if place else 0, Path(logs), supervised=True):
+    env = from_environ()
+    with report_failures(env.rank if env else 0, Path(logs), supervised=True):
         yield
 
 
@@ -131,7 +131,7 @@ def choose_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run |
             remedy="wait for its end or end it (kill -TERM saves first), then start the same command again",
         )
     if run.status == "done":
-        tell(f"nothing to do: {run.path} is done; its model is in {run.model}")
+        notify(f"nothing to do: {run.path} is done; its model is in {run.model}")
         return None
     run.write_recipe(recipe)
     return run
@@ -170,7 +170,7 @@ def supervise(run: Run, launch: Launch, restarts: int) -> None:
     gained_from = -1
     while True:
         try:
-            run_workers(launch, run.logs, tell)
+            run_workers(launch, run.logs, notify)
             return
         except TrainingFailed as error:
             reached = _last_step(run)
@@ -179,7 +179,7 @@ def supervise(run: Run, launch: Launch, restarts: int) -> None:
             restarts, gained_from = restarts - 1, reached
             if reached:  # from there, even if --resume named another one at first
                 launch = replace(launch, arguments=[*launch.arguments[:-1], "auto"])
-            tell(f"{error}\nstarting again from step {reached} ({restarts} restarts left)")
+            notify(f"{error}\nstarting again from step {reached} ({restarts} restarts left)")
 
 
 def _last_step(run: Run) -> int:
@@ -188,6 +188,6 @@ def _last_step(run: Run) -> int:
     return max((int(name.removeprefix("step-")) for name in names), default=0)
 
 
-def tell(text: str) -> None:
+def notify(text: str) -> None:
     """A line for the person who watches."""
     print(text, flush=True)

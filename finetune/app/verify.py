@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.app.opening import open_recipe
-from finetune.app.train import check, is_worker, tell, worker
+from finetune.app.train import check, is_worker, notify, worker
 from finetune.distributed.launch import Launch, run_workers
 from finetune.errors import TrainingFailed
 from finetune.recipe.recipe import Recipe, recipe_type
@@ -44,7 +44,7 @@ def verify(recipe: str, *, sets: list[str], full: bool, steps: int, processes: i
     """
     if is_worker():
         with worker():
-            from finetune.app.variants import work
+            from finetune.app.workers.verify import work
 
             work(Path(recipe).parent)
         return
@@ -55,8 +55,10 @@ def verify(recipe: str, *, sets: list[str], full: bool, steps: int, processes: i
     (folder / "recipe.yaml").write_text(recipe_text(derive_recipe(loaded.recipe, full=full)), encoding="utf-8")
     (folder / "verify.json").write_text(json.dumps({"full": full, "steps": steps}), encoding="utf-8")
     size = "its real size" if full else "a small model of its architecture with random weights"
-    tell(f"{loaded.recipe.name}: {steps} steps under each layout, {size}")
-    tell(f"on the CPU, in float32, without dropout, Adam's epsilon at least {EPSILON:.0e}; the same is {TOLERANCE:.0e}")
+    notify(f"{loaded.recipe.name}: {steps} steps under each layout, {size}")
+    notify(
+        f"on the CPU, in float32, without dropout, Adam's epsilon at least {EPSILON:.0e}; the same is {TOLERANCE:.0e}"
+    )
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     launch = Launch(["verify", str(folder / "recipe.yaml")], processes, deepspeed=True, cpu=True)
     run_workers(launch, folder / "logs", lambda line: None)
@@ -74,7 +76,7 @@ def verify(recipe: str, *, sets: list[str], full: bool, steps: int, processes: i
             )
     agreed = [figure for figure in figures[2:] if not figure["refused"]]
     worst = max(differences[figure["name"]].largest for figure in agreed)
-    tell(f"{len(agreed)} layouts and the reference agree; the largest difference is {worst:.1e}")
+    notify(f"{len(agreed)} layouts and the reference agree; the largest difference is {worst:.1e}")
 
 
 def derive_recipe(recipe: Recipe, *, full: bool) -> Recipe:

@@ -39,22 +39,22 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """
 
     process_group: dist.ProcessGroup | None = None
-    ghost: bool = False
+    dummy: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
         group, ranks = self.process_group, 1
         if dist.is_available() and dist.is_initialized():
             ranks = dist.get_world_size(group)
-        if not self.training or (ranks == 1 and not self.ghost):
+        if not self.training or (ranks == 1 and not self.dummy):
             return super().forward(input)
         self._check_input_dim(input)
-        mean, var, count = _global_statistics(input, self.ghost, group, ranks)
+        mean, var, count = _global_statistics(input, self.dummy, group, ranks)
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             self._update(mean, var, count)
             nothing = count == 0  # ghosts everywhere: the running statistics are the best there is
             mean = torch.where(nothing, self.running_mean.to(mean), mean)
             var = torch.where(nothing, self.running_var.to(var), var)
-        share = torch.zeros_like(count) if self.ghost else 1 / count.clamp(min=1)
+        share = torch.zeros_like(count) if self.dummy else 1 / count.clamp(min=1)
         return _Normalise.apply(input, self.weight, self.bias, mean, var, share, self.eps, group, ranks)
 
     @torch.no_grad()
@@ -132,30 +132,30 @@ def convert_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | None 
 
 
 @contextmanager
-def ghost_batch(model: nn.Module) -> Iterator[None]:
+def dummy_batch(model: nn.Module) -> Iterator[None]:
     """Within, this rank's forwards take part in the collectives but count nothing; other ranks' real batches do.
 
     The running statistics follow the ranks that count, so they stay equal everywhere; if all are ghosts, they rest.
     Backward may run later, outside. The model may be wrapped (DDP, DeepSpeed engine).
     """
     layers = [module for module in model.modules() if isinstance(module, SyncedBatchNorm)]
-    former = [layer.ghost for layer in layers]
+    former = [layer.dummy for layer in layers]
     try:
         for layer in layers:
-            layer.ghost = True
+            layer.dummy = True
         yield
     finally:
-        for layer, ghost in zip(layers, former, strict=True):
-            layer.ghost = ghost
+        for layer, dummy in zip(layers, former, strict=True):
+            layer.dummy = dummy
 
 
 @torch.no_grad()
 def _global_statistics(
-    x: Tensor, ghost: bool, group: dist.ProcessGroup | None, ranks: int
+    x: Tensor, dummy: bool, group: dist.ProcessGroup | None, ranks: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [C] and biased variance [C] in the statistics' type, and the count [] in float64, over all ranks."""
     channels = x.shape[1]
-    count = 0 if ghost else x.numel() // max(channels, 1)
+    count = 0 if dummy else x.numel() // max(channels, 1)
     # float64 on the wire: counts stay exact beyond 2^24 positions, and C numbers are cheap beside the activations.
     local = x.new_zeros(2 * channels + 1, dtype=torch.float64)
     if count:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from finetune.distributed import tensor_parallel
-from finetune.distributed.batchnorm import SyncedBatchNorm, convert_batchnorm, ghost_batch
+from finetune.distributed.batchnorm import SyncedBatchNorm, convert_batchnorm, dummy_batch
 from finetune.distributed.session import Session
 from finetune.distributed.stopwatch import Stopwatch
 
@@ -75,9 +75,9 @@ class Engine:
         return 2.0 + trained + again
 
     @property
-    def speaks(self) -> bool:
+    def owns_outputs(self) -> bool:
         """Whether this rank's losses and predictions count: one rank of each replica's does."""
-        return self.session.leads
+        return self.session.is_replica_lead
 
     @property
     def is_sliced(self) -> bool:
@@ -120,7 +120,7 @@ class Engine:
         losses, forward_pass = [], Stopwatch(self.session.device)
         for index, batch in enumerate(batches):
             batch = batch.to(self.session.device)
-            with self.micro_batch(last=index == len(batches) - 1, ghost=batch.ghost):
+            with self.micro_batch(last=index == len(batches) - 1, dummy=batch.dummy):
                 with forward_pass.running():
                     loss = loss_sum(forward(batch), batch)
                 self.backward(loss * scale())
@@ -128,7 +128,7 @@ class Engine:
         return Accumulated(losses, forward_pass)
 
     @contextmanager
-    def micro_batch(self, *, last: bool, ghost: bool = False) -> Iterator[None]:
+    def micro_batch(self, *, last: bool, dummy: bool = False) -> Iterator[None]:
         """Around forward and backward of one micro-batch; gradients are reduced (where the stage waits for it) on the
         last. ghost: statistics that the model keeps do not see this one.
         """
@@ -137,7 +137,7 @@ class Engine:
             self.model.set_gradient_accumulation_boundary(is_boundary=last)
         elif not last:
             quiet = self.session.accelerator.no_sync(self.model)
-        with quiet, ghost_batch(self.module) if ghost and self.has_batchnorm else nullcontext():
+        with quiet, dummy_batch(self.module) if dummy and self.has_batchnorm else nullcontext():
             yield
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -49,7 +49,7 @@ class PeerFailed(FinetuneError):
 
 
 @contextmanager
-def failures_told(rank: int, logs: Path, *, supervised: bool) -> Iterator[None]:
+def report_failures(rank: int, logs: Path, *, supervised: bool) -> Iterator[None]:
     """What goes wrong inside ends this process: the error into failure-rank-*.json, the traceback into stderr (which is
     the rank's log). Without a supervising process the rank tells its error itself, unless another one was first.
     """

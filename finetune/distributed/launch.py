@@ -59,7 +59,7 @@ class Launch:
         return env
 
 
-def run_workers(launch: Launch, logs: Path, tell: Callable[[str], None]) -> None:
+def run_workers(launch: Launch, logs: Path, notify: Callable[[str], None]) -> None:
     """Run to the end. Raises: the first failing rank's error, in this process; Stopped if it stopped on request.
 
     Ctrl-C, SIGTERM and SIGUSR1 are passed on to the ranks, which save and stop; a second Ctrl-C ends them at once.
@@ -67,13 +67,13 @@ def run_workers(launch: Launch, logs: Path, tell: Callable[[str], None]) -> None
     logs.mkdir(parents=True, exist_ok=True)
     clear_failures(logs)
     command, mark = launch.command(_free_port()), uuid.uuid4().hex
-    tell("$ " + shlex.join(["accelerate", "launch", *command[3:]]))
+    notify("$ " + shlex.join(["accelerate", "launch", *command[3:]]))
     with (logs / "launcher.log").open("ab") as log:
         said_from = log.tell()
         process = subprocess.Popen(
             command, stderr=log, env=launch.environment(logs, mark), start_new_session=True, preexec_fn=die_with_parent
         )
-        watcher = _Watcher(process, mark, logs, tell)
+        watcher = _Watcher(process, mark, logs, notify)
         with watcher.signals_passed_on():
             watcher.wait()
     _raise_outcome(process.returncode, watcher, logs, said_from)
@@ -100,8 +100,8 @@ def _raise_outcome(code: int, watcher: _Watcher, logs: Path, said_from: int) -> 
 class _Watcher:
     """Waits for the launcher, and ends what is left some seconds after a first failure."""
 
-    def __init__(self, process: subprocess.Popen[bytes], mark: str, logs: Path, tell: Callable[[str], None]) -> None:
-        self.process, self.mark, self.logs, self.tell = process, mark, logs, tell
+    def __init__(self, process: subprocess.Popen[bytes], mark: str, logs: Path, notify: Callable[[str], None]) -> None:
+        self.process, self.mark, self.logs, self.notify = process, mark, logs, notify
         self.interrupts, self.aborted = 0, False
         self._asked: set[int] = set()
 
@@ -137,7 +137,7 @@ class _Watcher:
             self.kill()
             return
         if self.interrupts == 1:
-            self.tell(f"{signal.Signals(number).name}: saving a checkpoint, then ending (Ctrl-C: at once)")
+            self.notify(f"{signal.Signals(number).name}: saving a checkpoint, then ending (Ctrl-C: at once)")
 
     def _ask_to_stop(self) -> None:
         """Each rank once, also those that appear after the signal."""

@@ -20,9 +20,9 @@ import torch.distributed as dist
 from accelerate.utils import convert_outputs_to_fp32, send_to_device
 from torch import nn
 
-from finetune.distributed.batchnorm import SyncedBatchNorm, convert_batchnorm, ghost_batch
+from finetune.distributed.batchnorm import SyncedBatchNorm, convert_batchnorm, dummy_batch
 from finetune.distributed.engine import Accumulated, Engine
-from finetune.distributed.links import Links
+from finetune.distributed.p2p import P2P
 from finetune.distributed.session import Session
 from finetune.distributed.stopwatch import Stopwatch
 from finetune.errors import UserError
@@ -45,8 +45,8 @@ class PipelineEngine(Engine):
         _move(self.module, session.device)
         self.parameters = [p for p in self.module.parameters() if p.requires_grad and not p.is_meta]
         self.optimizer = _over(optimizer, self.parameters)
-        self.links = Links(session)
-        self.model = PipelineModel(stages, self.stage, self.links, session)
+        self.p2p = P2P(session)
+        self.model = PipelineModel(stages, self.stage, self.p2p, session)
 
     @property
     def lockstep(self) -> bool:
@@ -54,7 +54,7 @@ class PipelineEngine(Engine):
         return any(isinstance(module, SyncedBatchNorm) for module in self.module.modules())
 
     @property
-    def speaks(self) -> bool:
+    def owns_outputs(self) -> bool:
         """The last stage has the outputs."""
         return self.last
 
@@ -69,7 +69,7 @@ class PipelineEngine(Engine):
 
     @property
     def whole(self) -> nn.Module:
-        return _Shared(self.model, self.links)
+        return _Shared(self.model, self.p2p)
 
     @property
     def holds_buffers(self) -> bool:
@@ -89,13 +89,13 @@ class PipelineEngine(Engine):
         if self.stage:
             torch.manual_seed((torch.initial_seed() + 7919 * self.stage) % 2**63)
         losses: list[torch.Tensor] = []
-        forward_pass, waited = Stopwatch(self.session.device), self.links.waiting_seconds
+        forward_pass, waited = Stopwatch(self.session.device), self.p2p.waiting_seconds
         under_way: deque[tuple[Any, torch.Tensor]] = deque()
         ahead = min(len(batches), len(self.stages) - 1 - self.stage)
         for index in range(len(batches) + ahead):
             if index < len(batches):
                 batch = batches[index].to(self.session.device)
-                received = self.links.take_activation(_count(batch.inputs)) if self.stage else None
+                received = self.p2p.take_activation(_count(batch.inputs)) if self.stage else None
                 with forward_pass.running():
                     result = self._forward(batch, received, forward, loss_sum)
                 if self.last:
@@ -103,14 +103,14 @@ class PipelineEngine(Engine):
                     result = result * scale()
                 else:
                     losses.append(torch.zeros((), dtype=torch.float64))
-                    self.links.give_activation(result.detach())
+                    self.p2p.give_activation(result.detach())
                 under_way.append((received, result))
             if index >= ahead:
                 self._backward(*under_way.popleft())
-        self.links.meet()
+        self.p2p.meet()
         if self.session.replicas > 1:
             self._average_gradients()
-        return Accumulated(losses, forward_pass, self.links.waiting_seconds - waited)
+        return Accumulated(losses, forward_pass, self.p2p.waiting_seconds - waited)
 
     def _forward(
         self,
@@ -120,17 +120,17 @@ class PipelineEngine(Engine):
         loss_sum: Callable[[Any, Any], torch.Tensor],
     ) -> torch.Tensor:
         """The loss sum on the last stage, an activation on the others."""
-        ghost = ghost_batch(self.module) if batch.ghost and self.has_batchnorm else nullcontext()
-        with ghost, self.model.fed(received):
+        dummy = dummy_batch(self.module) if batch.dummy and self.has_batchnorm else nullcontext()
+        with dummy, self.model.fed(received):
             result = forward(batch)
             return loss_sum(result, batch) if self.last else result
 
     def _backward(self, received: torch.Tensor | None, result: torch.Tensor) -> None:
-        gradient = None if self.last else self.links.take_gradient(result)
+        gradient = None if self.last else self.p2p.take_gradient(result)
         if result.requires_grad:
             result.backward(gradient)
         if received is not None:
-            self.links.give_gradient(torch.zeros_like(received) if received.grad is None else received.grad)
+            self.p2p.give_gradient(torch.zeros_like(received) if received.grad is None else received.grad)
 
     def _average_gradients(self) -> None:
         """Over the same stage of all replicas, in one message for each type of number."""
@@ -140,7 +140,7 @@ class PipelineEngine(Engine):
                 by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
         for gradients in by_type.values():
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            dist.all_reduce(flat, group=self.links.peers)
+            dist.all_reduce(flat, group=self.p2p.peers)
             flat /= self.session.replicas
             parts = flat.split([gradient.numel() for gradient in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
@@ -150,7 +150,7 @@ class PipelineEngine(Engine):
         """Clip by the norm over all stages, update, clear gradients. Returns that norm before clipping."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         squares = torch.nn.utils.get_total_norm(gradients).detach().double().cpu().square()
-        dist.all_reduce(squares, group=self.links.replica)
+        dist.all_reduce(squares, group=self.p2p.replica)
         norm = squares.sqrt().float()
         most = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         torch.nn.utils.clip_grads_with_norm_(self.parameters, most, norm)
@@ -162,7 +162,7 @@ class PipelineEngine(Engine):
         """Give the same stage of every replica the buffers of the first replica's. All ranks call it."""
         if self.session.replicas > 1:
             for buffer in self.buffers:
-                dist.broadcast(buffer, src=self.stage, group=self.links.peers)
+                dist.broadcast(buffer, src=self.stage, group=self.p2p.peers)
 
 
 class PipelineModel(nn.Module):
@@ -172,20 +172,20 @@ class PipelineModel(nn.Module):
     activations; elsewhere (evaluation) each call takes its input from the stage before and hands on its result.
     """
 
-    def __init__(self, stages: Stages, stage: int, links: Links, session: Session) -> None:
+    def __init__(self, stages: Stages, stage: int, p2p: P2P, session: Session) -> None:
         super().__init__()
-        self.module, self.stages, self.stage, self.links = stages.model, stages, stage, links
+        self.module, self.stages, self.stage, self.p2p = stages.model, stages, stage, p2p
         self._accelerator = session.accelerator
         self._fed: tuple[Any] | None = None
 
     def forward(self, **inputs: Any) -> Any:
         if self._fed is not None:
             return self._run(self._fed[0], inputs)
-        received = self.links.take_activation(_count(inputs)) if self.stage else None
+        received = self.p2p.take_activation(_count(inputs)) if self.stage else None
         result = self._run(received, inputs)
         if self.stage < len(self.stages) - 1:
-            self.links.give_activation(result)
-            self.links.finish()
+            self.p2p.give_activation(result)
+            self.p2p.finish()
         return result
 
     @contextmanager
@@ -213,15 +213,15 @@ class PipelineModel(nn.Module):
 class _Shared(nn.Module):
     """The pipeline, whose last stage gives its outputs to all ranks of the replica. They all call it alike."""
 
-    def __init__(self, model: PipelineModel, links: Links) -> None:
+    def __init__(self, model: PipelineModel, p2p: P2P) -> None:
         super().__init__()
-        self.model, self.links, self.training = model, links, model.training
+        self.model, self.p2p, self.training = model, p2p, model.training
 
     def forward(self, **inputs: Any) -> Any:
         outputs = self.model(**inputs)
         is_last = self.model.stage == len(self.model.stages) - 1
         box = [send_to_device(outputs, "cpu") if is_last else None]
-        dist.broadcast_object_list(box, src=self.links.last_rank, group=self.links.replica)
+        dist.broadcast_object_list(box, src=self.p2p.last_rank, group=self.p2p.replica)
         return send_to_device(box[0], next(self.parameters()).device)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
@@ -249,9 +249,9 @@ def open_pipeline(
             *engine.parameters,
             *engine.buffers,
         ):  # all were built alike; as DistributedDataParallel, be sure
-            dist.broadcast(tensor.detach(), src=engine.stage, group=engine.links.peers)
+            dist.broadcast(tensor.detach(), src=engine.stage, group=engine.p2p.peers)
         if synchronised:
-            convert_batchnorm(engine.module, engine.links.peers)
+            convert_batchnorm(engine.module, engine.p2p.peers)
     return engine
 
 
@@ -268,9 +268,9 @@ def gather_stages(engine: PipelineEngine, *, trainable_only: bool) -> dict[str, 
         if engine.stage == 0:
             collected[name] = tensor.detach().cpu() if owner == 0 else torch.empty(tensor.shape, dtype=tensor.dtype)
             if owner:
-                dist.recv(collected[name], src=owner, group=engine.links.replica)
+                dist.recv(collected[name], src=owner, group=engine.p2p.replica)
         elif engine.stage == owner:
-            dist.send(tensor.detach().cpu().contiguous(), dst=0, group=engine.links.replica)
+            dist.send(tensor.detach().cpu().contiguous(), dst=0, group=engine.p2p.replica)
     return collected if engine.stage == 0 else None
 
 

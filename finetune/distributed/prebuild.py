@@ -21,7 +21,7 @@ from torch.utils import cpp_extension
 from finetune.errors import FinetuneError
 from finetune.units import format_seconds
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 STALE_SECONDS = 300.0  # no file of the build changed for so long: nobody builds; one file takes two minutes at most
 
@@ -75,21 +75,21 @@ def is_built(extension: Extension) -> bool:
     return (build_folder(extension) / f"{extension.name}.so").is_file()
 
 
-def prebuild(tell: Tell, *, cuda: bool) -> None:
+def prebuild(notify: Notify, *, cuda: bool) -> None:
     """Build, or find built, every extension of this machine. One process a machine builds at a time.
 
     Raises: FinetuneError if the tools are missing or the compiler fails.
     """
     for extension in extensions(cuda=cuda):
-        with _locked(build_folder(extension), tell):
+        with _locked(build_folder(extension), notify):
             if not is_built(extension):
                 _require_tools(extension)
-                tell(f"building {extension.name} ({extension.purpose}): about {extension.minutes:g} minutes, once")
+                notify(f"building {extension.name} ({extension.purpose}): about {extension.minutes:g} minutes, once")
             known, before = is_built(extension), time.monotonic()
-            _outwait(build_folder(extension), tell)
+            _outwait(build_folder(extension), notify)
             _load(extension, cuda=cuda)
             took = format_seconds(time.monotonic() - before)
-            tell(f"{extension.name}: already built" if known else f"{extension.name}: built in {took}")
+            notify(f"{extension.name}: already built" if known else f"{extension.name}: built in {took}")
 
 
 def _load(extension: Extension, *, cuda: bool) -> None:
@@ -122,29 +122,31 @@ def _require_tools(extension: Extension) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, tell: Tell) -> Iterator[None]:
+def _locked(folder: Path, notify: Notify) -> Iterator[None]:
     """The machine's only builder of this folder; the lock ends with its process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.finetune-lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell(f"another process builds {folder.name}: waiting for it")
+            notify(f"another process builds {folder.name}: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _outwait(folder: Path, tell: Tell) -> None:
+def _outwait(folder: Path, notify: Notify) -> None:
     """torch's own lock: another build holds it, or one that was killed, for which torch would wait for ever."""
     lock = folder / "lock"
     told = False
     while lock.exists():
         newest = max((item.stat().st_mtime for item in folder.iterdir()), default=0.0)
         if time.time() - newest > STALE_SECONDS:
-            tell(f"removing the lock of a build that died: {lock}")
+            notify(f"removing the lock of a build that died: {lock}")
             lock.unlink(missing_ok=True)
         elif not told:
-            tell(f"a build seems to be under way in {folder}: waiting for it, {format_seconds(STALE_SECONDS)} at most")
+            notify(
+                f"a build seems to be under way in {folder}: waiting for it, {format_seconds(STALE_SECONDS)} at most"
+            )
             told = True
         time.sleep(0.2)
 

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
+from finetune.distributed.env import DistributedEnv, as_environ, from_environ
 from finetune.distributed.failure import PeerFailed
-from finetune.distributed.place import Place, as_environment, here
 from finetune.distributed.prebuild import choose_cache
 from finetune.errors import FinetuneError
 
@@ -68,8 +68,8 @@ class Session:
         Raises: FinetuneError if what Accelerate opened is not what was asked for (it drops DeepSpeed silently when its
         environment says CPU).
         """
-        place = here() or _alone()
-        os.environ.update(as_environment(place))
+        env = from_environ() or _alone()
+        os.environ.update(as_environ(env))
         os.environ.pop("ACCELERATE_USE_CPU", None)
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "false" if deepspeed_config is None else "true"
         if cpu:
@@ -114,7 +114,7 @@ class Session:
         return self.rank == 0
 
     @property
-    def leads(self) -> bool:
+    def is_replica_lead(self) -> bool:
         """The first rank of its replica: it speaks for it where all would say the same."""
         return self.rank % self.split == 0
 
@@ -199,10 +199,10 @@ class Session:
             dist.destroy_process_group()
 
 
-def _alone() -> Place:
+def _alone() -> DistributedEnv:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return Place(0, 1, 0, 1, "none", "127.0.0.1", probe.getsockname()[1])
+        return DistributedEnv(0, 1, 0, 1, "none", "127.0.0.1", probe.getsockname()[1])
 
 
 def _open_process_group(cpu: bool) -> None:

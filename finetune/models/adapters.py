@@ -88,14 +88,14 @@ def merge_adapter(folder: Path, output: Path, *, base: str = "") -> None:
     import transformers
     from peft import PeftModel
 
-    from finetune.models.config import told
+    from finetune.models.config import model_errors
 
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise UserError("the folder holds no adapter", where=str(folder), remedy="It needs adapter_config.json.")
     stated = json.loads(path.read_text(encoding="utf-8"))
     source = base or stated.get("base_model_name_or_path") or ""
-    with told(source):
+    with model_errors(source):
         where = resolve_model(source)
         config = transformers.AutoConfig.from_pretrained(folder if (folder / "config.json").is_file() else where)
         kind = _merged_class(config, stated.get("task_type"))

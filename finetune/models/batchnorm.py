@@ -34,7 +34,7 @@ def _stay_in_eval(self: nn.Module, mode: bool = True) -> nn.Module:
     return self
 
 
-def mend_batchnorm(model: nn.Module) -> int:
+def fix_batchnorm_gradients(model: nn.Module) -> int:
     """Hand every BatchNorm its gradient in the memory format of its input, where a batch holds one image.
 
     torch 2.13's CPU kernels give a wrong gradient there, without a word, if one is channels-first and the other

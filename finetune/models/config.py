@@ -26,7 +26,7 @@ def load_config(model: ModelSection, **overrides: Any) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     asked = {**model.config, **overrides}
-    with told(model.source):
+    with model_errors(model.source):
         if is_model_type(model):
             default = AutoConfig.for_model(model.source)
             _check_keys(default, model.config)
@@ -90,7 +90,7 @@ def _check_folder(where: str) -> None:
 
 
 @contextmanager
-def told(source: str) -> Iterator[None]:
+def model_errors(source: str) -> Iterator[None]:
     """What transformers and the hub client raise, said to a person; other errors pass."""
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
-from finetune.models.config import load_config, told
+from finetune.models.config import load_config, model_errors
 from finetune.models.head import head_names, replace_head
 from finetune.models.quantized import keep_layout, quantization_options
 from finetune.models.source import resolve_model
@@ -80,7 +80,7 @@ def load_model(
     """
     import torch
 
-    with torch.random.fork_rng(devices=[]), told(model.source), _attention(model), _quiet():
+    with torch.random.fork_rng(devices=[]), model_errors(model.source), _attention(model), _quiet():
         torch.default_generator.manual_seed(seed)
         kind = _model_class(auto_class, model, config)
         if model.init == "config":

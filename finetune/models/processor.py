@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
-from finetune.models.config import told
+from finetune.models.config import model_errors
 from finetune.models.source import resolve_model
 from finetune.recipe.model import ModelSection
 
@@ -113,7 +113,7 @@ def _interpolation_of(processor: Any) -> str:
 def _load(wanted: str, model: ModelSection) -> Any:
     from transformers import AutoImageProcessor
 
-    with told(wanted):
+    with model_errors(wanted):
         where = resolve_model(wanted)
         folder = Path(where)
         if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():

@@ -32,7 +32,7 @@ def shrunken(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [candidate for number, candidate in enumerate((narrow, shallow, {})) if candidate or number == 2]
 
 
-def without_chance(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_dropout(config: Mapping[str, Any]) -> dict[str, Any]:
     """Whatever draws random numbers in a forward pass, at 0: dropout of all kinds, the noisy queries of detectors."""
     return {
         key: type(value)(0)

@@ -148,8 +148,8 @@ def cut_evenly(blocks: Sequence[Block], count: int, rest: int = 0) -> list[tuple
                 continue
             sent = blocks[end - 1].size if end < len(blocks) else 0
             options = [
-                (max(dearest, sums[end] - sums[start]), before + sent, (*cuts, end))
-                for start, (dearest, before, cuts) in best[-1].items()
+                (max(costliest, sums[end] - sums[start]), before + sent, (*cuts, end))
+                for start, (costliest, before, cuts) in best[-1].items()
                 if start < end and (learning[start] < learning[end] or stage == count)
             ]
             if options:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
-from finetune.models.config import told
+from finetune.models.config import model_errors
 from finetune.models.source import resolve_model
 from finetune.recipe.model import ModelSection
 
@@ -102,7 +102,7 @@ def fresh_settings(model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> d
     return {key: value for key, value in ids.items() if key not in model.config}
 
 
-def tell_padding(model: Any, tokenizer: PreTrainedTokenizerBase, *, always: bool = False) -> None:
+def set_padding(model: Any, tokenizer: PreTrainedTokenizerBase, *, always: bool = False) -> None:
     """Write the padding token into model.config, after the embeddings were made; always: even if it is the end of text
     (classifiers on top of decoders look for it).
     """
@@ -118,7 +118,7 @@ def _load(wanted: str, model: ModelSection) -> PreTrainedTokenizerBase:
             f"model.source is a model type, {wanted}, which has no tokenizer",
             remedy="Set model.tokenizer: a hub id, a folder, package:<package>/<folder>, or train:4096.",
         )
-    with told(wanted):
+    with model_errors(wanted):
         where = resolve_model(wanted)
         folder = Path(where)
         if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune.data.cost import CostModel
+from finetune.data.order.cost import CostModel
 
 
 def hidden_size(config: Any) -> int:

@@ -23,7 +23,7 @@ NEEDS_CUDA = ("deepspeed_adam", "deepspeed_lion")
 
 
 @dataclass(frozen=True)
-class Scene:
+class CheckContext:
     """A recipe whose values are valid, its task, and the draft that knows where each was written."""
 
     recipe: Recipe
@@ -38,164 +38,166 @@ class Scene:
         return Fault(self.draft.place(path), self.draft.shown(path), message, value, allowed, near)
 
 
-Check = Callable[[Scene], Iterator[Fault]]
+Check = Callable[[CheckContext], Iterator[Fault]]
 
 
-def contradictions(scene: Scene, *, here: bool) -> list[Fault]:
+def contradictions(context: CheckContext, *, here: bool) -> list[Fault]:
     """Every contradiction. here: also what only this machine can tell, such as a missing file, or fp16 without CUDA."""
     checks = ALWAYS + HERE if here else ALWAYS
-    return [fault for check in checks for fault in check(scene)]
+    return [fault for check in checks for fault in check(context)]
 
 
-def warnings(scene: Scene) -> list[str]:
+def warnings(context: CheckContext) -> list[str]:
     """What is allowed, but seldom meant."""
-    recipe, place = scene.recipe, scene.draft.place
+    recipe, place = context.recipe, context.draft.place
     found = []
     if recipe.adapter is not None and recipe.model.init == "config":
         found.append(f"{place(('adapter',))}: an adapter on random weights (model.init: config) trains next to nothing")
-    if scene.draft.is_written(("evaluation", "best")) and not _has_validation(recipe):
+    if context.draft.is_written(("evaluation", "best")) and not _has_validation(recipe):
         found.append(f"{place(('evaluation', 'best'))}: evaluation.best has no effect without validation data")
     if recipe.model.trust_remote_code:
         found.append(f"{place(('model', 'trust_remote_code'))}: Python code that comes with the model will be run")
     return found
 
 
-def check_model(scene: Scene) -> Iterator[Fault]:
+def check_model(context: CheckContext) -> Iterator[Fault]:
     """Weights need a source; random ones at least a model type."""
-    model = scene.recipe.model
+    model = context.recipe.model
     if model.source:
         return
     if model.init == "pretrained":
-        yield scene.fault(
+        yield context.fault(
             "model.source", "missing: pretrained weights come from somewhere", allowed="hub id, folder, package:..."
         )
     elif not model.config:
-        yield scene.fault(
+        yield context.fault(
             "model.source", "missing: init: config needs a model type or a config", allowed="such as llama or resnet"
         )
 
 
-def check_length(scene: Scene) -> Iterator[Fault]:
+def check_length(context: CheckContext) -> Iterator[Fault]:
     """Epochs or steps, not both; a warmup that ends."""
-    training = scene.recipe.training
+    training = context.recipe.training
     if training.epochs is not None and training.steps is not None:
-        yield scene.fault(
+        yield context.fault(
             "training.steps",
             f"given beside training.epochs ({training.epochs}): a run has one length",
             allowed="one of the two",
         )
     if training.steps is not None and training.warmup >= max(training.steps, 2):
-        yield scene.fault("training.warmup", f"as long as the run of {training.steps} steps: the rate never gets there")
+        yield context.fault(
+            "training.warmup", f"as long as the run of {training.steps} steps: the rate never gets there"
+        )
 
 
-def check_learning_rate(scene: Scene) -> Iterator[Fault]:
+def check_learning_rate(context: CheckContext) -> Iterator[Fault]:
     """The end of the schedule is not above its peak."""
-    training = scene.recipe.training
+    training = context.recipe.training
     if training.min_learning_rate > training.learning_rate:
-        yield scene.fault(
+        yield context.fault(
             "training.min_learning_rate", "above training.learning_rate", allowed=f"at most {training.learning_rate:g}"
         )
 
 
-def check_batch(scene: Scene) -> Iterator[Fault]:
+def check_batch(context: CheckContext) -> Iterator[Fault]:
     """What is fixed by hand must multiply to the global batch."""
-    batch, parallel = scene.recipe.training.global_batch, scene.recipe.parallel
+    batch, parallel = context.recipe.training.global_batch, context.recipe.parallel
     micro, processes = parallel.micro_batch, parallel.processes
     remedy = "micro_batch: auto, which deals any batch over any number of ranks"
     if not isinstance(micro, int):
         return
     if micro > batch:
-        yield scene.fault("parallel.micro_batch", f"larger than training.global_batch ({batch})", allowed=remedy)
+        yield context.fault("parallel.micro_batch", f"larger than training.global_batch ({batch})", allowed=remedy)
     elif isinstance(processes, int) and batch % (micro * (replicas := max(1, processes // parallel.split))):
         message = f"training.global_batch ({batch}) is no multiple of micro_batch x replicas ({micro} x {replicas})"
         if parallel.split == 1:
             message = message.replace("replicas", "processes")
-        yield scene.fault("parallel.micro_batch", message, allowed=remedy)
+        yield context.fault("parallel.micro_batch", message, allowed=remedy)
 
 
-def check_split(scene: Scene) -> Iterator[Fault]:
+def check_split(context: CheckContext) -> Iterator[Fault]:
     """A model is split one way, over a number of ranks that divides them all."""
-    parallel = scene.recipe.parallel
+    parallel = context.recipe.parallel
     ways = [way for way in ("tensor", "pipeline") if getattr(parallel, way) > 1]
     for way in ways:
-        if way not in scene.card.splits:
-            known = ", ".join(scene.card.splits) or "none: use ZeRO-3 (deepspeed: zero3) for what one GPU cannot hold"
-            yield scene.fault(f"parallel.{way}", f"the task {scene.card.name} cannot be split so", allowed=known)
+        if way not in context.card.splits:
+            known = ", ".join(context.card.splits) or "none: use ZeRO-3 (deepspeed: zero3) for what one GPU cannot hold"
+            yield context.fault(f"parallel.{way}", f"the task {context.card.name} cannot be split so", allowed=known)
             return
     if len(ways) > 1:
-        yield scene.fault("parallel.pipeline", "parallel.tensor splits the model already", allowed="1, or tensor: 1")
+        yield context.fault("parallel.pipeline", "parallel.tensor splits the model already", allowed="1, or tensor: 1")
     elif isinstance(parallel.processes, int) and parallel.processes % parallel.split:
         message = f"{parallel.processes} processes are no multiple of parallel.{ways[0]} ({parallel.split})"
-        yield scene.fault("parallel.processes", message, allowed=f"a multiple of {parallel.split}, or auto")
+        yield context.fault("parallel.processes", message, allowed=f"a multiple of {parallel.split}, or auto")
 
 
-def check_quantization(scene: Scene) -> Iterator[Fault]:
+def check_quantization(context: CheckContext) -> Iterator[Fault]:
     """Weights of 4 or 8 bits cannot train: an adapter does; and ZeRO-3 cannot shard them."""
-    recipe = scene.recipe
+    recipe = context.recipe
     if recipe.model.quantization == "none":
         return
     if recipe.adapter is None:
         message = "such weights cannot train, and the recipe has no adapter: section"
-        yield scene.fault("model.quantization", message, allowed="none, or add for example adapter: {kind: lora}")
+        yield context.fault("model.quantization", message, allowed="none, or add for example adapter: {kind: lora}")
     elif recipe.model.init == "config":
-        yield scene.fault("model.quantization", "model.init: config has no weights to quantise", allowed="none")
+        yield context.fault("model.quantization", "model.init: config has no weights to quantise", allowed="none")
     elif (_zero_section(recipe) or {}).get("stage") == 3:
         message = "ZeRO-3 cannot shard weights that bitsandbytes has packed"
-        yield scene.fault("parallel.deepspeed", message, allowed="zero2, zero1 or none with model.quantization")
+        yield context.fault("parallel.deepspeed", message, allowed="zero2, zero1 or none with model.quantization")
 
 
-def check_tensor(scene: Scene) -> Iterator[Fault]:
+def check_tensor(context: CheckContext) -> Iterator[Fault]:
     """Layers are sliced under ZeRO-1, and not under adapters."""
-    parallel = scene.recipe.parallel
-    if parallel.tensor == 1 or "tensor" not in scene.card.splits:
+    parallel = context.recipe.parallel
+    if parallel.tensor == 1 or "tensor" not in context.card.splits:
         return
     if parallel.deepspeed != "zero1" and parallel.deepspeed in (DEEPSPEED_OFF, *list_deepspeed_configs()):
         message = f"parallel.tensor ({parallel.tensor}) is trained with DeepSpeed's AutoTP and ZeRO-1"
-        yield scene.fault("parallel.deepspeed", message, allowed="zero1, or tensor: 1")
-    if scene.recipe.adapter is not None:
+        yield context.fault("parallel.deepspeed", message, allowed="zero1, or tensor: 1")
+    if context.recipe.adapter is not None:
         message = f"parallel.tensor ({parallel.tensor}) slices plain layers, and an adapter's layers are none"
-        yield scene.fault(
+        yield context.fault(
             "adapter", message, allowed="no adapter, or tensor: 1 with zero3 for a base that is too large"
         )
 
 
-def check_pipeline(scene: Scene) -> Iterator[Fault]:
+def check_pipeline(context: CheckContext) -> Iterator[Fault]:
     """A pipeline's stages are trained by plain PyTorch: no DeepSpeed engine, no loss scaling over stages."""
-    parallel, training = scene.recipe.parallel, scene.recipe.training
-    if parallel.pipeline == 1 or "pipeline" not in scene.card.splits:
+    parallel, training = context.recipe.parallel, context.recipe.training
+    if parallel.pipeline == 1 or "pipeline" not in context.card.splits:
         return
     if parallel.deepspeed != DEEPSPEED_OFF:
         message = (
             f"the stages of parallel.pipeline ({parallel.pipeline}) are trained by plain PyTorch, not by DeepSpeed"
         )
-        if scene.draft.get(("parallel", "deepspeed")) is None:
+        if context.draft.get(("parallel", "deepspeed")) is None:
             message += f" ({parallel.deepspeed} is the default)"
-        yield scene.fault("parallel.deepspeed", message, allowed=DEEPSPEED_OFF)
+        yield context.fault("parallel.deepspeed", message, allowed=DEEPSPEED_OFF)
     if training.precision == "fp16":
         message = "a pipeline does not scale losses over its stages"
-        yield scene.fault("training.precision", message, allowed="auto, fp32, bf16")
+        yield context.fault("training.precision", message, allowed="auto, fp32, bf16")
     if training.optimizer.startswith("deepspeed_"):
-        yield scene.fault("training.optimizer", "a pipeline takes torch's optimisers", allowed="adamw, adam, sgd")
+        yield context.fault("training.optimizer", "a pipeline takes torch's optimisers", allowed="adamw, adam, sgd")
 
 
-def check_smoothing(scene: Scene) -> Iterator[Fault]:
+def check_smoothing(context: CheckContext) -> Iterator[Fault]:
     """Label smoothing needs labels."""
-    if scene.recipe.training.label_smoothing and not scene.card.label_smoothing:
-        yield scene.fault(
-            "training.label_smoothing", f"the task {scene.card.name} has no labels to smooth", allowed="0"
+    if context.recipe.training.label_smoothing and not context.card.label_smoothing:
+        yield context.fault(
+            "training.label_smoothing", f"the task {context.card.name} has no labels to smooth", allowed="0"
         )
 
 
-def check_packing(scene: Scene) -> Iterator[Fault]:
+def check_packing(context: CheckContext) -> Iterator[Fault]:
     """A way of packing that the task can do."""
-    packing, known = scene.recipe.data.packing, ("auto", *scene.card.packings)
+    packing, known = context.recipe.data.packing, ("auto", *context.card.packings)
     if packing not in known:
-        yield scene.fault("data.packing", f"the task {scene.card.name} cannot do that", allowed=", ".join(known))
+        yield context.fault("data.packing", f"the task {context.card.name} cannot do that", allowed=", ".join(known))
 
 
-def check_metrics(scene: Scene) -> Iterator[Fault]:
+def check_metrics(context: CheckContext) -> Iterator[Fault]:
     """Metrics that the task can feed, and a `best` that is among those computed."""
-    evaluation, card = scene.recipe.evaluation, scene.card
+    evaluation, card = context.recipe.evaluation, context.card
     chosen = list(card.default_metrics if evaluation.metrics is None else evaluation.metrics)
     unknown = [name for name in chosen if name not in card.metrics]
     for name in unknown:
@@ -203,12 +205,12 @@ def check_metrics(scene: Scene) -> Iterator[Fault]:
         message = (
             f"no metric of the task {card.name}" if name != "loss" else "the loss is always computed; leave it out"
         )
-        yield scene.fault(path, message, allowed=", ".join(card.metrics), near=nearest(name, card.metrics))
+        yield context.fault(path, message, allowed=", ".join(card.metrics), near=nearest(name, card.metrics))
     best = evaluation.best
     if best and best != "loss" and best not in chosen:
         near = nearest(best, [*chosen, "loss"])
         known = f": add it to evaluation.metrics, or take one of {', '.join(chosen)}" if best in card.metrics else ""
-        yield scene.fault(
+        yield context.fault(
             "evaluation.best",
             f"not among the metrics that are computed{known}",
             allowed=", ".join(["loss", *chosen]),
@@ -216,90 +218,96 @@ def check_metrics(scene: Scene) -> Iterator[Fault]:
         )
 
 
-def check_validation(scene: Scene) -> Iterator[Fault]:
+def check_validation(context: CheckContext) -> Iterator[Fault]:
     """One origin of validation data, and one at all where something waits for it."""
-    data = scene.recipe.data
+    data = context.recipe.data
     if data.validation and data.validation_fraction:
-        yield scene.fault(
+        yield context.fault(
             "data.validation_fraction",
             "given beside data.validation: validation data come from one place",
             allowed="one of the two",
         )
-    if scene.recipe.training.early_stopping and not _has_validation(scene.recipe):
-        yield scene.fault(
+    if context.recipe.training.early_stopping and not _has_validation(context.recipe):
+        yield context.fault(
             "training.early_stopping",
             "needs validation data",
             allowed="data.validation, or data.validation_fraction: 0.1",
         )
 
 
-def check_columns(scene: Scene) -> Iterator[Fault]:
+def check_columns(context: CheckContext) -> Iterator[Fault]:
     """`columns` maps roles of the task. Whether the data has them is for those who open the data."""
-    roles = list(scene.card.columns)
+    roles = list(context.card.columns)
     homes: list[KeyPath] = [("data", "columns")]
-    homes += [(*path[:-1], "columns") for path in path_keys(scene.draft) if path[0] == "data" and path[-1] == "source"]
+    homes += [
+        (*path[:-1], "columns") for path in path_keys(context.draft) if path[0] == "data" and path[-1] == "source"
+    ]
     for home in homes:
-        columns = scene.draft.get(home, {})
+        columns = context.draft.get(home, {})
         for role in columns if isinstance(columns, dict) else ():
             if role in roles:
                 continue
             swapped = columns[role] in roles
-            message = f"no role of the task {scene.card.name}"
+            message = f"no role of the task {context.card.name}"
             near = f"{columns[role]}: {role} (role first, then the data's column)" if swapped else nearest(role, roles)
-            yield scene.fault((*home, role), message, allowed=", ".join(roles), near=near)
+            yield context.fault((*home, role), message, allowed=", ".join(roles), near=near)
 
 
-def check_deepspeed(scene: Scene) -> Iterator[Fault]:
+def check_deepspeed(context: CheckContext) -> Iterator[Fault]:
     """A DeepSpeed configuration that exists."""
-    name = scene.recipe.parallel.deepspeed
+    name = context.recipe.parallel.deepspeed
     if name == DEEPSPEED_OFF:
         return
     names = [DEEPSPEED_OFF, *list_deepspeed_configs()]
     if not looks_like_file(name) and name not in names:
         near = "none" if name in ("off", "false", "no", "") else nearest(name, names)
-        yield scene.fault("parallel.deepspeed", "no such DeepSpeed configuration", allowed=", ".join(names), near=near)
+        yield context.fault(
+            "parallel.deepspeed", "no such DeepSpeed configuration", allowed=", ".join(names), near=near
+        )
 
 
-def check_files(scene: Scene) -> Iterator[Fault]:
+def check_files(context: CheckContext) -> Iterator[Fault]:
     """Local files that are there."""
-    for path in path_keys(scene.draft):
-        value = scene.draft.get(path)
+    for path in path_keys(context.draft):
+        value = context.draft.get(path)
         if not isinstance(value, str) or is_present(value):
             continue
         if is_pattern(value):
-            yield scene.fault(path, "matches no file")
+            yield context.fault(path, "matches no file")
             continue
         given = Path(value)
         folder = given.parent
         if not folder.is_dir():
             near = _nearest_in_cwd(given)
-            yield scene.fault(path, f"no such file, and no folder {folder}" if not near else "no such file", near=near)
+            yield context.fault(
+                path, f"no such file, and no folder {folder}" if not near else "no such file", near=near
+            )
             continue
         near = nearest(given.name, [item.name for item in folder.iterdir()])
-        yield scene.fault(path, "no such file", near=str(folder / near) if near else _nearest_in_cwd(given))
+        yield context.fault(path, "no such file", near=str(folder / near) if near else _nearest_in_cwd(given))
 
 
-def check_precision(scene: Scene) -> Iterator[Fault]:
+def check_precision(context: CheckContext) -> Iterator[Fault]:
     """fp16 needs CUDA: its loss scaling and most of its kernels exist there alone."""
-    if scene.recipe.training.precision == "fp16" and not has_cuda():
-        yield scene.fault(
+    if context.recipe.training.precision == "fp16" and not has_cuda():
+        yield context.fault(
             "training.precision", "fp16 needs CUDA, and this machine has none", allowed="auto, fp32, bf16"
         )
 
 
-def check_optimizer(scene: Scene) -> Iterator[Fault]:
+def check_optimizer(context: CheckContext) -> Iterator[Fault]:
     """DeepSpeed's fused optimisers live where the weights' masters live."""
-    optimizer = scene.recipe.training.optimizer
+    optimizer = context.recipe.training.optimizer
     if optimizer in NEEDS_CUDA and not has_cuda():
-        yield scene.fault(
+        yield context.fault(
             "training.optimizer",
             f"{optimizer} needs CUDA, and this machine has none",
             allowed="adamw, deepspeed_cpu_adam",
         )
-    if optimizer == "deepspeed_cpu_adam" and has_cuda() and _offloads(scene.recipe) is False:
-        yield scene.fault(
+    if optimizer == "deepspeed_cpu_adam" and has_cuda() and _offloads(context.recipe) is False:
+        yield context.fault(
             "training.optimizer",
-            f"works on state in main memory, but {scene.recipe.parallel.deepspeed} keeps it on the GPU",
+            f"works on state in main memory, but {context.recipe.parallel.deepspeed} keeps it on the GPU",
             allowed="a configuration with offload_optimizer, such as zero2_offload; or adamw",
         )
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from finetune.errors import Fault, RecipeFaults
 from finetune.recipe.card import TaskCard
-from finetune.recipe.checks import Scene, contradictions, warnings
+from finetune.recipe.checks import CheckContext, contradictions, warnings
 from finetune.recipe.draft import DEFAULT_EPOCHS, DERIVED, Draft
 from finetune.recipe.explain import dump_yaml, explain, origins_of
 from finetune.recipe.faults import faults_of, nearest, show_value
@@ -70,13 +70,13 @@ def load_recipe(
         _fill(draft, card)
     kind = recipe_type(card) if card is not None else Recipe
     recipe, faults = _validate(draft, kind)
-    scene = Scene(recipe, card, draft) if recipe is not None and card is not None else None
-    found = _unlike(contradictions(scene, here=here), faults) if scene else []
+    context = CheckContext(recipe, card, draft) if recipe is not None and card is not None else None
+    found = _unlike(contradictions(context, here=here), faults) if context else []
     everything = [*draft.faults, *task_faults, *faults.values(), *found]
     if everything:
         raise RecipeFaults(_in_order(everything))
-    assert recipe is not None and scene is not None
-    return LoadedRecipe(recipe, origins_of(recipe, draft.origin), tuple(warnings(scene)))
+    assert recipe is not None and context is not None
+    return LoadedRecipe(recipe, origins_of(recipe, draft.origin), tuple(warnings(context)))
 
 
 def _choose_task(draft: Draft, cards: Mapping[str, TaskCard]) -> tuple[TaskCard | None, list[Fault]]:

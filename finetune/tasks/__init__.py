@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from finetune.recipe.card import TaskCard
-from finetune.tasks.causal_lm import CausalLM
-from finetune.tasks.image_classification import ImageClassification
-from finetune.tasks.object_detection import ObjectDetection
-from finetune.tasks.preference import Preference
-from finetune.tasks.reward_model import RewardModel
-from finetune.tasks.seq2seq import Seq2Seq
-from finetune.tasks.sequence_regression import SequenceRegression
+from finetune.tasks.causal_lm.task import CausalLM
+from finetune.tasks.image_classification.task import ImageClassification
+from finetune.tasks.object_detection.task import ObjectDetection
+from finetune.tasks.preference.task import Preference
+from finetune.tasks.reward_model.task import RewardModel
+from finetune.tasks.seq2seq.task import Seq2Seq
+from finetune.tasks.sequence_regression.task import SequenceRegression
 from finetune.tasks.task import Task
-from finetune.tasks.text_classification import TextClassification
-from finetune.tasks.token_classification import TokenClassification
+from finetune.tasks.text_classification.task import TextClassification
+from finetune.tasks.token_classification.task import TokenClassification
 
 TASKS: dict[str, Task] = {
     "text_classification": TextClassification(),

@@ -121,7 +121,7 @@ def label_tensor(labels: Sequence[Any], num_labels: int, *, several: bool) -> to
 
 
 def classification_loss_sum(
-    logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float, ghost: bool
+    logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float, dummy: bool
 ) -> torch.Tensor:
     """Loss summed over the B examples, float32: cross-entropy for labels [B], mean binary one for labels [B, C]."""
     from finetune.models.losses import binary_cross_entropy_each, cross_entropy_sum
@@ -130,7 +130,7 @@ def classification_loss_sum(
         loss = binary_cross_entropy_each(logits, labels, label_smoothing=label_smoothing).sum()
     else:
         loss = cross_entropy_sum(logits, labels, label_smoothing=label_smoothing)
-    return loss * 0.0 if ghost else loss
+    return loss * 0.0 if dummy else loss
 
 
 def class_predictions(
@@ -156,7 +156,7 @@ def class_predictions(
             id=id,
             values={"prediction": prediction, "reference": reference, "scores": score},
             loss=loss,
-            weight=0 if batch.ghost else 1,
+            weight=0 if batch.dummy else 1,
             shown={**extra, "label": name_of(reference, names), "predicted": name_of(prediction, names)},
         )
         for id, prediction, reference, score, loss, extra in rows

@@ -27,7 +27,7 @@ class Batch:
     ids: tuple[int, ...]
     inputs: dict[str, Any]
     targets: dict[str, Any] = field(default_factory=dict)
-    ghost: bool = False
+    dummy: bool = False
     padding: int = 0
     positions: int = 0
 

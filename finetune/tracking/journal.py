@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.tracking.publishing import plain, publish_json, sync_folder, told
+from finetune.tracking.atomic_files import plain, publish_json, sync_folder, told
 from finetune.tracking.run import Run
 
 _TABLE_FILE = re.compile(r"^(?P<name>.+)-step-(?P<step>\d{8,})\.json$")

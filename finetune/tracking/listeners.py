@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-
-class _Listener(Protocol):
-    """The loop's Listener, by shape: training/ is a neighbour, and neighbours do not import each other."""
-
-    def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None: ...
-    def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None: ...
-    def row(self, row: Mapping[str, float | int | str]) -> None: ...
-    def table(self, name: str, *, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
-    def checkpoint(self, path: Path, *, step: int, best: bool) -> None: ...
-    def message(self, text: str) -> None: ...
-    def finished(self, *, status: str, summary: Mapping[str, Any]) -> None: ...
+from finetune.events import Listener
 
 
 class Listeners:
@@ -26,9 +16,9 @@ class Listeners:
     told once, and that listener hears nothing more but `finished`.
     """
 
-    def __init__(self, listeners: Sequence[_Listener]) -> None:
+    def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = list(listeners)
-        self._failed: list[_Listener] = []
+        self._failed: list[Listener] = []
 
     def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
         self._each(
@@ -67,7 +57,7 @@ class Listeners:
         if essential is not None:
             raise essential
 
-    def _each(self, call: Callable[[_Listener], None]) -> None:
+    def _each(self, call: Callable[[Listener], None]) -> None:
         for one in self._listeners:
             if one in self._failed:
                 continue
@@ -79,7 +69,7 @@ class Listeners:
                 self._failed.append(one)
                 self._tell(one, error)
 
-    def _tell(self, failed: _Listener, error: Exception) -> None:
+    def _tell(self, failed: Listener, error: Exception) -> None:
         text = f"{type(failed).__name__} failed and is switched off; training goes on ({type(error).__name__}: {error})"
         for one in self._listeners:
             if one is not failed and one not in self._failed:

@@ -17,10 +17,10 @@ from finetune.metrics import direction
 from finetune.recipe.secrets import mask
 from finetune.recipe.yaml import read_document
 from finetune.tasks import CARDS
+from finetune.tracking.atomic_files import publish_text
 from finetune.tracking.charts import Line, draw_chart
 from finetune.tracking.console import figure
 from finetune.tracking.journal import list_tables, read_rows, read_table
-from finetune.tracking.publishing import publish_text
 from finetune.tracking.run import Run
 from finetune.tracking.series import Series, collect_series
 from finetune.units import format_bytes, format_count, format_seconds

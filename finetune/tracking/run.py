@@ -23,7 +23,7 @@ from finetune.recipe.digest import training_digest
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
 from finetune.recipe.yaml import dump
-from finetune.tracking.publishing import plain, publish_json, publish_text, told
+from finetune.tracking.atomic_files import plain, publish_json, publish_text, told
 
 Status = Literal["running", "done", "stopped", "failed"]
 

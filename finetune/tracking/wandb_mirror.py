@@ -16,8 +16,8 @@ from typing import Any
 
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
+from finetune.tracking.atomic_files import plain
 from finetune.tracking.journal import list_tables, read_rows, read_table
-from finetune.tracking.publishing import plain
 from finetune.tracking.run import Run, resolved
 
 INIT_SECONDS = 20.0  # an unreachable server holds the mirror's thread so long before it records offline

@@ -22,12 +22,12 @@ from typing import Any
 import psutil
 import torch
 
-from finetune.distributed import fragments
+from finetune.distributed import sharded_state as sharded_state
 from finetune.distributed.engine import Engine
 from finetune.distributed.tensor_parallel import whole_shape
 from finetune.errors import TrainingFailed
-from finetune.training.publishing import Written, attempt, beside_of, publish, write_tensors
-from finetune.training.stored import Checkpoint, Manifest, checkpoint_name, find_checkpoints, stored_name
+from finetune.training.checkpoint_reader import Checkpoint, Manifest, checkpoint_name, find_checkpoints, shard_name
+from finetune.training.checkpoint_writer import Written, attempt, beside_of, publish, write_tensors
 from finetune.units import format_bytes
 
 NICENESS = 5  # of the writing thread: where training needs the processors, it goes first
@@ -78,17 +78,17 @@ class Saver:
     def begin(self, step: int, loop: dict[str, Any], *, best: bool = False) -> None:
         """Copy this rank's state, and write it from now on. Raises: TrainingFailed if the save before it failed."""
         self.finish()
-        pieces = list(fragments.pieces(self.engine))
-        shapes = {piece.key: list(piece.shape) for piece in pieces}
-        needed = sum(piece.values.nbytes for piece in pieces)
+        shards = list(sharded_state.local_shards(self.engine))
+        shapes = {shard.key: list(shard.shape) for shard in shards}
+        needed = sum(shard.values.nbytes for shard in shards)
         spare = self._copies or psutil.virtual_memory().available > 1.25 * needed
-        tensors = {stored_name(piece): piece.values.detach() for piece in pieces}
+        tensors = {shard_name(shard): shard.values.detach() for shard in shards}
         if spare:
             tensors = self._copy(tensors)
         name = f"state-{self.session.rank:05d}-of-{self.session.world_size:05d}.safetensors"
         path = beside_of(self.folder / checkpoint_name(step)) / name
         task = self._thread.submit(attempt, lambda: write_tensors(path, tensors, shapes))
-        self._save = _Save(step, best, loop, fragments.scalars(self.engine), task)
+        self._save = _Save(step, best, loop, sharded_state.scalars(self.engine), task)
         if not spare:  # no memory for a copy: training waits until its own tensors are written
             task.result()
 
@@ -173,8 +173,10 @@ def save_checkpoint(engine: Engine, folder: Path, *, step: int, recipe_digest: s
 def checkpoint_bytes(engine: Engine) -> int:
     """Bytes of one checkpoint, over all ranks, before it is written. All ranks call it."""
     state_tensors = 2 if "betas" in engine.inner_optimizer.param_groups[0] else 1
-    own = sum(piece.values.numel() * 4 for piece in fragments.pieces(engine) if "." in piece.key)
-    weights = sum(math.prod(whole_shape(parameter)) for _, parameter in fragments.trainable_parameters(engine.module))
+    own = sum(shard.values.numel() * 4 for shard in sharded_state.local_shards(engine) if "." in shard.key)
+    weights = sum(
+        math.prod(whole_shape(parameter)) for _, parameter in sharded_state.trainable_parameters(engine.module)
+    )
     return int(max(engine.session.sum(float(own))[0], weights * 4 * (1 + state_tensors)))
 
 

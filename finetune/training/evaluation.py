@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.data.dealing import Deal
+from finetune.data.order.assignment import Assignment
 from finetune.distributed.engine import Engine
 from finetune.errors import TrainingFailed
 from finetune.metrics import MetricSet
 from finetune.metrics.catalogue import needs_text
 from finetune.tasks.task import Kit, Prediction, Task, as_writer
-from finetune.training.feed import Ahead, evaluation_steps, feed
+from finetune.training.loader import Prefetcher, evaluation_steps, iterate_batches
 
 GATHER_EVERY = 8  # micro-batches whose predictions a rank holds before rank 0 takes them
 WORST = 20
@@ -36,7 +36,14 @@ class Evaluation:
 
 
 def evaluate(
-    task: Task, kit: Kit, engine: Engine, split: str, *, metrics: Sequence[str], dealt: Deal, out: Path | None = None
+    task: Task,
+    kit: Kit,
+    engine: Engine,
+    split: str,
+    *,
+    metrics: Sequence[str],
+    assignment: Assignment,
+    out: Path | None = None,
 ) -> Evaluation:
     """Loss as sum over global units / global count, and metrics, over the whole split. All ranks call it.
 
@@ -50,18 +57,20 @@ def evaluate(
     engine.align_buffers()
     engine.model.eval()
     held: list[Prediction] = []
-    steps = evaluation_steps(dealt, session.replica)
+    steps = evaluation_steps(assignment, session.replica)
     on_gpu = session.device.type == "cuda"
-    ahead = Ahead(feed(examples, lambda some: task.collate(kit, some), steps, pin_memory=on_gpu), session.device)
-    for done in range(1, dealt.micro_batches + 1):
-        _, (batch,) = ahead.take()
-        if not batch.ghost or session.shards_weights:
+    prefetcher = Prefetcher(
+        iterate_batches(examples, lambda some: task.collate(kit, some), steps, pin_memory=on_gpu), session.device
+    )
+    for done in range(1, assignment.micro_batches + 1):
+        _, (batch,) = prefetcher.take()
+        if not batch.dummy or session.shards_weights:
             with torch.no_grad():
                 moved = batch.to(session.device)
                 outputs = task.forward(engine.model, moved)
-                ahead.fetch()  # a GPU still works on this one
+                prefetcher.fetch()  # a GPU still works on this one
                 written = writer.generate(kit, engine.module, moved, synced=session.shards_weights) if writer else []
-                if not batch.ghost and engine.speaks:
+                if not batch.dummy and engine.owns_outputs:
                     predictions = task.predict(kit, outputs, moved)
                     held.extend(_with_texts(predictions, written) if writer else predictions)
         if done % GATHER_EVERY == 0:

@@ -9,27 +9,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.data.cost import CostModel
+from finetune.data.order.cost import CostModel
 from finetune.distributed.engine import Engine
 from finetune.errors import Stopped, TrainingFailed
+from finetune.events import Listener
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.task import Batch, Kit, Task
 from finetune.training.checkpoint import Saver, check_space
+from finetune.training.checkpoint_reader import Checkpoint, load_checkpoint
+from finetune.training.checkpoint_writer import clear_leftovers
 from finetune.training.evaluation import Evaluation, evaluate
-from finetune.training.feed import DEALT_AHEAD, FETCHED_AHEAD, Ahead, RankStep, feed, training_steps
-from finetune.training.listener import Listener
+from finetune.training.learning_rate import learning_rate
+from finetune.training.loader import ASSIGNED_AHEAD, PREFETCHED, Prefetcher, RankStep, iterate_batches, training_steps
+from finetune.training.microbatch_planner import MicroBatchPlanner, RankSpeedEstimator
 from finetune.training.progress import Progress
-from finetune.training.publishing import clear_leftovers
-from finetune.training.schedule import learning_rate
-from finetune.training.shares import Pace, Shares
 from finetune.training.step import StepResult, seed_step, train_step
+from finetune.training.step_logger import StepLogger
 from finetune.training.stop import StopRequest
-from finetune.training.stored import Checkpoint, load_checkpoint
-from finetune.training.teller import Teller
 
 
 @dataclass(frozen=True)
-class Places:
+class OutputDirs:
     """Where the loop writes: folders inside the run folder."""
 
     checkpoints: Path
@@ -60,31 +60,33 @@ class Loop:
         micro_batch: int,
         cost: CostModel,
         recipe_digest: str,
-        places: Places,
+        output_dirs: OutputDirs,
         listener: Listener,
         stop: StopRequest,
     ) -> None:
         self.task, self.kit, self.engine = task, kit, engine
         self.recipe: Recipe = kit.recipe
         self.session = engine.session
-        self.shares = Shares(kit, cost, ranks=self.session.replicas, micro_batch=micro_batch, lockstep=engine.lockstep)
-        self.schedule = self.shares.schedule(self.recipe, task.card.balance_window)
-        kit.pictures = places.predictions / "pictures" if self.session.is_main else None
-        self.places, self.stop = places, stop
-        self.teller = Teller(self.session, listener, self.recipe.tracking.log_every)
+        self.planner = MicroBatchPlanner(
+            kit, cost, ranks=self.session.replicas, micro_batch=micro_batch, lockstep=engine.lockstep
+        )
+        self.schedule = self.planner.schedule(self.recipe, task.card.balance_window)
+        kit.pictures = output_dirs.predictions / "pictures" if self.session.is_main else None
+        self.output_dirs, self.stop = output_dirs, stop
+        self.step_logger = StepLogger(self.session, listener, self.recipe.tracking.log_every)
         self.listener = listener
         self.saver = Saver(
             engine,
-            places.checkpoints,
+            output_dirs.checkpoints,
             recipe_digest=recipe_digest,
             keep=self.recipe.checkpoint.keep,
             published=lambda saved, best: listener.checkpoint(saved.path, step=saved.step, best=best),
         )
         self.workers = self._loader_workers(task.card.decodes)
-        self.pace = Pace(
+        self.rank_speed = RankSpeedEstimator(
             self.recipe.parallel.rank_speed,
             self.session,
-            lookahead=FETCHED_AHEAD * self.workers + DEALT_AHEAD,
+            lookahead=PREFETCHED * self.workers + ASSIGNED_AHEAD,
             passes=engine.passes,
         )
         evaluation = self.recipe.evaluation
@@ -98,8 +100,8 @@ class Loop:
         """Train to the end, from `resume` if given. Raises: Stopped, TrainingFailed."""
         self._resume(resume, best)
         if self.session.is_main:
-            clear_leftovers(self.places.checkpoints)
-        check_space(self.engine, self.places.checkpoints, copies=self.recipe.checkpoint.keep + 2)
+            clear_leftovers(self.output_dirs.checkpoints)
+        check_space(self.engine, self.output_dirs.checkpoints, copies=self.recipe.checkpoint.keep + 2)
         if self.session.is_main:
             self.listener.started(
                 start_step=self.progress.step,
@@ -111,10 +113,10 @@ class Loop:
         if self.progress.step == 0:
             self._show_samples("before")
         early = self.recipe.training.early_stopping
-        ahead = Ahead(self._feed(), self.session.device)
-        ahead.fetch()
+        prefetcher = Prefetcher(self._batches(), self.session.device)
+        prefetcher.fetch()
         while self.progress.step < self.total_steps and not self.progress.exhausted(early):
-            result = self._step(*ahead.take(), ahead)
+            result = self._step(*prefetcher.take(), prefetcher)
             improved = self._evaluate() if self._due(self.recipe.evaluation.every) else False
             if improved or result.stop or self._due(self.recipe.checkpoint.every):
                 self._save(improved)
@@ -139,23 +141,23 @@ class Loop:
             if best is None:
                 self.progress.forget_best()
 
-    def _feed(self) -> Iterator[tuple[RankStep, list[Batch]]]:
+    def _batches(self) -> Iterator[tuple[RankStep, list[Batch]]]:
         steps = range(self.progress.step, self.total_steps)
-        return feed(
+        return iterate_batches(
             self.kit.examples["train"],
             lambda examples: self.task.collate(self.kit, examples),
-            training_steps(self.schedule, self.shares, self.pace, self.session.replica, steps),
+            training_steps(self.schedule, self.planner, self.rank_speed, self.session.replica, steps),
             workers=self.workers,
             pin_memory=self.session.device.type == "cuda",
         )
 
-    def _step(self, step: RankStep, batches: list[Batch], ahead: Ahead | None = None) -> StepResult:
+    def _step(self, step: RankStep, batches: list[Batch], prefetcher: Prefetcher | None = None) -> StepResult:
         """One optimiser step; meanwhile the next one is fetched."""
-        progress, timing = self.progress, self.teller.timing
+        progress, timing = self.progress, self.step_logger.timing
         rate = learning_rate(step.index, self.total_steps, self.recipe.training)
         self.engine.set_learning_rate(rate)
         seed_step(self.recipe.seed, step.index, self.session.replica)
-        started = timing.start(progress.step + 1, traced=self.pace.measuring)
+        started = timing.start(progress.step + 1, traced=self.rank_speed.measuring)
         result = train_step(
             self.task,
             self.kit,
@@ -163,20 +165,20 @@ class Loop:
             batches,
             stop=self.stop.requested,
             busy=self.saver.busy,
-            meanwhile=ahead.fetch if ahead else None,
+            meanwhile=prefetcher.fetch if prefetcher else None,
         )
         if self.saver.under_way and not result.busy:
             self.saver.advance()
         self._check_finite(result)
-        seconds = timing.end(started, data=ahead.waited() if ahead else 0.0, idle=result.waiting_seconds)
+        seconds = timing.end(started, data=prefetcher.waited() if prefetcher else 0.0, idle=result.waiting_seconds)
         progress.step += 1
         progress.units += result.units
         progress.seconds += seconds
         last = progress.step == self.total_steps
         figures = {"learning_rate": rate, "cost_imbalance": step.imbalance}
-        self.teller.step(progress.step, self._epoch, result, figures, seconds=seconds, last=last)
-        if self.pace.measuring or self.pace.watching:
-            told = self.pace.note(step.index, step.cost, result, timing.own_seconds)
+        self.step_logger.step(progress.step, self._epoch, result, figures, seconds=seconds, last=last)
+        if self.rank_speed.measuring or self.rank_speed.watching:
+            told = self.rank_speed.note(step.index, step.cost, result, timing.own_seconds)
             if told and self.session.is_main:
                 self.listener.message(told)
         return result
@@ -187,13 +189,13 @@ class Loop:
         if result.finite and not broken_gradient:
             return
         self.saver.finish()
-        culprits = sorted(i for some in self.session.all_gather(result.culprits) for i in some)
+        nonfinite_ids = sorted(i for some in self.session.all_gather(result.nonfinite_ids) for i in some)
         what = "loss" if not result.finite else "gradient norm"
         latest = self.saver.latest
         kept = f"the checkpoint of step {latest.step} is good" if latest else "no checkpoint was written yet"
         raise TrainingFailed(
             f"the {what} is {result.loss if not result.finite else result.grad_norm}",
-            where=f"step {self.progress.step + 1}" + (f", examples {culprits[:32]}" if culprits else ""),
+            where=f"step {self.progress.step + 1}" + (f", examples {nonfinite_ids[:32]}" if nonfinite_ids else ""),
             remedy=f"{kept}; look at these rows, lower the learning rate or raise warmup",
         )
 
@@ -223,11 +225,11 @@ class Loop:
             self.engine,
             split,
             metrics=self.metrics,
-            dealt=self.shares.deal_split(split, self.pace.at(self.progress.step)),
-            out=self.places.predictions / name,
+            assignment=self.planner.assign_split(split, self.rank_speed.at(self.progress.step)),
+            out=self.output_dirs.predictions / name,
         )
         if self.session.is_main:
-            self.teller.row(self.progress.step, self._epoch, split, result.scalars)
+            self.step_logger.row(self.progress.step, self._epoch, split, result.scalars)
             prefix = "" if split == "validation" else f"{split}_"
             for table, (columns, rows) in result.tables.items():
                 self.listener.table(prefix + table, step=self.progress.step, columns=columns, rows=rows)

@@ -33,7 +33,7 @@ class StepResult:
     forward_pass: Stopwatch
     busy: bool = False
     waiting_seconds: float = 0.0
-    culprits: tuple[int, ...] = ()
+    nonfinite_ids: tuple[int, ...] = ()
 
     @property
     def finite(self) -> bool:
@@ -55,7 +55,7 @@ def train_step(
     meanwhile: called once all passes are under way; a GPU still works on them then.
     """
     session = engine.session
-    counts = [(task.weight(batch), batch.padding, batch.positions) for batch in batches if session.leads]
+    counts = [(task.weight(batch), batch.padding, batch.positions) for batch in batches if session.is_replica_lead]
     # The first forward pass does not wait for a rank that is late with its last update; the first backward pass does.
     counted = session.begin_sum(*(sum(count[i] for count in counts) for i in range(3)))
 
@@ -65,16 +65,16 @@ def train_step(
 
     def loss_sum(outputs: Any, batch: Batch) -> torch.Tensor:
         found = task.loss_sum(kit, outputs, batch)
-        return found * 0.0 if batch.ghost else found
+        return found * 0.0 if batch.dummy else found
 
     done = engine.accumulate(batches, lambda batch: task.forward(engine.model, batch), loss_sum, scale)
     if meanwhile is not None:
         meanwhile()
     units, padding, positions = counted.wait()
     loss, stopping, working = session.sum(
-        float(torch.stack(done.losses).sum()) if engine.speaks else 0.0, float(stop), float(busy)
+        float(torch.stack(done.losses).sum()) if engine.owns_outputs else 0.0, float(stop), float(busy)
     )
-    culprits = tuple(i for b, x in zip(batches, done.losses, strict=True) if not math.isfinite(x) for i in b.ids)
+    nonfinite_ids = tuple(i for b, x in zip(batches, done.losses, strict=True) if not math.isfinite(x) for i in b.ids)
     grad_norm = engine.step() if math.isfinite(loss) else math.nan
     return StepResult(
         loss=loss / max(units, 1),
@@ -86,7 +86,7 @@ def train_step(
         busy=working > 0,
         forward_pass=done.forward_pass,
         waiting_seconds=done.waiting_seconds,
-        culprits=culprits,
+        nonfinite_ids=nonfinite_ids,
     )
 
 

@@ -138,9 +138,9 @@ def _instructions(folder: Path) -> dict[str, Any]:
 
 
 def _pictures(folder: Path) -> dict[str, Any]:
-    rows, chance = [], np.random.default_rng(0)
+    rows, rng = [], np.random.default_rng(0)
     for index in range(8):
-        pixels = chance.integers(0, 90, (14, 18, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 90, (14, 18, 3), dtype=np.uint8)
         pixels[(slice(0, 7) if index % 2 else slice(7, 14)), :, index % 3] += 120
         Image.fromarray(pixels).save(folder / f"{index}.png")
         rows.append({"image": str(folder / f"{index}.png"), "label": ["low", "high"][index % 2]})
@@ -148,9 +148,9 @@ def _pictures(folder: Path) -> dict[str, Any]:
 
 
 def _scenes(folder: Path) -> dict[str, Any]:
-    rows, chance = [], np.random.default_rng(0)
+    rows, rng = [], np.random.default_rng(0)
     for index in range(8):
-        pixels = chance.integers(0, 60, (48, 64, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 60, (48, 64, 3), dtype=np.uint8)
         boxes = [[4 + 3 * index, 6, 20, 24], [30 - 3 * index, 28, 24, 18]][: 0 if index == 3 else 1 + index % 2]
         for place, (x, y, wide, high) in enumerate(boxes):
             pixels[y : y + high, x : x + wide, (index + place) % 2] += 180

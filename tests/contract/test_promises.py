@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from finetune.data.annotated import AnnotatedExamples
-from finetune.data.open import open_tables
+from finetune.data.prepare.added_columns import ExamplesWithColumns
+from finetune.data.sources.tables import open_tables
 from finetune.models.adapters import merge_adapter, save_adapter
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS, TASKS
@@ -60,7 +60,7 @@ def _build(task: Any, kit: Kit, like: Kit | None = None) -> Any:
         model.train(was_training)
         columns = {name: np.asarray([row[name] for row in rows]) for name in names}
     if names:
-        kit.examples["train"] = AnnotatedExamples(kit.examples["train"], columns)
+        kit.examples["train"] = ExamplesWithColumns(kit.examples["train"], columns)
     return model
 
 
@@ -185,7 +185,7 @@ def test_a_ghost_weighs_nothing_but_reaches_every_weight(example: TinyExample, t
     task, kit = _read(example.recipe(tmp_path))
     model = _build(task, kit)
     batch = task.collate(kit, [kit.examples["train"][0], kit.examples["train"][1]])
-    batch.ghost = True
+    batch.dummy = True
     loss = task.loss_sum(kit, task.forward(model, batch), batch)
     loss.backward()
     assert task.weight(batch) == 0 and loss.item() == 0.0

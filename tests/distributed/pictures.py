@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from finetune.app.setup import open_session, plan_here, set_up
-from finetune.app.worker import Silent, make_loop
-from finetune.distributed.export import consolidate
+from finetune.app.workers.context import open_session, plan_here, set_up
+from finetune.app.workers.train import SilentListener, make_loop
+from finetune.distributed.full_state import consolidate
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS
 from finetune.tracking.run import Run
+from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from finetune.training.stop import StopRequest
-from finetune.training.stored import load_checkpoint, open_checkpoint
 
 MODELS = {
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "layer_type": "basic"},
@@ -55,22 +55,22 @@ def open_pictures(values, folder, told=None):
     torch.set_num_threads(1)
     plan = plan_here(recipe, int(os.environ["WORLD_SIZE"]))
     session = open_session(plan)
-    shop = set_up(session, recipe, plan, told.append if told is not None else lambda text: None)
+    context = set_up(session, recipe, plan, told.append if told is not None else lambda text: None)
     run = Run(Path(folder))
     for place in (run.checkpoints, run.predictions):
         place.mkdir(parents=True, exist_ok=True)
-    return shop, make_loop(shop, run, Silent(), StopRequest())
+    return context, make_loop(context, run, SilentListener(), StopRequest())
 
 
 def train(values, folder, steps, *, load=None, first=0, save=False):
     """Some steps, then an evaluation. What this rank saw and has."""
-    shop, loop = open_pictures(values, folder)
+    context, loop = open_pictures(values, folder)
     loop.progress.step = first
     if load is not None:
-        load_checkpoint(shop.engine, open_checkpoint(Path(load)))
-    shop.engine.model.train()
+        load_checkpoint(context.engine, open_checkpoint(Path(load)))
+    context.engine.model.train()
     losses, norms, idle = [], [], []
-    for _, (step, own) in zip(range(steps), loop._feed(), strict=False):
+    for _, (step, own) in zip(range(steps), loop._batches(), strict=False):
         result = loop._step(step, own)
         losses.append(result.loss)
         norms.append(result.grad_norm)
@@ -80,9 +80,9 @@ def train(values, folder, steps, *, load=None, first=0, save=False):
         loop.saver.finish()
     saved = str(loop.saver.latest.path) if loop.saver.latest else ""
     evaluation = loop.measure("validation")
-    state = consolidate(shop.engine)
-    held = [p for p in shop.engine.module.parameters() if not p.is_meta]
-    moments = [value.numel() for one in shop.engine.inner_optimizer.state.values() for value in one.values()]
+    state = consolidate(context.engine)
+    held = [p for p in context.engine.module.parameters() if not p.is_meta]
+    moments = [value.numel() for one in context.engine.inner_optimizer.state.values() for value in one.values()]
     loop.saver.close()
     return {
         "losses": losses, "norms": norms, "evaluation": evaluation.scalars, "count": evaluation.num_examples,

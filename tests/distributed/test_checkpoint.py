@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetune.training.checkpoint import save_checkpoint
-from finetune.training.stored import load_checkpoint, open_checkpoint
+from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from tests.distributed import toy
 
 SAVE_AT, END = 4, 8
@@ -33,7 +33,7 @@ def load_and_train(path, config, micro_batch="auto", precision="fp32"):
 
 
 def weights(engine):
-    from finetune.distributed.export import consolidate
+    from finetune.distributed.full_state import consolidate
 
     state = consolidate(engine)
     return {name: tensor.float() for name, tensor in state.items()} if state else None

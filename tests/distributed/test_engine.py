@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from finetune.data.order import Schedule
-from finetune.training.optimizer import parameter_groups
-from finetune.training.schedule import learning_rate
+from finetune.data.order.schedule import Schedule
+from finetune.training.learning_rate import learning_rate
+from finetune.training.parameter_groups import parameter_groups
 from tests.distributed import toy
 
 LAYOUTS = [

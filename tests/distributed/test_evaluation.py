@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.data.dealing import Deal, deal_evaluation
+from finetune.data.order.assignment import Assignment, assign_evaluation
 from finetune.errors import TrainingFailed
 from finetune.tasks.task import Batch, Kit, Prediction
 from finetune.training.evaluation import evaluate
@@ -41,14 +41,14 @@ def judge(folder, config, spoil=None):
     engine, _ = toy.open_toy(config)
     session, task = engine.session, JudgedTask()
     examples = toy.ToyExamples(COUNT)
-    dealt = deal_evaluation(examples.costs, session.world_size, MICRO_BATCH)
+    assignment = assign_evaluation(examples.costs, session.world_size, MICRO_BATCH)
     if spoil is not None:
-        dealt = Deal(spoil(dealt.ranks), dealt.loads, dealt.speed)
+        assignment = Assignment(spoil(assignment.ranks), assignment.loads, assignment.speed)
     kit = Kit(None, None, {"validation": examples}, {}, metric_options={"num_labels": 3})
-    own = sum(len(micro) for micro in dealt.ranks[session.rank])
+    own = sum(len(micro) for micro in assignment.ranks[session.rank])
     try:
         result = evaluate(
-            task, kit, engine, "validation", metrics=METRICS, dealt=dealt, out=folder / "predictions.jsonl"
+            task, kit, engine, "validation", metrics=METRICS, assignment=assignment, out=folder / "predictions.jsonl"
         )
     except TrainingFailed as error:
         return str(error)
@@ -75,12 +75,12 @@ def test_the_same_figures_on_any_number_of_ranks(ranks, alone, tmp_path, world, 
     assert sorted(line["id"] for line in lines) == list(range(COUNT))
 
 
-def without_a_micro_batch(dealt):
-    return (((), *dealt[0][1:]), *dealt[1:])
+def without_a_micro_batch(assignment):
+    return (((), *assignment[0][1:]), *assignment[1:])
 
 
-def with_one_twice(dealt):
-    return (((*dealt[0][0], dealt[1][0][0]), *dealt[0][1:]), *dealt[1:])
+def with_one_twice(assignment):
+    return (((*assignment[0][0], assignment[1][0][0]), *assignment[0][1:]), *assignment[1:])
 
 
 @pytest.mark.parametrize(("spoil", "said"), [(without_a_micro_batch, "missing (ids ["), (with_one_twice, "1 twice ([")])
@@ -103,10 +103,10 @@ class Stranger(JudgedTask):
 def judge_stranger(folder):
     engine, _ = toy.open_toy("none")
     examples = toy.ToyExamples(COUNT)
-    dealt = deal_evaluation(examples.costs, 1, MICRO_BATCH)
+    assignment = assign_evaluation(examples.costs, 1, MICRO_BATCH)
     kit = Kit(None, None, {"validation": examples}, {}, metric_options={"num_labels": 3})
     try:
-        evaluate(Stranger(), kit, engine, "validation", metrics=[], dealt=dealt)
+        evaluate(Stranger(), kit, engine, "validation", metrics=[], assignment=assignment)
     except TrainingFailed as error:
         return str(error)
 
@@ -150,13 +150,15 @@ class AloneSession:
 def peak_bytes(count):
     """Of an evaluation, beyond the ids and costs of the examples."""
     model = torch.nn.Linear(1, 1)
-    engine = SimpleNamespace(session=AloneSession(), model=model, module=model, align_buffers=lambda: None, speaks=True)
+    engine = SimpleNamespace(
+        session=AloneSession(), model=model, module=model, align_buffers=lambda: None, owns_outputs=True
+    )
     examples = CheapExamples(count)
     kit = Kit(None, None, {"validation": examples}, {}, metric_options={"num_labels": 2})
     tracemalloc.start()
     try:
-        dealt = deal_evaluation(examples.costs, 1, 512)
-        result = evaluate(CheapTask(), kit, engine, "validation", metrics=["perplexity"], dealt=dealt)
+        assignment = assign_evaluation(examples.costs, 1, 512)
+        result = evaluate(CheapTask(), kit, engine, "validation", metrics=["perplexity"], assignment=assignment)
         return tracemalloc.get_traced_memory()[1], result.scalars
     finally:
         tracemalloc.stop()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.distributed.export import consolidate
+from finetune.distributed.full_state import consolidate
 from finetune.models.adapters import add_adapter, merge_adapter, save_adapter
 from finetune.models.load import load_config, load_model
 from finetune.recipe.model import AdapterSection, ModelSection

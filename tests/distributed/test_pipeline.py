@@ -86,10 +86,10 @@ def surviving(values, folder):
         return model
 
     with mock.patch.object(task, "build", watched, create=True):
-        shop, _ = pictures.open_pictures(values, folder)
+        context, _ = pictures.open_pictures(values, folder)
     gc.collect()
     alive = [reference() for reference in built]
-    held = [parameter for parameter in shop.engine.module.parameters() if not parameter.is_meta]
+    held = [parameter for parameter in context.engine.module.parameters() if not parameter.is_meta]
     return sum(p.numel() for p in alive if p is not None), sum(p.numel() for p in held), len(built)
 
 
@@ -148,11 +148,11 @@ def test_frozen_layers_in_bf16(pool, tmp_path):
 
 def sampled(values, folder):
     told = []
-    shop, loop = pictures.open_pictures(values, folder, told)
+    context, loop = pictures.open_pictures(values, folder, told)
     rows = []
     loop.listener.table = lambda name, **table: rows.append((name, table["rows"]))
     loop._show_samples("before")
-    return told, rows, shop.kit.facts.get("pipeline")
+    return told, rows, context.kit.facts.get("pipeline")
 
 
 def test_samples_are_shown_and_the_stages_are_told(pool, tmp_path):

@@ -16,8 +16,8 @@ import torch
 from finetune.errors import TrainingFailed
 from finetune.training import checkpoint
 from finetune.training.checkpoint import Saver
-from finetune.training.publishing import clear_leftovers
-from finetune.training.stored import find_checkpoints, named_checkpoint, open_checkpoint
+from finetune.training.checkpoint_reader import find_checkpoints, named_checkpoint, open_checkpoint
+from finetune.training.checkpoint_writer import clear_leftovers
 from tests.distributed import toy
 from tests.faults import small_disk
 from tests.ranks import RankError
@@ -58,7 +58,7 @@ class KillAfter:
 class Alone:
     """The session of a forked process: its threads, and so gloo's, are gone."""
 
-    rank, world_size, is_main, leads, zero_stage, device = 0, 1, True, True, 0, torch.device("cpu")
+    rank, world_size, is_main, is_replica_lead, zero_stage, device = 0, 1, True, True, 0, torch.device("cpu")
     replica, replicas, deepspeed_config = 0, 1, None
 
     def all_gather(self, value):

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from finetune.data.order import Schedule
-from finetune.distributed.export import consolidate
+from finetune.data.order.schedule import Schedule
+from finetune.distributed.full_state import consolidate
 from finetune.distributed.tensor_parallel import gather_slices, slice_of, whole_shape
 from finetune.errors import UserError
 from finetune.planning.tensor import check_model
 from finetune.training.checkpoint import checkpoint_bytes, save_checkpoint
-from finetune.training.optimizer import parameter_groups
-from finetune.training.schedule import learning_rate
-from finetune.training.stored import StoredState, load_checkpoint, open_checkpoint
+from finetune.training.checkpoint_reader import CheckpointTensors, load_checkpoint, open_checkpoint
+from finetune.training.learning_rate import learning_rate
+from finetune.training.parameter_groups import parameter_groups
 from tests.distributed import toy
 from tests.ranks import RankError
 
@@ -249,7 +249,7 @@ def test_a_checkpoint_holds_each_number_once(saved):
     checkpoint, whole = open_checkpoint(path), saved(1, "none", 1)
     shapes = checkpoint.manifest.shapes
     assert shapes == open_checkpoint(whole[0]).manifest.shapes
-    with StoredState(checkpoint) as stored, StoredState(open_checkpoint(whole[0])) as plain:
+    with CheckpointTensors(checkpoint) as stored, CheckpointTensors(open_checkpoint(whole[0])) as plain:
         assert stored.keys == plain.keys == set(shapes)
         for key in shapes:
             torch.testing.assert_close(stored.whole(key), plain.whole(key), rtol=0, atol=1e-5)
@@ -261,16 +261,16 @@ def test_a_checkpoint_holds_each_number_once(saved):
 
 def sizes():
     engine, _ = toy.open_toy("zero1", build=lambda: tiny("llama untied"), tensor=2)
-    places = {name: slice_of(parameter) for name, parameter in engine.module.named_parameters()}
-    return places, sum(parameter.numel() for parameter in engine.module.parameters())
+    output_dirs = {name: slice_of(parameter) for name, parameter in engine.module.named_parameters()}
+    return output_dirs, sum(parameter.numel() for parameter in engine.module.parameters())
 
 
 def test_each_rank_holds_its_slice_alone(pool):
     results = pool.run(2, sizes)
-    for rank, (places, numel) in enumerate(results):
-        down = places["model.layers.0.mlp.down_proj.weight"]
+    for rank, (output_dirs, numel) in enumerate(results):
+        down = output_dirs["model.layers.0.mlp.down_proj.weight"]
         assert (down.dim, down.columns, down.index) == (1, ((0, 32), (32, 64))[rank], rank)
-        head = places["lm_head.weight"]
+        head = output_dirs["lm_head.weight"]
         assert (head.sizes, head.columns, head.first_element) == ((34, 33), None, (0, 34 * 32)[rank])
         whole = 2 * 67 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 2 * 32) + 32
         kept = 67 * 32 + 5 * 32  # embeddings and norms

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from finetune.data.open import open_tables
+from finetune.data.sources.tables import open_tables
 from finetune.distributed.engine import open_engine
 from finetune.distributed.session import Session
 from finetune.planning.batch import plan_batch
 from finetune.planning.deepspeed import resolve_deepspeed_config
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import TASKS
-from finetune.training.optimizer import make_optimizer
+from finetune.training.parameter_groups import make_optimizer
 from finetune.training.step import train_step
 from tests.contract.examples import DFINE, EXAMPLES
 

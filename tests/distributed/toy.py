@@ -7,18 +7,18 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from finetune.data.cost import CostModel
-from finetune.data.order import Schedule
+from finetune.data.order.cost import CostModel
+from finetune.data.order.schedule import Schedule
 from finetune.distributed.engine import open_engine
 from finetune.distributed.session import Session
 from finetune.planning.batch import plan_batch
 from finetune.planning.deepspeed import resolve_deepspeed_config
 from finetune.recipe.training import TrainingSection
 from finetune.tasks.task import Batch, Kit, Prediction
-from finetune.training.feed import feed, training_steps
-from finetune.training.optimizer import make_optimizer
-from finetune.training.schedule import learning_rate
-from finetune.training.shares import Pace, Shares
+from finetune.training.learning_rate import learning_rate
+from finetune.training.loader import iterate_batches, training_steps
+from finetune.training.microbatch_planner import MicroBatchPlanner, RankSpeedEstimator
+from finetune.training.parameter_groups import make_optimizer
 from finetune.training.step import seed_step, train_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ class ToyTask:
         return Batch(ids, {"input_ids": tokens, "attention_mask": mask}, {"labels": labels})
 
     def weight(self, batch):
-        return 0 if batch.ghost else int((batch.targets["labels"][:, 1:] != -100).sum())
+        return 0 if batch.dummy else int((batch.targets["labels"][:, 1:] != -100).sum())
 
     def forward(self, model, batch):
         return model(**batch.inputs)
@@ -126,15 +126,17 @@ def train_toy(engine, batch, steps, *, task=None, seen=None):
     kit = Kit(None, None, {"train": examples}, {})
     session = engine.session
     schedule = Schedule(examples.costs, seed=5, global_batch=TRAINING.global_batch)
-    shares = Shares(kit, CostModel(), ranks=session.replicas, micro_batch=batch.micro_batch)
-    dealt = training_steps(schedule, shares, Pace("equal", session, lookahead=0), session.replica, steps)
+    planner = MicroBatchPlanner(kit, CostModel(), ranks=session.replicas, micro_batch=batch.micro_batch)
+    assignment = training_steps(
+        schedule, planner, RankSpeedEstimator("equal", session, lookahead=0), session.replica, steps
+    )
     losses, norms = [], []
-    for step, batches in feed(examples, lambda some: task.collate(kit, some), dealt):
+    for step, batches in iterate_batches(examples, lambda some: task.collate(kit, some), assignment):
         engine.set_learning_rate(learning_rate(step.index, TOTAL, TRAINING))
         seed_step(1, step.index, session.replica)
         result = train_step(task, kit, engine, batches, stop=False)
         losses.append(result.loss)
         norms.append(result.grad_norm)
         if seen is not None:
-            seen.append([i for one in batches if not one.ghost for i in one.ids])
+            seen.append([i for one in batches if not one.dummy for i in one.ids])
     return losses, norms

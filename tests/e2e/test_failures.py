@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from finetune.training.stored import find_checkpoints, open_checkpoint
+from finetune.training.checkpoint_reader import find_checkpoints, open_checkpoint
 from tests.e2e import tiny
 from tests.e2e.conftest import MINUTES, Ended
 from tests.faults import kill_after, start_finetune, text_appears

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from finetune.errors import TrainingFailed
-from finetune.training.stored import find_checkpoints, open_checkpoint
+from finetune.training.checkpoint_reader import find_checkpoints, open_checkpoint
 from tests.e2e import tiny
 from tests.e2e.conftest import Ended
 from tests.e2e.inside import TERM, fill_disk

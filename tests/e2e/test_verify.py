@@ -24,7 +24,7 @@ LORA = {"rank": 4}
 
 def work_here(folder, spoilt):
     """On a rank: as `finetune verify` does there. spoilt: variants under which every loss is scaled wrongly."""
-    from finetune.app import variants
+    from finetune.app.workers import verify as variants
     from finetune.training import loop
 
     real, now = variants.run_variant, {"name": ""}

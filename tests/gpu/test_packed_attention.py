@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from finetune.models.segmented import use_segmented_attention
-from finetune.tasks.packs import pack_rows
+from finetune.tasks.text.padding_free import pack_rows
 
 pytestmark = pytest.mark.gpu
 

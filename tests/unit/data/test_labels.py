@@ -4,7 +4,7 @@ import pytest
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.labels import Labels, class_names, in_order, label_text, label_texts
-from finetune.data.rows import MemoryTable
+from finetune.data.sources.rows import MemoryTable
 from finetune.errors import UserError
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finetune.distributed.batchnorm import SyncedBatchNorm, convert_batchnorm, ghost_batch
+from finetune.distributed.batchnorm import SyncedBatchNorm, convert_batchnorm, dummy_batch
 from finetune.errors import UserError
 
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -55,13 +55,13 @@ def make_data(kind, sizes, step):
     return [draw(size) * 3 + 7 for size in sizes], [draw(size) * (size != GHOST) for size in sizes]
 
 
-def record(layer, x, dy, ghost=False):
+def record(layer, x, dy, dummy=False):
     x = x.clone().requires_grad_()
-    with ghost_batch(layer):  # leaving it restores what was there
+    with dummy_batch(layer):  # leaving it restores what was there
         pass
     layer.zero_grad()
-    if ghost:
-        with ghost_batch(layer):
+    if dummy:
+        with dummy_batch(layer):
             y = layer(x)
     else:
         y = layer(x)
@@ -76,7 +76,7 @@ def on_rank(kind, options, sizes):
     for step in range(STEPS):
         inputs, gradients = make_data(kind, sizes, step)
         with CountCollectives() as counter:
-            results.append(record(layer, inputs[rank], gradients[rank], ghost=sizes[rank] == GHOST))
+            results.append(record(layer, inputs[rank], gradients[rank], dummy=sizes[rank] == GHOST))
         assert sum(counter.counts.values()) == 2, counter.counts  # one forward, one backward
     layer.eval()
     with CountCollectives() as counter:
@@ -127,7 +127,7 @@ def run_only_ghosts(momentum):
     layer(torch.randn(4, CHANNELS) + 3)
     before = {name: value.clone() for name, value in layer.named_buffers()}
     x = torch.randn(2, CHANNELS, requires_grad=True)
-    with ghost_batch(layer):
+    with dummy_batch(layer):
         y = layer(x)
     (y * 0).sum().backward()
     assert all(torch.equal(value, before[name]) for name, value in layer.named_buffers())
@@ -136,7 +136,7 @@ def run_only_ghosts(momentum):
     torch.testing.assert_close(y, expected)  # normalised by the running statistics, for want of others
     layer.train()
     layer(torch.randn(4, CHANNELS))
-    assert layer.num_batches_tracked == 2 and not layer.ghost
+    assert layer.num_batches_tracked == 2 and not layer.dummy
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -303,5 +303,5 @@ def test_a_batchnorm_of_another_class_is_refused_by_name():
 
 def test_the_wrong_number_of_dimensions_is_refused():
     layer = convert_batchnorm(nn.BatchNorm2d(CHANNELS))
-    with ghost_batch(layer), pytest.raises(ValueError, match="expected 4D"):
+    with dummy_batch(layer), pytest.raises(ValueError, match="expected 4D"):
         layer(torch.randn(2, CHANNELS))

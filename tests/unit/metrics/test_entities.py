@@ -30,10 +30,10 @@ def test_spans_by_hand(tags: str, spans: list[tuple[str, int, int]]) -> None:
 
 def test_figures_equal_seqevals() -> None:
     seqeval = pytest.importorskip("seqeval.metrics", reason="seqeval is a peer: pip install seqeval")
-    chance = random.Random(3)
+    rng = random.Random(3)
     kinds = ["O", "B-x", "I-x", "B-y", "I-y", "E-x", "S-y"]
-    sentences = [[chance.choice(kinds) for _ in range(chance.randint(1, 12))] for _ in range(300)]
-    wanted = [[tag if chance.random() < 0.7 else chance.choice(kinds) for tag in tags] for tags in sentences]
+    sentences = [[rng.choice(kinds) for _ in range(rng.randint(1, 12))] for _ in range(300)]
+    wanted = [[tag if rng.random() < 0.7 else rng.choice(kinds) for tag in tags] for tags in sentences]
     both = [np.empty(len(sentences), object) for _ in range(2)]
     for index, pair in enumerate(zip(sentences, wanted, strict=True)):
         both[0][index], both[1][index] = pair

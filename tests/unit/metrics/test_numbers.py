@@ -11,9 +11,9 @@ from finetune.metrics import MetricSet
 
 
 def test_correlations_and_errors() -> None:
-    chance = np.random.default_rng(0)
-    targets = chance.integers(0, 5, 200).astype(float)  # ties
-    values = targets + chance.normal(size=200)
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 5, 200).astype(float)  # ties
+    values = targets + rng.normal(size=200)
     collected = MetricSet(["pearson", "spearman", "mse", "mae"])
     rows = [{"value": value, "target": target} for value, target in zip(values, targets, strict=True)]
     collected.add(rows[:77])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.models.batchnorm import freeze_batchnorm, mend_batchnorm
+from finetune.models.batchnorm import fix_batchnorm_gradients, freeze_batchnorm
 
 
 def laid_out(values: torch.Tensor, channels_last: bool) -> torch.Tensor:
@@ -34,7 +34,7 @@ def wrong_by(batch: int, frozen: bool, mended: bool) -> float:
     values, upstream = torch.randn(batch, 8, 2, 2), torch.randn(batch, 8, 2, 2)
     expected = [gradient.clone() for gradient in gradients(layer, values, upstream)]
     if mended:
-        assert mend_batchnorm(layer) == 1
+        assert fix_batchnorm_gradients(layer) == 1
     worst = 0.0
     for one, other in itertools.product((False, True), repeat=2):
         found = gradients(layer, laid_out(values, one), laid_out(upstream, other))

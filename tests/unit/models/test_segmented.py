@@ -8,7 +8,7 @@ import torch
 
 from finetune.errors import UserError
 from finetune.models.segmented import use_segmented_attention
-from finetune.tasks.packs import pack_rows, segment_rows
+from finetune.tasks.text.padding_free import pack_rows, segment_rows
 
 LENGTHS = (5, 17, 9, 1, 12)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from finetune.errors import UserError
-from finetune.models.tokenizer import fingerprint, fresh_settings, load_tokenizer, new_token_ids, tell_padding
+from finetune.models.tokenizer import fingerprint, fresh_settings, load_tokenizer, new_token_ids, set_padding
 from finetune.recipe.model import ModelSection
 
 TEXTS = ["the quick brown fox", "jumps over the lazy dog", "naïve café, 你好 🙂"] * 5
@@ -87,8 +87,8 @@ def test_padding_by_the_end_of_text_freezes_no_embedding(tmp_path: Path) -> None
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 1
     assert "pad_token_id" not in fresh_settings(model, tokenizer)
     told = type("Model", (), {"config": type("Config", (), {"pad_token_id": None})()})()
-    tell_padding(told, tokenizer)
+    set_padding(told, tokenizer)
     assert told.config.pad_token_id is None
-    tell_padding(told, tokenizer, always=True)
+    set_padding(told, tokenizer, always=True)
     assert told.config.pad_token_id == 1
     assert fresh_settings(ModelSection(source="x"), tokenizer) == {}

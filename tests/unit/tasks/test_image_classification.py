@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.data.open import open_tables
+from finetune.data.sources.tables import open_tables
 from finetune.errors import TrainingFailed, UserError
 from finetune.models.processor import load_processor, output_size
 from finetune.recipe.model import ModelSection
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS, TASKS
-from finetune.tasks.pixels import crop_box
 from finetune.tasks.task import Kit
+from finetune.tasks.vision.transforms import crop_box
 
 TASK = TASKS["image_classification"]
 RESNET = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
@@ -35,10 +35,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Four images of different sizes and modes, and a list of them."""
-    rows, chance = [], np.random.default_rng(0)
+    rows, rng = [], np.random.default_rng(0)
     for index, (shape, mode) in enumerate([((10, 20), "RGB"), ((30, 12), "RGB"), ((9, 9), "L"), ((16, 16), "RGBA")]):
         channels = {"RGB": (3,), "L": (), "RGBA": (4,)}[mode]
-        pixels = chance.integers(0, 256, (*shape, *channels), dtype=np.uint8)
+        pixels = rng.integers(0, 256, (*shape, *channels), dtype=np.uint8)
         Image.fromarray(pixels, mode).save(tmp_path / f"{index}.png")
         rows.append({"image": str(tmp_path / f"{index}.png"), "label": index % 2})
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -92,10 +92,10 @@ def test_chance_follows_seed_epoch_and_id_alone(pictures: Path) -> None:
 
 
 def test_a_crop_lies_inside_and_keeps_a_third() -> None:
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for width, height in [(20, 20), (100, 8), (7, 90)]:
         for _ in range(50):
-            left, top, right, bottom = crop_box(width, height, chance)
+            left, top, right, bottom = crop_box(width, height, rng)
             assert 0 <= left < right <= width + 1e-9 and 0 <= top < bottom <= height + 1e-9
             assert (right - left) * (bottom - top) >= 0.349 * width * height
 

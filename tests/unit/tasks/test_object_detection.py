@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.data.open import open_tables
+from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.models.detection import box_units, defer_loss, detection_loss_sum, detection_losses
 from finetune.recipe.recipe import recipe_type
-from finetune.tasks.boxes import Objects, centred, chance_window, crop, mirror
-from finetune.tasks.object_detection import CARD, ObjectDetection
-from finetune.tasks.scenes import Scenes
+from finetune.tasks.object_detection.task import CARD, ObjectDetection
+from finetune.tasks.vision.boxes import Objects, centred, crop, mirror, random_window
+from finetune.tasks.vision.detection_transforms import DetectionTransform
 from tests.contract.examples import DFINE as TINY
 
 torch.set_num_threads(1)
@@ -131,7 +131,7 @@ def test_boxes_follow_the_image() -> None:
     assert crop(corners, (29, 0, 60, 40))[1].tolist() == [False]  # a twentieth of it is left
     assert centred(inside, 40, 40)[0].tolist() == pytest.approx([0.125, 0.375, 0.25, 0.5])
     for seed in range(50):
-        left, top, right, bottom = chance_window(corners, 60, 40, np.random.default_rng(seed))
+        left, top, right, bottom = random_window(corners, 60, 40, np.random.default_rng(seed))
         assert 0 <= left < right <= 60 and 0 <= top < bottom <= 40
         assert crop(corners, (left, top, right, bottom))[1].any()
 
@@ -143,10 +143,12 @@ def test_chance_changes_move_pixels_and_boxes_together() -> None:
     pixels = np.zeros((60, 80, 3), np.uint8)
     pixels[10:40, 15:55] = 255
     objects = Objects([[15.0, 10.0, 55.0, 40.0]], [3], [0])
-    scenes = Scenes(RTDetrImageProcessorPil(size={"height": 64, "width": 64}), (64, 64), "crop_flip", seed=1)
+    transform = DetectionTransform(
+        RTDetrImageProcessorPil(size={"height": 64, "width": 64}), (64, 64), "crop_flip", seed=1
+    )
     seen = set()
     for example_id in range(40):
-        made = scenes(Image.fromarray(pixels), objects, example_id)
+        made = transform(Image.fromarray(pixels), objects, example_id)
         assert made["class_labels"].tolist() == [3]
         x, y, wide, high = made["boxes"][0] * 64
         mask = np.zeros((64, 64), bool)
@@ -154,11 +156,11 @@ def test_chance_changes_move_pixels_and_boxes_together() -> None:
         light = made["pixel_values"].mean(axis=0) > 0.3
         assert (light == mask).mean() > 0.93
         seen.add(tuple(made["boxes"][0].tolist()))
-        again = scenes(Image.fromarray(pixels), objects, example_id)
+        again = transform(Image.fromarray(pixels), objects, example_id)
         assert np.array_equal(again["pixel_values"], made["pixel_values"])
     assert len(seen) > 30
-    scenes.epoch = 1
-    assert not np.array_equal(scenes(Image.fromarray(pixels), objects, 0)["boxes"], made["boxes"])
+    transform.epoch = 1
+    assert not np.array_equal(transform(Image.fromarray(pixels), objects, 0)["boxes"], made["boxes"])
 
 
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
@@ -193,11 +195,11 @@ def detector(family: str) -> Any:
 
 
 def targets(counts: list[int]) -> list[dict[str, torch.Tensor]]:
-    chance = torch.Generator().manual_seed(7)
+    rng = torch.Generator().manual_seed(7)
     return [
         {
-            "class_labels": torch.randint(0, 2, (count,), generator=chance),
-            "boxes": 0.2 + 0.3 * torch.rand((count, 4), generator=chance),
+            "class_labels": torch.randint(0, 2, (count,), generator=rng),
+            "boxes": 0.2 + 0.3 * torch.rand((count, 4), generator=rng),
         }
         for count in counts
     ]

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.data.annotated import AnnotatedExamples
-from finetune.data.open import open_tables
+from finetune.data.prepare.added_columns import ExamplesWithColumns
+from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS, TASKS
-from finetune.tasks import preference_losses as losses
-from finetune.tasks.preference_losses import Replies
+from finetune.tasks.preference import losses as losses
+from finetune.tasks.preference.losses import Replies
 from finetune.tasks.task import Batch, Kit, reference_columns
 
 TASK: Any = TASKS["preference"]
@@ -73,7 +73,7 @@ def _with_reference(kit: Kit, model: Any) -> Batch:
     with torch.no_grad():
         rows = TASK.reference_values(kit, TASK.forward(model, _whole(kit)), _whole(kit))
     columns = {name: np.array([row[name] for row in rows]) for name in reference_columns(TASK, kit)}
-    kit.examples["train"] = AnnotatedExamples(kit.examples["train"], columns)
+    kit.examples["train"] = ExamplesWithColumns(kit.examples["train"], columns)
     return _whole(kit)
 
 

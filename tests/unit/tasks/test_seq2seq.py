@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.data.open import open_tables
+from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS, TASKS

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.data.open import open_tables
+from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS, TASKS
 from finetune.tasks.task import Kit
-from finetune.tasks.words import token_words
+from finetune.tasks.text.words import token_words
 
 TASK = TASKS["token_classification"]
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

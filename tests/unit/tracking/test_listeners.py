@@ -71,7 +71,7 @@ def test_an_essential_failure_ends_training_and_the_others_still_hear_the_end():
 
 
 def test_the_real_listeners_have_the_shape_of_the_loops_protocol():
-    from finetune.training.listener import Listener
+    from finetune.events import Listener
 
     names = {name for name in vars(Listener) if not name.startswith("_")}
     assert len(names) == 7

@@ -10,7 +10,7 @@ import pytest
 
 from finetune.errors import FinetuneError, UserError
 from finetune.recipe.yaml import read_document
-from finetune.tracking import publishing
+from finetune.tracking import atomic_files as publishing
 from finetune.tracking.journal import Journal
 from finetune.tracking.run import Run, resolved
 from tests.unit.tracking.conftest import make_recipe

@@ -1,0 +1,82 @@
+"""One split as a table: the rows of its sources, joined in order, or some of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, chain, compress
+from typing import TYPE_CHECKING, Any
+
+from finetune.data.bad_rows import BadRows, Listed
+from finetune.data.prepare.cache import digest
+from finetune.data.sources.rows import Rows
+from finetune.data.table import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PartRows = tuple[Rows, dict[str, str]]  # with role -> column
+
+
+class JoinedTable:
+    """A split: the rows of its sources in order, or those of them that `chosen` names. See table.Table.
+
+    fingerprint: names the content. classes: role -> class names, where the data itself names them.
+    skipped: (place, why) of rows left out while reading; skipped_count: all of them, the list ends at 10,000.
+    """
+
+    def __init__(
+        self, name: str, parts: Sequence[PartRows], bad: BadRows, chosen: np.ndarray | None = None, note: str = ""
+    ) -> None:
+        self.name, self._parts, self._bad, self._chosen = name, [rows for rows, _ in parts], bad, chosen
+        self._with_columns = parts
+        self.columns: Mapping[str, str] = {
+            role: column for _, mapping in reversed(parts) for role, column in mapping.items()
+        }
+        self._ends = list(accumulate(len(rows) for rows in self._parts))
+        self.fingerprint = digest("table", [rows.fingerprint for rows in self._parts], note)
+        first = self._parts[0].classes
+        same = all(dict(rows.classes) == dict(first) for rows in self._parts)
+        self.classes: Mapping[str, Sequence[str]] = first if same else {}
+        self.skipped: list[Listed] = bad.listed
+        self.skipped_count = bad.count
+
+    def choose(self, name: str, chosen: np.ndarray, note: str) -> JoinedTable:
+        """The table of some rows of this one (ids ascending). note: says which, for the fingerprint."""
+        if self._chosen is not None:
+            chosen = self._chosen[chosen]
+        return JoinedTable(name, self._with_columns, self._bad if name == self.name else BadRows("skip"), chosen, note)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._chosen is None else len(self._chosen)
+
+    def _find(self, index: int) -> tuple[Rows, int]:
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)} in {self.name}")
+        if self._chosen is not None:
+            index = int(self._chosen[index])
+        part = bisect_right(self._ends, index)
+        return self._parts[part], index - (self._ends[part - 1] if part else 0)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rows, inner = self._find(index)
+        return rows[inner]
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+    def values(self, role: str) -> Iterator[Any]:
+        """One role's values, None where a row has none; other columns (images) are not decoded."""
+        if self._chosen is not None:
+            import numpy as np
+
+            taken = np.zeros(self._ends[-1], bool)
+            taken[self._chosen] = True
+            return compress(chain.from_iterable(rows.values(role) for rows in self._parts), taken)
+        return chain.from_iterable(rows.values(role) for rows in self._parts)
+
+    def place(self, index: int) -> str:
+        rows, inner = self._find(index)
+        return rows.place(inner)

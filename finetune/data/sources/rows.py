@@ -1,0 +1,149 @@
+"""The rows of one source: text kept as JSON records, Arrow columns mapped as they are, or a list in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetune.data.bad_rows import BadRow, BadRows
+from finetune.data.columns import Required, apply_roles, check_required
+from finetune.data.formats.lines import NumberedRow, unreadable
+from finetune.data.formats.parallel_text import parallel_files
+from finetune.data.prepare.cache import digest, publish
+from finetune.data.prepare.records import RecordFile, RecordWriter
+from finetune.data.sources.locate import READERS, shown
+from finetune.recipe.data import SourceSection
+
+VERSION = 1  # of the layout on disk and of what the readers make of a file
+PATHS = ("image",)  # roles whose text is a path, relative to the file that holds it
+
+
+class Rows(Protocol):
+    """Rows under their roles. classes: role -> class names, where the data itself names them."""
+
+    fingerprint: str
+    classes: Mapping[str, Sequence[str]]
+    bad: BadRows
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def values(self, role: str) -> Iterator[Any]: ...
+    def place(self, index: int) -> str: ...
+
+
+class RecordRows:
+    """Rows of a text file or an image folder, converted once to JSON records in the cache."""
+
+    def __init__(self, folder: Path, path: Path) -> None:
+        facts = json.loads((folder / "facts.json").read_text("utf-8"))
+        self.fingerprint = folder.name
+        self.classes: Mapping[str, Sequence[str]] = {}
+        self.bad = BadRows("skip", [(shown(path) + suffix, why) for suffix, why in facts["bad"]], facts["bad_count"])
+        self._folder, self._path = folder, path
+        self._records = RecordFile(folder)
+        self._lines = self._records.numbers("line")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return json.loads(self._records[index].tobytes().decode("utf-8", "surrogatepass"))
+
+    def values(self, role: str) -> Iterator[Any]:
+        return (self[index].get(role) for index in range(len(self)))
+
+    def place(self, index: int) -> str:
+        line = int(self._lines[index])
+        return f"{shown(self._path)}:{line}" if line else shown(self[index].get("image", self._path))
+
+    def __reduce__(self) -> tuple[type[RecordRows], tuple[Path, Path]]:
+        return RecordRows, (self._folder, self._path)
+
+
+def convert_file(
+    path: Path, form: str, source: SourceSection, mapping: Mapping[str, str], required: Required, limit: int | None
+) -> RecordRows:
+    """A text file's rows; found in the cache if path, size, time, form, columns and limit are the same.
+
+    Raises: UserError if the file cannot be read. Bad rows are listed in `bad`, not raised.
+    """
+    files = list(parallel_files(path).values()) if form == "parallel" else [path]
+    try:
+        stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError as error:
+        raise unreadable(path, error) from error
+    identity = (str(path.resolve()), stats, form, list(source.header), source.images)
+    key = digest("file", VERSION, identity, dict(mapping), required, limit)
+    read = partial(READERS[form], path, source)
+    return RecordRows(
+        publish("rows", key, lambda folder: _write(folder, read(), mapping, required, limit, path.parent)), path
+    )
+
+
+def convert_images(
+    folder: Path,
+    listing: Sequence[tuple[str, str | None, int, int]],
+    mapping: Mapping[str, str],
+    required: Required,
+    limit: int | None,
+) -> RecordRows:
+    """The images of a folder. listing: (path relative to folder, class, bytes, time) of each, in order."""
+    key = digest("images", VERSION, str(folder.resolve()), listing, dict(mapping), required, limit)
+    rows: Iterator[NumberedRow] = ((0, {"image": name, "label": label}) for name, label, _, _ in listing)
+    return RecordRows(publish("rows", key, lambda new: _write(new, rows, mapping, required, limit, folder)), folder)
+
+
+def _write(
+    folder: Path,
+    rows: Iterator[NumberedRow],
+    mapping: Mapping[str, str],
+    required: Required,
+    limit: int | None,
+    base: Path,
+) -> None:
+    bad = BadRows("skip")
+    with RecordWriter(folder, tags=("line",)) as writer:
+        for line, raw in rows:
+            try:
+                if isinstance(raw, BadRow):
+                    raise raw
+                row = _with_paths(apply_roles(raw, mapping), base)
+                check_required(row, required, mapping)
+            except BadRow as error:
+                bad.add(f":{line}" if line else "" if isinstance(raw, BadRow) else f"/{raw['image']}", str(error))
+                continue
+            writer.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"), line)
+            if writer.count == limit:
+                break
+    facts = {"bad": bad.listed, "bad_count": bad.count}
+    (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
+
+
+def _with_paths(row: dict[str, Any], base: Path) -> dict[str, Any]:
+    for role in PATHS:
+        if isinstance(row.get(role), str) and not row[role].startswith("data:"):
+            row[role] = str(base / Path(row[role]).expanduser())
+    return row
+
+
+class MemoryTable:
+    """A table of rows in memory, for predictions on a few inputs and for tests. Row i is named "<name> row i"."""
+
+    def __init__(self, name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> None:
+        self.name, self._rows = name, list(rows)
+        self.columns: Mapping[str, str] = columns or {role: role for row in self._rows for role in row}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self._rows[index]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self._rows)
+
+    def place(self, index: int) -> str:
+        return f"{self.name} row {index}"

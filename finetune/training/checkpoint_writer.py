@@ -1,0 +1,156 @@
+"""How a checkpoint comes onto the disk: files written beside and synced, the manifest last, renamed, older ones removed.
+
+A kill after any of these operations leaves the checkpoint before it or the new one, whole; tests try all of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from finetune.training.checkpoint_reader import (
+    INCOMPLETE,
+    MANIFEST,
+    Checkpoint,
+    checkpoint_name,
+    find_checkpoints,
+    named_checkpoint,
+)
+from finetune.units import format_bytes
+
+ABANDONED = ".abandoned"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one rank wrote, or the problem that it had. files: name -> (bytes, sha256)."""
+
+    problem: str = ""
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, list[int]]) -> Written:
+    """One rank's file, synced, in a folder that need not be there yet. Tensors may be on any device."""
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except SafetensorError as error:  # the system's own error is in its text alone
+        number = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
+        raise _refused(OSError(number, str(error)), path, needed) from None
+    except OSError as error:
+        raise _refused(error, path, needed) from None
+    return Written("", {path.name: (path.stat().st_size, digest)}, shapes)
+
+
+def publish(checkpoint: Checkpoint, best: bool, keep: int) -> Written:
+    """From files to a checkpoint; then the labels, and older ones are removed."""
+    final, folder = checkpoint.path, checkpoint.path.parent
+    beside = beside_of(final)
+    _write_synced(beside / MANIFEST, checkpoint.manifest.to_json().encode())
+    _sync_folder(beside)
+    former = final.with_name(f"{final.name}.former{INCOMPLETE}")
+    if final.exists():  # the same step saved again, by a run resumed before it
+        shutil.rmtree(former, ignore_errors=True)
+        final.rename(former)
+    beside.rename(final)
+    _sync_folder(folder)
+    shutil.rmtree(former, ignore_errors=True)
+    name_checkpoint(folder, "latest", final.name)
+    if best:
+        name_checkpoint(folder, "best", final.name)
+    prune_checkpoints(folder, keep)
+    return Written()
+
+
+def name_checkpoint(folder: Path, label: str, name: str) -> None:
+    """Make `latest` or `best` name a checkpoint: a one-line file, replaced in one step. Rank 0 only."""
+    beside = folder / f".{label}"
+    _write_synced(beside, name.encode())
+    beside.replace(folder / label)
+    _sync_folder(folder)
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` and the ones that `latest` and `best` name. Rank 0 only, after publishing."""
+    kept = {named_checkpoint(folder, "latest"), named_checkpoint(folder, "best")}
+    for path in find_checkpoints(folder)[keep:]:
+        if path not in kept:
+            doomed = beside_of(path)
+            shutil.rmtree(doomed, ignore_errors=True)
+            with suppress(OSError):  # what cannot be removed takes space, and harms nothing
+                path.rename(doomed)  # so that a kill in the middle leaves nothing that looks whole
+                shutil.rmtree(doomed)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed save left. Rank 0 only, before the first save of a session."""
+    for leftover in folder.glob(f"*{INCOMPLETE}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def abandon_newer(folder: Path, step: int) -> None:
+    """Rename checkpoints after `step` aside: training goes on from there, and will reach them again. Rank 0 only."""
+    for path in find_checkpoints(folder):
+        if path.name > checkpoint_name(step):
+            aside = path.with_name(path.name + ABANDONED)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
+def attempt(work: Callable[[], Written]) -> Written:
+    """What the work gives, or what went wrong in words: a thread's error is told by all ranks, at their next meeting."""
+    try:
+        return work()
+    except OSError as error:
+        path = error.filename or ""
+        needed = f" ({format_bytes(error.filename2)} needed)" if isinstance(error.filename2, int) else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(Path(path).parent).free if path and Path(path).parent.exists() else 0
+            return Written(f"the disk is full: {path}{needed}, {format_bytes(free)} free")
+        return Written(f"cannot write {path}: {error.strerror or error}{needed}")
+    except Exception as error:  # such as MemoryError: the other ranks must hear of it too
+        return Written(f"{type(error).__name__}: {error}")
+
+
+def _refused(error: OSError, path: Path, needed: int) -> OSError:
+    """The error with the path and, as its filename2, the bytes needed."""
+    error.filename, error.filename2 = str(path), needed
+    return error
+
+
+def beside_of(final: Path) -> Path:
+    return final.with_name(final.name + INCOMPLETE)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _refused(error, path, len(content)) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(PermissionError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

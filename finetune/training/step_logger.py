@@ -1,0 +1,72 @@
+"""What is told of a step, and when: progress after each, a row every so many, and advice where time is lost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+import psutil
+import torch
+
+from finetune.distributed.session import Session
+from finetune.events import Listener
+from finetune.training.step import StepResult
+from finetune.training.timing import Timing, advise
+
+ADVICE_AFTER = 20.0  # seconds of training: what is over sooner needs none
+
+
+class StepLogger:
+    """Between the loop and its listener. All ranks have one; only rank 0's speaks."""
+
+    def __init__(self, session: Session, listener: Listener, log_every: int) -> None:
+        self.session, self.listener, self.log_every = session, listener, log_every
+        self.timing = Timing(session, log_every)
+        self._advised: set[str] = set()
+        self._units = self._padding = self._positions = 0
+        self._seconds = self._whole = 0.0
+
+    def step(
+        self, step: int, epoch: float, result: StepResult, figures: Mapping[str, float], *, seconds: float, last: bool
+    ) -> None:
+        """After each optimiser step. All ranks call it: on a logged step they compare their seconds."""
+        self._units, self._padding = self._units + result.units, self._padding + result.padding
+        self._positions, self._seconds = self._positions + result.positions, self._seconds + seconds
+        now = {
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            **figures,
+            "units_per_second": self._units / max(self._seconds, 1e-9),
+            "padding_share": self._padding / max(self._positions, 1),
+            "memory_bytes": float(_memory_bytes(self.session.device)),
+        }
+        if self.session.is_main:
+            self.listener.step(step=step, epoch=epoch, progress=now)
+        if step % self.log_every == 0 or step == 1 or last:
+            self._log(step, epoch, now)
+
+    def row(self, step: int, epoch: float, split: str, figures: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl. Rank 0 only."""
+        finite = {key: value for key, value in figures.items() if math.isfinite(value)}
+        self.listener.row({"step": step, "epoch": round(epoch, 6), "split": split, **finite, "time": time.time()})
+
+    def _log(self, step: int, epoch: float, now: dict[str, float]) -> None:
+        told = self.timing.summarise(step)
+        self._whole += self._seconds
+        self._units = self._padding = self._positions = 0
+        self._seconds = 0.0
+        if not self.session.is_main:
+            return
+        self.row(step, epoch, "train", {**now, **told})
+        advice = advise(told) if step > self.log_every and self._whole >= ADVICE_AFTER else None
+        if advice and advice[0] not in self._advised:
+            self._advised.add(advice[0])
+            self.listener.message(advice[1])
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Peak on a GPU, resident on a CPU: of this rank's process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)

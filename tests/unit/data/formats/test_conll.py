@@ -1,0 +1,55 @@
+"""Proves what is read of conll files: sentences, columns, comments, and bad lines told by their own number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finetune.data.bad_rows import BadRow
+from finetune.data.formats.conll import read_conll
+from finetune.recipe.data import SourceSection
+
+
+def _read(path: Path, content: bytes, **source: Any) -> list[tuple[int, Any]]:
+    path.write_bytes(content)
+    rows = read_conll(path, SourceSection(source=str(path), **source))
+    return [(line, str(row) if isinstance(row, BadRow) else row) for line, row in rows]
+
+
+def test_words_and_tags_between_blank_lines(tmp_path: Path) -> None:
+    content = b"# a comment\nAnn\tB-per\nleft\tO\n\n\n#tag\tO\r\n \t\n\nRome\tB-loc"
+    assert _read(tmp_path / "a.conll", content) == [
+        (2, {"tokens": ["Ann", "left"], "tags": ["B-per", "O"]}),
+        (6, {"tokens": ["#tag"], "tags": ["O"]}),
+        (9, {"tokens": ["Rome"], "tags": ["B-loc"]}),
+    ]
+
+
+def test_columns_of_conll_2003(tmp_path: Path) -> None:
+    content = b"-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\n"
+    path = tmp_path / "a.conll"
+    assert _read(path, content) == [(3, {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]})]
+    named = _read(path, content, header=["tokens", "tags", "chunk", "ner"])
+    assert named == [
+        (
+            3,
+            {
+                "tokens": ["EU", "rejects"],
+                "tags": ["NNP", "VBZ"],
+                "chunk": ["B-NP", "B-VP"],
+                "ner": ["B-ORG", "O"],
+            },
+        )
+    ]
+
+
+def test_a_bad_line_is_told_and_its_sentence_alone_left_out(tmp_path: Path) -> None:
+    content = b"Ann\tO\n\nleft\tO\nRome\nnow\tO\n\n\xffx\tO\n\nback\tO\n"
+    rows = _read(tmp_path / "a.conll", content)
+    assert [line for line, _ in rows] == [1, 4, 7, 9]
+    assert rows[1][1] == "1 column where 2 columns are expected: 'Rome'"
+    assert "not UTF-8" in rows[2][1] and rows[3][1] == {"tokens": ["back"], "tags": ["O"]}
+
+
+def test_words_without_tags(tmp_path: Path) -> None:
+    assert _read(tmp_path / "a.conll", b"Ann\nleft\n") == [(1, {"tokens": ["Ann", "left"]})]

@@ -1,0 +1,178 @@
+"""Proves that rows are encoded once, come back exactly, and that bad rows are told again from the cache."""
+
+import multiprocessing
+import pickle
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.data.bad_rows import BadRow
+from finetune.data.prepare import encode as encode_module
+from finetune.data.prepare.encode import LazyExamples, encode
+from finetune.data.prepare.record_codec import Packer, unpack
+from finetune.data.sources.rows import MemoryTable
+from finetune.errors import UserError
+
+ROWS = [{"text": "ab" * index, "label": index % 3} for index in range(20)]
+
+
+def letters(row):
+    if len(row["text"]) == 8:
+        raise BadRow("eight letters")
+    return {"input_ids": [ord(c) for c in row["text"]], "label": row["label"], "note": {"text": row["text"]}}
+
+
+def length(example):
+    return len(example["input_ids"])
+
+
+def run(on_bad_row="skip", rows=ROWS, function=letters, key="letters", notify=None):
+    return encode(MemoryTable("train", rows), function, key=key, on_bad_row=on_bad_row, cost=length, notify=notify)
+
+
+def never(row):
+    raise AssertionError("the cache was not used")
+
+
+def test_examples_come_back_with_ids_and_costs():
+    examples = run()
+    kept = [index for index in range(20) if index != 4]
+    assert len(examples) == 19
+    assert examples.ids.dtype == examples.costs.dtype == np.int64
+    assert examples.ids.tolist() == kept and examples.costs.tolist() == [2 * index for index in kept]
+    example = examples[4]
+    assert example["id"] == 5 and example["label"] == 2 and example["note"] == {"text": "ab" * 5}
+    assert example["input_ids"].dtype == np.int64 and example["input_ids"].tolist() == [97, 98] * 5
+    example["input_ids"][0] = -100  # an item is the caller's own
+    assert examples[4]["input_ids"][0] == 97
+    assert examples[-1]["id"] == 19
+    with pytest.raises(IndexError):
+        examples[19]
+
+
+def test_the_second_run_reads_the_cache_and_tells_again():
+    first, lines = run(), []
+    again = run(function=never, notify=lines.append)
+    assert [example["id"] for example in again] == first.ids.tolist()
+    assert again.skipped == [("train row 4", "eight letters")] and again.skipped_count == 1
+    assert "1 of 20 rows skipped" in lines[0] and "train row 4: eight letters" in lines[0]
+    with pytest.raises(UserError, match="train row 4: eight letters"):
+        run("error", function=never)
+
+
+def test_another_key_or_row_is_encoded_anew():
+    run()
+    with pytest.raises(AssertionError):
+        run(function=never, key="other")
+    with pytest.raises(AssertionError):
+        run(function=never, rows=[*ROWS[:-1], {"text": "new", "label": 0}])
+
+
+def test_a_function_that_fails_leaves_nothing_behind(cache):
+    with pytest.raises(AssertionError):
+        run(function=never)
+    assert list((cache / "examples").iterdir()) == []
+    assert len(run()) == 19
+
+
+def test_examples_pickle_small_and_map_the_same_file():
+    examples = run(rows=ROWS * 100)
+    data = pickle.dumps(examples)
+    assert len(data) < 1000
+    assert pickle.loads(data)[100]["id"] == examples[100]["id"]
+
+
+def test_no_rows_are_no_examples():
+    examples = run(rows=[{"text": "a" * 8, "label": 0}])
+    assert len(examples) == 0 and examples.ids.tolist() == [] and examples.costs.tolist() == []
+
+
+def encode_slowly(_):
+    def slowly(row):
+        time.sleep(0.01)
+        return letters(row)
+
+    return [example["id"] for example in run(function=slowly)]
+
+
+def test_processes_that_encode_at_once_agree(cache):
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as pool:
+        found = list(pool.map(encode_slowly, range(3)))
+    assert found[0] == found[1] == found[2] and len(found[0]) == 19
+    assert len(list((cache / "examples").iterdir())) == 1  # and no half folder
+
+
+def test_progress_is_told(monkeypatch):
+    monkeypatch.setattr(encode_module, "TOLD_SECONDS", 0.0)
+    lines: list[str] = []
+    run(rows=ROWS * 50, notify=lines.append)
+    assert "train: 256 of 1,000 rows encoded" in lines[0]
+
+
+def test_speed():
+    """100,000 short rows of a trivial function: a few seconds at most, also on a busy machine."""
+    rows = [{"text": "abcdefgh "}] * 100_000
+    table = MemoryTable("train", rows)
+    table.fingerprint = "rows"  # otherwise it is computed, row by row
+    started = time.process_time()
+    examples = encode(table, lambda row: {"input_ids": [1, 2, 3, 4]}, key="k", on_bad_row="error", cost=length)
+    total = sum(int(examples[index]["input_ids"][0]) for index in range(len(examples)))
+    assert total == 100_000 and time.process_time() - started < 6
+
+
+VALUE = st.one_of(
+    st.lists(st.integers(-(2**63), 2**63 - 1)),
+    st.lists(st.integers(-(2**31), 2**31 - 1)),
+    st.integers(),
+    st.text(st.characters()),
+    st.none(),
+    st.booleans(),
+    st.lists(st.floats(allow_nan=False)),
+    st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.dictionaries(st.text(max_size=4), VALUE, max_size=4), max_size=5))
+def test_any_example_survives_packing(examples):
+    packer = Packer()
+    records = [np.frombuffer(packer.pack(example), np.uint8) for example in examples]
+    for example, record in zip(examples, records, strict=True):
+        assert len(record) % 8 == 0
+        back = unpack(record, packer.layouts)
+        assert {
+            key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in back.items()
+        } == example
+
+
+def test_arrays_survive_packing():
+    packer = Packer()
+    example = {
+        "pixels": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "ids": np.array([1, -(2**40)]),
+        "narrow": np.array([1, 2], np.int16),
+        "one": np.float32(0.5),
+    }
+    back = unpack(np.frombuffer(packer.pack(example), np.uint8), packer.layouts)
+    assert back["pixels"].dtype == np.float32 and np.array_equal(back["pixels"], example["pixels"])
+    assert back["ids"].tolist() == [1, -(2**40)] and back["narrow"].tolist() == [1, 2] and back["one"] == 0.5
+
+
+def test_lazy_examples_are_made_when_asked_for():
+    asked = []
+
+    def function(row, row_id):
+        asked.append(row_id)
+        return {"text": row["text"], "drawn": len(asked)}
+
+    examples = LazyExamples(MemoryTable("train", ROWS), [3, 7], function, [10, 20])
+    assert len(examples) == 2 and asked == []
+    assert examples[1] == {"id": 7, "text": "ab" * 7, "drawn": 1} and examples[1]["drawn"] == 2
+    assert examples.ids.tolist() == [3, 7] and examples.costs.tolist() == [10, 20]
+    with pytest.raises(ValueError, match="1 ids and 2 costs"):
+        LazyExamples(MemoryTable("train", ROWS), [1], function, [1, 2])

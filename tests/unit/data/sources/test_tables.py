@@ -1,0 +1,297 @@
+"""Proves that every form of source becomes the same table, that roles, limits and places hold, and that bad rows are
+told or skipped, also from the cache.
+"""
+
+import json
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from finetune.data.sources.tables import open_split, open_tables
+from finetune.errors import UserError
+from finetune.recipe.data import SourceSection
+
+ROWS = [{"text": f"text {index}", "label": "ab"[index % 2]} for index in range(10)]
+
+
+def write_jsonl(path: Path, rows=ROWS) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def write_as(form: str, folder: Path) -> dict:
+    """ROWS in a file of one form, as a source."""
+    path = folder / f"data.{form}"
+    if form == "jsonl":
+        write_jsonl(path)
+    elif form == "json":
+        path.write_text(json.dumps({"data": ROWS}))
+    elif form in ("csv", "tsv"):
+        mark = "," if form == "csv" else "\t"
+        path.write_text("".join(mark.join(row) + "\n" for row in [("text", "label"), *(r.values() for r in ROWS)]))
+    elif form == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=3)
+    elif form == "arrow":
+        table = pa.Table.from_pylist(ROWS)
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=4)
+    return {"source": str(path)}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "parquet", "arrow"])
+def test_every_form_gives_the_same_rows(form, tmp_path, make_recipe, text_card):
+    for _ in range(2):  # the second time from the cache
+        table = open_tables(make_recipe(train=write_as(form, tmp_path)), text_card)["train"]
+        assert list(table) == ROWS and len(table) == 10 and table[-1] == ROWS[-1]
+        assert table.columns == {"text": "text", "label": "label"}
+        assert list(table.values("label")) == [row["label"] for row in ROWS]
+        again = pickle.loads(pickle.dumps(table))
+        assert list(again) == ROWS and again.place(4) == table.place(4)
+        with pytest.raises(IndexError):
+            table[10]
+    place = {"jsonl": ":5", "json": ":1", "csv": ":6", "tsv": ":6"}.get(form, " row 4")
+    assert table.place(4).endswith(f"data.{form}{place}")
+
+
+def test_places_are_relative_to_the_current_folder(tmp_path, make_recipe, text_card, monkeypatch):
+    write_jsonl(tmp_path / "a.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert open_tables(make_recipe(train="a.jsonl"), text_card)["train"].place(1) == "a.jsonl:2"
+
+
+def test_sources_are_joined_in_order_with_limits(tmp_path, make_recipe, text_card):
+    one, two = write_jsonl(tmp_path / "1.jsonl"), write_as("parquet", tmp_path)["source"]
+    train = [{"source": one, "limit": 3}, {"source": two}]
+    table = open_tables(make_recipe(train=train), text_card)["train"]
+    assert list(table) == [*ROWS[:3], *ROWS]
+    assert table.place(2).endswith("1.jsonl:3") and table.place(3).endswith("parquet row 0")
+    table = open_tables(make_recipe(train=train, limit=5), text_card)["train"]
+    assert list(table) == [*ROWS[:3], *ROWS[:2]] and list(table.values("label")) == ["a", "b", "a", "a", "b"]
+
+
+def test_a_choice_of_a_choice(tmp_path, make_recipe, text_card):
+    table = open_tables(make_recipe(train=write_jsonl(tmp_path / "a.jsonl")), text_card)["train"]
+    odd = table.choose("odd", np.array([1, 3, 5, 7, 9]), "odd")
+    two = odd.choose("two", np.array([1, 4]), "two")
+    assert list(two) == [ROWS[3], ROWS[9]] and list(two.values("text")) == ["text 3", "text 9"]
+    assert two.place(1).endswith(":10") and len({table.fingerprint, odd.fingerprint, two.fingerprint}) == 3
+
+
+def test_globs_and_folders_of_files(tmp_path, make_recipe, text_card):
+    for name, part in (("b", ROWS[5:]), ("a", ROWS[:5])):
+        write_jsonl(tmp_path / f"{name}.jsonl", part)
+    for source in (str(tmp_path), str(tmp_path / "*.jsonl")):
+        assert list(open_tables(make_recipe(train=source), text_card)["train"]) == ROWS
+    table = open_tables(make_recipe(train={"source": str(tmp_path), "limit": 7}), text_card)["train"]
+    assert list(table) == ROWS[:7]
+    write_as("csv", tmp_path)
+    with pytest.raises(UserError, match="several forms: csv, jsonl"):
+        open_tables(make_recipe(train=str(tmp_path)), text_card)
+
+
+def test_roles_by_recipe_by_source_and_by_alias(tmp_path, make_recipe, text_card):
+    row = {"sentence": "s", "body": "b", "class": 1, "extra": [1], "none": None}
+    path = write_jsonl(tmp_path / "a.jsonl", [row])
+    table = open_tables(make_recipe(train=path), text_card)["train"]
+    assert table[0] == {"text": "s", "label": 1, "body": "b", "extra": [1]}
+    table = open_tables(make_recipe(train=path, columns={"text": "body"}), text_card)["train"]
+    assert table[0] == {"text": "b", "label": 1, "sentence": "s", "extra": [1]}
+    train = {"source": path, "columns": {"text": "class", "label": "body"}}
+    table = open_tables(make_recipe(train=train, columns={"text": "body"}), text_card)["train"]
+    assert table[0] == {"text": 1, "label": "b", "sentence": "s", "extra": [1]}
+
+
+def test_a_missing_column_is_told_with_the_nearest(tmp_path, make_recipe, text_card):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"sentense": "s", "label": 1}])
+    with pytest.raises(UserError, match=r"no column 'sentence'.*did you mean sentense") as error:
+        open_tables(make_recipe(train=path, columns={"text": "sentence"}), text_card)
+    assert "sentense, label" in error.value.remedy
+    with pytest.raises(UserError, match="no column for text"):
+        open_tables(make_recipe(train=path), text_card)
+
+
+def test_one_of_several_roles_is_enough(tmp_path, make_recipe, reply_card):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "t"}, {"prompt": "p", "completion": "c"}, {"prompt": "p"}])
+    table = open_tables(make_recipe(train=path, on_bad_row="skip"), reply_card)["train"]
+    assert list(table) == [{"text": "t"}, {"prompt": "p", "completion": "c"}]
+    assert table.skipped == [(f"{path}:3", "no value in column text or completion")]
+
+
+BAD = '{"text": "a", "label": 0}\n{"text": "b"}\n{"text": "c", "label": 0}\noops\n{"text": null, "label": 1}\n'
+
+
+def test_bad_rows_stop_with_every_place_or_are_skipped_and_listed(tmp_path, make_recipe, text_card):
+    path = tmp_path / "a.jsonl"
+    path.write_text(BAD)
+    for _ in range(2):
+        with pytest.raises(UserError) as error:
+            open_tables(make_recipe(train=str(path)), text_card)
+        told = str(error.value)
+        assert "3 rows cannot be used" in told and "on_bad_row: skip" in told
+        assert all(f"{path}:{line}: {why}" in told for line, why in [(2, "no value"), (4, "not JSON"), (5, "no value")])
+        lines: list[str] = []
+        table = open_tables(make_recipe(train=str(path), on_bad_row="skip"), text_card, notify=lines.append)["train"]
+        assert [row["text"] for row in table] == ["a", "c"] and table.place(1) == f"{path}:3"
+        assert table.skipped_count == 3 and "3 rows skipped, 2 kept" in lines[0] and f"{path}:4" in lines[0]
+
+
+def test_only_twenty_bad_rows_are_shown_but_all_are_counted(tmp_path, make_recipe, text_card):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}] * 50 + ROWS)
+    with pytest.raises(UserError, match="50 rows") as error:
+        open_tables(make_recipe(train=path), text_card)
+    assert str(error.value).count("no value") == 20 and "and 30 more" in str(error.value)
+
+
+def test_nulls_and_unlabelled_rows_of_arrow_data_are_bad_rows(tmp_path, make_recipe, text_card):
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = [
+        {"text": "a", "label": 1},
+        {"text": None, "label": 0},
+        {"text": "c", "label": -1},
+        {"text": "d", "label": 0},
+    ]
+    made = datasets.Dataset.from_list(rows, features=features)
+    made.to_parquet(tmp_path / "a.parquet")
+    made.save_to_disk(tmp_path / "saved")
+    for source in (tmp_path / "a.parquet", tmp_path / "saved"):
+        table = open_tables(make_recipe(train=str(source), on_bad_row="skip"), text_card)["train"]
+        assert list(table) == [{"text": "a", "label": "yes"}, {"text": "d", "label": "no"}]
+        assert table.classes == {"label": ["no", "yes"]} and list(table.values("label")) == ["yes", "no"]
+        assert [place.split(" row ")[1] for place, _ in table.skipped] == ["1", "2"]
+        assert table.place(1).endswith("row 3")
+        limited = open_tables(make_recipe(train=str(source), on_bad_row="skip", limit=1), text_card)["train"]
+        assert list(limited) == [{"text": "a", "label": "yes"}]
+
+
+def test_an_image_folder(tmp_path, make_recipe, image_card):
+    for name in ("cat/2.png", "cat/1.png", "dog/deep/x.JPG", "dog/notes.txt", "dog/.hidden.png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(path) if path.suffix != ".txt" else path.write_text("x")
+    root = tmp_path / "photos"
+    table = open_tables(make_recipe(train=str(root)), image_card)["train"]
+    expected = [("cat/1.png", "cat"), ("cat/2.png", "cat"), ("dog/deep/x.JPG", "dog")]
+    assert [(row["image"], row["label"]) for row in table] == [(str(root / name), label) for name, label in expected]
+    assert table.place(2) == str(root / "dog/deep/x.JPG")
+    Image.new("RGB", (2, 2)).save(root / "dog" / "new.png")  # a file more: the cached listing is not taken
+    assert len(open_tables(make_recipe(train=str(root)), image_card)["train"]) == 4
+    Image.new("RGB", (2, 2)).save(root / "lost.png")
+    with pytest.raises(UserError, match=r"lost.png: no value in column label"):
+        open_tables(make_recipe(train=str(root)), image_card)
+
+
+def test_image_folders_that_are_none(tmp_path, make_recipe, image_card):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds splits"):
+        open_tables(make_recipe(train=str(tmp_path)), image_card)
+    with pytest.raises(UserError, match="no images"):
+        open_tables(make_recipe(train={"source": str(tmp_path), "split": "train"}), image_card)
+
+
+def test_image_paths_are_relative_to_the_file_that_names_them(tmp_path, make_recipe, image_card):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"image": "photos/a.png", "label": 0}, {"image": "/b.png", "label": 1}])
+    rows = list(open_tables(make_recipe(train=path), image_card)["train"])
+    assert [row["image"] for row in rows] == [str(tmp_path / "photos/a.png"), "/b.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl", b"\n \n", "is empty"),
+        ("a.csv", b"text,label\n", "is empty"),
+        ("a.json", b"[]", "is empty"),
+        ("a.parquet", b"PAR1 or not", "cannot be read"),
+        ("a.arrow", b"ARROW1 or not", "cannot be read"),
+        ("a.jsonl", b"text,label\na,b\n", "not one of the first rows"),
+        ("a.docx", b"x", "cannot be told from the ending"),
+    ],
+)
+def test_files_that_cannot_be_data(tmp_path, make_recipe, text_card, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        open_tables(make_recipe(train=str(tmp_path / name)), text_card)
+    assert name in error.value.where and error.value.remedy
+
+
+def test_missing_files_and_unknown_sets(tmp_path, make_recipe, text_card):
+    write_jsonl(tmp_path / "train.jsonl")
+    with pytest.raises(UserError, match="no such file") as error:
+        open_tables(make_recipe(train=str(tmp_path / "trian.jsonl")), text_card)
+    assert "train.jsonl" in error.value.remedy
+    with pytest.raises(UserError, match=r"did you mean docstrings"):
+        open_tables(make_recipe(train="builtin:docstring"), text_card)
+    with pytest.raises(UserError, match="no file matches"):
+        open_tables(make_recipe(train=str(tmp_path / "*.csv")), text_card)
+
+
+def test_a_file_that_fails_while_it_is_read(make_recipe, text_card):
+    train = {"source": "/proc/self/mem", "format": "jsonl"}  # opens, but its first page cannot be read
+    with pytest.raises(UserError, match="cannot be read: Input/output error"):
+        open_tables(make_recipe(train=train), text_card)
+
+
+def test_prediction_needs_no_labels(tmp_path, text_card):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "t"}])
+    sources = [SourceSection(source=path)]
+    table = open_split("input", sources, text_card, columns={}, on_bad_row="error", required=(("text",),))
+    assert list(table) == [{"text": "t"}] and table.name == "input"
+
+
+def test_a_changed_file_is_read_anew_and_columns_are_part_of_the_key(tmp_path, make_recipe, text_card):
+    path = write_jsonl(tmp_path / "a.jsonl")
+    before = open_tables(make_recipe(train=path), text_card)["train"]
+    write_jsonl(tmp_path / "a.jsonl", [*ROWS, {"text": "new", "label": "a"}])
+    after = open_tables(make_recipe(train=path), text_card)["train"]
+    assert len(after) == 11 and after.fingerprint != before.fingerprint
+    swapped = open_tables(make_recipe(train=path, columns={"text": "label", "label": "text"}), text_card)["train"]
+    assert swapped[0] == {"text": "a", "label": "text 0"}
+    assert list(before) == ROWS  # what was opened stays whole
+
+
+def test_memory_stays_flat(tmp_path):
+    """200,000 rows, 60 MB: a process opens and walks them and grows by far less than the file."""
+    path = tmp_path / "big.jsonl"
+    filler = "x" * 280
+    with path.open("w") as file:
+        file.writelines(f'{{"text": "{index} {filler}", "label": {index % 2}}}\n' for index in range(200_000))
+    script = """
+        import resource, sys
+        from finetune.recipe.card import TaskCard
+        from finetune.recipe.data import SourceSection
+        from finetune.data.sources.tables import open_split
+        card = TaskCard("t", "", {"text": "", "label": ""}, (("text",), ("label",)), (), (), "", "")
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        before = peak()
+        table = open_split("train", [SourceSection(source=sys.argv[1])], card, columns={}, on_bad_row="error")
+        converted = peak()
+        last = table[199_999]
+        print(before, converted, len(table), last["text"].split()[0])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    before, converted, count, last = done.stdout.split()
+    assert (count, last) == ("200000", "199999")
+    assert path.stat().st_size > 58_000_000
+    assert int(converted) - int(before) < 25, f"{before} MiB before, {converted} MiB after"
+
+
+def test_real_sets(shared_data, make_recipe, text_card, image_card):
+    def sst2(name):
+        return {"source": str(shared_data / "sst2" / name), "header": ["text", "label"]}
+
+    tables = open_tables(make_recipe(train=sst2("train.tsv"), validation=sst2("dev.tsv")), text_card)
+    assert [len(table) for table in tables.values()] == [6920, 872]
+    assert {row["label"] for row in tables["validation"]} == {"0", "1"}
+    tables = open_tables(make_recipe(train=str(shared_data / "cifar10" / "train.parquet")), image_card)
+    assert len(tables["train"]) == 8000 and len(set(tables["train"].values("label"))) == 10

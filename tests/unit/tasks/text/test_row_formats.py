@@ -1,0 +1,131 @@
+"""Proves what of a row is learnt, whatever its form: shown as the literal text of the supervised tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune.data.bad_rows import BadRow
+from finetune.models.tokenizer import load_tokenizer
+from finetune.recipe.model import ModelSection
+from finetune.tasks.text.chat import ensure_template
+from finetune.tasks.text.row_formats import RowEncoder, form_of, row_texts
+
+ALPACA = {"instruction": "Add.", "input": "1 1", "output": "2"}
+TALK = {
+    "messages": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Bye"},
+        {"role": "assistant", "content": "Bye."},
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    model = ModelSection(source="llama", init="config", tokenizer="train:300")
+    return load_tokenizer(model, lambda: iter(["Add. 1 1 2 Hi Yes? Bye."]))
+
+
+def _encoder(tokenizer: Any, *, template: str = "auto", **options: Any) -> RowEncoder:
+    own = ensure_template(tokenizer, plain=template == "plain")
+    settings = {"form": "auto", "system": "", "train_on": "reply", "limit": 200, "on_long": "truncate", **options}
+    return RowEncoder(tokenizer, own_template=own, **settings)
+
+
+def _shown(tokenizer: Any, example: dict[str, Any]) -> tuple[str, list[str]]:
+    ids, spans = example["input_ids"], example["spans"]
+    pairs = zip(spans[::2], spans[1::2], strict=True)
+    return tokenizer.decode(ids), [tokenizer.decode(ids[start:end]) for start, end in pairs]
+
+
+def test_alpaca_with_a_chat_template(tokenizer: Any) -> None:
+    example = _encoder(tokenizer)(ALPACA)
+    assert _shown(tokenizer, example) == (
+        "<|im_start|>user\nAdd.\n\n1 1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n",
+        ["2<|im_end|>"],
+    )
+    assert tokenizer.decode(example["input_ids"][: example["reply_start"]]).endswith("<|im_start|>assistant\n")
+
+
+def test_alpaca_and_prompts_in_the_plain_layout() -> None:
+    model = ModelSection(source="llama", init="config", tokenizer="train:300")
+    tokenizer = load_tokenizer(model, lambda: iter(["Add. 1 1 2"]))
+    encoder = _encoder(tokenizer, template="plain")
+    text, learnt = _shown(tokenizer, encoder(ALPACA))
+    assert text.endswith("### Instruction:\nAdd.\n\n### Input:\n1 1\n\n### Response:\n2<|endoftext|>")
+    assert learnt == ["2<|endoftext|>"]
+    assert _shown(tokenizer, encoder({"prompt": "1 + 1 =", "completion": " 2"})) == (
+        "1 + 1 = 2<|endoftext|>",
+        [" 2<|endoftext|>"],
+    )
+
+
+def test_every_turn_is_learnt_and_a_sample_asks_for_the_last(tokenizer: Any) -> None:
+    example = _encoder(tokenizer)(TALK)
+    assert _shown(tokenizer, example)[1] == ["Yes?<|im_end|>", "Bye.<|im_end|>"]
+    assert tokenizer.decode(example["input_ids"][example["reply_start"] :]) == "Bye.<|im_end|>\n"
+
+
+def test_plain_text_is_learnt_whole_but_for_its_first_token(tokenizer: Any) -> None:
+    example = _encoder(tokenizer)({"text": "Hi Bye"})
+    assert example["spans"] == [1, len(example["input_ids"])]
+    assert tokenizer.decode(example["input_ids"]) == "Hi Bye<|endoftext|>"
+
+
+def test_a_system_prompt_is_the_rows_own_or_the_recipes(tokenizer: Any) -> None:
+    encoder = _encoder(tokenizer, system="Be kind.")
+    assert _shown(tokenizer, encoder(ALPACA))[0].startswith("<|im_start|>system\nBe kind.<|im_end|>\n")
+    assert "Be short." in _shown(tokenizer, encoder({**ALPACA, "system": "Be short."}))[0]
+
+
+def test_train_on_all(tokenizer: Any) -> None:
+    example = _encoder(tokenizer, train_on="all")(TALK)
+    assert example["spans"] == [1, len(example["input_ids"])]
+    assert tokenizer.decode(example["input_ids"][example["reply_start"] :]).startswith("Bye.")
+
+
+def test_a_cut_never_leaves_a_row_without_anything_to_learn(tokenizer: Any) -> None:
+    whole = _encoder(tokenizer)(TALK)
+    first, last = whole["spans"][0], len(whole["input_ids"])
+    for limit in range(1, last + 1):
+        encoder = _encoder(tokenizer, limit=limit)
+        if limit <= first:
+            with pytest.raises(BadRow, match=f"the prompt has {first} tokens, longer than the limit"):
+                encoder(TALK)
+            continue
+        example = encoder(TALK)
+        assert example["input_ids"] == whole["input_ids"][:limit]
+        assert sum(example["spans"][1::2]) > sum(example["spans"][::2])
+        assert max(example["spans"]) <= limit and 1 <= example["reply_start"] < limit
+
+
+def test_long_rows_are_dropped_or_told(tokenizer: Any) -> None:
+    assert _encoder(tokenizer, limit=9, on_long="drop")(TALK)["input_ids"] == []
+    with pytest.raises(BadRow, match=r"more than options\.max_length 9"):
+        _encoder(tokenizer, limit=9, on_long="error")(TALK)
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"label": 1}, "neither messages"),
+        ({**ALPACA, "output": "  "}, "reply is empty"),
+        ({"instruction": 3.5, "output": True}, "output is bool"),
+        ({"text": " "}, "text is empty"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "no assistant turn"),
+    ],
+)
+def test_a_row_with_nothing_to_learn_is_bad(tokenizer: Any, row: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadRow, match=why):
+        _encoder(tokenizer)(row)
+
+
+def test_forms_and_texts() -> None:
+    assert form_of({**ALPACA, "text": "all of it"}) == "alpaca"
+    assert form_of({"prompt": "a", "completion": "b"}) == "prompt_completion"
+    assert list(row_texts(ALPACA, "auto")) == ["Add.", "1 1", "2"]
+    assert list(row_texts(TALK, "auto")) == ["Hi", "Yes?", "Bye", "Bye."]
+    assert list(row_texts({"label": 1}, "auto")) == []
