@@ -89,7 +89,34 @@ def defer_loss(model: Any) -> None:
             anchor = anchor + sum(weight.reshape(-1)[0].to(logits) * 0.0 for weight in held)
         return logits.new_zeros(()), {"deferred": Deferred(own, config, arguments, anchor)}, None
 
+    keep.family = LOSSES[own.__name__]  # type: ignore[attr-defined]
     model.loss_function = keep
+
+
+@dataclass
+class DetectionOutputs:
+    """What a detector said of B images. logits: [B, Q, C] (one class more with softmax). boxes: [B, Q, 4], centered
+    shares of the image. loss: the deferred loss; None where the inputs had no targets.
+    """
+
+    logits: torch.Tensor
+    boxes: torch.Tensor
+    family: Family
+    deferred: Deferred | None = None
+
+    @property
+    def loss(self) -> Deferred:
+        """The deferred loss of a batch with targets."""
+        assert self.deferred is not None, "the batch has no targets"
+        return self.deferred
+
+
+def detect(model: Any, inputs: dict[str, Any]) -> DetectionOutputs:
+    """The forward pass of a model whose loss is deferred. inputs: {"pixel_values", and "labels" for a loss}."""
+    outputs = model(**inputs)
+    family = getattr(model, "module", model).loss_function.family
+    deferred = outputs.loss_dict["deferred"] if "labels" in inputs else None
+    return DetectionOutputs(outputs.logits, outputs.pred_boxes, family, deferred)
 
 
 def box_units(targets: Sequence[dict[str, Any]]) -> list[int]:

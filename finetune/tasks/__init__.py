@@ -1,29 +1,25 @@
-"""All tasks by name. Importing this needs neither torch nor transformers: their tasks import them when they work."""
+"""All tasks by name: each folder here that holds a card.py is one. Importing this needs neither torch nor transformers."""
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from finetune.recipe.card import TaskCard
-from finetune.tasks.causal_lm.task import CausalLM
-from finetune.tasks.image_classification.task import ImageClassification
-from finetune.tasks.object_detection.task import ObjectDetection
-from finetune.tasks.preference.task import Preference
-from finetune.tasks.reward_model.task import RewardModel
-from finetune.tasks.seq2seq.task import Seq2Seq
-from finetune.tasks.sequence_regression.task import SequenceRegression
-from finetune.tasks.task import Task
-from finetune.tasks.text_classification.task import TextClassification
-from finetune.tasks.token_classification.task import TokenClassification
 
-TASKS: dict[str, Task] = {
-    "text_classification": TextClassification(),
-    "token_classification": TokenClassification(),
-    "sequence_regression": SequenceRegression(),
-    "reward_model": RewardModel(),
-    "preference": Preference(),
-    "seq2seq": Seq2Seq(),
-    "causal_lm": CausalLM(),
-    "image_classification": ImageClassification(),
-    "object_detection": ObjectDetection(),
-}
+if TYPE_CHECKING:
+    from finetune.tasks.task import Task
 
-CARDS: dict[str, TaskCard] = {name: task.card for name, task in TASKS.items()}
+
+def _find_cards() -> dict[str, TaskCard]:
+    folders = sorted(card.parent.name for card in Path(__file__).parent.glob("*/card.py"))
+    return {name: importlib.import_module(f"finetune.tasks.{name}.card").CARD for name in folders}
+
+
+CARDS: dict[str, TaskCard] = _find_cards()
+
+
+def load_task(name: str) -> Task:
+    """The task `name`, one of CARDS; imports torch and transformers."""
+    return importlib.import_module(f"finetune.tasks.{name}.task").TASK

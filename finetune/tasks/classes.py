@@ -1,4 +1,4 @@
-"""What classification of any kind shares: which classes there are, how they meet a trained head, what a prediction is.
+"""What all kinds of classification share: which classes there are, how they fit a trained head, answers and scores.
 
 Shapes: B examples, C classes.
 """
@@ -7,21 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch.nn import functional
 
 from finetune.data.columns import nearest_name
 from finetune.data.labels import Labels, class_names
 from finetune.data.table import Table
 from finetune.errors import UserError
-from finetune.tasks.task import Batch, Prediction
-
-if TYPE_CHECKING:
-    import torch
-
-METRICS = (
-    "accuracy", "f1_macro", "f1_micro", "precision", "recall", "matthews", "roc_auc", "confusion_matrix", "per_class",
-)  # fmt: skip
-DEFAULT_METRICS = ("accuracy", "f1_macro", "confusion_matrix", "per_class")
+from finetune.models.losses import binary_cross_entropy_each, cross_entropy_each, cross_entropy_sum
+from finetune.tasks.batch import Answer, Batch, Score
 
 
 @dataclass(frozen=True)
@@ -34,8 +30,17 @@ class Classes:
     names: list[str]
     lookup: Labels
 
+    def to_dict(self) -> dict[str, list[str]]:
+        """{"names": ..., "written": ...}: written: the labels as the data writes them, by index."""
+        return {"names": list(self.names), "written": list(self.lookup.names)}
 
-def named(names: Sequence[str]) -> dict[str, Any]:
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Sequence[str]]) -> Classes:
+        """What `to_dict` gave."""
+        return cls(list(stored["names"]), Labels(stored["written"]))
+
+
+def label_settings(names: Sequence[str]) -> dict[str, Any]:
     """What a model's configuration takes: ["no", "yes"] -> {"id2label": {0: "no", 1: "yes"}, "label2id": {...}}."""
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
@@ -44,9 +49,9 @@ def decide_classes(
     tables: Mapping[str, Table], stated: Sequence[str], trained: Sequence[str] | None, *, several: bool, where: str
 ) -> Classes:
     """The classes of a run. stated: options.labels. trained: labels of the checkpoint's own head, None if it has none or
-    the recipe wants a new one. where: the model's name, for the error.
+    the recipe asks for a new one. where: the model's name, for the error.
 
-    A trained head keeps its classes and their order, if those of the data are among them; names that transformers made up
+    A trained head keeps its classes and their order if those of the data are among them; generated names
     (LABEL_0, ...) fit any data with as many classes.
     Raises: UserError if the classes of the data do not fit the trained head.
     """
@@ -54,14 +59,14 @@ def decide_classes(
 
 
 def choose_classes(
-    found: Sequence[str], stated: Sequence[str], trained: Sequence[str] | None, *, where: str
+    in_data: Sequence[str], stated: Sequence[str], trained: Sequence[str] | None, *, where: str
 ) -> Classes:
-    """As decide_classes, for classes that were found already."""
-    names = list(stated or found)
+    """As decide_classes, for class names that were collected already."""
+    names = list(stated or in_data)
     if trained is not None:
-        made_up = list(trained) == [f"LABEL_{index}" for index in range(len(trained))]
-        if made_up and len(trained) == len(names):
-            return Classes(names, _lookup(names, found))
+        generated = list(trained) == [f"LABEL_{index}" for index in range(len(trained))]
+        if generated and len(trained) == len(names):
+            return Classes(names, _lookup(names, in_data))
         if not _fits(names, trained) or (stated and set(stated) != set(trained)):
             raise UserError(
                 f"the labels do not fit the head that {where} was trained with\n"
@@ -69,22 +74,22 @@ def choose_classes(
                 remedy="Train a new head: options.new_head: true. Or write the labels as the model does.",
             )
         names = list(trained)
-    return Classes(names, _lookup(names, found))
+    return Classes(names, _lookup(names, in_data))
 
 
-def _fits(found: Sequence[str], names: Sequence[str]) -> bool:
-    return set(found) <= set(names) or _are_numbers(found, len(names))
+def _fits(in_data: Sequence[str], names: Sequence[str]) -> bool:
+    return set(in_data) <= set(names) or _are_numbers(in_data, len(names))
 
 
-def _lookup(names: Sequence[str], found: Sequence[str]) -> Labels:
+def _lookup(names: Sequence[str], in_data: Sequence[str]) -> Labels:
     """By name; by index where the data writes numbers below C, none of which is a name."""
-    if not set(found) & set(names) and _are_numbers(found, len(names)):
+    if not set(in_data) & set(names) and _are_numbers(in_data, len(names)):
         return Labels([str(index) for index in range(len(names))])
     return Labels(names)
 
 
-def _are_numbers(found: Iterable[str], count: int) -> bool:
-    return all(name.isdecimal() and int(name) < count for name in found)
+def _are_numbers(in_data: Iterable[str], count: int) -> bool:
+    return all(name.isdecimal() and int(name) < count for name in in_data)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -110,8 +115,6 @@ def class_counts(labels: Iterable[Any], names: Sequence[str]) -> dict[str, int]:
 
 def label_tensor(labels: Sequence[Any], num_labels: int, *, several: bool) -> torch.Tensor:
     """[2, 0] -> int64 [B]; several: [[0, 2], []] -> float32 [B, C] of 0 and 1."""
-    import torch
-
     if not several:
         return torch.tensor([int(label) for label in labels], dtype=torch.long)
     hot = torch.zeros(len(labels), num_labels)
@@ -120,46 +123,39 @@ def label_tensor(labels: Sequence[Any], num_labels: int, *, several: bool) -> to
     return hot
 
 
-def classification_loss_sum(
-    logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float, dummy: bool
-) -> torch.Tensor:
+def classification_loss_sum(logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float) -> torch.Tensor:
     """Loss summed over the B examples, float32: cross-entropy for labels [B], mean binary one for labels [B, C]."""
-    from finetune.models.losses import binary_cross_entropy_each, cross_entropy_sum
-
     if labels.dim() == 2:
-        loss = binary_cross_entropy_each(logits, labels, label_smoothing=label_smoothing).sum()
+        return binary_cross_entropy_each(logits, labels, label_smoothing=label_smoothing).sum()
+    return cross_entropy_sum(logits, labels, label_smoothing=label_smoothing)
+
+
+def class_answers(
+    logits: torch.Tensor, batch: Batch, names: Sequence[str], shown: Sequence[Mapping[str, Any]], *, several: bool
+) -> list[Answer]:
+    """One answer per example: its class (or 0/1 for each class) and its scores (softmax; sigmoid for several labels)."""
+    logits = logits.detach().float()
+    if several:
+        scores, chosen = torch.sigmoid(logits), (logits > 0).int()
     else:
-        loss = cross_entropy_sum(logits, labels, label_smoothing=label_smoothing)
-    return loss * 0.0 if dummy else loss
+        scores, chosen = torch.softmax(logits, dim=-1), logits.argmax(dim=-1)
+    rows = zip(batch.ids, chosen.tolist(), scores.tolist(), shown, strict=True)
+    return [
+        Answer(id, {"prediction": prediction, "scores": score}, {**extra, "predicted": name_of(prediction, names)})
+        for id, prediction, score, extra in rows
+    ]
 
 
-def class_predictions(
-    logits: torch.Tensor, batch: Batch, names: Sequence[str], shown: Sequence[Mapping[str, Any]]
-) -> list[Prediction]:
-    """One prediction an example: its class (or 0/1 for each class), reference, scores (softmax; sigmoid for several), and
-    its plain loss, without label smoothing.
-    """
-    import torch
-
-    from finetune.models.losses import binary_cross_entropy_each, cross_entropy_each
-
+def class_scores(logits: torch.Tensor, batch: Batch, names: Sequence[str]) -> list[Score]:
+    """One score per example: its label, and its loss without label smoothing and class weights."""
     logits, labels = logits.detach().float(), batch.targets["labels"]
     if labels.dim() == 2:
-        scores, losses = torch.sigmoid(logits), binary_cross_entropy_each(logits, labels)
-        chosen, references = (logits > 0).int(), labels.int()
+        losses, references = binary_cross_entropy_each(logits, labels), labels.int()
     else:
-        scores, losses = torch.softmax(logits, dim=-1), cross_entropy_each(logits, labels)
-        chosen, references = logits.argmax(dim=-1), labels
-    rows = zip(batch.ids, *(x.tolist() for x in (chosen, references, scores, losses)), shown, strict=True)
+        losses, references = cross_entropy_each(logits, labels), labels
     return [
-        Prediction(
-            id=id,
-            values={"prediction": prediction, "reference": reference, "scores": score},
-            loss=loss,
-            weight=0 if batch.dummy else 1,
-            shown={**extra, "label": name_of(reference, names), "predicted": name_of(prediction, names)},
-        )
-        for id, prediction, reference, score, loss, extra in rows
+        Score(id, loss, 1, {"reference": reference}, {"label": name_of(reference, names)})
+        for id, loss, reference in zip(batch.ids, losses.tolist(), references.tolist(), strict=True)
     ]
 
 
@@ -170,18 +166,18 @@ def name_of(value: Any, names: Sequence[str]) -> str:
     return names[value]
 
 
-def weigh_classes(asked: str | Mapping[str, float], counts: Mapping[str, int]) -> list[float] | None:
-    """Weight of each class, None where all are 1. asked: "none", "balanced" or weights by name. counts: training images.
+def weigh_classes(requested: str | Mapping[str, float], counts: Mapping[str, int]) -> list[float] | None:
+    """Weight of each class, None where all are 1. requested: "none", "balanced" or weights by name. counts: training images.
 
     balanced: images / (classes that occur x images of the class), so that the mean weight over the images is 1.
     Raises: UserError for a name that is no class, or a weight that is not positive.
     """
-    if asked == "none":
+    if requested == "none":
         return None
-    if isinstance(asked, str):
+    if isinstance(requested, str):
         total, occurring = sum(counts.values()), sum(1 for count in counts.values() if count)
         return [total / (occurring * count) if count else 1.0 for count in counts.values()]
-    for name, weight in asked.items():
+    for name, weight in requested.items():
         if name not in counts or weight <= 0:
             what = (
                 f"no class is called {name!r}"
@@ -191,7 +187,7 @@ def weigh_classes(asked: str | Mapping[str, float], counts: Mapping[str, int]) -
             near = nearest_name(name, counts)
             hint = f"Did you mean {near}?" if near and near != name else f"The classes are {_listed(list(counts))}."
             raise UserError(what, where="options.class_weights", remedy=hint)
-    return [float(asked.get(name, 1.0)) for name in counts]
+    return [float(requested.get(name, 1.0)) for name in counts]
 
 
 def weighted_loss_sum(
@@ -203,12 +199,9 @@ def weighted_loss_sum(
     class_weights: Sequence[float] | None,
     label_smoothing: float,
 ) -> torch.Tensor:
-    """Cross-entropy summed over B examples, float32: each times the weight of its class; of a mixed one, its own label's
-    and its partner's in their shares. labels, partners: [B]; shares: [B], of the example's own label.
+    """Cross-entropy summed over B examples, float32, each times the weight of its class; a mixed example counts its own
+    label and its partner's by their shares. labels, partners: [B]; shares: [B], of the example's own label.
     """
-    import torch
-    from torch.nn import functional
-
     logits = logits.float()
     weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
 

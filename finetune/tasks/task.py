@@ -1,176 +1,150 @@
-"""The Task protocol: how one kind of learning works, without knowing how many ranks there are."""
+"""The Task protocol: how one kind of learning works, without knowing how many ranks there are.
+
+A task is a folder: `card.py` (what a recipe says of it; light), `data.py` (rows to examples) and `task.py` (the class).
+Tasks have no state: everything that they derived from the data is in the TaskArtifacts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
-from finetune.data.table import Examples, Table
+import torch
+from torch import nn
+
+from finetune.data.bad_rows import BadRow
+from finetune.data.table import Examples, Row, Table
+from finetune.planning.plan import Plan
 from finetune.recipe.card import TaskCard
-from finetune.recipe.recipe import Recipe
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.batch import Answer, Batch, Score
+from finetune.tasks.facts import Facts
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-
-@dataclass
-class Batch:
-    """One micro-batch. ids: example ids, [batch]. inputs: what the model's forward takes, tensors [batch, ...].
-
-    targets: what only the loss or the metrics need. ghost: a copy run only to keep collectives aligned; it weighs zero.
-    padding: positions that hold padding; positions: all positions (tokens or pixels), for the padding share.
-    """
-
-    ids: tuple[int, ...]
-    inputs: dict[str, Any]
-    targets: dict[str, Any] = field(default_factory=dict)
-    dummy: bool = False
-    padding: int = 0
-    positions: int = 0
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; lists of tensors and dicts of tensors move too."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in memory that a GPU copies from while the host goes on. torch's DataLoader calls it."""
-        return self._with(lambda tensor: tensor.pin_memory())
-
-    def _with(self, change: Callable[[Any], Any]) -> Batch:
-        return replace(self, inputs=each_tensor(self.inputs, change), targets=each_tensor(self.targets, change))
-
-
-def each_tensor(value: Any, change: Callable[[Any], Any]) -> Any:
-    """`change` of every tensor inside dicts, lists and tuples; everything else stays."""
-    if hasattr(value, "to") and hasattr(value, "device"):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: each_tensor(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(each_tensor(item, change) for item in value)
-    return value
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model said of one example; plain Python values only, so that it can be gathered and written as JSON.
-
-    values: the fields that the task's metrics take (such as prediction, reference, scores). loss: this example's summed
-    loss, weight: its units. shown: extra fields for predictions/ and the report (such as the label's name, the text).
-    """
-
-    id: int
-    values: Mapping[str, Any]
-    loss: float = 0.0
-    weight: int = 0
-    shown: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Kit:
-    """What a task made of the data: everything but the weights. examples: split name -> encoded examples.
-
-    processor: tokenizer or image processor, saved beside the model. facts: for people (counts, skipped rows, lengths).
-    notes: lines to be told before the first step, such as of examples that were cut.
-    labels: class names in order of their index, if the task has classes. metric_options: keyword arguments of MetricSet.
-    packing: none, padding_free or packed; capacity: tokens of a micro-batch then. pictures: the folder in which `sample`
-    may write pictures, named in its rows under "picture"; None on ranks that write nothing.
-    class_weights: of each class in the training loss.
-    """
-
-    recipe: Recipe
-    processor: Any
-    examples: dict[str, Examples]
-    tables: dict[str, Table]
-    labels: list[str] | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    metric_options: dict[str, Any] = field(default_factory=dict)
-    packing: str = "none"
-    capacity: int = 0
-    pictures: Path | None = None
-    class_weights: list[float] | None = None
-
-
-def zero_settings(task: Task, config: Any) -> dict[str, Any]:
-    """What DeepSpeed's `zero_optimization` must say for the model of `config`, whatever its file says; {} for most.
-
-    A task that knows such models has a method `zero_settings(config)`.
-    """
-    asked = getattr(task, "zero_settings", None)
-    return asked(config) if asked is not None else {}
-
-
-def reference_columns(task: Task, kit: Kit) -> tuple[str, ...]:
-    """Columns that the model at step 0 adds to every example before training; () for most tasks.
-
-    A task that wants them has two methods: `reference_columns(kit) -> (names)` and `reference_values(kit, outputs, batch)
-    -> [{name: number}]`, an entry an example, from the outputs of `forward`. `collate` then finds the numbers in the
-    examples; it must do without them while they are being computed.
-    """
-    columns = getattr(task, "reference_columns", None)
-    return columns(kit) if columns is not None else ()
+Encoded = dict[str, Any] | BadRow
+Datasets = dict[str, Examples]
+"""Split name ("train", "validation", "test") -> encoded examples."""
 
 
 class Task(Protocol):
     card: TaskCard
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
-        """Tokenizer or processor, labels, encoded examples. No weights, no ranks; may be called on one rank first, and
-        must then find its own result in the cache on the others.
+    def prepare(self, plan: Plan, tables: Mapping[str, Table], facts: Facts) -> TaskArtifacts:
+        """Processor, classes, lengths: once, from the training data. No weights, no ranks.
 
-        Raises: UserError naming file and row for a bad row where data.on_bad_row is error.
+        Raises: UserError for data or options that do not fit the model.
         """
         ...
 
-    def build(self, kit: Kit) -> nn.Module:
+    def encode(self, artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[Encoded]:
+        """One example per row, in order; a BadRow, which says why, for a row that cannot be used.
+
+        with_targets: read labels, replies or boxes as well. Without them rows need only what the model is asked.
+        """
+        ...
+
+    def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:
+        """A split with its targets, encoded once and found in the cache by every rank and by later runs.
+
+        Raises: UserError that names file and row for a bad row where data.on_bad_row is error.
+        """
+        ...
+
+    def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The model, adapters included. All ranks call it, after the process group is open (ZeRO-3 shards at load)."""
         ...
 
-    def collate(self, kit: Kit, examples: Sequence[dict[str, Any]]) -> Batch:
-        """Encoded examples -> one padded micro-batch, on the CPU."""
+    def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
+        """Encoded examples -> one micro-batch on the CPU; without targets where the examples have none."""
         ...
 
     def weight(self, batch: Batch) -> int:
-        """Units of loss in the batch (supervised tokens, examples, images); 0 for a ghost."""
+        """Units of loss in the batch (supervised tokens, examples, images)."""
         ...
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """The model's outputs. Every rank calls it equally often: under ZeRO-3 it communicates."""
+        """The model's outputs. Every rank calls it equally often: under ZeRO-3 it communicates.
+
+        Language models compute their loss in here, inside the wrapped module's forward pass (models/loss_head.py).
+        """
         ...
 
-    def loss_sum(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
-        """Loss summed (not averaged) over the units of the batch: float32 scalar."""
+    def loss_sum(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> torch.Tensor:
+        """Loss summed (not averaged) over the units of the batch: float32 scalar, []."""
         ...
 
-    def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
-        """One prediction an example, in the order of batch.ids."""
+    def decode(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Answer]:
+        """What the model says of each example, in the order of batch.ids. Needs no targets."""
+        ...
+
+    def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
+        """Loss, weight and reference of each example, in the order of batch.ids. Needs targets."""
+        ...
+
+    def metric_options(self, artifacts: TaskArtifacts) -> dict[str, Any]:
+        """Keyword arguments of MetricSet, such as the names of the classes."""
         ...
 
     def sample(
-        self, kit: Kit, model: nn.Module, examples: Sequence[dict[str, Any]], *, synced: bool
+        self,
+        artifacts: TaskArtifacts,
+        model: nn.Module,
+        examples: Sequence[dict[str, Any]],
+        *,
+        synced: bool,
+        pictures: Path | None = None,
     ) -> list[dict[str, str]]:
-        """A few examples in full, for the report: [{"id", "input", "expected", "predicted"}]. All ranks call it with the
-        same examples; synced: generate in lockstep (ZeRO-3).
+        """A few examples in full, for the report: [{"id", "input", "expected", "predicted"}].
+
+        All ranks call it with the same examples. synced: generate in lockstep (ZeRO-3). pictures: the folder that
+        pictures may be written to, named in the rows under "picture"; None on ranks that write nothing.
         """
         ...
 
 
 class WritingTask(Task, Protocol):
-    """A task whose card has metrics of generated texts."""
+    """A task whose models write text."""
 
-    def generate(self, kit: Kit, model: nn.Module, batch: Batch, *, synced: bool) -> list[Mapping[str, str]]:
-        """What the model writes for each example: [{"text", "reference_text"}], in the order of batch.ids. Called at
-        evaluation, in eval mode and without gradients, if a metric of the recipe judges texts. synced: every rank calls
-        it equally often, ghosts included, in lockstep (ZeRO-3).
+    def generate(
+        self, artifacts: TaskArtifacts, model: nn.Module, batch: Batch, *, synced: bool
+    ) -> list[Mapping[str, str]]:
+        """What the model writes for each example: [{"text"}], and "reference_text" where the batch has targets.
+
+        Called in eval mode and without gradients, in the order of batch.ids. synced: every rank calls it equally often,
+        in lockstep (ZeRO-3).
         """
         ...
 
 
-def as_writer(task: Task) -> WritingTask:
-    """The task, which has metrics of generated texts on its card and so must generate them."""
-    assert hasattr(task, "generate"), f"{task.card.name} has metrics of texts on its card, but writes none"
+class ReferenceTask(Task, Protocol):
+    """A task that compares the model with what it was at step 0 (preference tuning)."""
+
+    def reference_columns(self, artifacts: TaskArtifacts) -> tuple[str, ...]:
+        """Columns that the model at step 0 adds to every example before training; () if the loss needs none.
+
+        `collate` finds the numbers in the examples, and must do without them while they are being computed.
+        """
+        ...
+
+    def reference_values(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[dict[str, float]]:
+        """[{column: number}], one entry per example, from the outputs of `forward`."""
+        ...
+
+
+def as_writing_task(task: Task) -> WritingTask:
+    """The task as one that generates text. Its card has metrics of generated texts, so it must have `generate`."""
+    assert hasattr(task, "generate"), f"{task.card.name} has metrics of generated texts on its card, but no generate()"
     return cast(WritingTask, task)
+
+
+def reference_columns(task: Task, artifacts: TaskArtifacts) -> tuple[str, ...]:
+    """Columns of reference log-probabilities that the task needs; () for most tasks."""
+    return cast(ReferenceTask, task).reference_columns(artifacts) if hasattr(task, "reference_columns") else ()
+
+
+def merge_texts(answers: Sequence[Answer], written: Sequence[Mapping[str, Any]]) -> list[Answer]:
+    """Answers with what the model wrote for each example added to their values."""
+    return [
+        Answer(answer.id, {**answer.values, **text}, answer.shown)
+        for answer, text in zip(answers, written, strict=True)
+    ]

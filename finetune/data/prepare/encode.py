@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 VERSION = 1  # of the layout on disk
+ROWS = 256  # encoded together
 TOLD_SECONDS = 5.0  # between two lines of progress
+
+
+EncodeRows = Callable[[Sequence[Row]], Sequence["dict[str, Any] | BadRow"]]
 
 
 class EncodedExamples:
@@ -84,17 +88,17 @@ class LazyExamples:
 
 def encode(
     table: Table,
-    function: Callable[[Row], dict[str, Any]],
+    function: EncodeRows,
     *,
     key: str,
     on_bad_row: str,
     cost: Callable[[dict[str, Any]], int],
     notify: Callable[[str], None] | None = None,
 ) -> EncodedExamples:
-    """Every row of `table` through `function`, once; found in the cache if table and key are the same.
+    """Every row of `table` through `function`, in batches, once; found in the cache if table and key are the same.
 
     key: names everything that `function` and `cost` depend on: the tokenizer's hash, options, lengths, label names.
-    function: row -> {name: ints, lists of ints, arrays, or anything that JSON holds}; raises BadRow for a bad row.
+    function: rows -> for each of them {name: ints, lists of ints, arrays, or anything that JSON holds}, or a BadRow.
     cost: work of an encoded example (tokens, pixels). tell: takes lines of progress.
     Raises: UserError with the places of the bad rows if on_bad_row is "error".
     """
@@ -121,24 +125,34 @@ def table_fingerprint(table: Table) -> str:
 def _write(
     folder: Path,
     table: Table,
-    function: Callable[[Row], dict[str, Any]],
+    function: EncodeRows,
     cost: Callable[[dict[str, Any]], int],
     notify: Callable[[str], None] | None,
 ) -> None:
     bad, packer, total = BadRows(), Packer(), len(table)
     clock = _Clock(table.name, total, notify)
     with RecordWriter(folder, tags=("ids", "costs")) as writer:
-        for row_id, row in enumerate(table):
-            try:
-                encoded = function(row)
-            except BadRow as error:
-                bad.add(table.place(row_id), str(error))
-            else:
-                writer.append(packer.pack(encoded), row_id, int(cost(encoded)))
-            if row_id % 256 == 255:
-                clock.tick(row_id + 1)
+        for first, rows in _batches(table):
+            for row_id, encoded in enumerate(function(rows), start=first):
+                if isinstance(encoded, BadRow):
+                    bad.add(table.place(row_id), str(encoded))
+                else:
+                    writer.append(packer.pack(encoded), row_id, int(cost(encoded)))
+            clock.tick(first + len(rows))
     facts = {"layouts": packer.layouts, "skipped": bad.listed, "skipped_count": bad.count}
     (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
+
+
+def _batches(table: Table) -> Iterator[tuple[int, list[Row]]]:
+    """(id of the first row, rows), ROWS at a time."""
+    rows: list[Row] = []
+    for row_id, row in enumerate(table):
+        rows.append(row)
+        if len(rows) == ROWS:
+            yield row_id + 1 - len(rows), rows
+            rows = []
+    if rows:
+        yield len(table) - len(rows), rows
 
 
 class _Clock:

@@ -1,129 +1,55 @@
 """Image classification: CNNs (ResNet, ConvNeXt) and vision transformers, through transformers' own models.
 
-Shapes: B images, K colour channels, H x W pixels (one size for all), C classes. Unit of loss: one image.
+Shapes: B images, K color channels, H x W pixels (one size for all), C classes. Unit of loss: one image.
 Pixels are decoded when an example is asked for; a pass before the first step finds the images that cannot be decoded.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForImageClassification
 
-from finetune.data.images import decode_image
-from finetune.data.prepare.encode import encode
-from finetune.data.table import Row, Table
-from finetune.recipe.card import TaskCard
+from finetune.data.prepare.encode import EncodedExamples, encode
+from finetune.data.table import Examples, Row, Table
+from finetune.models.adapters import add_adapter
+from finetune.models.batchnorm import freeze_batchnorm
+from finetune.models.config import load_config
+from finetune.models.head import head_names
+from finetune.models.load import load_model
+from finetune.models.processor import load_processor, model_size, num_channels, output_size
+from finetune.planning.plan import Plan
 from finetune.recipe.recipe import Recipe
-from finetune.recipe.section import Section
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.batch import Answer, Batch, Score
 from finetune.tasks.classes import (
-    DEFAULT_METRICS,
-    METRICS,
+    class_answers,
     class_counts,
-    class_predictions,
+    class_scores,
     classification_loss_sum,
     decide_classes,
+    label_settings,
     label_tensor,
     name_of,
-    named,
     trained_labels,
     weigh_classes,
     weighted_loss_sum,
 )
 from finetune.tasks.eval_mode import eval_mode
-from finetune.tasks.task import Batch, Kit, Prediction
-from finetune.tasks.vision.mixing import choose_mix, mix_pixels
-from finetune.tasks.vision.transforms import ImageExamples, ImageTransform
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+from finetune.tasks.facts import Facts
+from finetune.tasks.image_classification.card import CARD
+from finetune.tasks.image_classification.data import ImageWithLabel, check_rows, encode_rows, image_transform
+from finetune.tasks.task import Encoded
+from finetune.tasks.vision.transforms import ImageExamples
 
 HEAD = "ForImageClassification"
-
-
-class ImageClassificationOptions(Section):
-    image_size: int | None = Field(
-        default=None, ge=1, description="Edge in pixels of the square that the model sees. Default: the model's own."
-    )
-    augment: Literal["none", "flip", "crop_flip", "strong"] = Field(
-        default="none",
-        description="Chance changes of training images: mirrored; a chance crop and mirrored; or (strong) that, two "
-        "changes of colour, sharpness or angle, and a patch erased.",
-    )
-    mixup: float = Field(
-        default=0.0, ge=0, description="Alpha of mixup, such as 0.2: images blended in pairs; 0: none."
-    )
-    cutmix: float = Field(
-        default=0.0, ge=0, description="Alpha of CutMix, such as 1.0: a patch of another image; 0: none."
-    )
-    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
-        default="none",
-        description="Weight of each class in the loss: balanced (rare classes count more, 1 on average over the "
-        "training images), or by name, 1 for those not named.",
-    )
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = Field(
-        default=None, description="How images are resized. Default: the model's own way, or bilinear."
-    )
-    mean: list[float] = Field(
-        default_factory=list, description="Per channel, after scaling to 0..1. Default: as trained."
-    )
-    std: list[float] = Field(
-        default_factory=list, description="Per channel, after scaling to 0..1. Default: as trained."
-    )
-    labels: list[str] = Field(
-        default_factory=list,
-        description="Names of the classes in order, where the data holds 0, 1, ...; or all there may be. Default: as found.",
-    )
-    new_head: bool = Field(default=False, description="Train a new head, even if the checkpoint has one.")
-
-
-CARD = TaskCard(
-    name="image_classification",
-    summary="Classify an image: CNNs such as ResNet and ConvNeXt, and vision transformers.",
-    columns={"image": "The image: a file, or its bytes.", "label": "The class: a name or a number."},
-    required=(("image",), ("label",)),
-    metrics=METRICS,
-    default_metrics=DEFAULT_METRICS,
-    best="accuracy",
-    unit="image",
-    decodes=True,
-    options=ImageClassificationOptions,
-    label_smoothing=True,
-    micro_batch=32,
-    splits=("pipeline",),
-)
-
-
-class _Example:
-    """(row, id) -> {"pixel_values": float32 [K, H, W], "label": int, "place": "train.parquet row 16"}; picklable.
-
-    ids: of all examples of the split, for partners of mixup and CutMix; then "partner" (its label) and "share" besides.
-    """
-
-    def __init__(
-        self, pixels: ImageTransform, labels: Any, table: Table, ids: Sequence[int], mixup: float, cutmix: float
-    ) -> None:
-        self.pixels, self.labels, self.table, self.ids = pixels, labels, table, ids
-        self.mixup, self.cutmix = mixup, cutmix
-
-    def __call__(self, row: Row, example_id: int) -> dict[str, Any]:
-        example = {
-            "pixel_values": self.pixels(row["image"], example_id),
-            "label": self.labels.index(row["label"]),
-            "place": self.table.place(example_id),
-        }
-        options: dict[str, Any] = {"mixup": self.mixup, "cutmix": self.cutmix, "seed": self.pixels.seed}
-        mix = choose_mix(example_id, len(self.ids), epoch=self.pixels.epoch, **options)
-        if mix is not None:
-            partner_id = int(self.ids[mix.partner])
-            partner = self.table[partner_id]
-            other = self.pixels(partner["image"], partner_id)
-            example["pixel_values"], example["share"] = mix_pixels(example["pixel_values"], other, mix)
-            example["partner"] = self.labels.index(partner["label"])
-        return example
 
 
 class ImageClassification:
@@ -131,13 +57,11 @@ class ImageClassification:
 
     card = CARD
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
-        """Processor, classes, examples. Raises: UserError for images that cannot be decoded and labels that do not fit."""
-        from finetune.models.config import load_config
-        from finetune.models.processor import load_processor, num_channels, output_size
-
-        options = _options(recipe)
-        config = load_config(recipe.model, **_size(recipe))
+    def prepare(self, plan: Plan, tables: Mapping[str, Table], facts: Facts) -> TaskArtifacts:
+        """Processor, classes and their weights. Raises: UserError for labels that do not fit the model."""
+        recipe = plan.recipe
+        options: Any = recipe.options
+        config = load_config(recipe.model, **_size_settings(recipe))
         processor = load_processor(
             recipe.model,
             config,
@@ -150,72 +74,78 @@ class ImageClassification:
         if recipe.model.init == "pretrained" and not options.new_head:
             trained = trained_labels(config, HEAD)
         classes = decide_classes(tables, options.labels, trained, several=False, where=recipe.model.source)
-        kit = Kit(recipe, processor, {}, tables, labels=classes.names)
-        kit.metric_options = {"labels": classes.names, "num_labels": len(classes.names), "multi_label": False}
-        size, channels = output_size(processor, config), num_channels(config)
+        size = output_size(processor, config)
         assert size is not None, "load_processor promises one size"
-        for name, table in tables.items():
-            pixels = ImageTransform(
-                processor, size, channels, options.augment if name == "train" else "none", recipe.seed
-            )
-            kit.examples[name] = self._verify(kit, table, classes.lookup, pixels)
-        return kit
+        settings: dict[str, Any] = {
+            "image_size": list(size),
+            "channels": num_channels(config),
+            "label_smoothing": recipe.training.label_smoothing,
+            "class_weights": None,
+        }
+        artifacts = TaskArtifacts(CARD.name, options, processor, classes, settings)
+        if options.class_weights != "none":
+            counts = class_counts((e["label"] for e in self._check(plan, artifacts, tables["train"])), classes.names)
+            settings["class_weights"] = weigh_classes(options.class_weights, counts)
+        return replace(artifacts, settings=settings)
 
-    def _verify(self, kit: Kit, table: Table, labels: Any, pixels: ImageTransform) -> ImageExamples:
-        """Decodes every image once, in any run; what is left are the rows that training will not stumble over."""
-        area = pixels.size[0] * pixels.size[1]
-        verified = encode(
+    def encode(self, artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[Encoded]:
+        """Images as pixels, without augmentation; see encode_rows."""
+        return encode_rows(artifacts, rows, with_targets=with_targets)
+
+    def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:
+        """A split whose images are decoded when they are fetched; every image and label is checked once, in any run."""
+        checked, options, training = self._check(plan, artifacts, table), artifacts.options, table.name == "train"
+        assert artifacts.classes is not None
+        skipped = f", {checked.skipped_count:,} bad rows skipped" if checked.skipped_count else ""
+        height, width = artifacts.settings["image_size"]
+        facts[table.name] = f"{len(checked):,} images of {width} x {height}{skipped}"
+        counts = class_counts((example["label"] for example in checked), artifacts.labels)
+        facts[f"{table.name} classes"] = counts
+        ids = checked.ids.tolist()
+        transform = image_transform(
+            artifacts, augment=options.augment if training else "none", seed=plan.recipe.seed
+        )
+        mixup, cutmix = (options.mixup, options.cutmix) if training else (0.0, 0.0)
+        decode = ImageWithLabel(transform, artifacts.classes.lookup, table, ids, mixup, cutmix)
+        return ImageExamples(table, ids, decode, [height * width] * len(checked))
+
+    def _check(self, plan: Plan, artifacts: TaskArtifacts, table: Table) -> EncodedExamples:
+        """{"label"} of each usable row. Found in the cache after the first time."""
+        assert artifacts.classes is not None
+        labels = artifacts.classes.lookup
+        return encode(
             table,
-            _Verifier(labels),
+            lambda rows: check_rows(labels, rows),
             key=json.dumps([CARD.name, 1, labels.names]),
-            on_bad_row=kit.recipe.data.on_bad_row,
+            on_bad_row=plan.recipe.data.on_bad_row,
             cost=lambda example: 1,
         )
-        counts = class_counts((example["label"] for example in verified), kit.labels or [])
-        skipped = f", {verified.skipped_count:,} bad rows skipped" if verified.skipped_count else ""
-        kit.facts[table.name] = f"{len(verified):,} images of {pixels.size[1]} x {pixels.size[0]}{skipped}"
-        kit.facts[f"{table.name} classes"] = counts
-        options, training = _options(kit.recipe), table.name == "train"
-        if training:
-            kit.class_weights = weigh_classes(options.class_weights, counts)
-        ids = verified.ids.tolist()
-        mixup, cutmix = (options.mixup, options.cutmix) if training else (0.0, 0.0)
-        return ImageExamples(table, ids, _Example(pixels, labels, table, ids, mixup, cutmix), [area] * len(verified))
 
-    def build(self, kit: Kit) -> nn.Module:
-        """The network with its head; BatchNorm frozen where the recipe says so. All ranks call it."""
-        from transformers import AutoModelForImageClassification
-
-        from finetune.models.adapters import add_adapter
-        from finetune.models.batchnorm import freeze_batchnorm
-        from finetune.models.head import head_names
-        from finetune.models.load import choose_dtype, load_config, load_model
-
-        recipe = kit.recipe
+    def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
+        """The network with its head; BatchNorm frozen where the plan says so. All ranks call it."""
+        recipe = plan.recipe
         model, loading = load_model(
             AutoModelForImageClassification,
             recipe.model,
-            load_config(recipe.model, **_size(recipe), **named(kit.labels or [])),
-            dtype=choose_dtype(recipe),
+            load_config(recipe.model, **_size_settings(recipe), **label_settings(artifacts.labels)),
+            dtype=getattr(torch, plan.machine.weights_dtype),
             seed=recipe.seed,
-            new_head=_options(recipe).new_head,
+            new_head=artifacts.options.new_head,
         )
-        kit.facts.update(loading.facts())
-        asked = recipe.model.batch_norm
-        if asked == "frozen" or (asked == "auto" and recipe.model.init == "pretrained"):
+        facts.update(loading.facts())
+        if plan.training.batch_norm == "frozen":
             freeze_batchnorm(model)
         if recipe.adapter is not None:
             model = add_adapter(model, recipe.adapter, None, head_names(model), seed=recipe.seed)
         return model
 
-    def collate(self, kit: Kit, examples: Sequence[dict[str, Any]]) -> Batch:
+    def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
         """[{"pixel_values": [K, H, W], "label": 3}, ...] -> pixel_values [B, K, H, W], labels [B]."""
-        import numpy as np
-        import torch
-
         pixels = torch.from_numpy(np.stack([example["pixel_values"] for example in examples]))
-        labels = label_tensor([example["label"] for example in examples], len(kit.labels or ()), several=False)
-        targets: dict[str, Any] = {"labels": labels, "places": [str(example["place"]) for example in examples]}
+        targets: dict[str, Any] = {}
+        if "label" in examples[0]:
+            labels = [example["label"] for example in examples]
+            targets["labels"] = label_tensor(labels, len(artifacts.labels), several=False)
         if "share" in examples[0]:
             targets["partners"] = torch.tensor([int(example["partner"]) for example in examples])
             targets["shares"] = torch.tensor([float(example["share"]) for example in examples])
@@ -223,84 +153,82 @@ class ImageClassification:
             ids=tuple(int(example["id"]) for example in examples),
             inputs={"pixel_values": pixels},
             targets=targets,
+            meta={"places": [str(example["place"]) for example in examples]},
             positions=len(examples) * pixels.shape[-1] * pixels.shape[-2],
         )
 
     def weight(self, batch: Batch) -> int:
         """Images."""
-        return 0 if batch.dummy else len(batch.ids)
+        return len(batch.ids)
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """Outputs with logits [B, C]; pixels in the type of the weights."""
+        """Outputs with logits [B, C]; pixels in the dtype of the weights."""
         inputs = dict(batch.inputs)
         inputs["pixel_values"] = inputs["pixel_values"].to(next(model.parameters()).dtype)
         return model(**inputs)
 
-    def loss_sum(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
+    def loss_sum(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> torch.Tensor:
         """Summed over images, with training.label_smoothing, class weights, and labels shared by mixed images.
 
-        Class weights are for training alone: predictions, and with them validation, tell the plain loss.
+        Class weights are for training alone: `score`, and with it validation, reports the plain loss.
         """
-        smoothing, targets = kit.recipe.training.label_smoothing, batch.targets
-        if kit.class_weights is None and "shares" not in targets:
-            labels = targets["labels"]
-            return classification_loss_sum(outputs.logits, labels, label_smoothing=smoothing, dummy=batch.dummy)
-        loss = weighted_loss_sum(
+        smoothing, targets = artifacts.settings["label_smoothing"], batch.targets
+        class_weights = artifacts.settings["class_weights"]
+        if class_weights is None and "shares" not in targets:
+            return classification_loss_sum(outputs.logits, targets["labels"], label_smoothing=smoothing)
+        return weighted_loss_sum(
             outputs.logits,
             targets["labels"],
             partners=targets.get("partners"),
             shares=targets.get("shares"),
-            class_weights=kit.class_weights,
+            class_weights=class_weights,
             label_smoothing=smoothing,
         )
-        return loss * 0.0 if batch.dummy else loss
 
-    def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
-        """Class, reference and scores; where the image lies in the data."""
-        shown = [{"image": place} for place in batch.targets["places"]]
-        return class_predictions(outputs.logits, batch, kit.labels or [], shown)
+    def decode(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Answer]:
+        """Class and scores; where the image lies in the data."""
+        shown = [{"image": place} for place in batch.meta["places"]]
+        return class_answers(outputs.logits, batch, artifacts.labels, shown, several=False)
+
+    def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
+        """Label and loss."""
+        return class_scores(outputs.logits, batch, artifacts.labels)
+
+    def metric_options(self, artifacts: TaskArtifacts) -> dict[str, Any]:
+        """Names and number of the classes."""
+        return {"labels": artifacts.labels, "num_labels": len(artifacts.labels), "multi_label": False}
 
     def sample(
-        self, kit: Kit, model: nn.Module, examples: Sequence[dict[str, Any]], *, synced: bool
+        self,
+        artifacts: TaskArtifacts,
+        model: nn.Module,
+        examples: Sequence[dict[str, Any]],
+        *,
+        synced: bool,
+        pictures: Path | None = None,
     ) -> list[dict[str, str]]:
         """Places of images with the expected and the predicted class."""
         with eval_mode(model) as device:
-            batch = self.collate(kit, examples).to(device)
-            predictions = self.predict(kit, self.forward(model, batch), batch)
+            batch = self.collate(artifacts, examples).to(device)
+            outputs = self.forward(model, batch)
+            answers, scores = self.decode(artifacts, outputs, batch), self.score(artifacts, outputs, batch)
         return [
             {
-                "id": str(prediction.id),
-                "input": str(prediction.shown["image"]),
-                "expected": name_of(prediction.values["reference"], kit.labels or []),
-                "predicted": name_of(prediction.values["prediction"], kit.labels or []),
+                "id": str(answer.id),
+                "input": str(answer.shown["image"]),
+                "expected": name_of(score.reference["reference"], artifacts.labels),
+                "predicted": name_of(answer.values["prediction"], artifacts.labels),
             }
-            for prediction in predictions
+            for answer, score in zip(answers, scores, strict=True)
         ]
 
 
-class _Verifier:
-    """A row -> {"label": int}, once its image was decoded in full. Raises: BadRow."""
-
-    def __init__(self, labels: Any) -> None:
-        self.labels = labels
-
-    def __call__(self, row: Row) -> dict[str, Any]:
-        label = self.labels.index(row["label"])
-        decode_image(row["image"])
-        return {"label": label}
-
-
-def _size(recipe: Recipe) -> dict[str, Any]:
-    """A model with random weights and learnt positions is made for the recipe's image_size."""
-    size = _options(recipe).image_size
+def _size_settings(recipe: Recipe) -> dict[str, Any]:
+    """A model with random weights and learned positions is made for the recipe's image_size."""
+    size = getattr(recipe.options, "image_size", None)
     if size is None or recipe.model.init != "config" or "image_size" in recipe.model.config:
         return {}
-    from finetune.models.config import load_config
-    from finetune.models.processor import model_size
-
     return {"image_size": size} if model_size(load_config(recipe.model)) is not None else {}
 
 
-def _options(recipe: Recipe) -> ImageClassificationOptions:
-    assert isinstance(recipe.options, ImageClassificationOptions)
-    return recipe.options
+TASK = ImageClassification()

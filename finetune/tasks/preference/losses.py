@@ -6,13 +6,14 @@ Every function returns (loss, chosen reward, rejected reward), each float32 [B];
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-Figures = tuple["Tensor", "Tensor", "Tensor"]
+Figures = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,6 @@ def dpo(chosen: Replies, rejected: Replies, *, beta: float, label_smoothing: flo
 
     label_smoothing: the share of pairs thought to be the wrong way round (conservative DPO, Mitchell 2023).
     """
-    from torch.nn.functional import logsigmoid
-
     margin = beta * (chosen.ratio - rejected.ratio)
     loss = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
     return loss, (beta * chosen.ratio).detach(), (beta * rejected.ratio).detach()
@@ -61,8 +60,6 @@ def orpo(chosen: Replies, rejected: Replies, *, beta: float) -> Figures:
 
     odds = p / (1 - p), p the geometric mean of the token probabilities; NLL is a mean over the reply's tokens.
     """
-    from torch.nn.functional import logsigmoid
-
     odds = chosen.mean - rejected.mean - (log_complement(chosen.mean) - log_complement(rejected.mean))
     loss = -chosen.mean - beta * logsigmoid(odds)
     return loss, (beta * chosen.mean).detach(), (beta * rejected.mean).detach()
@@ -70,8 +67,6 @@ def orpo(chosen: Replies, rejected: Replies, *, beta: float) -> Figures:
 
 def simpo(chosen: Replies, rejected: Replies, *, beta: float, margin: float) -> Figures:
     """-log sigmoid(beta (mean logp_c - mean logp_r) - margin): Meng et al. 2024, arXiv 2405.14734, eq. 6 (gamma: margin)."""
-    from torch.nn.functional import logsigmoid
-
     loss = -logsigmoid(beta * (chosen.mean - rejected.mean) - margin)
     return loss, (beta * chosen.mean).detach(), (beta * rejected.mean).detach()
 
@@ -92,8 +87,6 @@ def kto(
     neighbours and on the number of ranks; here it is a constant, 0, its value where training starts. (TRL calls that loss
     apo_zero_unpaired.) Rewards: NaN on the side that a reply is not of.
     """
-    import torch
-
     sign = torch.where(desirable, 1.0, -1.0)
     weight = torch.where(desirable, desirable_weight, undesirable_weight)
     loss = weight * torch.sigmoid(-beta * sign * (replies.ratio - reference_point))
@@ -104,9 +97,5 @@ def kto(
 
 def log_complement(logp: Tensor) -> Tensor:
     """log(1 - exp(logp)) for logp < 0, without cancellation (Maechler 2012)."""
-    import math
-
-    import torch
-
     logp = logp.clamp(max=-1e-7)
     return torch.where(logp > -math.log(2), torch.log(-torch.expm1(logp)), torch.log1p(-torch.exp(logp)))

@@ -1,67 +1,36 @@
-"""Sequence regression: a number for a text, or for a pair of them, such as a rating or how alike two sentences are.
+"""Sequence regression: a number for a text, or for a pair of them, such as a rating or the similarity of two sentences.
 
-Shapes: B examples, L tokens (padded to the longest of the micro-batch).
-Unit of loss: one example.
+Shapes: B examples, L tokens (padded to the longest of the micro-batch). Unit of loss: one example.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+import torch
+from torch import nn
+from torch.nn import functional
 
-from finetune.data.bad_rows import BadRow
+from finetune.data.prepare.cache import publish
 from finetune.data.table import Examples, Row, Table
-from finetune.recipe.card import TaskCard
-from finetune.recipe.recipe import Recipe
-from finetune.recipe.section import Section
+from finetune.models.config import load_config
+from finetune.models.tokenizer import load_tokenizer
+from finetune.planning.plan import Plan
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.batch import Answer, Batch, Score
 from finetune.tasks.eval_mode import eval_mode
-from finetune.tasks.task import Batch, Kit, Prediction
-from finetune.tasks.text.lengths import describe_lengths, pad_rows, usable_length
-from finetune.tasks.text.selection import drop_marked
-from finetune.tasks.text.sequence_models import (
-    as_seen,
-    build_sequence_model,
-    encode_texts,
-    text_and_pair,
-    training_texts,
-)
+from finetune.tasks.facts import Facts
+from finetune.tasks.sequence_regression.card import CARD
+from finetune.tasks.sequence_regression.data import encode_rows
+from finetune.tasks.task import Encoded
+from finetune.tasks.text.building import build_sequence_model
+from finetune.tasks.text.dataset import text_dataset
+from finetune.tasks.text.inputs import input_texts, training_texts
+from finetune.tasks.text.lengths import pad_rows, usable_length
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-METRICS = ("pearson", "spearman", "mse", "mae")
-
-
-class SequenceRegressionOptions(Section):
-    max_length: int = Field(
-        default=256, ge=4, description="Tokens of an example at most, the model's own limit besides."
-    )
-    on_long: Literal["truncate", "drop", "error"] = Field(
-        default="truncate", description="A longer text: cut its end, leave the example out (counted), or a bad row."
-    )
-    loss: Literal["mse", "mae", "huber"] = Field(
-        default="mse", description="Squared error, absolute error, or squared up to 1 and absolute beyond (Huber)."
-    )
-    new_head: bool = Field(default=False, description="Train a new head, even if the checkpoint has one.")
-
-
-CARD = TaskCard(
-    name="sequence_regression",
-    summary="Predict a number for a text, or for a pair of texts.",
-    columns={"text": "The text.", "text_pair": "A second text, to be compared with it.", "label": "The number."},
-    required=(("text",), ("label",)),
-    metrics=METRICS,
-    default_metrics=METRICS,
-    best="pearson",
-    unit="example",
-    options=SequenceRegressionOptions,
-    balance_window=16,
-)
+LOSSES: dict[str, Any] = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functional.huber_loss}
 
 
 class SequenceRegression:
@@ -69,119 +38,94 @@ class SequenceRegression:
 
     card = CARD
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
-        """Tokenizer, encoded examples. Raises: UserError for bad rows."""
-        from finetune.data.prepare.cache import publish
-        from finetune.models.config import load_config
-        from finetune.models.tokenizer import load_tokenizer
-
-        options = _options(recipe)
+    def prepare(self, plan: Plan, tables: Mapping[str, Table], facts: Facts) -> TaskArtifacts:
+        """The tokenizer and the length limit."""
+        recipe = plan.recipe
+        options: Any = recipe.options
         tokenizer = load_tokenizer(recipe.model, lambda: training_texts(tables["train"]), publish=publish)
-        kit = Kit(recipe, tokenizer, {}, tables)
         limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
-        for name, table in tables.items():
-            kit.examples[name] = self._encode(kit, table, _Encoder(tokenizer, limit, options.on_long))
-        return kit
+        return TaskArtifacts(CARD.name, options, tokenizer, settings={"max_length": limit})
 
-    def _encode(self, kit: Kit, table: Table, encoder: _Encoder) -> Examples:
-        from finetune.data.prepare.encode import encode
-        from finetune.models.tokenizer import fingerprint
+    def encode(self, artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[Encoded]:
+        """Texts as token ids; see encode_rows."""
+        return encode_rows(artifacts, rows, with_targets=with_targets)
 
-        examples: Examples = encode(
-            table,
-            encoder,
-            key=json.dumps([fingerprint(kit.processor), CARD.name, 1, encoder.limit, encoder.on_long]),
-            on_bad_row=kit.recipe.data.on_bad_row,
-            cost=lambda example: len(example["input_ids"]),
-        )
-        examples, dropped = drop_marked(examples)
-        describe_lengths(kit, table.name, examples, encoder.limit, dropped)
-        return examples
+    def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:
+        """A split, encoded through the cache."""
+        limit = artifacts.settings["max_length"]
+        key = [CARD.name, 1, limit, artifacts.options.on_long]
+        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit)
 
-    def build(self, kit: Kit) -> nn.Module:
+    def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The body with a head of one number; all ranks call it."""
         settings = {"id2label": {0: "value"}, "label2id": {"value": 0}, "problem_type": "regression"}
-        return build_sequence_model(kit, settings, new_head=_options(kit.recipe).new_head)
+        return build_sequence_model(plan, artifacts, facts, settings, new_head=artifacts.options.new_head)
 
-    def collate(self, kit: Kit, examples: Sequence[dict[str, Any]]) -> Batch:
-        """[{"input_ids": [101, 7, 102], "label": 4.5}] -> input_ids [[101, 7, 102, 0, 0, 0, 0, 0]], labels [4.5]."""
-        import torch
-
-        inputs, padding = pad_rows(examples, kit.processor.pad_token_id)
-        labels = torch.tensor([float(example["label"]) for example in examples], dtype=torch.float32)
+    def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
+        """[{"input_ids": [101, 7, 102], "label": 4.5}] -> input_ids [[101, 7, 102]], labels [4.5]."""
+        inputs, padding = pad_rows(examples, artifacts.processor.pad_token_id)
+        targets = {}
+        if "label" in examples[0]:
+            targets["labels"] = torch.tensor([float(example["label"]) for example in examples], dtype=torch.float32)
         ids = tuple(int(example["id"]) for example in examples)
-        return Batch(ids, inputs, {"labels": labels}, padding=padding, positions=inputs["input_ids"].numel())
+        return Batch(ids, inputs, targets, padding=padding, positions=inputs["input_ids"].numel())
 
     def weight(self, batch: Batch) -> int:
         """Examples."""
-        return 0 if batch.dummy else len(batch.ids)
+        return len(batch.ids)
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs with logits [B, 1]."""
         return model(**batch.inputs)
 
-    def loss_sum(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
+    def loss_sum(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> torch.Tensor:
         """Summed over examples."""
-        loss = self._each(kit, outputs, batch).sum()
-        return loss * 0.0 if batch.dummy else loss
+        return self._losses(artifacts, outputs, batch).sum()
 
-    def _each(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
-        from torch.nn import functional
-
-        kinds: dict[str, Any] = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functional.huber_loss}
+    def _losses(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> torch.Tensor:
+        """float32 [B]."""
         values = outputs.logits.squeeze(-1).float()
-        return kinds[_options(kit.recipe).loss](values, batch.targets["labels"], reduction="none")
+        return LOSSES[artifacts.options.loss](values, batch.targets["labels"], reduction="none")
 
-    def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
-        """Value and target; the text as the model saw it."""
-        values, losses = outputs.logits.detach().squeeze(-1).float().tolist(), self._each(kit, outputs, batch).tolist()
-        rows = zip(batch.ids, values, batch.targets["labels"].tolist(), losses, as_seen(kit, batch), strict=True)
-        weight = 0 if batch.dummy else 1
-        return [
-            Prediction(id, {"value": value, "target": target}, loss, weight, {"text": text})
-            for id, value, target, loss, text in rows
-        ]
+    def decode(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Answer]:
+        """The number; the text as the model saw it."""
+        values = outputs.logits.detach().squeeze(-1).float().tolist()
+        rows = zip(batch.ids, values, input_texts(artifacts, batch), strict=True)
+        return [Answer(id, {"value": value}, {"text": text}) for id, value, text in rows]
+
+    def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
+        """Target and loss."""
+        losses = self._losses(artifacts, outputs, batch).detach().tolist()
+        rows = zip(batch.ids, losses, batch.targets["labels"].tolist(), strict=True)
+        return [Score(id, loss, 1, {"target": target}) for id, loss, target in rows]
+
+    def metric_options(self, artifacts: TaskArtifacts) -> dict[str, Any]:
+        """None."""
+        return {}
 
     def sample(
-        self, kit: Kit, model: nn.Module, examples: Sequence[dict[str, Any]], *, synced: bool
+        self,
+        artifacts: TaskArtifacts,
+        model: nn.Module,
+        examples: Sequence[dict[str, Any]],
+        *,
+        synced: bool,
+        pictures: Path | None = None,
     ) -> list[dict[str, str]]:
         """Texts with the expected and the predicted number."""
         with eval_mode(model) as device:
-            batch = self.collate(kit, examples).to(device)
-            predictions = self.predict(kit, self.forward(model, batch), batch)
+            batch = self.collate(artifacts, examples).to(device)
+            outputs = self.forward(model, batch)
+            answers, scores = self.decode(artifacts, outputs, batch), self.score(artifacts, outputs, batch)
         return [
             {
-                "id": str(prediction.id),
-                "input": str(prediction.shown["text"]),
-                "expected": f"{prediction.values['target']:.1f}",
-                "predicted": f"{prediction.values['value']:.1f}",
+                "id": str(answer.id),
+                "input": str(answer.shown["text"]),
+                "expected": f"{score.reference['target']:.1f}",
+                "predicted": f"{answer.values['value']:.1f}",
             }
-            for prediction in predictions
+            for answer, score in zip(answers, scores, strict=True)
         ]
 
 
-class _Encoder:
-    """A row -> {"input_ids", "token_type_ids" if the model takes them, "label"}; picklable."""
-
-    def __init__(self, tokenizer: Any, limit: int, on_long: str) -> None:
-        self.tokenizer, self.limit, self.on_long = tokenizer, limit, on_long
-
-    def __call__(self, row: Row) -> dict[str, Any]:
-        label = _number(row["label"])
-        encoded = encode_texts(self.tokenizer, text_and_pair(row), self.limit, self.on_long)
-        return {**(encoded or {"input_ids": []}), "label": label}
-
-
-def _number(value: Any) -> float:
-    try:
-        number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise BadRow(f"label {value!r} is not a number")
-    return number
-
-
-def _options(recipe: Recipe) -> SequenceRegressionOptions:
-    assert isinstance(recipe.options, SequenceRegressionOptions)
-    return recipe.options
+TASK = SequenceRegression()

@@ -1,24 +1,22 @@
-"""Replies generated greedily for a few prompts at once, also where every rank must keep in step (ZeRO-3)."""
+"""Greedy generation for a batch of prompts, also in lockstep over ranks (ZeRO-3)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import nn
+import torch
+from torch import nn
+from transformers import GenerationConfig
 
 
 def generate_replies(
     model: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], *, new_tokens: int, stops: list[int], synced: bool
 ) -> list[str]:
-    """One reply a prompt (token ids), without special tokens. Prompts are padded on the left, so that all end together.
+    """One reply per prompt (token ids), without special tokens. Prompts are padded on the left.
 
-    synced: ranks take the same number of steps, as sharded weights need; all ranks must call it.
+    synced: all ranks take the same number of steps, as sharded weights need; then all ranks must call it.
     """
-    import torch
-    from transformers import GenerationConfig
-
     bare: Any = getattr(model, "module", model)
     width = max(map(len, prompts))
     positions = getattr(bare.config, "max_position_embeddings", None)

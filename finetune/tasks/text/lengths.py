@@ -1,28 +1,27 @@
-"""Lengths of token sequences: what a model takes, how rows are padded, what people are told of them."""
+"""Lengths of token sequences: what a model takes, how rows are padded, and their description for people."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
 
 from finetune.data.table import Examples
+from finetune.tasks.facts import Facts
 
-if TYPE_CHECKING:
-    import torch
-
-    from finetune.tasks.task import Kit
-
-MULTIPLE = 8  # long rows are padded to a multiple of it, which kernels for attention masks like
-LONG = 64  # shorter rows are not: at 20 tokens a sixth of all computing would be for it
+MULTIPLE = 8  # long rows are padded to a multiple of it, which attention kernels prefer
+LONG = 64  # shorter rows are not: at 20 tokens it would add a sixth to all computation
 _NO_LIMIT = 1_000_000  # tokenizers without a limit of their own state 1e30
 
 
-def usable_length(asked: int, tokenizer: Any, config: Any) -> int:
-    """The smallest of what the recipe asks, what the tokenizer states and how many positions the model has.
+def usable_length(requested: int, tokenizer: Any, config: Any) -> int:
+    """The smallest of the requested length, the tokenizer's limit and the number of positions of the model.
 
     Padding to a multiple of 8 must not lead beyond the last position: 512 of RoBERTa's 514, 48 of 50.
     """
-    limits = [asked]
+    limits = [requested]
     if getattr(tokenizer, "model_max_length", _NO_LIMIT) < _NO_LIMIT:
         limits.append(int(tokenizer.model_max_length))
     positions = getattr(config, "max_position_embeddings", None)
@@ -42,9 +41,6 @@ def pad_rows(examples: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[dic
     [{"input_ids": [5, 6, 7]}, {"input_ids": [8]}], 0 -> {"input_ids": [[5, 6, 7], [8, 0, 0]], "attention_mask": [[1, 1, 1],
     [1, 0, 0]]}, 2
     """
-    import numpy as np
-    import torch
-
     lengths = [len(example["input_ids"]) for example in examples]
     width = padded_width(max(lengths))
     inputs: dict[str, torch.Tensor] = {}
@@ -59,16 +55,14 @@ def pad_rows(examples: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[dic
     return inputs, width * len(examples) - sum(lengths)
 
 
-def describe_lengths(kit: Kit, name: str, examples: Examples, limit: int, dropped: int) -> None:
-    """Adds to the kit's facts what the lengths of a split are: "5,120 examples, 31 tokens on average, 95% within 58, ...".
+def describe_lengths(facts: Facts, name: str, examples: Examples, limit: int, dropped: int) -> None:
+    """Adds the lengths of a split to the facts: "5,120 examples, 31 tokens on average, 95% within 58, ...".
 
-    What became of examples that were too long is a note besides.
+    What happened to examples that were too long becomes a note as well.
     """
-    import numpy as np
-
     costs = np.asarray(examples.costs)
     if not len(costs):
-        kit.facts[name] = "no examples"
+        facts[name] = "no examples"
         return
     parts = [
         f"{len(costs):,} examples",
@@ -79,12 +73,12 @@ def describe_lengths(kit: Kit, name: str, examples: Examples, limit: int, droppe
     at_limit, split = int((costs >= limit).sum()), getattr(examples, "split_count", 0)
     changed = []
     if split:
-        changed.append(f"{split:,} longer than {limit} tokens went on as examples of their own")
+        changed.append(f"{split:,} longer than {limit} tokens continue as examples of their own")
     elif at_limit:
         changed.append(f"{at_limit:,} cut to (or exactly) {limit} tokens")
     if dropped:
         changed.append(f"{dropped:,} longer than {limit} tokens left out")
     if changed:
-        kit.notes.append(f"{name}: {', '.join(changed)}")
+        facts.notes.append(f"{name}: {', '.join(changed)}")
     skipped = getattr(examples, "skipped_count", 0)
-    kit.facts[name] = ", ".join([*parts, *changed, *([f"{skipped:,} bad rows skipped"] if skipped else [])])
+    facts[name] = ", ".join([*parts, *changed, *([f"{skipped:,} bad rows skipped"] if skipped else [])])

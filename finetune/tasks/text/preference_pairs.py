@@ -54,6 +54,13 @@ def read_reply(row: Row, role: str, system: str = "") -> tuple[list[Message], Me
     return before, turns[-1]
 
 
+def read_prompt(row: Row, system: str = "") -> list[Message]:
+    """The conversation to reply to, without any reply. Raises: BadRow."""
+    before = _prompt(row)
+    system = str(row.get("system") or system)
+    return [{"role": "system", "content": system}, *before] if system and before[0]["role"] != "system" else before
+
+
 def _prompt(row: Row) -> list[Message]:
     value = row["prompt"] if row.get("prompt") is not None else row.get("messages")
     if value is None:
@@ -80,6 +87,6 @@ def pair_texts(table: Table, replies: tuple[str, ...] = ("chosen", "rejected")) 
             yield reply["content"]
 
 
-def last_words(messages: list[Message]) -> str:
+def conversation_text(messages: list[Message]) -> str:
     """A conversation as plain text, for tokenizers without turns."""
     return "\n\n".join(message["content"] for message in messages)

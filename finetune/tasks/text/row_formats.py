@@ -13,16 +13,20 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
-from finetune.tasks.text.chat import ChatEncoder, Message, Span, normalise_messages, token_spans
+from finetune.tasks.text.chat import ChatEncoder, Message, Span, normalise_messages, normalise_turns, token_spans
 
 _KEYS = {"messages": ("messages",), "alpaca": ("instruction", "output"), "prompt_completion": ("prompt", "completion")}
 OPENING_TOKENS = 32  # of plain text, from which a sample is continued
 
 
-def form_of(row: Row) -> str:
-    """One of "messages", "alpaca", "prompt_completion" or "text", by the roles that the row has. Raises: BadRow."""
+def form_of(row: Row, *, with_reply: bool = True) -> str:
+    """One of "messages", "alpaca", "prompt_completion" or "text", by the roles that the row has.
+
+    with_reply: the role of the reply (output, completion) must be there as well. Raises: BadRow.
+    """
     for form, roles in _KEYS.items():
-        if all(row.get(role) is not None for role in roles):
+        needed = roles if with_reply else roles[:1]
+        if all(row.get(role) is not None for role in needed):
             return form
     if row.get("text") is not None:
         return "text"
@@ -78,6 +82,36 @@ class RowEncoder:
             spans = [(0, len(ids))]
         return self._within_limit(ids, spans, max(1, reply_start))
 
+    def encode_prompt(self, row: Row) -> dict[str, Any]:
+        """What the model is given to reply to: {"input_ids", "reply_start": their number}. Needs no reply in the row.
+
+        Of a conversation that ends with a reply, everything before that reply. Raises: BadRow.
+        """
+        form = form_of(row, with_reply=False) if self.form == "auto" else self.form
+        if form == "text":
+            ids = list(self.tokenizer(_string(row, "text"), verbose=False)["input_ids"])
+        elif form == "prompt_completion" and not self.own_template:
+            ids = list(self.tokenizer(_string(row, "prompt"), verbose=False)["input_ids"])
+        else:
+            ids = self.chat.encode_whole(self._prompt_messages(row, form), prompt=True)
+        if not ids:
+            raise BadRow("the prompt is empty")
+        if len(ids) >= self.limit:
+            raise BadRow(f"the prompt has {len(ids)} tokens, longer than the limit: options.max_length {self.limit}")
+        return {"input_ids": ids, "reply_start": len(ids)}
+
+    def _prompt_messages(self, row: Row, form: str) -> list[Message]:
+        if form == "messages":
+            messages = normalise_turns(row["messages"]) if row.get("messages") is not None else _missing("messages")
+            if messages and messages[-1]["role"] == "assistant":
+                messages = messages[:-1]
+        else:
+            asked = self._asked(row) if form == "alpaca" else _string(row, "prompt")
+            messages = [{"role": "user", "content": asked}]
+        if not messages or not messages[-1]["content"].strip():
+            raise BadRow("the prompt is empty")
+        return self._with_system(row, messages)
+
     def _conversation(self, messages: list[Message]) -> tuple[list[int], list[Span]]:
         if self.train_on == "reply":
             return self.chat.encode(messages)
@@ -114,6 +148,9 @@ class RowEncoder:
             messages = _turns(self._asked(row), _string(row, "output"))
         else:
             messages = _turns(_string(row, "prompt"), _string(row, "completion"))
+        return self._with_system(row, messages)
+
+    def _with_system(self, row: Row, messages: list[Message]) -> list[Message]:
         system = str(row.get("system") or self.system)
         if system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system}, *messages]

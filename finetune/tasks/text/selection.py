@@ -1,14 +1,13 @@
-"""Examples of a split without some of them, or in pieces: what options.on_long: drop and split ask for."""
+"""Selections of a split's examples: without those that are too long (on_long: drop), or cut into parts (split)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from finetune.data.table import Examples
-
-if TYPE_CHECKING:
-    import numpy as np
 
 DROPPED = 0  # the cost that marks an example to leave out; every real example costs at least 1
 
@@ -17,8 +16,6 @@ class SelectedExamples:
     """`examples` at the positions `kept`, in order; ids and costs follow."""
 
     def __init__(self, examples: Examples, kept: Sequence[int] | np.ndarray) -> None:
-        import numpy as np
-
         self.examples = examples
         self.kept = np.asarray(kept, np.int64)
         self.ids: np.ndarray = np.asarray(examples.ids)[self.kept]
@@ -34,8 +31,6 @@ class SelectedExamples:
 
 def drop_marked(examples: Examples) -> tuple[Examples, int]:
     """The examples whose cost is not 0, and how many were left out."""
-    import numpy as np
-
     kept = np.flatnonzero(np.asarray(examples.costs) != DROPPED)
     left_out = len(examples) - len(kept)
     if not left_out:
@@ -43,38 +38,34 @@ def drop_marked(examples: Examples) -> tuple[Examples, int]:
     return SelectedExamples(examples, kept), left_out
 
 
-PIECES = 1_000_000  # id of a piece: row id x this + number of the piece, so that the ids of all splits stay ascending
+PARTS = 1_000_000  # id of a part: row id x PARTS + index of the part, so that ids stay ascending
 
 
 class SplitExamples:
-    """`examples` of tokens, each cut into pieces of at most `limit`; pieces in which nothing is learnt are left out.
+    """`examples` of tokens, each cut into parts of at most `limit`; parts without a supervised token are left out.
 
     {"id": 3, "input_ids": [5, 6, 7, 8, 2], "spans": [1, 5]}, limit 3 -> ids 3000000 and 3000001, input_ids [5, 6, 7] and
-    [8, 2], spans [1, 3] and [0, 2]. The first token of a later piece has nothing before it and is not supervised.
+    [8, 2], spans [1, 3] and [0, 2]. The first token of a later part has nothing before it and is not supervised.
     split_count: how many are cut.
     """
 
     def __init__(self, examples: Examples, limit: int) -> None:
-        import numpy as np
-
         self.examples, self.limit = examples, limit
         self.skipped_count: int = getattr(examples, "skipped_count", 0)
         lengths = np.asarray(examples.costs, np.int64)
         self.split_count = int((lengths > limit).sum())
-        places = [(row, start) for row, length in enumerate(lengths.tolist()) for start in range(0, length, limit)]
-        self._places = [place for place in places if lengths[place[0]] <= limit or self._spans(*place)]
+        parts = [(row, start) for row, length in enumerate(lengths.tolist()) for start in range(0, length, limit)]
+        self._parts = [part for part in parts if lengths[part[0]] <= limit or self._spans(*part)]
         self.ids: np.ndarray = np.array(
-            [int(examples.ids[row]) * PIECES + start // limit for row, start in self._places], np.int64
+            [int(examples.ids[row]) * PARTS + start // limit for row, start in self._parts], np.int64
         )
-        self.costs: np.ndarray = np.array([min(limit, lengths[row] - start) for row, start in self._places], np.int64)
+        self.costs: np.ndarray = np.array([min(limit, lengths[row] - start) for row, start in self._parts], np.int64)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._parts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        import numpy as np
-
-        row, start = self._places[index]
+        row, start = self._parts[index]
         example = self.examples[row]
         return {
             **example,
@@ -85,9 +76,7 @@ class SplitExamples:
         }
 
     def _spans(self, row: int, start: int) -> list[int]:
-        """What is learnt of the piece, its own first token apart, in its own positions."""
-        import numpy as np
-
+        """Supervised tokens of the part, without its first token, in its own positions."""
         kept = []
         for low, high in np.asarray(self.examples[row]["spans"]).reshape(-1, 2).tolist():
             low, high = max(low - start, 0), min(high - start, self.limit)

@@ -1,37 +1,54 @@
-"""Which positions of a language model are learnt: found on the CPU, because a GPU that is asked makes its host wait.
+"""The supervised tokens of language models: found on the CPU, because asking a GPU for positions makes its host wait.
 
-Shapes: B rows, L tokens, V vocabulary, N learnt tokens.
+Shapes: B rows, L tokens, V vocabulary, N supervised tokens.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+import numpy as np
+import torch
 
-    from finetune.tasks.task import Batch
+from finetune.models.losses import IGNORE
+from finetune.tasks.batch import Batch
 
 
 def supervised_targets(labels: np.ndarray) -> dict[str, torch.Tensor]:
-    """labels [B, L], -100 where nothing is learnt -> for a batch's targets, in the order of rows and tokens:
+    """labels [B, L], -100 where a token is not supervised -> targets of a batch, in the order of rows and tokens:
 
-    "labels"; "places" int64 [N], where in the flattened logits [B * L, V] a learnt token is predicted, which is one
-    before it; "wanted" int64 [N], the tokens.
+    "labels"; "target_positions" int64 [N], where in the flattened logits [B * L, V] a supervised token is predicted,
+    which is one position before it; "target_ids" int64 [N], the tokens.
     """
-    import numpy as np
-    import torch
-
-    from finetune.models.losses import IGNORE
-
     following = np.full_like(labels, IGNORE)
     following[:, :-1] = labels[:, 1:]
-    target_positions = np.flatnonzero(following != IGNORE)
-    found = {"labels": labels, "places": target_positions, "wanted": following.reshape(-1)[target_positions]}
-    return {name: torch.from_numpy(values) for name, values in found.items()}
+    positions = np.flatnonzero(following != IGNORE)
+    arrays = {"labels": labels, "target_positions": positions, "target_ids": following.reshape(-1)[positions]}
+    return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
 
-def supervised_logits(outputs: Any, batch: Batch) -> torch.Tensor:
-    """Logits [N, V] that predict the learnt tokens, from `outputs.logits` [B, L, V]."""
-    return outputs.logits.flatten(0, 1).index_select(0, batch.targets["places"])
+def forward_with_loss(model: Any, batch: Batch, *, per_token: bool = False) -> Any:
+    """The model's loss over the batch's supervised tokens, computed by its loss head inside the forward pass.
+
+    per_token: with gradients for the loss of each token (preference losses). A batch without targets gives the model's
+    plain outputs. Needs `install_loss_head` (models/loss_head.py).
+    """
+    if not batch.targets:
+        return model(**batch.inputs, use_cache=False)
+    return model(
+        **batch.inputs,
+        use_cache=False,
+        target_positions=batch.targets["target_positions"],
+        target_ids=batch.targets["target_ids"],
+        per_token=per_token,
+    )
+
+
+def label_rows(examples: Sequence[dict[str, Any]], shape: tuple[int, int], spans: Sequence[Any]) -> np.ndarray:
+    """Labels int64 [B, L]: the tokens of each example inside its spans [start, end, start, end, ...], -100 elsewhere."""
+    labels = np.full(shape, IGNORE, np.int64)
+    for row, example, edges in zip(labels, examples, spans, strict=True):
+        for start, end in np.asarray(edges).reshape(-1, 2):
+            row[start:end] = example["input_ids"][start:end]
+    return labels

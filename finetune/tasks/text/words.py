@@ -1,6 +1,6 @@
-"""Words and their tags as tokens: where each word begins, and which of its pieces learn its tag.
+"""Words and their tags as tokens: where each word begins, and which of its tokens learn its tag.
 
-literal example, with a WordPiece tokenizer: ["EU", "rejects", "lambs"], tags [B-org, O, O]
+Example, with a WordPiece tokenizer: ["EU", "rejects", "lambs"], tags [B-org, O, O]
     tokens  [CLS] eu reject ##s lamb ##s [SEP]
     first         0  1           3            label -100 on the rest (options.label_on: first)
 """
@@ -13,68 +13,87 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.labels import Labels
 from finetune.data.table import Row
-
-IGNORE = -100  # finetune.models.losses.IGNORE, which needs torch
-
+from finetune.models.losses import IGNORE
+from finetune.tasks.text.inputs import encode_each
 
 class WordEncoder:
-    """A row -> {"input_ids", "token_type_ids" if the model takes them, "labels": [tokens], "firsts": [words],
-    "tags": [words]}; picklable.
+    """Rows -> {"input_ids", "token_type_ids" if the model takes them, "firsts": [words]}, and with targets also
+    "labels": [tokens] and "tags": [words]. Picklable.
 
     firsts: the token at which a word begins; -1 for a word that was cut off, or that the tokenizer drops.
     """
 
     def __init__(
         self, tokenizer: Any, lookup: Labels, names: Sequence[str], *, limit: int, on_long: str, label_on: str
-    ):
-        self.tokenizer, self.lookup, self.limit, self.on_long, self.label_on = (
-            tokenizer,
-            lookup,
-            limit,
-            on_long,
-            label_on,
-        )
+    ) -> None:
+        self.tokenizer, self.lookup, self.limit = tokenizer, lookup, limit
+        self.on_long, self.label_on = on_long, label_on
         by_name = {name: index for index, name in enumerate(names)}
         self.inside = [
             by_name.get(f"I-{name[2:]}" if name.startswith("B-") else name, i) for i, name in enumerate(names)
         ]
 
-    def __call__(self, row: Row) -> dict[str, Any]:
-        words = word_list(row["tokens"], "tokens")
-        tags = self._tags(row, words)
+    def encode(self, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
+        """One example or BadRow per row. All texts go through the fast tokenizer at once."""
+        read = encode_each(rows, lambda row: self._read(row, with_targets))
+        texts = [" ".join(item[0]) for item in read if not isinstance(item, BadRow)]
+        tokens = iter(self._tokenize(texts))
+        return [item if isinstance(item, BadRow) else self._example(*item, next(tokens)) for item in read]
+
+    def _read(self, row: Row, with_targets: bool) -> tuple[list[str], list[int] | None]:
+        words = word_list(row.get("tokens"), "tokens")
+        if not with_targets:
+            return words, None
+        tags = word_list(row.get("tags"), "tags")
+        if len(tags) != len(words):
+            raise BadRow(f"{len(tags)} tags for {len(words)} words")
+        return words, [self.lookup.index(tag) for tag in tags]
+
+    def _tokenize(self, texts: list[str]) -> list[dict[str, Any]]:
+        """Per text: input_ids, offset_mapping and, where the model takes them, token_type_ids, before any truncation."""
+        if not texts:
+            return []
+        together = self.tokenizer(texts, return_offsets_mapping=True, verbose=False)
+        keys = [key for key in ("input_ids", "token_type_ids", "offset_mapping") if key in together]
+        return [{key: together[key][index] for key in keys} for index in range(len(texts))]
+
+    def _example(self, words: list[str], tags: list[int] | None, encoded: dict[str, Any]) -> dict[str, Any] | BadRow:
         text = " ".join(words)
-        encoded = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
         if len(encoded["input_ids"]) > self.limit:
             if self.on_long == "drop":
                 return {"input_ids": [], "labels": [], "firsts": [], "tags": []}
             if self.on_long == "error":
-                raise BadRow(f"{len(encoded['input_ids'])} tokens, more than options.max_length {self.limit}")
+                return BadRow(f"{len(encoded['input_ids'])} tokens, more than options.max_length {self.limit}")
             encoded = self.tokenizer(
                 text, return_offsets_mapping=True, truncation=True, max_length=self.limit, verbose=False
             )
         owners = token_words(encoded["offset_mapping"], words, text)
-        labels, firsts = [IGNORE] * len(owners), [-1] * len(words)
+        firsts = [-1] * len(words)
         for position, word in enumerate(owners):
-            if word < 0:
-                continue
-            if firsts[word] < 0:
-                firsts[word], labels[position] = position, tags[word]
-            elif self.label_on == "all":
-                labels[position] = self.inside[tags[word]]
+            if word >= 0 and firsts[word] < 0:
+                firsts[word] = position
         if all(first < 0 for first in firsts):
-            raise BadRow("not one of the words becomes a token")
+            return BadRow("not one of the words becomes a token")
         kept = {key: encoded[key] for key in ("input_ids", "token_type_ids") if key in encoded}
-        return {**kept, "labels": labels, "firsts": firsts, "tags": tags}
+        if tags is None:
+            return {**kept, "firsts": firsts}
+        return {**kept, "labels": self._labels(owners, firsts, tags), "firsts": firsts, "tags": tags}
 
-    def _tags(self, row: Row, words: list[str]) -> list[int]:
-        tags = word_list(row["tags"], "tags")
-        if len(tags) != len(words):
-            raise BadRow(f"{len(tags)} tags for {len(words)} words")
-        return [self.lookup.index(tag) for tag in tags]
+    def _labels(self, owners: Sequence[int], firsts: Sequence[int], tags: Sequence[int]) -> list[int]:
+        """The tag of each token, -100 where none is learned."""
+        labels = [IGNORE] * len(owners)
+        for position, word in enumerate(owners):
+            if word >= 0 and firsts[word] == position:
+                labels[position] = tags[word]
+            elif word >= 0 and self.label_on == "all":
+                labels[position] = self.inside[tags[word]]
+        return labels
 
 
 def word_list(value: Any, role: str) -> list[str]:
-    """Words or tags as text. Raises: BadRow if they are no list, there are none, or one is empty."""
+    """Words or tags as text. Raises: BadRow if the value is not a list, is empty, or holds an empty word."""
+    if value is None:
+        raise BadRow(f"no {role}")
     if not isinstance(value, (list, tuple)):
         raise BadRow(f"{role} are a list, not {type(value).__name__}")
     for index, item in enumerate(value):

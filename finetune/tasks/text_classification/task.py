@@ -7,80 +7,39 @@ cross-entropy, so that the learning rate need not follow C.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+import torch
+from torch import nn
 
+from finetune.data.prepare.cache import publish
 from finetune.data.table import Examples, Row, Table
-from finetune.recipe.card import TaskCard
-from finetune.recipe.recipe import Recipe
-from finetune.recipe.section import Section
+from finetune.models.config import load_config
+from finetune.models.tokenizer import load_tokenizer
+from finetune.planning.plan import Plan
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.batch import Answer, Batch, Score
 from finetune.tasks.classes import (
-    DEFAULT_METRICS,
-    METRICS,
-    Classes,
-    class_predictions,
+    class_answers,
+    class_scores,
     classification_loss_sum,
     decide_classes,
+    label_settings,
     label_tensor,
     name_of,
-    named,
     trained_labels,
 )
 from finetune.tasks.eval_mode import eval_mode
-from finetune.tasks.task import Batch, Kit, Prediction
-from finetune.tasks.text.lengths import describe_lengths, pad_rows, usable_length
-from finetune.tasks.text.selection import drop_marked
-from finetune.tasks.text.sequence_models import (
-    HEAD,
-    as_seen,
-    build_sequence_model,
-    encode_texts,
-    text_and_pair,
-    training_texts,
-)
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-
-class TextClassificationOptions(Section):
-    problem: Literal["single_label", "multi_label"] = Field(
-        default="single_label", description="One label an example, or any number (a list, or text with | between)."
-    )
-    max_length: int = Field(
-        default=256, ge=4, description="Tokens of an example at most, the model's own limit besides."
-    )
-    on_long: Literal["truncate", "drop", "error"] = Field(
-        default="truncate", description="A longer text: cut its end, leave the example out (counted), or a bad row."
-    )
-    labels: list[str] = Field(
-        default_factory=list,
-        description="Names of the classes in order, where the data holds 0, 1, ...; or all there may be. Default: as found.",
-    )
-    new_head: bool = Field(default=False, description="Train a new head, even if the checkpoint has one.")
-
-
-CARD = TaskCard(
-    name="text_classification",
-    summary="Classify a text, or a pair of texts, into one class or several.",
-    columns={
-        "text": "The text.",
-        "text_pair": "A second text, for pairs such as premise and hypothesis.",
-        "label": "The class: a name or a number; a list of them, or text with | between, for multi_label.",
-    },
-    required=(("text",), ("label",)),
-    metrics=METRICS,
-    default_metrics=DEFAULT_METRICS,
-    best="accuracy",
-    unit="example",
-    options=TextClassificationOptions,
-    label_smoothing=True,
-    balance_window=16,
-)
+from finetune.tasks.facts import Facts
+from finetune.tasks.task import Encoded
+from finetune.tasks.text.building import SEQUENCE_HEAD, build_sequence_model
+from finetune.tasks.text.dataset import text_dataset
+from finetune.tasks.text.inputs import input_texts, training_texts
+from finetune.tasks.text.lengths import pad_rows, usable_length
+from finetune.tasks.text_classification.card import CARD
+from finetune.tasks.text_classification.data import encode_rows
 
 
 class TextClassification:
@@ -88,113 +47,109 @@ class TextClassification:
 
     card = CARD
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
-        """Tokenizer, classes, encoded examples. Raises: UserError for bad rows and labels that do not fit the model."""
-        from finetune.data.prepare.cache import publish
-        from finetune.models.config import load_config
-        from finetune.models.tokenizer import load_tokenizer
-
-        options = _options(recipe)
+    def prepare(self, plan: Plan, tables: Mapping[str, Table], facts: Facts) -> TaskArtifacts:
+        """Tokenizer and classes. Raises: UserError for labels that do not fit the model."""
+        recipe = plan.recipe
+        options: Any = recipe.options
         tokenizer = load_tokenizer(recipe.model, lambda: training_texts(tables["train"]), publish=publish)
         config = load_config(recipe.model)
         trained = None
         if recipe.model.init == "pretrained" and not options.new_head:
-            trained = trained_labels(config, HEAD)
+            trained = trained_labels(config, SEQUENCE_HEAD)
         several = options.problem == "multi_label"
         classes = decide_classes(tables, options.labels, trained, several=several, where=recipe.model.source)
-        kit = Kit(recipe, tokenizer, {}, tables, labels=classes.names)
-        kit.metric_options = {"labels": classes.names, "num_labels": len(classes.names), "multi_label": several}
-        limit = usable_length(options.max_length, tokenizer, config)
-        for name, table in tables.items():
-            kit.examples[name] = self._encode(kit, table, classes, limit)
-        return kit
+        settings = {
+            "max_length": usable_length(options.max_length, tokenizer, config),
+            "label_smoothing": recipe.training.label_smoothing,
+        }
+        return TaskArtifacts(CARD.name, options, tokenizer, classes, settings)
 
-    def _encode(self, kit: Kit, table: Table, classes: Classes, limit: int) -> Examples:
-        from finetune.data.prepare.encode import encode
-        from finetune.models.tokenizer import fingerprint
+    def encode(self, artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[Encoded]:
+        """Texts as token ids; see encode_rows."""
+        return encode_rows(artifacts, rows, with_targets=with_targets)
 
-        options = _options(kit.recipe)
-        encoder = _Encoder(kit.processor, classes.lookup, limit, options.on_long, options.problem == "multi_label")
-        asked = [CARD.name, 1, limit, options.on_long, options.problem, classes.names, classes.lookup.names]
-        examples: Examples = encode(
-            table,
-            encoder,
-            key=json.dumps([fingerprint(kit.processor), *asked]),
-            on_bad_row=kit.recipe.data.on_bad_row,
-            cost=lambda example: len(example["input_ids"]),
-        )
-        examples, dropped = drop_marked(examples)
-        describe_lengths(kit, table.name, examples, limit, dropped)
-        return examples
+    def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:
+        """A split, encoded through the cache."""
+        options, limit, classes = artifacts.options, artifacts.settings["max_length"], artifacts.classes
+        assert classes is not None
+        key = [CARD.name, 1, limit, options.on_long, options.problem, classes.names, classes.lookup.names]
+        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit)
 
-    def build(self, kit: Kit) -> nn.Module:
+    def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The encoder (or decoder) with its classification head; all ranks call it."""
-        options = _options(kit.recipe)
-        settings = {**named(kit.labels or []), "problem_type": f"{options.problem}_classification"}
-        return build_sequence_model(kit, settings, new_head=options.new_head)
+        options = artifacts.options
+        settings = {**label_settings(artifacts.labels), "problem_type": f"{options.problem}_classification"}
+        return build_sequence_model(plan, artifacts, facts, settings, new_head=options.new_head)
 
-    def collate(self, kit: Kit, examples: Sequence[dict[str, Any]]) -> Batch:
-        """[{"input_ids": [101, 7, 102], "label": 1}] -> input_ids [[101, 7, 102, 0, 0, 0, 0, 0]], labels [1]."""
-        inputs, padding = pad_rows(examples, kit.processor.pad_token_id)
-        several = _options(kit.recipe).problem == "multi_label"
-        labels = label_tensor([example["label"] for example in examples], len(kit.labels or ()), several=several)
+    def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
+        """[{"input_ids": [101, 7, 102], "label": 1}] -> input_ids [[101, 7, 102]], labels [1]."""
+        inputs, padding = pad_rows(examples, artifacts.processor.pad_token_id)
+        targets = {}
+        if "label" in examples[0]:
+            labels = [example["label"] for example in examples]
+            targets["labels"] = label_tensor(labels, len(artifacts.labels), several=_several(artifacts))
         return Batch(
             ids=tuple(int(example["id"]) for example in examples),
             inputs=inputs,
-            targets={"labels": labels},
+            targets=targets,
             padding=padding,
             positions=inputs["input_ids"].numel(),
         )
 
     def weight(self, batch: Batch) -> int:
         """Examples."""
-        return 0 if batch.dummy else len(batch.ids)
+        return len(batch.ids)
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs with logits [B, C]."""
         return model(**batch.inputs)
 
-    def loss_sum(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
+    def loss_sum(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> torch.Tensor:
         """Summed over examples, with training.label_smoothing."""
-        smoothing = kit.recipe.training.label_smoothing
-        labels = batch.targets["labels"]
-        return classification_loss_sum(outputs.logits, labels, label_smoothing=smoothing, dummy=batch.dummy)
+        smoothing = artifacts.settings["label_smoothing"]
+        return classification_loss_sum(outputs.logits, batch.targets["labels"], label_smoothing=smoothing)
 
-    def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
-        """Class, reference and scores; the text as the model saw it."""
-        texts = as_seen(kit, batch)
-        return class_predictions(outputs.logits, batch, kit.labels or [], [{"text": text} for text in texts])
+    def decode(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Answer]:
+        """Class and scores; the text as the model saw it."""
+        shown = [{"text": text} for text in input_texts(artifacts, batch)]
+        return class_answers(outputs.logits, batch, artifacts.labels, shown, several=_several(artifacts))
+
+    def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
+        """Label and loss."""
+        return class_scores(outputs.logits, batch, artifacts.labels)
+
+    def metric_options(self, artifacts: TaskArtifacts) -> dict[str, Any]:
+        """Names and number of the classes."""
+        labels = artifacts.labels
+        return {"labels": labels, "num_labels": len(labels), "multi_label": _several(artifacts)}
 
     def sample(
-        self, kit: Kit, model: nn.Module, examples: Sequence[dict[str, Any]], *, synced: bool
+        self,
+        artifacts: TaskArtifacts,
+        model: nn.Module,
+        examples: Sequence[dict[str, Any]],
+        *,
+        synced: bool,
+        pictures: Path | None = None,
     ) -> list[dict[str, str]]:
         """Texts with the expected and the predicted class."""
         with eval_mode(model) as device:
-            batch = self.collate(kit, examples).to(device)
-            predictions = self.predict(kit, self.forward(model, batch), batch)
+            batch = self.collate(artifacts, examples).to(device)
+            outputs = self.forward(model, batch)
+            answers, scores = self.decode(artifacts, outputs, batch), self.score(artifacts, outputs, batch)
         return [
             {
-                "id": str(prediction.id),
-                "input": str(prediction.shown["text"]),
-                "expected": name_of(prediction.values["reference"], kit.labels or []),
-                "predicted": name_of(prediction.values["prediction"], kit.labels or []),
+                "id": str(answer.id),
+                "input": str(answer.shown["text"]),
+                "expected": name_of(score.reference["reference"], artifacts.labels),
+                "predicted": name_of(answer.values["prediction"], artifacts.labels),
             }
-            for prediction in predictions
+            for answer, score in zip(answers, scores, strict=True)
         ]
 
 
-class _Encoder:
-    """A row -> {"input_ids", "token_type_ids" if the model takes them, "label"}; picklable."""
-
-    def __init__(self, tokenizer: Any, labels: Any, limit: int, on_long: str, several: bool) -> None:
-        self.tokenizer, self.labels, self.limit, self.on_long, self.several = tokenizer, labels, limit, on_long, several
-
-    def __call__(self, row: Row) -> dict[str, Any]:
-        label = self.labels.indices(row["label"]) if self.several else self.labels.index(row["label"])
-        encoded = encode_texts(self.tokenizer, text_and_pair(row), self.limit, self.on_long)
-        return {**(encoded or {"input_ids": []}), "label": label}
+def _several(artifacts: TaskArtifacts) -> bool:
+    return artifacts.options.problem == "multi_label"
 
 
-def _options(recipe: Recipe) -> TextClassificationOptions:
-    assert isinstance(recipe.options, TextClassificationOptions)
-    return recipe.options
+TASK = TextClassification()

@@ -1,0 +1,110 @@
+"""Evaluation: every example exactly once on any number of ranks; ids prove it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finetune.data.order.assignment import Assignment, assign_evaluation
+from finetune.data.order.cost import CostModel
+from finetune.data.order.loader import evaluation_steps
+from finetune.data.table import Examples
+from finetune.distributed.engines.engine import Engine
+from finetune.errors import TrainingFailed, UserError
+from finetune.inference.runner import BatchRunner, Result
+from finetune.inference.tally import Tally
+from finetune.metrics.catalogue import needs_text
+from finetune.metrics.evaluation import Evaluation
+from finetune.planning.plan import Plan
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.batch import Answer, Score
+from finetune.tasks.task import Task, as_writing_task, merge_texts
+
+GATHER_EVERY = 8  # micro-batches whose predictions a rank holds before rank 0 takes them
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates splits with one model. All ranks make one and call it alike.
+
+    metrics: names of the catalogue, computed beside the loss.
+    """
+
+    task: Task
+    plan: Plan
+    artifacts: TaskArtifacts
+    engine: Engine
+    cost: CostModel
+    metrics: Sequence[str]
+
+    def evaluate(
+        self,
+        split: str,
+        examples: Examples,
+        *,
+        out: Path | None = None,
+        speeds: Sequence[float] | None = None,
+    ) -> Evaluation:
+        """The loss as the sum over global units / global count, and the metrics, over the whole split.
+
+        out: where rank 0 writes one prediction per line. speeds: relative speeds of the ranks; None: equal.
+        Raises: UserError for a split without examples; TrainingFailed if an id is missing or came twice.
+        """
+        if not len(examples):
+            raise UserError(f"the split {split} has no usable example to evaluate", remedy="Check the data's path and columns.")
+        session = self.engine.session
+        assignment = self.assign(examples, speeds)
+        tally = None
+        if session.is_main:
+            tally = Tally(self.metrics, examples.ids, out, **self.task.metric_options(self.artifacts))
+        self.engine.align_buffers()
+        runner = BatchRunner(self.task, self.artifacts, self.engine)
+        held: list[tuple[Answer, Score]] = []
+        steps = evaluation_steps(assignment, session.replica)
+        for done, result in enumerate(runner.run(examples, steps), start=1):
+            if result is not None:
+                held += self._predictions(result)
+            if done % GATHER_EVERY == 0:
+                self._hand_over(held, tally)
+        self._hand_over(held, tally)
+        outcome = tally.finish(split) if tally is not None else None
+        figures = (outcome.scalars, None) if isinstance(outcome, Evaluation) else ({}, outcome)
+        scalars, problem = session.broadcast(figures)
+        if problem:
+            raise TrainingFailed(problem, where=f"evaluation of {split}")
+        return outcome if isinstance(outcome, Evaluation) else Evaluation(split, scalars, len(examples))
+
+    def assign(self, examples: Examples, speeds: Sequence[float] | None) -> Assignment:
+        """Every example to one rank: similar lengths together, and no more tokens at once than in training."""
+        lengths = np.asarray(examples.costs, dtype=np.int64)
+        micro_batch = self.plan.machine.batch.micro_batch
+        if self.plan.training.packing != "none":
+            longest = int(lengths.max(initial=1))
+            micro_batch = max(1, max(self.plan.training.capacity, longest) // longest)
+        return assign_evaluation(self.cost.of(lengths), self.engine.session.replicas, micro_batch, speed=speeds)
+
+    def _predictions(self, result: Result) -> list[tuple[Answer, Score]]:
+        """Answers and scores of a micro-batch; [] if they are not this rank's to report."""
+        written = None
+        with torch.no_grad():
+            if needs_text(self.metrics):
+                writer, synced = as_writing_task(self.task), self.engine.shards_weights
+                written = writer.generate(self.artifacts, self.engine.module, result.batch, synced=synced)
+            if not result.counts:
+                return []
+            answers = self.task.decode(self.artifacts, result.outputs, result.batch)
+            scores = self.task.score(self.artifacts, result.outputs, result.batch)
+        if written is not None:
+            answers = merge_texts(answers, written)
+        return list(zip(answers, scores, strict=True))
+
+    def _hand_over(self, held: list[tuple[Answer, Score]], tally: Tally | None) -> None:
+        """Rank 0 takes what all ranks hold. All ranks call it."""
+        for part in self.engine.session.gather(held):
+            if tally is not None:
+                tally.add(part)
+        held.clear()

@@ -1,0 +1,17 @@
+"""The figures of one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The same on every rank, except for tables, which only rank 0 has. scalars: "loss" and the metrics."""
+
+    split: str
+    scalars: dict[str, float]
+    num_examples: int
+    tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = field(default_factory=dict)

@@ -1,0 +1,46 @@
+"""The card of reward_model: columns, options, metrics. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from finetune.recipe.card import TaskCard
+from finetune.recipe.section import Section
+from finetune.tasks.text.preference_pairs import COLUMNS, PROMPTS
+
+METRICS = ("preference_accuracy", "reward_margin", "chosen_reward", "rejected_reward")
+
+
+class RewardModelOptions(Section):
+    max_length: int = Field(
+        default=1024, ge=8, description="Tokens of a prompt with its reply at most, the model's own limit besides."
+    )
+    on_long: Literal["truncate", "drop", "error"] = Field(
+        default="truncate", description="A longer one: cut its end, leave the pair out (counted), or a bad row."
+    )
+    system: str = Field(default="", description="System prompt of every conversation that has none of its own.")
+    centre: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of (r_chosen + r_rejected)^2 in the loss, which keeps rewards around 0 (such as 0.01; "
+        "Eisenstein et al. 2023, arXiv 2312.09244).",
+    )
+    new_head: bool = Field(default=False, description="Train a new head, even if the checkpoint has one.")
+
+
+CARD = TaskCard(
+    name="reward_model",
+    summary="Train a model that scores replies, from pairs of a chosen and a rejected one.",
+    columns=COLUMNS,
+    required=(PROMPTS, ("chosen",), ("rejected",)),
+    metrics=METRICS,
+    default_metrics=METRICS,
+    best="preference_accuracy",
+    unit="pair",
+    options=RewardModelOptions,
+    micro_batch=8,
+    balance_window=16,
+    splits=("tensor",),
+)

@@ -1,0 +1,99 @@
+"""Inputs of tasks that read a text, or a pair of texts, and predict something of the whole.
+
+Used by text classification, sequence regression and reward models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from finetune.data.bad_rows import BadRow
+from finetune.data.table import Row, Table
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.batch import Batch
+
+SHOWN_CHARACTERS = 400
+
+Tokens = dict[str, list[int]]
+
+
+def encode_each(rows: Sequence[Row], encode: Callable[[Row], Any]) -> list[Any]:
+    """`encode` of each row, or the BadRow that it raised."""
+    encoded: list[Any] = []
+    for row in rows:
+        try:
+            encoded.append(encode(row))
+        except BadRow as bad:
+            encoded.append(bad)
+    return encoded
+
+
+def tokenize_texts(
+    tokenizer: Any, texts: Sequence[Sequence[str] | BadRow], limit: int, on_long: str
+) -> list[Tokens | BadRow]:
+    """Single texts [text] and pairs [text, other] -> {"input_ids", "token_type_ids" if the model takes them} for each.
+
+    All of them go through the fast tokenizer in two calls, one for single texts and one for pairs. An example that is
+    longer than `limit` is truncated, or marked to be left out ({"input_ids": []}), or a BadRow, as `on_long` says
+    (truncate, drop, error). A BadRow in `texts` stays; a text without any token is one.
+    """
+    encoded: list[Tokens | BadRow] = [item if isinstance(item, BadRow) else {} for item in texts]
+    for size in (1, 2):
+        chosen = [index for index, item in enumerate(texts) if not isinstance(item, BadRow) and len(item) == size]
+        if not chosen:
+            continue
+        columns = [[texts[index][part] for index in chosen] for part in range(size)]  # type: ignore[index]
+        together = tokenizer(*columns, verbose=False)
+        keys = [key for key in ("input_ids", "token_type_ids") if key in together]
+        for place, index in enumerate(chosen):
+            one = {key: together[key][place] for key in keys}
+            encoded[index] = _within_limit(tokenizer, texts[index], one, limit, on_long)  # type: ignore[arg-type]
+    return encoded
+
+
+def _within_limit(tokenizer: Any, texts: Sequence[str], encoded: Tokens, limit: int, on_long: str) -> Tokens | BadRow:
+    length = len(encoded["input_ids"])
+    if length > limit:
+        if on_long == "drop":
+            return {"input_ids": []}
+        if on_long == "error":
+            return BadRow(f"{length} tokens, more than options.max_length {limit}")
+        shortened = tokenizer(*texts, truncation=True, max_length=limit, verbose=False)
+        return {key: shortened[key] for key in encoded}
+    return encoded if length else BadRow("the text holds no token")
+
+
+def row_text(row: Row, role: str) -> str:
+    """The text of a role. Raises: BadRow if it is missing, not text, or empty."""
+    value = row.get(role)
+    if value is None:
+        raise BadRow(f"no {role}")
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise BadRow(f"{role} is {type(value).__name__}, not text")
+    text = str(value)
+    if not text.strip():
+        raise BadRow(f"{role} is empty")
+    return text
+
+
+def text_and_pair(row: Row) -> list[str]:
+    """[text], or [text, text_pair] where the row has one. Raises: BadRow."""
+    texts = [row_text(row, "text")]
+    if row.get("text_pair") is not None:
+        texts.append(row_text(row, "text_pair"))
+    return texts
+
+
+def training_texts(table: Table) -> Iterator[str]:
+    """Texts for a tokenizer that is trained on them."""
+    for row in table:
+        yield from (str(row[role]) for role in ("text", "text_pair") if row.get(role) is not None)
+
+
+def input_texts(artifacts: TaskArtifacts, batch: Batch, *, special: bool = False) -> list[str]:
+    """Each row's text as the model saw it, cut to SHOWN_CHARACTERS; special: with marks such as [SEP]."""
+    rows = zip(batch.inputs["input_ids"].cpu(), batch.inputs["attention_mask"].cpu(), strict=True)
+    kept = [ids[mask.bool()].tolist() for ids, mask in rows]
+    texts = artifacts.processor.batch_decode(kept, skip_special_tokens=not special)
+    return [text[:SHOWN_CHARACTERS] for text in texts]

@@ -1,0 +1,33 @@
+"""Rows of text classification as examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.data.bad_rows import BadRow
+from finetune.data.table import Row
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.text.inputs import encode_each, text_and_pair, tokenize_texts
+
+
+def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
+    """{"input_ids", "token_type_ids" if the model takes them, and with targets "label"} per row, or a BadRow.
+
+    label: the index of the class; a list of indices where the options say that a text has several.
+    """
+    options, classes = artifacts.options, artifacts.classes
+    assert classes is not None
+    read_label = classes.lookup.indices if options.problem == "multi_label" else classes.lookup.index
+    labels: list[Any] = [None] * len(rows)
+    if with_targets:
+        labels = encode_each(rows, lambda row: read_label(row.get("label")))
+    texts = encode_each(rows, text_and_pair)
+    usable = [label if isinstance(label, BadRow) else text for label, text in zip(labels, texts, strict=True)]
+    encoded = tokenize_texts(artifacts.processor, usable, artifacts.settings["max_length"], options.on_long)
+    if not with_targets:
+        return list(encoded)
+    return [
+        tokens if isinstance(tokens, BadRow) else {**tokens, "label": label}
+        for tokens, label in zip(encoded, labels, strict=True)
+    ]
