@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from finetune.data.table import Examples, Table
+from finetune.planning.plan import Plan
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 
@@ -81,7 +82,7 @@ class Kit:
     class_weights: of each class in the training loss.
     """
 
-    recipe: Recipe
+    plan: Plan
     processor: Any
     examples: dict[str, Examples]
     tables: dict[str, Table]
@@ -93,6 +94,11 @@ class Kit:
     capacity: int = 0
     pictures: Path | None = None
     class_weights: list[float] | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was asked; what it means here is the plan's."""
+        return self.plan.recipe
 
 
 def zero_settings(task: Task, config: Any) -> dict[str, Any]:
@@ -118,7 +124,7 @@ def reference_columns(task: Task, kit: Kit) -> tuple[str, ...]:
 class Task(Protocol):
     card: TaskCard
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
+    def read(self, plan: Plan, tables: dict[str, Table]) -> Kit:
         """Tokenizer or processor, labels, encoded examples. No weights, no ranks; may be called on one rank first, and
         must then find its own result in the cache on the others.
 

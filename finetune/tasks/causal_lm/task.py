@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from finetune.data.table import Examples, Row, Table
+from finetune.planning.plan import Plan
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
@@ -59,6 +60,7 @@ class CausalLMOptions(Section):
 
 CARD = TaskCard(
     name="causal_lm",
+    auto_model="AutoModelForCausalLM",
     summary="Fine-tune a language model on instructions, prompts, conversations or plain text.",
     columns={
         "messages": "A conversation: a list of role and content (or from and value).",
@@ -88,20 +90,24 @@ class CausalLM:
 
     card = CARD
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
+    def read(self, plan: Plan, tables: dict[str, Table]) -> Kit:
         """Tokenizer with its chat template, encoded examples. Raises: UserError for bad rows."""
         from finetune.data.prepare.cache import publish
         from finetune.models.config import load_config
         from finetune.models.tokenizer import load_tokenizer
 
+        recipe = plan.recipe
         options = _options(recipe)
         tokenizer = load_tokenizer(recipe.model, lambda: _texts(tables["train"], options.format), publish=publish)
         own_template = ensure_template(tokenizer, plain=options.template == "plain")
-        kit = Kit(recipe, tokenizer, {}, tables)
+        kit = Kit(plan, tokenizer, {}, tables)
         kit.facts["chat template"] = "the tokenizer's own" if own_template else "plain (Alpaca's headings)"
         limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
-        kit.packing = CARD.packing if recipe.data.packing == "auto" else recipe.data.packing
-        kit.capacity = limit if recipe.data.capacity == "auto" else recipe.data.capacity
+        kit.packing, kit.capacity = plan.training.packing, plan.training.capacity
+        if kit.capacity != recipe.data.capacity:  # derived: the tokenizer's limit counts too
+            kit.capacity = min(kit.capacity, limit)
+        if kit.packing != recipe.data.packing and kit.packing != CARD.packing:
+            kit.facts["packing"] = f"{kit.packing}: the model's attention cannot be kept inside the examples of a pack"
         if kit.packing != "none":
             limit = min(limit, kit.capacity)
         encoder = RowEncoder(
@@ -139,7 +145,8 @@ class CausalLM:
         from transformers import AutoModelForCausalLM
 
         from finetune.models.adapters import add_adapter
-        from finetune.models.load import choose_dtype, load_config, load_model
+        from finetune.models.load import load_config, load_model
+        from finetune.models.segmented import use_segmented_attention
         from finetune.models.tokenizer import fresh_settings, new_token_ids, set_padding
 
         recipe, tokenizer = kit.recipe, kit.processor
@@ -147,13 +154,14 @@ class CausalLM:
             AutoModelForCausalLM,
             recipe.model,
             load_config(recipe.model, **fresh_settings(recipe.model, tokenizer)),
-            dtype=choose_dtype(recipe),
+            dtype=kit.plan.weights_dtype,
             seed=recipe.seed,
             vocabulary=len(tokenizer),
         )
         kit.facts.update(loading.facts())
         set_padding(model, tokenizer)
-        self._prepare_packing(kit, model)
+        if kit.packing != "none":
+            use_segmented_attention(model)
         generation: Any = model.generation_config
         if generation is not None:
             generation.eos_token_id, generation.pad_token_id = self._stops(kit), tokenizer.pad_token_id
@@ -167,20 +175,6 @@ class CausalLM:
                 new_tokens=new_token_ids(recipe.model, tokenizer, loading.grown),
             )
         return model
-
-    def _prepare_packing(self, kit: Kit, model: nn.Module) -> None:
-        """Attention that stays inside examples. A model that cannot is padded, unless the recipe insists on packing."""
-        from finetune.errors import UserError
-        from finetune.models.segmented import use_segmented_attention
-
-        if kit.packing == "none":
-            return
-        try:
-            use_segmented_attention(model)
-        except UserError as error:
-            if kit.recipe.data.packing != "auto":
-                raise
-            kit.packing, kit.facts["packing"] = "none", f"none: {error.what}"
 
     def _stops(self, kit: Kit) -> list[int]:
         """Tokens at which generation ends: end of text, and the chat template's end of turn."""

@@ -15,6 +15,7 @@ from pydantic import Field
 from finetune.data.images import decode_image
 from finetune.data.prepare.encode import encode
 from finetune.data.table import Row, Table
+from finetune.planning.plan import Plan
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
@@ -82,6 +83,7 @@ class ImageClassificationOptions(Section):
 
 CARD = TaskCard(
     name="image_classification",
+    auto_model="AutoModelForImageClassification",
     summary="Classify an image: CNNs such as ResNet and ConvNeXt, and vision transformers.",
     columns={"image": "The image: a file, or its bytes.", "label": "The class: a name or a number."},
     required=(("image",), ("label",)),
@@ -131,11 +133,12 @@ class ImageClassification:
 
     card = CARD
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
+    def read(self, plan: Plan, tables: dict[str, Table]) -> Kit:
         """Processor, classes, examples. Raises: UserError for images that cannot be decoded and labels that do not fit."""
         from finetune.models.config import load_config
         from finetune.models.processor import load_processor, num_channels, output_size
 
+        recipe = plan.recipe
         options = _options(recipe)
         config = load_config(recipe.model, **_size(recipe))
         processor = load_processor(
@@ -150,7 +153,7 @@ class ImageClassification:
         if recipe.model.init == "pretrained" and not options.new_head:
             trained = trained_labels(config, HEAD)
         classes = decide_classes(tables, options.labels, trained, several=False, where=recipe.model.source)
-        kit = Kit(recipe, processor, {}, tables, labels=classes.names)
+        kit = Kit(plan, processor, {}, tables, labels=classes.names)
         kit.metric_options = {"labels": classes.names, "num_labels": len(classes.names), "multi_label": False}
         size, channels = output_size(processor, config), num_channels(config)
         assert size is not None, "load_processor promises one size"
@@ -189,20 +192,19 @@ class ImageClassification:
         from finetune.models.adapters import add_adapter
         from finetune.models.batchnorm import freeze_batchnorm
         from finetune.models.head import head_names
-        from finetune.models.load import choose_dtype, load_config, load_model
+        from finetune.models.load import load_config, load_model
 
         recipe = kit.recipe
         model, loading = load_model(
             AutoModelForImageClassification,
             recipe.model,
             load_config(recipe.model, **_size(recipe), **named(kit.labels or [])),
-            dtype=choose_dtype(recipe),
+            dtype=kit.plan.weights_dtype,
             seed=recipe.seed,
             new_head=_options(recipe).new_head,
         )
         kit.facts.update(loading.facts())
-        asked = recipe.model.batch_norm
-        if asked == "frozen" or (asked == "auto" and recipe.model.init == "pretrained"):
+        if kit.plan.training.batch_norm == "frozen":
             freeze_batchnorm(model)
         if recipe.adapter is not None:
             model = add_adapter(model, recipe.adapter, None, head_names(model), seed=recipe.seed)

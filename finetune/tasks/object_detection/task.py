@@ -21,6 +21,7 @@ from finetune.data.labels import in_order, label_text
 from finetune.data.prepare.encode import EncodedExamples, encode
 from finetune.data.table import Row, Table
 from finetune.errors import UserError
+from finetune.planning.plan import Plan
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
@@ -72,6 +73,7 @@ class ObjectDetectionOptions(Section):
 
 CARD = TaskCard(
     name="object_detection",
+    auto_model="AutoModelForObjectDetection",
     summary="Find objects in images: D-FINE, RT-DETRv2, Deformable DETR, YOLOS.",
     columns={
         "image": "The image: a file, or its bytes.",
@@ -120,13 +122,14 @@ class ObjectDetection:
         """torch's own linear function where a model cannot do with DeepSpeed's."""
         return {"memory_efficient_linear": False} if config.model_type in ODD_LINEAR else {}
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
+    def read(self, plan: Plan, tables: dict[str, Table]) -> Kit:
         """Processor, classes, examples. Raises: UserError for images and boxes that cannot be used."""
         from finetune.models.config import load_config
         from finetune.models.processor import load_processor, output_size
 
+        recipe = plan.recipe
         options = _options(recipe)
-        config: Any = load_config(recipe.model, **_settings(recipe))
+        config: Any = load_config(recipe.model, **_settings(plan))
         processor = load_processor(
             recipe.model,
             config,
@@ -141,7 +144,7 @@ class ObjectDetection:
         if recipe.model.init == "pretrained" and not options.new_head:
             trained = trained_labels(config, HEAD)
         classes = choose_classes(_found(tables["train"]), options.labels, trained, where=recipe.model.source)
-        kit = Kit(recipe, processor, {}, tables, labels=classes.names)
+        kit = Kit(plan, processor, {}, tables, labels=classes.names)
         kit.metric_options = {"labels": classes.names}
         size = output_size(processor, config)
         assert size is not None, "load_processor promises one size"
@@ -187,20 +190,20 @@ class ObjectDetection:
         from finetune.models.adapters import add_adapter
         from finetune.models.batchnorm import freeze_batchnorm
         from finetune.models.detection import class_modules, defer_loss, family_of, lower_prior
-        from finetune.models.load import choose_dtype, load_config, load_model
+        from finetune.models.load import load_config, load_model
 
         recipe = kit.recipe
         model, loading = load_model(
             AutoModelForObjectDetection,
             recipe.model,
-            load_config(recipe.model, **_settings(recipe), **named(kit.labels or [])),
-            dtype=choose_dtype(recipe),
+            load_config(recipe.model, **_settings(kit.plan), **named(kit.labels or [])),
+            dtype=kit.plan.weights_dtype,
             seed=recipe.seed,
             new_head=_options(recipe).new_head,
             heads=class_modules,
         )
         kit.facts.update(loading.facts())
-        if _frozen(recipe):
+        if kit.plan.training.batch_norm == "frozen":
             freeze_batchnorm(model)
         if loading.new_head and not family_of(model).softmax:
             lower_prior(model, loading.new_head)
@@ -352,19 +355,15 @@ def _told(kit: Kit, labels: Sequence[int]) -> str:
     return ", ".join(f"{counts[label]} {(kit.labels or [])[label]}" for label in sorted(counts)) or "(nothing)"
 
 
-def _frozen(recipe: Recipe) -> bool:
-    asked = recipe.model.batch_norm
-    return asked == "frozen" or (asked == "auto" and recipe.model.init == "pretrained")
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def _settings(plan: Plan) -> dict[str, Any]:
     """What the recipe's other keys mean for the configuration: BatchNorm of the backbone, and positions' image size."""
     from finetune.models.config import load_config
 
+    recipe = plan.recipe
     config = load_config(recipe.model)
     settings: dict[str, Any] = {}
     if hasattr(config, "freeze_backbone_batch_norms") and "freeze_backbone_batch_norms" not in recipe.model.config:
-        settings["freeze_backbone_batch_norms"] = _frozen(recipe)
+        settings["freeze_backbone_batch_norms"] = plan.training.batch_norm == "frozen"
     size = _options(recipe).image_size
     if size is not None and recipe.model.init == "config" and hasattr(config, "image_size"):
         settings["image_size"] = [size, size]

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Examples, Row, Table
+from finetune.planning.plan import Plan
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
@@ -67,6 +68,7 @@ class PreferenceOptions(Section):
 
 CARD = TaskCard(
     name="preference",
+    auto_model="AutoModelForCausalLM",
     summary="Teach a language model which replies are better: DPO, IPO, ORPO, SimPO, KTO.",
     columns={
         **COLUMNS,
@@ -91,17 +93,18 @@ class Preference:
 
     card = CARD
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
+    def read(self, plan: Plan, tables: dict[str, Table]) -> Kit:
         """Tokenizer with its chat template, encoded replies. Raises: UserError for bad rows."""
         from finetune.data.prepare.cache import publish
         from finetune.models.config import load_config
         from finetune.models.tokenizer import load_tokenizer
 
+        recipe = plan.recipe
         options = _options(recipe)
         roles = ("completion",) if options.loss == "kto" else ("chosen", "rejected")
         tokenizer = load_tokenizer(recipe.model, lambda: pair_texts(tables["train"], roles), publish=publish)
         own = ensure_template(tokenizer, plain=options.template == "plain")
-        kit = Kit(recipe, tokenizer, {}, tables)
+        kit = Kit(plan, tokenizer, {}, tables)
         kit.facts["chat template"] = "the tokenizer's own" if own else "plain (Alpaca's headings)"
         limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
         encoder = _Encoder(tokenizer, options.loss == "kto", limit, options.on_long, options.system)

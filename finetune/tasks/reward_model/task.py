@@ -15,6 +15,7 @@ from pydantic import Field
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Examples, Row, Table
+from finetune.planning.plan import Plan
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
@@ -52,6 +53,7 @@ class RewardModelOptions(Section):
 
 CARD = TaskCard(
     name="reward_model",
+    auto_model="AutoModelForSequenceClassification",
     summary="Train a model that scores replies, from pairs of a chosen and a rejected one.",
     columns=COLUMNS,
     required=(PROMPTS, ("chosen",), ("rejected",)),
@@ -71,18 +73,19 @@ class RewardModel:
 
     card = CARD
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
+    def read(self, plan: Plan, tables: dict[str, Table]) -> Kit:
         """Tokenizer with its chat template, encoded pairs. Raises: UserError for bad rows."""
         from finetune.data.prepare.cache import publish
         from finetune.models.config import load_config
         from finetune.models.tokenizer import load_tokenizer
 
+        recipe = plan.recipe
         options = _options(recipe)
         tokenizer = load_tokenizer(recipe.model, lambda: pair_texts(tables["train"]), publish=publish)
         as_pair = not tokenizer.chat_template and tokenizer.sep_token is not None
         if not as_pair:
             ensure_template(tokenizer, plain=False)
-        kit = Kit(recipe, tokenizer, {}, tables)
+        kit = Kit(plan, tokenizer, {}, tables)
         kit.facts["chat template"] = "none: prompt and reply as a pair" if as_pair else "the tokenizer's, or plain"
         limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
         encoder = _Encoder(tokenizer, as_pair, limit, options.on_long, options.system)

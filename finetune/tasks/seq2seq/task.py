@@ -14,6 +14,7 @@ from pydantic import Field
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Examples, Row, Table
+from finetune.planning.plan import Plan
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
@@ -44,6 +45,7 @@ class Seq2SeqOptions(Section):
 
 CARD = TaskCard(
     name="seq2seq",
+    auto_model="AutoModelForSeq2SeqLM",
     summary="Translate or summarise with an encoder-decoder model.",
     columns={"source": "The text to translate or summarise.", "target": "What should come of it."},
     required=(("source",), ("target",)),
@@ -62,15 +64,16 @@ class Seq2Seq:
 
     card = CARD
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
+    def read(self, plan: Plan, tables: dict[str, Table]) -> Kit:
         """Tokenizer, encoded pairs of texts. Raises: UserError for bad rows."""
         from finetune.data.prepare.cache import publish
         from finetune.models.config import load_config
         from finetune.models.tokenizer import load_tokenizer
 
+        recipe = plan.recipe
         options = _options(recipe)
         tokenizer = load_tokenizer(recipe.model, lambda: _texts(tables["train"]), publish=publish)
-        kit = Kit(recipe, tokenizer, {}, tables)
+        kit = Kit(plan, tokenizer, {}, tables)
         limit = usable_length(options.max_source_length, tokenizer, load_config(recipe.model))
         encoder = _Encoder(tokenizer, options.prefix, limit, options.max_target_length, options.on_long)
         for name, table in tables.items():
@@ -98,7 +101,7 @@ class Seq2Seq:
         from transformers import AutoModelForSeq2SeqLM
 
         from finetune.models.adapters import add_adapter
-        from finetune.models.load import choose_dtype, load_config, load_model
+        from finetune.models.load import load_config, load_model
         from finetune.models.tokenizer import fresh_settings, new_token_ids, set_padding
 
         recipe, tokenizer = kit.recipe, kit.processor
@@ -109,7 +112,7 @@ class Seq2Seq:
             AutoModelForSeq2SeqLM,
             recipe.model,
             load_config(recipe.model, **settings),
-            dtype=choose_dtype(recipe),
+            dtype=kit.plan.weights_dtype,
             seed=recipe.seed,
             vocabulary=len(tokenizer),
         )

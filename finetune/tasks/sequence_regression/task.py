@@ -15,6 +15,7 @@ from pydantic import Field
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Examples, Row, Table
+from finetune.planning.plan import Plan
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
@@ -52,6 +53,7 @@ class SequenceRegressionOptions(Section):
 
 CARD = TaskCard(
     name="sequence_regression",
+    auto_model="AutoModelForSequenceClassification",
     summary="Predict a number for a text, or for a pair of texts.",
     columns={"text": "The text.", "text_pair": "A second text, to be compared with it.", "label": "The number."},
     required=(("text",), ("label",)),
@@ -69,15 +71,16 @@ class SequenceRegression:
 
     card = CARD
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
+    def read(self, plan: Plan, tables: dict[str, Table]) -> Kit:
         """Tokenizer, encoded examples. Raises: UserError for bad rows."""
         from finetune.data.prepare.cache import publish
         from finetune.models.config import load_config
         from finetune.models.tokenizer import load_tokenizer
 
+        recipe = plan.recipe
         options = _options(recipe)
         tokenizer = load_tokenizer(recipe.model, lambda: training_texts(tables["train"]), publish=publish)
-        kit = Kit(recipe, tokenizer, {}, tables)
+        kit = Kit(plan, tokenizer, {}, tables)
         limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
         for name, table in tables.items():
             kit.examples[name] = self._encode(kit, table, _Encoder(tokenizer, limit, options.on_long))

@@ -70,7 +70,7 @@ def build_sequence_model(kit: Kit, settings: dict[str, Any], *, new_head: bool) 
 
     from finetune.models.adapters import add_adapter
     from finetune.models.head import head_names
-    from finetune.models.load import choose_dtype, load_config, load_model
+    from finetune.models.load import load_config, load_model
     from finetune.models.tokenizer import fresh_settings, new_token_ids, set_padding
 
     recipe, tokenizer = kit.recipe, kit.processor
@@ -79,7 +79,7 @@ def build_sequence_model(kit: Kit, settings: dict[str, Any], *, new_head: bool) 
         AutoModelForSequenceClassification,
         recipe.model,
         config,
-        dtype=choose_dtype(recipe),
+        dtype=kit.plan.weights_dtype,
         seed=recipe.seed,
         new_head=new_head,
         vocabulary=len(tokenizer),

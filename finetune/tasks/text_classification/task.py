@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from finetune.data.table import Examples, Row, Table
+from finetune.planning.plan import Plan
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
@@ -66,6 +67,7 @@ class TextClassificationOptions(Section):
 
 CARD = TaskCard(
     name="text_classification",
+    auto_model="AutoModelForSequenceClassification",
     summary="Classify a text, or a pair of texts, into one class or several.",
     columns={
         "text": "The text.",
@@ -88,12 +90,13 @@ class TextClassification:
 
     card = CARD
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
+    def read(self, plan: Plan, tables: dict[str, Table]) -> Kit:
         """Tokenizer, classes, encoded examples. Raises: UserError for bad rows and labels that do not fit the model."""
         from finetune.data.prepare.cache import publish
         from finetune.models.config import load_config
         from finetune.models.tokenizer import load_tokenizer
 
+        recipe = plan.recipe
         options = _options(recipe)
         tokenizer = load_tokenizer(recipe.model, lambda: training_texts(tables["train"]), publish=publish)
         config = load_config(recipe.model)
@@ -102,7 +105,7 @@ class TextClassification:
             trained = trained_labels(config, HEAD)
         several = options.problem == "multi_label"
         classes = decide_classes(tables, options.labels, trained, several=several, where=recipe.model.source)
-        kit = Kit(recipe, tokenizer, {}, tables, labels=classes.names)
+        kit = Kit(plan, tokenizer, {}, tables, labels=classes.names)
         kit.metric_options = {"labels": classes.names, "num_labels": len(classes.names), "multi_label": several}
         limit = usable_length(options.max_length, tokenizer, config)
         for name, table in tables.items():

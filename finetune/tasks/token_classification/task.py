@@ -14,6 +14,7 @@ from pydantic import Field
 
 from finetune.data.labels import class_names
 from finetune.data.table import Examples, Table
+from finetune.planning.plan import Plan
 from finetune.recipe.card import TaskCard
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
@@ -57,6 +58,7 @@ class TokenClassificationOptions(Section):
 
 CARD = TaskCard(
     name="token_classification",
+    auto_model="AutoModelForTokenClassification",
     summary="Tag every word of a text: named entities, parts of speech.",
     columns={
         "tokens": "The words: a list.",
@@ -77,12 +79,13 @@ class TokenClassification:
 
     card = CARD
 
-    def read(self, recipe: Recipe, tables: dict[str, Table]) -> Kit:
+    def read(self, plan: Plan, tables: dict[str, Table]) -> Kit:
         """Tokenizer, tags, encoded examples. Raises: UserError for bad rows and tags that do not fit the model."""
         from finetune.data.prepare.cache import publish
         from finetune.models.config import load_config
         from finetune.models.tokenizer import load_tokenizer
 
+        recipe = plan.recipe
         options = _options(recipe)
         tokenizer = load_tokenizer(recipe.model, lambda: _texts(tables["train"]), publish=publish)
         config = load_config(recipe.model)
@@ -91,7 +94,7 @@ class TokenClassification:
             trained = trained_labels(config, HEAD)
         found = class_names(tables, "tags", several=True)
         classes = choose_classes(found, options.labels, trained, where=recipe.model.source)
-        kit = Kit(recipe, tokenizer, {}, tables, labels=classes.names, metric_options={"labels": classes.names})
+        kit = Kit(plan, tokenizer, {}, tables, labels=classes.names, metric_options={"labels": classes.names})
         limit = usable_length(options.max_length, tokenizer, config)
         encoder = WordEncoder(
             tokenizer, classes.lookup, classes.names, limit=limit, on_long=options.on_long, label_on=options.label_on
@@ -122,7 +125,7 @@ class TokenClassification:
 
         from finetune.models.adapters import add_adapter
         from finetune.models.head import head_names
-        from finetune.models.load import choose_dtype, load_config, load_model
+        from finetune.models.load import load_config, load_model
         from finetune.models.tokenizer import fresh_settings, new_token_ids, set_padding
 
         recipe, tokenizer = kit.recipe, kit.processor
@@ -130,7 +133,7 @@ class TokenClassification:
             AutoModelForTokenClassification,
             recipe.model,
             load_config(recipe.model, **named(kit.labels or []), **fresh_settings(recipe.model, tokenizer)),
-            dtype=choose_dtype(recipe),
+            dtype=kit.plan.weights_dtype,
             seed=recipe.seed,
             new_head=_options(recipe).new_head,
             vocabulary=len(tokenizer),
