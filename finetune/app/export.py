@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from finetune.app.opening import open_recipe
-from finetune.app.workers.context import TrainingContext
+from finetune.app.workers.context import TrainingContext, plan_alone
 from finetune.data.sources.tables import open_tables
 from finetune.distributed.full_state import consolidate
 from finetune.errors import UserError
@@ -39,7 +39,7 @@ def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
             "the run has no adapter to merge", where=str(run), remedy="leave out --merge: its model is whole"
         )
     task = TASKS[recipe.task]
-    kit = task.read(recipe, open_tables(recipe, task.card))
+    kit = task.read(plan_alone(recipe), open_tables(recipe, task.card))
     torch.manual_seed(recipe.seed)
     model = task.build(kit)
     put_weights(model, find_checkpoint(opened, checkpoint))

@@ -13,14 +13,13 @@ from finetune.models.head import head_names, replace_head
 from finetune.models.quantized import keep_layout, quantization_options
 from finetune.models.source import resolve_model
 from finetune.recipe.model import ModelSection
-from finetune.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedConfig
 
-__all__ = ["Loading", "choose_dtype", "load_config", "load_model"]
+__all__ = ["Loading", "load_config", "load_model", "model_class"]
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,22 @@ class Loading:
         return facts | ({"new embeddings": len(self.grown)} if self.grown else {})
 
 
-def choose_dtype(recipe: Recipe) -> torch.dtype:
-    """model.dtype, or for auto: float32, unless DeepSpeed computes in bfloat16 or float16, which then casts anyhow and
-    keeps its own float32 masters; loading in that type halves the memory of the start.
+def model_class(auto_model: str, model: ModelSection, config: PreTrainedConfig) -> Any:
+    """The class that `auto_model` (such as "AutoModelForCausalLM") builds for `config`, with its own code where it brings
+    some; nothing is built. Raises: UserError if the model cannot do the task.
     """
-    import torch
+    import transformers
 
-    if recipe.model.dtype != "auto":
-        return getattr(torch, recipe.model.dtype)
-    precision = recipe.training.precision
-    if recipe.parallel.deepspeed == "none" or precision == "fp32":
-        return torch.float32
-    if precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    auto_class = getattr(transformers, auto_model)
+    found = _model_class(auto_class, model, config)
+    if found is not None:
+        return found
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    with model_errors(model.source):
+        return get_class_from_dynamic_module(
+            config.auto_map[auto_model], resolve_model(model.source), revision=model.revision
+        )
 
 
 def load_model(

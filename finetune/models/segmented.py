@@ -25,30 +25,42 @@ NAME = "segmented"
 _BORDERS = "cu_seq_lens_q"
 
 
-def use_segmented_attention(model: nn.Module) -> None:
-    """Let `model` take packed batches. A model that uses flash_attention_2 takes them already.
+def packing_obstacle(model_class: Any, config: Any, attention: str = "auto") -> UserError | None:
+    """Why a model's attention cannot be kept inside the examples of a pack; None where it can. No model is built.
 
-    Raises: UserError where the architecture's attention has no such door (state-space layers, relative biases).
+    model_class: what is built for `config`, such as LlamaForCausalLM. attention: `model.attention` of the recipe.
+    flash_attention_2 takes packed batches itself.
     """
-    config: Any = model.config
-    if config._attn_implementation == "flash_attention_2":
-        return
-    kind = getattr(config, "model_type", type(model).__name__)
-    if not getattr(model, "_supports_attention_backend", False) or _recurrent(config):
-        raise UserError(
+    if "flash_attention_2" in (attention, getattr(config, "_attn_implementation", None)):
+        return None
+    kind = getattr(config, "model_type", getattr(model_class, "__name__", "model"))
+    if not getattr(model_class, "_supports_attention_backend", False) or _recurrent(config):
+        return UserError(
             f"the attention of a {kind} model cannot be kept inside the examples of a pack",
             where="data.packing",
             remedy="Set data.packing: none (padded batches, balanced by length).",
         )
     for part in (config, getattr(config, "text_config", config)):
         if getattr(part, "attn_logit_softcapping", None):
-            raise UserError(
+            return UserError(
                 f"a {kind} model caps its attention scores, which the packed kernels do not",
                 where="data.packing",
                 remedy="Set data.packing: none, or model.attention: flash_attention_2 on a GPU.",
             )
-    _register()
-    model.set_attn_implementation(NAME)  # type: ignore[operator]
+    return None
+
+
+def use_segmented_attention(model: nn.Module) -> None:
+    """Let `model` take packed batches. A model that uses flash_attention_2 takes them already.
+
+    Raises: UserError where the architecture's attention has no such door (state-space layers, relative biases).
+    """
+    config: Any = model.config
+    if (obstacle := packing_obstacle(type(model), config)) is not None:
+        raise obstacle
+    if config._attn_implementation != "flash_attention_2":
+        _register()
+        model.set_attn_implementation(NAME)  # type: ignore[operator]
 
 
 def _recurrent(config: Any) -> bool:

@@ -1,119 +1,113 @@
-"""The Plan: what the recipe means on this many ranks — batch arithmetic, DeepSpeed's configuration, bytes."""
+"""The Plan: what a recipe means on this machine. Made once by `resolve`; nothing else interprets "auto"."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from finetune.errors import UserError
-from finetune.planning.batch import BatchPlan, plan_batch
-from finetune.planning.deepspeed import offloads, read_deepspeed_config, resolve_deepspeed_config, zero_stage
-from finetune.planning.tensor import check_engine
-from finetune.recipe.card import TaskCard
+from finetune.planning.batch import BatchPlan
+from finetune.planning.deepspeed import zero_stage
 from finetune.recipe.recipe import Recipe
 
-MICRO_BATCHES_PER_STAGE = 4  # of a pipeline's step: then a stage is idle for at most a fifth of it
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
-class Plan:
-    """deepspeed: the resolved engine configuration, or None for DistributedDataParallel. device: "cpu" or "cuda".
+class TrainingPlan:
+    """What is learned, whatever the machine: `training` of plan.json, kept when a run is resumed.
 
-    split: ranks that hold one copy of the model together. pipeline: stages that it is cut into.
+    precision: fp32, bf16 or fp16. batch_norm: synchronized, local or frozen. optimizer: as the recipe names it.
+    epochs, steps: one of the two is set. best_mode: max or min.
+    packing: none, padding_free or packed. capacity: tokens of a micro-batch or pack, 0 for none; for an automatic one
+    the tokenizer's limit may lower it. balance_window: steps that share out examples by length; None: the schedule's own.
+    """
+
+    precision: str
+    batch_norm: str
+    optimizer: str
+    epochs: int | None
+    steps: int | None
+    metrics: tuple[str, ...]
+    best_metric: str
+    best_mode: str
+    packing: str
+    capacity: int
+    balance_window: int | None
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole training."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None, "a training has one length"
+        return self.epochs * steps_per_epoch
+
+
+@dataclass(frozen=True)
+class MachinePlan:
+    """How it is computed here: `machine` of plan.json, resolved anew at each start.
+
+    device: cpu or cuda. engine: ddp, deepspeed or pipeline. deepspeed: the engine's resolved configuration.
+    optimizer: the implementation in use. weights_dtype: what weights are loaded in: float32, bfloat16 or float16.
+    tensor: ranks that share each layer's matrices. pipeline: stages that the model is cut into.
     """
 
     ranks: int
     device: str
-    precision: str
-    batch: BatchPlan
+    engine: str
     deepspeed: dict[str, Any] | None
+    batch: BatchPlan
     optimizer: str
-    split: int = 1
+    weights_dtype: str
+    tensor: int = 1
     pipeline: int = 1
 
     @property
+    def split(self) -> int:
+        """Ranks that hold one copy of the model together."""
+        return self.tensor * self.pipeline
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Recipe, training and machine. Every rank makes the same one."""
+
+    recipe: Recipe
+    training: TrainingPlan
+    machine: MachinePlan
+
+    ranks = property(lambda self: self.machine.ranks)
+    device = property(lambda self: self.machine.device)
+    precision = property(lambda self: self.training.precision)
+    batch = property(lambda self: self.machine.batch)
+    deepspeed = property(lambda self: self.machine.deepspeed)
+    optimizer = property(lambda self: self.machine.optimizer)
+    split = property(lambda self: self.machine.split)
+    pipeline = property(lambda self: self.machine.pipeline)
+
+    @property
     def stage(self) -> int:
-        return zero_stage(self.deepspeed)
+        """ZeRO's; 0 without DeepSpeed."""
+        return zero_stage(self.machine.deepspeed)
 
     @property
     def engine_name(self) -> str:
-        if self.pipeline > 1:
-            return f"pipeline of {self.pipeline} stages"
-        if self.deepspeed is None:
+        """For people: "DeepSpeed ZeRO-1, tensor parallel 2"."""
+        machine = self.machine
+        if machine.engine == "pipeline":
+            return f"pipeline of {machine.pipeline} stages"
+        if machine.engine == "ddp":
             return "DistributedDataParallel"
-        tensor = self.deepspeed.get("tensor_parallel", {}).get("autotp_size", 1)
-        return f"DeepSpeed ZeRO-{self.stage}" + (f", tensor parallel {tensor}" if tensor > 1 else "")
+        return f"DeepSpeed ZeRO-{self.stage}" + (f", tensor parallel {machine.tensor}" if machine.tensor > 1 else "")
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """What the model's weights are loaded in."""
+        import torch
+
+        found: torch.dtype = getattr(torch, self.machine.weights_dtype)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def make_plan(
-    recipe: Recipe,
-    card: TaskCard,
-    *,
-    ranks: int,
-    device: str,
-    bf16_supported: bool,
-    deepspeed_config: Path | None,
-    hidden_size: int = 0,
-    layer_elements: int = 0,
-    zero_settings: Mapping[str, Any] | None = None,
-) -> Plan:
-    """Pure function of the recipe and of what this machine is. Every rank computes the same one.
-
-    Raises: UserError where the recipe cannot be carried out on this machine.
-    """
-    precision = recipe.training.precision
-    if precision == "auto":
-        precision = "bf16" if device == "cuda" and bf16_supported else "fp32"
-    if precision == "fp16" and device == "cpu":
-        raise UserError("fp16 needs a GPU", where="training.precision", remedy="use fp32 or bf16 on a CPU")
-    split = recipe.parallel.split
-    if ranks % split:
-        raise UserError(
-            f"{ranks} ranks are no multiple of the {split} that hold a model together",
-            where="parallel.tensor" if recipe.parallel.tensor > 1 else "parallel.pipeline",
-            remedy=f"start {split}, {2 * split}, ... ranks (--processes)",
-        )
-    stages = recipe.parallel.pipeline
-    batch = plan_batch(
-        recipe.training.global_batch,
-        ranks // split,
-        recipe.parallel.micro_batch,
-        card.micro_batch,
-        at_least=MICRO_BATCHES_PER_STAGE * stages if stages > 1 else 1,
-    )
-    config = None
-    if deepspeed_config is not None:
-        config = resolve_deepspeed_config(
-            read_deepspeed_config(deepspeed_config),
-            batch=batch,
-            precision=precision,
-            max_grad_norm=recipe.training.max_grad_norm,
-            hidden_size=hidden_size,
-            layer_elements=layer_elements,
-            zero_settings=zero_settings,
-            tensor=recipe.parallel.tensor,
-        )
-    check_engine(recipe.parallel.tensor, None if config is None else zero_stage(config))
-    if config is not None and zero_stage(config) == 0 and precision != "fp32":
-        raise UserError(
-            f"ZeRO stage 0 under DeepSpeed in {precision} keeps flat master copies that no checkpoint can name",
-            where="parallel.deepspeed",
-            remedy="use zero1, zero2 or zero3, or none (DistributedDataParallel)",
-        )
-    speeds = recipe.parallel.rank_speed
-    if isinstance(speeds, list) and len(speeds) != ranks // split:
-        copies = "ranks" if split == 1 else f"copies of the model ({split} ranks each)"
-        raise UserError(
-            f"parallel.rank_speed has {len(speeds)} entries for {ranks // split} {copies}",
-            where="parallel.rank_speed",
-            remedy="give one relative speed for each, or auto",
-        )
-    optimizer = recipe.training.optimizer
-    if optimizer == "adamw" and offloads(config) and device == "cuda":
-        optimizer = "deepspeed_cpu_adam"
-    return Plan(ranks, device, precision, batch, config, optimizer, split, stages)
+        """{"training": ..., "machine": ...}, as plan.json holds it."""
+        return {"training": asdict(self.training), "machine": asdict(self.machine)}

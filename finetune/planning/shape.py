@@ -6,6 +6,8 @@ from typing import Any
 
 from finetune.data.order.cost import CostModel
 
+MULTIPLE = 8  # long rows are padded to a multiple of it, which kernels for attention masks like
+
 
 def hidden_size(config: Any) -> int:
     """Width of the widest layer; 0 where the configuration does not say."""
@@ -28,6 +30,17 @@ def layer_elements(config: Any) -> int:
     inner = getattr(text, "intermediate_size", None) or 4 * width
     gated = getattr(text, "hidden_act", "") in ("silu", "swish", "gelu_pytorch_tanh")
     return 2 * width * head_dim * (heads + kv_heads) + (3 if gated else 2) * width * inner
+
+
+def usable_positions(asked: int, config: Any) -> int:
+    """Tokens of a sequence: what the recipe asks, or as many positions as the model has.
+
+    Padding to a multiple of 8 must not lead beyond the last position: 512 of RoBERTa's 514, 48 of 50.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < MULTIPLE:
+        return asked
+    return min(asked, positions // MULTIPLE * MULTIPLE)
 
 
 def cost_model(config: Any) -> CostModel:

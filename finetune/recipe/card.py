@@ -22,6 +22,7 @@ class TaskCard:
     unit: what a unit of loss is ("token", "example", "image"), for progress lines. packing: what data.packing auto
     means; packings: what the task can do. balance_window: steps that share out padded examples by length, for auto.
     splits: ways its models can be split over ranks ("tensor", "pipeline").
+    auto_model: the class of transformers that makes its models, such as AutoModelForCausalLM.
     decodes: examples are decoded when they are fetched (images), which is worth loader processes.
     """
 
@@ -33,6 +34,7 @@ class TaskCard:
     default_metrics: tuple[str, ...]
     best: str
     unit: str
+    auto_model: str = ""
     options: type[Section] = NoOptions
     label_smoothing: bool = False
     packing: str = "none"

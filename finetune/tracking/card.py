@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from finetune.recipe.draft import DEFAULT_EPOCHS
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.yaml import dump
 from finetune.tracking.console import figure
@@ -107,7 +108,7 @@ def _summary(recipe: Recipe) -> str:
 
 def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, str]:
     training = recipe.training
-    length = f"{training.steps} steps" if training.steps else f"{training.epochs or 3} epochs"
+    length = f"{training.steps} steps" if training.steps else f"{training.epochs or DEFAULT_EPOCHS} epochs"
     found = {
         "length": length,
         "global batch": str(training.global_batch),

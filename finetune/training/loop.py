@@ -70,7 +70,7 @@ class Loop:
         self.planner = MicroBatchPlanner(
             kit, cost, ranks=self.session.replicas, micro_batch=micro_batch, lockstep=engine.lockstep
         )
-        self.schedule = self.planner.schedule(self.recipe, task.card.balance_window)
+        self.schedule = self.planner.schedule(self.recipe, kit.plan.training.balance_window)
         kit.pictures = output_dirs.predictions / "pictures" if self.session.is_main else None
         self.output_dirs, self.stop = output_dirs, stop
         self.step_logger = StepLogger(self.session, listener, self.recipe.tracking.log_every)
@@ -89,12 +89,11 @@ class Loop:
             lookahead=PREFETCHED * self.workers + ASSIGNED_AHEAD,
             passes=engine.passes,
         )
-        evaluation = self.recipe.evaluation
-        self.metrics = evaluation.metrics if evaluation.metrics is not None else list(task.card.default_metrics)
-        self.progress = Progress.start(evaluation.best or task.card.best, evaluation.best_mode)
+        training = kit.plan.training
+        self.metrics = list(training.metrics)
+        self.progress = Progress(training.best_metric, training.best_mode)
         self.last: dict[str, float] = {}
-        training = self.recipe.training
-        self.total_steps = training.steps or (training.epochs or 3) * self.schedule.steps_per_epoch
+        self.total_steps = training.total_steps(self.schedule.steps_per_epoch)
 
     def run(self, resume: Checkpoint | None, best: Checkpoint | None, facts: dict[str, Any]) -> Outcome:
         """Train to the end, from `resume` if given. Raises: Stopped, TrainingFailed."""

@@ -34,12 +34,11 @@ class MicroBatchPlanner:
         self._lengths = np.asarray(kit.examples["train"].costs, dtype=np.int64)
         self._costs = cost.of(self._lengths)
 
-    def schedule(self, recipe: Recipe, default_window: int) -> Schedule:
-        """The order of the training examples: a pure function of the recipe and their lengths."""
-        packed, asked = self.kit.packing == "packed", recipe.data.balance_window
-        window: int | None = default_window if self.kit.packing == "none" else None
-        if asked != "auto":
-            window = asked
+    def schedule(self, recipe: Recipe, window: int | None) -> Schedule:
+        """The order of the training examples: a pure function of the recipe and their lengths. window: steps that share
+        out examples by length; None: the schedule's own choice.
+        """
+        packed = self.kit.packing == "packed"
         return Schedule(
             self._costs,
             seed=recipe.seed,

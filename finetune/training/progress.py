@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finetune.metrics import direction
 from finetune.recipe.training import EarlyStopping
 
 
 @dataclass
 class Progress:
-    """step: optimiser steps done. stale: evaluations since the best one. seconds: spent training, over all restarts."""
+    """mode: max or min, what is better of the metric. step: optimizer steps done. stale: evaluations since the best one.
+    seconds: spent training, over all restarts.
+    """
 
     metric: str
     mode: str
@@ -22,11 +23,6 @@ class Progress:
     units: int = 0
     seconds: float = 0.0
     evaluated_step: int = -1
-
-    @classmethod
-    def start(cls, metric: str, mode: str) -> Progress:
-        """mode: "max", "min", or "auto" for the metric's own direction."""
-        return cls(metric, direction(metric) if mode == "auto" else mode)
 
     def restore(self, stored: dict[str, Any]) -> None:
         """Take over what a checkpoint kept, as far as it speaks of the same metric."""

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from finetune.app.workers.context import plan_alone
 from finetune.data.prepare.added_columns import ExamplesWithColumns
 from finetune.data.sources.tables import open_tables
 from finetune.models.adapters import merge_adapter, save_adapter
@@ -42,7 +43,7 @@ def _read(values: dict[str, Any]) -> tuple[Any, Kit]:
     card = CARDS[values["task"]]
     recipe: Recipe = recipe_type(card)(**values)
     task = TASKS[values["task"]]
-    return task, task.read(recipe, open_tables(recipe, card))
+    return task, task.read(plan_alone(recipe), open_tables(recipe, card))
 
 
 def _build(task: Any, kit: Kit, like: Kit | None = None) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.app.workers.context import plan_alone
 from finetune.data.sources.tables import open_tables
 from finetune.distributed.engine import open_engine
 from finetune.distributed.session import Session
@@ -33,7 +34,7 @@ def steps(folder, name, model, stage, own, count):
     recipe = recipe_type(task.card)(**values)
     with pytest.MonkeyPatch.context() as patch:  # not longer: compiled extensions lie in the user's own cache
         patch.setenv("XDG_CACHE_HOME", str(Path(folder) / "cache"))
-        kit = task.read(recipe, open_tables(recipe, task.card))
+        kit = task.read(plan_alone(recipe), open_tables(recipe, task.card))
     module = task.build(kit)
     optimizer = make_optimizer(module, recipe.training, "adamw")
     synchronised = recipe.model.batch_norm == "synchronised"

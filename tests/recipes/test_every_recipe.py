@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from finetune.planning.plan import make_plan
+from finetune.planning.resolve import Machine, resolve
 from finetune.recipe.load import load_recipe
-from finetune.recipe.shelf import find_deepspeed_config
 from finetune.tasks import CARDS
 
+LLAMA = LlamaConfig(hidden_size=256, intermediate_size=512, num_attention_heads=8)
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
 
@@ -24,16 +25,7 @@ def test_it_loads_and_plans_on_any_number_of_ranks(path):
     recipe = load_recipe(path, (), CARDS, here=False).recipe
     card, name = CARDS[recipe.task], recipe.parallel.deepspeed
     for ranks in (recipe.parallel.split, 8, 16):
-        plan = make_plan(
-            recipe,
-            card,
-            ranks=ranks,
-            device="cuda",
-            bf16_supported=True,
-            deepspeed_config=None if name == "none" else find_deepspeed_config(name),
-            hidden_size=256,
-            layer_elements=10**6,
-        )
+        plan = resolve(recipe, card, machine=Machine(ranks, "cuda", True), config=LLAMA, model_class=LlamaForCausalLM)
         batch = plan.batch
         assert batch.micro_batch * batch.accumulation * batch.replicas >= recipe.training.global_batch
         assert (plan.deepspeed is None) == (name == "none")

@@ -15,11 +15,12 @@ FLOORS = {
     **dict.fromkeys(("errors", "units", "events", "__init__"), 0),  # the ground: every room stands on these
     "recipe": 1,
     **dict.fromkeys(("data", "models", "metrics", "terminal"), 2),
-    **dict.fromkeys(("tasks", "planning", "distributed"), 3),
-    **dict.fromkeys(("training", "inference", "tracking"), 4),
-    "app": 5,
-    "cli": 6,
-    "__main__": 7,
+    "planning": 3,
+    **dict.fromkeys(("tasks", "distributed"), 4),
+    **dict.fromkeys(("training", "inference", "tracking"), 5),
+    "app": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 LIGHT_ROOMS = {"recipe", "errors", "units", "events", "terminal", "cli", "__main__", "__init__"}

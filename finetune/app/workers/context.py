@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from finetune.distributed.pipeline import idle_share, open_pipeline
 from finetune.distributed.session import Session
 from finetune.models.batchnorm import fix_batchnorm_gradients, has_batchnorm
 from finetune.models.freeze import freeze_weights
-from finetune.models.load import load_config
+from finetune.models.load import load_config, model_class
 from finetune.models.stages import Stages, split_model
-from finetune.planning.plan import Plan, make_plan
-from finetune.planning.shape import hidden_size, layer_elements
-from finetune.planning.tensor import check_model
+from finetune.planning.plan import Plan, TrainingPlan
+from finetune.planning.resolve import Machine, resolve, weights_dtype
+from finetune.recipe.parallel import ParallelSection
 from finetune.recipe.recipe import Recipe
-from finetune.recipe.shelf import find_deepspeed_config
 from finetune.tasks import TASKS
 from finetune.tasks.task import Kit, Task, zero_settings
 from finetune.training.parameter_groups import make_optimizer, parameter_groups
@@ -48,24 +47,27 @@ class TrainingContext:
     engine: Engine
 
 
-def plan_here(recipe: Recipe, ranks: int) -> Plan:
+def plan_here(recipe: Recipe, ranks: int, kept: TrainingPlan | None = None) -> Plan:
     """The plan on this machine. Every rank makes the same one. Raises: UserError for what cannot be trained so."""
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    name = recipe.parallel.deepspeed
-    config = load_config(recipe.model)
-    plan = make_plan(
+    task, config = TASKS[recipe.task], load_config(recipe.model)
+    return resolve(
         recipe,
-        TASKS[recipe.task].card,
-        ranks=ranks,
-        device="cuda" if cuda else "cpu",
-        bf16_supported=cuda and torch.cuda.is_bf16_supported(),
-        deepspeed_config=None if name == "none" else find_deepspeed_config(name),
-        hidden_size=hidden_size(config),
-        layer_elements=layer_elements(config),
-        zero_settings=zero_settings(TASKS[recipe.task], config),
+        task.card,
+        machine=Machine(ranks, "cuda" if cuda else "cpu", cuda and torch.cuda.is_bf16_supported()),
+        config=config,
+        model_class=model_class(task.card.auto_model, recipe.model, config),
+        kept=kept,
+        zero_settings=zero_settings(task, config),
     )
-    check_model(config, recipe.parallel.tensor)
-    return plan
+
+
+def plan_alone(recipe: Recipe, kept: TrainingPlan | None = None) -> Plan:
+    """The plan of one process that holds the whole model, in the type that the recipe's engine would hold it in."""
+    parallel = ParallelSection(deepspeed="none", micro_batch=recipe.parallel.micro_batch)
+    plan = plan_here(recipe.model_copy(update={"parallel": parallel}), 1, kept)
+    machine = replace(plan.machine, weights_dtype=weights_dtype(recipe, plan.precision))
+    return replace(plan, recipe=recipe, machine=machine)
 
 
 def open_session(plan: Plan) -> Session:
@@ -77,7 +79,7 @@ def set_up(session: Session, recipe: Recipe, plan: Plan, notify: Notify) -> Trai
     """Data, model, optimiser, engine. All ranks call it."""
     task = TASKS[recipe.task]
     with session.main_first():
-        kit = task.read(recipe, open_tables(recipe, task.card, notify=notify))
+        kit = task.read(plan, open_tables(recipe, task.card, notify=notify))
     for note in kit.notes:
         notify(note)
     torch.manual_seed(recipe.seed)
@@ -100,7 +102,7 @@ def set_up(session: Session, recipe: Recipe, plan: Plan, notify: Notify) -> Trai
         optimizer = make_optimizer(model, training, plan.optimizer)
     options: dict[str, Any] = {
         "max_grad_norm": training.max_grad_norm,
-        "synchronised": resolve_batch_norm(recipe) == "synchronised",
+        "synchronised": plan.training.batch_norm == "synchronized",
     }
     engine: Engine
     if plan.pipeline > 1:
@@ -123,18 +125,10 @@ def cut_into_stages(task: Task, kit: Kit, model: nn.Module, plan: Plan, notify: 
     advice = "" if idle <= 0.2 else "; a smaller parallel.micro_batch or a larger global batch makes it less"
     images = f"{count} micro-batch{'es' if count > 1 else ''} of {plan.batch.micro_batch} a step"
     notify(f"pipeline: {images}, so each stage is idle for {idle:.0%} of a step at best{advice}")
-    if has_batchnorm(model) and resolve_batch_norm(kit.recipe) != "frozen":
+    if has_batchnorm(model) and plan.training.batch_norm != "frozen":
         notify("note: BatchNorm tells its statistics from a micro-batch, so its size changes what is learnt")
     kit.facts["pipeline"] = f"{len(stages)} stages, {images}, idle for {idle:.0%} at best"
     return stages
-
-
-def resolve_batch_norm(recipe: Recipe) -> str:
-    """auto: frozen for pretrained weights (their statistics saw far more data), else synchronised."""
-    chosen = recipe.model.batch_norm
-    if chosen != "auto":
-        return chosen
-    return "frozen" if recipe.model.init == "pretrained" else "synchronised"
 
 
 def quieten(rank: int, logs: Path) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from finetune.app.opening import open_recipe
 from finetune.app.train import notify
-from finetune.app.workers.context import open_session, plan_here, quieten, resolve_batch_norm, set_up
+from finetune.app.workers.context import open_session, plan_alone, plan_here, quieten, set_up
 from finetune.app.workers.train import SilentListener
 from finetune.data.sources.tables import open_tables
 from finetune.distributed.env import from_environ
@@ -29,6 +29,7 @@ from finetune.models.batchnorm import fix_batchnorm_gradients
 from finetune.models.config import load_config
 from finetune.models.freeze import freeze_weights
 from finetune.models.shrink import shrunken, without_dropout
+from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import TASKS
@@ -156,7 +157,7 @@ def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> F
         listener=SilentListener(),
         stop=StopRequest(),
     )
-    loop.metrics = metrics_of(recipe)
+    loop.metrics = metrics_of(plan)
     losses, norms = [], []
     for _, (step, own) in zip(range(steps), loop._batches(), strict=False):
         result = loop._step(step, own)
@@ -180,28 +181,25 @@ def reference_figures(recipe: Recipe, name: str, folder: Path, steps: int) -> Fi
     fix_batchnorm_gradients(model)
     freeze_weights(model, recipe.model.freeze)
     schedule = MicroBatchPlanner(kit, cost_model(load_config(recipe.model)), ranks=1, micro_batch=1).schedule(
-        recipe, task.card.balance_window
+        recipe, kit.plan.training.balance_window
     )
-    total = recipe.training.steps or (recipe.training.epochs or 3) * schedule.steps_per_epoch
     found = run_reference(
         task,
         kit,
         model,
         schedule,
         steps=steps,
-        total_steps=total,
-        metrics=metrics_of(recipe),
+        total_steps=kit.plan.training.total_steps(schedule.steps_per_epoch),
+        metrics=metrics_of(kit.plan),
         dtype=REFERENCES[name],
     )
     digest = save_weights(found.weights, folder / f"{name}.safetensors")
     return Figures(name, found.losses, found.norms, found.evaluation, digest)
 
 
-def metrics_of(recipe: Recipe) -> list[str]:
-    """Those of the recipe, but for metrics of generated texts: at a near tie, rounding may choose another word."""
-    chosen = recipe.evaluation.metrics
-    names = list(TASKS[recipe.task].card.default_metrics) if chosen is None else chosen
-    return [name for name in names if not needs_text([name])]
+def metrics_of(plan: Plan) -> list[str]:
+    """Those of the plan, but for metrics of generated texts: at a near tie, rounding may choose another word."""
+    return [name for name in plan.training.metrics if not needs_text([name])]
 
 
 def save_weights(weights: dict[str, torch.Tensor], path: Path) -> str:
@@ -215,9 +213,10 @@ def save_weights(weights: dict[str, torch.Tensor], path: Path) -> str:
 
 def has_batchnorm(recipe: Recipe) -> bool:
     """Whether statistics of a batch are part of the model; frozen ones are not."""
-    if resolve_batch_norm(recipe) == "frozen":
+    kit = _read(recipe)
+    if kit.plan.training.batch_norm == "frozen":
         return False
-    model = TASKS[recipe.task].build(_read(recipe))
+    model = TASKS[recipe.task].build(kit)
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
 
 
@@ -268,7 +267,7 @@ def _with_model(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 
 def _read(recipe: Recipe) -> Kit:
     task = TASKS[recipe.task]
-    return task.read(recipe, open_tables(recipe, task.card))
+    return task.read(plan_alone(recipe), open_tables(recipe, task.card))
 
 
 def _write(path: Path, value: Any) -> None:

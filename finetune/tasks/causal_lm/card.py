@@ -39,6 +39,7 @@ class CausalLMOptions(Section):
 
 CARD = TaskCard(
     name="causal_lm",
+    auto_model="AutoModelForCausalLM",
     summary="Fine-tune a language model on instructions, prompts, conversations or plain text.",
     columns={
         "messages": "A conversation: a list of role and content (or from and value).",

@@ -58,11 +58,16 @@ class CausalLM:
         own_template = ensure_template(tokenizer, plain=options.template == "plain")
         facts["chat template"] = "the tokenizer's own" if own_template else "plain (Alpaca's headings)"
         limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
-        packing = plan.training.packing
+        packing, capacity = plan.training.packing, plan.training.capacity
+        if capacity != recipe.data.capacity:  # derived: the tokenizer's limit counts as well
+            capacity = min(capacity, limit)
+        if packing not in (recipe.data.packing, CARD.packing):
+            facts["packing"] = f"{packing}: the model's attention cannot be kept inside the examples of a pack"
         settings = {
-            "max_length": limit if packing == "none" else min(limit, plan.training.capacity),
+            "max_length": limit if packing == "none" else min(limit, capacity),
             "own_template": own_template,
             "packing": packing,
+            "capacity": capacity,
         }
         return TaskArtifacts(CARD.name, options, tokenizer, settings=settings)
 

@@ -50,6 +50,7 @@ class ImageClassificationOptions(Section):
 
 CARD = TaskCard(
     name="image_classification",
+    auto_model="AutoModelForImageClassification",
     summary="Classify an image: CNNs such as ResNet and ConvNeXt, and vision transformers.",
     columns={"image": "The image: a file, or its bytes.", "label": "The class: a name or a number."},
     required=(("image",), ("label",)),

@@ -128,7 +128,7 @@ class ImageClassification:
             AutoModelForImageClassification,
             recipe.model,
             load_config(recipe.model, **_size_settings(recipe), **label_settings(artifacts.labels)),
-            dtype=getattr(torch, plan.machine.weights_dtype),
+            dtype=plan.weights_dtype,
             seed=recipe.seed,
             new_head=artifacts.options.new_head,
         )

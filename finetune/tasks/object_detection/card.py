@@ -38,6 +38,7 @@ class ObjectDetectionOptions(Section):
 
 CARD = TaskCard(
     name="object_detection",
+    auto_model="AutoModelForObjectDetection",
     summary="Find objects in images: D-FINE, RT-DETRv2, Deformable DETR, YOLOS.",
     columns={
         "image": "The image: a file, or its bytes.",

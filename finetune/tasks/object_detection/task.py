@@ -131,7 +131,7 @@ class ObjectDetection:
             AutoModelForObjectDetection,
             recipe.model,
             load_config(recipe.model, **_config_settings(plan), **label_settings(artifacts.labels)),
-            dtype=getattr(torch, plan.machine.weights_dtype),
+            dtype=plan.weights_dtype,
             seed=recipe.seed,
             new_head=artifacts.options.new_head,
             heads=class_modules,

@@ -48,6 +48,7 @@ class PreferenceOptions(Section):
 
 CARD = TaskCard(
     name="preference",
+    auto_model="AutoModelForCausalLM",
     summary="Teach a language model which replies are better: DPO, IPO, ORPO, SimPO, KTO.",
     columns={
         **COLUMNS,

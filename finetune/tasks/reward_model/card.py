@@ -32,6 +32,7 @@ class RewardModelOptions(Section):
 
 CARD = TaskCard(
     name="reward_model",
+    auto_model="AutoModelForSequenceClassification",
     summary="Train a model that scores replies, from pairs of a chosen and a rejected one.",
     columns=COLUMNS,
     required=(PROMPTS, ("chosen",), ("rejected",)),

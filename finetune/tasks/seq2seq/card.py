@@ -27,6 +27,7 @@ class Seq2SeqOptions(Section):
 
 CARD = TaskCard(
     name="seq2seq",
+    auto_model="AutoModelForSeq2SeqLM",
     summary="Translate or summarise with an encoder-decoder model.",
     columns={"source": "The text to translate or summarise.", "target": "What should come of it."},
     required=(("source",), ("target",)),

@@ -27,6 +27,7 @@ class SequenceRegressionOptions(Section):
 
 CARD = TaskCard(
     name="sequence_regression",
+    auto_model="AutoModelForSequenceClassification",
     summary="Predict a number for a text, or for a pair of texts.",
     columns={"text": "The text.", "text_pair": "A second text, to be compared with it.", "label": "The number."},
     required=(("text",), ("label",)),

@@ -44,7 +44,7 @@ def build_text_model(
         auto_class,
         recipe.model,
         load_config(recipe.model, **{**(settings or {}), **fresh_settings(recipe.model, tokenizer)}),
-        dtype=getattr(torch, plan.machine.weights_dtype),
+        dtype=plan.weights_dtype,
         seed=recipe.seed,
         new_head=new_head,
         vocabulary=len(tokenizer),

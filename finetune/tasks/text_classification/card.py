@@ -31,6 +31,7 @@ class TextClassificationOptions(Section):
 
 CARD = TaskCard(
     name="text_classification",
+    auto_model="AutoModelForSequenceClassification",
     summary="Classify a text, or a pair of texts, into one class or several.",
     columns={
         "text": "The text.",

@@ -35,6 +35,7 @@ class TokenClassificationOptions(Section):
 
 CARD = TaskCard(
     name="token_classification",
+    auto_model="AutoModelForTokenClassification",
     summary="Tag every word of a text: named entities, parts of speech.",
     columns={
         "tokens": "The words: a list.",

@@ -13,10 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from finetune.errors import UserError
-from finetune.models.load import choose_dtype, load_config, load_model
+from finetune.models.load import load_config, load_model
 from finetune.recipe.model import ModelSection
-from finetune.recipe.recipe import recipe_type
-from finetune.tasks import CARDS
 
 
 def _load(folder: Path | str, labels: list[str] | None = None, **options: Any) -> Any:
@@ -149,17 +147,3 @@ def test_random_weights_depend_on_the_seed_alone_and_vocabulary_grows() -> None:
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert built[0].lm_head.weight.shape[0] == 50 and weights[0].dtype == torch.bfloat16
     assert built[0].model.gradient_checkpointing and built[0].config.use_cache is False
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"training": {"precision": "fp32"}}, torch.float32),
-        ({"training": {"precision": "bf16"}}, torch.bfloat16),
-        ({"training": {"precision": "bf16"}, "parallel": {"deepspeed": "none"}}, torch.float32),
-        ({"training": {"precision": "fp32"}, "model": {"source": "x", "dtype": "float16"}}, torch.float16),
-    ],
-)
-def test_dtype(changes: dict[str, Any], expected: torch.dtype) -> None:
-    values = {"name": "x", "task": "causal_lm", "model": {"source": "x"}, "data": {"train": "x.jsonl"}, **changes}
-    assert choose_dtype(recipe_type(CARDS["causal_lm"])(**values)) == expected

@@ -11,7 +11,7 @@ from finetune.errors import UserError
 from finetune.planning.batch import plan_batch
 from finetune.planning.deepspeed import read_deepspeed_config, resolve_deepspeed_config
 from finetune.planning.memory import state_bytes
-from finetune.planning.plan import make_plan
+from finetune.planning.resolve import Machine, resolve
 from finetune.planning.shape import cost_model, layer_elements
 from finetune.tasks import TASKS
 
@@ -88,12 +88,12 @@ def test_broken_json_is_told_with_its_line(tmp_path):
 def test_a_speed_for_every_rank(speeds, ranks, complaint):
     recipe = resolve_recipe("quickstart", [f"parallel.rank_speed={speeds}"]).recipe
     card = TASKS[recipe.task].card
-    machine = {"ranks": ranks, "device": "cpu", "bf16_supported": False, "deepspeed_config": None}
+    known = {"machine": Machine(ranks, "cpu", False), "config": None, "model_class": None}
     if not complaint:
-        assert make_plan(recipe, card, **machine).ranks == ranks
+        assert resolve(recipe, card, **known).ranks == ranks
         return
     with pytest.raises(UserError, match=complaint):
-        make_plan(recipe, card, **machine)
+        resolve(recipe, card, **known)
 
 
 def test_bytes_are_those_of_the_zero_paper():
@@ -110,3 +110,51 @@ def test_sizes_of_llama_3_8b():
     assert layer_elements(LLAMA_8B) == 218_103_808  # 13.0 h^2
     assert cost_model(LLAMA_8B).b == pytest.approx(1.75e-5, rel=0.01)
     assert layer_elements(SimpleNamespace(hidden_sizes=[64, 128])) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "precision", "dtype"),
+    [
+        (["training.precision=fp32"], "cuda", "fp32", "float32"),
+        (["training.precision=bf16"], "cpu", "bf16", "bfloat16"),
+        (["training.precision=bf16", "parallel.deepspeed=none"], "cuda", "bf16", "float32"),
+        (["training.precision=fp32", "model.dtype=float16"], "cpu", "fp32", "float16"),
+        ([], "cuda", "bf16", "bfloat16"),
+        ([], "cpu", "fp32", "float32"),
+        (["training.precision=fp16"], "cuda", "fp16", "float16"),
+    ],
+)
+def test_precision_and_the_type_of_weights_agree(changes, device, precision, dtype):
+    recipe = resolve_recipe("quickstart", changes).recipe
+    plan = resolve(
+        recipe, TASKS[recipe.task].card, machine=Machine(2, device, device == "cuda"), config=None, model_class=None
+    )
+    assert (plan.precision, plan.machine.weights_dtype, str(plan.weights_dtype)) == (precision, dtype, f"torch.{dtype}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "packing", "capacity"),
+    [
+        ("Llama", [], "padding_free", 512),
+        ("Llama", ["data.packing=packed", "data.capacity=4096"], "packed", 4096),
+        ("Llama", ["model.config.max_position_embeddings=50"], "padding_free", 48),
+        ("Mamba", [], "none", 0),
+        ("Gemma2", [], "none", 0),
+        ("Gemma2", ["model.attention=flash_attention_2"], "padding_free", 512),
+    ],
+)
+def test_packing_is_decided_from_the_class_and_the_configuration(kind, changes, packing, capacity):
+    import transformers
+
+    positions = [change for change in changes if "max_position" in change]
+    changes = [*(change for change in changes if change not in positions), "options.max_length=512"]
+    recipe = resolve_recipe("causal_lm/tiny-llama-alpaca", changes).recipe
+    config = getattr(transformers, f"{kind}Config")(max_position_embeddings=50 if positions else 4096)
+    known = {"machine": Machine(1, "cpu", False), "model_class": getattr(transformers, f"{kind}ForCausalLM")}
+    plan = resolve(recipe, TASKS["causal_lm"].card, config=config, **known)
+    assert (plan.training.packing, plan.training.capacity) == (packing, capacity)
+    assert plan.training.balance_window == (None if packing != "none" else TASKS["causal_lm"].card.balance_window)
+    if packing == "none":
+        insists = resolve_recipe("causal_lm/tiny-llama-alpaca", [*changes, "data.packing=padding_free"]).recipe
+        with pytest.raises(UserError, match=r"cannot be kept inside|caps its attention"):
+            resolve(insists, TASKS["causal_lm"].card, config=config, **known)

@@ -5,9 +5,8 @@ import pytest
 from finetune.errors import UserError
 from finetune.planning.batch import plan_batch
 from finetune.planning.deepspeed import resolve_deepspeed_config
-from finetune.planning.plan import make_plan
+from finetune.planning.resolve import Machine, resolve
 from finetune.planning.tensor import check_engine, check_model
-from finetune.recipe.shelf import find_deepspeed_config
 from finetune.tasks import CARDS
 from tests.unit.planning.test_planning import FILES
 
@@ -54,12 +53,11 @@ def test_engines_that_cannot_are_told(stage):
 
 
 def test_a_file_of_ones_own_is_read_for_its_stage(load):
-    recipe = load("parallel.tensor=2")
     own = next(file for file in FILES if file.stem == "zero2")
-    options = {"ranks": 2, "device": "cpu", "bf16_supported": False}
+    known = {"machine": Machine(2, "cpu", False), "config": config("llama"), "model_class": None}
     with pytest.raises(UserError, match="with ZeRO-2"):
-        make_plan(recipe, CARDS["causal_lm"], deepspeed_config=own, **options)
-    plan = make_plan(recipe, CARDS["causal_lm"], deepspeed_config=find_deepspeed_config("zero1"), **options)
+        resolve(load("parallel.tensor=2", deepspeed=str(own)), CARDS["causal_lm"], **known)
+    plan = resolve(load("parallel.tensor=2"), CARDS["causal_lm"], **known)
     assert plan.engine_name == "DeepSpeed ZeRO-1, tensor parallel 2"
     assert (plan.split, plan.batch.replicas, plan.batch.micro_batch) == (2, 1, 8)
 
@@ -68,13 +66,13 @@ def test_a_file_of_ones_own_is_read_for_its_stage(load):
 def load():
     from finetune.recipe.recipe import recipe_type
 
-    def make(change):
+    def make(change, deepspeed="zero1"):
         key, value = change.split("=")
         section, name = key.split(".")
         card = CARDS["causal_lm"]
         values = {"name": "x", "task": "causal_lm", "model": {"source": "a/b"}, "data": {"train": "a/b"}}
         values["training"] = {"global_batch": 8}
-        values[section] = {name: int(value), "deepspeed": "zero1"}
+        values[section] = {name: int(value), "deepspeed": deepspeed}
         return recipe_type(card).model_validate(values)
 
     return make

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from finetune.app.workers.context import plan_alone
 from finetune.data.sources.tables import open_tables
 from finetune.errors import TrainingFailed, UserError
 from finetune.models.processor import load_processor, output_size
@@ -56,7 +57,7 @@ def _read(rows: Path, **sections: Any) -> Kit:
         **sections,
     }
     recipe = recipe_type(CARDS["image_classification"])(**values)
-    return TASK.read(recipe, open_tables(recipe, TASK.card))
+    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
 
 
 def test_any_image_becomes_one_size_as_the_saved_processor_makes_it(pictures: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from finetune.app.workers.context import plan_alone
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.models.detection import box_units, defer_loss, detection_loss_sum, detection_losses
@@ -54,7 +55,7 @@ def read(folder: Path, **changes: Any) -> Any:
     data = {"train": [{"source": str(folder)}], "on_bad_row": changes.pop("on_bad_row", "error")}
     values = {"name": "t", "task": CARD.name, "model": model, "data": data, "options": {"image_size": 64}, **changes}
     recipe = recipe_type(CARD)(**values)
-    return TASK.read(recipe, open_tables(recipe, CARD))
+    return TASK.read(plan_alone(recipe), open_tables(recipe, CARD))
 
 
 GOOD = [box(0, 1, 5, 5, 20, 20), box(0, 2, 30, 10, 20.5, 30.9), box(2, 1, 0, 0, 60, 40)]

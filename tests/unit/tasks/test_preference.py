@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.app.workers.context import plan_alone
 from finetune.data.prepare.added_columns import ExamplesWithColumns
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
@@ -61,7 +62,7 @@ def _read(folder: Path, rows: list[dict[str, Any]], seed: int = 1, **options: An
         options=options,
         training={"precision": "fp32"},
     )
-    return TASK.read(recipe, open_tables(recipe, TASK.card))
+    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
 
 
 def _whole(kit: Kit) -> Batch:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.app.workers.context import plan_alone
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.recipe.recipe import recipe_type
@@ -43,7 +44,7 @@ def _read(folder: Path, rows: list[dict[str, Any]], family: str = "t5", **option
         options=options,
         training={"precision": "fp32"},
     )
-    return TASK.read(recipe, open_tables(recipe, TASK.card))
+    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
 
 
 def test_prefix_end_marks_and_padding(tmp_path: Path) -> None:

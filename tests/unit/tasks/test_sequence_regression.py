@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.app.workers.context import plan_alone
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.recipe.recipe import recipe_type
@@ -31,7 +32,7 @@ def _read(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Kit:
     recipe = recipe_type(CARDS[TASK.card.name])(
         name="x", task=TASK.card.name, model=model, data={"train": str(path)}, options=options
     )
-    return TASK.read(recipe, open_tables(recipe, TASK.card))
+    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
 
 
 ROWS = [{"sentence1": "a b", "sentence2": "c", "label": 3}, {"sentence1": "d", "sentence2": "e f", "label": "-0.5"}]

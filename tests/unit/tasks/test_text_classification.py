@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.app.workers.context import plan_alone
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.recipe.recipe import recipe_type
@@ -31,7 +32,7 @@ def _read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Kit:
     model = {"source": "bert", "init": "config", "tokenizer": "train:300", "config": TINY}
     values = {"name": "x", "task": "text_classification", "model": model, "data": {"train": str(path)}, **sections}
     recipe = recipe_type(CARDS["text_classification"])(**values)
-    return TASK.read(recipe, open_tables(recipe, TASK.card))
+    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
 
 
 def test_pairs_are_read_as_one(tmp_path: Path) -> None:

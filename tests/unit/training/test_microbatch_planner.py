@@ -20,7 +20,7 @@ def make(packing, *, capacity=64, micro_batch=4, num_ranks=3, lockstep=True):
     recipe = SimpleNamespace(
         data=DataSection(train="x.jsonl", packing=packing), seed=1, training=SimpleNamespace(global_batch=16)
     )
-    return planner, planner.schedule(recipe, 4)
+    return planner, planner.schedule(recipe, 4 if packing == "none" else None)
 
 
 def session(num_ranks=3, rates=None, sharded=False):

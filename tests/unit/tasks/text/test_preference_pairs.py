@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.app.workers.context import plan_alone
 from finetune.data.bad_rows import BadRow
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
@@ -71,7 +72,7 @@ def _read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Kit:
     model = {"source": "llama", "init": "config", "tokenizer": "train:300", "config": TINY}
     values = {"name": "x", "task": "reward_model", "model": model, "data": {"train": str(path)}, **sections}
     recipe = recipe_type(CARDS["reward_model"])(**values, training={"precision": "fp32"})
-    return TASK.read(recipe, open_tables(recipe, TASK.card))
+    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
 
 
 ROWS = [

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
+from finetune.app.workers.context import plan_alone
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.models.freeze import freeze_weights
@@ -34,7 +35,7 @@ def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     example = next(example for example in EXAMPLES if example.task == CARD.name)
     options = {"image_size": 16, "augment": "strong", "mixup": 0.4, "cutmix": 1.0, "class_weights": {"high": 3.0}}
     recipe = recipe_type(CARD)(**example.recipe(tmp_path, options=options))
-    return TASK.read(recipe, open_tables(recipe, CARD))
+    return TASK.read(plan_alone(recipe), open_tables(recipe, CARD))
 
 
 def test_an_example_is_mixed_alike_wherever_it_is_asked_for(kit: Any) -> None:

@@ -1,0 +1,191 @@
+"""Resolve a recipe on a machine: every "auto" gets its value here, once, before data is read or a model is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.metrics.catalogue import direction
+from finetune.models.segmented import packing_obstacle
+from finetune.planning.batch import BatchPlan, plan_batch
+from finetune.planning.deepspeed import offloads, read_deepspeed_config, resolve_deepspeed_config, zero_stage
+from finetune.planning.plan import MachinePlan, Plan, TrainingPlan
+from finetune.planning.shape import hidden_size, layer_elements, usable_positions
+from finetune.planning.tensor import check_engine, check_model
+from finetune.recipe.card import TaskCard
+from finetune.recipe.draft import DEFAULT_EPOCHS
+from finetune.recipe.recipe import Recipe
+from finetune.recipe.shelf import find_deepspeed_config
+
+MICRO_BATCHES_PER_STAGE = 4  # of a pipeline's step: then a stage is idle for at most a fifth of it
+HALF = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a recipe is resolved for. device: cpu or cuda."""
+
+    ranks: int
+    device: str
+    bf16_supported: bool
+
+
+def resolve(
+    recipe: Recipe,
+    card: TaskCard,
+    *,
+    machine: Machine,
+    config: Any,
+    model_class: Any,
+    kept: TrainingPlan | None = None,
+    zero_settings: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Pure function of its arguments and of the DeepSpeed file that the recipe names.
+
+    config: of the transformers model. model_class: the class that is built, None where it cannot be known. kept: the
+    training plan of a run that is resumed. zero_settings: what the model needs in `zero_optimization`.
+    Raises: UserError where the recipe cannot be carried out on this machine.
+    """
+    training = kept or _training(recipe, card, machine, config, model_class)
+    if training.precision == "fp16" and machine.device == "cpu":
+        raise UserError("fp16 needs a GPU", where="training.precision", remedy="use fp32 or bf16 on a CPU")
+    _check_ranks(recipe, machine.ranks)
+    batch = _batch(recipe, card, machine.ranks)
+    deepspeed = _deepspeed(recipe, training.precision, batch, config, zero_settings)
+    check_engine(recipe.parallel.tensor, None if deepspeed is None else zero_stage(deepspeed))
+    check_model(config, recipe.parallel.tensor)
+    optimizer = training.optimizer
+    if optimizer == "adamw" and offloads(deepspeed) and machine.device == "cuda":
+        optimizer = "deepspeed_cpu_adam"
+    return Plan(
+        recipe,
+        training,
+        MachinePlan(
+            ranks=machine.ranks,
+            device=machine.device,
+            engine="pipeline" if recipe.parallel.pipeline > 1 else "ddp" if deepspeed is None else "deepspeed",
+            deepspeed=deepspeed,
+            batch=batch,
+            optimizer=optimizer,
+            weights_dtype=weights_dtype(recipe, training.precision),
+            tensor=recipe.parallel.tensor,
+            pipeline=recipe.parallel.pipeline,
+        ),
+    )
+
+
+def _training(recipe: Recipe, card: TaskCard, machine: Machine, config: Any, model_class: Any) -> TrainingPlan:
+    training, evaluation = recipe.training, recipe.evaluation
+    precision = training.precision
+    if precision == "auto":
+        precision = "bf16" if machine.device == "cuda" and machine.bf16_supported else "fp32"
+    packing = _packing(recipe, card, config, model_class)
+    window: int | str | None = recipe.data.balance_window
+    if window == "auto":
+        window = card.balance_window if packing == "none" else None
+    best = evaluation.best or card.best
+    return TrainingPlan(
+        precision=precision,
+        batch_norm=_batch_norm(recipe),
+        optimizer=training.optimizer,
+        epochs=None if training.steps else training.epochs or DEFAULT_EPOCHS,
+        steps=training.steps,
+        metrics=card.default_metrics if evaluation.metrics is None else tuple(evaluation.metrics),
+        best_metric=best,
+        best_mode=direction(best) if evaluation.best_mode == "auto" else evaluation.best_mode,
+        packing=packing,
+        capacity=0 if packing == "none" else _capacity(recipe, config),
+        balance_window=None if window is None else int(window),
+    )
+
+
+def _batch_norm(recipe: Recipe) -> str:
+    """auto: frozen for pretrained weights (their statistics saw far more data), else synchronized."""
+    chosen = recipe.model.batch_norm
+    if chosen == "auto":
+        chosen = "frozen" if recipe.model.init == "pretrained" else "synchronised"
+    return chosen.replace("synchronised", "synchronized")
+
+
+def _packing(recipe: Recipe, card: TaskCard, config: Any, model_class: Any) -> str:
+    """auto: the task's own way where the model can, else none. Raises: UserError if it must, and cannot."""
+    asked = recipe.data.packing
+    packing = card.packing if asked == "auto" else asked
+    obstacle = None if packing == "none" else packing_obstacle(model_class, config, recipe.model.attention)
+    if obstacle is None:
+        return packing
+    if asked != "auto":
+        raise obstacle
+    return "none"
+
+
+def _capacity(recipe: Recipe, config: Any) -> int:
+    """auto: the longest example that the recipe and the model's positions allow."""
+    asked = recipe.data.capacity
+    if asked != "auto":
+        return asked
+    return usable_positions(int(getattr(recipe.options, "max_length", 0)), config)
+
+
+def weights_dtype(recipe: Recipe, precision: str) -> str:
+    """auto: float32, unless DeepSpeed computes in bfloat16 or float16, which then casts anyhow and keeps its own float32
+    masters; loading in that type halves the memory of the start.
+    """
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype
+    return "float32" if recipe.parallel.deepspeed == "none" else HALF.get(precision, "float32")
+
+
+def _check_ranks(recipe: Recipe, ranks: int) -> None:
+    split, speeds = recipe.parallel.split, recipe.parallel.rank_speed
+    if ranks % split:
+        raise UserError(
+            f"{ranks} ranks are no multiple of the {split} that hold a model together",
+            where="parallel.tensor" if recipe.parallel.tensor > 1 else "parallel.pipeline",
+            remedy=f"start {split}, {2 * split}, ... ranks (--processes)",
+        )
+    if isinstance(speeds, list) and len(speeds) != ranks // split:
+        copies = "ranks" if split == 1 else f"copies of the model ({split} ranks each)"
+        raise UserError(
+            f"parallel.rank_speed has {len(speeds)} entries for {ranks // split} {copies}",
+            where="parallel.rank_speed",
+            remedy="give one relative speed for each, or auto",
+        )
+
+
+def _batch(recipe: Recipe, card: TaskCard, ranks: int) -> BatchPlan:
+    stages = recipe.parallel.pipeline
+    return plan_batch(
+        recipe.training.global_batch,
+        ranks // recipe.parallel.split,
+        recipe.parallel.micro_batch,
+        card.micro_batch,
+        at_least=MICRO_BATCHES_PER_STAGE * stages if stages > 1 else 1,
+    )
+
+
+def _deepspeed(
+    recipe: Recipe, precision: str, batch: BatchPlan, config: Any, zero_settings: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    name = recipe.parallel.deepspeed
+    if name == "none":
+        return None
+    resolved = resolve_deepspeed_config(
+        read_deepspeed_config(find_deepspeed_config(name)),
+        batch=batch,
+        precision=precision,
+        max_grad_norm=recipe.training.max_grad_norm,
+        hidden_size=hidden_size(config),
+        layer_elements=layer_elements(config),
+        zero_settings=zero_settings,
+        tensor=recipe.parallel.tensor,
+    )
+    if zero_stage(resolved) == 0 and precision != "fp32":
+        raise UserError(
+            f"ZeRO stage 0 under DeepSpeed in {precision} keeps flat master copies that no checkpoint can name",
+            where="parallel.deepspeed",
+            remedy="use zero1, zero2 or zero3, or none (DistributedDataParallel)",
+        )
+    return resolved
