@@ -55,7 +55,9 @@ class Evaluator:
         Raises: UserError for a split without examples; TrainingFailed if an id is missing or came twice.
         """
         if not len(examples):
-            raise UserError(f"the split {split} has no usable example to evaluate", remedy="Check the data's path and columns.")
+            raise UserError(
+                f"the split {split} has no usable example to evaluate", remedy="Check the data's path and columns."
+            )
         session = self.engine.session
         assignment = self.assign(examples, speeds)
         tally = None

@@ -10,7 +10,6 @@ from finetune.recipe.card import TaskCard
 from finetune.recipe.section import Section
 
 
-
 class CausalLMOptions(Section):
     format: Literal["auto", "alpaca", "prompt_completion", "messages", "text"] = Field(
         default="auto", description="What a row is; auto: by the columns that it has."

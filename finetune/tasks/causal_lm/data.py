@@ -79,7 +79,7 @@ def _batch(
 ) -> Batch:
     targets: dict[str, Any] = {}
     if labels is not None:
-        targets = supervised_targets(labels)
+        targets.update(supervised_targets(labels))
         targets["units"] = len(targets["target_ids"])
     return Batch(
         ids=tuple(int(example["id"]) for example in examples),

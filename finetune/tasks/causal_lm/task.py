@@ -146,9 +146,7 @@ class CausalLM:
             return [{"text": reply} for reply in replies]
         expected = [row[start:] for row, start in zip(rows, starts, strict=True)]
         texts = tokenizer.batch_decode(expected, skip_special_tokens=True)
-        return [
-            {"text": reply, "reference_text": text.strip()} for reply, text in zip(replies, texts, strict=True)
-        ]
+        return [{"text": reply, "reference_text": text.strip()} for reply, text in zip(replies, texts, strict=True)]
 
     def sample(
         self,

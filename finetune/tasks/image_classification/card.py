@@ -11,7 +11,6 @@ from finetune.recipe.section import Section
 from finetune.tasks.class_metrics import DEFAULT_METRICS, METRICS
 
 
-
 class ImageClassificationOptions(Section):
     image_size: int | None = Field(
         default=None, ge=1, description="Edge in pixels of the square that the model sees. Default: the model's own."

@@ -28,7 +28,7 @@ class ImageWithLabel:
         self.mixup, self.cutmix = mixup, cutmix
 
     def __call__(self, row: Row, example_id: int) -> dict[str, Any]:
-        example = {
+        example: dict[str, Any] = {
             "pixel_values": self.pixels(row["image"], example_id),
             "label": self.labels.index(row["label"]),
             "place": self.table.place(example_id),

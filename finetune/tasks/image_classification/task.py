@@ -102,9 +102,7 @@ class ImageClassification:
         counts = class_counts((example["label"] for example in checked), artifacts.labels)
         facts[f"{table.name} classes"] = counts
         ids = checked.ids.tolist()
-        transform = image_transform(
-            artifacts, augment=options.augment if training else "none", seed=plan.recipe.seed
-        )
+        transform = image_transform(artifacts, augment=options.augment if training else "none", seed=plan.recipe.seed)
         mixup, cutmix = (options.mixup, options.cutmix) if training else (0.0, 0.0)
         decode = ImageWithLabel(transform, artifacts.classes.lookup, table, ids, mixup, cutmix)
         return ImageExamples(table, ids, decode, [height * width] * len(checked))

@@ -10,7 +10,6 @@ from finetune.recipe.card import TaskCard
 from finetune.recipe.section import Section
 
 
-
 class ObjectDetectionOptions(Section):
     image_size: int | None = Field(
         default=None,

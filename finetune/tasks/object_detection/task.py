@@ -94,9 +94,7 @@ class ObjectDetection:
         trained = None
         if recipe.model.init == "pretrained" and not options.new_head:
             trained = trained_labels(config, HEAD)
-        classes = choose_classes(
-            class_names_of(tables["train"]), options.labels, trained, where=recipe.model.source
-        )
+        classes = choose_classes(class_names_of(tables["train"]), options.labels, trained, where=recipe.model.source)
         size = output_size(processor, config)
         assert size is not None, "load_processor promises one size"
         return TaskArtifacts(CARD.name, options, processor, classes, {"image_size": list(size)})
@@ -205,9 +203,7 @@ class ObjectDetection:
         losses = [loss.item() for loss in detection_losses(outputs.loss, labels)]
         rows = zip(batch.ids, losses, box_units(labels), batch.targets["objects"], strict=True)
         return [
-            Score(
-                id, loss, units, {"objects": objects}, {"expected": _count_classes(artifacts, objects["labels"])}
-            )
+            Score(id, loss, units, {"objects": objects}, {"expected": _count_classes(artifacts, objects["labels"])})
             for id, loss, units, objects in rows
         ]
 

@@ -162,8 +162,7 @@ class Preference:
         if len(texts) == count:
             return [Answer(id, shown={"reply": texts[row]}) for row, id in enumerate(batch.ids)]
         return [
-            Answer(id, shown={"chosen": texts[row], "rejected": texts[row + count]})
-            for row, id in enumerate(batch.ids)
+            Answer(id, shown={"chosen": texts[row], "rejected": texts[row + count]}) for row, id in enumerate(batch.ids)
         ]
 
     def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:

@@ -10,7 +10,6 @@ from finetune.recipe.card import TaskCard
 from finetune.recipe.section import Section
 
 
-
 class Seq2SeqOptions(Section):
     prefix: str = Field(default="", description='Put before every source, such as "translate German to English: ".')
     max_source_length: int = Field(

@@ -41,9 +41,7 @@ def _tokenize(tokenizer: Any, texts: list[str], *, as_target: bool) -> list[list
         return []
     encoded = tokenizer(text_target=texts, verbose=False) if as_target else tokenizer(texts, verbose=False)
     eos = tokenizer.eos_token_id
-    return [
-        list(ids) if eos is None or (ids and ids[-1] == eos) else [*ids, eos] for ids in encoded["input_ids"]
-    ]
+    return [list(ids) if eos is None or (ids and ids[-1] == eos) else [*ids, eos] for ids in encoded["input_ids"]]
 
 
 def _within_limits(ids: dict[str, list[int]], limits: dict[str, int], on_long: str) -> dict[str, Any] | BadRow:

@@ -16,6 +16,7 @@ from finetune.data.table import Row
 from finetune.models.losses import IGNORE
 from finetune.tasks.text.inputs import encode_each
 
+
 class WordEncoder:
     """Rows -> {"input_ids", "token_type_ids" if the model takes them, "firsts": [words]}, and with targets also
     "labels": [tokens] and "tags": [words]. Picklable.
@@ -38,7 +39,7 @@ class WordEncoder:
         read = encode_each(rows, lambda row: self._read(row, with_targets))
         texts = [" ".join(item[0]) for item in read if not isinstance(item, BadRow)]
         tokens = iter(self._tokenize(texts))
-        return [item if isinstance(item, BadRow) else self._example(*item, next(tokens)) for item in read]
+        return [item if isinstance(item, BadRow) else self._example(item[0], item[1], next(tokens)) for item in read]
 
     def _read(self, row: Row, with_targets: bool) -> tuple[list[str], list[int] | None]:
         words = word_list(row.get("tokens"), "tokens")
@@ -74,7 +75,7 @@ class WordEncoder:
                 firsts[word] = position
         if all(first < 0 for first in firsts):
             return BadRow("not one of the words becomes a token")
-        kept = {key: encoded[key] for key in ("input_ids", "token_type_ids") if key in encoded}
+        kept: dict[str, Any] = {key: encoded[key] for key in ("input_ids", "token_type_ids") if key in encoded}
         if tags is None:
             return {**kept, "firsts": firsts}
         return {**kept, "labels": self._labels(owners, firsts, tags), "firsts": firsts, "tags": tags}

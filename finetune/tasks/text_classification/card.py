@@ -11,7 +11,6 @@ from finetune.recipe.section import Section
 from finetune.tasks.class_metrics import DEFAULT_METRICS, METRICS
 
 
-
 class TextClassificationOptions(Section):
     problem: Literal["single_label", "multi_label"] = Field(
         default="single_label", description="One label an example, or any number (a list, or text with | between)."
