@@ -184,7 +184,7 @@ class ObjectDetection:
 
         from finetune.models.adapters import add_adapter
         from finetune.models.batchnorm import freeze_batchnorm
-        from finetune.models.detection import class_modules, defer_loss, family_of, lower_prior
+        from finetune.models.detection import cast_inputs, class_modules, defer_loss, family_of, lower_prior
         from finetune.models.load import choose_dtype, load_config, load_model
 
         recipe = kit.recipe
@@ -203,6 +203,7 @@ class ObjectDetection:
         if loading.new_head and not family_of(model).softmax:
             lower_prior(model, loading.new_head)
         defer_loss(model)
+        cast_inputs(model)
         if recipe.adapter is not None:
             model = add_adapter(model, recipe.adapter, None, class_modules(model), seed=recipe.seed)
         return model
