@@ -286,13 +286,23 @@ class ObjectDetection:
             row = {"id": str(prediction.id), "input": str(shown["image"])}
             row |= {"expected": str(shown["expected"]), "predicted": str(shown["predicted"])}
             if kit.pictures is not None:
-                drawn = draw_detections(
-                    example["pixel_values"], kit.processor, example["size"], example["objects"],
-                    prediction.values["detections"], kit.labels or [], CLEAR,
-                )  # fmt: skip
-                row["picture"] = str(save_picture(drawn, kit.pictures / f"{prediction.id}.png"))
+                row |= _drawn(kit, example, prediction)
             rows.append(row)
         return rows
+
+
+def _drawn(kit: Kit, example: dict[str, Any], prediction: Prediction) -> dict[str, str]:
+    """{"picture": file}. A failure is this rank's alone, after the model has answered: it ends the drawing, no more."""
+    assert kit.pictures is not None
+    try:
+        drawn = draw_detections(
+            example["pixel_values"], kit.processor, example["size"], example["objects"],
+            prediction.values["detections"], kit.labels or [], CLEAR,
+        )  # fmt: skip
+        return {"picture": str(save_picture(drawn, kit.pictures / f"{prediction.id}.png"))}
+    except Exception as error:
+        kit.undrawn, kit.pictures = f"{type(error).__name__}: {error}", None
+        return {}
 
 
 class _Verifier:
