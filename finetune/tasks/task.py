@@ -77,7 +77,8 @@ class Kit:
     notes: lines to be told before the first step, such as of examples that were cut.
     labels: class names in order of their index, if the task has classes. metric_options: keyword arguments of MetricSet.
     packing: none, padding_free or packed; capacity: tokens of a micro-batch then. pictures: the folder in which `sample`
-    may write pictures, named in its rows under "picture"; None on ranks that write nothing.
+    may write pictures, named in its rows under "picture"; None on ranks that write nothing. undrawn: why there are none
+    although there was a folder; "" while they can be drawn.
     class_weights: of each class in the training loss.
     """
 
@@ -92,6 +93,7 @@ class Kit:
     packing: str = "none"
     capacity: int = 0
     pictures: Path | None = None
+    undrawn: str = ""
     class_weights: list[float] | None = None
 
 

@@ -186,7 +186,7 @@ class ObjectDetection:
 
         from finetune.models.adapters import add_adapter
         from finetune.models.batchnorm import freeze_batchnorm
-        from finetune.models.detection import class_modules, defer_loss, family_of, lower_prior
+        from finetune.models.detection import cast_inputs, class_modules, defer_loss, family_of, lower_prior
         from finetune.models.load import choose_dtype, load_config, load_model
 
         recipe = kit.recipe
@@ -205,6 +205,7 @@ class ObjectDetection:
         if loading.new_head and not family_of(model).softmax:
             lower_prior(model, loading.new_head)
         defer_loss(model)
+        cast_inputs(model)
         if recipe.adapter is not None:
             model = add_adapter(model, recipe.adapter, None, class_modules(model), seed=recipe.seed)
         return model
@@ -287,13 +288,23 @@ class ObjectDetection:
             row = {"id": str(prediction.id), "input": str(shown["image"])}
             row |= {"expected": str(shown["expected"]), "predicted": str(shown["predicted"])}
             if kit.pictures is not None:
-                drawn = draw_detections(
-                    example["pixel_values"], kit.processor, example["size"], example["objects"],
-                    prediction.values["detections"], kit.labels or [], CLEAR,
-                )  # fmt: skip
-                row["picture"] = str(save_picture(drawn, kit.pictures / f"{prediction.id}.png"))
+                row |= _drawn(kit, example, prediction)
             rows.append(row)
         return rows
+
+
+def _drawn(kit: Kit, example: dict[str, Any], prediction: Prediction) -> dict[str, str]:
+    """{"picture": file}. A failure is this rank's alone, after the model has answered: it ends the drawing, no more."""
+    assert kit.pictures is not None
+    try:
+        drawn = draw_detections(
+            example["pixel_values"], kit.processor, example["size"], example["objects"],
+            prediction.values["detections"], kit.labels or [], CLEAR,
+        )  # fmt: skip
+        return {"picture": str(save_picture(drawn, kit.pictures / f"{prediction.id}.png"))}
+    except Exception as error:
+        kit.undrawn, kit.pictures = f"{type(error).__name__}: {error}", None
+        return {}
 
 
 class _Verifier:
