@@ -38,7 +38,7 @@ def train_blind(*arguments):
 
 def train_without_samples(*arguments):
     """Samples raise on rank 0 alone."""
-    broken = mock.patch("finetune.tasks.object_detection.ObjectDetection.sample", side_effect=ValueError("broken"))
+    broken = mock.patch("finetune.tasks.object_detection.task.ObjectDetection.sample", side_effect=ValueError("broken"))
     if os.environ["RANK"] == "0":
         broken.start()
     try:
