@@ -55,7 +55,8 @@ def train(
     if summary.get("best_value") is not None:
         notify(f"best    {summary['best_metric']} {summary['best_value']:.4f} at step {summary['best_step']}")
     notify(f"model   {run.model}")
-    notify(f"report  {run.report_file}")
+    if run.report_file.is_file():
+        notify(f"report  {run.report_file}")
 
 
 def is_worker() -> bool:

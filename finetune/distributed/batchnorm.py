@@ -45,6 +45,8 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         group, ranks = self.process_group, 1
         if dist.is_available() and dist.is_initialized():
             ranks = dist.get_world_size(group)
+        if not self.training and self.running_mean is not None:
+            return self._with_running_statistics(input)
         if not self.training or (ranks == 1 and not self.dummy):
             return super().forward(input)
         self._check_input_dim(input)
@@ -56,6 +58,16 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
             var = torch.where(nothing, self.running_var.to(var), var)
         share = torch.zeros_like(count) if self.dummy else 1 / count.clamp(min=1)
         return _Normalise.apply(input, self.weight, self.bias, mean, var, share, self.eps, group, ranks)
+
+    def _with_running_statistics(self, input: Tensor) -> Tensor:
+        """As torch does it, which refuses half-precision weights beside statistics in float32 (see `_apply`)."""
+        self._check_input_dim(input)
+        assert self.running_mean is not None
+        weight, bias = (
+            _widen(tensor) if tensor is not None and self.running_mean.dtype not in _HALF else tensor
+            for tensor in (self.weight, self.bias)
+        )
+        return F.batch_norm(input, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps)
 
     @torch.no_grad()
     def _update(self, mean: Tensor, var: Tensor, count: Tensor) -> None:

@@ -3,12 +3,16 @@
 torch's profiler sees every kernel of a GPU, every operator of a CPU, and every collective (NCCL's kernels, gloo's
 ranges). A collective lasts from when this rank joins it until all have: waiting for a slower peer is in it. What hides
 behind computing costs nothing, so only the rest is told: the collectives' time outside of all computing.
+
+Kineto's raw events are no public API: this module alone reads them, and what they lack, or whatever else fails while
+tracing, ends the measuring and nothing else.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,19 +37,41 @@ class Trace:
 
 
 class Tracer:
-    """`start` before a step, `stop` after it. Each rank traces for itself; there is no communication."""
+    """`start` before a step, `stop` after it. Each rank traces for itself; there is no communication.
+
+    Neither raises. failure: why this rank measures nothing any more; "" while it can.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._profile: Any = None
         self._began = self._cost = 0.0
+        self.failure = ""
 
     @property
     def running(self) -> bool:
         return self._profile is not None
 
     def start(self) -> None:
-        """What is under way on the device is finished first."""
+        """What is under way on the device is finished first. Does nothing once tracing has failed."""
+        if self.failure:
+            return
+        try:
+            self._start()
+        except Exception as error:
+            self._give_up(error)
+
+    def stop(self) -> Trace | None:
+        """What happened since `start`; None where the profiler saw nothing (no permission for a GPU's counters) or
+        tracing failed.
+        """
+        try:
+            return self._stop()
+        except Exception as error:
+            self._give_up(error)
+            return None
+
+    def _start(self) -> None:
         began = time.perf_counter()
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would write a line to stderr for each trace
         gpu = self.device.type == "cuda"
@@ -55,8 +81,7 @@ class Tracer:
         self._began = time.perf_counter()
         self._cost = self._began - began
 
-    def stop(self) -> Trace | None:
-        """What happened since `start`; None where the profiler saw nothing (no permission for a GPU's counters)."""
+    def _stop(self) -> Trace | None:
         self._finish_kernels()
         ended = time.perf_counter()
         done, self._profile = self._profile, None
@@ -72,6 +97,14 @@ class Tracer:
         share = min(busy / 1e9 / length, 1.0) if self.device.type == "cuda" else 1.0 - in_the_open
         cost = self._cost + time.perf_counter() - ended + EVENT_SECONDS * len(events)
         return Trace(share, in_the_open, cost)
+
+    def _give_up(self, error: Exception) -> None:
+        """A profiler that is left running would slow down every step to come."""
+        self.failure = f"{type(error).__name__}: {error}"
+        left, self._profile = self._profile, None
+        if left is not None:
+            with suppress(Exception):
+                left.stop()
 
     def _finish_kernels(self) -> None:
         if self.device.type == "cuda":
@@ -89,7 +122,9 @@ def covered(spans: np.ndarray) -> float:
 
 
 def _on_gpu(events: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Spans, in ns, of kernels and copies, and of NCCL's kernels."""
+    """Spans, in ns, of kernels and copies, and of NCCL's kernels. Raises: AttributeError under torch 2.11, whose events do
+    not say which of them are mere annotations.
+    """
     kernels: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
     for event in events:
         if event.device_type() == torch.autograd.DeviceType.CUDA and event.activity_type() not in NO_WORK:

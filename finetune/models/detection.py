@@ -7,7 +7,7 @@ the local batch. Here the loss is put off: `defer_loss` makes the forward pass k
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,36 @@ def detect(model: Any, inputs: dict[str, Any]) -> DetectionOutputs:
     family = getattr(model, "module", model).loss_function.family
     deferred = outputs.loss_dict["deferred"] if "labels" in inputs else None
     return DetectionOutputs(outputs.logits, outputs.pred_boxes, family, deferred)
+
+
+def cast_inputs(model: Any) -> None:
+    """From now on, wherever weights are half precision, so are the tensors passed to the modules that hold them.
+
+    Detectors make some tensors in float32 whatever their weights are: denoising boxes and their attention mask (RT-DETR,
+    D-FINE), sine embeddings of boxes (DAB-DETR). With float32 weights, nothing is cast.
+    """
+    for module in model.modules():
+        weight = next((one for one in module.parameters() if one.is_floating_point()), None)
+        if weight is not None:
+            module.register_forward_pre_hook(_caster(weight), with_kwargs=True)
+
+
+def _caster(weight: torch.Tensor) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
+    """A hook that asks for the weight's dtype at each call: DeepSpeed casts weights in place once the model is built."""
+    import torch
+
+    def cast(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        dtype = weight.dtype
+        if dtype not in (torch.bfloat16, torch.float16):
+            return None
+        values = [*arguments, *named.values()]
+        if not any(isinstance(value, torch.Tensor) and value.dtype == torch.float32 for value in values):
+            return None
+        made = [v.to(dtype) if isinstance(v, torch.Tensor) and v.dtype == torch.float32 else v for v in values]
+        count = len(arguments)
+        return tuple(made[:count]), dict(zip(named, made[count:], strict=True))
+
+    return cast
 
 
 def box_units(targets: Sequence[dict[str, Any]]) -> list[int]:

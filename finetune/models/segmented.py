@@ -9,7 +9,9 @@ Shapes: B = 1 (packed), H heads, K key-value heads, T tokens of all segments, D 
 
 from __future__ import annotations
 
+import inspect
 import itertools
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +108,10 @@ def segmented_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     causal = bool(getattr(module, "is_causal", True))
-    if dropout == 0.0 and _has_kernel(query):
+    dtype = _kernel_dtype(query)
+    if dropout == 0.0 and dtype is not None:
         longest = int(options["max_length_q"])
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         return _varlen(query, key, value, borders, longest, scaling, sliding_window, causal), None
     parts = []
     for start, end in _spans(borders):
@@ -126,10 +130,28 @@ def segmented_attention(
     return torch.cat(parts, dim=1), None
 
 
-def _has_kernel(query: torch.Tensor) -> bool:
-    """Whether torch's variable-length flash attention takes it: half precision, heads up to 256, Ampere or newer."""
-    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    return half and query.shape[-1] <= 256 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+def _kernel_dtype(query: torch.Tensor) -> torch.dtype | None:
+    """The dtype in which torch's variable-length flash attention computes this: half precision, heads up to 256, Ampere or
+    newer; None where it does not support it. As SDPA does, it follows autocast, under which rotary embeddings leave query
+    and key in float32 beside a value in half precision.
+    """
+    if query.shape[-1] > 256 or not _has_ampere(query.device):
+        return None
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    return dtype if dtype in (torch.float16, torch.bfloat16) else None
+
+
+def _has_ampere(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _takes_enable_gqa(varlen_attn: Callable[..., Any]) -> bool:
+    """torch 2.12 and later want to be told of fewer key-value heads; torch 2.11 has no such argument, and its kernel
+    takes them as they are.
+    """
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _spans(borders: torch.Tensor) -> list[tuple[int, int]]:
@@ -154,10 +176,13 @@ def _varlen(
     window: int | None,
     causal: bool,
 ) -> torch.Tensor:
-    """One call of torch's own variable-length flash attention for all segments: no wheel of its own needed."""
+    """One call of torch's own variable-length flash attention for all segments. query, key, value: half precision, of one
+    dtype.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     left = -1 if window is None else window - 1
+    grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if _takes_enable_gqa(varlen_attn) else {}
     queries, keys, values = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     out = varlen_attn(
         queries,
@@ -169,7 +194,7 @@ def _varlen(
         longest,
         scale=scaling,
         window_size=(left, 0) if causal else (left, left),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     assert isinstance(out, torch.Tensor)
     return out.unsqueeze(0)

@@ -7,7 +7,6 @@ Tasks have no state: everything that they derived from the data is in the TaskAr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -20,6 +19,7 @@ from finetune.recipe.card import TaskCard
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Batch, Score
 from finetune.tasks.facts import Facts
+from finetune.tasks.vision.drawing import Pictures
 
 Encoded = dict[str, Any] | BadRow
 Datasets = dict[str, Examples]
@@ -92,12 +92,12 @@ class Task(Protocol):
         examples: Sequence[dict[str, Any]],
         *,
         synced: bool,
-        pictures: Path | None = None,
+        pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """A few examples in full, for the report: [{"id", "input", "expected", "predicted"}].
 
-        All ranks call it with the same examples. synced: generate in lockstep (ZeRO-3). pictures: the folder that
-        pictures may be written to, named in the rows under "picture"; None on ranks that write nothing.
+        All ranks call it with the same examples. synced: generate in lockstep (ZeRO-3). pictures: where
+        pictures may be saved, named in the rows under "picture"; None on ranks that write nothing.
         """
         ...
 

@@ -241,14 +241,30 @@ class Loop:
         count = min(self.recipe.evaluation.samples, len(examples))
         if not count:
             return
-        self.engine.model.eval()
         chosen = [examples[index] for index in range(count)]
-        shown = self.task.sample(self.kit, self.engine.whole, chosen, synced=self.session.shards_weights)
-        self.engine.model.train()
+        telemetry = self.step_logger.telemetry
+        if self._sampling_communicates:  # a rank that goes on alone would leave the others waiting
+            shown = self._sample(chosen)
+        else:
+            shown = telemetry.run("showing samples", lambda: self._sample(chosen), [])
+        if self.kit.undrawn:
+            telemetry.switch_off("drawing samples", self.kit.undrawn)
         if self.session.is_main and shown:
             columns = ["when", *shown[0]]
             rows = [[when, *sample.values()] for sample in shown]
             self.listener.table("samples", step=self.progress.step, columns=columns, rows=rows)
+
+    @property
+    def _sampling_communicates(self) -> bool:
+        """Whether ranks need each other for the answers of the model: they hold parts of it."""
+        return self.session.shards_weights or self.session.split > 1 or self.engine.whole is not self.engine.module
+
+    def _sample(self, chosen: list[Any]) -> list[dict[str, str]]:
+        self.engine.model.eval()
+        try:
+            return self.task.sample(self.kit, self.engine.whole, chosen, synced=self.session.shards_weights)
+        finally:
+            self.engine.model.train()
 
     def _save(self, improved: bool) -> None:
         self.engine.align_buffers()

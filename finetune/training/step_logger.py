@@ -12,6 +12,7 @@ import torch
 from finetune.distributed.session import Session
 from finetune.events import Listener
 from finetune.training.step import StepResult
+from finetune.training.telemetry import Telemetry
 from finetune.training.timing import Timing, advise
 
 ADVICE_AFTER = 20.0  # seconds of training: what is over sooner needs none
@@ -23,6 +24,7 @@ class StepLogger:
     def __init__(self, session: Session, listener: Listener, log_every: int) -> None:
         self.session, self.listener, self.log_every = session, listener, log_every
         self.timing = Timing(session, log_every)
+        self.telemetry = Telemetry(listener.message if session.is_main else None)
         self._advised: set[str] = set()
         self._units = self._padding = self._positions = 0
         self._seconds = self._whole = 0.0
@@ -39,8 +41,9 @@ class StepLogger:
             **figures,
             "units_per_second": self._units / max(self._seconds, 1e-9),
             "padding_share": self._padding / max(self._positions, 1),
-            "memory_bytes": float(_memory_bytes(self.session.device)),
         }
+        memory = self.telemetry.run("measuring memory", lambda: _memory_bytes(self.session.device), 0)
+        now |= {"memory_bytes": float(memory)} if memory else {}
         if self.session.is_main:
             self.listener.step(step=step, epoch=epoch, progress=now)
         if step % self.log_every == 0 or step == 1 or last:
@@ -52,14 +55,19 @@ class StepLogger:
         self.listener.row({"step": step, "epoch": round(epoch, 6), "split": split, **finite, "time": time.time()})
 
     def _log(self, step: int, epoch: float, now: dict[str, float]) -> None:
-        told = self.timing.summarise(step)
+        ranks = self.timing.gather()  # outside of what may fail: every rank takes part
+        nothing: dict[str, float] = {}
+        told = self.telemetry.run("timing steps", lambda: self.timing.summarise(step, ranks), nothing)
         self._whole += self._seconds
         self._units = self._padding = self._positions = 0
         self._seconds = 0.0
         if not self.session.is_main:
             return
+        if self.timing.failure:
+            self.telemetry.switch_off("measuring where a step's seconds go", self.timing.failure)
         self.row(step, epoch, "train", {**now, **told})
-        advice = advise(told) if step > self.log_every and self._whole >= ADVICE_AFTER else None
+        late = told and step > self.log_every and self._whole >= ADVICE_AFTER
+        advice = self.telemetry.run("advice on speed", lambda: advise(told), None) if late else None
         if advice and advice[0] not in self._advised:
             self._advised.add(advice[0])
             self.listener.message(advice[1])

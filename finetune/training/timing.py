@@ -21,6 +21,9 @@ ADVICE = {
 BUBBLE = "is waiting for the neighbouring stage (the bubble): a smaller parallel.micro_batch, or a larger global batch"
 
 
+Seen = tuple[float, float, float, Trace | str | None]  # data, wall, idle, and the trace or why there is none
+
+
 class Timing:
     """Seconds of this rank since the last log row, and how its latest traced step shared them out.
 
@@ -35,6 +38,7 @@ class Timing:
         self.data = self.wall = 0.0
         self.idle = 0.0  # waiting for neighbours in a pipeline
         self.steps = 0
+        self.failure = ""  # why nothing is traced any more, and on which rank; the same on all ranks
         self._tracer = Tracer(session.device)
         worth_it = session.world_size > 1 or session.device.type == "cuda"
         self._next_trace = float(FIRST_TRACE) if worth_it else math.inf
@@ -56,28 +60,42 @@ class Timing:
         if self._tracer.running:
             self._fresh = self._tracer.stop()
             self.own_seconds = None if self._fresh is None else wall * (1 - self._fresh.communicating)
+        elif self._tracer.failure:
+            self.own_seconds = None
         self.wall, self.data, self.idle = self.wall + wall, self.data + data, self.idle + idle
         self.steps += 1
         return time.perf_counter() - started
 
-    def summarise(self, step: int) -> dict[str, float]:
-        """Means a step over all ranks since the last call, which also clears. All ranks call it, after step `step`."""
-        ranks = self.session.all_gather((self.data, self.wall, self.idle, self._fresh))
+    def gather(self) -> list[Seen]:
+        """What every rank saw since the last call, which also clears. All ranks call it."""
+        seen = (self.data, self.wall, self.idle, self._tracer.failure or self._fresh)
+        self.data = self.wall = self.idle = 0.0
+        self._fresh = None
+        return self.session.all_gather(seen)
+
+    def summarise(self, step: int, ranks: list[Seen]) -> dict[str, float]:
+        """Means per step over all ranks since the last call, after step `step`, of what `gather` gave."""
         steps, count = max(self.steps, 1), len(ranks)
+        self.steps = 0
         wall = sum(wall for _, wall, *_ in ranks) / count / steps
         told = {
             "step_seconds": max(wall for _, wall, *_ in ranks) / steps,
             "data_seconds": sum(data for data, *_ in ranks) / count / steps,
         }
+        self._note_failures([trace for *_, trace in ranks])
         if self._is_due(step):
-            self._take([trace for *_, trace in ranks if trace is not None], step, told["step_seconds"])
+            self._take([trace for *_, trace in ranks if isinstance(trace, Trace)], step, told["step_seconds"])
         if self._shares:
             told |= self._split(wall, told["data_seconds"])
         if any(idle for *_, idle, _ in ranks):
             told["bubble"] = sum(idle / max(wall, 1e-9) for _, wall, idle, _ in ranks) / count
-        self.data = self.wall = self.idle = 0.0
-        self.steps, self._fresh = 0, None
         return told
+
+    def _note_failures(self, traces: list[Trace | str | None]) -> None:
+        """Where one rank cannot trace, none does from now on, and rows have no shares."""
+        failures = [f"rank {rank}: {trace}" for rank, trace in enumerate(traces) if isinstance(trace, str)]
+        if failures and not self.failure:
+            self.failure, self._next_trace, self._shares = failures[0], math.inf, []
 
     def _is_due(self, step: int) -> bool:
         return step >= self._next_trace and step % self.log_every == 0

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from finetune.app.workers.context import plan_alone
 from finetune.data.sources.tables import open_tables
@@ -16,21 +17,29 @@ from finetune.tasks import TASKS
 from finetune.training.parameter_groups import make_optimizer
 from finetune.training.step import train_step
 from tests.contract.examples import DFINE, EXAMPLES
+from tests.unit.tasks.test_object_detection import FAMILIES
 
-ZERO = {"zero_optimization": {"stage": 2}}
 FILLED, EMPTY = (0, 1, 5), 3  # of the tiny example's eight images
 
 
-def steps(folder, name, model, stage, own, count):
+def steps(folder, name, model, stage, own, count, precision="fp32"):
     """`count` steps of a task's tiny example with the images `own[rank]` on each rank; (losses, buffers by name)."""
+    torch.manual_seed(0)
     config = None
     if stage:
         batch = plan_batch(4, len(own), "auto", 4)
-        config = resolve_deepspeed_config(ZERO, batch=batch, precision="fp32", max_grad_norm=1.0)
-    session = Session.open(config, precision="fp32", cpu=True)
+        config = resolve_deepspeed_config(
+            {"zero_optimization": {"stage": stage}}, batch=batch, precision=precision, max_grad_norm=1.0
+        )
+    session = Session.open(config, precision=precision, cpu=True)
     example = next(example for example in EXAMPLES if example.task == name)
     task = TASKS[name]
-    values = example.recipe(Path(folder) / str(session.rank), model={**example.model, **model})
+    values = example.recipe(
+        Path(folder) / str(session.rank),
+        model={**example.model, **model},
+        training={"precision": precision},
+        parallel={"deepspeed": f"zero{stage}" if stage else "none"},
+    )
     recipe = recipe_type(task.card)(**values)
     with pytest.MonkeyPatch.context() as patch:  # not longer: compiled extensions lie in the user's own cache
         patch.setenv("XDG_CACHE_HOME", str(Path(folder) / "cache"))
@@ -68,6 +77,18 @@ def test_a_rank_with_only_empty_images_keeps_step(ranks, folder, stage):
     assert one[0] == pytest.approx(other[0]) and all(math.isfinite(loss) for loss in one[0])
     assert one[0][-1] < one[0][0]
     assert one[1] == other[1] and one[1]  # BatchNorm's statistics are those of both ranks, before they are aligned
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_detectors_train_with_bf16_weights(ranks, folder, family):
+    """Under ZeRO all weights are bf16; denoising boxes and masks are made in float32 whatever they are."""
+    denoising = {"num_denoising": 8} if family in ("d_fine", "rt_detr_v2") else {}
+    model = {"source": family, "config": {**FAMILIES[family], **denoising}, "batch_norm": "frozen"}
+    pool = ranks.options(open_group=False, timeout=120)
+    arguments = (folder, "object_detection", model, 2, [(0, 1, EMPTY, 5)], 3)
+    (exact, *_), (half, *_) = (pool.run(1, steps, *arguments, precision)[0] for precision in ("fp32", "bf16"))
+    assert half[0] == pytest.approx(exact[0], rel=0.1) and half[0] != exact[0]
+    assert all(map(math.isfinite, half)) and len(set(half)) == 3
 
 
 @pytest.mark.parametrize("stage", [0, 2])

@@ -43,6 +43,7 @@ from finetune.training.checkpoint_reader import Checkpoint, check_together, chec
 from finetune.training.checkpoint_writer import abandon_newer, name_checkpoint
 from finetune.training.loop import Loop, Outcome, OutputDirs
 from finetune.training.stop import StopRequest
+from finetune.training.telemetry import Telemetry
 
 
 def work(recipe_file: str, *, sets: list[str], run_dir: Path | None, resume: str) -> None:
@@ -104,7 +105,8 @@ def _train(session: Session, loaded: LoadedRecipe, plan: Plan, run: Run, resume:
         raise
     if session.is_main:
         listener.finished(status="done", summary=summary)
-        report(run.path)
+        telemetry = Telemetry(listener.message)
+        telemetry.run("writing report.html", lambda: report(run.path), None)
 
 
 def _end(session: Session, listener: Listener, status: str) -> None:

@@ -8,7 +8,6 @@ position t is predicted from those before it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +40,7 @@ from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.generation import generate_replies
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.supervised_tokens import forward_with_loss
+from finetune.tasks.vision.drawing import Pictures
 
 
 class CausalLM:
@@ -155,7 +155,7 @@ class CausalLM:
         examples: Sequence[dict[str, Any]],
         *,
         synced: bool,
-        pictures: Path | None = None,
+        pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """The last reply of each example, generated greedily from what stands before it, beside the expected one."""
         tokenizer = artifacts.processor

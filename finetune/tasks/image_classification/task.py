@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +46,7 @@ from finetune.tasks.facts import Facts
 from finetune.tasks.image_classification.card import CARD
 from finetune.tasks.image_classification.data import ImageWithLabel, check_rows, encode_rows, image_transform
 from finetune.tasks.task import Encoded
+from finetune.tasks.vision.drawing import Pictures
 from finetune.tasks.vision.transforms import ImageExamples
 
 HEAD = "ForImageClassification"
@@ -203,7 +203,7 @@ class ImageClassification:
         examples: Sequence[dict[str, Any]],
         *,
         synced: bool,
-        pictures: Path | None = None,
+        pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """Places of images with the expected and the predicted class."""
         with eval_mode(model) as device:

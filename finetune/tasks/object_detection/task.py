@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from finetune.models.config import load_config
 from finetune.models.detection import (
     DetectionOutputs,
     box_units,
+    cast_inputs,
     class_modules,
     decode_boxes,
     defer_loss,
@@ -55,7 +56,7 @@ from finetune.tasks.object_detection.data import (
 )
 from finetune.tasks.task import Encoded
 from finetune.tasks.vision.boxes import xywh
-from finetune.tasks.vision.drawing import draw_detections, save_picture
+from finetune.tasks.vision.drawing import Pictures, draw_detections
 from finetune.tasks.vision.transforms import ImageExamples
 
 HEAD = "ForObjectDetection"
@@ -140,6 +141,7 @@ class ObjectDetection:
         if loading.new_head and not family_of(model).softmax:
             lower_prior(model, loading.new_head)
         defer_loss(model)
+        cast_inputs(model)
         if recipe.adapter is not None:
             model = add_adapter(model, recipe.adapter, None, class_modules(model), seed=recipe.seed)
         return model
@@ -218,9 +220,9 @@ class ObjectDetection:
         examples: Sequence[dict[str, Any]],
         *,
         synced: bool,
-        pictures: Path | None = None,
+        pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
-        """What each image holds, and what was found; drawn into `pictures` where that folder is given."""
+        """What each image holds, and what was found; drawn into `pictures` where it is given."""
         with eval_mode(model) as device:
             batch = self.collate(artifacts, examples).to(device)
             answers = self.decode(artifacts, self.forward(model, batch), batch)
@@ -233,18 +235,22 @@ class ObjectDetection:
                 "predicted": str(answer.shown["predicted"]),
             }
             if pictures is not None:
-                drawn = draw_detections(
-                    example["pixel_values"],
-                    artifacts.processor,
-                    example["size"],
-                    example["objects"],
-                    answer.values["detections"],
-                    artifacts.labels,
-                    CLEAR,
-                )
-                row["picture"] = str(save_picture(drawn, pictures / f"{answer.id}.png"))
+                row |= pictures.save(f"{answer.id}.png", partial(_draw, artifacts, answer, example))
             rows.append(row)
         return rows
+
+
+def _draw(artifacts: TaskArtifacts, answer: Answer, example: dict[str, Any]) -> Any:
+    """The image that the model saw, with the boxes that are there and those that it found."""
+    return draw_detections(
+        example["pixel_values"],
+        artifacts.processor,
+        example["size"],
+        example["objects"],
+        answer.values["detections"],
+        artifacts.labels,
+        CLEAR,
+    )
 
 
 def _describe(facts: Facts, table: Table, checked: Any, names: Sequence[str], size: str) -> None:

@@ -10,7 +10,6 @@ Unit of loss: one pair (KTO: one reply).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +38,7 @@ from finetune.tasks.text.generation import generate_replies
 from finetune.tasks.text.lengths import pad_rows, usable_length
 from finetune.tasks.text.preference_pairs import pair_texts
 from finetune.tasks.text.supervised_tokens import forward_with_loss, label_rows, supervised_targets
+from finetune.tasks.vision.drawing import Pictures
 
 REFERENCE, REJECTED_REFERENCE = "reference", "rejected_reference"  # columns of reference log-probabilities
 
@@ -200,7 +200,7 @@ class Preference:
         examples: Sequence[dict[str, Any]],
         *,
         synced: bool,
-        pictures: Path | None = None,
+        pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """Replies, and which of two the model prefers by its rewards (KTO: whether it likes the one)."""
         with eval_mode(model) as device:

@@ -9,7 +9,6 @@ Unit of loss: one pair.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.inputs import input_texts
 from finetune.tasks.text.lengths import pad_rows, usable_length
 from finetune.tasks.text.preference_pairs import pair_texts
+from finetune.tasks.vision.drawing import Pictures
 
 
 class RewardModel:
@@ -139,7 +139,7 @@ class RewardModel:
         examples: Sequence[dict[str, Any]],
         *,
         synced: bool,
-        pictures: Path | None = None,
+        pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """Both replies, and which one the model prefers."""
         with eval_mode(model) as device:

@@ -7,7 +7,6 @@ Unit of loss: one target token, the end of the text included.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from finetune.tasks.text.building import build_text_model
 from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.inputs import SHOWN_CHARACTERS
 from finetune.tasks.text.lengths import pad_rows, padded_width, usable_length
+from finetune.tasks.vision.drawing import Pictures
 
 
 class Seq2Seq:
@@ -179,7 +179,7 @@ class Seq2Seq:
         examples: Sequence[dict[str, Any]],
         *,
         synced: bool,
-        pictures: Path | None = None,
+        pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """Sources with the expected and the generated text."""
         with eval_mode(model) as device:

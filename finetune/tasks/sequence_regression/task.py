@@ -6,7 +6,6 @@ Shapes: B examples, L tokens (padded to the longest of the micro-batch). Unit of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from finetune.tasks.text.building import build_sequence_model
 from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.inputs import input_texts, training_texts
 from finetune.tasks.text.lengths import pad_rows, usable_length
+from finetune.tasks.vision.drawing import Pictures
 
 LOSSES: dict[str, Any] = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functional.huber_loss}
 
@@ -110,7 +110,7 @@ class SequenceRegression:
         examples: Sequence[dict[str, Any]],
         *,
         synced: bool,
-        pictures: Path | None = None,
+        pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """Texts with the expected and the predicted number."""
         with eval_mode(model) as device:

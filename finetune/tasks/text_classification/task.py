@@ -8,7 +8,6 @@ cross-entropy, so that the learning rate need not follow C.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +39,7 @@ from finetune.tasks.text.inputs import input_texts, training_texts
 from finetune.tasks.text.lengths import pad_rows, usable_length
 from finetune.tasks.text_classification.card import CARD
 from finetune.tasks.text_classification.data import encode_rows
+from finetune.tasks.vision.drawing import Pictures
 
 
 class TextClassification:
@@ -130,7 +130,7 @@ class TextClassification:
         examples: Sequence[dict[str, Any]],
         *,
         synced: bool,
-        pictures: Path | None = None,
+        pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """Texts with the expected and the predicted class."""
         with eval_mode(model) as device:

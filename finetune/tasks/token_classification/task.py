@@ -7,7 +7,6 @@ Unit of loss: one labelled token, which is one word unless options.label_on is a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.lengths import pad_rows, usable_length
 from finetune.tasks.token_classification.card import CARD
 from finetune.tasks.token_classification.data import OUTSIDE, encode_rows, input_words, tagged_text, training_texts
+from finetune.tasks.vision.drawing import Pictures
 
 HEAD = "ForTokenClassification"
 
@@ -159,7 +159,7 @@ class TokenClassification:
         examples: Sequence[dict[str, Any]],
         *,
         synced: bool,
-        pictures: Path | None = None,
+        pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """Texts with their expected and their predicted tags."""
         with eval_mode(model) as device:

@@ -1,7 +1,7 @@
 """Boxes of an image: checked against it, and carried along when the image is mirrored or cropped.
 
 Boxes are float64 [boxes, 4]. "xywh": left, top, width, height in pixels, as data and predictions write them; "corners":
-left, top, right, bottom in pixels; "centred": centre x, centre y, width, height as shares of the image, as models do.
+left, top, right, bottom in pixels; "centered": center x, center y, width, height as shares of the image, as models do.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.labels import Labels
-
-if TYPE_CHECKING:
-    import numpy as np
 
 SLACK = 1.5  # pixels that a box may reach beyond the image: annotation tools round
 LEFT_OVER = 0.25  # share of a box that a crop must keep, or the box is dropped
@@ -36,7 +35,7 @@ class Objects:
 def check_objects(objects: Any, labels: Labels, width: int, height: int) -> Objects:
     """The objects of an image of width x height pixels; those that cannot be used are in `bad`, with the reason.
 
-    A box that reaches at most 1.5 pixels beyond the image is cut at its edge without a word.
+    A box that reaches at most 1.5 pixels beyond the image is clipped at its edge.
     Raises: BadRow if `objects` has not the form {"bbox": [[x, y, w, h], ...], "category": [...]}.
     """
     boxes, categories, ids, crowds = _columns(objects)
@@ -78,7 +77,7 @@ def _corners(box: Any, width: int, height: int) -> list[float]:
         raise BadRow(f"box {box} is not [x, y, width, height]") from error
     shown = f"box [{x:g}, {y:g}, {wide:g}, {high:g}]"
     if not all(math.isfinite(value) for value in (x, y, wide, high)):
-        raise BadRow(f"{shown} holds what is no number")
+        raise BadRow(f"{shown} holds a value that is not a number")
     if wide <= 0 or high <= 0:
         raise BadRow(f"{shown} has no area")
     if min(x, y) < -SLACK or x + wide > width + SLACK or y + high > height + SLACK:
@@ -117,8 +116,6 @@ def random_window(
 
     The whole image, if ten tries find none.
     """
-    import numpy as np
-
     for _ in range(10):
         area = width * height * rng.uniform(*CROP_AREA)
         shape = float(np.exp(rng.uniform(*np.log(CROP_SHAPE)))) * width / height
@@ -132,10 +129,8 @@ def random_window(
     return 0.0, 0.0, float(width), float(height)
 
 
-def centred(corners: np.ndarray, width: float, height: float) -> np.ndarray:
-    """[[left, top, right, bottom]] in pixels -> [[centre x, centre y, width, height]] as shares: float32 [boxes, 4]."""
-    import numpy as np
-
+def center_boxes(corners: np.ndarray, width: float, height: float) -> np.ndarray:
+    """[[left, top, right, bottom]] in pixels -> [[center x, center y, width, height]] as shares: float32 [boxes, 4]."""
     middles, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
     return (np.concatenate([middles, sides], axis=1) / [width, height, width, height]).astype(np.float32)
 

@@ -1,17 +1,17 @@
-"""From an image with boxes to what a detector takes: chance changes that carry the boxes along, then the processor.
+"""From an image with boxes to what a detector takes: random augmentation that moves the boxes along, then the processor.
 
 The same (seed, epoch, example id) gives the same pixels and boxes on any rank, in any process, in any order.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance
 
 from finetune.data.images import decode_image
-from finetune.tasks.vision.boxes import Objects, centred, crop, mirror, random_window
-
-if TYPE_CHECKING:
-    import numpy as np
+from finetune.tasks.vision.boxes import Objects, center_boxes, crop, mirror, random_window
 
 BRIGHTNESS = (0.7, 1.3)
 
@@ -20,7 +20,7 @@ class DetectionTransform:
     """(image, its objects, id) -> pixels and targets. Picklable for loader processes.
 
     processor: an image processor with one fixed output size (height, width). augment: "none", "flip" or "crop_flip".
-    epoch: set by whoever walks the epochs, and part of the chance.
+    epoch: set by the loop; augmentation depends on it.
     """
 
     def __init__(self, processor: Any, size: tuple[int, int], augment: str, seed: int) -> None:
@@ -31,8 +31,6 @@ class DetectionTransform:
 
         Crowds (COCO's iscrowd) are no targets. Raises: BadRow for an image that cannot be decoded.
         """
-        import numpy as np
-
         image = decode_image(value)
         single = [index for index, crowd in enumerate(objects.crowd) if not crowd]
         corners = np.array([objects.corners[index] for index in single], np.float64).reshape(-1, 4)
@@ -47,12 +45,10 @@ class DetectionTransform:
                 window = random_window(corners, image.width, image.height, rng)
                 corners, kept = crop(corners, window)
                 corners, labels = corners[kept], labels[kept]
-        boxes = centred(corners, window[2] - window[0], window[3] - window[1])
+        boxes = center_boxes(corners, window[2] - window[0], window[3] - window[1])
         return {"pixel_values": self._process(image, window), "boxes": boxes, "class_labels": labels}
 
     def _process(self, image: Any, window: tuple[float, ...]) -> np.ndarray:
-        import numpy as np
-
         options: dict[str, Any] = {}
         if window != (0.0, 0.0, float(image.width), float(image.height)):
             height, width = self.size
@@ -62,18 +58,12 @@ class DetectionTransform:
 
 
 def _mirrored(image: Any) -> Any:
-    from PIL import Image
-
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def _brightened(image: Any, factor: float) -> Any:
-    from PIL import ImageEnhance
-
     return ImageEnhance.Brightness(image).enhance(factor)
 
 
 def _bilinear() -> Any:
-    from PIL import Image
-
     return Image.Resampling.BILINEAR

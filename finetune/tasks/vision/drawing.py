@@ -1,16 +1,16 @@
-"""Detections drawn on the image that the model saw: what is there in white, what was found in its class's colour."""
+"""Detections drawn on the image that the model saw: ground truth in white, detections in the color of their class."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+from PIL import Image, ImageDraw
 
-EDGE = 480  # pixels that a picture has at least, so that its words can be read
+EDGE = 480  # pixels that a picture has at least, so that its text can be read
 
 
 def draw_detections(
@@ -20,28 +20,46 @@ def draw_detections(
     objects: Mapping[str, Any],
     detections: Mapping[str, Any],
     names: Sequence[str],
-    clear: float,
+    min_score: float,
 ) -> Any:
     """A PIL image. pixels: float32 [3, H, W], as the processor made them. size: (width, height) that boxes refer to.
 
-    objects, detections: {"boxes": [[x, y, w, h]], "labels", "scores"}; detections below the score `clear` are left out.
+    objects, detections: {"boxes": [[x, y, w, h]], "labels", "scores"}; detections below the score `min_score` are left out.
     """
-    from PIL import ImageDraw
-
     image = _restored(pixels, processor, size)
     pen = ImageDraw.Draw(image)
     scale = image.width / size[0], image.height / size[1]
     for box in objects["boxes"]:
         pen.rectangle(_scaled(box, scale), outline="white", width=1)
     for box, label, score in zip(detections["boxes"], detections["labels"], detections["scores"], strict=True):
-        if score < clear:
+        if score < min_score:
             continue
-        corners, colour = _scaled(box, scale), _colour(label, len(names))
-        pen.rectangle(corners, outline=colour, width=2)
-        words = f"{names[label]} {score:.2f}"
-        pen.rectangle(pen.textbbox((corners[0] + 2, corners[1] + 1), words), fill=colour)
-        pen.text((corners[0] + 2, corners[1] + 1), words, fill="black")
+        corners, color = _scaled(box, scale), _color(label, len(names))
+        pen.rectangle(corners, outline=color, width=2)
+        text = f"{names[label]} {score:.2f}"
+        pen.rectangle(pen.textbbox((corners[0] + 2, corners[1] + 1), text), fill=color)
+        pen.text((corners[0] + 2, corners[1] + 1), text, fill="black")
     return image
+
+
+class Pictures:
+    """The folder of a run's pictures. A failure to draw or to save ends the drawing, and nothing else.
+
+    problem: the first failure, "" while there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.problem = folder, ""
+
+    def save(self, name: str, draw: Callable[[], Any]) -> dict[str, str]:
+        """{"picture": path} once `draw` gave an image and it was saved; {} from the first failure on."""
+        if self.problem:
+            return {}
+        try:
+            return {"picture": str(save_picture(draw(), self.folder / name))}
+        except Exception as error:
+            self.problem = f"{type(error).__name__}: {error}"
+            return {}
 
 
 def save_picture(image: Any, path: Path) -> Path:
@@ -54,9 +72,6 @@ def save_picture(image: Any, path: Path) -> Path:
 
 def _restored(pixels: np.ndarray, processor: Any, size: Sequence[int]) -> Any:
     """The image behind the pixels, in the shape of the original, at least EDGE pixels wide."""
-    import numpy as np
-    from PIL import Image
-
     values = pixels.transpose(1, 2, 0)
     if getattr(processor, "do_normalize", False):
         values = values * np.asarray(processor.image_std) + np.asarray(processor.image_mean)
@@ -70,6 +85,6 @@ def _scaled(box: Sequence[float], scale: tuple[float, float]) -> tuple[float, fl
     return x * scale[0], y * scale[1], (x + wide) * scale[0], (y + high) * scale[1]
 
 
-def _colour(label: int, count: int) -> tuple[int, int, int]:
+def _color(label: int, count: int) -> tuple[int, int, int]:
     red, green, blue = colorsys.hsv_to_rgb(label / max(count, 1), 0.75, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

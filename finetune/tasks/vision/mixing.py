@@ -1,17 +1,15 @@
 """Mixup and CutMix: a training image blended with another one, its label shared between the two.
 
 Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018); Yun et al., "CutMix" (2019). The partner and the share
-are functions of (seed, epoch, example id), not of the micro-batch: however examples are dealt to ranks, each is mixed with
+are functions of (seed, epoch, example id), not of the micro-batch: however examples are assigned to ranks, each is mixed with
 the same other one, and the loss stays an exact sum over images.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 APART = 1 << 63  # keeps these draws apart from those of the pixels
 
@@ -33,8 +31,6 @@ def choose_mix(example_id: int, count: int, *, mixup: float, cutmix: float, seed
 
     mixup, cutmix: alpha of the Beta distribution of the shares; 0: not. With both, each half of the time.
     """
-    import numpy as np
-
     if not mixup and not cutmix:
         return None
     key = np.array([seed, APART + (epoch << 40) + example_id], np.uint64)  # a list of both would become floats

@@ -1,28 +1,27 @@
-"""From an image to what a vision model takes: chance changes while training, then the model's own image processor.
+"""From an image to what a vision model takes: random augmentation in training, then the model's own image processor.
 
 The same (seed, epoch, example id) gives the same pixels on any rank, in any process, in any order.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.images import decode_image
 from finetune.data.prepare.encode import LazyExamples
 from finetune.errors import TrainingFailed
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-CROP_AREA = (0.35, 1.0)  # share of the image that a chance crop keeps
-CHANGES, ERASED = 2, 0.25  # of "strong": changes an image, and the share of images that lose a patch
+CROP_AREA = (0.35, 1.0)  # share of the image that a random crop keeps
+CHANGES, ERASED = 2, 0.25  # of "strong": changes per image, and the share of images of which a patch is erased
 CROP_SHAPE = (3 / 4, 4 / 3)  # width to height of it
 
 
 class ImageExamples(LazyExamples):
-    """Images of one split; `function.pixels` makes their pixels. epoch: the loop sets it, and chance changes follow it."""
+    """Images of one split; `function.pixels` makes their pixels. epoch: set by the loop; augmentation depends on it."""
 
     function: Any
 
@@ -51,7 +50,7 @@ class ImageTransform:
     """An image, however the data holds it -> float32 [channels, height, width]. Picklable for loader processes.
 
     processor: an image processor with one fixed output size. augment: "none", "flip", "crop_flip" or "strong".
-    epoch: set by whoever walks the epochs, and part of the chance.
+    epoch: set by the loop; augmentation depends on it.
     """
 
     def __init__(self, processor: Any, size: tuple[int, int], channels: int, augment: str, seed: int) -> None:
@@ -60,8 +59,6 @@ class ImageTransform:
 
     def __call__(self, value: Any, example_id: int) -> np.ndarray:
         """Raises: BadRow for an image that cannot be decoded."""
-        import numpy as np
-
         image = decode_image(value)
         if self.channels == 1:
             image = image.convert("L")
@@ -80,8 +77,6 @@ class ImageTransform:
         return pixels
 
     def _process(self, image: Image.Image, box: tuple[float, float, float, float] | None) -> np.ndarray:
-        import numpy as np
-
         options: dict[str, Any] = {}
         if box is not None:
             height, width = self.size
@@ -92,9 +87,7 @@ class ImageTransform:
 
 
 def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """A chance box (left, top, right, bottom) inside width x height, as for Inception (Szegedy et al. 2014, section 6)."""
-    import numpy as np
-
+    """A random box (left, top, right, bottom) inside width x height, as for Inception (Szegedy et al. 2014, section 6)."""
     for _ in range(10):
         area = width * height * rng.uniform(*CROP_AREA)
         shape = float(np.exp(rng.uniform(np.log(CROP_SHAPE[0]), np.log(CROP_SHAPE[1]))))
@@ -107,23 +100,21 @@ def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, 
 
 def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """One of RandAugment's changes (Cubuk et al. 2019), of mild strength, drawn at random."""
-    from PIL import Image, ImageEnhance, ImageOps
-
     kind, strength = int(rng.integers(7)), float(rng.uniform(-1, 1))
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color, ImageEnhance.Sharpness)
     if kind < len(enhancers):
         return enhancers[kind](image).enhance(1 + 0.4 * strength)
     if kind == 4:
-        return image.rotate(15 * strength, resample=Image.Resampling.BILINEAR, fillcolor=_grey(image))
+        return image.rotate(15 * strength, resample=Image.Resampling.BILINEAR, fillcolor=_gray(image))
     if kind == 5:
         return ImageOps.autocontrast(image) if strength > 0 else ImageOps.equalize(image)
     shear = (1, 0.2 * strength, -0.1 * strength * image.height, 0, 1, 0)
-    how: Any = {"resample": Image.Resampling.BILINEAR, "fillcolor": _grey(image)}
+    how: Any = {"resample": Image.Resampling.BILINEAR, "fillcolor": _gray(image)}
     return image.transform(image.size, Image.Transform.AFFINE, shear, **how)
 
 
 def erase(pixels: np.ndarray, rng: np.random.Generator) -> None:
-    """A chance box of 2 to 20 percent of [K, H, W] becomes noise, in place (Zhong et al., "Random Erasing", 2017)."""
+    """A random box of 2 to 20 percent of [K, H, W] becomes noise, in place (Zhong et al., "Random Erasing", 2017)."""
     height, width = pixels.shape[-2:]
     area, shape = rng.uniform(0.02, 0.2) * height * width, rng.uniform(0.4, 2.5)
     high, wide = min(height, max(1, round((area * shape) ** 0.5))), min(width, max(1, round((area / shape) ** 0.5)))
@@ -131,17 +122,13 @@ def erase(pixels: np.ndarray, rng: np.random.Generator) -> None:
     pixels[:, top : top + high, left : left + wide] = rng.standard_normal((len(pixels), high, wide))
 
 
-def _grey(image: Image.Image) -> Any:
+def _gray(image: Image.Image) -> Any:
     return 128 if image.mode == "L" else (128, 128, 128)
 
 
 def _flip(image: Image.Image) -> Image.Image:
-    from PIL import Image
-
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def _bilinear() -> Any:
-    from PIL import Image
-
     return Image.Resampling.BILINEAR

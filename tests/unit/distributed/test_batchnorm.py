@@ -305,3 +305,19 @@ def test_the_wrong_number_of_dimensions_is_refused():
     layer = convert_batchnorm(nn.BatchNorm2d(CHANNELS))
     with dummy_batch(layer), pytest.raises(ValueError, match="expected 4D"):
         layer(torch.randn(2, CHANNELS))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_evaluate_with_statistics_in_float32(dtype):
+    """As under ZeRO in bf16 on several ranks: weights are half precision, statistics are not."""
+    plain = nn.Sequential(nn.BatchNorm2d(4)).eval()
+    plain[0].running_mean.copy_(torch.linspace(-1, 1, 4))
+    plain[0].weight.data.copy_(torch.linspace(0.5, 2, 4))
+    x = torch.randn(2, 4, 3, 3).to(dtype)
+    expected = plain(x.float())
+    synced = convert_batchnorm(plain)
+    assert torch.equal(synced(x.float()), expected)
+    synced.to(dtype)
+    assert synced[0].weight.dtype == dtype and synced[0].running_mean.dtype == torch.float32
+    assert synced(x).dtype == dtype
+    torch.testing.assert_close(synced(x).float(), expected, rtol=2e-2, atol=2e-2)

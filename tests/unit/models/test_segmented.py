@@ -1,12 +1,16 @@
 """Packing changes nothing: losses, gradients and logits are those of the examples one by one; no example sees another."""
 
+import inspect
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import varlen
 
 from finetune.errors import UserError
+from finetune.models import segmented
 from finetune.models.segmented import use_segmented_attention
 from finetune.tasks.text.padding_free import pack_rows, segment_rows
 
@@ -118,3 +122,92 @@ def test_rows_come_back_from_a_pack(rows):
     assert borders == [0, 5, 22, 31, 32, 44]
     assert inputs["position_ids"][0, 4:8].tolist() == [4, 0, 1, 2]
     assert [row.tolist() for row in segment_rows(inputs)] == [row["input_ids"].tolist() for row in rows]
+
+
+class Kernel:
+    """torch's variable-length flash attention on CUDA, by its rules on dtypes and shapes, computed by SDPA per segment.
+    The signatures are those of torch 2.11 and of 2.12 and later (with what 2.13 adds).
+    """
+
+    def __init__(self):
+        self.calls = 0
+
+    def torch_2_11(
+        self, query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+    ):
+        return self._attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size)
+
+    def torch_2_13(
+        self, query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1),
+        enable_gqa=False, seqused_k=None, block_table=None, num_splits=None,
+    ):  # fmt: skip
+        if not enable_gqa and query.shape[1] != key.shape[1]:
+            raise ValueError("Expect query and key/value to have the same number of heads")
+        return self._attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size)
+
+    def _attend(self, query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size):
+        self.calls += 1
+        if query.dtype not in (torch.float16, torch.bfloat16):
+            raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+        if not query.dtype == key.dtype == value.dtype:
+            raise RuntimeError("query and key must have the same dtype")
+        if not cu_seq_q.dtype == cu_seq_k.dtype == torch.int32:
+            raise RuntimeError("cu_seqlens_q must have dtype int32")
+        assert query.shape[1] % key.shape[1] == 0 and query.is_contiguous()
+        borders = cu_seq_q.tolist()
+        assert max_q == max_k == max(end - start for start, end in pairwise(borders)) and borders[-1] == len(query)
+        left, right = window_size
+        parts = []
+        for start, end in pairwise(borders):
+            q, k, v = (tensor[None, start:end].transpose(1, 2) for tensor in (query, key, value))
+            mask = torch.ones(end - start, end - start, dtype=torch.bool)
+            mask = mask.tril(right) if right >= 0 else mask
+            mask = mask.triu(-left) if left >= 0 else mask
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+            parts.append(out.transpose(1, 2)[0])
+        return torch.cat(parts)
+
+
+def logits_and_gradients(model, rows, autocast):
+    inputs, _ = pack_rows(rows)
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+        logits = model(**inputs, use_cache=False).logits
+    loss_sum(logits.float(), inputs["input_ids"]).backward()
+    return logits.detach().float(), {name: parameter.grad.float() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("age", ["torch_2_11", "torch_2_13"])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize(("family", "more"), FAMILIES)
+def test_the_kernel_of_every_torch_is_called_by_its_rules_and_equals_segments(
+    family, more, autocast, age, rows, monkeypatch
+):
+    """Under bf16 autocast (rotary embeddings leave query and key in float32) and with bf16 weights."""
+    model = make(family, **more).to(torch.float32 if autocast else torch.bfloat16)
+    use_segmented_attention(model)
+    expected, expected_gradients = logits_and_gradients(model, rows, autocast)
+    kernel = Kernel()
+    monkeypatch.setattr(varlen, "varlen_attn", getattr(kernel, age))
+    monkeypatch.setattr(segmented, "_has_ampere", lambda device: True)
+    found, gradients = logits_and_gradients(model, rows, autocast)
+    assert kernel.calls == model.config.num_hidden_layers
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    for name, gradient in gradients.items():
+        wanted = expected_gradients[name]
+        assert (gradient - wanted).norm() <= 0.03 * wanted.norm() + 1e-3, name
+
+
+def test_what_the_kernel_does_not_support_goes_by_segments(rows, monkeypatch):
+    kernel = Kernel()
+    monkeypatch.setattr(varlen, "varlen_attn", kernel.torch_2_13)
+    monkeypatch.setattr(segmented, "_has_ampere", lambda device: True)
+    for model in (make("Llama"), make("Llama", head_dim=320).to(torch.bfloat16)):
+        use_segmented_attention(model)
+        logits_and_gradients(model, rows, autocast=False)
+    assert kernel.calls == 0
+
+
+def test_the_installed_kernel_has_the_keywords_of_the_oldest():
+    oldest, installed = (inspect.signature(f).parameters for f in (Kernel().torch_2_11, varlen.varlen_attn))
+    assert set(oldest) <= set(installed)

@@ -16,10 +16,10 @@ from PIL import Image
 from finetune.app.workers.context import plan_alone
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
-from finetune.models.detection import box_units, defer_loss, detection_loss_sum, detection_losses
+from finetune.models.detection import box_units, cast_inputs, defer_loss, detection_loss_sum, detection_losses
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks.object_detection.task import CARD, ObjectDetection
-from finetune.tasks.vision.boxes import Objects, centred, crop, mirror, random_window
+from finetune.tasks.vision.boxes import Objects, center_boxes, crop, mirror, random_window
 from finetune.tasks.vision.detection_transforms import DetectionTransform
 from tests.contract.examples import DFINE as TINY
 
@@ -130,7 +130,7 @@ def test_boxes_follow_the_image() -> None:
     inside, kept = crop(corners, (20, 0, 60, 40))
     assert inside.tolist() == [[0.0, 5.0, 10.0, 25.0]] and kept.tolist() == [True]
     assert crop(corners, (29, 0, 60, 40))[1].tolist() == [False]  # a twentieth of it is left
-    assert centred(inside, 40, 40)[0].tolist() == pytest.approx([0.125, 0.375, 0.25, 0.5])
+    assert center_boxes(inside, 40, 40)[0].tolist() == pytest.approx([0.125, 0.375, 0.25, 0.5])
     for seed in range(50):
         left, top, right, bottom = random_window(corners, 60, 40, np.random.default_rng(seed))
         assert 0 <= left < right <= 60 and 0 <= top < bottom <= 40
@@ -238,6 +238,28 @@ def test_images_without_boxes_reach_every_weight(family: str) -> None:
     loss.backward()
     assert torch.isfinite(loss)
     assert [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_weights_train_and_float32_ones_are_not_touched(family: str, dtype: torch.dtype) -> None:
+    pixels, labels = torch.rand((4, 3, 64, 64), generator=torch.Generator().manual_seed(1)), targets([2, 0, 1, 3])
+
+    def loss(model: Any) -> torch.Tensor:
+        torch.manual_seed(2)  # of the denoising queries
+        outputs = model(pixels.to(next(model.parameters()).dtype), labels=labels)
+        return detection_loss_sum(outputs.loss_dict["deferred"], labels)
+
+    plain, hooked = detector(family).train(), detector(family).train()
+    defer_loss(plain)
+    defer_loss(hooked)
+    cast_inputs(hooked)
+    expected = loss(plain)
+    assert torch.equal(loss(hooked), expected)
+    half = loss(hooked.to(dtype))
+    half.backward()
+    assert half.item() == pytest.approx(expected.item(), rel=0.3)  # rounding chooses other queries
+    assert [name for name, weight in hooked.named_parameters() if weight.requires_grad and weight.grad is None] == []
 
 
 def test_a_model_without_a_known_loss_is_refused() -> None:
