@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
+from finetune.models.device import uses_cuda
 from finetune.models.source import resolve_model
 from finetune.recipe.model import AdapterSection
 
@@ -43,7 +44,7 @@ def add_adapter(
     else:
         targets = list(adapter.targets)
         _check_targets(model, targets)
-    if new_tokens and not torch.cuda.is_available() and any(hasattr(weight, "ds_id") for weight in model.parameters()):
+    if new_tokens and not uses_cuda() and any(hasattr(weight, "ds_id") for weight in model.parameters()):
         raise UserError(
             "new tokens under an adapter: without CUDA peft cannot take single rows out of embeddings that ZeRO-3 shards",
             where="parallel.deepspeed",

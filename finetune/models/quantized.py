@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
+from finetune.models.device import uses_cuda
 from finetune.recipe.model import ModelSection
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ def quantization_options(
             remedy="pip install 'finetune[quantized]'",
         )
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line a product, about the type it computes in
-    cuda = torch.cuda.is_available()
-    place = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    place = torch.device("cuda", torch.cuda.current_device()) if uses_cuda() else torch.device("cpu")
     return {
         "quantization_config": _config(model.quantization, dtype, _kept_whole(kind, config, heads)),
         "device_map": {"": place},

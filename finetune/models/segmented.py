@@ -27,7 +27,7 @@ NAME = "segmented"
 _BORDERS = "cu_seq_lens_q"
 
 
-def packing_obstacle(model_class: Any, config: Any, attention: str = "auto") -> UserError | None:
+def packing_obstacle(model_class: Any, config: Any, attention: str = "") -> UserError | None:
     """Why a model's attention cannot be kept inside the examples of a pack; None where it can. No model is built.
 
     model_class: what is built for `config`, such as LlamaForCausalLM. attention: `model.attention` of the recipe.

@@ -70,11 +70,12 @@ class MachinePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Recipe, training and machine. Every rank makes the same one."""
+    """Recipe, training and machine. Every rank makes the same one. notes: lines for people, told before the first step."""
 
     recipe: Recipe
     training: TrainingPlan
     machine: MachinePlan
+    notes: tuple[str, ...] = ()
 
     ranks = property(lambda self: self.machine.ranks)
     device = property(lambda self: self.machine.device)

@@ -48,9 +48,10 @@ def resolve(
     training plan of a run that is resumed. zero_settings: what the model needs in `zero_optimization`.
     Raises: UserError where the recipe cannot be carried out on this machine.
     """
-    training = kept or _training(recipe, card, machine, config, model_class)
+    training = kept or resolve_training(recipe, card, machine=machine, config=config, model_class=model_class)
     if training.precision == "fp16" and machine.device == "cpu":
-        raise UserError("fp16 needs a GPU", where="training.precision", remedy="use fp32 or bf16 on a CPU")
+        remedy = "Set training.precision: fp32 or bf16 on a CPU." if kept is None else "Resume the run on a GPU."
+        raise UserError("fp16 needs a GPU", where="training.precision", remedy=remedy)
     _check_ranks(recipe, machine.ranks)
     batch = _batch(recipe, card, machine.ranks)
     deepspeed = _deepspeed(recipe, training.precision, batch, config, zero_settings)
@@ -76,7 +77,10 @@ def resolve(
     )
 
 
-def _training(recipe: Recipe, card: TaskCard, machine: Machine, config: Any, model_class: Any) -> TrainingPlan:
+def resolve_training(
+    recipe: Recipe, card: TaskCard, *, machine: Machine, config: Any, model_class: Any
+) -> TrainingPlan:
+    """What is learned. Raises: UserError if the model cannot be trained so."""
     training, evaluation = recipe.training, recipe.evaluation
     precision = training.precision
     if precision == "auto":

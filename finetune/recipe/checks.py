@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune.errors import Fault, UserError
 from finetune.recipe.card import TaskCard
+from finetune.recipe.data import DataSection
 from finetune.recipe.draft import Draft
 from finetune.recipe.faults import nearest, show_value
 from finetune.recipe.machine import has_cuda
@@ -190,7 +191,8 @@ def check_smoothing(context: CheckContext) -> Iterator[Fault]:
 
 def check_packing(context: CheckContext) -> Iterator[Fault]:
     """A way of packing that the task can do."""
-    packing, known = context.recipe.data.packing, ("auto", *context.card.packings)
+    packing, default = context.recipe.data.packing, DataSection.model_fields["packing"].default
+    known = (default, *context.card.packings)
     if packing not in known:
         yield context.fault("data.packing", f"the task {context.card.name} cannot do that", allowed=", ".join(known))
 

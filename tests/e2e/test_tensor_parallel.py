@@ -119,7 +119,7 @@ def test_it_says_what_a_rank_holds(alone, shared):
     plans = [json.loads((run / "plan.json").read_text()) for run in (shared, alone)]
     facts = [json.loads((run / "run.json").read_text()) for run in (shared, alone)]
     assert plans[0]["machine"]["deepspeed"]["tensor_parallel"]["autotp_size"] == plans[0]["machine"]["tensor"] == 2
-    assert plans[0]["batch"]["replicas"] == 1
+    assert plans[0]["machine"]["batch"]["replicas"] == 1
     assert 0 < plans[0]["state_bytes"]["weights"] < plans[1]["state_bytes"]["weights"]
     assert "tensor parallel 2" in json.dumps(facts[0])
     assert facts[0] != facts[1]

@@ -20,11 +20,13 @@ from finetune.distributed.optimizers import make_deepspeed_optimizer
 from finetune.distributed.pipeline import idle_share, open_pipeline
 from finetune.distributed.session import Session
 from finetune.models.batchnorm import fix_batchnorm_gradients, has_batchnorm
+from finetune.models.device import uses_cuda
 from finetune.models.freeze import freeze_weights
 from finetune.models.load import load_config, model_class
 from finetune.models.stages import Stages, split_model
-from finetune.planning.plan import Plan, TrainingPlan
-from finetune.planning.resolve import Machine, resolve, weights_dtype
+from finetune.planning.plan import Plan
+from finetune.planning.resolve import Machine, resolve, resolve_training, weights_dtype
+from finetune.planning.stored import StoredPlan
 from finetune.recipe.parallel import ParallelSection
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import TASKS
@@ -47,25 +49,28 @@ class TrainingContext:
     engine: Engine
 
 
-def plan_here(recipe: Recipe, ranks: int, kept: TrainingPlan | None = None) -> Plan:
-    """The plan on this machine. Every rank makes the same one. Raises: UserError for what cannot be trained so."""
-    cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+def plan_here(recipe: Recipe, ranks: int, stored: StoredPlan | None = None) -> Plan:
+    """The plan on this machine. Every rank makes the same one. stored: of a run that is resumed, whose training part is
+    kept. Raises: UserError for what cannot be trained so.
+    """
+    cuda = uses_cuda()
     task, config = TASKS[recipe.task], load_config(recipe.model)
-    return resolve(
-        recipe,
-        task.card,
-        machine=Machine(ranks, "cuda" if cuda else "cpu", cuda and torch.cuda.is_bf16_supported()),
-        config=config,
-        model_class=model_class(task.card.auto_model, recipe.model, config),
-        kept=kept,
-        zero_settings=zero_settings(task, config),
-    )
+    known: dict[str, Any] = {
+        "machine": Machine(ranks, "cuda" if cuda else "cpu", cuda and torch.cuda.is_bf16_supported()),
+        "config": config,
+        "model_class": model_class(task.card.auto_model, recipe.model, config),
+    }
+    resolved = resolve_training(recipe, task.card, **known)
+    kept = stored.over(resolved) if stored else None
+    plan = resolve(recipe, task.card, **known, kept=kept, zero_settings=zero_settings(task, config))
+    note = stored.differences(plan, resolved) if stored else ""
+    return replace(plan, notes=(note,)) if note else plan
 
 
-def plan_alone(recipe: Recipe, kept: TrainingPlan | None = None) -> Plan:
+def plan_alone(recipe: Recipe) -> Plan:
     """The plan of one process that holds the whole model, in the type that the recipe's engine would hold it in."""
     parallel = ParallelSection(deepspeed="none", micro_batch=recipe.parallel.micro_batch)
-    plan = plan_here(recipe.model_copy(update={"parallel": parallel}), 1, kept)
+    plan = plan_here(recipe.model_copy(update={"parallel": parallel}), 1)
     machine = replace(plan.machine, weights_dtype=weights_dtype(recipe, plan.precision))
     return replace(plan, recipe=recipe, machine=machine)
 
@@ -80,7 +85,7 @@ def set_up(session: Session, recipe: Recipe, plan: Plan, notify: Notify) -> Trai
     task = TASKS[recipe.task]
     with session.main_first():
         kit = task.read(plan, open_tables(recipe, task.card, notify=notify))
-    for note in kit.notes:
+    for note in (*plan.notes, *kit.notes):
         notify(note)
     torch.manual_seed(recipe.seed)
     model = task.build(kit)

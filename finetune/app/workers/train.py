@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from rich import console as terminal
 from finetune.app.export import write_model
 from finetune.app.opening import open_recipe
 from finetune.app.report import report
-from finetune.app.train import choose_run, notify
+from finetune.app.train import ROOT, choose_run, notify
 from finetune.app.workers.context import TrainingContext, open_session, plan_here, quieten, set_up
 from finetune.app.workers.launcher_config import compare_with_launcher
 from finetune.distributed.env import from_environ
@@ -31,9 +30,11 @@ from finetune.planning.deepspeed import offloads
 from finetune.planning.memory import StateBytes, state_bytes
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
+from finetune.planning.stored import StoredPlan
 from finetune.recipe.digest import training_digest
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
+from finetune.tracking.atomic_files import publish_json
 from finetune.tracking.console import Console
 from finetune.tracking.journal import Journal
 from finetune.tracking.listeners import Listeners
@@ -53,13 +54,15 @@ def work(recipe_file: str, *, sets: list[str], run_dir: Path | None, resume: str
     rank = env.rank if env else 0
     supervised = os.environ.get(SUPERVISED)
     loaded = open_recipe(recipe_file, sets)
-    plan = plan_here(loaded.recipe, env.world_size if env else 1)
+    stored = find_stored_plan(loaded.recipe, run_dir, resume)  # on all ranks, before anything is written
+    plan = plan_here(loaded.recipe, env.world_size if env else 1, stored)
     if supervised:
         quieten(rank, Path(supervised))
     elif rank == 0:
         for line in compare_with_launcher(os.environ, plan):
             notify(line)
     session = open_session(plan)
+    _check_same_plan(session, plan)
     run = _agree_on_run(session, loaded, run_dir, resume)
     if run is not None and supervised:
         _train(session, loaded, plan, run, resume, stop)
@@ -68,6 +71,27 @@ def work(recipe_file: str, *, sets: list[str], run_dir: Path | None, resume: str
         with report_failures(rank, run.logs, supervised=False):
             _train(session, loaded, plan, run, resume, stop)
     session.close()
+
+
+def find_stored_plan(recipe: Recipe, run_dir: Path | None, resume: str) -> StoredPlan | None:
+    """The plan of the run that is resumed: of the checkpoint that is named, else of the run folder. Reads only."""
+    if resume == "never":
+        return None
+    named = None if resume == "auto" else StoredPlan.read(Run(Path(resume).resolve().parent.parent).plan_file)
+    if named is not None:
+        return named
+    run = Run(run_dir) if run_dir is not None else Run.newest_unfinished(recipe, ROOT)
+    return None if run is None else StoredPlan.read(run.plan_file)
+
+
+def _check_same_plan(session: Session, plan: Plan) -> None:
+    """All ranks call it. Raises: UserError if they do not see the same run folder."""
+    plans = session.all_gather(plan.training)
+    if any(other != plans[0] for other in plans):
+        raise UserError(
+            "the ranks found different plans for the same run",
+            remedy="All machines need the same run folder: put runs/ on storage that they share.",
+        )
 
 
 def _agree_on_run(session: Session, loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | None:
@@ -91,8 +115,7 @@ def _train(session: Session, loaded: LoadedRecipe, plan: Plan, run: Run, resume:
     try:
         context = set_up(session, recipe, plan, listener.message)
         if session.is_main:
-            forecast = {**plan.to_dict(), "state_bytes": forecast_bytes(context).to_dict()}
-            run.plan_file.write_text(json.dumps(forecast, indent=1), encoding="utf-8")
+            publish_json(run.plan_file, {**plan.to_dict(), "state_bytes": forecast_bytes(context).to_dict()})
         loop = make_loop(context, run, listener, stop)
         start, best = _find_checkpoints(session, run, recipe, resume, listener)
         outcome = loop.run(start, best, facts=describe(context))
