@@ -10,8 +10,10 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.planning.batch import BatchPlan, plan_batch
 from finetune.planning.deepspeed import offloads, read_deepspeed_config, resolve_deepspeed_config, zero_stage
+from finetune.planning.engine import choose_engine
 from finetune.planning.tensor import check_engine
 from finetune.recipe.card import TaskCard
+from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.recipe import Recipe
 
 MICRO_BATCHES_PER_STAGE = 4  # of a pipeline's step: then a stage is idle for at most a fifth of it
@@ -21,7 +23,8 @@ MICRO_BATCHES_PER_STAGE = 4  # of a pipeline's step: then a stage is idle for at
 class Plan:
     """deepspeed: the resolved engine configuration, or None for DistributedDataParallel. device: "cpu" or "cuda".
 
-    split: ranks that hold one copy of the model together. pipeline: stages that it is cut into.
+    split: ranks that hold one copy of the model together. pipeline: stages that it is cut into. engine: its name in
+    `recipe/engines.py`.
     """
 
     ranks: int
@@ -32,6 +35,7 @@ class Plan:
     optimizer: str
     split: int = 1
     pipeline: int = 1
+    engine: str = "ddp"
 
     @property
     def stage(self) -> int:
@@ -42,7 +46,7 @@ class Plan:
         if self.pipeline > 1:
             return f"pipeline of {self.pipeline} stages"
         if self.deepspeed is None:
-            return "DistributedDataParallel"
+            return "DistributedDataParallel" if self.engine == "ddp" else self.engine
         tensor = self.deepspeed.get("tensor_parallel", {}).get("autotp_size", 1)
         return f"DeepSpeed ZeRO-{self.stage}" + (f", tensor parallel {tensor}" if tensor > 1 else "")
 
@@ -114,6 +118,7 @@ def make_plan(
             remedy="give one relative speed for each, or auto",
         )
     optimizer = recipe.training.optimizer
-    if optimizer == "adamw" and offloads(config) and device == "cuda":
-        optimizer = "deepspeed_cpu_adam"
-    return Plan(ranks, device, precision, batch, config, optimizer, split, stages)
+    if offloads(config) and device == "cuda":
+        optimizer = OPTIMIZERS[optimizer].offloaded or optimizer
+    engine = choose_engine(recipe.parallel)
+    return Plan(ranks, device, precision, batch, config, optimizer, split, stages, engine)

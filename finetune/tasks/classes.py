@@ -120,9 +120,7 @@ def label_tensor(labels: Sequence[Any], num_labels: int, *, several: bool) -> to
     return hot
 
 
-def classification_loss_sum(
-    logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float, dummy: bool
-) -> torch.Tensor:
+def classification_loss_sum(logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float) -> torch.Tensor:
     """Loss summed over the B examples, float32: cross-entropy for labels [B], mean binary one for labels [B, C]."""
     from finetune.models.losses import binary_cross_entropy_each, cross_entropy_sum
 
@@ -130,7 +128,7 @@ def classification_loss_sum(
         loss = binary_cross_entropy_each(logits, labels, label_smoothing=label_smoothing).sum()
     else:
         loss = cross_entropy_sum(logits, labels, label_smoothing=label_smoothing)
-    return loss * 0.0 if dummy else loss
+    return loss
 
 
 def class_predictions(
@@ -156,7 +154,7 @@ def class_predictions(
             id=id,
             values={"prediction": prediction, "reference": reference, "scores": score},
             loss=loss,
-            weight=0 if batch.dummy else 1,
+            weight=1,
             shown={**extra, "label": name_of(reference, names), "predicted": name_of(prediction, names)},
         )
         for id, prediction, reference, score, loss, extra in rows

@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 class Batch:
     """One micro-batch. ids: example ids, [batch]. inputs: what the model's forward takes, tensors [batch, ...].
 
-    targets: what only the loss or the metrics need. ghost: a copy run only to keep collectives aligned; it weighs zero.
+    targets: what only the loss or the metrics need.
     padding: positions that hold padding; positions: all positions (tokens or pixels), for the padding share.
     """
 
     ids: tuple[int, ...]
     inputs: dict[str, Any]
     targets: dict[str, Any] = field(default_factory=dict)
-    dummy: bool = False
     padding: int = 0
     positions: int = 0
 
@@ -135,7 +134,7 @@ class Task(Protocol):
         ...
 
     def weight(self, batch: Batch) -> int:
-        """Units of loss in the batch (supervised tokens, examples, images); 0 for a ghost."""
+        """Units of loss in the batch (supervised tokens, examples, images)."""
         ...
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
@@ -165,7 +164,7 @@ class WritingTask(Task, Protocol):
     def generate(self, kit: Kit, model: nn.Module, batch: Batch, *, synced: bool) -> list[Mapping[str, str]]:
         """What the model writes for each example: [{"text", "reference_text"}], in the order of batch.ids. Called at
         evaluation, in eval mode and without gradients, if a metric of the recipe judges texts. synced: every rank calls
-        it equally often, ghosts included, in lockstep (ZeRO-3).
+        it equally often, in lockstep (ZeRO-3).
         """
         ...
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from finetune.data.sources.tables import open_tables
-from finetune.distributed.engine import open_engine
+from finetune.distributed.engines.engine import EngineOptions
+from finetune.distributed.engines.registry import open_engine
 from finetune.distributed.session import Session
 from finetune.planning.batch import plan_batch
 from finetune.planning.deepspeed import resolve_deepspeed_config
@@ -34,10 +35,9 @@ def steps(folder, name, model, stage, own, count):
     with pytest.MonkeyPatch.context() as patch:  # not longer: compiled extensions lie in the user's own cache
         patch.setenv("XDG_CACHE_HOME", str(Path(folder) / "cache"))
         kit = task.read(recipe, open_tables(recipe, task.card))
-    module = task.build(kit)
-    optimizer = make_optimizer(module, recipe.training, "adamw")
-    synchronised = recipe.model.batch_norm == "synchronised"
-    engine = open_engine(session, module, optimizer, max_grad_norm=1.0, synchronised=synchronised)
+    options = EngineOptions(max_grad_norm=1.0, synchronized=recipe.model.batch_norm == "synchronised")
+    make = lambda module: make_optimizer(module, recipe.training, "adamw")  # noqa: E731
+    engine = open_engine("deepspeed" if stage else "ddp", session, task.build(kit), make, options)
     engine.model.train()
     losses = []
     for _ in range(count):

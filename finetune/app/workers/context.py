@@ -9,20 +9,20 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from finetune.data.sources.tables import open_tables
-from finetune.distributed.engine import Engine, open_engine
-from finetune.distributed.optimizers import make_deepspeed_optimizer
-from finetune.distributed.pipeline import idle_share, open_pipeline
+from finetune.distributed.engines.engine import Engine, EngineOptions
+from finetune.distributed.engines.pipeline import idle_share
+from finetune.distributed.engines.registry import open_engine
 from finetune.distributed.session import Session
 from finetune.models.batchnorm import fix_batchnorm_gradients, has_batchnorm
 from finetune.models.freeze import freeze_weights
 from finetune.models.load import load_config
 from finetune.models.stages import Stages, split_model
+from finetune.planning.engine import deepspeed_name
 from finetune.planning.plan import Plan, make_plan
 from finetune.planning.shape import hidden_size, layer_elements
 from finetune.planning.tensor import check_model
@@ -30,7 +30,7 @@ from finetune.recipe.recipe import Recipe
 from finetune.recipe.shelf import find_deepspeed_config
 from finetune.tasks import TASKS
 from finetune.tasks.task import Kit, Task, zero_settings
-from finetune.training.parameter_groups import make_optimizer, parameter_groups
+from finetune.training.parameter_groups import make_optimizer
 from finetune.training.reference_logprobs import add_reference_logprobs
 from finetune.units import format_count
 
@@ -51,7 +51,7 @@ class TrainingContext:
 def plan_here(recipe: Recipe, ranks: int) -> Plan:
     """The plan on this machine. Every rank makes the same one. Raises: UserError for what cannot be trained so."""
     cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    name = recipe.parallel.deepspeed
+    name = deepspeed_name(recipe.parallel)
     config = load_config(recipe.model)
     plan = make_plan(
         recipe,
@@ -59,7 +59,7 @@ def plan_here(recipe: Recipe, ranks: int) -> Plan:
         ranks=ranks,
         device="cuda" if cuda else "cpu",
         bf16_supported=cuda and torch.cuda.is_bf16_supported(),
-        deepspeed_config=None if name == "none" else find_deepspeed_config(name),
+        deepspeed_config=None if name is None else find_deepspeed_config(name),
         hidden_size=hidden_size(config),
         layer_elements=layer_elements(config),
         zero_settings=zero_settings(TASKS[recipe.task], config),
@@ -74,7 +74,7 @@ def open_session(plan: Plan) -> Session:
 
 
 def set_up(session: Session, recipe: Recipe, plan: Plan, notify: Notify) -> TrainingContext:
-    """Data, model, optimiser, engine. All ranks call it."""
+    """Data, model, optimizer, engine. All ranks call it."""
     task = TASKS[recipe.task]
     with session.main_first():
         kit = task.read(recipe, open_tables(recipe, task.card, notify=notify))
@@ -88,25 +88,14 @@ def set_up(session: Session, recipe: Recipe, plan: Plan, notify: Notify) -> Trai
     if session.world_size > 1 and plan.device == "cuda":
         torch.cuda.empty_cache()
     training = recipe.training
-    if plan.optimizer.startswith("deepspeed_"):
-        optimizer = make_deepspeed_optimizer(
-            plan.optimizer,
-            parameter_groups(model, training.weight_decay, training.layer_decay),
-            learning_rate=training.learning_rate,
-            betas=training.betas,
-            epsilon=training.epsilon,
-        )
-    else:
-        optimizer = make_optimizer(model, training, plan.optimizer)
-    options: dict[str, Any] = {
-        "max_grad_norm": training.max_grad_norm,
-        "synchronised": resolve_batch_norm(recipe) == "synchronised",
-    }
-    engine: Engine
-    if plan.pipeline > 1:
-        engine = open_pipeline(session, cut_into_stages(task, kit, model, plan, notify), optimizer, **options)
-    else:
-        engine = open_engine(session, model, optimizer, **options)
+    options = EngineOptions(
+        max_grad_norm=training.max_grad_norm,
+        synchronized=resolve_batch_norm(recipe) == "synchronised",
+        cut=lambda whole: cut_into_stages(task, kit, whole, plan, notify),
+    )
+    engine = open_engine(
+        plan.engine, session, model, lambda module: make_optimizer(module, training, plan.optimizer), options
+    )
     add_reference_logprobs(task, kit, engine, micro_batch=plan.batch.micro_batch, notify=notify)
     return TrainingContext(session, plan, task, kit, engine)
 

@@ -239,7 +239,7 @@ class CausalLM:
 
     def weight(self, batch: Batch) -> int:
         """Supervised tokens."""
-        return 0 if batch.dummy else int(batch.targets["units"])
+        return int(batch.targets["units"])
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs with logits [B, L, V]."""
@@ -250,8 +250,7 @@ class CausalLM:
         from finetune.models.losses import cross_entropy_sum
         from finetune.tasks.text.supervised_tokens import supervised_logits
 
-        loss = cross_entropy_sum(supervised_logits(outputs, batch), batch.targets["wanted"])
-        return loss * 0.0 if batch.dummy else loss
+        return cross_entropy_sum(supervised_logits(outputs, batch), batch.targets["wanted"])
 
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
         """Loss and supervised tokens of each example; its text, cut short."""
@@ -267,7 +266,7 @@ class CausalLM:
         losses = torch.zeros(len(batch.ids), dtype=torch.float64, device=each.device)
         sums = losses.index_add(0, rows, each.double()).tolist()
         counts = torch.bincount(rows, minlength=len(sums)).tolist()
-        weights = [0] * len(sums) if batch.dummy else counts
+        weights = counts
         return [
             Prediction(id, {"loss": loss, "weight": weight}, loss, weight, shown)
             for id, loss, weight, shown in zip(batch.ids, sums, weights, self._shown(kit, batch), strict=True)

@@ -228,7 +228,7 @@ class ImageClassification:
 
     def weight(self, batch: Batch) -> int:
         """Images."""
-        return 0 if batch.dummy else len(batch.ids)
+        return len(batch.ids)
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs with logits [B, C]; pixels in the type of the weights."""
@@ -244,8 +244,8 @@ class ImageClassification:
         smoothing, targets = kit.recipe.training.label_smoothing, batch.targets
         if kit.class_weights is None and "shares" not in targets:
             labels = targets["labels"]
-            return classification_loss_sum(outputs.logits, labels, label_smoothing=smoothing, dummy=batch.dummy)
-        loss = weighted_loss_sum(
+            return classification_loss_sum(outputs.logits, labels, label_smoothing=smoothing)
+        return weighted_loss_sum(
             outputs.logits,
             targets["labels"],
             partners=targets.get("partners"),
@@ -253,7 +253,6 @@ class ImageClassification:
             class_weights=kit.class_weights,
             label_smoothing=smoothing,
         )
-        return loss * 0.0 if batch.dummy else loss
 
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
         """Class, reference and scores; where the image lies in the data."""

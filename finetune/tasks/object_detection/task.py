@@ -234,7 +234,7 @@ class ObjectDetection:
         """Boxes; an image without any counts as one."""
         from finetune.models.detection import box_units
 
-        return 0 if batch.dummy else sum(box_units(batch.inputs["labels"]))
+        return sum(box_units(batch.inputs["labels"]))
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs with logits [B, Q, C], pred_boxes [B, Q, 4], and the deferred loss; pixels in the weights' type."""
@@ -246,15 +246,14 @@ class ObjectDetection:
         """The model's own loss, summed over boxes."""
         from finetune.models.detection import detection_loss_sum
 
-        loss = detection_loss_sum(outputs.loss_dict["deferred"], batch.inputs["labels"])
-        return loss * 0.0 if batch.dummy else loss
+        return detection_loss_sum(outputs.loss_dict["deferred"], batch.inputs["labels"])
 
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
         """The 100 best boxes of each image in its own pixels, what it holds, and its loss."""
         from finetune.models.detection import box_units, decode_boxes, detection_losses
 
         deferred, labels = outputs.loss_dict["deferred"], batch.inputs["labels"]
-        losses = [0.0] * len(labels) if batch.dummy else [x.item() for x in detection_losses(deferred, labels)]
+        losses = [x.item() for x in detection_losses(deferred, labels)]
         found = decode_boxes(outputs.logits, outputs.pred_boxes, softmax=deferred.family.softmax)
         rows = zip(batch.ids, found, losses, box_units(labels), *batch.targets.values(), strict=True)
         predictions = []
@@ -271,7 +270,7 @@ class ObjectDetection:
                 "predicted": _told(kit, _clear(detections)),
             }
             values = {"detections": detections, "objects": objects}
-            predictions.append(Prediction(id, values, loss, 0 if batch.dummy else units, shown))
+            predictions.append(Prediction(id, values, loss, units, shown))
         return predictions
 
     def sample(

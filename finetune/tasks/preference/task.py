@@ -154,7 +154,7 @@ class Preference:
 
     def weight(self, batch: Batch) -> int:
         """Pairs, or single replies."""
-        return 0 if batch.dummy else len(batch.ids)
+        return len(batch.ids)
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs with logits [2B, L, V]."""
@@ -175,8 +175,7 @@ class Preference:
 
     def loss_sum(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
         """Summed over pairs, or single replies."""
-        loss = self._figures(kit, outputs, batch)[0].sum()
-        return loss * 0.0 if batch.dummy else loss
+        return self._figures(kit, outputs, batch)[0].sum()
 
     def _figures(self, kit: Kit, outputs: Any, batch: Batch) -> Figures:
         from finetune.tasks.preference import losses as losses
@@ -202,7 +201,7 @@ class Preference:
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
         """Both rewards (KTO: one, the other None); the replies as text, cut short."""
         figures = zip(*(part.detach().tolist() for part in self._figures(kit, outputs, batch)), strict=True)
-        replies, count, weight = self._shown(kit, batch), len(batch.ids), 0 if batch.dummy else 1
+        replies, count, weight = self._shown(kit, batch), len(batch.ids), 1
         found = []
         for row, (id, (loss, *rewards)) in enumerate(zip(batch.ids, figures, strict=True)):
             chosen, rejected = (reward if reward == reward else None for reward in rewards)  # NaN is no JSON

@@ -123,7 +123,7 @@ class RewardModel:
 
     def weight(self, batch: Batch) -> int:
         """Pairs."""
-        return 0 if batch.dummy else len(batch.ids)
+        return len(batch.ids)
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs with logits [2B, 1]."""
@@ -131,8 +131,7 @@ class RewardModel:
 
     def loss_sum(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
         """Summed over pairs."""
-        loss = self._each(kit, outputs)[0].sum()
-        return loss * 0.0 if batch.dummy else loss
+        return self._each(kit, outputs)[0].sum()
 
     def _each(self, kit: Kit, outputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(loss, chosen reward, rejected reward), each [B]."""
@@ -145,7 +144,7 @@ class RewardModel:
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
         """Both rewards; both texts as the model saw them."""
         rows = zip(batch.ids, *(figure.detach().tolist() for figure in self._each(kit, outputs)), strict=True)
-        texts, weight = as_seen(kit, batch, special=True), 0 if batch.dummy else 1
+        texts, weight = as_seen(kit, batch, special=True), 1
         return [
             Prediction(
                 id,

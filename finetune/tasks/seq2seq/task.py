@@ -151,7 +151,7 @@ class Seq2Seq:
 
     def weight(self, batch: Batch) -> int:
         """Target tokens."""
-        return 0 if batch.dummy else int(batch.targets["units"])
+        return int(batch.targets["units"])
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs with logits [B, T, V]."""
@@ -164,8 +164,7 @@ class Seq2Seq:
         from finetune.models.losses import cross_entropy_sum
 
         logits, labels = outputs.logits.flatten(0, 1), batch.targets["labels"].flatten()
-        loss = cross_entropy_sum(logits, labels, label_smoothing=kit.recipe.training.label_smoothing)
-        return loss * 0.0 if batch.dummy else loss
+        return cross_entropy_sum(logits, labels, label_smoothing=kit.recipe.training.label_smoothing)
 
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
         """Loss and target tokens of each example; source and target as text, cut short."""
@@ -178,9 +177,9 @@ class Seq2Seq:
         return [
             Prediction(
                 id,
-                {"loss": loss, "weight": 0 if batch.dummy else count},
+                {"loss": loss, "weight": count},
                 loss,
-                0 if batch.dummy else count,
+                count,
                 {"source": source[:SHOWN_CHARACTERS], "target": target[:SHOWN_CHARACTERS]},
             )
             for id, loss, count, source, target in zip(batch.ids, sums, counts, sources, targets, strict=True)

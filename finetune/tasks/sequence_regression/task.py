@@ -114,7 +114,7 @@ class SequenceRegression:
 
     def weight(self, batch: Batch) -> int:
         """Examples."""
-        return 0 if batch.dummy else len(batch.ids)
+        return len(batch.ids)
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs with logits [B, 1]."""
@@ -122,8 +122,7 @@ class SequenceRegression:
 
     def loss_sum(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
         """Summed over examples."""
-        loss = self._each(kit, outputs, batch).sum()
-        return loss * 0.0 if batch.dummy else loss
+        return self._each(kit, outputs, batch).sum()
 
     def _each(self, kit: Kit, outputs: Any, batch: Batch) -> torch.Tensor:
         from torch.nn import functional
@@ -136,7 +135,7 @@ class SequenceRegression:
         """Value and target; the text as the model saw it."""
         values, losses = outputs.logits.detach().squeeze(-1).float().tolist(), self._each(kit, outputs, batch).tolist()
         rows = zip(batch.ids, values, batch.targets["labels"].tolist(), losses, as_seen(kit, batch), strict=True)
-        weight = 0 if batch.dummy else 1
+        weight = 1
         return [
             Prediction(id, {"value": value, "target": target}, loss, weight, {"text": text})
             for id, value, target, loss, text in rows

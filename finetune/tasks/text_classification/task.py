@@ -148,7 +148,7 @@ class TextClassification:
 
     def weight(self, batch: Batch) -> int:
         """Examples."""
-        return 0 if batch.dummy else len(batch.ids)
+        return len(batch.ids)
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs with logits [B, C]."""
@@ -158,7 +158,7 @@ class TextClassification:
         """Summed over examples, with training.label_smoothing."""
         smoothing = kit.recipe.training.label_smoothing
         labels = batch.targets["labels"]
-        return classification_loss_sum(outputs.logits, labels, label_smoothing=smoothing, dummy=batch.dummy)
+        return classification_loss_sum(outputs.logits, labels, label_smoothing=smoothing)
 
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
         """Class, reference and scores; the text as the model saw it."""

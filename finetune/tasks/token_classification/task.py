@@ -172,7 +172,7 @@ class TokenClassification:
 
     def weight(self, batch: Batch) -> int:
         """Labelled tokens."""
-        return 0 if batch.dummy else int(batch.targets["units"])
+        return int(batch.targets["units"])
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs with logits [B, L, C]."""
@@ -182,12 +182,11 @@ class TokenClassification:
         """Summed over labelled tokens, with training.label_smoothing."""
         from finetune.models.losses import cross_entropy_sum
 
-        loss = cross_entropy_sum(
+        return cross_entropy_sum(
             outputs.logits.flatten(0, 1),
             batch.targets["labels"].flatten(),
             label_smoothing=kit.recipe.training.label_smoothing,
         )
-        return loss * 0.0 if batch.dummy else loss
 
     def predict(self, kit: Kit, outputs: Any, batch: Batch) -> list[Prediction]:
         """A tag for each word, that of its first token; a word without one gets O, or the first tag where there is no O."""
@@ -205,7 +204,7 @@ class TokenClassification:
             tags = [chosen[row][first] if first >= 0 else untagged for first in firsts]
             words = _words(kit, batch, row)
             shown = {"text": _marked(words, wanted, names), "predicted": _marked(words, tags, names)}
-            weight = 0 if batch.dummy else counts[row]
+            weight = counts[row]
             values = {"tags": tags, "reference_tags": wanted}
             found.append(Prediction(id, values, losses[row].item(), weight, shown))
         return found
