@@ -41,7 +41,8 @@ def build() -> Any:
 
 def open_engine_here(stage: str) -> Any:
     """The engine as a worker of `finetune train` opens it."""
-    from finetune.distributed.engine import open_engine
+    from finetune.distributed.engines.engine import EngineOptions
+    from finetune.distributed.engines.registry import open_engine
     from finetune.distributed.session import Session
     from finetune.planning.batch import plan_batch
     from finetune.planning.deepspeed import resolve_deepspeed_config
@@ -55,9 +56,10 @@ def open_engine_here(stage: str) -> Any:
         written = json.loads((ROOT / "ds_configs" / f"{stage}.json").read_text(encoding="utf-8"))
         config = resolve_deepspeed_config(written, batch=batch, precision="fp32", max_grad_norm=1.0, hidden_size=512)
     session = Session.open(config, precision="fp32", cpu=True)
-    module = build()
-    optimizer = make_optimizer(module, training, "adamw")
-    return open_engine(session, module, optimizer, max_grad_norm=1.0, synchronised=False)
+    name = "ddp" if config is None else "deepspeed"
+    return open_engine(
+        name, session, build(), lambda module: make_optimizer(module, training, "adamw"), EngineOptions(1.0)
+    )
 
 
 class Steps:

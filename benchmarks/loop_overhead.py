@@ -38,6 +38,7 @@ def worker(folder: Path, blocks: int, steps: int) -> None:
     from finetune.app.opening import open_recipe
     from finetune.app.workers.context import open_session, plan_here, set_up
     from finetune.app.workers.train import SilentListener, make_loop
+    from finetune.data.order.loader import iterate_batches
     from finetune.tracking.journal import Journal
     from finetune.tracking.run import Run
     from finetune.training.parameter_groups import make_optimizer
@@ -52,23 +53,20 @@ def worker(folder: Path, blocks: int, steps: int) -> None:
     loop = make_loop(context, run, listener, StopRequest())
     if session.is_main:
         listener.started(start_step=0, total_steps=loop.total_steps, steps_per_epoch=1, facts={})
-    batches = loop._batches()
+    trained = loop.steps()
 
     torch.manual_seed(recipe.seed)
     bare = DistributedDataParallel(
         context.task.build(context.kit), gradient_as_bucket_view=True, broadcast_buffers=False
     )
     optimizer = make_optimizer(bare.module, recipe.training, "adamw")
-    prepared = [
-        own
-        for _, (_, own) in zip(
-            range(blocks * steps), make_loop(context, run, SilentListener(), StopRequest())._batches(), strict=False
-        )
-    ]
+    other = make_loop(context, run, SilentListener(), StopRequest())
+    collate = lambda examples: context.task.collate(context.kit, examples)  # noqa: E731
+    batches = iterate_batches(context.kit.examples["train"], collate, other.source.steps(0), workers=other.workers)
+    prepared = [own for _, (_, own) in zip(range(blocks * steps), batches, strict=False)]
 
     def ours() -> None:
-        step, own = next(batches)
-        loop._step(step, own)
+        next(trained)
 
     def plain(index: int) -> None:
         for batch in prepared[index]:

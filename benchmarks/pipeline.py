@@ -51,15 +51,14 @@ def worker(folder: Path, steps: int) -> None:
     session = open_session(plan := plan_here(recipe, int(os.environ["WORLD_SIZE"])))
     context = set_up(session, recipe, plan, lambda text: None)
     loop = make_loop(context, Run.open(folder / "run"), SilentListener(), StopRequest())
-    p2p = getattr(context.engine, "links", None)
-    batches, seconds, idle, losses, sent = loop._batches(), [], [], [], 0
+    p2p = getattr(context.engine, "p2p", None)
+    trained, seconds, idle, losses, sent = loop.steps(), [], [], [], 0
     for number in range(WARM + steps):
-        step, own = next(batches)
         session.wait()
         if number == WARM and p2p is not None:
             sent = p2p.sent_bytes
         began = time.perf_counter()
-        result = loop._step(step, own)
+        result = next(trained)
         seconds.append(time.perf_counter() - began)
         idle.append(result.waiting_seconds / seconds[-1])
         losses.append(result.loss)
@@ -72,7 +71,7 @@ def worker(folder: Path, steps: int) -> None:
         "weights": weights,
         "optimizer": sum(value.nbytes for value in state if value.numel() > 1),
         "loss": losses[-1],
-        "micro_batches": len(own),
+        "micro_batches": plan.batch.accumulation,
     }
     ranks = session.gather(told)
     if session.is_main:

@@ -61,8 +61,19 @@ def worker(folder: Path, steps: int) -> None:
     from finetune.app.workers.context import open_session, plan_here, set_up
     from finetune.app.workers.train import SilentListener, make_loop
     from finetune.tracking.run import Run
-    from finetune.training.loader import iterate_batches, training_steps
+    from finetune.training.steps import ScheduledSteps
     from finetune.training.stop import StopRequest
+
+    class OneStep:
+        """Step `index` alone, assigned when it is asked for."""
+
+        def __init__(self, loop: Any, index: int) -> None:
+            self.source = ScheduledSteps(
+                loop.schedule, loop.planner, loop.rank_speed, replica=session.replica, total_steps=index + 1
+            )
+
+        def steps(self, from_step: int) -> Any:
+            return self.source.steps(from_step)
 
     recipe = open_recipe(str(folder / "speed.yaml")).recipe
     session = open_session(plan := plan_here(recipe, 2))
@@ -72,12 +83,11 @@ def worker(folder: Path, steps: int) -> None:
 
     def run(index: int) -> float:
         """Step `index` -> its seconds, until all ranks are done."""
-        assignment = training_steps(loop.schedule, loop.planner, rank_speed, session.replica, range(index, index + 1))
+        loop.progress.step = index
+        loop.source = OneStep(loop, index)
         session.wait()
         began = time.perf_counter()
-        collate = lambda examples: loop.task.collate(loop.kit, examples)  # noqa: E731
-        step, own = next(iter(iterate_batches(loop.kit.examples["train"], collate, assignment, workers=0)))
-        loop._step(step, own)
+        next(loop.steps())
         session.wait()
         return time.perf_counter() - began
 

@@ -36,7 +36,8 @@ def worker(name: str) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from finetune.distributed import tensor_parallel
-    from finetune.distributed.engine import open_engine
+    from finetune.distributed.engines.engine import EngineOptions
+    from finetune.distributed.engines.registry import open_engine
     from finetune.distributed.session import Session
     from finetune.planning.batch import plan_batch
     from finetune.planning.deepspeed import resolve_deepspeed_config
@@ -62,8 +63,13 @@ def worker(name: str) -> None:
     session = Session.open(config, precision="fp32", cpu=True, split=tensor)
     torch.manual_seed(0)
     model = LlamaForCausalLM(shape)
-    optimizer = make_optimizer(model, TrainingSection(), "adamw")
-    engine = open_engine(session, model, optimizer, max_grad_norm=1.0, synchronised=False)
+    engine = open_engine(
+        "deepspeed",
+        session,
+        model,
+        lambda module: make_optimizer(module, TrainingSection(), "adamw"),
+        EngineOptions(1.0),
+    )
     tokens = torch.randint(0, 100, (SEQUENCES, TOKENS), generator=torch.Generator().manual_seed(1))
     share = SEQUENCES // replicas
     own = tokens[session.replica * share :][:share]

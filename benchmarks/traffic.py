@@ -66,7 +66,8 @@ def worker(name: str) -> None:
     sys.path.insert(0, str(ROOT))
     from deepspeed import comm
 
-    from finetune.distributed.engine import open_engine
+    from finetune.distributed.engines.engine import EngineOptions
+    from finetune.distributed.engines.registry import open_engine
     from finetune.distributed.session import Session
     from finetune.planning.batch import plan_batch
     from finetune.planning.deepspeed import resolve_deepspeed_config
@@ -89,8 +90,13 @@ def worker(name: str) -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(shape)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    optimizer = make_optimizer(model, TrainingSection(), "adamw")
-    engine = open_engine(session, model, optimizer, max_grad_norm=1.0, synchronised=False)
+    engine = open_engine(
+        "deepspeed",
+        session,
+        model,
+        lambda module: make_optimizer(module, TrainingSection(), "adamw"),
+        EngineOptions(1.0),
+    )
     tokens = torch.arange(64).reshape(1, 64) % 100
 
     count = 4 if name.endswith(SEVERAL) else 1

@@ -12,7 +12,6 @@ import torch
 from finetune.app.opening import open_recipe
 from finetune.app.workers.context import TrainingContext, plan_alone
 from finetune.data.sources.tables import open_tables
-from finetune.distributed.full_state import consolidate
 from finetune.errors import UserError
 from finetune.models.adapters import merge_adapter, save_adapter
 from finetune.recipe.recipe import Recipe
@@ -80,7 +79,7 @@ def put_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 def write_model(context: TrainingContext, run: Run, folder: Path, *, figures: Mapping[str, float]) -> None:
     """The engine's weights as `folder`, written beside and renamed. All ranks call it."""
-    state = consolidate(context.engine, trainable_only=context.kit.recipe.adapter is not None)
+    state = context.engine.full_state_dict(trainable_only=context.kit.recipe.adapter is not None)
     if state is None:
         context.session.wait()
         return

@@ -14,6 +14,7 @@ from finetune.distributed.env import from_environ
 from finetune.distributed.failure import report_failures
 from finetune.distributed.launch import SUPERVISED, Launch, die_with_parent, run_workers
 from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
+from finetune.planning.engine import choose_engine
 from finetune.planning.tensor import KEY, check_model
 from finetune.recipe.digest import training_digest
 from finetune.recipe.load import LoadedRecipe
@@ -160,7 +161,7 @@ def plan_launch(loaded: LoadedRecipe, arguments: list[str], processes: int | Non
             if gpus >= split
             else f"the {split} ranks that hold a model together need a GPU each",
         )
-    return Launch(arguments, count, deepspeed=parallel.deepspeed != "none", cpu=gpus == 0)
+    return Launch(arguments, count, deepspeed=choose_engine(parallel) == "deepspeed", cpu=gpus == 0)
 
 
 def supervise(run: Run, launch: Launch, restarts: int) -> None:

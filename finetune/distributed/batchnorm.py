@@ -1,6 +1,6 @@
 """BatchNorm over the whole global batch, exact on any number of ranks, on the CPU (gloo) and on CUDA alike.
 
-torch's own SyncBatchNorm refuses CPU tensors, and knows no ranks that take part without counting (ghost batches).
+torch's own SyncBatchNorm refuses CPU tensors, and has no ranks that take part without counting (dummy batches).
 Letters: C channels; n_r, m_r, M_r rank r's count of positions, mean, and sum of squared deviations; N the sum of n_r.
 
 Forward: each rank sends (m_r, M_r, n_r) in one all-gather. They combine as in Chan, Golub and LeVeque, "Updating
@@ -35,7 +35,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """The behaviour; its children below are what `convert_batchnorm` turns plain layers into. Input [batch, C, ...].
 
     In training all ranks must call forward, and backward if the input needs a gradient, equally often and in the same
-    order; a rank without examples sends an empty or a ghost batch. In evaluation nothing is sent.
+    order; a rank without examples sends an empty or a dummy batch. In evaluation nothing is sent.
     """
 
     process_group: dist.ProcessGroup | None = None
@@ -53,7 +53,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean, var, count = _global_statistics(input, self.dummy, group, ranks)
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             self._update(mean, var, count)
-            nothing = count == 0  # ghosts everywhere: the running statistics are the best there is
+            nothing = count == 0  # dummies everywhere: the running statistics are the best there is
             mean = torch.where(nothing, self.running_mean.to(mean), mean)
             var = torch.where(nothing, self.running_var.to(var), var)
         share = torch.zeros_like(count) if self.dummy else 1 / count.clamp(min=1)
@@ -71,7 +71,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _update(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Running statistics, on ghosts too: they stay the same on all ranks. Never waits for the device."""
+        """Running statistics, on dummies too: they stay the same on all ranks. Never waits for the device."""
         assert self.running_mean is not None and self.running_var is not None
         counted = count > 0
         factor: Tensor | float = 0.0 if self.momentum is None else self.momentum
@@ -147,7 +147,7 @@ def convert_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | None 
 def dummy_batch(model: nn.Module) -> Iterator[None]:
     """Within, this rank's forwards take part in the collectives but count nothing; other ranks' real batches do.
 
-    The running statistics follow the ranks that count, so they stay equal everywhere; if all are ghosts, they rest.
+    The running statistics follow the ranks that count, so they stay equal everywhere; if all are dummies, they rest.
     Backward may run later, outside. The model may be wrapped (DDP, DeepSpeed engine).
     """
     layers = [module for module in model.modules() if isinstance(module, SyncedBatchNorm)]
@@ -191,7 +191,7 @@ def _global_statistics(
 class _Normalise(torch.autograd.Function):
     """y = (x - mean) / sqrt(var + eps) * weight + bias, with the gradient that also flows through mean and var.
 
-    share []: 1 / N on a rank that counts, 0 on a ghost. Both passes use torch's evaluation kernels, which are fused and
+    share []: 1 / N on a rank that counts, 0 on a dummy. Both passes use torch's evaluation kernels, which are fused and
     take half-precision x with float32 statistics.
     """
 

@@ -19,7 +19,7 @@ WAIT = timedelta(minutes=30)
 
 
 class ProcessState:
-    """Make one before the first session, and call `forget` after each has been closed."""
+    """Make one before the first session, and call `reset` after each has been closed."""
 
     def __init__(self) -> None:
         from deepspeed.utils import groups

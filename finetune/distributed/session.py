@@ -1,29 +1,23 @@
-"""This process among its peers: opens Accelerate and DeepSpeed, reduces, gathers, waits. The only door to ranks."""
+"""This process among its peers: it joins the process group, reduces, gathers, waits. The only way to other ranks."""
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from datetime import timedelta
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DeepSpeedPlugin, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate import Accelerator
 
+from finetune.distributed.engines.accelerator import GIVE_UP_AFTER, open_accelerator
 from finetune.distributed.env import DistributedEnv, as_environ, from_environ
 from finetune.distributed.failure import PeerFailed
-from finetune.distributed.prebuild import choose_cache
-from finetune.errors import FinetuneError
 
-GIVE_UP_AFTER = timedelta(minutes=30)
 GLOO_LETS_GO = 0.05  # seconds, in which this thread does not hold Python's lock
 
 
@@ -34,7 +28,7 @@ class PendingSum:
         self._tensor, self._work = tensor, work
 
     def wait(self) -> list[float]:
-        """The sums, in the order of the values, once every rank has said its own. May be asked again."""
+        """The sums, in the order of the values, once every rank has given its own. May be called again."""
         if self._work is not None:
             self._work.wait()
             self._work = None
@@ -45,7 +39,7 @@ class Session:
     """One rank's view. Open it before the model is built, so that ZeRO-3 shards at load.
 
     A replica is `split` ranks in a row that hold one copy of the model together (one rank where the model is not
-    split); replicas share out the examples.
+    split); the examples are shared out over the replicas.
     """
 
     def __init__(self, accelerator: Accelerator, deepspeed_config: dict[str, Any] | None, split: int = 1) -> None:
@@ -65,49 +59,21 @@ class Session:
     def open(cls, deepspeed_config: dict[str, Any] | None, *, precision: str, cpu: bool, split: int = 1) -> Session:
         """Join the process group. All ranks call it, with equal arguments, before anything else.
 
-        Raises: FinetuneError if what Accelerate opened is not what was asked for (it drops DeepSpeed silently when its
-        environment says CPU).
+        deepspeed_config: the resolved one, None where another engine trains; ZeRO-3 shards weights at load by it.
+        Raises: FinetuneError if what Accelerate opened is not what was asked for.
         """
         env = from_environ() or _alone()
         os.environ.update(as_environ(env))
         os.environ.pop("ACCELERATE_USE_CPU", None)
-        os.environ["ACCELERATE_USE_DEEPSPEED"] = "false" if deepspeed_config is None else "true"
         if cpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         if not dist.is_initialized():
             _open_process_group(cpu)
-        if deepspeed_config is None:
-            accelerator = Accelerator(
-                cpu=cpu,
-                mixed_precision="no" if precision == "fp32" else precision,
-                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-            )
-        else:
-            _open_deepspeed(cpu)
-            # The state must know that it is a CPU one before the plugin makes it a DeepSpeed one.
-            PartialState(cpu=cpu)
-            accelerator = Accelerator(
-                gradient_accumulation_steps=deepspeed_config["gradient_accumulation_steps"],
-                mixed_precision="no" if precision == "fp32" else precision,
-                deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed_config),
-                kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=GIVE_UP_AFTER)],
-            )
-        session = cls(accelerator, deepspeed_config, split)
-        session._check_what_was_opened()
+        session = cls(open_accelerator(deepspeed_config, precision=precision, cpu=cpu), deepspeed_config, split)
         session.wait()
         _unlink_shared_memory(session.rank)
         return session
-
-    def _check_what_was_opened(self) -> None:
-        asked = int(os.environ["WORLD_SIZE"])
-        is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        if self.world_size != asked or is_deepspeed != (self.deepspeed_config is not None):
-            raise FinetuneError(
-                f"Accelerate opened {self.world_size} processes as {self.accelerator.distributed_type.value}; "
-                f"asked were {asked}, DeepSpeed {'on' if self.deepspeed_config is not None else 'off'}",
-                remedy="unset ACCELERATE_* variables left over in the environment, or start with `finetune train`",
-            )
 
     @property
     def is_main(self) -> bool:
@@ -115,17 +81,8 @@ class Session:
 
     @property
     def is_replica_lead(self) -> bool:
-        """The first rank of its replica: it speaks for it where all would say the same."""
+        """The first rank of its replica: its values count where all ranks of the replica have the same."""
         return self.rank % self.split == 0
-
-    @property
-    def zero_stage(self) -> int:
-        return int((self.deepspeed_config or {}).get("zero_optimization", {}).get("stage", 0))
-
-    @property
-    def shards_weights(self) -> bool:
-        """ZeRO-3: a forward pass communicates, so all ranks must make equally many."""
-        return self.zero_stage == 3
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over ranks, in float64. All ranks call it."""
@@ -165,12 +122,12 @@ class Session:
         return box[0]
 
     def wait(self) -> None:
-        """Until every rank is here. All ranks call it."""
+        """Wait until every rank calls it. All ranks call it."""
         self.sum(0.0)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 does the work, then the others find it in the cache. An error on rank 0 ends the others quietly."""
+        """Rank 0 does the work, then the others find it in the cache. After an error on rank 0 the others end quietly."""
         if self.is_main:
             try:
                 yield
@@ -215,22 +172,8 @@ def _open_process_group(cpu: bool) -> None:
 
 
 def _unlink_shared_memory(rank: int) -> None:
-    """DeepSpeed's CPU collectives leave 66 MB a rank and run in /dev/shm for ever. Once every rank has mapped it the
-    name is not needed, and without it the memory goes when the ranks go, however they end.
+    """DeepSpeed's CPU collectives leave 66 MB per rank and run in /dev/shm forever. Once every rank has mapped it, the
+    name is not needed, and without the name the memory is freed when the ranks end, however they end.
     """
     owner = f"{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{owner}_{rank}").unlink(missing_ok=True)
-
-
-def _open_deepspeed(cpu: bool) -> None:
-    """DeepSpeed's own view of the group that is open: ZeRO-3 shards at load by it, before any engine exists.
-
-    What it prints while it starts goes to stderr, which is the rank's log; its warnings stay.
-    """
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    choose_cache()
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    with redirect_stdout(sys.stderr):
-        import deepspeed
-
-        deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", auto_mpi_discovery=False, verbose=False)

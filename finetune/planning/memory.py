@@ -1,7 +1,7 @@
 """Bytes a rank needs for model states, by kind.
 
 Source: Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter Models (2020), section 3 and
-figure 1: with mixed precision 2 (weights) + 2 (gradients) + 12 (fp32 copy, Adam's two moments) bytes a parameter,
+figure 1: with mixed precision 2 (weights) + 2 (gradients) + 12 (fp32 copy, Adam's two moments) bytes per parameter,
 divided over the ranks stage by stage. In fp32 the weights are their own master copy until ZeRO partitions them.
 """
 
@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-STATE_TENSORS = {  # tensors of optimiser state a parameter, each fp32
-    "adamw": 2, "adam": 2, "deepspeed_adam": 2, "deepspeed_cpu_adam": 2,
-    "deepspeed_lion": 1, "sgd": 1,
-}  # fmt: skip
+from finetune.recipe.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def state_bytes(
         weights = frozen_bytes + trainable * weight_size
     gradients = trainable * weight_size // (ranks if stage >= 2 else 1)
     master = trainable * 4 // share if engine and (half or stage >= 1) else 0
-    moments = trainable * 4 * STATE_TENSORS[optimizer] // share
+    moments = trainable * OPTIMIZERS[optimizer].state_bytes // share
     offloaded = 0
     if offload_optimizer:
         offloaded, master, moments = offloaded + master + moments, 0, 0

@@ -47,7 +47,7 @@ class TrainingPlan:
 class MachinePlan:
     """How it is computed here: `machine` of plan.json, resolved anew at each start.
 
-    device: cpu or cuda. engine: ddp, deepspeed or pipeline. deepspeed: the engine's resolved configuration.
+    device: cpu or cuda. engine: a name in recipe/engines.py. deepspeed: the engine's resolved configuration.
     optimizer: the implementation in use. weights_dtype: what weights are loaded in: float32, bfloat16 or float16.
     tensor: ranks that share each layer's matrices. pipeline: stages that the model is cut into.
     """
@@ -80,6 +80,7 @@ class Plan:
     ranks = property(lambda self: self.machine.ranks)
     device = property(lambda self: self.machine.device)
     precision = property(lambda self: self.training.precision)
+    engine = property(lambda self: self.machine.engine)
     batch = property(lambda self: self.machine.batch)
     deepspeed = property(lambda self: self.machine.deepspeed)
     optimizer = property(lambda self: self.machine.optimizer)
@@ -97,8 +98,8 @@ class Plan:
         machine = self.machine
         if machine.engine == "pipeline":
             return f"pipeline of {machine.pipeline} stages"
-        if machine.engine == "ddp":
-            return "DistributedDataParallel"
+        if machine.deepspeed is None:
+            return "DistributedDataParallel" if machine.engine == "ddp" else machine.engine
         return f"DeepSpeed ZeRO-{self.stage}" + (f", tensor parallel {machine.tensor}" if machine.tensor > 1 else "")
 
     @property

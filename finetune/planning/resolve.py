@@ -10,11 +10,13 @@ from finetune.errors import UserError
 from finetune.metrics.catalogue import direction
 from finetune.models.segmented import packing_obstacle
 from finetune.planning.batch import BatchPlan, plan_batch
+from finetune.planning.engine import choose_engine, deepspeed_name
 from finetune.planning.deepspeed import offloads, read_deepspeed_config, resolve_deepspeed_config, zero_stage
 from finetune.planning.plan import MachinePlan, Plan, TrainingPlan
 from finetune.planning.shape import hidden_size, layer_elements, usable_positions
 from finetune.planning.tensor import check_engine, check_model
 from finetune.recipe.card import TaskCard
+from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.draft import DEFAULT_EPOCHS
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.shelf import find_deepspeed_config
@@ -58,15 +60,15 @@ def resolve(
     check_engine(recipe.parallel.tensor, None if deepspeed is None else zero_stage(deepspeed))
     check_model(config, recipe.parallel.tensor)
     optimizer = training.optimizer
-    if optimizer == "adamw" and offloads(deepspeed) and machine.device == "cuda":
-        optimizer = "deepspeed_cpu_adam"
+    if offloads(deepspeed) and machine.device == "cuda":
+        optimizer = OPTIMIZERS[optimizer].offloaded or optimizer
     return Plan(
         recipe,
         training,
         MachinePlan(
             ranks=machine.ranks,
             device=machine.device,
-            engine="pipeline" if recipe.parallel.pipeline > 1 else "ddp" if deepspeed is None else "deepspeed",
+            engine=choose_engine(recipe.parallel),
             deepspeed=deepspeed,
             batch=batch,
             optimizer=optimizer,
@@ -173,8 +175,8 @@ def _batch(recipe: Recipe, card: TaskCard, ranks: int) -> BatchPlan:
 def _deepspeed(
     recipe: Recipe, precision: str, batch: BatchPlan, config: Any, zero_settings: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    name = recipe.parallel.deepspeed
-    if name == "none":
+    name = deepspeed_name(recipe.parallel)
+    if name is None:
         return None
     resolved = resolve_deepspeed_config(
         read_deepspeed_config(find_deepspeed_config(name)),

@@ -12,15 +12,16 @@ from finetune.errors import Fault, UserError
 from finetune.recipe.card import TaskCard
 from finetune.recipe.data import DataSection
 from finetune.recipe.draft import Draft
+from finetune.recipe.engines import AUTO, ENGINES
 from finetune.recipe.faults import nearest, show_value
 from finetune.recipe.machine import has_cuda
+from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.paths import is_pattern, is_present, path_keys
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.shelf import find_deepspeed_config, list_deepspeed_configs, looks_like_file
 from finetune.recipe.yaml import KeyPath
 
 DEEPSPEED_OFF = "none"
-NEEDS_CUDA = ("deepspeed_adam", "deepspeed_lion")
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,32 @@ def check_quantization(context: CheckContext) -> Iterator[Fault]:
         yield context.fault("parallel.deepspeed", message, allowed="zero2, zero1 or none with model.quantization")
 
 
+def check_engine(context: CheckContext) -> Iterator[Fault]:
+    """An engine that exists, and goes with what `parallel.deepspeed` and `parallel.pipeline` ask for."""
+    parallel = context.recipe.parallel
+    name, names = parallel.engine, [AUTO, *ENGINES]
+    if name == AUTO:
+        return
+    if name not in names:
+        yield context.fault("parallel.engine", "no such engine", allowed=", ".join(names), near=nearest(name, names))
+    elif name == "deepspeed" and parallel.deepspeed == DEEPSPEED_OFF:
+        yield context.fault(
+            "parallel.engine", "parallel.deepspeed is none", allowed="auto, or a DeepSpeed configuration"
+        )
+    elif name != "deepspeed" and parallel.deepspeed != DEEPSPEED_OFF and context.draft.is_written(_DEEPSPEED):
+        message = f"parallel.deepspeed ({parallel.deepspeed}) is for the engine deepspeed"
+        yield context.fault("parallel.engine", message, allowed="auto, deepspeed; or parallel.deepspeed: none")
+    elif name != "deepspeed" and parallel.tensor > 1:
+        message = f"parallel.tensor ({parallel.tensor}) is trained by the engine deepspeed"
+        yield context.fault("parallel.engine", message, allowed="auto, deepspeed; or parallel.tensor: 1")
+    elif (name == "pipeline") != (parallel.pipeline > 1):
+        message = f"parallel.pipeline is {parallel.pipeline}"
+        yield context.fault("parallel.engine", message, allowed="auto; or the engine pipeline with two stages or more")
+
+
+_DEEPSPEED: KeyPath = ("parallel", "deepspeed")
+
+
 def check_tensor(context: CheckContext) -> Iterator[Fault]:
     """Layers are sliced under ZeRO-1, and not under adapters."""
     parallel = context.recipe.parallel
@@ -177,8 +204,9 @@ def check_pipeline(context: CheckContext) -> Iterator[Fault]:
     if training.precision == "fp16":
         message = "a pipeline does not scale losses over its stages"
         yield context.fault("training.precision", message, allowed="auto, fp32, bf16")
-    if training.optimizer.startswith("deepspeed_"):
-        yield context.fault("training.optimizer", "a pipeline takes torch's optimisers", allowed="adamw, adam, sgd")
+    if OPTIMIZERS[training.optimizer].from_deepspeed:
+        allowed = ", ".join(spec.name for spec in OPTIMIZERS.values() if not spec.from_deepspeed)
+        yield context.fault("training.optimizer", "a pipeline takes torch's optimizers", allowed=allowed)
 
 
 def check_smoothing(context: CheckContext) -> Iterator[Fault]:
@@ -298,15 +326,15 @@ def check_precision(context: CheckContext) -> Iterator[Fault]:
 
 
 def check_optimizer(context: CheckContext) -> Iterator[Fault]:
-    """DeepSpeed's fused optimisers live where the weights' masters live."""
-    optimizer = context.recipe.training.optimizer
-    if optimizer in NEEDS_CUDA and not has_cuda():
+    """An optimizer that runs where the weights' masters are."""
+    spec = OPTIMIZERS[context.recipe.training.optimizer]
+    if spec.device == "cuda" and not has_cuda():
         yield context.fault(
             "training.optimizer",
-            f"{optimizer} needs CUDA, and this machine has none",
-            allowed="adamw, deepspeed_cpu_adam",
+            f"{spec.name} needs CUDA, and this machine has none",
+            allowed=", ".join(other.name for other in OPTIMIZERS.values() if other.device != "cuda"),
         )
-    if optimizer == "deepspeed_cpu_adam" and has_cuda() and _offloads(context.recipe) is False:
+    if spec.device == "cpu state" and has_cuda() and _offloads(context.recipe) is False:
         yield context.fault(
             "training.optimizer",
             f"works on state in main memory, but {context.recipe.parallel.deepspeed} keeps it on the GPU",
@@ -321,6 +349,7 @@ ALWAYS: tuple[Check, ...] = (
     check_batch,
     check_split,
     check_quantization,
+    check_engine,
     check_tensor,
     check_pipeline,
     check_smoothing,

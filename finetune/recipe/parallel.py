@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune.recipe.engines import AUTO, ENGINES, describe_engines
 from finetune.recipe.section import Section
 
 CountOrAuto = Annotated[int, Field(ge=1)] | Literal["auto"]
@@ -13,6 +14,7 @@ CountOrAuto = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 class ParallelSection(Section):
     processes: CountOrAuto = Field(default="auto", description="Ranks on this machine; auto: one a GPU, else 1.")
+    engine: str = Field(default=AUTO, description=describe_engines(), json_schema_extra={"examples": [AUTO, *ENGINES]})
     deepspeed: str = Field(
         default="zero2",
         description="none (plain DistributedDataParallel), or the name or path of a JSON in ds_configs/.",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
+from finetune.recipe.optimizers import OPTIMIZERS, describe_choice, describe_decay
 from finetune.recipe.section import Section
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -20,14 +22,10 @@ class TrainingSection(Section):
     epochs: int | None = Field(
         default=None, ge=1, description="Passes over the training data (3 unless steps is given)."
     )
-    steps: int | None = Field(default=None, ge=1, description="Optimiser steps, instead of epochs.")
-    global_batch: int = Field(default=32, ge=1, description="Examples an optimiser step, over all ranks.")
+    steps: int | None = Field(default=None, ge=1, description="Optimizer steps, instead of epochs.")
+    global_batch: int = Field(default=32, ge=1, description="Examples per optimizer step, over all ranks.")
     learning_rate: float = Field(default=5e-5, gt=0, description="Peak learning rate.")
-    optimizer: Literal["adamw", "adam", "sgd", "deepspeed_adam", "deepspeed_cpu_adam", "deepspeed_lion"] = Field(
-        default="adamw",
-        description="torch's optimisers, or DeepSpeed's fused ones. Those whose update needs norms of whole tensors "
-        "(LAMB, Adafactor) are left out: ZeRO hands them flat pieces, and the numbers would depend on the ranks.",
-    )
+    optimizer: str = Field(default="adamw", description=describe_choice(), json_schema_extra={"enum": list(OPTIMIZERS)})
     betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Adam's decay rates.")
     epsilon: float = Field(default=1e-8, gt=0, description="Adam's epsilon.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD's momentum.")
@@ -38,9 +36,7 @@ class TrainingSection(Section):
         default=0.0, ge=0, description="Below 1: share of all steps; from 1 on: steps. The rate rises linearly from 0."
     )
     min_learning_rate: float = Field(default=0.0, ge=0, description="Where linear and cosine end.")
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="Decoupled decay; never on biases and normalisation weights."
-    )
+    weight_decay: float = Field(default=0.0, ge=0, description=describe_decay())
     layer_decay: float = Field(
         default=1.0,
         gt=0,
@@ -54,6 +50,13 @@ class TrainingSection(Section):
         default="auto", description="auto: bf16 on GPUs that have it, else fp32."
     )
     early_stopping: EarlyStopping | None = Field(default=None, description="Stop when `best` no longer improves.")
+
+    @field_validator("optimizer")
+    @classmethod
+    def _in_registry(cls, value: str) -> str:
+        if value not in OPTIMIZERS:
+            raise PydanticCustomError("literal_error", "Input should be one of the optimizers")
+        return value
 
     @field_validator("warmup")
     @classmethod

@@ -22,10 +22,11 @@ from typing import Any
 import psutil
 import torch
 
-from finetune.distributed import sharded_state as sharded_state
-from finetune.distributed.engine import Engine
+from finetune.distributed.engines.engine import Engine
+from finetune.distributed.sharded_state import trainable_parameters
 from finetune.distributed.tensor_parallel import whole_shape
 from finetune.errors import TrainingFailed
+from finetune.recipe.optimizers import FLOAT32_BYTES, OPTIMIZERS
 from finetune.training.checkpoint_reader import Checkpoint, Manifest, checkpoint_name, find_checkpoints, shard_name
 from finetune.training.checkpoint_writer import Written, attempt, beside_of, publish, write_tensors
 from finetune.units import format_bytes
@@ -78,7 +79,7 @@ class Saver:
     def begin(self, step: int, loop: dict[str, Any], *, best: bool = False) -> None:
         """Copy this rank's state, and write it from now on. Raises: TrainingFailed if the save before it failed."""
         self.finish()
-        shards = list(sharded_state.local_shards(self.engine))
+        shards = list(self.engine.local_shards())
         shapes = {shard.key: list(shard.shape) for shard in shards}
         needed = sum(shard.values.nbytes for shard in shards)
         spare = self._copies or psutil.virtual_memory().available > 1.25 * needed
@@ -88,7 +89,7 @@ class Saver:
         name = f"state-{self.session.rank:05d}-of-{self.session.world_size:05d}.safetensors"
         path = beside_of(self.folder / checkpoint_name(step)) / name
         task = self._thread.submit(attempt, lambda: write_tensors(path, tensors, shapes))
-        self._save = _Save(step, best, loop, sharded_state.scalars(self.engine), task)
+        self._save = _Save(step, best, loop, self.engine.scalars(), task)
         if not spare:  # no memory for a copy: training waits until its own tensors are written
             task.result()
 
@@ -170,24 +171,22 @@ def save_checkpoint(engine: Engine, folder: Path, *, step: int, recipe_digest: s
     return saver.latest
 
 
-def checkpoint_bytes(engine: Engine) -> int:
-    """Bytes of one checkpoint, over all ranks, before it is written. All ranks call it."""
-    state_tensors = 2 if "betas" in engine.inner_optimizer.param_groups[0] else 1
-    own = sum(shard.values.numel() * 4 for shard in sharded_state.local_shards(engine) if "." in shard.key)
-    weights = sum(
-        math.prod(whole_shape(parameter)) for _, parameter in sharded_state.trainable_parameters(engine.module)
-    )
-    return int(max(engine.session.sum(float(own))[0], weights * 4 * (1 + state_tensors)))
+def checkpoint_bytes(engine: Engine, optimizer: str) -> int:
+    """Bytes of one checkpoint, over all ranks, before it is written. optimizer: its name. All ranks call it."""
+    own = sum(shard.values.numel() * FLOAT32_BYTES for shard in engine.local_shards() if "." in shard.key)
+    weights = sum(math.prod(whole_shape(parameter)) for _, parameter in trainable_parameters(engine.module))
+    each = FLOAT32_BYTES + OPTIMIZERS[optimizer].state_bytes
+    return int(max(engine.session.sum(float(own))[0], weights * each))
 
 
-def check_space(engine: Engine, folder: Path, *, copies: int) -> None:
+def check_space(engine: Engine, folder: Path, *, optimizer: str, copies: int) -> None:
     """Refuse to start a training whose checkpoints cannot fit. All ranks call it.
 
     copies: checkpoints that lie there together at most, the one being written among them; those that are there already
     take no more space.
     Raises: TrainingFailed naming the path, the bytes needed and the bytes free.
     """
-    each = checkpoint_bytes(engine)
+    each = checkpoint_bytes(engine, optimizer)
     free, there = 0, 0
     if engine.session.is_main:
         free, there = shutil.disk_usage(folder).free, len(find_checkpoints(folder))

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from finetune.distributed import sharded_state as sharded_state
-from finetune.distributed.engine import Engine
+from finetune.distributed.engines.engine import Engine
 from finetune.distributed.session import Session
+from finetune.distributed.sharded_state import Shard
 from finetune.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -163,7 +163,7 @@ def set_aside(session: Session, path: Path, problem: str, notify: Callable[[str]
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     """Restore weights, optimiser state and buffers. All ranks call it; any number of ranks, any ZeRO stage."""
     with CheckpointTensors(checkpoint) as stored:
-        sharded_state.load_shards(engine, stored.read, checkpoint.manifest.scalars)
+        engine.load_shards(stored.read, checkpoint.manifest.scalars)
 
 
 class CheckpointTensors:
@@ -251,7 +251,7 @@ class CheckpointTensors:
         return self.read(key, 0, math.prod(shape)).reshape(shape)
 
 
-def shard_name(shard: sharded_state.Shard) -> str:
+def shard_name(shard: Shard) -> str:
     """Under which a piece lies in its file: "w@64", or "w[16:32]@0" for a group of columns."""
     columns = f"[{shard.columns[0]}:{shard.columns[1]}]" if shard.columns else ""
     return f"{shard.key}{columns}@{shard.start}"

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from finetune.data.order.assignment import Assignment
-from finetune.distributed.engine import Engine
+from finetune.data.order.loader import evaluation_steps, iterate_batches
+from finetune.distributed.engines.engine import Engine
+from finetune.distributed.prefetcher import Prefetcher
 from finetune.errors import TrainingFailed
 from finetune.metrics import MetricSet
 from finetune.metrics.catalogue import needs_text
 from finetune.tasks.task import Kit, Prediction, Task, as_writer
-from finetune.training.loader import Prefetcher, evaluation_steps, iterate_batches
 
 GATHER_EVERY = 8  # micro-batches whose predictions a rank holds before rank 0 takes them
 WORST = 20
@@ -63,14 +64,15 @@ def evaluate(
         iterate_batches(examples, lambda some: task.collate(kit, some), steps, pin_memory=on_gpu), session.device
     )
     for done in range(1, assignment.micro_batches + 1):
-        _, (batch,) = prefetcher.take()
-        if not batch.dummy or session.shards_weights:
+        step, (batch,) = prefetcher.take()
+        (dummy,) = step.dummies
+        if not dummy or engine.shards_weights:
             with torch.no_grad():
                 moved = batch.to(session.device)
                 outputs = task.forward(engine.model, moved)
                 prefetcher.fetch()  # a GPU still works on this one
-                written = writer.generate(kit, engine.module, moved, synced=session.shards_weights) if writer else []
-                if not batch.dummy and engine.owns_outputs:
+                written = writer.generate(kit, engine.module, moved, synced=engine.shards_weights) if writer else []
+                if not dummy and engine.owns_outputs:
                     predictions = task.predict(kit, outputs, moved)
                     held.extend(_with_texts(predictions, written) if writer else predictions)
         if done % GATHER_EVERY == 0:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.order.cost import CostModel
-from finetune.distributed.engine import Engine
+from finetune.data.order.loader import PREFETCHED, RankStep, iterate_batches
+from finetune.distributed.engines.engine import Engine
+from finetune.distributed.prefetcher import Prefetcher
 from finetune.errors import Stopped, TrainingFailed
 from finetune.events import Listener
 from finetune.recipe.recipe import Recipe
@@ -20,11 +22,12 @@ from finetune.training.checkpoint_reader import Checkpoint, load_checkpoint
 from finetune.training.checkpoint_writer import clear_leftovers
 from finetune.training.evaluation import Evaluation, evaluate
 from finetune.training.learning_rate import learning_rate
-from finetune.training.loader import ASSIGNED_AHEAD, PREFETCHED, Prefetcher, RankStep, iterate_batches, training_steps
-from finetune.training.microbatch_planner import MicroBatchPlanner, RankSpeedEstimator
+from finetune.training.microbatch_planner import MicroBatchPlanner
 from finetune.training.progress import Progress
+from finetune.training.rank_speed import RankSpeedEstimator
 from finetune.training.step import StepResult, seed_step, train_step
 from finetune.training.step_logger import StepLogger
+from finetune.training.steps import ASSIGNED_AHEAD, ScheduledSteps, StepSource
 from finetune.training.stop import StopRequest
 
 
@@ -68,7 +71,7 @@ class Loop:
         self.recipe: Recipe = kit.recipe
         self.session = engine.session
         self.planner = MicroBatchPlanner(
-            kit, cost, ranks=self.session.replicas, micro_batch=micro_batch, lockstep=engine.lockstep
+            kit, cost, ranks=self.session.replicas, micro_batch=micro_batch, lockstep=engine.needs_lockstep
         )
         self.schedule = self.planner.schedule(self.recipe, kit.plan.training.balance_window)
         kit.pictures = output_dirs.predictions / "pictures" if self.session.is_main else None
@@ -88,19 +91,37 @@ class Loop:
             self.session,
             lookahead=PREFETCHED * self.workers + ASSIGNED_AHEAD,
             passes=engine.passes,
+            shards_weights=engine.shards_weights,
         )
         training = kit.plan.training
         self.metrics = list(training.metrics)
         self.progress = Progress(training.best_metric, training.best_mode)
         self.last: dict[str, float] = {}
+<<<<<<< HEAD
         self.total_steps = training.total_steps(self.schedule.steps_per_epoch)
+=======
+        training = self.recipe.training
+        self.total_steps = training.steps or (training.epochs or 3) * self.schedule.steps_per_epoch
+        self.source: StepSource = ScheduledSteps(
+            self.schedule,
+            self.planner,
+            self.rank_speed,
+            replica=self.session.replica,
+            total_steps=self.total_steps,
+        )
+>>>>>>> 885b833
 
     def run(self, resume: Checkpoint | None, best: Checkpoint | None, facts: dict[str, Any]) -> Outcome:
         """Train to the end, from `resume` if given. Raises: Stopped, TrainingFailed."""
         self._resume(resume, best)
         if self.session.is_main:
             clear_leftovers(self.output_dirs.checkpoints)
-        check_space(self.engine, self.output_dirs.checkpoints, copies=self.recipe.checkpoint.keep + 2)
+        check_space(
+            self.engine,
+            self.output_dirs.checkpoints,
+            optimizer=self.recipe.training.optimizer,
+            copies=self.recipe.checkpoint.keep + 2,
+        )
         if self.session.is_main:
             self.listener.started(
                 start_step=self.progress.step,
@@ -111,11 +132,7 @@ class Loop:
         self.engine.model.train()  # what is loaded pretrained comes in evaluation mode
         if self.progress.step == 0:
             self._show_samples("before")
-        early = self.recipe.training.early_stopping
-        prefetcher = Prefetcher(self._batches(), self.session.device)
-        prefetcher.fetch()
-        while self.progress.step < self.total_steps and not self.progress.exhausted(early):
-            result = self._step(*prefetcher.take(), prefetcher)
+        for result in self.steps():
             improved = self._evaluate() if self._due(self.recipe.evaluation.every) else False
             if improved or result.stop or self._due(self.recipe.checkpoint.every):
                 self._save(improved)
@@ -140,18 +157,27 @@ class Loop:
             if best is None:
                 self.progress.forget_best()
 
-    def _batches(self) -> Iterator[tuple[RankStep, list[Batch]]]:
-        steps = range(self.progress.step, self.total_steps)
-        return iterate_batches(
+    def steps(self) -> Iterator[StepResult]:
+        """Train step after step, from `progress.step` to the end: each step's result, once it is done. All ranks call it.
+
+        While one step is computed, the next one's batches are fetched.
+        """
+        batches = iterate_batches(
             self.kit.examples["train"],
             lambda examples: self.task.collate(self.kit, examples),
-            training_steps(self.schedule, self.planner, self.rank_speed, self.session.replica, steps),
+            self.source.steps(self.progress.step),
             workers=self.workers,
             pin_memory=self.session.device.type == "cuda",
         )
+        prefetcher = Prefetcher(batches, self.session.device)
+        prefetcher.fetch()
+        early = self.recipe.training.early_stopping
+        while self.progress.step < self.total_steps and not self.progress.exhausted(early):
+            step, own = prefetcher.take()
+            yield self._step(step, own, prefetcher)
 
-    def _step(self, step: RankStep, batches: list[Batch], prefetcher: Prefetcher | None = None) -> StepResult:
-        """One optimiser step; meanwhile the next one is fetched."""
+    def _step(self, step: RankStep, batches: list[Batch], prefetcher: Prefetcher[Any]) -> StepResult:
+        """One optimizer step; meanwhile the next one is fetched."""
         progress, timing = self.progress, self.step_logger.timing
         rate = learning_rate(step.index, self.total_steps, self.recipe.training)
         self.engine.set_learning_rate(rate)
@@ -162,14 +188,15 @@ class Loop:
             self.kit,
             self.engine,
             batches,
+            dummies=step.dummies,
             stop=self.stop.requested,
             busy=self.saver.busy,
-            meanwhile=prefetcher.fetch if prefetcher else None,
+            meanwhile=prefetcher.fetch,
         )
         if self.saver.under_way and not result.busy:
             self.saver.advance()
         self._check_finite(result)
-        seconds = timing.end(started, data=prefetcher.waited() if prefetcher else 0.0, idle=result.waiting_seconds)
+        seconds = timing.end(started, data=prefetcher.waited(), idle=result.waiting_seconds)
         progress.step += 1
         progress.units += result.units
         progress.seconds += seconds
@@ -242,6 +269,7 @@ class Loop:
         if not count:
             return
         chosen = [examples[index] for index in range(count)]
+<<<<<<< HEAD
         telemetry = self.step_logger.telemetry
         if self._sampling_communicates:  # a rank that goes on alone would leave the others waiting
             shown = self._sample(chosen)
@@ -249,6 +277,10 @@ class Loop:
             shown = telemetry.run("showing samples", lambda: self._sample(chosen), [])
         if self.kit.undrawn:
             telemetry.switch_off("drawing samples", self.kit.undrawn)
+=======
+        shown = self.task.sample(self.kit, self.engine.generating_model, chosen, synced=self.engine.shards_weights)
+        self.engine.model.train()
+>>>>>>> 885b833
         if self.session.is_main and shown:
             columns = ["when", *shown[0]]
             rows = [[when, *sample.values()] for sample in shown]

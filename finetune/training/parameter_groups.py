@@ -1,4 +1,4 @@
-"""Which parameters decay, and the optimiser over them."""
+"""Which parameters decay, and the optimizer over them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune.errors import UserError
+from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.training import TrainingSection
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Weights that decay, and biases and normalisation weights that never do; with layer_decay below 1, both by depth.
+    """Weights that decay, and biases and normalization weights that never do; with layer_decay below 1, both by depth.
 
-    A parameter of one dimension is a bias or the gain of a normalisation. Under ZeRO-3 the module's own tensors are
-    placeholders, so the shape comes from `ds_shape`. "lr_scale" of a group multiplies the learning rate: layer_decay to
-    the power of the layers above it (Clark et al., "ELECTRA", 2020, section 3.1); embeddings lie below all layers.
+    A parameter of one dimension is a bias or the gain of a normalization. Under ZeRO-3 the module's own tensors are
+    placeholders, so the shape comes from `ds_shape`; parameters on `meta` belong to another rank. "lr_scale" of a group
+    multiplies the learning rate: layer_decay to the power of the layers above it (Clark et al., "ELECTRA", 2020, section
+    3.1); embeddings lie below all layers.
     """
     depths = layer_depths([name for name, _ in module.named_parameters()]) if layer_decay != 1.0 else {}
     top = max(depths.values(), default=0)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not parameter.is_meta:
             decays = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
             groups.setdefault((depths.get(name, top), decays), []).append(parameter)
     return [
@@ -53,15 +56,16 @@ def layer_depths(names: Sequence[str]) -> dict[str, int]:
 
 
 def make_optimizer(module: nn.Module, training: TrainingSection, name: str) -> torch.optim.Optimizer:
-    """torch's optimisers by name. DeepSpeed's are made in `distributed/optimizers.py`."""
+    """The optimizer called `name` in `recipe/optimizers.py`, over this rank's weights that are trained.
+
+    Raises: UserError where this machine cannot run it.
+    """
+    spec = OPTIMIZERS[name]
     groups = parameter_groups(module, training.weight_decay, training.layer_decay)
     if not groups:
         raise ValueError("no parameter is trainable")
-    common: dict[str, Any] = {"lr": training.learning_rate}
-    if name in ("adamw", "adam"):
-        kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
-        # One pass over memory instead of ten: a quarter of the time, on CPUs too.
-        return kind(groups, betas=training.betas, eps=training.epsilon, fused=True, **common)
-    if name == "sgd":
-        return torch.optim.SGD(groups, momentum=training.momentum, **common)
-    raise ValueError(f"{name} is not one of torch's optimisers here")
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        remedy = f"Use {spec.same_update or 'adamw'} here."
+        raise UserError(f"{name} needs CUDA", where="training.optimizer", remedy=remedy)
+    optimizer: torch.optim.Optimizer = spec.make(groups, training)
+    return optimizer

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from finetune.data.order.assignment import assign_evaluation
+from finetune.data.order.loader import evaluation_steps, iterate_batches
 from finetune.data.prepare.added_columns import ExamplesWithColumns
 from finetune.data.prepare.cache import cache_folder, digest, publish
 from finetune.data.table import Examples
-from finetune.distributed.engine import Engine
+from finetune.distributed.engines.engine import Engine
 from finetune.errors import TrainingFailed
 from finetune.models.source import resolve_model
 from finetune.tasks.task import Kit, Task, reference_columns
-from finetune.training.loader import evaluation_steps, iterate_batches
 
 KIND = "reference"
 
@@ -58,15 +58,16 @@ def _compute(
     values: list[list[float]] = []
     assignment = assign_evaluation(np.asarray(examples.costs, np.float64), session.replicas, micro_batch)
     engine.model.eval()
-    for _, (batch,) in iterate_batches(
+    for step, (batch,) in iterate_batches(
         examples, lambda some: task.collate(kit, some), evaluation_steps(assignment, session.replica)
     ):
-        if batch.dummy and not session.shards_weights:
+        (dummy,) = step.dummies
+        if dummy and not engine.shards_weights:
             continue
         with torch.no_grad():
             moved = batch.to(session.device)
             outputs = task.forward(engine.model, moved)
-            if not batch.dummy and engine.owns_outputs:
+            if not dummy and engine.owns_outputs:
                 ids.extend(batch.ids)
                 values.extend([row[name] for name in names] for row in task.reference_values(kit, outputs, moved))
     engine.model.train()

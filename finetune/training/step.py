@@ -1,4 +1,4 @@
-"""One optimiser step: the loss is a sum over global units divided by the global count, on any number of ranks."""
+"""One optimizer step: the loss is a sum over global units divided by the global count, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from finetune.distributed.engine import Engine
+from finetune.distributed.engines.engine import Engine
 from finetune.distributed.stopwatch import Stopwatch
 from finetune.tasks.task import Batch, Kit, Task
 
@@ -19,9 +19,9 @@ from finetune.tasks.task import Batch, Kit, Task
 class StepResult:
     """loss: mean over the global units. grad_norm: global, before clipping. stop: some rank was asked to stop.
 
-    padding, positions: summed over ranks. Of this rank: forward_pass, and waiting_seconds (for a pipeline's neighbours).
-    culprits: ids of the examples in micro-batches of this rank whose loss is not finite; then no rank has changed its
-    weights. busy: some rank said that it was.
+    padding, positions: summed over ranks. Of this rank: forward_pass, and waiting_seconds (for a pipeline's neighbors).
+    nonfinite_ids: of the examples in micro-batches of this rank whose loss is not finite; then no rank has changed its
+    weights. busy: some rank was.
     """
 
     loss: float
@@ -46,28 +46,35 @@ def train_step(
     engine: Engine,
     batches: Sequence[Batch],
     *,
+    dummies: Sequence[bool] = (),
     stop: bool,
     busy: bool = False,
     meanwhile: Callable[[], None] | None = None,
 ) -> StepResult:
-    """All ranks call it, in lockstep with equally many micro-batches (ghosts fill up). stop, busy: what this rank says.
+    """All ranks call it; where the engine needs lockstep, with equally many micro-batches, dummies among them.
 
+    dummies: which batches are stand-ins that weigh nothing (`RankStep.dummies`); (): none. stop, busy: of this rank.
     meanwhile: called once all passes are under way; a GPU still works on them then.
     """
     session = engine.session
-    counts = [(task.weight(batch), batch.padding, batch.positions) for batch in batches if session.is_replica_lead]
+    dummies = dummies or [False] * len(batches)
+    counts = [
+        (0 if dummy else task.weight(batch), batch.padding, batch.positions)
+        for batch, dummy in zip(batches, dummies, strict=True)
+        if session.is_replica_lead
+    ]
     # The first forward pass does not wait for a rank that is late with its last update; the first backward pass does.
     counted = session.begin_sum(*(sum(count[i] for count in counts) for i in range(3)))
 
     def scale() -> float:
-        """Engines average over replicas: this makes it sum / units."""
+        """Engines average over replicas: this makes it the sum / units."""
         return session.replicas / max(counted.wait()[0], 1)
 
-    def loss_sum(outputs: Any, batch: Batch) -> torch.Tensor:
-        found = task.loss_sum(kit, outputs, batch)
-        return found * 0.0 if batch.dummy else found
+    def loss_sum(outputs: Any, batch: Batch, dummy: bool) -> torch.Tensor:
+        loss = task.loss_sum(kit, outputs, batch)
+        return loss * 0.0 if dummy else loss
 
-    done = engine.accumulate(batches, lambda batch: task.forward(engine.model, batch), loss_sum, scale)
+    done = engine.accumulate(batches, lambda batch: task.forward(engine.model, batch), loss_sum, scale, dummies)
     if meanwhile is not None:
         meanwhile()
     units, padding, positions = counted.wait()
@@ -91,6 +98,6 @@ def train_step(
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout of a step as a function of (seed, step, rank): a resumed run draws what the uninterrupted one drew."""
+    """Make dropout a function of (seed, step, rank): a resumed run draws what the uninterrupted one drew."""
     digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little") % 2**63)

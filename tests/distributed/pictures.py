@@ -7,7 +7,6 @@ import torch
 
 from finetune.app.workers.context import open_session, plan_here, set_up
 from finetune.app.workers.train import SilentListener, make_loop
-from finetune.distributed.full_state import consolidate
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS
 from finetune.tracking.run import Run
@@ -70,8 +69,7 @@ def train(values, folder, steps, *, load=None, first=0, save=False):
         load_checkpoint(context.engine, open_checkpoint(Path(load)))
     context.engine.model.train()
     losses, norms, idle = [], [], []
-    for _, (step, own) in zip(range(steps), loop._batches(), strict=False):
-        result = loop._step(step, own)
+    for _, result in zip(range(steps), loop.steps(), strict=False):
         losses.append(result.loss)
         norms.append(result.grad_norm)
         idle.append(result.waiting_seconds)
@@ -80,7 +78,7 @@ def train(values, folder, steps, *, load=None, first=0, save=False):
         loop.saver.finish()
     saved = str(loop.saver.latest.path) if loop.saver.latest else ""
     evaluation = loop.measure("validation")
-    state = consolidate(context.engine)
+    state = context.engine.full_state_dict()
     held = [p for p in context.engine.module.parameters() if not p.is_meta]
     moments = [value.numel() for one in context.engine.inner_optimizer.state.values() for value in one.values()]
     loop.saver.close()

@@ -33,9 +33,7 @@ def load_and_train(path, config, micro_batch="auto", precision="fp32"):
 
 
 def weights(engine):
-    from finetune.distributed.full_state import consolidate
-
-    state = consolidate(engine)
+    state = engine.full_state_dict()
     return {name: tensor.float() for name, tensor in state.items()} if state else None
 
 

@@ -138,7 +138,7 @@ class CheapTask:
 
 
 class AloneSession:
-    replica, is_main, shards_weights, device = 0, True, False, torch.device("cpu")
+    replica, is_main, device = 0, True, torch.device("cpu")
 
     def gather(self, value):
         return [list(value)]
@@ -151,7 +151,12 @@ def peak_bytes(count):
     """Of an evaluation, beyond the ids and costs of the examples."""
     model = torch.nn.Linear(1, 1)
     engine = SimpleNamespace(
-        session=AloneSession(), model=model, module=model, align_buffers=lambda: None, owns_outputs=True
+        session=AloneSession(),
+        model=model,
+        module=model,
+        align_buffers=lambda: None,
+        owns_outputs=True,
+        shards_weights=False,
     )
     examples = CheapExamples(count)
     kit = Kit(None, None, {"validation": examples}, {}, metric_options={"num_labels": 2})

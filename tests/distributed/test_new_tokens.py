@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from finetune.distributed.full_state import consolidate
 from finetune.models.adapters import add_adapter, merge_adapter, save_adapter
 from finetune.models.load import load_config, load_model
 from finetune.recipe.model import AdapterSection, ModelSection
@@ -43,10 +42,10 @@ def renamed(module, args, kwargs):
 
 def trained(base, adapter, config, folder):
     engine, batch = open_toy(config, build=lambda: build(base, adapter))
-    before = consolidate(engine, trainable_only=adapter)
+    before = engine.full_state_dict(trainable_only=adapter)
     before = {name: value.clone() for name, value in before.items()} if before else None
     losses, norms = train_toy(engine, batch, range(4))
-    after = consolidate(engine, trainable_only=adapter)
+    after = engine.full_state_dict(trainable_only=adapter)
     if engine.session.is_main and adapter:
         save_adapter(engine.module, folder, state_dict=after)
     logits = None

@@ -13,7 +13,7 @@ import torch
 from finetune.tasks import TASKS
 from tests.distributed import pictures
 
-STEPS = 5  # more than an epoch, whose last step has one image (and, on two replicas, a ghost)
+STEPS = 5  # more than an epoch, whose last step has one image (and, on two replicas, a dummy)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -58,8 +58,8 @@ class KillAfter:
 class Alone:
     """The session of a forked process: its threads, and so gloo's, are gone."""
 
-    rank, world_size, is_main, is_replica_lead, zero_stage, device = 0, 1, True, True, 0, torch.device("cpu")
-    replica, replicas, deepspeed_config = 0, 1, None
+    rank, world_size, is_main, is_replica_lead, device = 0, 1, True, True, torch.device("cpu")
+    replica, replicas = 0, 1
 
     def all_gather(self, value):
         return [value]

@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional
 
 from finetune.data.order.schedule import Schedule
-from finetune.distributed.full_state import consolidate
 from finetune.distributed.tensor_parallel import gather_slices, slice_of, whole_shape
 from finetune.errors import UserError
 from finetune.planning.tensor import check_model
@@ -91,7 +90,7 @@ def train(kind, micro_batch="auto"):
     seen = []
     losses, norms = toy.train_toy(engine, batch, range(STEPS), seen=seen)
     held = {name: (tuple(p.shape), whole_shape(p)) for name, p in engine.module.named_parameters()}
-    return losses, norms, seen, held, consolidate(engine)
+    return losses, norms, seen, held, engine.full_state_dict()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -193,18 +192,18 @@ def open_any(config, tensor, precision="fp32", seed=0):
 
 def train_and_save(folder, config, tensor, precision="fp32"):
     engine, batch = open_any(config, tensor, precision)
-    before = checkpoint_bytes(engine)
+    before = checkpoint_bytes(engine, "adamw")
     toy.train_toy(engine, batch, range(SAVE_AT))
     saved = save_checkpoint(engine, folder, step=SAVE_AT, recipe_digest="toy", loop={"step": SAVE_AT})
     losses, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
-    return saved.path, losses, consolidate(engine), before
+    return saved.path, losses, engine.full_state_dict(), before
 
 
 def load_and_train(path, config, tensor, precision="fp32"):
     engine, batch = open_any(config, tensor, precision, seed=9)  # nothing may come from the seed
     load_checkpoint(engine, open_checkpoint(path))
     losses, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
-    return path, losses, consolidate(engine)
+    return path, losses, engine.full_state_dict()
 
 
 @pytest.fixture(scope="module")

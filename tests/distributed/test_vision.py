@@ -8,7 +8,8 @@ import torch
 
 from finetune.app.workers.context import plan_alone
 from finetune.data.sources.tables import open_tables
-from finetune.distributed.engine import open_engine
+from finetune.distributed.engines.engine import EngineOptions
+from finetune.distributed.engines.registry import open_engine
 from finetune.distributed.session import Session
 from finetune.planning.batch import plan_batch
 from finetune.planning.deepspeed import resolve_deepspeed_config
@@ -43,11 +44,18 @@ def steps(folder, name, model, stage, own, count, precision="fp32"):
     recipe = recipe_type(task.card)(**values)
     with pytest.MonkeyPatch.context() as patch:  # not longer: compiled extensions lie in the user's own cache
         patch.setenv("XDG_CACHE_HOME", str(Path(folder) / "cache"))
+<<<<<<< HEAD
         kit = task.read(plan_alone(recipe), open_tables(recipe, task.card))
     module = task.build(kit)
     optimizer = make_optimizer(module, recipe.training, "adamw")
     synchronised = recipe.model.batch_norm == "synchronised"
     engine = open_engine(session, module, optimizer, max_grad_norm=1.0, synchronised=synchronised)
+=======
+        kit = task.read(recipe, open_tables(recipe, task.card))
+    options = EngineOptions(max_grad_norm=1.0, synchronized=recipe.model.batch_norm == "synchronised")
+    make = lambda module: make_optimizer(module, recipe.training, "adamw")  # noqa: E731
+    engine = open_engine("deepspeed" if stage else "ddp", session, task.build(kit), make, options)
+>>>>>>> 885b833
     engine.model.train()
     losses = []
     for _ in range(count):

@@ -8,18 +8,21 @@ import torch
 from torch.nn import functional
 
 from finetune.data.order.cost import CostModel
+from finetune.data.order.loader import iterate_batches
 from finetune.data.order.schedule import Schedule
-from finetune.distributed.engine import open_engine
+from finetune.distributed.engines.engine import EngineOptions
+from finetune.distributed.engines.registry import open_engine
 from finetune.distributed.session import Session
 from finetune.planning.batch import plan_batch
 from finetune.planning.deepspeed import resolve_deepspeed_config
 from finetune.recipe.training import TrainingSection
 from finetune.tasks.task import Batch, Kit, Prediction
 from finetune.training.learning_rate import learning_rate
-from finetune.training.loader import iterate_batches, training_steps
-from finetune.training.microbatch_planner import MicroBatchPlanner, RankSpeedEstimator
+from finetune.training.microbatch_planner import MicroBatchPlanner
 from finetune.training.parameter_groups import make_optimizer
+from finetune.training.rank_speed import RankSpeedEstimator
 from finetune.training.step import seed_step, train_step
+from finetune.training.steps import ScheduledSteps
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = TrainingSection(
@@ -66,7 +69,7 @@ class ToyTask:
         return Batch(ids, {"input_ids": tokens, "attention_mask": mask}, {"labels": labels})
 
     def weight(self, batch):
-        return 0 if batch.dummy else int((batch.targets["labels"][:, 1:] != -100).sum())
+        return int((batch.targets["labels"][:, 1:] != -100).sum())
 
     def forward(self, model, batch):
         return model(**batch.inputs)
@@ -97,9 +100,20 @@ def tiny_llama(seed=0, **overrides):
     return LlamaForCausalLM(LlamaConfig(**{**settings, **overrides}))
 
 
-def open_toy(config, *, precision="fp32", micro_batch="auto", training=TRAINING, build=tiny_llama, tensor=1, zero=None):
+def open_toy(
+    config,
+    *,
+    precision="fp32",
+    micro_batch="auto",
+    training=TRAINING,
+    build=tiny_llama,
+    tensor=1,
+    zero=None,
+    engine="",
+    trains=True,
+):
     """Session and engine, as a worker opens them. config: a name in ds_configs/, or none. zero: what its
-    `zero_optimization` says otherwise.
+    `zero_optimization` says otherwise. engine: its name, "": as config says. trains: False opens it for inference.
     """
     import os
 
@@ -114,10 +128,9 @@ def open_toy(config, *, precision="fp32", micro_batch="auto", training=TRAINING,
             written, batch=batch, precision=precision, max_grad_norm=clip, hidden_size=4, tensor=tensor
         )
     session = Session.open(resolved, precision=precision, cpu=True, split=tensor)
-    module = build()
-    optimizer = make_optimizer(module, training, training.optimizer)
-    engine = open_engine(session, module, optimizer, max_grad_norm=training.max_grad_norm, synchronised=False)
-    return engine, batch
+    name = engine or ("ddp" if config == "none" else "deepspeed")
+    make = (lambda module: make_optimizer(module, training, training.optimizer)) if trains else None
+    return open_engine(name, session, build(), make, EngineOptions(training.max_grad_norm)), batch
 
 
 def train_toy(engine, batch, steps, *, task=None, seen=None):
@@ -127,16 +140,15 @@ def train_toy(engine, batch, steps, *, task=None, seen=None):
     session = engine.session
     schedule = Schedule(examples.costs, seed=5, global_batch=TRAINING.global_batch)
     planner = MicroBatchPlanner(kit, CostModel(), ranks=session.replicas, micro_batch=batch.micro_batch)
-    assignment = training_steps(
-        schedule, planner, RankSpeedEstimator("equal", session, lookahead=0), session.replica, steps
-    )
+    rank_speed = RankSpeedEstimator("equal", session, lookahead=0)
+    source = ScheduledSteps(schedule, planner, rank_speed, replica=session.replica, total_steps=steps.stop)
     losses, norms = [], []
-    for step, batches in iterate_batches(examples, lambda some: task.collate(kit, some), assignment):
+    for step, batches in iterate_batches(examples, lambda some: task.collate(kit, some), source.steps(steps.start)):
         engine.set_learning_rate(learning_rate(step.index, TOTAL, TRAINING))
         seed_step(1, step.index, session.replica)
-        result = train_step(task, kit, engine, batches, stop=False)
+        result = train_step(task, kit, engine, batches, dummies=step.dummies, stop=False)
         losses.append(result.loss)
         norms.append(result.grad_norm)
         if seen is not None:
-            seen.append([i for one in batches if not one.dummy for i in one.ids])
+            seen.append([i for one, dummy in zip(batches, step.dummies, strict=True) if not dummy for i in one.ids])
     return losses, norms

@@ -50,7 +50,7 @@ def train_here(
             os.kill(os.getpid(), number)
 
     def train_step(task: Any, kit: Any, engine: Any, batches: Any, **options: Any) -> Any:
-        ids = [i for batch in batches if not batch.dummy for i in batch.ids]
+        ids = [i for batch, dummy in zip(batches, options["dummies"], strict=True) if not dummy for i in batch.ids]
         result = real_step(task, kit, engine, batches, **options)
         notes.mkdir(exist_ok=True)
         with (notes / f"{engine.session.world_size}-ranks-{rank}.jsonl").open("a") as file:

@@ -5,8 +5,9 @@ import time
 import pytest
 import torch
 
+from finetune.data.order.loader import RankStep, iterate_batches
+from finetune.distributed.prefetcher import Prefetcher
 from finetune.tasks.task import Batch
-from finetune.training.loader import Prefetcher, RankStep, iterate_batches
 
 pytestmark = pytest.mark.gpu
 FETCHING = 0.03
@@ -27,8 +28,8 @@ def collate(examples):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_lie_in_memory_that_a_gpu_copies_from_alone(workers):
     steps = [RankStep(0, 0, ((0, 1), ()), 0, 1.0, 1.0)]
-    ((_, batches),) = iterate_batches(Rows(), collate, steps, workers=workers, pin_memory=True)
-    assert [batch.dummy for batch in batches] == [False, True]
+    ((step, batches),) = iterate_batches(Rows(), collate, steps, workers=workers, pin_memory=True)
+    assert step.dummies == (False, True)
     for batch in batches:
         assert batch.inputs["input_ids"].is_pinned()
         assert batch.inputs["pixels"][0].is_pinned()

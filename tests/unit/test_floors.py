@@ -151,3 +151,49 @@ def test_the_walk_sees_what_it_should(tmp_path: Path) -> None:
     assert found["torch"].typing_only
     assert found["a.b.c"].late
     assert found["d"].late
+
+
+ENGINE_WORDS = {"zero_stage", "is_deepspeed", "is_sliced"}
+ENGINE_ROOMS = ("distributed/engines", "planning")
+
+
+def engine_questions(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Lines that ask which engine trains: a name of ENGINE_WORDS, or a DeepSpeed configuration compared with None."""
+    for node in ast.walk(tree):
+        name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+        if name in ENGINE_WORDS:
+            yield node.lineno, name
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
+            asked = ast.unparse(node.left).rpartition(".")[2]
+            if asked in ("deepspeed", "deepspeed_config") and ast.unparse(node.comparators[0]) == "None":
+                yield node.lineno, ast.unparse(node)
+
+
+def test_nobody_but_engines_and_planning_asks_which_engine_trains() -> None:
+    faults, inside = [], 0
+    for path, tree in TREES.items():
+        found = list(engine_questions(tree))
+        if str(path.relative_to(PACKAGE)).startswith(ENGINE_ROOMS):
+            inside += len(found)
+        else:
+            faults += [f"{path.relative_to(PACKAGE.parent)}:{line}: {what}" for line, what in found]
+    assert not faults, "\n".join(faults)
+    assert inside > 3, "the walk sees what engines ask"
+
+
+def test_every_engine_and_optimizer_of_a_registry_is_there() -> None:
+    from finetune.recipe.engines import ENGINES
+    from finetune.recipe.optimizers import OPTIMIZERS
+
+    entries = {spec.name: spec.opener for spec in ENGINES.values()}
+    entries |= {spec.name: spec.factory for spec in OPTIMIZERS.values()}
+    assert len(entries) == len(ENGINES) + len(OPTIMIZERS)
+    for name, target in entries.items():
+        assert isinstance(target, str)
+        home, _, attribute = target.partition(":")
+        if not home.startswith("finetune."):
+            continue
+        tree = TREES[PACKAGE.parent / f"{home.replace('.', '/')}.py"]
+        assert attribute in {
+            node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        }, name

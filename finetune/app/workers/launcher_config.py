@@ -15,14 +15,13 @@ def compare_with_launcher(environment: Mapping[str, str], plan: Plan) -> list[st
     if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return []
     said = _launcher_says(environment)
-    ours = plan.deepspeed
-    if ours is None:
+    if plan.engine != "deepspeed":
         return [
             "note: accelerate was started with DeepSpeed, the recipe says parallel.deepspeed: none; the recipe decides"
         ]
     lines = []
     for key, theirs in said.items():
-        mine: Any = ours
+        mine: Any = plan.deepspeed
         for part in key.split("."):
             mine = mine.get(part) if isinstance(mine, Mapping) else None
         if theirs not in ("auto", None) and str(theirs).lower() != str(mine if mine is not None else "none").lower():

@@ -27,6 +27,7 @@ from finetune.events import Listener
 from finetune.models.load import load_config
 from finetune.models.quantized import stored_bytes
 from finetune.planning.deepspeed import offloads
+from finetune.planning.engine import deepspeed_name
 from finetune.planning.memory import StateBytes, state_bytes
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
@@ -234,7 +235,7 @@ def forecast_bytes(context: TrainingContext) -> StateBytes:
         stage=context.plan.stage,
         precision=context.plan.precision,
         optimizer=context.plan.optimizer,
-        engine=config is not None,
+        engine=context.plan.engine == "deepspeed",
         offload_optimizer=offloads(config),
         offload_param=offloads(config, "param"),
         frozen_bytes=stored_bytes(context.engine.module) if quantised else None,
@@ -259,7 +260,7 @@ def describe(context: TrainingContext) -> dict[str, Any]:
         "ranks": context.session.world_size,
         "device": context.plan.device,
         "engine": context.plan.engine_name,
-        "deepspeed": recipe.parallel.deepspeed
+        "deepspeed": (deepspeed_name(recipe.parallel) or "none")
         + (f", tensor {tensor}" if (tensor := recipe.parallel.tensor) > 1 else ""),
         "precision": context.plan.precision,
         "unit": context.task.card.unit,

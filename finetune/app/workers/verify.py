@@ -20,7 +20,6 @@ from finetune.app.workers.context import open_session, plan_alone, plan_here, qu
 from finetune.app.workers.train import SilentListener
 from finetune.data.sources.tables import open_tables
 from finetune.distributed.env import from_environ
-from finetune.distributed.full_state import consolidate
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.process_state import ProcessState, meet
 from finetune.errors import UserError
@@ -31,6 +30,7 @@ from finetune.models.freeze import freeze_weights
 from finetune.models.shrink import shrunken, without_dropout
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
+from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import TASKS
 from finetune.tasks.task import Kit
@@ -109,7 +109,8 @@ def work(folder: Path) -> None:
     if rank == ranks - 1:
         for name in REFERENCES:
             _write(folder / f"{name}.json", asdict(reference_figures(recipe, name, folder, asked["steps"])))
-    pipeline = "pipeline" in TASKS[recipe.task].card.splits and not recipe.training.optimizer.startswith("deepspeed_")
+    has_stages = "pipeline" in TASKS[recipe.task].card.splits
+    pipeline = has_stages and not OPTIMIZERS[recipe.training.optimizer].from_deepspeed
     variants = make_variants(
         recipe.training.global_batch,
         ranks,
@@ -131,7 +132,7 @@ def work(folder: Path) -> None:
 
 def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> Figures:
     """Some steps and an evaluation under one layout, through the loop that trains. Its ranks call it."""
-    layout: dict[str, Any] = {"deepspeed": variant.deepspeed, "micro_batch": variant.micro_batch}
+    layout: dict[str, Any] = {"engine": "auto", "deepspeed": variant.deepspeed, "micro_batch": variant.micro_batch}
     layout |= {"rank_speed": "equal", "tensor": variant.tensor, "pipeline": variant.pipeline}
     recipe = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update=layout)})
     try:
@@ -159,13 +160,12 @@ def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> F
     )
     loop.metrics = metrics_of(plan)
     losses, norms = [], []
-    for _, (step, own) in zip(range(steps), loop._batches(), strict=False):
-        result = loop._step(step, own)
+    for _, result in zip(range(steps), loop.steps(), strict=False):
         losses.append(result.loss)
         norms.append(result.grad_norm)
     evaluation = loop.measure("validation").scalars
     loop.saver.close()
-    state = consolidate(context.engine)
+    state = context.engine.full_state_dict()
     digest = (
         save_weights(_learnt(context.engine.module, state), folder / f"{variant.name}.safetensors") if state else ""
     )

@@ -1,7 +1,7 @@
 """A step's items to ranks, so that no rank waits for another. What the step trains on is not decided here.
 
 Every function is pure: same arguments, same deal, on every rank, with no communication. All ranks get equally many
-micro-batches, because collectives run in each; a rank that has less gets empty ones (ghosts, weight zero).
+micro-batches, because collectives run in each; a rank that has less gets empty ones (dummies, of weight zero).
 Within a rank the most expensive micro-batch comes first, so that ranks also meet in the middle of a step.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from finetune.errors import UserError
 
-MicroBatch = tuple[int, ...]  # positions in what was dealt; () is a ghost
+MicroBatch = tuple[int, ...]  # positions in what was assigned; () is a dummy
 ALIKE_ENOUGH = 1.01  # micro-batches of a rank are alike unless that ends the step so much later
 
 
@@ -28,7 +28,7 @@ class Assignment:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of every rank, ghosts included."""
+        """Micro-batches of every rank, dummies included."""
         return len(self.ranks[0])
 
     @property
@@ -51,7 +51,7 @@ def assign(
     costs: float [items], positive. A micro-batch costs its dearest item times its number of items, because all are
     padded to the longest. speed: relative speed of each rank; None: equal. lockstep: all ranks run equally many
     micro-batches, so a slower rank gets smaller ones; else it gets fewer, which costs less where a micro-batch costs
-    something by itself. With fewer items than ranks, some get only ghosts.
+    something by itself. With fewer items than ranks, some get only dummies.
 
     Items sorted by cost are cut into runs, as equal in cost as the micro-batch allows, and runs go longest first to the
     rank that would finish first (LPT, Graham 1969).
@@ -68,7 +68,7 @@ def assign_evaluation(
 ) -> Assignment:
     """Deal a whole evaluation set: every example exactly once, like lengths together, full micro-batches.
 
-    A slower rank gets fewer of them, and its ghosts lie between them: ranks hand predictions over every so many
+    A slower rank gets fewer of them, and its dummies lie between them: ranks hand predictions over every so many
     micro-batches, and wait for each other there.
     """
     costs, speeds = _checked(costs, ranks, speed)
@@ -82,7 +82,7 @@ def assign_evaluation(
 
 
 def _spread(rank: tuple[MicroBatch, ...]) -> tuple[MicroBatch, ...]:
-    """The micro-batches in their order, ghosts between them: (a, b, (), ()) -> (a, (), b, ())."""
+    """The micro-batches in their order, dummies between them: (a, b, (), ()) -> (a, (), b, ())."""
     filled = [micro for micro in rank if micro]
     spread: list[MicroBatch] = [()] * len(rank)
     for number, micro in enumerate(filled):

@@ -183,13 +183,13 @@ class ChatEncoder:
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            dummy_source = {**message, "content": _STAND_IN}
-            other = self.render([*messages[:index], dummy_source, *messages[index + 1 :]])
+            other_message = {**message, "content": _STAND_IN}
+            other = self.render([*messages[:index], other_message, *messages[index + 1 :]])
             if other.count(_STAND_IN) != 1:
                 raise _unmaskable("it shows a reply not at all, or more than once")
             start = _common_prefix(text, other)
             end = len(text) - _common_suffix(text[start:], other[start:])
-            closing = self.render([*messages[:index], dummy_source]).partition(_STAND_IN)[2]
+            closing = self.render([*messages[:index], other_message]).partition(_STAND_IN)[2]
             mark = closing.rstrip() or closing
             closed = bool(mark) and text.startswith(mark, end)
             spans.append((self._turn_start(messages[:index], text, start), end + len(mark) * closed))

@@ -17,7 +17,7 @@ from finetune.errors import UserError
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 CHANNELS, STEPS = 3, 3
-GHOST = -2  # examples of a rank that runs a copy of two examples without counting them
+DUMMY = -2  # examples of a rank that runs a copy of two examples without counting them
 SHAPES = {"1d": (), "1d-length": (5,), "2d": (4, 3), "3d": (2, 3, 2)}
 LAYERS = {"1d": nn.BatchNorm1d, "1d-length": nn.BatchNorm1d, "2d": nn.BatchNorm2d, "3d": nn.BatchNorm3d}
 
@@ -51,8 +51,8 @@ def make_data(kind, sizes, step):
     def draw(size):
         return torch.randn(abs(size), CHANNELS, *SHAPES[kind], generator=generator, dtype=torch.float64)
 
-    # A ghost's loss weighs zero, so its gradient is zero.
-    return [draw(size) * 3 + 7 for size in sizes], [draw(size) * (size != GHOST) for size in sizes]
+    # A dummy's loss weighs zero, so its gradient is zero.
+    return [draw(size) * 3 + 7 for size in sizes], [draw(size) * (size != DUMMY) for size in sizes]
 
 
 def record(layer, x, dy, dummy=False):
@@ -76,7 +76,7 @@ def on_rank(kind, options, sizes):
     for step in range(STEPS):
         inputs, gradients = make_data(kind, sizes, step)
         with CountCollectives() as counter:
-            results.append(record(layer, inputs[rank], gradients[rank], dummy=sizes[rank] == GHOST))
+            results.append(record(layer, inputs[rank], gradients[rank], dummy=sizes[rank] == DUMMY))
         assert sum(counter.counts.values()) == 2, counter.counts  # one forward, one backward
     layer.eval()
     with CountCollectives() as counter:
@@ -110,7 +110,7 @@ def check_against_reference(ranks, kind, options, sizes):
 
 
 @pytest.mark.parametrize("kind", list(SHAPES))
-@pytest.mark.parametrize("sizes", [(4, 4), (5, 2), (6, 0), (3, GHOST), (3, 1, 4), (3, GHOST, 2), (0, 4, GHOST)])
+@pytest.mark.parametrize("sizes", [(4, 4), (5, 2), (6, 0), (3, DUMMY), (3, 1, 4), (3, DUMMY, 2), (0, 4, DUMMY)])
 def test_equals_batchnorm_of_the_whole_batch(ranks, kind, sizes):
     check_against_reference(ranks, kind, {}, sizes)
 
@@ -122,7 +122,7 @@ def test_every_option_of_batchnorm(ranks, options):
     check_against_reference(ranks, "2d", options, (3, 0, 2) if "track_running_stats" not in options else (3, 2))
 
 
-def run_only_ghosts(momentum):
+def run_only_dummies(momentum):
     layer = convert_batchnorm(nn.BatchNorm1d(CHANNELS, momentum=momentum))
     layer(torch.randn(4, CHANNELS) + 3)
     before = {name: value.clone() for name, value in layer.named_buffers()}
@@ -141,8 +141,8 @@ def run_only_ghosts(momentum):
 
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_statistics_rest_where_all_ranks_are_ghosts(ranks, n, momentum):
-    ranks.run(n, run_only_ghosts, momentum)
+def test_statistics_rest_where_all_ranks_are_dummies(ranks, n, momentum):
+    ranks.run(n, run_only_dummies, momentum)
 
 
 def run_far_from_zero():

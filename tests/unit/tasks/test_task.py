@@ -27,7 +27,7 @@ class Told:
 
 def batch() -> Batch:
     inputs: dict[str, Any] = {"ids": Told(), "pictures": [Told(), (Told(),)], "longest": 7}
-    return Batch((3, 4), inputs, {"boxes": [{"labels": Told()}]}, dummy=True, padding=2, positions=9)
+    return Batch((3, 4), inputs, {"boxes": [{"labels": Told()}]}, padding=2, positions=9)
 
 
 def said(one: Batch) -> list[str]:
@@ -40,10 +40,9 @@ def test_the_loader_s_own_way_of_pinning_finds_every_tensor() -> None:
     pinned = pin_memory(batch())
     assert isinstance(pinned, Batch)
     assert said(pinned) == ["pinned"] * 4
-    assert (pinned.ids, pinned.inputs["longest"], pinned.dummy, pinned.padding, pinned.positions) == (
+    assert (pinned.ids, pinned.inputs["longest"], pinned.padding, pinned.positions) == (
         (3, 4),
         7,
-        True,
         2,
         9,
     )

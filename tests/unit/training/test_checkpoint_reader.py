@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from safetensors.torch import save_file
 
-from finetune.distributed.sharded_state import Shard, _read
+from finetune.distributed.sharded_state import Shard, read_slice
 from finetune.distributed.tensor_parallel import Slice
 from finetune.errors import UserError
 from finetune.training.checkpoint_reader import Checkpoint, CheckpointTensors, Manifest, parse_name, shard_name
@@ -61,7 +61,7 @@ def test_a_rank_reads_its_columns_and_its_rows_of_what_others_stored(tmp_path, d
             place, own = Slice(shape, dim, (first, shape[dim] - first), index), part.reshape(-1)
             start = data.draw(some.integers(0, own.numel() - 1))
             numel = data.draw(some.integers(1, own.numel() - start))
-            assert torch.equal(_read(stored.read, "w", start, numel, place), own[start : start + numel])
+            assert torch.equal(read_slice(stored.read, "w", start, numel, place), own[start : start + numel])
 
 
 def test_a_missing_column_is_told(tmp_path):

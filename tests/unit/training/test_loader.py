@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.distributed.prefetcher import Prefetcher
 from finetune.errors import UserError
-from finetune.training.loader import Prefetcher
 
 
 def made(log: list[str], count: int = 3, *, bad: int = -1, seconds: float = 0.0) -> Iterator[Any]:

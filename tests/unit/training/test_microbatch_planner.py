@@ -7,8 +7,9 @@ import pytest
 
 from finetune.data.order.cost import CostModel
 from finetune.recipe.data import DataSection
-from finetune.training.loader import training_steps
-from finetune.training.microbatch_planner import MicroBatchPlanner, RankSpeedEstimator, flat
+from finetune.training.microbatch_planner import MicroBatchPlanner, flat
+from finetune.training.rank_speed import RankSpeedEstimator
+from finetune.training.steps import ScheduledSteps
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, size=97)
 
@@ -23,12 +24,11 @@ def make(packing, *, capacity=64, micro_batch=4, num_ranks=3, lockstep=True):
     return planner, planner.schedule(recipe, 4 if packing == "none" else None)
 
 
-def session(num_ranks=3, rates=None, sharded=False):
+def session(num_ranks=3, rates=None):
     return SimpleNamespace(
         world_size=num_ranks,
         replicas=num_ranks,
         split=1,
-        shards_weights=sharded,
         all_gather=lambda rate: rates or [rate],
     )
 
@@ -61,13 +61,15 @@ def test_what_a_step_trains_on_does_not_know_the_ranks(packing):
     assert steps[0] == steps[1] == steps[2]
 
 
-def test_without_lockstep_a_rank_leaves_its_ghosts_out_but_for_one():
+def test_without_lockstep_a_rank_leaves_its_dummies_out_but_for_one():
     rank_speed = RankSpeedEstimator("equal", session(8), lookahead=0)
     kept, free = [], []
     for found, lockstep in ((kept, True), (free, False)):
         planner, schedule = make("none", num_ranks=8, micro_batch=4, lockstep=lockstep)
         last = schedule.steps_per_epoch - 1  # one example is left for eight ranks
-        found += [list(training_steps(schedule, planner, rank_speed, rank, range(last, last + 1))) for rank in range(8)]
+        for rank in range(8):
+            source = ScheduledSteps(schedule, planner, rank_speed, replica=rank, total_steps=last + 1)
+            found.append(list(source.steps(last)))
     assert {len(steps[0].micro_batches) for steps in kept} == {len(kept[0][0].micro_batches)}
     assert all(steps[0].micro_batches == ((),) or () not in steps[0].micro_batches for steps in free)
 
@@ -79,7 +81,7 @@ def test_half_the_speed_gets_about_half_the_cost():
 
 
 def measured(rank_speed, own_seconds, *, cost=40.0, forward_seconds=1.0):
-    """Feed a Pace its steps; what it told."""
+    """Feed an estimator its steps; what it reported."""
     result = SimpleNamespace(forward_pass=SimpleNamespace(read=lambda: forward_seconds))
     return [
         rank_speed.note(step, cost, result, own_seconds)
@@ -155,7 +157,7 @@ def test_a_rank_that_slows_down_later_gets_less_and_people_hear_of_it():
     assert rank_speed.watching and rank_speed.speeds == [1.0, 1.0]
     group.all_gather = lambda own: [own, own / 2]  # the second takes twice as long from now on
     told, step = watched(rank_speed, 10)
-    assert rank_speed.speeds == [1.0, pytest.approx(0.5**RankSpeedEstimator.TAKEN, abs=1e-3)]
+    assert rank_speed.speeds == [1.0, pytest.approx(0.5**RankSpeedEstimator.SMOOTHING, abs=1e-3)]
     assert told == [f"ranks measured again: relative speeds {rank_speed.speeds}"]
     for _ in range(15):
         later, step = watched(rank_speed, step)
@@ -185,12 +187,12 @@ def test_a_rank_without_work_keeps_its_speed():
     measured(rank_speed, 3.0)
     group.all_gather = lambda own: [own, float("nan")]
     watched(rank_speed, 10, forward_seconds=0.5)
-    assert rank_speed.speeds == [1.0, pytest.approx(0.5**RankSpeedEstimator.TAKEN, abs=1e-3)]
+    assert rank_speed.speeds == [1.0, pytest.approx(0.5**RankSpeedEstimator.SMOOTHING, abs=1e-3)]
 
 
 def test_under_zero_3_forward_passes_say_nothing():
     rank_speed = RankSpeedEstimator(
-        "auto", session(2, rates=[(40.0, 3.0, 3.0), (40.0, 3.0, 6.0)], sharded=True), lookahead=0
+        "auto", session(2, rates=[(40.0, 3.0, 3.0), (40.0, 3.0, 6.0)]), lookahead=0, shards_weights=True
     )
     measured(rank_speed, 3.0)
     assert rank_speed.speeds == [1.0, 0.5]

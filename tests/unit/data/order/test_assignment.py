@@ -17,7 +17,7 @@ speeds = st.integers(1, 9).flatmap(
 
 
 def check_whole(assignment, count, ranks):
-    """Every position once; equally many micro-batches, at least one; ghosts last."""
+    """Every position once; equally many micro-batches, at least one; dummies last."""
     assert len(assignment.ranks) == ranks
     assert {len(rank) for rank in assignment.ranks} == {assignment.micro_batches}
     assert assignment.micro_batches >= 1
@@ -115,7 +115,7 @@ def test_evaluation_by_speed(costs, speed, micro_batch):
     assert sorted(i for rank in assignment.ranks for micro in rank for i in micro) == list(range(len(costs)))
 
 
-def test_a_slow_ranks_ghosts_lie_between_its_micro_batches():
+def test_a_slow_ranks_dummies_lie_between_its_micro_batches():
     assignment = assign_evaluation(np.ones(18), 2, 2, speed=[1.0, 0.5])
     assert [[len(micro) for micro in rank] for rank in assignment.ranks] == [[2] * 6, [2, 0, 2, 0, 2, 0]]
 
@@ -145,7 +145,7 @@ def test_a_deal_of_eight_packs():
     assert assignment.imbalance == 1.0
 
 
-def test_fewer_items_than_ranks_leave_ghosts():
+def test_fewer_items_than_ranks_leave_dummies():
     assignment = assign([5.0, 3.0], 4)
     assert assignment.ranks == (((0,),), ((1,),), ((),), ((),))
     assert assign([], 3).ranks == (((),), ((),), ((),))

@@ -1,4 +1,4 @@
-"""The ways between the ranks of a pipeline: activations forward, gradients back, and the groups that reduce."""
+"""Messages between the ranks of a pipeline: activations forward, gradients back; and the groups that reduce."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from finetune.distributed.session import GIVE_UP_AFTER, Session
+from finetune.distributed.engines.accelerator import GIVE_UP_AFTER
+from finetune.distributed.session import Session
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MOST_DIMENSIONS = 8
@@ -18,9 +19,9 @@ _MOST_DIMENSIONS = 8
 class P2P:
     """One rank's. All ranks make theirs at once.
 
-    Activations and gradients have process groups of their own: what is sent one way never waits for what comes the other
-    way. replica: the group (gloo) of the ranks that hold this copy of the model; peers: of the same stage of all copies.
-    waiting_seconds: for neighbours, so far (on the CPU; a GPU waits by itself). sent_bytes: so far.
+    Activations and gradients have process groups of their own, so that neither direction waits for the other. replica:
+    the group (gloo) of the ranks that hold this copy of the model; peers: of the same stage of all copies.
+    waiting_seconds: for neighbors, so far (on the CPU; a GPU waits by itself). sent_bytes: so far.
     """
 
     def __init__(self, session: Session) -> None:
@@ -34,19 +35,19 @@ class P2P:
         self.replica, self.peers = controls[session.replica], peers[rank % split]
         self._forward, self._backward = (dist.new_group(timeout=GIVE_UP_AFTER) for _ in range(2))
         self._shape: tuple[torch.dtype, tuple[int, ...]] | None = None  # of what is received, one example's
-        self._told = False
+        self._header_sent = False
         self._sent: deque[tuple[Any, torch.Tensor]] = deque()
         self.waiting_seconds = 0.0
         self.sent_bytes = 0
 
     def give_activation(self, activation: torch.Tensor) -> None:
-        """To the next stage; tells it, the first time, what an example's looks like."""
-        if not self._told:
+        """To the next stage. The first time, a header with the type and shape of one example's goes ahead."""
+        if not self._header_sent:
             header = torch.zeros(2 + _MOST_DIMENSIONS, dtype=torch.int64)
             header[0], header[1] = _TYPES.index(activation.dtype), activation.dim() - 1
             header[2 : 1 + activation.dim()] = torch.tensor(activation.shape[1:])
             dist.send(header.to(self.session.device), dst=self.after, group=self._forward)
-            self._told = True
+            self._header_sent = True
         self._send(activation, self.after, self._forward)
 
     def take_activation(self, batch: int) -> torch.Tensor:
@@ -68,7 +69,7 @@ class P2P:
         self._send(gradient, self.before, self._backward)
 
     def take_gradient(self, of: torch.Tensor) -> torch.Tensor:
-        """From the next stage, of the activation that it was given."""
+        """From the next stage: the gradient of the activation that it received."""
         began = time.perf_counter()
         gradient = torch.empty(of.shape, dtype=of.dtype, device=of.device)
         dist.recv(gradient, src=self.after, group=self._backward)
@@ -76,21 +77,21 @@ class P2P:
         return gradient
 
     def finish(self) -> None:
-        """Until all that was sent has gone."""
+        """Wait until everything that was sent has left."""
         began = time.perf_counter()
         while self._sent:
             self._sent.popleft()[0].wait()
         self.waiting_seconds += time.perf_counter() - began
 
     def meet(self) -> None:
-        """Until every stage of the replica is through with its schedule: later stages are done sooner, and wait here."""
+        """Wait until every stage of the replica has finished its schedule: later stages finish sooner, and wait here."""
         self.finish()
         began = time.perf_counter()
         dist.barrier(group=self.replica)
         self.waiting_seconds += time.perf_counter() - began
 
     def _send(self, tensor: torch.Tensor, to: int, group: Any) -> None:
-        """Without waiting; the tensor is kept until it has gone."""
+        """Without waiting; the tensor is kept until it has left."""
         while self._sent and self._sent[0][0].is_completed():
             self._sent.popleft()
         tensor = tensor.contiguous()

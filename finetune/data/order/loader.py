@@ -1,0 +1,103 @@
+"""This rank's micro-batches, step after step, collated ahead of time where worker processes are asked for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+from finetune.data.order.assignment import Assignment, MicroBatch
+from finetune.data.table import Examples
+
+PREFETCHED = 4  # batches per loader process
+
+B = TypeVar("B")  # a batch, whatever the collate function makes
+
+
+@dataclass(frozen=True)
+class RankStep:
+    """What this rank computes in one step: micro-batches as positions of examples.
+
+    An empty micro-batch, (), is a dummy: a stand-in that weighs nothing, run where other ranks have one more, so that
+    collectives stay aligned. dummy_source: the example that a dummy runs. cost: of this rank's examples; imbalance: time
+    of the busiest rank over that of an even share.
+    """
+
+    index: int
+    epoch: int
+    micro_batches: tuple[MicroBatch, ...]
+    dummy_source: int = 0
+    cost: float = 0.0
+    imbalance: float = 1.0
+
+    @property
+    def dummies(self) -> tuple[bool, ...]:
+        """Which micro-batches are dummies: ((3, 1), ()) -> (False, True)."""
+        return tuple(not micro for micro in self.micro_batches)
+
+
+def evaluation_steps(assignment: Assignment, rank: int) -> Iterator[RankStep]:
+    """One pass over a split, one micro-batch at a time."""
+    for index, micro in enumerate(assignment.ranks[rank]):
+        yield RankStep(index, 0, (micro,))
+
+
+def iterate_batches(
+    examples: Examples,
+    collate: Callable[[Sequence[dict[str, Any]]], B],
+    steps: Iterable[RankStep],
+    *,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[tuple[RankStep, list[B]]]:
+    """Each step with its batches; `RankStep.dummies` says which are stand-ins.
+
+    No more steps are taken from `steps` than the loader fetches ahead.
+    """
+    sampler = _StepSampler(steps)
+    loader = DataLoader(
+        _ExamplesByEpoch(examples),
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=PREFETCHED if workers else None,
+    )
+    batches = iter(loader)
+    for batch in batches:
+        step = sampler.taken()
+        yield step, [batch, *(next(batches) for _ in step.micro_batches[1:])]
+
+
+class _ExamplesByEpoch(Dataset):
+    """Examples looked up by (position, epoch), so that augmentation in a worker knows the epoch."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        position, epoch = key
+        if getattr(self.examples, "epoch", epoch) != epoch:
+            self.examples.epoch = epoch  # type: ignore[attr-defined]
+        return self.examples[position]
+
+
+class _StepSampler:
+    """Positions for the loader, and beside them a queue of the steps that they belong to."""
+
+    def __init__(self, steps: Iterable[RankStep]) -> None:
+        self._steps = steps
+        self._queue: deque[RankStep] = deque()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self._steps:
+            self._queue.append(step)
+            for micro in step.micro_batches:
+                yield [(position, step.epoch) for position in micro or (step.dummy_source,)]
+
+    def taken(self) -> RankStep:
+        """The step whose first batch was just handed out."""
+        return self._queue.popleft()

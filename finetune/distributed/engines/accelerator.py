@@ -1,0 +1,70 @@
+"""Accelerate opened for an engine: with DeepSpeed's plugin or without; and proof that it opened what was asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import redirect_stdout
+from datetime import timedelta
+from typing import Any
+
+from accelerate import Accelerator, DeepSpeedPlugin, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+
+from finetune.distributed.prebuild import choose_cache
+from finetune.errors import FinetuneError
+
+GIVE_UP_AFTER = timedelta(minutes=30)
+
+
+def open_accelerator(deepspeed_config: dict[str, Any] | None, *, precision: str, cpu: bool) -> Accelerator:
+    """In a process group that is open. deepspeed_config: the resolved one, None for every other engine.
+
+    Raises: FinetuneError if what Accelerate opened is not what was asked for (it drops DeepSpeed silently when its
+    environment says CPU).
+    """
+    with_deepspeed = deepspeed_config is not None
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true" if with_deepspeed else "false"
+    choose_cache()  # optimizers of DeepSpeed's are compiled without its engine too
+    mixed = "no" if precision == "fp32" else precision
+    if deepspeed_config is None:
+        handler = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[handler])
+    else:
+        backend = "gloo" if cpu else "nccl"
+        _open_deepspeed(backend)
+        # The state must know that it is a CPU one before the plugin makes it a DeepSpeed one.
+        PartialState(cpu=cpu)
+        accelerator = Accelerator(
+            gradient_accumulation_steps=deepspeed_config["gradient_accumulation_steps"],
+            mixed_precision=mixed,
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed_config),
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=GIVE_UP_AFTER)],
+        )
+    _check_what_was_opened(accelerator, with_deepspeed)
+    return accelerator
+
+
+def _open_deepspeed(backend: str) -> None:
+    """DeepSpeed's own view of the group that is open: ZeRO-3 shards at load by it, before any engine exists.
+
+    What it prints while it starts goes to stderr, which is the rank's log; its warnings stay.
+    """
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    with redirect_stdout(sys.stderr):
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _check_what_was_opened(accelerator: Accelerator, with_deepspeed: bool) -> None:
+    asked = int(os.environ["WORLD_SIZE"])
+    got_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if accelerator.num_processes != asked or got_deepspeed != with_deepspeed:
+        raise FinetuneError(
+            f"Accelerate opened {accelerator.num_processes} processes as {accelerator.distributed_type.value}; "
+            f"asked for were {asked}, with DeepSpeed {'on' if with_deepspeed else 'off'}",
+            remedy="Unset ACCELERATE_* variables left over in the environment, or start with `finetune train`.",
+        )

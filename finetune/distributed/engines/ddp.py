@@ -1,0 +1,132 @@
+"""A whole replica on every rank: PyTorch's DistributedDataParallel, as Accelerate prepares it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.distributed.batchnorm import convert_batchnorm, dummy_batch
+from finetune.distributed.engines.engine import (
+    Accumulated,
+    EngineOptions,
+    Forward,
+    LossSum,
+    MakeOptimizer,
+    broadcast_float_buffers,
+    has_batchnorm,
+    has_synced_batchnorm,
+    passes_of,
+    run_in_turn,
+    set_learning_rate,
+    state_dict_on_main,
+)
+from finetune.distributed.session import Session
+from finetune.distributed.sharded_state import (
+    Reader,
+    Shard,
+    held_whole,
+    initialize_state,
+    load_held,
+    optimizer_scalars,
+    own_groups,
+    shards_of,
+)
+
+
+class DdpEngine:
+    """Weights, gradients and optimizer state are the same on every rank."""
+
+    shards_weights = False
+
+    def __init__(
+        self, session: Session, module: nn.Module, make_optimizer: MakeOptimizer | None, options: EngineOptions
+    ) -> None:
+        self.session, self.module, self.max_grad_norm = session, module, options.max_grad_norm
+        if options.synchronized and session.world_size > 1:
+            convert_batchnorm(module)
+        module.to(session.device)
+        accelerator = session.accelerator
+        self.model: Any = accelerator.prepare_model(module, evaluation_mode=make_optimizer is None)
+        self.optimizer: Any = accelerator.prepare(make_optimizer(module)) if make_optimizer else None
+        self.has_batchnorm = has_batchnorm(module)
+
+    @property
+    def owns_outputs(self) -> bool:
+        return self.session.is_replica_lead
+
+    @property
+    def needs_lockstep(self) -> bool:
+        return has_synced_batchnorm(self.module)
+
+    @property
+    def passes(self) -> float:
+        return passes_of(self.module)
+
+    @property
+    def generating_model(self) -> nn.Module:
+        return self.module
+
+    @property
+    def inner_optimizer(self) -> Any:
+        """torch's own, inside Accelerate's wrapper; None at inference."""
+        return self.optimizer.optimizer if self.optimizer is not None else None
+
+    def accumulate(
+        self,
+        batches: Sequence[Any],
+        forward: Forward,
+        loss_sum: LossSum,
+        scale: Callable[[], float],
+        dummies: Sequence[bool] = (),
+    ) -> Accumulated:
+        return run_in_turn(self, batches, forward, loss_sum, scale, dummies)
+
+    @contextmanager
+    def micro_batch(self, *, last: bool, dummy: bool = False) -> Iterator[None]:
+        quiet: Any = nullcontext() if last else self.session.accelerator.no_sync(self.model)
+        with quiet, dummy_batch(self.module) if dummy and self.has_batchnorm else nullcontext():
+            yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.session.accelerator.backward(loss)
+
+    def step(self) -> float:
+        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        norm = self.session.accelerator.clip_grad_norm_(self.module.parameters(), limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        set_learning_rate(self.inner_optimizer, learning_rate)
+
+    def align_buffers(self) -> None:
+        broadcast_float_buffers(self.session, self.module)
+
+    def local_shards(self) -> Iterator[Shard]:
+        session = self.session
+        held = held_whole(self.module, self.inner_optimizer, writer=session.replica, writers=session.replicas)
+        return shards_of(self.module, held, buffers=session.is_main)
+
+    def load_shards(self, read: Reader, scalars: dict[str, Any]) -> None:
+        optimizer = self.inner_optimizer
+        if optimizer is not None:
+            initialize_state(optimizer, own_groups(optimizer), int(scalars["optimizer_step"]))
+        load_held(self.module, held_whole(self.module, optimizer), read)
+
+    def scalars(self) -> dict[str, Any]:
+        return optimizer_scalars(self.inner_optimizer)
+
+    def full_state_dict(self, *, trainable_only: bool = False) -> dict[str, torch.Tensor] | None:
+        return state_dict_on_main(self.session, self.module, trainable_only=trainable_only)
+
+
+def open_ddp(
+    session: Session, module: nn.Module, make_optimizer: MakeOptimizer | None, options: EngineOptions
+) -> DdpEngine:
+    """All ranks call it."""
+    return DdpEngine(session, module, make_optimizer, options)

@@ -1,0 +1,214 @@
+"""The protocol of an engine: a model on the ranks, its gradients and its optimizer, with one face for the training step.
+
+An engine averages gradients over the replicas of the model. The training step therefore scales a rank's loss sum by
+replicas / global units, and the average becomes the sum over all ranks divided by the global units: exact on any number
+of ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from finetune.distributed.batchnorm import SyncedBatchNorm
+from finetune.distributed.session import Session
+from finetune.distributed.sharded_state import Reader, Shard
+from finetune.distributed.stopwatch import Stopwatch
+from finetune.models.stages import Stages
+
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+Forward = Callable[[Any], Any]
+"""A batch on the device -> outputs, through `Engine.model`."""
+LossSum = Callable[[Any, Any, bool], torch.Tensor]
+"""(outputs, batch, whether it is a dummy) -> scalar."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """max_grad_norm: gradients are clipped to this norm; 0: never. synchronized: BatchNorm statistics over all ranks.
+
+    cut: the model in stages, for an engine whose ranks each hold some layers.
+    """
+
+    max_grad_norm: float
+    synchronized: bool = False
+    cut: Callable[[nn.Module], Stages] | None = None
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """losses: the loss sum of each micro-batch, float64; 0 on a rank that does not own the outputs. Of this rank:
+    forward_pass, the time of the forward passes; waiting_seconds, for the neighbors in a pipeline.
+    """
+
+    losses: list[torch.Tensor]
+    forward_pass: Stopwatch
+    waiting_seconds: float = 0.0
+
+
+class Engine(Protocol):
+    """`accumulate` the gradients of a step's micro-batches, then `step`. All ranks make every call, unless it says so.
+
+    module: the bare module. model: what is called like the module.
+    """
+
+    session: Session
+    module: nn.Module
+    model: Any
+
+    @property
+    def owns_outputs(self) -> bool:
+        """Whether this rank's losses and predictions count: those of one rank of each replica do."""
+        ...
+
+    @property
+    def needs_lockstep(self) -> bool:
+        """Whether every micro-batch communicates, so that all ranks must run equally many."""
+        ...
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether a forward pass communicates, also without gradients, so that all ranks must run equally many."""
+        ...
+
+    @property
+    def passes(self) -> float:
+        """What forward and backward pass take together, in forward passes."""
+        ...
+
+    @property
+    def generating_model(self) -> nn.Module:
+        """The model as `Task.sample` takes it: one that generates, and gives every rank its outputs."""
+        ...
+
+    def accumulate(
+        self,
+        batches: Sequence[Any],
+        forward: Forward,
+        loss_sum: LossSum,
+        scale: Callable[[], float],
+        dummies: Sequence[bool] = (),
+    ) -> Accumulated:
+        """Forward and backward of every micro-batch; the gradients are reduced afterwards.
+
+        scale: of the loss sums, for the gradients; called before each backward pass, and no sooner, since it may have to
+        wait for other ranks. dummies: which batches are stand-ins that keep the ranks' collectives aligned; (): none.
+        Statistics that the model keeps do not see them.
+        """
+        ...
+
+    def step(self) -> float:
+        """Clip, update, clear gradients. Returns the global gradient norm before clipping (nan if it overflowed)."""
+        ...
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """For the next step, in every parameter group; "lr_scale" of a group multiplies it. Any rank may call it."""
+        ...
+
+    def align_buffers(self) -> None:
+        """Give every rank the first replica's buffers: local BatchNorm statistics drift apart."""
+        ...
+
+    def local_shards(self) -> Iterator[Shard]:
+        """What this rank hands over to a checkpoint. Every element is handed over by exactly one rank.
+
+        Nothing is communicated.
+        """
+        ...
+
+    def load_shards(self, read: Reader, scalars: dict[str, Any]) -> None:
+        """Take this rank's weights, buffers and, where it trains, optimizer state through `read`; scalars: as stored."""
+        ...
+
+    def scalars(self) -> dict[str, Any]:
+        """What the optimizer keeps beside tensors."""
+        ...
+
+    def full_state_dict(self, *, trainable_only: bool = False) -> dict[str, torch.Tensor] | None:
+        """The module's state dict on rank 0 (CPU tensors), what `save_pretrained` takes; None on the others.
+
+        trainable_only: adapters and saved heads, without the frozen base.
+        """
+        ...
+
+
+class SteppingEngine(Engine, Protocol):
+    """An engine whose ranks run whole micro-batches, one after the other: `run_in_turn` does them."""
+
+    def micro_batch(self, *, last: bool, dummy: bool = False) -> AbstractContextManager[None]:
+        """Around forward and backward of one micro-batch; gradients are reduced (where the engine waits for it) on the
+        last.
+        """
+        ...
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Inside `micro_batch`. loss: scalar, already scaled by replicas / global units."""
+        ...
+
+
+def run_in_turn(
+    engine: SteppingEngine,
+    batches: Sequence[Any],
+    forward: Forward,
+    loss_sum: LossSum,
+    scale: Callable[[], float],
+    dummies: Sequence[bool] = (),
+) -> Accumulated:
+    """`Engine.accumulate` for engines whose ranks run whole micro-batches."""
+    losses, forward_pass = [], Stopwatch(engine.session.device)
+    for index, (batch, dummy) in enumerate(zip(batches, dummies or [False] * len(batches), strict=True)):
+        batch = batch.to(engine.session.device)
+        with engine.micro_batch(last=index == len(batches) - 1, dummy=dummy):
+            with forward_pass.running():
+                loss = loss_sum(forward(batch), batch, dummy)
+            engine.backward(loss * scale())
+        losses.append(loss.detach().double())
+    return Accumulated(losses, forward_pass)
+
+
+def passes_of(module: nn.Module) -> float:
+    """Forward and backward pass together, in forward passes: gradients of activations take one more, those of weights one
+    for all that are trained, and gradient checkpointing runs the forward pass again.
+    """
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    trained = sum(size for size, is_trained in sizes if is_trained) / max(sum(size for size, _ in sizes), 1)
+    again = any(getattr(child, "gradient_checkpointing", False) for child in module.modules())
+    return 2.0 + trained + again
+
+
+def has_batchnorm(module: nn.Module) -> bool:
+    """Whether a layer keeps statistics of batches."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+
+
+def has_synced_batchnorm(module: nn.Module) -> bool:
+    """Whether a layer communicates its statistics in every micro-batch."""
+    return any(isinstance(layer, SyncedBatchNorm) for layer in module.modules())
+
+
+def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    """In every parameter group, times the group's own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+
+def state_dict_on_main(session: Session, module: nn.Module, *, trainable_only: bool) -> dict[str, torch.Tensor] | None:
+    """`Engine.full_state_dict` of a rank that holds the whole module."""
+    if not session.is_main:
+        return None
+    names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return {
+        name: tensor.detach().cpu()
+        for name, tensor in module.state_dict().items()
+        if not trainable_only or name in names
+    }
+
+
+def broadcast_float_buffers(session: Session, module: nn.Module) -> None:
+    """Rank 0's floating-point buffers on every rank, in place. All ranks call it."""
+    session.broadcast_buffers([buffer for _, buffer in module.named_buffers() if buffer.is_floating_point()])
