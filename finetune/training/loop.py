@@ -38,7 +38,9 @@ class OutputDirs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """best: the checkpoint whose weights are the result (the last one where nothing was validated)."""
+    """best: the checkpoint whose weights are the result (the last one where nothing was validated), and the figures of
+    its evaluation. last: those of the last evaluation.
+    """
 
     steps: int
     seconds: float
@@ -46,6 +48,7 @@ class Outcome:
     best_value: float | None
     metric: str
     last: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
 
 
 class Loop:
@@ -268,4 +271,12 @@ class Loop:
         self._show_samples("after")
         progress = self.progress
         best_step = best.step if best is not None else progress.step
-        return Outcome(progress.step, progress.seconds, best_step, progress.best_value, progress.metric, self.last)
+        return Outcome(
+            progress.step,
+            progress.seconds,
+            best_step,
+            progress.best_value,
+            progress.metric,
+            self.last,
+            progress.best_figures,
+        )
