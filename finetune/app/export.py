@@ -18,7 +18,9 @@ from finetune.models.adapters import merge_adapter, save_adapter
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import TASKS
 from finetune.tasks.task import Kit
+from finetune.tracking.atomic_files import share_modes
 from finetune.tracking.card import model_card
+from finetune.tracking.figures import figures_of
 from finetune.tracking.run import Run
 from finetune.training.checkpoint_reader import Checkpoint, CheckpointTensors, named_checkpoint, open_checkpoint
 
@@ -42,9 +44,11 @@ def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
     kit = task.read(recipe, open_tables(recipe, task.card))
     torch.manual_seed(recipe.seed)
     model = task.build(kit)
-    put_weights(model, find_checkpoint(opened, checkpoint))
+    found = find_checkpoint(opened, checkpoint)
+    put_weights(model, found)
     folder = output.with_name(output.name + ".adapter") if merge else output
-    save_model(model, kit, folder, model.state_dict(), card_text(opened, recipe, {}))
+    card = card_text(opened, recipe, figures_of(opened, found.step), step=found.step, merged=merge)
+    save_model(model, kit, folder, model.state_dict(), card)
     if merge:
         merge_adapter(folder, output)
         for file in folder.iterdir():  # tokenizer or processor, and the card
@@ -52,6 +56,7 @@ def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
             if belongs and file.suffix in (".json", ".md", ".jinja", ".txt", ".model"):
                 shutil.copy2(file, output / file.name)
         shutil.rmtree(folder)
+        share_modes(output)
     print(f"model   {output}", flush=True)
 
 
@@ -78,15 +83,19 @@ def put_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
             tensors[name].copy_(stored.whole(name))
 
 
-def write_model(context: TrainingContext, run: Run, folder: Path, *, figures: Mapping[str, float]) -> None:
-    """The engine's weights as `folder`, written beside and renamed. All ranks call it."""
+def write_model(context: TrainingContext, run: Run, folder: Path, *, figures: Mapping[str, float], step: int) -> None:
+    """The engine's weights as `folder`, written beside and renamed. All ranks call it.
+
+    step, figures: of these weights, for the model card.
+    """
     state = consolidate(context.engine, trainable_only=context.kit.recipe.adapter is not None)
     if state is None:
         context.session.wait()
         return
     beside = folder.with_name(folder.name + ".incomplete")
     shutil.rmtree(beside, ignore_errors=True)
-    save_model(context.engine.module, context.kit, beside, state, card_text(run, context.kit.recipe, figures))
+    card = card_text(run, context.kit.recipe, figures, step=step)
+    save_model(context.engine.module, context.kit, beside, state, card)
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     context.session.wait()
@@ -101,8 +110,9 @@ def save_model(model: Any, kit: Kit, folder: Path, state: Mapping[str, torch.Ten
     if kit.processor is not None:
         kit.processor.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    share_modes(folder)
 
 
-def card_text(run: Run, recipe: Recipe, figures: Mapping[str, float]) -> str:
-    """The model card."""
-    return model_card(recipe, figures or dict(run.read().get("summary", {})), facts=run.read().get("facts", {}))
+def card_text(run: Run, recipe: Recipe, figures: Mapping[str, float], *, step: int, merged: bool = False) -> str:
+    """The model card of the weights of `step`."""
+    return model_card(recipe, figures, facts=run.read().get("facts", {}), step=step, merged=merged)

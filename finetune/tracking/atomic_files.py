@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,17 @@ def publish_text(path: Path, text: str) -> None:
 def publish_json(path: Path, value: Any) -> None:
     """Replace `path` with strict JSON. Raises: FinetuneError if the disk refuses."""
     publish_text(path, json.dumps(plain(value), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def share_modes(folder: Path) -> None:
+    """Give every file in `folder` the permissions of a new file: safetensors writes files that only their owner reads."""
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        new = Path(beside) / "new"
+        new.touch()
+        mode = new.stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def sync_folder(folder: Path) -> None:

@@ -185,6 +185,7 @@ def _finish(loop: Loop, context: TrainingContext, run: Run, outcome: Outcome) ->
     summary = {
         "steps": outcome.steps,
         "seconds": round(outcome.seconds, 3),
+        **{f"best_{key}": value for key, value in outcome.best.items()},
         "best_step": outcome.best_step,
         "best_metric": outcome.metric,
         "best_value": outcome.best_value,
@@ -192,7 +193,8 @@ def _finish(loop: Loop, context: TrainingContext, run: Run, outcome: Outcome) ->
         **{f"test_{key}": value for key, value in test.items()},
         "model": str(run.model),
     }
-    write_model(context, run, run.model, figures={**outcome.last, **{f"test_{k}": v for k, v in test.items()}})
+    figures = {**outcome.best, **{f"test_{key}": value for key, value in test.items()}}
+    write_model(context, run, run.model, figures=figures, step=outcome.best_step)
     return summary
 
 
