@@ -27,6 +27,7 @@ class Journal:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._handle = -1
+        self._step: int | None = None  # the last one done
 
     def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
         cut(self.run.metrics_file, start_step)
@@ -39,7 +40,8 @@ class Journal:
             self._handle = os.open(self.run.metrics_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None:
-        """Not every step becomes a row: the loop decides, and sends `row`."""
+        """Not every step becomes a row: the loop decides, and calls `row`. The last step done goes into run.json."""
+        self._step = step
 
     def row(self, row: Mapping[str, float | int | str]) -> None:
         line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
@@ -70,7 +72,7 @@ class Journal:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
-        self.run.end_session(status=status, summary=summary)
+        self.run.end_session(status=status, summary=summary, step=self._step)
 
 
 def read_rows(path: Path, limit_bytes: int | None = None) -> Iterator[dict[str, Any]]:

@@ -181,12 +181,13 @@ class Run:
                 versions={**describe_versions(), **facts.get("versions", {})},
             )
 
-    def end_session(self, *, status: str, summary: Mapping[str, Any]) -> None:
-        """Note how it ended: done, stopped or failed."""
+    def end_session(self, *, status: str, summary: Mapping[str, Any], step: int | None = None) -> None:
+        """Record how it ended: done, stopped or failed. step: the last optimizer step done, None if there was none."""
         with self._lock:
             sessions = self.read().get("sessions", [])
             if sessions:
-                sessions[-1].update(ended=time.time(), status=status)
+                last = {} if step is None else {"step": step}
+                sessions[-1].update(ended=time.time(), status=status, **last)
             self.update(status=status, sessions=sessions, summary=dict(summary), process=None)
 
 
