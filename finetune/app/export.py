@@ -21,6 +21,7 @@ from finetune.tasks.task import Kit
 from finetune.tracking.atomic_files import share_modes
 from finetune.tracking.card import model_card
 from finetune.tracking.figures import figures_of
+from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
 from finetune.training.checkpoint_reader import Checkpoint, CheckpointTensors, named_checkpoint, open_checkpoint
 
@@ -70,7 +71,8 @@ def find_checkpoint(run: Run, name: str) -> Checkpoint:
         raise UserError(
             f"the run has no checkpoint {name}",
             where=str(run.checkpoints),
-            remedy=f"there are: {', '.join(there)}" if there else "it was never saved: train it first",
+            remedy=removal_remedy(run)
+            or (f"The run has {', '.join(there)}." if there else "It was never saved: train it first."),
         )
     return open_checkpoint(folder)
 

@@ -28,6 +28,7 @@ from finetune.tracking.report_tables import (
     pair_samples,
     shorten,
 )
+from finetune.tracking.retention import labeled_name, stored_checkpoints
 from finetune.tracking.run import Run
 from finetune.tracking.series import Series, collect_series
 from finetune.units import format_bytes, format_count, format_number, format_seconds
@@ -110,7 +111,7 @@ def best_evaluation(run: Run, facts: Mapping[str, Any], curves: Curves, metric: 
     if series is None:
         return None
     steps = series.steps.astype(int).tolist()
-    labeled = _step_of(_named(run.checkpoints / "best"))
+    labeled = _step_of(labeled_name(run.checkpoints / "best"))
     known = [step for step in (facts.get("summary", {}).get("best_step"), labeled) if step in steps]
     if known:
         index = steps.index(known[0])
@@ -154,7 +155,7 @@ def steps_done(run: Run, facts: Mapping[str, Any], curves: Curves) -> int:
     """Optimizer steps done: not every step is a row, so the session and the latest checkpoint may know of later ones."""
     rows = curves.get(("train", "loss"))
     session = (facts.get("sessions") or [{}])[-1]
-    known = (session.get("step"), session.get("start_step"), _step_of(_named(run.checkpoints / "latest")))
+    known = (session.get("step"), session.get("start_step"), _step_of(labeled_name(run.checkpoints / "latest")))
     return max([int(rows.steps[-1]) if rows is not None else 0, *(step for step in known if step is not None)])
 
 
@@ -175,26 +176,17 @@ def duration(facts: Mapping[str, Any], curves: Curves) -> float | None:
 
 def list_checkpoints(run: Run) -> list[dict[str, str]]:
     """Complete checkpoints by step: name, size, and whether it is the latest or the best."""
-    names = {label: _named(run.checkpoints / label) for label in ("latest", "best")}
-    found = []
-    for path in sorted(run.checkpoints.glob("step-*")):
-        if (path / "manifest.json").is_file():
-            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            marks = [label for label, name in names.items() if name == path.name]
-            found.append({"name": path.name, "size": format_bytes(size), "marks": ", ".join(marks)})
-    return found
+    return [
+        {"name": one.path.name, "size": format_bytes(one.num_bytes), "marks": ", ".join(one.labels)}
+        for one in stored_checkpoints(run)
+        if one.complete
+    ]
 
 
 def _step_of(name: str) -> int | None:
     """step-00000075 -> 75."""
     number = name.removeprefix("step-")
     return int(number) if number.isdigit() else None
-
-
-def _named(label: Path) -> str:
-    if label.is_symlink():
-        return label.readlink().name
-    return label.read_text(encoding="utf-8").strip() if label.is_file() else ""
 
 
 def _subtitle(facts: Mapping[str, Any]) -> list[str]:

@@ -37,6 +37,7 @@ from finetune.recipe.recipe import Recipe
 from finetune.tracking.console import Console
 from finetune.tracking.journal import Journal
 from finetune.tracking.listeners import Listeners
+from finetune.tracking.retention import apply_retention, removal_remedy
 from finetune.tracking.run import Run
 from finetune.tracking.wandb_mirror import WandbMirror
 from finetune.training.checkpoint_reader import Checkpoint, check_together, checkpoint_name, newest_checkpoint
@@ -104,6 +105,8 @@ def _train(session: Session, loaded: LoadedRecipe, plan: Plan, run: Run, resume:
         raise
     if session.is_main:
         listener.finished(status="done", summary=summary)
+        if line := apply_retention(run, recipe.checkpoint.keep_after_training):
+            notify(line)
         report(run.path)
 
 
@@ -157,7 +160,9 @@ def _given_checkpoint(session: Session, recipe: Recipe, path: Path) -> Checkpoin
     """The one that `--resume` names. Raises: UserError if it is damaged or of another recipe."""
     found, problem = check_together(session, path)
     if found is None:
-        raise UserError(problem, where="--resume", remedy="give another checkpoint, or --resume auto")
+        owner = Run(path.parent.parent)
+        removed = removal_remedy(owner) if owner.file.is_file() and not path.exists() else ""
+        raise UserError(problem, where="--resume", remedy=removed or "Give another checkpoint, or --resume auto.")
     if found.manifest.recipe_digest != training_digest(recipe):
         raise UserError(
             "the checkpoint is of another recipe (its data, model or training differ)",
