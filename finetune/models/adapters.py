@@ -87,7 +87,7 @@ def merge_adapter(folder: Path, output: Path, *, base: str = "") -> None:
     """Write the complete model to `output`: the base that adapter `folder` names (or `base`), with the adapter merged.
 
     A config.json beside the adapter (labels of a new head) is used where there is one. Single process.
-    Raises: UserError if the folder holds no adapter or the base is gone.
+    Raises: UserError if the folder has no adapter, or its base cannot be found.
     """
     import transformers
     from peft import PeftModel
@@ -96,7 +96,7 @@ def merge_adapter(folder: Path, output: Path, *, base: str = "") -> None:
 
     path = folder / "adapter_config.json"
     if not path.is_file():
-        raise UserError("the folder holds no adapter", where=str(folder), remedy="It must have adapter_config.json.")
+        raise UserError("the folder has no adapter", where=str(folder), remedy="It must have adapter_config.json.")
     adapter = json.loads(path.read_text(encoding="utf-8"))
     source = base or adapter.get("base_model_name_or_path") or ""
     with model_errors(source):

@@ -1,4 +1,4 @@
-"""The model card: README.md of a result, with its figures, how to load it, and the recipe that made it."""
+"""The model card: README.md of a model, with its metrics, how to load it, and the recipe that produced it."""
 
 from __future__ import annotations
 
@@ -105,19 +105,19 @@ def _kind(recipe: Recipe, merged: bool) -> Kind:
 
 
 def _figure_table(figures: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Column titles and rows: a metric, its figure on the validation split, on the test split."""
+    """Column titles, and a row per metric: its name, its value on the validation split, on the test split."""
     splits: dict[str, dict[str, str]] = {"validation": {}, "test": {}}
     for key, value in figures.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             split = "test" if key.startswith("test_") else "validation"
             splits[split][key.removeprefix("test_")] = figure(value)
-    splits = {split: found for split, found in splits.items() if found}
-    names = list(dict.fromkeys(name for found in splits.values() for name in found))
-    return ["metric", *splits], [[name, *(found.get(name, "") for found in splits.values())] for name in names]
+    splits = {split: values for split, values in splits.items() if values}
+    names = list(dict.fromkeys(name for values in splits.values() for name in values))
+    return ["metric", *splits], [[name, *(values.get(name, "") for values in splits.values())] for name in names]
 
 
 def _weights(step: int | None, facts: Mapping[str, Any]) -> str:
-    """Which weights these are: "step 75 of 150 (epoch 1.00)"; "" where nobody said."""
+    """Which weights these are: "step 75 of 150 (epoch 1.00)"; "" if the step is not known."""
     if step is None:
         return ""
     total, per_epoch = facts.get("total_steps"), facts.get("steps_per_epoch")
@@ -142,7 +142,7 @@ def _summary(recipe: Recipe, merged: bool) -> str:
 
 def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, str]:
     training = recipe.training
-    found = {
+    lines = {
         "length": _length(recipe, facts),
         "global batch": format_number(training.global_batch, "example"),
         "learning rate": f"{training.learning_rate:g} ({training.schedule} schedule)",
@@ -150,18 +150,18 @@ def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, str]:
         "seed": str(recipe.seed),
     }
     if isinstance(facts.get("examples"), Mapping):
-        found["examples"] = ", ".join(f"{count:,} {split}" for split, count in facts["examples"].items())
+        lines["examples"] = ", ".join(f"{count:,} {split}" for split, count in facts["examples"].items())
     if facts.get("parameters"):
         trained = facts.get("trainable_parameters", facts["parameters"])
-        found["parameters"] = f"{format_count(facts['parameters'])}, {format_count(trained)} of them trained"
+        lines["parameters"] = f"{format_count(facts['parameters'])}, {format_count(trained)} of them trained"
     if facts.get("ranks"):
         device, precision = facts.get("device", "cpu"), facts.get("precision", "")
-        found["hardware"] = ", ".join(filter(None, [f"{format_number(facts['ranks'], 'rank')} on {device}", precision]))
+        lines["hardware"] = ", ".join(filter(None, [f"{format_number(facts['ranks'], 'rank')} on {device}", precision]))
     versions = describe_versions()
-    found["versions"] = ", ".join(
+    lines["versions"] = ", ".join(
         f"{name} {versions[name]}" for name in ("finetune", "torch", "transformers") if name in versions
     )
-    return {key: value for key, value in found.items() if value}
+    return {key: value for key, value in lines.items() if value}
 
 
 def _length(recipe: Recipe, facts: Mapping[str, Any]) -> str:
@@ -175,12 +175,12 @@ def _length(recipe: Recipe, facts: Mapping[str, Any]) -> str:
 
 
 def _tail(source: str) -> str:
-    """A folder of this machine by its last part alone; hub ids and packages whole."""
+    """Only the last part of an absolute path; hub ids and package sources unchanged."""
     return Path(source).name if source.startswith("/") else source
 
 
 def _without_folders(value: Any) -> Any:
-    """The recipe for the public: files by their names, not where they lay on this machine."""
+    """The recipe for publishing: files by name, without their folders on this machine."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):

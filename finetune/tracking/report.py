@@ -214,17 +214,17 @@ def _machine(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """{"examples": {"train": 5}} -> {"examples.train": "5"}."""
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, item in value.items():
         if key == "versions":
             continue
         if isinstance(item, Mapping):
-            found |= _flat(item, f"{prefix}{key}.")
+            flat |= _flat(item, f"{prefix}{key}.")
         elif isinstance(item, int) and not isinstance(item, bool):
-            found[f"{prefix}{key}"] = f"{item:,}"
+            flat[f"{prefix}{key}"] = f"{item:,}"
         else:
-            found[f"{prefix}{key}"] = shorten(item)
-    return found
+            flat[f"{prefix}{key}"] = shorten(item)
+    return flat
 
 
 def _ends(series: Series) -> tuple[float, float]:

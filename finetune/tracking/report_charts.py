@@ -64,8 +64,8 @@ def draw_charts(curves: Curves, facts: Mapping[str, Any]) -> list[Chart]:
 
 
 def _memory_chart(curves: Curves) -> Chart:
-    found = curves.get(("train", "memory_bytes"))
-    lines = [Line("memory", replace(found, values=found.values / 2**30), exact=True)] if found is not None else []
+    series = curves.get(("train", "memory_bytes"))
+    lines = [Line("memory", replace(series, values=series.values / 2**30), exact=True)] if series is not None else []
     return Chart("Memory", draw_chart("Memory", lines, zero=True), "GiB on rank 0")
 
 
@@ -84,13 +84,13 @@ def _time_chart(curves: Curves) -> Chart:
 
 def _metric_charts(curves: Curves) -> list[Chart]:
     """Metrics between -1 and 1 share one chart; any other metric gets a chart with its own scale."""
-    found = {key: series for (split, key), series in curves.items() if split == "validation" and key != "loss"}
-    shares = {key: series for key, series in found.items() if np.abs(series.values).max() <= 1}
+    metrics = {key: series for (split, key), series in curves.items() if split == "validation" and key != "loss"}
+    shares = {key: series for key, series in metrics.items() if np.abs(series.values).max() <= 1}
     charts = []
     if shares:
         lines = [Line(key, series, points=True, by_epoch=True) for key, series in list(shares.items())[:6]]
         charts.append(Chart("Metrics by epoch", draw_chart("Metrics by epoch", lines), "validation"))
-    for key, series in found.items():
+    for key, series in metrics.items():
         if key not in shares:
             line = Line(key, series, points=True, by_epoch=True)
             charts.append(Chart(f"{key.capitalize()} by epoch", draw_chart(key, [line]), "validation"))

@@ -59,8 +59,8 @@ def apply_retention(run: Run, keep: KeepAfterTraining) -> str:
     stored = stored_checkpoints(run)
     if keep == "all":
         return _advice(stored)
-    wanted = "best" if any("best" in one.labels for one in stored) else "latest"
-    removed = [one for one in stored if keep == "none" or wanted not in one.labels]
+    label_kept = "best" if any("best" in one.labels for one in stored) else "latest"
+    removed = [one for one in stored if keep == "none" or label_kept not in one.labels]
     removed = [one for one in removed if _remove(one.path)]
     for label in LABELS:
         if not (run.checkpoints / labeled_name(run.checkpoints / label)).is_dir() or keep == "none":
