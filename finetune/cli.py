@@ -188,9 +188,17 @@ def train(
     Run again after a stop, the same command goes on at the exact next step. Inside accelerate launch, torchrun,
     deepspeed or srun it works as one of their workers.
     """
-    from finetune.app import train as verb
+    from finetune.app.dispatch import run_verb
 
-    verb.train(recipe, sets=list(sets or ()), processes=processes, run_dir=run_dir, resume=resume, restarts=restarts)
+    run_verb(
+        "train",
+        recipe=recipe,
+        sets=list(sets or ()),
+        processes=processes,
+        run_dir=run_dir,
+        resume=resume,
+        restarts=restarts,
+    )
 
 
 @app.command(
@@ -198,20 +206,41 @@ def train(
     epilog=_examples(
         "finetune evaluate runs/quickstart/20260101-120000",
         "finetune evaluate runs/my/20260101-120000 --checkpoint latest --split test",
-        "finetune evaluate runs/my/20260101-120000 --set data.validation=other.csv",
+        "finetune evaluate runs/my/20260101-120000 --data other.csv",
     ),
 )
 def evaluate(
     run: RunFolder,
     checkpoint: Checkpoint = "best",
     split: Annotated[str, typer.Option("--split", metavar="NAME", help="validation, test or train.")] = "validation",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", metavar="FILE", help="Evaluate this data in place of a split; can be given several times."
+        ),
+    ] = None,
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="Folder below evaluations/; default: checkpoint and data.")
+    ] = "",
     sets: Sets = None,
     processes: Processes = None,
 ) -> None:
-    """Evaluate a checkpoint of a run, on its own data or on other."""
-    from finetune.app import evaluate as verb
+    """Evaluate a checkpoint of a run on one of its splits or on other data. Needs the run folder alone.
 
-    verb.evaluate(run, checkpoint=checkpoint, split=split, sets=list(sets or ()), processes=processes)
+    Figures and predictions go to evaluations/NAME of the run folder and never over those of the training.
+    """
+    from finetune.app.dispatch import run_verb
+
+    run_verb(
+        "evaluate",
+        run=run,
+        checkpoint=checkpoint,
+        split=split,
+        data=list(data or ()),
+        name=name,
+        sets=list(sets or ()),
+        processes=processes,
+    )
 
 
 @app.command(
@@ -272,9 +301,9 @@ def verify(
     """Train a few steps of a recipe on one rank and several, with accumulation, at ZeRO 0 to 3, and in plain PyTorch in
     float64: losses, gradient norms, weights and metrics must agree. Runs on the CPU, with dropout off.
     """
-    from finetune.app import verify as verb
+    from finetune.app.dispatch import run_verb
 
-    verb.verify(recipe, sets=list(sets or ()), full=full, steps=steps, processes=processes)
+    run_verb("verify", recipe=recipe, sets=list(sets or ()), full=full, steps=steps, processes=processes)
 
 
 @app.command(

@@ -1,19 +1,21 @@
-"""What the training loop tells, and to whom: `tracking/` listens, the loop does not know who does. Rank 0 only."""
+"""The events of a run: the training loop reports them, `tracking/` listens. The loop does not know who does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 
 class Listener(Protocol):
+    """Takes the events of one run. Rank 0 only; the other ranks have a SilentListener."""
+
     def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
-        """Training begins (or goes on, if start_step > 0). facts: model, parameters, ranks, data counts, machine."""
+        """Training begins, or resumes if start_step > 0. facts: model, parameters, ranks, data counts, machine."""
 
     def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None:
-        """After every optimiser step: loss, learning_rate, grad_norm, units_per_second, padding_share, memory_bytes.
-        For progress display; not every step becomes a row.
+        """After every optimizer step: loss, learning_rate, grad_norm, units_per_second, padding_share, memory_bytes.
+        For the progress display; not every step becomes a row.
         """
 
     def row(self, row: Mapping[str, float | int | str]) -> None:
@@ -26,7 +28,14 @@ class Listener(Protocol):
         """A checkpoint was published."""
 
     def message(self, text: str) -> None:
-        """One line for the person who watches: resumed from, skipped rows, a warning."""
+        """One line for the user: resumed from, skipped rows, a warning."""
 
     def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
         """status: "done", "stopped" or "failed". summary: best and last figures, seconds, path of the model."""
+
+
+class SilentListener:
+    """The listener of all ranks but 0."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None

@@ -13,6 +13,11 @@ import finetune
 from finetune.errors import EXIT_STOPPED, FinetuneError, RecipeFaults
 
 
+def print_line(text: str) -> None:
+    """A line on stdout, at once."""
+    print(text, flush=True)
+
+
 def say(text: str) -> None:
     """A line on stderr; workers of a launcher put their rank before it."""
     rank = os.environ.get("RANK", "")

@@ -21,6 +21,11 @@ def format_count(number: float) -> str:
     raise AssertionError("unreachable")
 
 
+def format_number(count: int, noun: str) -> str:
+    """1, "epoch" -> '1 epoch'; 1200, "step" -> '1,200 steps'."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def format_seconds(seconds: float) -> str:
     """75 -> '1m15s', 3675 -> '1h01m'."""
     if seconds < 60:

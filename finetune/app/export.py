@@ -1,107 +1,74 @@
-"""`finetune export`: a checkpoint of a run as a model for `from_pretrained`. Needs no other process."""
+"""`finetune export`: a checkpoint of a run as a model for `from_pretrained`. Needs neither ranks nor the training data."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from finetune.app.opening import open_recipe
-from finetune.app.workers.context import TrainingContext, plan_alone
-from finetune.data.sources.tables import open_tables
+from finetune.app.model_folder import card_text, save_model
+from finetune.app.run_contents import find_checkpoint, portable_plan, run_artifacts, run_recipe
 from finetune.errors import UserError
-from finetune.models.adapters import merge_adapter, save_adapter
-from finetune.recipe.recipe import Recipe
-from finetune.tasks import TASKS
-from finetune.tasks.task import Kit
-from finetune.tracking.card import model_card
+from finetune.models.adapters import merge_adapter
+from finetune.tasks import load_task
+from finetune.tasks.facts import Facts
+from finetune.terminal import print_line
+from finetune.tracking.atomic_files import share_modes
+from finetune.tracking.figures import figures_of
 from finetune.tracking.run import Run
-from finetune.training.checkpoint_reader import Checkpoint, CheckpointTensors, named_checkpoint, open_checkpoint
+from finetune.training.checkpoint_reader import Checkpoint, CheckpointTensors
 
 
 def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
-    """Write a run's checkpoint (best, latest, a step's name) to `output`. merge: fold the adapter into the base.
+    """Write a run's checkpoint (best, latest, a step's name) to `output`. merge: merge the adapter into its base.
 
     Raises: UserError if output holds something already, or there is no such checkpoint.
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(
-            "the folder is not empty", where=str(output), remedy="give a new folder; nothing was overwritten"
+            "the folder is not empty", where=str(output), remedy="Give a new folder; nothing was overwritten."
         )
     opened = Run.open(run)
-    recipe = open_recipe(str(opened.recipe_file), []).recipe
+    recipe = run_recipe(opened).recipe
     if merge and recipe.adapter is None:
         raise UserError(
-            "the run has no adapter to merge", where=str(run), remedy="leave out --merge: its model is whole"
+            "the run has no adapter to merge", where=str(run), remedy="Leave out --merge: its model is whole."
         )
-    task = TASKS[recipe.task]
-    kit = task.read(plan_alone(recipe), open_tables(recipe, task.card))
+    stored = find_checkpoint(opened, checkpoint)
+    artifacts, task = run_artifacts(opened, recipe, print_line), load_task(recipe.task)
     torch.manual_seed(recipe.seed)
-    model = task.build(kit)
-    put_weights(model, find_checkpoint(opened, checkpoint))
+    model = task.build(portable_plan(opened, recipe), artifacts, Facts())
+    put_weights(model, stored)
     folder = output.with_name(output.name + ".adapter") if merge else output
-    save_model(model, kit, folder, model.state_dict(), card_text(opened, recipe, {}))
+    card = card_text(opened, recipe, figures_of(opened, stored.step), step=stored.step, merged=merge)
+    save_model(model, artifacts, recipe, folder, model.state_dict(), card)
     if merge:
         merge_adapter(folder, output)
-        for file in folder.iterdir():  # tokenizer or processor, and the card
-            belongs = not file.name.startswith("adapter_") and not (output / file.name).exists()
-            if belongs and file.suffix in (".json", ".md", ".jinja", ".txt", ".model"):
-                shutil.copy2(file, output / file.name)
+        _copy_companions(folder, output)
         shutil.rmtree(folder)
-    print(f"model   {output}", flush=True)
-
-
-def find_checkpoint(run: Run, name: str) -> Checkpoint:
-    """best (latest where nothing was validated), latest, or a name such as step-00000120; digests checked."""
-    folder = named_checkpoint(run.checkpoints, name)
-    if folder is None and name == "best":
-        folder = named_checkpoint(run.checkpoints, "latest")
-    if folder is None:
-        there = sorted(path.name for path in run.checkpoints.glob("step-*"))
-        raise UserError(
-            f"the run has no checkpoint {name}",
-            where=str(run.checkpoints),
-            remedy=f"there are: {', '.join(there)}" if there else "it was never saved: train it first",
-        )
-    return open_checkpoint(folder)
+        share_modes(output)
+    print_line(f"model   {output}")
 
 
 def put_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    """A checkpoint's weights and buffers into a model of one process."""
+    """A checkpoint's weights and buffers into a model of one process. Raises: UserError if it lacks a trained weight."""
     with CheckpointTensors(checkpoint) as stored, torch.no_grad():
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        if missing := sorted(trained - stored.keys):
+            raise UserError(
+                f"the checkpoint lacks {len(missing)} of the model's weights, such as {missing[0]}",
+                where=str(checkpoint.path),
+                remedy="The model or adapter of recipe.yaml has changed since it was written.",
+            )
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name in stored.keys & tensors.keys():
             tensors[name].copy_(stored.whole(name))
 
 
-def write_model(context: TrainingContext, run: Run, folder: Path, *, figures: Mapping[str, float]) -> None:
-    """The engine's weights as `folder`, written beside and renamed. All ranks call it."""
-    state = context.engine.full_state_dict(trainable_only=context.kit.recipe.adapter is not None)
-    if state is None:
-        context.session.wait()
-        return
-    beside = folder.with_name(folder.name + ".incomplete")
-    shutil.rmtree(beside, ignore_errors=True)
-    save_model(context.engine.module, context.kit, beside, state, card_text(run, context.kit.recipe, figures))
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
-    context.session.wait()
-
-
-def save_model(model: Any, kit: Kit, folder: Path, state: Mapping[str, torch.Tensor], card: str) -> None:
-    """Safetensors, configuration, tokenizer or processor, model card. One process."""
-    if kit.recipe.adapter is not None:
-        save_adapter(model, folder, state_dict=dict(state))
-    else:
-        model.save_pretrained(folder, state_dict=dict(state))
-    if kit.processor is not None:
-        kit.processor.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def card_text(run: Run, recipe: Recipe, figures: Mapping[str, float]) -> str:
-    """The model card."""
-    return model_card(recipe, figures or dict(run.read().get("summary", {})), facts=run.read().get("facts", {}))
+def _copy_companions(folder: Path, output: Path) -> None:
+    """The tokenizer or processor, the artifacts and the card of an adapter's folder beside the merged weights."""
+    for file in folder.iterdir():
+        belongs = not file.name.startswith("adapter_") and not (output / file.name).exists()
+        if belongs and file.suffix in (".json", ".md", ".jinja", ".txt", ".model"):
+            shutil.copy2(file, output / file.name)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune.app.opening import open_recipe
-from finetune.app.train import check, is_worker, notify, worker
+from finetune.app.supervise import check_recipe
 from finetune.distributed.launch import Launch, run_workers
 from finetune.errors import TrainingFailed
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS
-from finetune.terminal import print_rows
+from finetune.terminal import print_line, print_rows
 from finetune.tracking.run import recipe_text
 
 TOLERANCE = 1e-5
@@ -37,26 +37,20 @@ class Difference:
     allowed: float = TOLERANCE
 
 
-def verify(recipe: str, *, sets: list[str], full: bool, steps: int, processes: int) -> None:
+def verify(*, recipe: str, sets: list[str], full: bool, steps: int, processes: int) -> None:
     """Train a few steps under every layout on the CPU in float32, and compare. Prints a table.
 
     Raises: UserError; TrainingFailed that names what differs first.
     """
-    if is_worker():
-        with worker():
-            from finetune.app.workers.verify import work
-
-            work(Path(recipe).parent)
-        return
     loaded = open_recipe(recipe, sets)
-    check(loaded)
+    check_recipe(loaded)
     folder = Path(tempfile.mkdtemp(prefix="finetune-verify-"))
     (folder / "predictions").mkdir()
     (folder / "recipe.yaml").write_text(recipe_text(derive_recipe(loaded.recipe, full=full)), encoding="utf-8")
     (folder / "verify.json").write_text(json.dumps({"full": full, "steps": steps}), encoding="utf-8")
     size = "its real size" if full else "a small model of its architecture with random weights"
-    notify(f"{loaded.recipe.name}: {steps} steps under each layout, {size}")
-    notify(
+    print_line(f"{loaded.recipe.name}: {steps} steps under each layout, {size}")
+    print_line(
         f"on the CPU, in float32, without dropout, Adam's epsilon at least {EPSILON:.0e}; the same is {TOLERANCE:.0e}"
     )
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -76,7 +70,7 @@ def verify(recipe: str, *, sets: list[str], full: bool, steps: int, processes: i
             )
     agreed = [figure for figure in figures[2:] if not figure["refused"]]
     worst = max(differences[figure["name"]].largest for figure in agreed)
-    notify(f"{len(agreed)} layouts and the reference agree; the largest difference is {worst:.1e}")
+    print_line(f"{len(agreed)} layouts and the reference agree; the largest difference is {worst:.1e}")
 
 
 def derive_recipe(recipe: Recipe, *, full: bool) -> Recipe:

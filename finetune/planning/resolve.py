@@ -10,14 +10,14 @@ from finetune.errors import UserError
 from finetune.metrics.catalogue import direction
 from finetune.models.segmented import packing_obstacle
 from finetune.planning.batch import BatchPlan, plan_batch
-from finetune.planning.engine import choose_engine, deepspeed_name
 from finetune.planning.deepspeed import offloads, read_deepspeed_config, resolve_deepspeed_config, zero_stage
+from finetune.planning.engine import choose_engine, deepspeed_name
 from finetune.planning.plan import MachinePlan, Plan, TrainingPlan
 from finetune.planning.shape import hidden_size, layer_elements, usable_positions
 from finetune.planning.tensor import check_engine, check_model
 from finetune.recipe.card import TaskCard
-from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.draft import DEFAULT_EPOCHS
+from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.shelf import find_deepspeed_config
 
@@ -141,7 +141,7 @@ def weights_dtype(recipe: Recipe, precision: str) -> str:
     """
     if recipe.model.dtype != "auto":
         return recipe.model.dtype
-    return "float32" if recipe.parallel.deepspeed == "none" else HALF.get(precision, "float32")
+    return "float32" if deepspeed_name(recipe.parallel) is None else HALF.get(precision, "float32")
 
 
 def _check_ranks(recipe: Recipe, ranks: int) -> None:

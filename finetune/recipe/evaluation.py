@@ -9,6 +9,7 @@ from pydantic import Field
 from finetune.recipe.section import Section
 
 Every = Annotated[int, Field(ge=1)] | Literal["epoch"]
+KeepAfterTraining = Literal["all", "best", "none"]
 
 
 class EvaluationSection(Section):
@@ -22,6 +23,10 @@ class EvaluationSection(Section):
 class CheckpointSection(Section):
     every: Every = Field(default="epoch", description="After each epoch, or every so many steps.")
     keep: int = Field(default=2, ge=1, description="Newest checkpoints kept; the best one is kept besides.")
+    keep_after_training: KeepAfterTraining = Field(
+        default="all",
+        description="Once training is done, keep all of these checkpoints, only the best, or none. `model/` stays.",
+    )
 
 
 class TrackingSection(Section):

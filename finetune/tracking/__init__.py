@@ -1,1 +1,1 @@
-"""What is kept and told of a run: the folder, the journal of metrics, W&B, the terminal, the report. Rank 0 only."""
+"""The record of a run: its folder, the journal of metrics, W&B, the console, the model card, the report. Rank 0 only."""

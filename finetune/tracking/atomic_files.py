@@ -1,10 +1,11 @@
-"""Files that are whole or absent: written beside their name, flushed to the disk, then renamed."""
+"""Atomic file writes: written to a temporary name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,12 @@ from finetune.errors import FinetuneError
 
 
 def publish_text(path: Path, text: str) -> None:
-    """Replace `path` in one step; a crash or a full disk leaves the former content.
+    """Replace `path` atomically; after a crash or on a full disk the previous content is still there.
 
-    Raises: FinetuneError naming the path if the disk refuses.
+    Raises: FinetuneError naming the path if it cannot be written.
     """
     beside = path.with_name(f".{path.name}.incomplete")
-    with told(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -33,12 +34,23 @@ def publish_text(path: Path, text: str) -> None:
 
 
 def publish_json(path: Path, value: Any) -> None:
-    """Replace `path` with strict JSON. Raises: FinetuneError if the disk refuses."""
+    """Replace `path` with strict JSON, atomically. Raises: FinetuneError if it cannot be written."""
     publish_text(path, json.dumps(plain(value), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
+def share_modes(folder: Path) -> None:
+    """Give every file in `folder` the permissions of a new file: safetensors makes them readable by their owner only."""
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        new = Path(beside) / "new"
+        new.touch()
+        mode = new.stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make a rename or a new file in `folder` survive a power cut."""
+    """Make a rename or a new file in `folder` survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -47,8 +59,8 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Turn an OSError (full disk, no permission) into a FinetuneError that names the file."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise a FinetuneError that names the file in place of an OSError (full disk, no permission)."""
     try:
         yield
     except OSError as error:
@@ -56,12 +68,12 @@ def told(path: Path) -> Iterator[None]:
         raise FinetuneError(
             f"cannot write: {reason}",
             where=str(path),
-            remedy="free space or choose another place with --run-dir; the same command then resumes",
+            remedy="Free some space and run the same command again to resume, or choose another folder with --run-dir.",
         ) from error
 
 
 def plain(value: Any) -> Any:
-    """The value as strict JSON takes it: numpy and torch scalars become numbers, NaN and infinity null, paths text."""
+    """The value in types of strict JSON: numpy and torch scalars become numbers, NaN and infinity null, paths strings."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,4 +1,4 @@
-"""Curves as inline SVG whose colours are CSS variables: the page decides what is light and what is dark."""
+"""Curves as inline SVG whose colors are CSS variables, so that the page controls light and dark mode."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from finetune.tracking.series import Series, smooth, thin
 from finetune.units import format_count
 
-# Colours that stand for CSS variables until the SVG is written; after Okabe and Ito, safe for the colour-blind.
+# Placeholder colors, replaced by CSS variables in the SVG; the palette follows Okabe and Ito (color-blind safe).
 _INK, _GRID = "#0a0b0c", "#0a0b0d"
 _SERIES = tuple(f"#0a0b1{index}" for index in range(6))
 _VARIABLES = {_INK: "--soft", _GRID: "--line"} | {code: f"--series-{index}" for index, code in enumerate(_SERIES, 1)}
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: small, and in the page's own font
+    "svg.fonttype": "none",  # text stays text: smaller, and in the font of the page
     "svg.hashsalt": "finetune",
     "text.parse_math": False,  # a label may hold a dollar sign
     "font.size": 10,
@@ -34,7 +34,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. points: draw each value with a marker (few, such as evaluations). exact: never smoothed."""
+    """One curve. points: draw each value with a marker (for few values, such as evaluations). exact: never smoothed."""
 
     label: str
     series: Series
@@ -44,7 +44,7 @@ class Line:
 
 
 def draw_chart(title: str, lines: Sequence[Line], *, unit: str = "", zero: bool = False) -> str:
-    """An <svg> element of the lines over steps (or epochs); "" if there is nothing to draw.
+    """An <svg> element with the lines over steps (or epochs); "" if there are no values.
 
     zero: the axis starts at 0. Positive values that mostly span more than a factor of 100 get a logarithmic axis.
     """
@@ -56,7 +56,7 @@ def draw_chart(title: str, lines: Sequence[Line], *, unit: str = "", zero: bool 
         axes = figure.add_subplot()
         for index, line in enumerate(lines):
             _draw(axes, line, _SERIES[index % len(_SERIES)])
-        _dress(axes, lines, zero)
+        _format_axes(axes, lines, zero)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(
             buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -83,7 +83,7 @@ def _draw(axes: Axes, line: Line, color: str) -> None:
         axes.plot(few.steps, few.mean, color=color, linewidth=1.9, marker=marker, label=line.label)
 
 
-def _dress(axes: Axes, lines: Sequence[Line], zero: bool) -> None:
+def _format_axes(axes: Axes, lines: Sequence[Line], zero: bool) -> None:
     values = np.concatenate([line.series.values for line in lines])
     low, high = float(values.min()), float(values.max())
     if low > 0 and not zero and np.quantile(values, 0.98) / np.quantile(values, 0.02) > 100:
@@ -123,7 +123,7 @@ def _tick(value: float, _: int) -> str:
 
 
 def _inline(svg: str, about: str) -> str:
-    """The element alone, scalable, coloured by the page, with a name for readers that do not see."""
+    """The <svg> element alone, scalable, with the colors of the page and a label for screen readers."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
     view = re.search(r'viewBox="([^"]+)"', body)

@@ -1,4 +1,4 @@
-"""What the person who watches sees: a live line in a terminal, plain lines in a log file."""
+"""Progress for the user: a live line in a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from finetune.units import format_bytes, format_count, format_seconds
+from finetune.units import format_bytes, format_count, format_number, format_seconds
 
-LINE_SECONDS = 30.0  # at least one plain line in so many seconds, however slow the steps
-RATE_STEPS = 50  # the time left follows about so many of the latest steps
+LINE_SECONDS = 30.0  # at least one plain line per so many seconds, however slow the steps are
+RATE_STEPS = 50  # the time left is estimated from about so many recent steps
 
 _NOT_FIGURES = ("step", "epoch", "split", "time")
 
@@ -26,7 +26,7 @@ _NOT_FIGURES = ("step", "epoch", "split", "time")
 class Console:
     """A Listener. In a terminal: one live line, evaluations above it. Otherwise a plain line every `log_every` steps.
 
-    The terminal is given back at `finished`, at exit and on Ctrl-C: `close` may be called at any time, and again.
+    The terminal is restored at `finished`, at exit and on Ctrl-C: `close` may be called at any time and repeatedly.
     """
 
     def __init__(self, console: terminal.Console | None = None, *, log_every: int = 10) -> None:
@@ -47,7 +47,7 @@ class Console:
         self._began = self._last_line = time.monotonic()
         self.message(describe_start(facts))
         if start_step:
-            self.message(f"going on after step {start_step} of {total_steps}")
+            self.message(f"resuming from step {start_step} of {total_steps}")
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=8, transient=True)
             self._live.start()
@@ -55,7 +55,7 @@ class Console:
 
     def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None:
         now = time.monotonic()
-        self._learn_pace(step, now)
+        self._update_rate(step, now)
         if self._live is not None:
             self._live.update(self._live_line(step, epoch, progress))
         elif step % self._log_every == 0 or step == self._total or now - self._last_line >= LINE_SECONDS:
@@ -63,7 +63,7 @@ class Console:
             self._print(" · ".join([f"step {step}/{self._total}", *self._figures(step, epoch, progress)]))
 
     def row(self, row: Mapping[str, float | int | str]) -> None:
-        """Evaluation rows are printed as they come; training rows are what `step` shows already."""
+        """Prints rows of evaluations; training rows show nothing that `step` has not shown."""
         if row.get("split", "train") == "train":
             return
         self._pause()
@@ -73,7 +73,7 @@ class Console:
         self._print(text.append(" · ".join(figures), style="green" if self._live is not None else ""))
 
     def table(self, name: str, *, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Nothing: tables are for the report and W&B."""
+        """Not printed: tables are for the report and W&B."""
 
     def checkpoint(self, path: Path, *, step: int, best: bool) -> None:
         self._pause()
@@ -84,25 +84,26 @@ class Console:
 
     def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
         self.close()
-        self._print(f"{status} after {format_seconds(time.monotonic() - self._began)}")
+        took = format_seconds(time.monotonic() - self._began)
+        self._print(f"done in {took}" if status == "done" else f"{status} after {took}")
 
     def close(self) -> None:
-        """Give the terminal back: the live line goes, the cursor returns."""
+        """Restore the terminal: remove the live line, show the cursor."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()
             atexit.unregister(self.close)
 
     def _pause(self) -> None:
-        """An evaluation or a save took time that no step took: the pace is measured anew from here."""
+        """Called after an evaluation or a save: its time must not count as the time of a step."""
         self._last_step = (self._last_step[0], time.monotonic())
 
     def _print(self, line: str | Text) -> None:
-        """Through rich's console, so that the live line moves down; as Text, so that [brackets] are never markup."""
+        """Through rich's console, which keeps the live line below; as Text, so that [brackets] are never markup."""
         self._console.print(line if isinstance(line, Text) else Text(line), soft_wrap=True)
 
-    def _learn_pace(self, step: int, now: float) -> None:
-        """Moving average of seconds a step, so that the time left follows a change of pace but not every jitter."""
+    def _update_rate(self, step: int, now: float) -> None:
+        """Moving average of seconds per step: the time left follows a change of speed, not single slow steps."""
         before, then = self._last_step
         if step > before:
             seconds = (now - then) / (step - before)
@@ -140,18 +141,17 @@ class Console:
 
 
 def describe_start(facts: Mapping[str, Any]) -> str:
-    """One line of what starts: the model and its size, the data, the ranks."""
+    """One line about the training: the model and its size, the data, the ranks."""
     parts = [str(facts.get("model", "model"))]
     if facts.get("parameters"):
         trained = facts.get("trainable_parameters", facts["parameters"])
-        only = "" if trained == facts["parameters"] else f", {format_count(trained)} trained"
+        only = "" if trained == facts["parameters"] else f", {format_count(trained)} trainable"
         parts[0] += f" ({format_count(facts['parameters'])} parameters{only})"
     examples = facts.get("examples")
     if isinstance(examples, Mapping):
         parts.append(", ".join(f"{count:,} {split}" for split, count in examples.items()))
     if facts.get("ranks"):
-        ranks = facts["ranks"]
-        parts.append(f"{ranks} rank{'s' if ranks != 1 else ''} on {facts.get('device', 'cpu')}")
+        parts.append(f"{format_number(facts['ranks'], 'rank')} on {facts.get('device', 'cpu')}")
     if facts.get("global_batch"):
         parts.append(f"global batch {facts['global_batch']}")
     parts += [str(facts[key]) for key in ("deepspeed", "precision") if facts.get(key)]
@@ -159,7 +159,7 @@ def describe_start(facts: Mapping[str, Any]) -> str:
 
 
 def figure(value: Any) -> str:
-    """A figure at reading precision: 0.8612, 1.2e-05, 12."""
+    """A number rounded for display: 0.8612, 1.20e-05, 12."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     if isinstance(value, int) or not math.isfinite(value):

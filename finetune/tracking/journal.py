@@ -1,4 +1,4 @@
-"""The journal: metrics.jsonl and the tables of a run. It is the truth; W&B and the report are made from it."""
+"""The journal: metrics.jsonl and the tables of a run, the primary record; W&B and the report are derived from it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.tracking.atomic_files import plain, publish_json, sync_folder, told
+from finetune.tracking.atomic_files import disk_errors, plain, publish_json, sync_folder
 from finetune.tracking.run import Run
 
 _TABLE_FILE = re.compile(r"^(?P<name>.+)-step-(?P<step>\d{8,})\.json$")
 
 
 class Journal:
-    """A Listener that writes what happens into the run folder, each line on the disk before training goes on.
+    """A Listener that writes metrics and tables into the run folder; each row is on disk before training continues.
 
-    Numbers that JSON lacks (NaN, infinity) are written as null. Raises FinetuneError naming the file if the disk
-    refuses, and leaves no torn line behind.
+    Numbers that JSON lacks (NaN, infinity) are written as null. Raises FinetuneError naming the file if it cannot be
+    written, and leaves no partial line behind.
     """
 
     essential = True  # Listeners: its failure ends training
@@ -27,6 +27,7 @@ class Journal:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._handle = -1
+        self._step: int | None = None  # the last one done
 
     def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
         cut(self.run.metrics_file, start_step)
@@ -35,22 +36,23 @@ class Journal:
                 path.unlink()
         steps = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
         self.run.begin_session(start_step=start_step, facts={**facts, **steps})
-        with told(self.run.metrics_file):
+        with disk_errors(self.run.metrics_file):
             self._handle = os.open(self.run.metrics_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None:
-        """Not every step becomes a row: the loop decides, and sends `row`."""
+        """Not every step becomes a row: the loop decides, and calls `row`. The last step done goes into run.json."""
+        self._step = step
 
     def row(self, row: Mapping[str, float | int | str]) -> None:
         line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace") + b"\n"
-        with told(self.run.metrics_file):
+        with disk_errors(self.run.metrics_file):
             if self._handle < 0:  # rows after `finished`, such as the test split's
                 self._handle = os.open(self.run.metrics_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             size = os.fstat(self._handle).st_size
             try:
                 written = os.write(self._handle, line)
                 if written < len(line):
-                    os.write(self._handle, line[written:])  # says why the rest did not fit
+                    os.write(self._handle, line[written:])  # raises the reason why the rest did not fit
                 os.fsync(self._handle)
             except OSError:
                 _truncate(self._handle, size)
@@ -61,20 +63,20 @@ class Journal:
         publish_json(self.run.tables / f"{name}-step-{step:08d}.json", value)
 
     def checkpoint(self, path: Path, *, step: int, best: bool) -> None:
-        """Nothing: a checkpoint's own manifest says more."""
+        """Not recorded: the checkpoint has its own manifest."""
 
     def message(self, text: str) -> None:
-        """Nothing: messages are for the person who watches."""
+        """Not recorded: messages are for the console."""
 
     def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
-        self.run.end_session(status=status, summary=summary)
+        self.run.end_session(status=status, summary=summary, step=self._step)
 
 
 def read_rows(path: Path, limit_bytes: int | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of a metrics.jsonl in the order written; a torn line (a crash while it was written) is passed over.
+    """Rows of a metrics.jsonl in the order written; a partial line (a crash while it was written) is skipped.
 
     limit_bytes: stop there, for a file that is still being written.
     """
@@ -92,13 +94,14 @@ def read_rows(path: Path, limit_bytes: int | None = None) -> Iterator[dict[str, 
 
 
 def cut(path: Path, step: int) -> None:
-    """Drop rows after `step` and of the test split (they will be logged again), every row if `step` is 0, and torn lines.
+    """Remove rows after `step` and of the test split (they will be logged again), all rows if `step` is 0, and partial
+    lines.
 
-    The file is replaced whole, so a crash here loses nothing. Raises: FinetuneError if the disk refuses.
+    The file is replaced atomically. Raises: FinetuneError if it cannot be written.
     """
     if not path.is_file():
         return
-    with told(path):
+    with disk_errors(path):
         beside = path.with_name(f".{path.name}.incomplete")
         with path.open("rb") as old, beside.open("wb") as new:
             for line in old:
@@ -114,19 +117,19 @@ def cut(path: Path, step: int) -> None:
 
 def list_tables(folder: Path) -> list[tuple[Path, str, int]]:
     """(file, name, step) of each table, by step then name."""
-    found = []
+    tables = []
     for path in folder.glob("*.json"):
         match = _TABLE_FILE.match(path.name)
         if match:
-            found.append((path, match["name"], int(match["step"])))
-    return sorted(found, key=lambda item: (item[2], item[1]))
+            tables.append((path, match["name"], int(match["step"])))
+    return sorted(tables, key=lambda item: (item[2], item[1]))
 
 
 def read_table(path: Path) -> tuple[list[str], list[list[Any]]]:
-    """(columns, rows) of a table file. Raises: ValueError if it holds none."""
+    """(columns, rows) of a table file. Raises: ValueError if it has none."""
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict) or not {"columns", "rows"} <= set(value):
-        raise ValueError(f"{path} holds no table")
+        raise ValueError(f"{path} is not a table")
     return value["columns"], value["rows"]
 
 
@@ -141,7 +144,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _truncate(handle: int, size: int) -> None:
-    """Take a half-written line away; where even that fails, reading passes over it."""
+    """Remove a partially written line; if even that fails, readers skip it."""
     try:
         os.ftruncate(handle, size)
     except OSError:

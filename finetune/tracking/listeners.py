@@ -1,4 +1,4 @@
-"""One listener for the loop that passes everything on to many; a mirror that fails never stops the others."""
+"""One listener for the loop that forwards every call to several; one that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from finetune.events import Listener
 
 
 class Listeners:
-    """Fans out in the given order: put the journal first, so that nothing is shown that is not on the disk.
+    """Calls them in the given order: put the journal first, so that nothing is shown that is not on disk.
 
-    A listener whose `essential` is true ends training when it fails (the journal: a full disk). Any other failure is
-    told once, and that listener hears nothing more but `finished`.
+    A listener whose `essential` is true ends training when it fails (the journal: a full disk). The failure of any other
+    is reported once, and that listener is not called again except for `finished`.
     """
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
@@ -43,7 +43,7 @@ class Listeners:
         self._each(lambda one: one.message(text))
 
     def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
-        """Reaches every listener, also those that failed and those after an essential one that fails now."""
+        """Called on every listener, including those that failed before and those after an essential one that fails now."""
         failed, self._failed = self._failed, []
         essential: Exception | None = None
         for one in self._listeners:
@@ -53,7 +53,7 @@ class Listeners:
                 if getattr(one, "essential", False):
                     essential = essential or error
                 elif one not in failed:
-                    self._tell(one, error)
+                    self._report(one, error)
         if essential is not None:
             raise essential
 
@@ -67,13 +67,13 @@ class Listeners:
                 if getattr(one, "essential", False):
                     raise
                 self._failed.append(one)
-                self._tell(one, error)
+                self._report(one, error)
 
-    def _tell(self, failed: Listener, error: Exception) -> None:
-        text = f"{type(failed).__name__} failed and is switched off; training goes on ({type(error).__name__}: {error})"
+    def _report(self, failed: Listener, error: Exception) -> None:
+        text = f"{type(failed).__name__} failed and is disabled; training continues ({type(error).__name__}: {error})"
         for one in self._listeners:
             if one is not failed and one not in self._failed:
                 try:
                     one.message(text)
-                except Exception:  # it will be told of itself when it is called next
+                except Exception:  # its own failure is reported when it is called next
                     continue

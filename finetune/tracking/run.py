@@ -1,4 +1,4 @@
-"""The run folder: where everything of one run lies, whether it is done, and which run the same recipe would resume."""
+"""The run folder: the paths of one run, its status, and the run that the same recipe would resume."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from finetune.recipe.digest import training_digest
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
 from finetune.recipe.yaml import dump
-from finetune.tracking.atomic_files import plain, publish_json, publish_text, told
+from finetune.tracking.atomic_files import disk_errors, plain, publish_json, publish_text
 
 Status = Literal["running", "done", "stopped", "failed"]
 
@@ -32,10 +32,11 @@ _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "ev
 
 
 class Run:
-    """One run folder. Rank 0 creates it and writes run.json; other ranks may open it to read and to find their places.
+    """One run folder. Rank 0 creates it and writes run.json; other ranks may open it to read it and to get its paths.
 
-    run.json: id, name, task, created (UTC), status, process (who trains now), sessions (one a start or resume: started,
-    ended, start_step, status), machine, versions, facts (as the loop told them), summary, wandb (id, folder, address).
+    run.json: id, name, task, created (UTC), status, process (that trains it now), sessions (one per start or resume:
+    started, ended, start_step, step, status), machine, versions, facts (as the loop reported them), summary, wandb (id,
+    folder, url), removed_checkpoints (name, bytes) where the recipe keeps none or the best only.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,6 +48,8 @@ class Run:
     metrics_file = property(lambda self: self.path / "metrics.jsonl")
     checkpoints = property(lambda self: self.path / "checkpoints")
     model = property(lambda self: self.path / "model")
+    artifacts = property(lambda self: self.path / "artifacts")
+    evaluations = property(lambda self: self.path / "evaluations")
     predictions = property(lambda self: self.path / "predictions")
     report_file = property(lambda self: self.path / "report.html")
     logs = property(lambda self: self.path / "logs")
@@ -62,7 +65,7 @@ class Run:
         now = datetime.now(UTC)
         identity = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         run = cls(path or root / recipe.name / identity)
-        with told(run.path):
+        with disk_errors(run.path):
             run.path.mkdir(parents=True, exist_ok=path is not None)
             for folder in _FOLDERS:
                 (run.path / folder).mkdir(exist_ok=True)
@@ -89,12 +92,12 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """An existing run folder. Raises: UserError if `path` is none."""
+        """An existing run folder. Raises: UserError if `path` is not one."""
         run = cls(path)
         if not run.file.is_file():
             raise UserError(
                 f"{path} is not a run folder: it has no run.json",
-                remedy="give the folder of one run, such as runs/<recipe name>/<run id>",
+                remedy="Give the folder of one run, such as runs/<recipe name>/<run id>.",
             )
         run.read()
         return run
@@ -112,7 +115,7 @@ class Run:
             try:
                 found = run.read()
             except UserError:
-                continue  # half made or damaged: never resumed
+                continue  # incomplete or damaged: never resumed
             if found.get("recipe_digest") != wanted:
                 continue
             if found.get("status") == "done":
@@ -122,7 +125,7 @@ class Run:
         return None
 
     def write_recipe(self, recipe: Recipe) -> None:
-        """recipe.yaml anew: what is resumed may run on other ranks, or another ZeRO stage. Rank 0 only."""
+        """Rewrite recipe.yaml: a run may be resumed on other ranks or with another ZeRO stage. Rank 0 only."""
         publish_text(self.recipe_file, recipe_text(recipe))
 
     def read(self) -> dict[str, Any]:
@@ -132,17 +135,17 @@ class Run:
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the run: {error}", where=str(self.file)) from error
         if not isinstance(value, dict):
-            raise UserError("run.json holds no object", where=str(self.file))
+            raise UserError("run.json is not a JSON object", where=str(self.file))
         return value
 
     def update(self, **fields: Any) -> None:
-        """Set fields of run.json (whole or not at all). Rank 0 only."""
+        """Set fields of run.json, atomically. Rank 0 only."""
         with self._lock:
             publish_json(self.file, {**self.read(), **plain(mask(fields))})
 
     @property
     def id(self) -> str:
-        """Unique, whatever the folder is called: W&B's run has it too."""
+        """Unique, whatever the folder is called; also the id of the W&B run."""
         return str(self.read().get("id") or self.path.name)
 
     @property
@@ -156,7 +159,7 @@ class Run:
 
     @property
     def trainer(self) -> int | None:
-        """Id of the living process that trains this run on this host; None if there is none, or on another host."""
+        """Process id of the process that trains this run on this host; None if there is none, or on another host."""
         value = self.read()
         process = value.get("process") or {}
         if value.get("status") != "running" or process.get("host") != platform.node():
@@ -168,7 +171,7 @@ class Run:
         return process["pid"] if alive else None
 
     def begin_session(self, *, start_step: int, facts: Mapping[str, Any]) -> None:
-        """Note that training starts (or goes on from `start_step`) in this process."""
+        """Record that training starts (or resumes from `start_step`) in this process."""
         session = {"started": time.time(), "start_step": start_step, "status": "running"}
         with self._lock:
             sessions = [*self.read().get("sessions", []), session]
@@ -181,28 +184,29 @@ class Run:
                 versions={**describe_versions(), **facts.get("versions", {})},
             )
 
-    def end_session(self, *, status: str, summary: Mapping[str, Any]) -> None:
-        """Note how it ended: done, stopped or failed."""
+    def end_session(self, *, status: str, summary: Mapping[str, Any], step: int | None = None) -> None:
+        """Record how it ended: done, stopped or failed. step: the last optimizer step done, None if there was none."""
         with self._lock:
             sessions = self.read().get("sessions", [])
             if sessions:
-                sessions[-1].update(ended=time.time(), status=status)
+                last = {} if step is None else {"step": step}
+                sessions[-1].update(ended=time.time(), status=status, **last)
             self.update(status=status, sessions=sessions, summary=dict(summary), process=None)
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with every value explicit, as YAML or JSON would give it back, secrets masked."""
+    """The recipe with every value explicit, in types of JSON, with secrets masked."""
     return mask(plain(recipe.model_dump(mode="json")))
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """recipe.yaml of a run: loadable again."""
+    """The text of a run's recipe.yaml, which can be loaded again."""
     return dump(resolved(recipe))
 
 
 def describe_machine() -> dict[str, Any]:
-    """Host, processor, memory, and GPUs if torch is loaded already and sees some."""
-    found: dict[str, Any] = {
+    """Host, processor, memory, and GPUs if torch is already imported and sees any."""
+    machine: dict[str, Any] = {
         "host": platform.node(),
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
@@ -212,19 +216,19 @@ def describe_machine() -> dict[str, Any]:
     }
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return found
+        machine["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return machine
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of what trains, without importing any of it."""
-    found = {"finetune": __version__, "python": platform.python_version()}
+    """Versions of the packages in use, without importing them."""
+    versions = {"finetune": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""Curves from metrics.jsonl: one series for each split and figure, thinned so that 200,000 rows draw as fast as 200."""
+"""Curves from metrics.jsonl: one series per split and metric, downsampled so that 200,000 rows plot as fast as 200."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_FIGURES = ("step", "epoch", "split", "time")
 
 @dataclass(frozen=True)
 class Series:
-    """Values over steps, both [points], in the order logged; rows where the figure is missing or null are left out."""
+    """Values over steps, both [points], in the order logged, without rows where the metric is missing or null."""
 
     steps: np.ndarray
     epochs: np.ndarray
@@ -25,7 +25,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Thinned:
-    """A series in few points: the mean and the extremes of each stretch of steps, so that no spike is lost."""
+    """A downsampled series: mean, minimum and maximum of each interval of steps, so that no spike is lost."""
 
     steps: np.ndarray
     mean: np.ndarray
@@ -34,7 +34,7 @@ class Thinned:
 
 
 def collect_series(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Series]:
-    """(split, figure) -> Series."""
+    """(split, metric) -> Series."""
     columns: dict[tuple[str, str], tuple[list[float], list[float], list[float]]] = {}
     for row in rows:
         step, epoch, split = row.get("step"), row.get("epoch"), str(row.get("split", "train"))
@@ -51,7 +51,7 @@ def collect_series(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], S
 
 
 def thin(series: Series, points: int = 400) -> Thinned:
-    """At most `points` stretches of (nearly) equally many rows."""
+    """At most `points` intervals with (nearly) equal numbers of rows."""
     count = len(series)
     if count <= points:
         return Thinned(series.steps, series.values, series.values, series.values)
@@ -66,8 +66,8 @@ def thin(series: Series, points: int = 400) -> Thinned:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Moving average over about a twentieth of the points, twice (so a spike leaves a hill, not a plateau), centred;
-    honest at both ends, where the window shrinks.
+    """Centered moving average over about 5 % of the points, applied twice (a spike becomes a hill, not a plateau). The
+    window shrinks at both ends, so that they are not biased.
     """
     reach = len(values) // 60
     return _average(_average(values, reach), reach) if reach else values
@@ -75,6 +75,6 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 def _average(values: np.ndarray, reach: int) -> np.ndarray:
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    places = np.arange(len(values))
-    half = np.minimum(reach, np.minimum(places, len(values) - 1 - places))
-    return (sums[places + half + 1] - sums[places - half]) / (2 * half + 1)
+    index = np.arange(len(values))
+    half = np.minimum(reach, np.minimum(index, len(values) - 1 - index))
+    return (sums[index + half + 1] - sums[index - half]) / (2 * half + 1)

@@ -1,7 +1,7 @@
-"""W&B, a mirror of the journal: what it shows may be late or missing, and training never waits for it or fails by it.
+"""W&B as a mirror of the journal: it may be late or incomplete, and training neither waits for it nor fails because of it.
 
-All calls to wandb are made by one thread of our own, from a queue: a server that hangs holds that thread, not training.
-Where the server cannot be reached the run is recorded offline, under the run folder, to be synced later.
+All calls to wandb are made from a queue by a separate thread: a server that hangs blocks that thread, not training. If
+the server cannot be reached, the run is recorded offline in the run folder, to be synced later.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from finetune.tracking.atomic_files import plain
 from finetune.tracking.journal import list_tables, read_rows, read_table
 from finetune.tracking.run import Run, resolved
 
-INIT_SECONDS = 20.0  # an unreachable server holds the mirror's thread so long before it records offline
-FINISH_SECONDS = 60.0  # the longest that the end of training waits for uploads
-MAX_REPLAYED = 50_000  # rows given again to a new W&B segment after a resume
+INIT_SECONDS = 20.0  # how long the thread waits for a server before it records offline
+FINISH_SECONDS = 60.0  # how long the end of training waits for uploads at most
+MAX_REPLAYED = 50_000  # rows logged again into a new W&B segment after a resume
 MAX_TABLE_ROWS = 1_000
 
 _NOT_FIGURES = ("step", "epoch", "split", "time")
 
 
 class WandbMirror:
-    """A Listener. Mode `auto`: online where an API key is at hand (environment, netrc), else offline.
+    """A Listener. Mode `auto`: online if there is an API key (environment, netrc), otherwise offline.
 
-    say: takes one line for the person who watches (from the mirror's thread). The W&B run has the run's own id, kept in
-    run.json, so a resumed run goes on as the same W&B run. A row {"step", "split": "validation", "loss"} becomes
-    "validation/loss" at that step. After a resume the rows that W&B lacks are given again from metrics.jsonl: online
-    those after the last step that the server has; offline all of them, so the newest offline folder alone is whole.
+    say: called with one line for the user (from the mirror's thread). The W&B run has the run's own id, kept in run.json,
+    so a resumed run continues the same W&B run. A row {"step", "split": "validation", "loss"} becomes "validation/loss"
+    at that step. After a resume the rows that W&B lacks are logged again from metrics.jsonl: online those after the last
+    step that the server has; offline all of them, so that the newest offline folder alone is complete.
     """
 
     def __init__(self, run: Run, recipe: Recipe, say: Callable[[str], None] = print) -> None:
         self._run, self._recipe, self._say = run, recipe, say
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._wandb: Any = None  # wandb's Run, once there is one
+        self._wandb: Any = None  # wandb's Run, once it is open
         self._broken = False
 
     def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
@@ -56,7 +56,7 @@ class WandbMirror:
             self._later(lambda: self._replay(size, tables))
 
     def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None:
-        """Nothing: rows are mirrored, not every step."""
+        """Not logged: rows are mirrored, not every step."""
 
     def row(self, row: Mapping[str, float | int | str]) -> None:
         copy = dict(row)
@@ -73,10 +73,10 @@ class WandbMirror:
         self._later(note)
 
     def message(self, text: str) -> None:
-        """Nothing: messages are for the person who watches."""
+        """Not logged: messages are for the console."""
 
     def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
-        """Close the W&B run; waits for uploads, but never longer than a minute or so."""
+        """Close the W&B run; waits for uploads, for about a minute at most."""
         if self._thread is None:
             return
         figures = mask(plain(dict(summary)))
@@ -85,9 +85,7 @@ class WandbMirror:
         self._thread.join(FINISH_SECONDS + 5)
         if self._thread.is_alive() and not self._broken:
             self._broken = True
-            self._say(
-                f"W&B did not finish within {FINISH_SECONDS:.0f} s; what it has lies in {self._run.path / 'wandb'}"
-            )
+            self._say(f"W&B did not finish within {FINISH_SECONDS:.0f} s; its files are in {self._run.path / 'wandb'}")
         self._thread = None
 
     def _later(self, call: Callable[[], None]) -> None:
@@ -95,7 +93,7 @@ class WandbMirror:
             self._queue.put(call)
 
     def _work(self) -> None:
-        """The mirror's thread: calls in order; the first failure is told and ends the mirror."""
+        """The mirror's thread: makes the calls in order; the first failure is reported and disables the mirror."""
         while (call := self._queue.get()) is not None:
             if self._broken:
                 continue
@@ -104,19 +102,19 @@ class WandbMirror:
             except Exception as error:
                 self._broken = True
                 reason = str(mask(f"{type(error).__name__}: {error}")).splitlines()[0]
-                self._say(f"W&B is switched off, training goes on ({reason})")
+                self._say(f"W&B is disabled, training continues ({reason})")
 
     def _open(self, facts: dict[str, Any]) -> None:
         if "wandb" not in sys.modules:
-            os.environ.pop("WANDB_SERVICE", None)  # that of a process that started this one; it may end before us
+            os.environ.pop("WANDB_SERVICE", None)  # of the process that started this one; it may end first
         import wandb
 
-        wandb.setup(wandb.Settings(silent=True))  # it announces its credentials otherwise
-        wanted = self._recipe.tracking.wandb
-        online = wanted in ("auto", "online") and os.environ.get("WANDB_MODE", "online") == "online"
+        wandb.setup(wandb.Settings(silent=True))  # otherwise it prints the account in use
+        mode = self._recipe.tracking.wandb
+        online = mode in ("auto", "online") and os.environ.get("WANDB_MODE", "online") == "online"
         if online and not _has_key(wandb):
             online = False
-            if wanted == "online":
+            if mode == "online":
                 self._say("W&B: no API key in WANDB_API_KEY or netrc (`wandb login` stores one); recording offline")
         if online:
             try:
@@ -124,10 +122,10 @@ class WandbMirror:
             except Exception as error:
                 reason = str(mask(str(error))).splitlines()[0] if str(error) else type(error).__name__
                 self._say(f"W&B cannot be reached ({reason}); recording offline")
-                wandb.teardown()  # its service still holds the run's id
+                wandb.teardown()  # its service still has the run's id open
         if self._wandb is None:
             self._wandb = self._init(wandb, "offline", facts)
-        self._tell_place()
+        self._report_location()
 
     def _init(self, wandb: Any, mode: str, facts: dict[str, Any]) -> Any:
         tracking = self._recipe.tracking
@@ -153,7 +151,7 @@ class WandbMirror:
             run.define_metric(f"{split}/*", step_metric="step")
         return run
 
-    def _tell_place(self) -> None:
+    def _report_location(self) -> None:
         folder = Path(self._wandb.dir).parent
         address = "" if self._wandb.offline else (self._wandb.url or "")
         self._run.update(
@@ -162,13 +160,15 @@ class WandbMirror:
         self._say(f"W&B: {address}" if address else f"W&B offline; to upload it later: wandb sync {folder}")
 
     def _replay(self, size: int, tables: Sequence[Path]) -> None:
-        """Give W&B what it lacks, by ascending step: `size` bytes of metrics.jsonl, as it was when training resumed."""
+        """Log what W&B lacks, by ascending step: `size` bytes of metrics.jsonl, as it was when training resumed."""
         known = self._wandb.step if not self._wandb.offline else 0
         waiting = [table for table in list_tables(self._run.tables) if table[0] in tables and table[2] >= known]
         for count, row in enumerate(read_rows(self._run.metrics_file, size)):
             step = int(row.get("step", 0))
             if count >= MAX_REPLAYED:
-                self._say(f"W&B: only {MAX_REPLAYED} earlier rows were given again; metrics.jsonl has them all")
+                self._say(
+                    f"W&B: only the first {MAX_REPLAYED:,} earlier rows were logged again; metrics.jsonl has all of them"
+                )
                 break
             while waiting and waiting[0][2] < step:
                 self._log_file(*waiting.pop(0))
@@ -194,7 +194,7 @@ class WandbMirror:
         values: dict[str, Any] = {"step": step}
         values[f"tables/{name}"] = wandb.Table(columns=columns, data=plain(rows), allow_mixed_types=True)
         pictures = _pictures(columns, rows)
-        if pictures:  # beside the table: one of mixed types holds no media
+        if pictures:  # next to the table: a table of mixed types cannot contain media
             values[f"pictures/{name}"] = [wandb.Image(str(path), caption=caption) for path, caption in pictures]
         self._wandb.log(values, step=step)
 
@@ -204,20 +204,20 @@ class WandbMirror:
 
 
 def _pictures(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[tuple[Path, str]]:
-    """(file, caption) of the pictures that a table's column "picture" names; those that are gone are passed over."""
+    """(file, caption) of the images that a table's column "picture" names; missing files are skipped."""
     if "picture" not in columns:
         return []
     at = list(columns).index("picture")
-    found = [(Path(str(row[at])), row) for row in rows]
+    files = [(Path(str(row[at])), row) for row in rows]
     return [
         (path, ", ".join(str(cell) for index, cell in enumerate(row) if index != at))
-        for path, row in found
+        for path, row in files
         if path.is_file()
     ]
 
 
 def _has_key(wandb: Any) -> bool:
-    """Is there an API key in the environment, or in netrc for the server that wandb is set to?"""
+    """Whether there is an API key in the environment, or in netrc for the server that wandb is configured for."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     from wandb.sdk.lib.wbauth import read_netrc_auth

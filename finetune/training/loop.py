@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from finetune.data.order.cost import CostModel
 from finetune.data.order.loader import PREFETCHED, RankStep, iterate_batches
+from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.prefetcher import Prefetcher
 from finetune.errors import Stopped, TrainingFailed
 from finetune.events import Listener
+from finetune.metrics.evaluation import Evaluation
+from finetune.planning.plan import Plan
 from finetune.recipe.recipe import Recipe
-from finetune.tasks.task import Batch, Kit, Task
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.batch import Batch
+from finetune.tasks.task import Datasets, Task
+from finetune.tasks.vision.drawing import Pictures
 from finetune.training.checkpoint import Saver, check_space
 from finetune.training.checkpoint_reader import Checkpoint, load_checkpoint
 from finetune.training.checkpoint_writer import clear_leftovers
-from finetune.training.evaluation import Evaluation, evaluate
 from finetune.training.learning_rate import learning_rate
 from finetune.training.microbatch_planner import MicroBatchPlanner
 from finetune.training.progress import Progress
@@ -41,7 +46,9 @@ class OutputDirs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """best: the checkpoint whose weights are the result (the last one where nothing was validated)."""
+    """best: the checkpoint whose weights are the result (the last one where nothing was validated), and the figures of
+    its evaluation. last: those of the last evaluation.
+    """
 
     steps: int
     seconds: float
@@ -49,6 +56,17 @@ class Outcome:
     best_value: float | None
     metric: str
     last: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+
+
+class SplitEvaluator(Protocol):
+    """What the loop needs of an evaluation; see inference/evaluation.py."""
+
+    def evaluate(
+        self, split: str, examples: Examples, *, out: Path | None = None, speeds: Sequence[float] | None = None
+    ) -> Evaluation:
+        """Loss and metrics over a split; predictions into `out`. All ranks call it."""
+        ...
 
 
 class Loop:
@@ -57,25 +75,33 @@ class Loop:
     def __init__(
         self,
         task: Task,
-        kit: Kit,
+        plan: Plan,
+        artifacts: TaskArtifacts,
+        datasets: Datasets,
         engine: Engine,
         *,
-        micro_batch: int,
+        evaluator: SplitEvaluator,
         cost: CostModel,
         recipe_digest: str,
         output_dirs: OutputDirs,
         listener: Listener,
         stop: StopRequest,
     ) -> None:
-        self.task, self.kit, self.engine = task, kit, engine
-        self.recipe: Recipe = kit.recipe
-        self.session = engine.session
+        self.task, self.plan, self.artifacts, self.datasets = task, plan, artifacts, datasets
+        self.engine, self.evaluator, self.session = engine, evaluator, engine.session
+        self.recipe: Recipe = plan.recipe
         self.planner = MicroBatchPlanner(
-            kit, cost, ranks=self.session.replicas, micro_batch=micro_batch, lockstep=engine.needs_lockstep
+            datasets["train"].costs,
+            cost,
+            ranks=self.session.replicas,
+            micro_batch=plan.batch.micro_batch,
+            packing=plan.training.packing,
+            capacity=artifacts.settings.get("capacity", 0),
+            lockstep=engine.needs_lockstep,
         )
-        self.schedule = self.planner.schedule(self.recipe, kit.plan.training.balance_window)
-        kit.pictures = output_dirs.predictions / "pictures" if self.session.is_main else None
+        self.schedule = self.planner.schedule(self.recipe, plan.training.balance_window)
         self.output_dirs, self.stop = output_dirs, stop
+        self.pictures = Pictures(output_dirs.predictions / "pictures") if self.session.is_main else None
         self.step_logger = StepLogger(self.session, listener, self.recipe.tracking.log_every)
         self.listener = listener
         self.saver = Saver(
@@ -93,15 +119,9 @@ class Loop:
             passes=engine.passes,
             shards_weights=engine.shards_weights,
         )
-        training = kit.plan.training
-        self.metrics = list(training.metrics)
-        self.progress = Progress(training.best_metric, training.best_mode)
+        self.progress = Progress(plan.training.best_metric, plan.training.best_mode)
         self.last: dict[str, float] = {}
-<<<<<<< HEAD
-        self.total_steps = training.total_steps(self.schedule.steps_per_epoch)
-=======
-        training = self.recipe.training
-        self.total_steps = training.steps or (training.epochs or 3) * self.schedule.steps_per_epoch
+        self.total_steps = plan.training.total_steps(self.schedule.steps_per_epoch)
         self.source: StepSource = ScheduledSteps(
             self.schedule,
             self.planner,
@@ -109,7 +129,6 @@ class Loop:
             replica=self.session.replica,
             total_steps=self.total_steps,
         )
->>>>>>> 885b833
 
     def run(self, resume: Checkpoint | None, best: Checkpoint | None, facts: dict[str, Any]) -> Outcome:
         """Train to the end, from `resume` if given. Raises: Stopped, TrainingFailed."""
@@ -163,8 +182,8 @@ class Loop:
         While one step is computed, the next one's batches are fetched.
         """
         batches = iterate_batches(
-            self.kit.examples["train"],
-            lambda examples: self.task.collate(self.kit, examples),
+            self.datasets["train"],
+            lambda examples: self.task.collate(self.artifacts, examples),
             self.source.steps(self.progress.step),
             workers=self.workers,
             pin_memory=self.session.device.type == "cuda",
@@ -185,7 +204,7 @@ class Loop:
         started = timing.start(progress.step + 1, traced=self.rank_speed.measuring)
         result = train_step(
             self.task,
-            self.kit,
+            self.artifacts,
             self.engine,
             batches,
             dummies=step.dummies,
@@ -235,7 +254,7 @@ class Loop:
 
     def _evaluate(self) -> bool:
         """Evaluate where there is validation data; whether it is the best so far."""
-        if "validation" not in self.kit.examples:
+        if "validation" not in self.datasets:
             return False
         result = self.measure("validation")
         self.last = result.scalars
@@ -243,16 +262,13 @@ class Loop:
         return self.progress.judge(result.scalars, early.min_delta if early else 0.0)
 
     def measure(self, split: str) -> Evaluation:
-        """Evaluate one split and tell it. All ranks call it."""
+        """Evaluate one split and report it. All ranks call it."""
         name = f"{split}-step-{self.progress.step:08d}.jsonl"
-        result = evaluate(
-            self.task,
-            self.kit,
-            self.engine,
+        result = self.evaluator.evaluate(
             split,
-            metrics=self.metrics,
-            assignment=self.planner.assign_split(split, self.rank_speed.at(self.progress.step)),
+            self.datasets[split],
             out=self.output_dirs.predictions / name,
+            speeds=self.rank_speed.at(self.progress.step),
         )
         if self.session.is_main:
             self.step_logger.row(self.progress.step, self._epoch, split, result.scalars)
@@ -263,24 +279,19 @@ class Loop:
 
     def _show_samples(self, when: str) -> None:
         """A few examples in full, before and after: a table for the report."""
-        split = "validation" if "validation" in self.kit.examples else "train"
-        examples = self.kit.examples[split]
+        split = "validation" if "validation" in self.datasets else "train"
+        examples = self.datasets[split]
         count = min(self.recipe.evaluation.samples, len(examples))
         if not count:
             return
         chosen = [examples[index] for index in range(count)]
-<<<<<<< HEAD
         telemetry = self.step_logger.telemetry
-        if self._sampling_communicates:  # a rank that goes on alone would leave the others waiting
+        if self._sampling_communicates:  # a rank that continues alone would leave the others waiting
             shown = self._sample(chosen)
         else:
             shown = telemetry.run("showing samples", lambda: self._sample(chosen), [])
-        if self.kit.undrawn:
-            telemetry.switch_off("drawing samples", self.kit.undrawn)
-=======
-        shown = self.task.sample(self.kit, self.engine.generating_model, chosen, synced=self.engine.shards_weights)
-        self.engine.model.train()
->>>>>>> 885b833
+        if self.pictures is not None and self.pictures.problem:
+            telemetry.switch_off("drawing samples", self.pictures.problem)
         if self.session.is_main and shown:
             columns = ["when", *shown[0]]
             rows = [[when, *sample.values()] for sample in shown]
@@ -288,13 +299,20 @@ class Loop:
 
     @property
     def _sampling_communicates(self) -> bool:
-        """Whether ranks need each other for the answers of the model: they hold parts of it."""
-        return self.session.shards_weights or self.session.split > 1 or self.engine.whole is not self.engine.module
+        """Whether ranks need each other for the answers of the model, because each holds a part of it."""
+        engine = self.engine
+        return engine.shards_weights or self.session.split > 1 or engine.generating_model is not engine.module
 
     def _sample(self, chosen: list[Any]) -> list[dict[str, str]]:
         self.engine.model.eval()
         try:
-            return self.task.sample(self.kit, self.engine.whole, chosen, synced=self.session.shards_weights)
+            return self.task.sample(
+                self.artifacts,
+                self.engine.generating_model,
+                chosen,
+                synced=self.engine.shards_weights,
+                pictures=self.pictures,
+            )
         finally:
             self.engine.model.train()
 
@@ -315,4 +333,12 @@ class Loop:
         self._show_samples("after")
         progress = self.progress
         best_step = best.step if best is not None else progress.step
-        return Outcome(progress.step, progress.seconds, best_step, progress.best_value, progress.metric, self.last)
+        return Outcome(
+            progress.step,
+            progress.seconds,
+            best_step,
+            progress.best_value,
+            progress.metric,
+            self.last,
+            progress.best_figures,
+        )

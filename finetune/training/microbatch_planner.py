@@ -10,7 +10,6 @@ import numpy as np
 from finetune.data.order.assignment import (
     Assignment,
     assign,
-    assign_evaluation,
     assign_packs,
     assign_segments,
     work_shares,
@@ -19,41 +18,53 @@ from finetune.data.order.cost import CostModel
 from finetune.data.order.packing import Packing
 from finetune.data.order.schedule import Schedule, Step
 from finetune.recipe.recipe import Recipe
-from finetune.tasks.task import Kit
 
 
 class MicroBatchPlanner:
     """Assigns examples to ranks by cost: padded micro-batches, padding-free ones, or packs. The same on every rank."""
 
-    def __init__(self, kit: Kit, cost: CostModel, *, ranks: int, micro_batch: int, lockstep: bool = True) -> None:
-        """lockstep: the engine communicates in every micro-batch, so all ranks run equally many."""
-        self.kit, self.cost, self.ranks, self.micro_batch, self.lockstep = kit, cost, ranks, micro_batch, lockstep
-        self._lengths = np.asarray(kit.examples["train"].costs, dtype=np.int64)
+    def __init__(
+        self,
+        lengths: np.ndarray | Sequence[int],
+        cost: CostModel,
+        *,
+        ranks: int,
+        micro_batch: int,
+        packing: str = "none",
+        capacity: int = 0,
+        lockstep: bool = True,
+    ) -> None:
+        """lengths: of the training examples. packing, capacity: as in TrainingPlan. lockstep: the engine communicates in
+        every micro-batch, so all ranks run equally many.
+        """
+        self.cost, self.ranks, self.micro_batch, self.lockstep = cost, ranks, micro_batch, lockstep
+        self.packing, self.capacity = packing, capacity
+        self._lengths = np.asarray(lengths, dtype=np.int64)
         self._costs = cost.of(self._lengths)
 
     def schedule(self, recipe: Recipe, window: int | None) -> Schedule:
         """The order of the training examples: a pure function of the recipe and their lengths. window: steps that share
         out examples by length; None: the schedule's own choice.
         """
-        packed = self.kit.packing == "packed"
+        packed = self.packing == "packed"
         return Schedule(
             self._costs,
             seed=recipe.seed,
             global_batch=recipe.training.global_batch,
             window=window,
-            packing=Packing(self._lengths, self.kit.capacity) if packed else None,
+            packing=Packing(self._lengths, self.capacity) if packed else None,
         )
 
     def assign(self, step: Step, speed: Sequence[float] | None, *, overhead: float = 0.0) -> Assignment:
         """Micro-batches of each rank, as positions in `flat(step)`. overhead: further cost per step, on each rank."""
         examples = flat(step)
-        costs, lengths, capacity = self._costs[examples], self._lengths[examples], self.kit.capacity
+        costs, lengths, capacity = self._costs[examples], self._lengths[examples], self.capacity
         if speed is not None and overhead:
             speed = work_shares(speed, float(costs.sum()), overhead)
         among: dict[str, Any] = {"speed": speed, "lockstep": self.lockstep}
-        if self.kit.packing == "none":
+        if self.packing == "none":
             return assign(costs, self.ranks, micro_batch=self.micro_batch, **among)
-        if self.kit.packing == "padding_free":
+        if self.packing == "padding_free":
             return assign_segments(costs, lengths, self.ranks, capacity=capacity, **among)
         sizes = [len(item) for item in step.items]
         return assign_packs(sizes, costs, lengths, self.ranks, capacity=capacity, **among)
@@ -61,15 +72,6 @@ class MicroBatchPlanner:
     def cheapest(self, examples: list[int]) -> int:
         """The one that a dummy micro-batch runs."""
         return examples[int(np.argmin(self._costs[examples]))]
-
-    def assign_split(self, split: str, speed: Sequence[float] | None = None) -> Assignment:
-        """A whole split for evaluation: every example exactly once."""
-        lengths = np.asarray(self.kit.examples[split].costs, dtype=np.int64)
-        if self.kit.packing == "none":
-            return assign_evaluation(self.cost.of(lengths), self.ranks, self.micro_batch, speed=speed)
-        capacity = max(self.kit.capacity, int(lengths.max(initial=1)))
-        micro_batch = max(1, capacity // int(lengths.max(initial=1)))
-        return assign_evaluation(self.cost.of(lengths), self.ranks, micro_batch, speed=speed)
 
 
 def flat(step: Step) -> list[int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from finetune.recipe.training import EarlyStopping
@@ -10,8 +11,8 @@ from finetune.recipe.training import EarlyStopping
 
 @dataclass
 class Progress:
-    """mode: max or min, what is better of the metric. step: optimizer steps done. stale: evaluations since the best one.
-    seconds: spent training, over all restarts.
+    """mode: max or min, what is better of the metric. step: optimizer steps done. best_figures: "loss" and the metrics of
+    the best evaluation. stale: evaluations since then. seconds: spent training, over all restarts.
     """
 
     metric: str
@@ -19,6 +20,7 @@ class Progress:
     step: int = 0
     best_value: float | None = None
     best_step: int = 0
+    best_figures: dict[str, float] = field(default_factory=dict)
     stale: int = 0
     units: int = 0
     seconds: float = 0.0
@@ -35,10 +37,13 @@ class Progress:
             *(("best_value", "best_step", "stale") if same else ()),
         ):
             setattr(self, key, stored[key])
+        if same:  # a checkpoint of an earlier version has the one value alone
+            only = {} if self.best_value is None else {self.metric: self.best_value}
+            self.best_figures = dict(stored.get("best_figures", only))
 
     def forget_best(self) -> None:
         """Its checkpoint is lost: the best of the evaluations to come is taken."""
-        self.best_value, self.best_step = None, 0
+        self.best_value, self.best_step, self.best_figures = None, 0, {}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,6 +63,7 @@ class Progress:
         self.stale = 0 if gain > min_delta else self.stale + 1
         if gain > 0:
             self.best_value, self.best_step = value, self.step
+            self.best_figures = {key: figure for key, figure in scalars.items() if math.isfinite(figure)}
         return gain > 0
 
     def exhausted(self, early_stopping: EarlyStopping | None) -> bool:

@@ -1,6 +1,6 @@
-"""What a recipe means, in the plainest words: one process, one example at a time, float64, no engine.
+"""What a recipe means, in the simplest code: one process, one example at a time, float64, no engine.
 
-Nothing here deals, packs, pads, accumulates, reduces, shards or scales. The task's own loss, the order of the examples
+Nothing here assigns, packs, pads, accumulates, reduces, shards or scales. The task's own loss, the order of the examples
 and the learning rate are those of the recipe; everything that an engine adds must leave these numbers as they are.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,10 @@ from finetune.data.order.schedule import Schedule
 from finetune.data.prepare.added_columns import ExamplesWithColumns
 from finetune.data.table import Examples
 from finetune.metrics import MetricSet
-from finetune.tasks.task import Batch, Kit, Task, reference_columns
+from finetune.planning.plan import Plan
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.batch import Batch
+from finetune.tasks.task import Datasets, ReferenceTask, Task, reference_columns
 from finetune.training.learning_rate import learning_rate
 from finetune.training.parameter_groups import make_optimizer
 
@@ -35,9 +38,18 @@ class Reference:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is trained: a task with its plan, artifacts and data."""
+
+    task: Task
+    plan: Plan
+    artifacts: TaskArtifacts
+    datasets: Datasets
+
+
 def run_reference(
-    task: Task,
-    kit: Kit,
+    subject: Subject,
     model: nn.Module,
     schedule: Schedule,
     *,
@@ -47,18 +59,18 @@ def run_reference(
     dtype: torch.dtype = torch.float64,
 ) -> Reference:
     """Train `model` for some steps and evaluate it. Statistics of BatchNorm are those of the whole step."""
-    training, found = kit.recipe.training, Reference()
+    task, training, figures = subject.task, subject.plan.recipe.training, Reference()
     together = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
     model = model.to(dtype).train()
-    _annotate(task, kit, model)
+    _add_reference_logprobs(subject, model)
     optimizer = make_optimizer(model, training, training.optimizer)
     trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     for step in range(steps):
         examples = [position for item in schedule.step(step).items for position in item]
         epoch = schedule.step(step).epoch
         loss, units = 0.0, 0
-        for batch in _batches(task, kit, model, "train", examples, size=len(examples) if together else 1, epoch=epoch):
-            loss_sum = task.loss_sum(kit, task.forward(model, batch), batch)
+        for batch in _batches(subject, model, "train", examples, size=len(examples) if together else 1, epoch=epoch):
+            loss_sum = task.loss_sum(subject.artifacts, task.forward(model, batch), batch)
             loss_sum.backward()
             loss, units = loss + float(loss_sum.detach()), units + task.weight(batch)
         gradients = [weight.grad.div_(max(units, 1)) for weight in trainable.values() if weight.grad is not None]
@@ -70,51 +82,55 @@ def run_reference(
             group["lr"] = learning_rate(step, total_steps, training) * group.get("lr_scale", 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        found.losses.append(loss / max(units, 1))
-        found.norms.append(norm)
-    found.evaluation = _evaluate(task, kit, model.eval(), metrics)
+        figures.losses.append(loss / max(units, 1))
+        figures.norms.append(norm)
+    figures.evaluation = _evaluate(subject, model.eval(), metrics)
     statistics = {name: value for name, value in model.named_buffers() if value.is_floating_point()}
     kept = {**trainable, **{name: value for name, value in statistics.items() if name in model.state_dict()}}
-    found.weights = {name: value.detach() for name, value in kept.items()}
-    return found
+    figures.weights = {name: value.detach() for name, value in kept.items()}
+    return figures
 
 
 @torch.no_grad()
-def _evaluate(task: Task, kit: Kit, model: nn.Module, metrics: Sequence[str]) -> dict[str, float]:
+def _evaluate(subject: Subject, model: nn.Module, metrics: Sequence[str]) -> dict[str, float]:
+    task, artifacts = subject.task, subject.artifacts
     loss, units = 0.0, 0
-    tally = MetricSet(metrics, **kit.metric_options)
-    for batch in _batches(task, kit, model, "validation", range(len(kit.examples["validation"]))):
-        for said in task.predict(kit, task.forward(model, batch), batch):
-            loss, units = loss + said.loss, units + said.weight
-            tally.add([{**said.values, "loss": said.loss, "weight": said.weight}])
-    return {"loss": loss / max(units, 1), **tally.compute().scalars}
+    metric_set = MetricSet(metrics, **task.metric_options(artifacts))
+    for batch in _batches(subject, model, "validation", range(len(subject.datasets["validation"]))):
+        outputs = task.forward(model, batch)
+        (answer,), (score,) = task.decode(artifacts, outputs, batch), task.score(artifacts, outputs, batch)
+        loss, units = loss + score.loss, units + score.weight
+        metric_set.add([{**answer.values, **score.reference, "loss": score.loss, "weight": score.weight}])
+    return {"loss": loss / max(units, 1), **metric_set.compute().scalars}
 
 
 @torch.no_grad()
-def _annotate(task: Any, kit: Kit, model: nn.Module) -> None:
-    """What the model says of the examples before it learns, where the task wants that."""
-    names = reference_columns(task, kit)
-    for split, examples in list(kit.examples.items()) if names else ():
+def _add_reference_logprobs(subject: Subject, model: nn.Module) -> None:
+    """What the model says of the examples before it learns, where the task needs that."""
+    task, artifacts, datasets = cast(ReferenceTask, subject.task), subject.artifacts, subject.datasets
+    names = reference_columns(task, artifacts)
+    for split, examples in list(datasets.items()) if names else ():
         model.eval()
         rows = [
-            task.reference_values(kit, task.forward(model, batch), batch)[0]
-            for batch in _batches(task, kit, model, split, range(len(examples)))
+            task.reference_values(artifacts, task.forward(model, batch), batch)[0]
+            for batch in _batches(subject, model, split, range(len(examples)))
         ]
         columns = {name: np.array([row[name] for row in rows]) for name in names}
-        kit.examples[split] = ExamplesWithColumns(examples, columns)
+        datasets[split] = ExamplesWithColumns(examples, columns)
         model.train()
 
 
 def _batches(
-    task: Task, kit: Kit, model: nn.Module, split: str, positions: Sequence[int], *, size: int = 1, epoch: int = 0
+    subject: Subject, model: nn.Module, split: str, positions: Sequence[int], *, size: int = 1, epoch: int = 0
 ) -> Iterator[Batch]:
     """`size` examples at a time."""
     dtype = next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
-    examples: Examples = kit.examples[split]
+    examples: Examples = subject.datasets[split]
     if hasattr(examples, "epoch"):
         examples.epoch = epoch
     for start in range(0, len(positions), size):
-        batch = task.collate(kit, [examples[position] for position in positions[start : start + size]])
+        chosen = [examples[position] for position in positions[start : start + size]]
+        batch = subject.task.collate(subject.artifacts, chosen)
         batch.inputs, batch.targets = _cast(batch.inputs, dtype), _cast(batch.targets, dtype)
         yield batch
 

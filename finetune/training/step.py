@@ -12,7 +12,9 @@ import torch
 
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.stopwatch import Stopwatch
-from finetune.tasks.task import Batch, Kit, Task
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.batch import Batch
+from finetune.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class StepResult:
 
 def train_step(
     task: Task,
-    kit: Kit,
+    artifacts: TaskArtifacts,
     engine: Engine,
     batches: Sequence[Batch],
     *,
@@ -71,7 +73,7 @@ def train_step(
         return session.replicas / max(counted.wait()[0], 1)
 
     def loss_sum(outputs: Any, batch: Batch, dummy: bool) -> torch.Tensor:
-        loss = task.loss_sum(kit, outputs, batch)
+        loss = task.loss_sum(artifacts, outputs, batch)
         return loss * 0.0 if dummy else loss
 
     done = engine.accumulate(batches, lambda batch: task.forward(engine.model, batch), loss_sum, scale, dummies)

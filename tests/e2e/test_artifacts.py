@@ -3,9 +3,11 @@
 import csv
 import json
 import math
+import re
 
 import pytest
 
+from finetune.tracking.console import figure
 from tests.e2e import tiny
 
 torch = pytest.importorskip("torch")
@@ -73,6 +75,53 @@ def test_the_model_loads_and_predicts_what_evaluation_predicted(run):
     row = next(row for row in tiny.rows(run, "validation") if row["step"] == best)
     assert row["loss"] == pytest.approx(float(loss.mean()), rel=1e-5)
     assert row["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+
+
+def test_card_and_summary_state_the_figures_of_the_weights_that_were_exported(run):
+    best = int((run / "checkpoints" / "best").read_text().removeprefix("step-"))
+    row = next(row for row in tiny.rows(run, "validation") if row["step"] == best)
+    summary = json.loads((run / "run.json").read_text())["summary"]
+    assert (summary["best_step"], summary["best_loss"], summary["best_accuracy"]) == (
+        best,
+        row["loss"],
+        row["accuracy"],
+    )
+    assert summary["best_value"] == summary["best_loss"]
+    (test,) = tiny.rows(run, "test")
+    card = (run / "model" / "README.md").read_text()
+    assert f"The weights are those of step {best} of {tiny.STEPS} " in card
+    assert f"| loss | {figure(row['loss'])} | {figure(test['loss'])} |" in card
+    assert "- length: 10 epochs (60 steps)" in card
+
+
+def test_all_files_of_the_model_have_the_same_permissions(run):
+    modes = {path.name: path.stat().st_mode for path in (run / "model").iterdir()}
+    assert len(set(modes.values())) == 1 and "model.safetensors" in modes, modes
+
+
+def test_the_end_of_a_run_says_what_its_checkpoints_take(undisturbed):
+    assert re.search(r"[23] checkpoints \(.*\); model/ does not need them", undisturbed[1].output)
+
+
+@pytest.mark.parametrize("name", ["best", "latest"])
+def test_an_export_states_the_figures_of_its_checkpoint(run, finetune, name):
+    step = int((run / "checkpoints" / name).read_text().removeprefix("step-"))
+    output = f"exported-{name}"
+    done = finetune("export", run.name, "--output", output, "--checkpoint", name)
+    assert done.code == 0, done.output
+    row = next(row for row in tiny.rows(run, "validation") if row["step"] == step)
+    card = (run.parent / output / "README.md").read_text()
+    assert f"The weights are those of step {step} of" in card and f"| loss | {figure(row['loss'])} |" in card
+    if name == "best":
+        assert card == (run / "model" / "README.md").read_text()
+
+
+def test_checkpoints_are_removed_where_the_recipe_says_so(workers):
+    run = workers.train(2, "tidy", "checkpoint.keep_after_training=best", "training.epochs=2")
+    assert [path.name for path in (run / "checkpoints").iterdir()].count("best") == 1
+    best = (run / "checkpoints" / "best").read_text()
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == [best]
+    assert json.loads((run / "run.json").read_text())["removed_checkpoints"] or best == "step-00000012"
 
 
 def test_the_resolved_recipe_is_explicit_and_loads_again(run, finetune):

@@ -1,39 +1,29 @@
-"""From a recipe to everything that learns or predicts: what the workers of every verb need, in the right order."""
+"""From a plan to everything that learns or predicts: what the ranks of every verb need, in the right order."""
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from finetune.app.workers.stages import cut_into_stages
 from finetune.data.sources.tables import open_tables
-from finetune.distributed.engine import Engine, open_engine
-from finetune.distributed.optimizers import make_deepspeed_optimizer
-from finetune.distributed.pipeline import idle_share, open_pipeline
+from finetune.data.table import Table
+from finetune.distributed.engines.engine import Engine, EngineOptions
+from finetune.distributed.engines.registry import open_engine
 from finetune.distributed.session import Session
-from finetune.models.batchnorm import fix_batchnorm_gradients, has_batchnorm
-from finetune.models.device import uses_cuda
+from finetune.inference.reference_logprobs import add_reference_logprobs
+from finetune.models.batchnorm import fix_batchnorm_gradients
 from finetune.models.freeze import freeze_weights
-from finetune.models.load import load_config, model_class
-from finetune.models.stages import Stages, split_model
 from finetune.planning.plan import Plan
-from finetune.planning.resolve import Machine, resolve, resolve_training, weights_dtype
-from finetune.planning.stored import StoredPlan
-from finetune.recipe.parallel import ParallelSection
-from finetune.recipe.recipe import Recipe
-from finetune.tasks import TASKS
-from finetune.tasks.task import Kit, Task, zero_settings
-from finetune.training.parameter_groups import make_optimizer, parameter_groups
-from finetune.training.reference_logprobs import add_reference_logprobs
-from finetune.units import format_count
+from finetune.tasks import CARDS, load_task
+from finetune.tasks.artifacts import TaskArtifacts, has_artifacts, load_artifacts
+from finetune.tasks.facts import Facts
+from finetune.tasks.task import Datasets, Task
+from finetune.training.parameter_groups import make_optimizer
 
 Notify = Callable[[str], None]
 
@@ -45,34 +35,10 @@ class TrainingContext:
     session: Session
     plan: Plan
     task: Task
-    kit: Kit
+    artifacts: TaskArtifacts
+    datasets: Datasets
+    facts: Facts
     engine: Engine
-
-
-def plan_here(recipe: Recipe, ranks: int, stored: StoredPlan | None = None) -> Plan:
-    """The plan on this machine. Every rank makes the same one. stored: of a run that is resumed, whose training part is
-    kept. Raises: UserError for what cannot be trained so.
-    """
-    cuda = uses_cuda()
-    task, config = TASKS[recipe.task], load_config(recipe.model)
-    known: dict[str, Any] = {
-        "machine": Machine(ranks, "cuda" if cuda else "cpu", cuda and torch.cuda.is_bf16_supported()),
-        "config": config,
-        "model_class": model_class(task.card.auto_model, recipe.model, config),
-    }
-    resolved = resolve_training(recipe, task.card, **known)
-    kept = stored.over(resolved) if stored else None
-    plan = resolve(recipe, task.card, **known, kept=kept, zero_settings=zero_settings(task, config))
-    note = stored.differences(plan, resolved) if stored else ""
-    return replace(plan, notes=(note,)) if note else plan
-
-
-def plan_alone(recipe: Recipe) -> Plan:
-    """The plan of one process that holds the whole model, in the type that the recipe's engine would hold it in."""
-    parallel = ParallelSection(deepspeed="none", micro_batch=recipe.parallel.micro_batch)
-    plan = plan_here(recipe.model_copy(update={"parallel": parallel}), 1)
-    machine = replace(plan.machine, weights_dtype=weights_dtype(recipe, plan.precision))
-    return replace(plan, recipe=recipe, machine=machine)
 
 
 def open_session(plan: Plan) -> Session:
@@ -80,76 +46,65 @@ def open_session(plan: Plan) -> Session:
     return Session.open(plan.deepspeed, precision=plan.precision, cpu=plan.device == "cpu", split=plan.split)
 
 
-def set_up(session: Session, recipe: Recipe, plan: Plan, notify: Notify) -> TrainingContext:
-    """Data, model, optimiser, engine. All ranks call it."""
-    task = TASKS[recipe.task]
+def set_up(session: Session, plan: Plan, notify: Notify, *, stored: Path | None = None) -> TrainingContext:
+    """Data, model, optimizer, engine. All ranks call it.
+
+    stored: the folder of the artifacts of the run that is resumed; they are taken from there if it has some.
+    """
+    task, facts = load_task(plan.recipe.task), Facts()
     with session.main_first():
-        kit = task.read(plan, open_tables(recipe, task.card, notify=notify))
-    for note in (*plan.notes, *kit.notes):
+        artifacts, datasets = prepare_data(plan, task, facts, notify, stored=stored)
+    for note in (*plan.notes, *facts.notes):
         notify(note)
+    engine = build_engine(session, plan, task, artifacts, datasets, facts, notify)
+    add_reference_logprobs(task, plan, artifacts, datasets, engine, notify=notify)
+    return TrainingContext(session, plan, task, artifacts, datasets, facts, engine)
+
+
+def prepare_data(
+    plan: Plan, task: Task, facts: Facts, notify: Notify, *, stored: Path | None = None
+) -> tuple[TaskArtifacts, Datasets]:
+    """The artifacts and every split, encoded. Any rank may call it: all find the same in the cache."""
+    tables = open_tables(plan.recipe, task.card, notify=notify)
+    if stored is not None and has_artifacts(stored):
+        artifacts = load_artifacts(stored, CARDS[plan.recipe.task])
+    else:
+        artifacts = task.prepare(plan, tables, facts)
+    return artifacts, encode_tables(plan, task, artifacts, tables.values(), facts)
+
+
+def encode_tables(plan: Plan, task: Task, artifacts: TaskArtifacts, tables: Iterable[Table], facts: Facts) -> Datasets:
+    """Split name -> encoded examples."""
+    return {table.name: task.dataset(plan, artifacts, table, facts) for table in tables}
+
+
+def build_engine(
+    session: Session,
+    plan: Plan,
+    task: Task,
+    artifacts: TaskArtifacts,
+    datasets: Datasets,
+    facts: Facts,
+    notify: Notify,
+    *,
+    trains: bool = True,
+) -> Engine:
+    """The model under the plan's engine. All ranks call it. trains: with gradients and an optimizer."""
+    recipe = plan.recipe
     torch.manual_seed(recipe.seed)
-    model = task.build(kit)
+    model = task.build(plan, artifacts, facts)
     fix_batchnorm_gradients(model)
     if count := freeze_weights(model, recipe.model.freeze):
-        kit.facts["frozen weights"] = f"{count} tensors"
+        facts["frozen weights"] = f"{count} tensors"
     if session.world_size > 1 and plan.device == "cuda":
         torch.cuda.empty_cache()
-    training = recipe.training
-    if plan.optimizer.startswith("deepspeed_"):
-        optimizer = make_deepspeed_optimizer(
-            plan.optimizer,
-            parameter_groups(model, training.weight_decay, training.layer_decay),
-            learning_rate=training.learning_rate,
-            betas=training.betas,
-            epsilon=training.epsilon,
-        )
-    else:
-        optimizer = make_optimizer(model, training, plan.optimizer)
-    options: dict[str, Any] = {
-        "max_grad_norm": training.max_grad_norm,
-        "synchronised": plan.training.batch_norm == "synchronized",
-    }
-    engine: Engine
-    if plan.pipeline > 1:
-        engine = open_pipeline(session, cut_into_stages(task, kit, model, plan, notify), optimizer, **options)
-    else:
-        engine = open_engine(session, model, optimizer, **options)
-    add_reference_logprobs(task, kit, engine, micro_batch=plan.batch.micro_batch, notify=notify)
-    return TrainingContext(session, plan, task, kit, engine)
 
+    def optimizer_over(module: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(module, recipe.training, plan.optimizer)
 
-def cut_into_stages(task: Task, kit: Kit, model: nn.Module, plan: Plan, notify: Notify) -> Stages:
-    """The model in as many stages as the plan says; what each holds, and how idle it will be, are told."""
-    examples = kit.examples["train"]
-    batch = task.collate(kit, [examples[index] for index in range(min(2, len(examples)))])
-    stages = split_model(model, lambda module: task.forward(module, batch), plan.pipeline)
-    for number, stage in enumerate(stages.stages, start=1):
-        weights = f"{format_count(stage.weights)} parameters"
-        notify(f"stage {number} of {len(stages)}: {stage.label}, {stage.share:.0%} of the cost, {weights}")
-    count, idle = plan.batch.accumulation, idle_share(len(stages), plan.batch.accumulation)
-    advice = "" if idle <= 0.2 else "; a smaller parallel.micro_batch or a larger global batch makes it less"
-    images = f"{count} micro-batch{'es' if count > 1 else ''} of {plan.batch.micro_batch} a step"
-    notify(f"pipeline: {images}, so each stage is idle for {idle:.0%} of a step at best{advice}")
-    if has_batchnorm(model) and plan.training.batch_norm != "frozen":
-        notify("note: BatchNorm tells its statistics from a micro-batch, so its size changes what is learnt")
-    kit.facts["pipeline"] = f"{len(stages)} stages, {images}, idle for {idle:.0%} at best"
-    return stages
-
-
-def quieten(rank: int, logs: Path) -> None:
-    """This rank's stderr, and the stdout of all but rank 0, go to logs/rank-*.log: rank 0 speaks."""
-    logs.mkdir(parents=True, exist_ok=True)
-    log = os.open(rank_log(rank, logs), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(log, 2)
-    if rank != 0:
-        os.dup2(log, 1)
-    os.close(log)
-    logging.captureWarnings(True)
-    warnings.simplefilter("default")
-
-
-def rank_log(rank: int, logs: Path) -> Path:
-    """Where rank `rank` writes."""
-    return logs / f"rank-{rank}.log"
+    options = EngineOptions(
+        max_grad_norm=recipe.training.max_grad_norm,
+        synchronized=plan.training.batch_norm == "synchronized",
+        cut=lambda whole: cut_into_stages(task, artifacts, datasets, whole, plan, facts, notify),
+    )
+    return open_engine(plan.engine, session, model, optimizer_over if trains else None, options)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +13,35 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from finetune.app.machine import plan_here
 from finetune.app.opening import open_recipe
-from finetune.app.train import notify
-from finetune.app.workers.context import open_session, plan_alone, plan_here, quieten, set_up
-from finetune.app.workers.train import SilentListener
-from finetune.data.sources.tables import open_tables
+from finetune.app.workers.context import open_session, set_up
+from finetune.app.workers.layouts import Variant, make_variants
+from finetune.app.workers.logs import redirect_output
+from finetune.app.workers.small_model import choose_model, read_subject, with_model
+from finetune.app.workers.train import make_loop
 from finetune.distributed.env import from_environ
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.process_state import ProcessState, meet
 from finetune.errors import UserError
+from finetune.events import SilentListener
 from finetune.metrics.catalogue import needs_text
 from finetune.models.batchnorm import fix_batchnorm_gradients
 from finetune.models.config import load_config
 from finetune.models.freeze import freeze_weights
-from finetune.models.shrink import shrunken, without_dropout
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
 from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.recipe import Recipe
-from finetune.tasks import TASKS
-from finetune.tasks.task import Kit
-from finetune.training.loop import Loop, OutputDirs
+from finetune.tasks import CARDS
+from finetune.tasks.facts import Facts
+from finetune.terminal import print_line
+from finetune.training.loop import OutputDirs
 from finetune.training.microbatch_planner import MicroBatchPlanner
 from finetune.training.reference_loop import run_reference
 from finetune.training.stop import StopRequest
 
 REFERENCES = {"reference": torch.float64, "reference32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One layout. micro_batch: examples a forward pass on one rank. tensor: ranks that share each layer's matrices;
-    pipeline: stages of the model.
-    """
-
-    name: str
-    ranks: int
-    deepspeed: str
-    micro_batch: int
-    tensor: int = 1
-    pipeline: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,63 +56,41 @@ class Figures:
     refused: str = ""
 
 
-def make_variants(
-    global_batch: int, ranks: int, *, splits: bool, tensor: int = 1, pipeline: bool = False
-) -> list[Variant]:
-    """Every way to share out a step. splits: also in several forward passes (BatchNorm is not the same then). tensor:
-    the recipe's own, one more layout where that many ranks share the layers. pipeline: also with the model's layers
-    shared out over two ranks.
-    """
-    share = ceil(global_batch / ranks)
-    found = [Variant("1 rank", 1, "none", global_batch)]
-    if splits:
-        found.append(Variant("1 rank, accumulation", 1, "none", ceil(global_batch / 4)))
-    found.append(Variant(f"{ranks} ranks", ranks, "none", share))
-    if splits:
-        found.append(Variant(f"{ranks} ranks, accumulation", ranks, "none", ceil(share / 3)))
-    if pipeline and ranks > 1:
-        found.append(Variant("2 stages", 2, "none", ceil(global_batch / 4) if splits else global_batch, pipeline=2))
-    size = ceil(share / 2) if splits else share
-    found += [Variant(f"{ranks} ranks, ZeRO-{stage}", ranks, f"zero{stage}", size) for stage in range(4)]
-    if tensor > 1 and ranks % tensor == 0:
-        found.append(Variant(f"{ranks} ranks, tensor parallel {tensor}", ranks, "zero1", global_batch, tensor))
-    return found
-
-
-def work(folder: Path) -> None:
-    """On each rank: what `verify` wrote into `folder` is carried out, and the figures are written beside it."""
+def work(*, recipe: str, **options: Any) -> None:
+    """On each rank: what `verify` wrote beside the recipe is carried out, and the figures are written there."""
+    folder = Path(recipe).parent
     env = from_environ()
     assert env is not None
     rank, ranks = env.rank, env.world_size
-    quieten(rank, Path(os.environ[SUPERVISED]))
-    asked = json.loads((folder / "verify.json").read_text(encoding="utf-8"))
-    recipe = open_recipe(str(folder / "recipe.yaml")).recipe
+    redirect_output(rank, Path(os.environ[SUPERVISED]))
+    settings = json.loads((folder / "verify.json").read_text(encoding="utf-8"))
+    derived = open_recipe(str(folder / "recipe.yaml")).recipe
     process_state, sizes = ProcessState(), folder / "model.json"
     meet(folder / "meeting", rank, ranks)
     if rank == 0:
-        _write(sizes, _choose_model(recipe, full=asked["full"]))
+        _write(sizes, choose_model(derived, full=settings["full"]))
     process_state.wait()
     process_state.reset()
-    recipe = _with_model(recipe, json.loads(sizes.read_text(encoding="utf-8")))
+    verified = with_model(derived, json.loads(sizes.read_text(encoding="utf-8")))
     if rank == ranks - 1:
         for name in REFERENCES:
-            _write(folder / f"{name}.json", asdict(reference_figures(recipe, name, folder, asked["steps"])))
-    has_stages = "pipeline" in TASKS[recipe.task].card.splits
-    pipeline = has_stages and not OPTIMIZERS[recipe.training.optimizer].from_deepspeed
+            _write(folder / f"{name}.json", asdict(reference_figures(verified, name, folder, settings["steps"])))
+    has_stages = "pipeline" in CARDS[verified.task].splits
+    pipeline = has_stages and not OPTIMIZERS[verified.training.optimizer].from_deepspeed
     variants = make_variants(
-        recipe.training.global_batch,
+        verified.training.global_batch,
         ranks,
-        splits=not has_batchnorm(recipe),
-        tensor=recipe.parallel.tensor,
+        splits=not has_batchnorm(verified),
+        tensor=verified.parallel.tensor,
         pipeline=pipeline,
     )
     for number, variant in enumerate(variants):
         if rank >= variant.ranks:
             continue
         if rank == 0:
-            notify(f"{number + 1} of {len(variants)}: {variant.name}")
+            print_line(f"{number + 1} of {len(variants)}: {variant.name}")
         meet(folder / f"meeting-{number}", rank, variant.ranks)
-        figures = run_variant(recipe, variant, folder, asked["steps"])
+        figures = run_variant(verified, variant, folder, settings["steps"])
         process_state.reset()
         if rank == 0:
             _write(folder / f"variant-{number}.json", asdict(figures))
@@ -141,24 +107,13 @@ def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> F
         return Figures(variant.name, refused=error.what)
     session = open_session(plan)
     try:
-        context = set_up(session, recipe, plan, lambda text: None)
+        context = set_up(session, plan, lambda text: None)
     except UserError as error:
         if variant.pipeline == 1:
             raise
         return Figures(variant.name, refused=error.what)  # the model cannot be cut: all ranks say so
     output_dirs = OutputDirs(folder / "checkpoints", folder / "predictions")
-    loop = Loop(
-        context.task,
-        context.kit,
-        context.engine,
-        micro_batch=plan.batch.micro_batch,
-        cost=cost_model(load_config(recipe.model)),
-        recipe_digest="",
-        output_dirs=output_dirs,
-        listener=SilentListener(),
-        stop=StopRequest(),
-    )
-    loop.metrics = metrics_of(plan)
+    loop = make_loop(context, output_dirs, SilentListener(), StopRequest(), metrics=metrics_of(plan))
     losses, norms = [], []
     for _, result in zip(range(steps), loop.steps(), strict=False):
         losses.append(result.loss)
@@ -174,27 +129,33 @@ def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> F
 
 
 def reference_figures(recipe: Recipe, name: str, folder: Path, steps: int) -> Figures:
-    """The same by one process, in plain words. Any one rank calls it."""
-    task, kit = TASKS[recipe.task], _read(recipe)
+    """The same by one process, as the reference loop computes it. Any one rank calls it."""
+    subject = read_subject(recipe)
+    plan, train = subject.plan, subject.datasets["train"]
     torch.manual_seed(recipe.seed)
-    model = task.build(kit)
+    model = subject.task.build(plan, subject.artifacts, Facts())
     fix_batchnorm_gradients(model)
     freeze_weights(model, recipe.model.freeze)
-    schedule = MicroBatchPlanner(kit, cost_model(load_config(recipe.model)), ranks=1, micro_batch=1).schedule(
-        recipe, kit.plan.training.balance_window
+    planner = MicroBatchPlanner(
+        train.costs,
+        cost_model(load_config(recipe.model)),
+        ranks=1,
+        micro_batch=1,
+        packing=plan.training.packing,
+        capacity=subject.artifacts.settings.get("capacity", 0),
     )
-    found = run_reference(
-        task,
-        kit,
+    schedule = planner.schedule(recipe, plan.training.balance_window)
+    figures = run_reference(
+        subject,
         model,
         schedule,
         steps=steps,
-        total_steps=kit.plan.training.total_steps(schedule.steps_per_epoch),
-        metrics=metrics_of(kit.plan),
+        total_steps=plan.training.total_steps(schedule.steps_per_epoch),
+        metrics=metrics_of(plan),
         dtype=REFERENCES[name],
     )
-    digest = save_weights(found.weights, folder / f"{name}.safetensors")
-    return Figures(name, found.losses, found.norms, found.evaluation, digest)
+    digest = save_weights(figures.weights, folder / f"{name}.safetensors")
+    return Figures(name, figures.losses, figures.norms, figures.evaluation, digest)
 
 
 def metrics_of(plan: Plan) -> list[str]:
@@ -213,10 +174,10 @@ def save_weights(weights: dict[str, torch.Tensor], path: Path) -> str:
 
 def has_batchnorm(recipe: Recipe) -> bool:
     """Whether statistics of a batch are part of the model; frozen ones are not."""
-    kit = _read(recipe)
-    if kit.plan.training.batch_norm == "frozen":
+    subject = read_subject(recipe)
+    if subject.plan.training.batch_norm == "frozen":
         return False
-    model = TASKS[recipe.task].build(kit)
+    model = subject.task.build(subject.plan, subject.artifacts, Facts())
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
 
 
@@ -225,49 +186,6 @@ def _learnt(module: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torc
     names = {name for name, weight in module.named_parameters() if weight.requires_grad}
     names |= {name for name, buffer in module.named_buffers() if buffer.is_floating_point()}
     return {name: state[name] for name in names & state.keys()}
-
-
-def _choose_model(recipe: Recipe, *, full: bool) -> dict[str, Any]:
-    """`model:` with dropout off and, unless full, the smallest model of the architecture that trains."""
-    config = load_config(recipe.model).to_dict()
-    off = without_dropout(config)
-    if recipe.model.quantization != "none":
-        notify("the base is not quantised here: its rounding is far coarser than what is compared")
-    whole = {"quantization": "none"}
-    if full:
-        return {**whole, "config": {**recipe.model.config, **off}}
-    source = recipe.model.source
-    for smaller in shrunken(config):
-        asked: dict[str, Any] = {**whole, "config": {**recipe.model.config, **smaller, **off}}
-        if smaller and recipe.model.init == "pretrained":
-            asked |= {"init": "config", "tokenizer": recipe.model.tokenizer or source}
-            asked |= {"processor": recipe.model.processor or source}
-        if not smaller or _trains(_with_model(recipe, asked)):
-            return asked
-    raise AssertionError("the last candidate changes nothing")
-
-
-def _trains(recipe: Recipe) -> bool:
-    """Whether one example goes forward and back. An architecture may refuse sizes in its own ways."""
-    task = TASKS[recipe.task]
-    try:
-        kit = _read(recipe)
-        model = task.build(kit)
-        batch = task.collate(kit, [kit.examples["train"][0], kit.examples["train"][1]])
-        task.loss_sum(kit, task.forward(model, batch), batch).backward()
-    except Exception as error:
-        notify(f"not shrunk so far ({type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''})")
-        return False
-    return True
-
-
-def _with_model(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
-
-
-def _read(recipe: Recipe) -> Kit:
-    task = TASKS[recipe.task]
-    return task.read(plan_alone(recipe), open_tables(recipe, task.card))
 
 
 def _write(path: Path, value: Any) -> None:

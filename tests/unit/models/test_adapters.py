@@ -85,5 +85,5 @@ def test_gradients_reach_the_adapter_through_checkpointing(tiny_bert: Path) -> N
 
 
 def test_a_folder_without_an_adapter_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no adapter"):
+    with pytest.raises(UserError, match="has no adapter"):
         merge_adapter(tmp_path, tmp_path / "out")

@@ -41,7 +41,7 @@ def test_plain_lines_come_every_so_many_steps_and_at_each_evaluation():
     assert lines[4] == "validation after epoch 1 (step 25): loss 0.4000 · accuracy 0.8612"
     assert lines[5] == "checkpoint step-00000025 (best so far)"
     assert lines[6] == "[red]not markup[/red]"
-    assert lines[7].startswith("done after ") and len(lines) == 8
+    assert lines[7].startswith("done in ") and len(lines) == 8
 
 
 def test_slow_steps_still_give_a_line(monkeypatch):
@@ -134,5 +134,5 @@ def test_a_terminal_gets_its_cursor_back(how):
     assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l"), "and it is shown again"
     assert b"a stray line of another library" in seen
     assert sent == (how == "wait"), "the live line showed step 20 before Ctrl-C"
-    assert (b"done after" in seen) == (how == "end")
+    assert (b"done in" in seen) == (how == "end")
     assert (process.returncode == 0) == (how == "end")

@@ -50,7 +50,7 @@ def test_a_failing_mirror_is_told_once_and_hears_only_the_end():
     good, bad = Note(), Note("row")
     tell_all(Listeners([bad, good]))
     messages = [call[1] for call in good.told if call[0] == "message"]
-    assert len(messages) == 2 and "Note failed and is switched off; training goes on" in messages[0]
+    assert len(messages) == 2 and "Note failed and is disabled; training continues" in messages[0]
     assert "row broke" in messages[0] and messages[1] == "hello"
     assert [call[0] for call in good.told if call[0] != "message"] == [name for name in CALLS if name != "message"]
     assert [call[0] for call in bad.told] == ["started", "step", "finished"]

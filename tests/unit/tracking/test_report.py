@@ -14,7 +14,8 @@ from finetune.app.report import report
 from finetune.errors import UserError
 from finetune.tracking.charts import Line, draw_chart
 from finetune.tracking.journal import Journal, read_rows
-from finetune.tracking.report import draw_charts, write_report
+from finetune.tracking.report import write_report
+from finetune.tracking.report_charts import draw_charts
 from finetune.tracking.run import Run
 from finetune.tracking.series import Series, collect_series, smooth, thin
 from tests.unit.tracking.conftest import make_recipe
@@ -80,13 +81,13 @@ def whole_run(run: Run) -> None:
             accuracy = {10: 0.75, 20: 0.625}[step]
             row = {"step": step, "epoch": step / 10, "split": "validation", "loss": 1 / step, "accuracy": accuracy}
             journal.row({**row, EVIL: 0.5})
-            matrix = [[EVIL, 3, 1], ["dog", 0, 4]]
+            matrix = [[EVIL, 3, 1], ["dog", 0, 4]] if step == 10 else [[EVIL, 0, 4], ["dog", 2, 2]]
             journal.table("confusion_matrix", step=step, columns=["reference", EVIL, "dog"], rows=matrix)
             classes = [[EVIL, 1.0, 0.75, 0.8571, 4], ["dog", 0.8, 1.0, 0.8889, 4]]
             journal.table(
                 "per_class", step=step, columns=["label", "precision", "recall", "f1", "support"], rows=classes
             )
-            worst = [[7, 3.21, "dog", 1, 0, EVIL, "text " * 500, None]]
+            worst = [[7, 3.21 if step == 10 else 8.76, "dog", 1, 0, EVIL, "text " * 500, None]]
             names = ["id", "loss", "label", "prediction", "reference", "predicted", "text", "more"]
             journal.table("worst_examples", step=step, columns=names, rows=worst)
             folder = run.checkpoints / f"step-{step:08d}"
@@ -106,7 +107,7 @@ def test_a_whole_run_shows_its_figures(run):
     page = Page(path)
     for part in (
         "✓ done", "best accuracy 0.7500 after epoch 1, step 10", "train loss 2 → 0.1", "validation loss 0.1 → 0.05",
-        "throughput 1.5K examples a second", "steps 20 all done", "2 ranks on cpu", "22.7M parameters",
+        "throughput 1.5K examples per second", "steps 20 of 20 (100%)", "2 ranks on cpu", "22.7M parameters",
         "nonsense words", "a good reply", "step-00000010 2.0 KiB best", "step-00000020 2.0 KiB latest",
         "torch 2.99", "examples.train 640", "skipped 3", "global_batch: 32", "3.2100 dog", "demo",
     ):  # fmt: skip
@@ -115,6 +116,52 @@ def test_a_whole_run_shows_its_figures(run):
     titles = ("Loss", "Metrics by epoch", "Learning rate", "Gradient norm", "Throughput")
     assert page.tags.count("svg") == len(titles) and all(title in page.words for title in titles)
     assert ("title", f"{EVIL} → dog: 1 (25.0 %)") in page.attributes
+
+
+def test_tables_are_those_of_the_best_checkpoint_and_say_so(run):
+    whole_run(run)
+    page = Page(write_report(run.path))
+    for part in (
+        "Confusion matrix best checkpoint (step 10)", "Classes best checkpoint (step 10)",
+        "Worst examples largest loss; best checkpoint (step 10)",
+        "Samples model output before and after training; after: best checkpoint (step 10)",
+    ):  # fmt: skip
+        assert part in page.words, part
+    assert "8.7600" not in page.text and ("title", f"{EVIL} → dog: 4 (100.0 %)") not in page.attributes
+    run.update(summary={"best_metric": "accuracy", "best_step": 20})  # what the training itself says goes first
+    page = Page(write_report(run.path))
+    assert "8.7600" in page.text and "best accuracy 0.6250 after epoch 2, step 20" in page.words
+
+
+def test_tables_of_the_test_split_are_of_the_best_checkpoint_whatever_their_step(run):
+    whole_run(run)
+    Journal(run).table("test_per_class", step=20, columns=["label", "support"], rows=[["dog", 4]])
+    assert "Test per class best checkpoint (step 10)" in Page(write_report(run.path)).words
+
+
+def test_the_best_evaluation_follows_the_recipes_own_direction(tmp_path):
+    run = Run.create(make_recipe(evaluation={"best": "accuracy", "best_mode": "min"}), tmp_path)
+    whole_run(run)
+    (run.checkpoints / "best").unlink()
+    assert "best accuracy 0.6250 after epoch 2, step 20" in Page(write_report(run.path)).words
+
+
+def test_a_stopped_run_shows_its_last_step_and_not_the_last_row(run):
+    journal = begin(run)
+    for step in range(1, 14):
+        journal.step(step=step, epoch=step / 10, progress={})
+        if step % 5 == 0:
+            journal.row(train_row(step))
+    journal.finished(status="stopped", summary={})
+    assert run.read()["sessions"][-1]["step"] == 13
+    page = Page(write_report(run.path))
+    assert "❚❚ stopped" in page.text and "steps 13 of 20 (65%)" in page.words
+    sessions = run.read()["sessions"]
+    del sessions[-1]["step"]  # as earlier versions and kills leave it: the latest checkpoint knows better than the rows
+    run.update(sessions=sessions)
+    assert "steps 10 of 20 (50%)" in Page(write_report(run.path)).words
+    (run.checkpoints / "latest").write_text("step-00000012")
+    assert "steps 12 of 20 (60%)" in Page(write_report(run.path)).words
 
 
 def test_nothing_in_the_page_runs_or_asks_the_network(run):
@@ -137,7 +184,7 @@ def test_a_wandb_address_is_a_link(run):
 
 
 def test_a_run_just_begun_and_one_half_done(run):
-    assert "No figures were logged yet" in Page(write_report(run.path)).text
+    assert "No metrics have been logged yet" in Page(write_report(run.path)).text
     journal = begin(run)
     for step in range(1, 6):
         journal.row(train_row(step))
@@ -205,13 +252,11 @@ def test_shares_of_a_step_are_drawn_where_they_were_traced(run):
     split = {"compute_seconds": 0.3, "communication_seconds": 0.1, "slowest_seconds": 0.05, "data_seconds": 0.05}
     for step in range(1, 21):
         journal.row({**train_row(step), **(split if step > 1 else {})})
-    shares = [
-        chart for chart in draw_charts(collect_series(read_rows(run.metrics_file)), {}) if "step's" in chart.title
-    ]
-    assert [chart.title for chart in shares] == ["Where a step's time goes"]
-    for label in ("computing", "communicating", "waiting for the slowest rank", "waiting for data"):
+    shares = [chart for chart in draw_charts(collect_series(read_rows(run.metrics_file)), {}) if "time" in chart.title]
+    assert [chart.title for chart in shares] == ["Step time breakdown"]
+    for label in ("compute", "communication", "waiting for the slowest rank", "waiting for data"):
         assert label in shares[0].svg
-    assert "host" not in shares[0].svg
+    assert "GPU" not in shares[0].svg
 
 
 def test_charts_take_what_comes():

@@ -173,7 +173,7 @@ def test_a_failing_wandb_is_told_once_and_training_goes_on(run, recipe, monkeypa
     else:
         monkeypatch.setattr(f"wandb.sdk.wandb_run.Run.{where}", broken)
     said = [line for line in train(run, recipe, start=0, stop=10) if "offline" not in line]
-    assert said == [f"W&B is switched off, training goes on (RuntimeError: no {where} today, key ***)"]
+    assert said == [f"W&B is disabled, training continues (RuntimeError: no {where} today, key ***)"]
     assert run.metrics_file.read_text().count("\n") == 12 and run.status == "done"
 
 
@@ -192,4 +192,4 @@ def test_a_hanging_wandb_does_not_hold_the_end_of_training(run, recipe, monkeypa
 def test_without_wandb_installed_training_goes_on(run, recipe, monkeypatch, no_key):
     monkeypatch.setitem(sys.modules, "wandb", None)
     said = train(run, recipe, start=0, stop=3)
-    assert len(said) == 1 and "W&B is switched off" in said[0] and run.status == "done"
+    assert len(said) == 1 and "W&B is disabled" in said[0] and run.status == "done"

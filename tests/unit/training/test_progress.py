@@ -1,5 +1,7 @@
 """Which evaluation is the best, when patience ends, and what survives a restart."""
 
+import math
+
 from finetune.recipe.training import EarlyStopping
 from finetune.training.progress import Progress
 
@@ -43,3 +45,22 @@ def test_what_a_checkpoint_kept_is_taken_over_but_not_the_best_of_another_metric
     other.restore(first.to_dict())
     assert same == first
     assert (other.step, other.best_value, other.stale) == (2, None, 0)
+
+
+def test_the_figures_of_the_best_evaluation_are_kept_beside_its_value():
+    progress = Progress.start("accuracy", "auto")
+    for step, scalars in enumerate(
+        [{"accuracy": 0.7, "loss": 0.5373, "roc_auc": math.nan}, {"accuracy": 0.6, "loss": 0.5340}]
+    ):
+        progress.step = step
+        progress.judge(scalars, 0.0)
+    assert progress.best_figures == {"accuracy": 0.7, "loss": 0.5373}
+    stored = progress.to_dict()
+    again, earlier = Progress.start("accuracy", "auto"), Progress.start("accuracy", "auto")
+    again.restore(stored)
+    assert again == progress
+    del stored["best_figures"]  # as checkpoints of earlier versions are
+    earlier.restore(stored)
+    assert earlier.best_figures == {"accuracy": 0.7}
+    earlier.forget_best()
+    assert earlier.best_figures == {}

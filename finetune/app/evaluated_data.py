@@ -1,0 +1,111 @@
+"""The data that an evaluation reads, and the folder that it writes. No torch here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from finetune.data.sources.preflight import check_data
+from finetune.data.sources.tables import open_split, open_tables
+from finetune.data.table import Table
+from finetune.errors import RecipeFaults, UserError
+from finetune.recipe.data import SourceSection
+from finetune.recipe.recipe import Recipe
+from finetune.tasks import CARDS
+from finetune.tracking.run import Run
+
+OTHER = "data"  # the name of a table that is no split of the recipe
+
+
+def check_evaluated_data(recipe: Recipe, split: str, data: list[str]) -> None:
+    """Raises: UserError if the recipe has no such split, or its rows are not there; RecipeFaults for a column that is
+    missing. Only what is evaluated is looked at: the training data may be gone.
+    """
+    sources = _sources(recipe, split, data)
+    if sources is None:  # held out of the training data by a hash of each row
+        sources = recipe.data.train
+    section = recipe.data.model_copy(
+        update={"train": sources, "validation": (), "test": (), "validation_fraction": 0.0}
+    )
+    faults = check_data(recipe.model_copy(update={"data": section}), CARDS[recipe.task])
+    held_out = not data and sources is recipe.data.train and split != "train"
+    if faults and held_out:
+        raise UserError(
+            f"the rows of {split} are held out of the run's training data, which cannot be read: {faults[0].message}",
+            where=faults[0].value,
+            remedy="Bring the training data back, or evaluate other data: --data FILE.",
+        )
+    if faults:
+        raise RecipeFaults(faults)
+
+
+def open_evaluated_table(recipe: Recipe, split: str, data: list[str]) -> Table:
+    """The rows to evaluate; nothing else is read. Raises: UserError for rows that cannot be used."""
+    card, section = CARDS[recipe.task], recipe.data
+    sources = _sources(recipe, split, data)
+    if sources is None:
+        table: Any = open_tables(recipe, card)[split]
+    else:
+        name = OTHER if data else split
+        table = open_split(name, sources, card, columns=section.columns, on_bad_row=section.on_bad_row)
+    if table.name == "train":  # or its images would be augmented
+        table.name = "train (evaluated)"
+    return table
+
+
+def _sources(recipe: Recipe, split: str, data: list[str]) -> tuple[SourceSection, ...] | None:
+    """The sources of the rows to evaluate; None where they are part of the training data.
+
+    Raises: UserError if the recipe has no such split.
+    """
+    section = recipe.data
+    if data:
+        return tuple(SourceSection(source=_absolute(source)) for source in data)
+    splits: dict[str, Any] = {
+        "train": True,
+        "validation": section.validation or section.validation_fraction,
+        "test": section.test,
+    }
+    if not splits.get(split):
+        names = ", ".join(name for name, given in splits.items() if given)
+        raise UserError(f"the run has no split {split}", remedy=f"It has {names}; or give other data: --data FILE.")
+    if split == "train":
+        return None if section.validation_fraction or section.limit else section.train
+    return section.validation or None if split == "validation" else section.test
+
+
+def _absolute(source: str) -> str:
+    """A path of the current folder in full; hub ids and built-in sets as they are."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def evaluation_name(checkpoint: str, split: str, data: list[str]) -> str:
+    """best-validation, step-00000120-reviews: what is evaluated, as the name of a folder."""
+    subject = Path(data[0]).name.partition(".")[0] if data else split
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{checkpoint}-{subject}").strip("-.") or "evaluation"
+
+
+def reserve_folder(run: Run, name: str) -> Path:
+    """A new, empty folder evaluations/<name> of the run; with a number behind the name if there is one already.
+
+    Raises: UserError for a name that is not that of a folder.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(
+            f"{name!r} cannot name an evaluation",
+            where="--name",
+            remedy="Use letters, digits, dots, dashes, underscores.",
+        )
+    run.evaluations.mkdir(exist_ok=True)
+    for number in range(1, 10_000):
+        folder = run.evaluations / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise UserError(
+        f"there are 9,999 evaluations called {name}", where=str(run.evaluations), remedy="Give another --name."
+    )

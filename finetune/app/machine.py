@@ -1,0 +1,53 @@
+"""A recipe resolved on this machine. Every rank makes the same plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from finetune.models.config import load_config
+from finetune.models.device import uses_cuda
+from finetune.models.load import model_class
+from finetune.planning.plan import Plan
+from finetune.planning.resolve import Machine, resolve, resolve_training, weights_dtype
+from finetune.planning.stored import StoredPlan
+from finetune.recipe.parallel import ParallelSection
+from finetune.recipe.recipe import Recipe
+from finetune.tasks import CARDS, load_task
+
+
+def plan_here(recipe: Recipe, ranks: int, stored: StoredPlan | None = None) -> Plan:
+    """The plan on this machine. stored: of a run that is resumed, whose training part is kept.
+
+    Raises: UserError for what cannot be trained this way.
+    """
+    cuda, card, config = uses_cuda(), CARDS[recipe.task], load_config(recipe.model)
+    known: dict[str, Any] = {
+        "machine": Machine(ranks, "cuda" if cuda else "cpu", cuda and torch.cuda.is_bf16_supported()),
+        "config": config,
+        "model_class": model_class(card.auto_model, recipe.model, config),
+    }
+    resolved = resolve_training(recipe, card, **known)
+    kept = stored.over(resolved) if stored else None
+    plan = resolve(recipe, card, **known, kept=kept, zero_settings=_zero_settings(recipe, config))
+    note = stored.differences(plan, resolved) if stored else ""
+    return replace(plan, notes=(note,)) if note else plan
+
+
+def plan_alone(recipe: Recipe, stored: StoredPlan | None = None) -> Plan:
+    """The plan of one process that holds the whole model, in the dtype that the recipe's engine would hold it in."""
+    parallel = ParallelSection(deepspeed="none", micro_batch=recipe.parallel.micro_batch)
+    plan = plan_here(recipe.model_copy(update={"parallel": parallel}), 1, stored)
+    machine = replace(plan.machine, weights_dtype=weights_dtype(recipe, plan.precision))
+    return replace(plan, recipe=recipe, machine=machine)
+
+
+def _zero_settings(recipe: Recipe, config: Any) -> dict[str, Any]:
+    """What DeepSpeed's `zero_optimization` must say for the model of `config`, whatever its file says; {} for most.
+
+    A task that knows such models has a method `zero_settings(config)`.
+    """
+    zero_settings = getattr(load_task(recipe.task), "zero_settings", None)
+    return zero_settings(config) if zero_settings is not None else {}

@@ -1,0 +1,119 @@
+"""Start the ranks of a verb, watch them, and restart a training that failed. No torch here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from finetune.data.sources.preflight import check_data
+from finetune.distributed.env import from_environ
+from finetune.distributed.failure import report_failures
+from finetune.distributed.launch import SUPERVISED, Launch, die_with_parent, run_workers
+from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
+from finetune.planning.engine import choose_engine
+from finetune.planning.tensor import KEY, check_model
+from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.machine import count_gpus
+from finetune.tasks import CARDS
+from finetune.terminal import print_line
+from finetune.tracking.run import Run
+
+
+def is_worker() -> bool:
+    """Whether a launcher started this process, ours or anyone's."""
+    return SUPERVISED in os.environ or from_environ() is not None
+
+
+@contextmanager
+def as_worker() -> Iterator[None]:
+    """Around everything that a supervised worker does, so that each of its failures is reported."""
+    logs = os.environ.get(SUPERVISED)
+    if not logs:
+        yield
+        return
+    die_with_parent()
+    env = from_environ()
+    with report_failures(env.rank if env else 0, Path(logs), supervised=True):
+        yield
+
+
+def check_recipe(loaded: LoadedRecipe) -> None:
+    """What a quick look at the data tells, and at the model where it is to be sliced.
+
+    Raises: RecipeFaults with the lines of the recipe; UserError for a model that cannot be sliced this way.
+    """
+    recipe = loaded.recipe
+    faults = check_data(recipe, CARDS[recipe.task])
+    if faults:
+        raise RecipeFaults([_placed(fault, loaded) for fault in faults])
+    if recipe.parallel.tensor > 1:
+        from finetune.models.config import load_config  # transformers: a second that other recipes need not wait for
+
+        check_model(load_config(recipe.model), recipe.parallel.tensor, where=loaded.origins.get(KEY, KEY))
+
+
+def _placed(fault: Fault, loaded: LoadedRecipe) -> Fault:
+    """The fault with the line of its key, or of the nearest key above it."""
+    key = fault.key
+    while key and key not in loaded.origins:
+        key = key.rpartition(".")[0]
+    where = fault.where or loaded.origins.get(key, "recipe")
+    return Fault(where, fault.key, fault.message, fault.value, fault.allowed, fault.nearest)
+
+
+def plan_launch(loaded: LoadedRecipe, processes: int | None) -> Callable[[Sequence[str]], Launch]:
+    """How many ranks, on what: a launch for any arguments. The command line wins over the recipe, the recipe over the
+    machine. Raises: UserError for a number of processes that does not fit.
+    """
+    parallel = loaded.recipe.parallel
+    gpus = count_gpus()
+    split = parallel.split
+    auto = max(split, gpus // split * split)
+    count = int(processes or (parallel.processes if parallel.processes != "auto" else auto))
+    origin = "--processes" if processes else loaded.origins.get("parallel.processes", "parallel.processes")
+    if count % split:
+        way = "tensor" if parallel.tensor > 1 else "pipeline"
+        raise UserError(
+            f"{count} processes is not a multiple of the {split} that hold a model together",
+            where=origin,
+            remedy=f"Start {split}, {2 * split}, ... processes, or set parallel.{way}: 1.",
+        )
+    if gpus and count > gpus:
+        raise UserError(
+            f"{count} processes on {gpus} GPUs",
+            where=origin,
+            remedy=f"At most one process per GPU: --processes {gpus // split * split}. The numbers stay the same."
+            if gpus >= split
+            else f"The {split} ranks that hold a model together need a GPU each.",
+        )
+    deepspeed = choose_engine(parallel) == "deepspeed"
+    return lambda arguments: Launch(arguments, count, deepspeed=deepspeed, cpu=gpus == 0)
+
+
+def supervise(run: Run, launch: Callable[[str], Launch], resume: str, restarts: int) -> None:
+    """Run the workers; after a failure restart from the last checkpoint, as long as steps are gained.
+
+    launch: for a value of --resume. Raises: the error of the first failing rank, when restarts are used up or no step
+    was gained.
+    """
+    gained_from = -1
+    while True:
+        try:
+            run_workers(launch(resume), run.logs, print_line)
+            return
+        except TrainingFailed as error:
+            reached = _last_step(run)
+            if restarts <= 0 or reached <= gained_from:
+                raise
+            restarts, gained_from = restarts - 1, reached
+            if reached:  # resume from there, even if --resume named another checkpoint at first
+                resume = "auto"
+            print_line(f"{error}\nrestarting from step {reached} ({restarts} restarts left)")
+
+
+def _last_step(run: Run) -> int:
+    """The step of the newest published checkpoint; 0 if there is none."""
+    names = [path.name for path in run.checkpoints.glob("step-*") if path.is_dir() and path.suffix == ""]
+    return max((int(name.removeprefix("step-")) for name in names), default=0)

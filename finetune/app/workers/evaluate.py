@@ -1,0 +1,93 @@
+"""One rank of `finetune evaluate`: the model without an optimizer, one split, figures and predictions."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from finetune.app.evaluated_data import evaluation_name, open_evaluated_table, reserve_folder
+from finetune.app.machine import plan_here
+from finetune.app.run_contents import find_checkpoint, portable_recipe, run_artifacts, run_recipe
+from finetune.app.workers.context import build_engine, encode_tables, open_session
+from finetune.app.workers.logs import redirect_output
+from finetune.data.prepare.content_digest import content_digest
+from finetune.distributed.env import from_environ
+from finetune.distributed.launch import SUPERVISED
+from finetune.distributed.session import Session
+from finetune.inference.evaluation import Evaluator
+from finetune.models.config import load_config
+from finetune.planning.shape import cost_model
+from finetune.planning.stored import StoredPlan
+from finetune.tasks import load_task
+from finetune.tasks.facts import Facts
+from finetune.terminal import print_line
+from finetune.tracking.atomic_files import publish_json
+from finetune.tracking.run import Run
+from finetune.training.checkpoint_reader import Checkpoint, load_checkpoint
+
+
+def work(
+    *, run: Path, checkpoint: str, split: str, data: list[str], name: str, sets: list[str], processes: int | None
+) -> None:
+    """This process as one of N. processes: for the supervising process alone."""
+    env, opened = from_environ(), Run.open(run)
+    supervised = os.environ.get(SUPERVISED)
+    redirect_output(env.rank if env else 0, Path(supervised or opened.logs))
+    recipe = run_recipe(opened, sets).recipe
+    stored = StoredPlan.read(opened.plan_file)
+    plan = plan_here(portable_recipe(opened, recipe), env.world_size if env else 1, stored)
+    session = open_session(plan)
+    folder = _agree_on_folder(session, opened, name or evaluation_name(checkpoint, split, data), supervised)
+    task, facts = load_task(recipe.task), Facts()
+    with session.main_first():
+        artifacts = run_artifacts(opened, recipe, _notify(session))
+        table = open_evaluated_table(recipe, split, data)
+        datasets = encode_tables(plan, task, artifacts, [table], facts)
+    (examples,) = datasets.values()
+    engine = build_engine(session, plan, task, artifacts, datasets, facts, lambda text: None, trains=False)
+    found = find_checkpoint(opened, checkpoint)
+    load_checkpoint(engine, found)
+    cost = cost_model(load_config(plan.recipe.model))
+    evaluator = Evaluator(task, plan, artifacts, engine, cost, list(plan.training.metrics))
+    result = evaluator.evaluate(table.name, examples, out=folder / "predictions.jsonl")
+    if session.is_main:
+        _publish(folder, opened, found, split, data, table, result)
+        if not supervised:
+            print_line((folder / "figures.json").read_text(encoding="utf-8"))
+    session.close()
+
+
+def _notify(session: Session) -> Any:
+    return print_line if session.is_main else lambda text: None
+
+
+def _agree_on_folder(session: Session, run: Run, name: str, supervised: str | None) -> Path:
+    """The folder that the supervising process made; else rank 0 makes one. All ranks call it."""
+    if supervised:
+        return run.evaluations / name
+    path = str(reserve_folder(run, name)) if session.is_main else ""
+    return Path(session.broadcast(path))
+
+
+def _publish(
+    folder: Path, run: Run, checkpoint: Checkpoint, split: str, data: list[str], table: Any, result: Any
+) -> None:
+    """figures.json: what was evaluated, and the figures. tables.json: confusion matrix, worst examples and the like."""
+    described = {"sources": data} if data else {"split": split}
+    publish_json(
+        folder / "figures.json",
+        {
+            "checkpoint": checkpoint.path.name,
+            "split": "" if data else split,
+            "examples": result.num_examples,
+            **result.scalars,
+            "data": {**described, "rows": len(table), "digest": content_digest(table)},
+            "folder": str(folder),
+            "time": time.time(),
+        },
+    )
+    tables = {name: {"columns": list(columns), "rows": list(rows)} for name, (columns, rows) in result.tables.items()}
+    (folder / "tables.json").write_text(json.dumps(tables, ensure_ascii=False), encoding="utf-8")

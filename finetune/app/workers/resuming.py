@@ -1,0 +1,90 @@
+"""Where a training resumes: the stored plan, the checkpoint to start from, and the best one so far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune.app.runs import ROOT
+from finetune.distributed.session import Session
+from finetune.errors import UserError
+from finetune.events import Listener
+from finetune.planning.plan import Plan
+from finetune.planning.stored import StoredPlan
+from finetune.recipe.digest import training_digest
+from finetune.recipe.recipe import Recipe
+from finetune.tracking.retention import removal_remedy
+from finetune.tracking.run import Run
+from finetune.training.checkpoint_reader import Checkpoint, check_together, checkpoint_name, newest_checkpoint
+from finetune.training.checkpoint_writer import abandon_newer, name_checkpoint
+
+
+def find_stored_plan(recipe: Recipe, run_dir: Path | None, resume: str) -> StoredPlan | None:
+    """The plan of the run that is resumed: of the checkpoint that is named, else of the run folder. Reads only."""
+    if resume == "never":
+        return None
+    named = None if resume == "auto" else StoredPlan.read(Run(Path(resume).resolve().parent.parent).plan_file)
+    if named is not None:
+        return named
+    run = Run(run_dir) if run_dir is not None else Run.newest_unfinished(recipe, ROOT)
+    return None if run is None else StoredPlan.read(run.plan_file)
+
+
+def check_same_plan(session: Session, plan: Plan) -> None:
+    """All ranks call it. Raises: UserError if they do not see the same run folder."""
+    plans = session.all_gather(plan.training)
+    if any(other != plans[0] for other in plans):
+        raise UserError(
+            "the ranks found different plans for the same run",
+            remedy="All machines need the same run folder: put runs/ on storage that they share.",
+        )
+
+
+def find_checkpoints(
+    session: Session, run: Run, recipe: Recipe, resume: str, listener: Listener
+) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """Where to resume, and the best checkpoint so far; digests checked, each rank its share. All ranks call it."""
+    folder = run.checkpoints
+    if resume == "never":
+        return None, None
+    if resume == "auto":
+        start = newest_checkpoint(session, folder, listener.message)
+        if start is None:
+            return None, None
+    else:
+        start = _given_checkpoint(session, recipe, Path(resume).resolve())
+    best = _find_best(session, start, listener)
+    if session.is_main:
+        listener.message(f"resuming from {start.path.name}")
+        abandon_newer(folder, start.step)
+        for label, named in (("latest", start), ("best", best)):  # a kill may have come between renaming and naming
+            if named is not None and named.path.parent.resolve() == folder.resolve():
+                name_checkpoint(folder, label, named.path.name)
+    return start, best
+
+
+def _given_checkpoint(session: Session, recipe: Recipe, path: Path) -> Checkpoint:
+    """The one that `--resume` names. Raises: UserError if it is damaged or belongs to another recipe."""
+    checkpoint, problem = check_together(session, path)
+    if checkpoint is None:
+        owner = Run(path.parent.parent)
+        removed = removal_remedy(owner) if owner.file.is_file() and not path.exists() else ""
+        raise UserError(problem, where="--resume", remedy=removed or "Give another checkpoint, or --resume auto.")
+    if checkpoint.manifest.recipe_digest != training_digest(recipe):
+        raise UserError(
+            "the checkpoint belongs to another recipe (its data, model or training differ)",
+            where=str(path),
+            remedy="Train this recipe from model.source instead, or resume with the recipe that the checkpoint is of.",
+        )
+    return checkpoint
+
+
+def _find_best(session: Session, start: Checkpoint, listener: Listener) -> Checkpoint | None:
+    """The best one that `start` knows of, if it is still whole."""
+    loop = start.manifest.loop
+    if loop.get("best_value") is None or loop["best_step"] == start.step:
+        return start if loop.get("best_value") is not None else None
+    path = start.path.parent / checkpoint_name(loop["best_step"])
+    best, problem = check_together(session, path)
+    if best is None:
+        listener.message(f"the best checkpoint so far is lost; the best of the following ones is taken ({problem})")
+    return best

@@ -1,0 +1,117 @@
+"""Reference log-probabilities: what the model says of every reply before training, kept as columns of the examples.
+
+So preference tuning has its reference without a second model in memory, under any ZeRO stage; a fresh adapter changes
+nothing, so the reference is its base. Each example is computed once, by some rank, and found in the cache by later
+runs and by resumed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from finetune.data.order.assignment import assign_evaluation
+from finetune.data.order.loader import evaluation_steps
+from finetune.data.prepare.added_columns import ExamplesWithColumns
+from finetune.data.prepare.cache import cache_folder, digest, publish
+from finetune.data.table import Examples
+from finetune.distributed.engines.engine import Engine
+from finetune.errors import TrainingFailed
+from finetune.inference.runner import BatchRunner
+from finetune.models.source import resolve_model
+from finetune.planning.plan import Plan
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.task import Datasets, ReferenceTask, Task, reference_columns
+
+KIND = "reference"
+
+
+def add_reference_logprobs(
+    task: Task,
+    plan: Plan,
+    artifacts: TaskArtifacts,
+    datasets: Datasets,
+    engine: Engine,
+    *,
+    notify: Callable[[str], None],
+) -> None:
+    """Give the examples of every split the columns that the task needs, in place. All ranks call it, with the model as it
+    was built. Does nothing for most tasks.
+
+    Raises: TrainingFailed if an example is missing, came twice, or has a log-probability that is not finite.
+    """
+    names = reference_columns(task, artifacts)
+    if not names:
+        return
+    runner = BatchRunner(task, artifacts, engine)
+    for split, examples in datasets.items():
+        key = _key(plan, examples, names)
+        cached = engine.session.broadcast(bool(key) and (cache_folder() / KIND / key).is_dir())
+        if not cached:
+            notify(f"{split}: computing reference log-probabilities of {len(examples):,} examples, once")
+            values = _compute(runner, examples, names, plan.batch.micro_batch)
+        else:
+            stored = np.load(cache_folder() / KIND / key / "values.npy") if engine.session.is_main else None
+            values = engine.session.broadcast(stored)
+        if key and not cached and engine.session.is_main:
+            publish(KIND, key, _writer(values))
+        datasets[split] = ExamplesWithColumns(examples, dict(zip(names, values.T, strict=True)))
+
+
+def _compute(runner: BatchRunner, examples: Examples, names: Sequence[str], micro_batch: int) -> np.ndarray:
+    """float64 [examples, names], the same on every rank."""
+    task, session = cast(ReferenceTask, runner.task), runner.engine.session
+    ids: list[int] = []
+    values: list[list[float]] = []
+    assignment = assign_evaluation(np.asarray(examples.costs, np.float64), session.replicas, micro_batch)
+    for result in runner.run(examples, evaluation_steps(assignment, session.replica)):
+        if result is not None and result.counts:
+            ids.extend(result.batch.ids)
+            rows = task.reference_values(runner.artifacts, result.outputs, result.batch)
+            values.extend([row[name] for name in names] for row in rows)
+    own = np.asarray(ids, np.int64), np.asarray(values, np.float64).reshape(-1, len(names))
+    parts = session.all_gather(own)
+    gathered_ids, numbers = (np.concatenate([part[index] for part in parts]) for index in (0, 1))
+    order = np.argsort(gathered_ids, kind="stable")
+    if not np.array_equal(gathered_ids[order], np.asarray(examples.ids)):
+        raise TrainingFailed(
+            "reference log-probabilities were not computed exactly once per example", where="before the first step"
+        )
+    if not np.isfinite(numbers).all():
+        nonfinite_ids = gathered_ids[~np.isfinite(numbers).all(axis=1)][:32].tolist()
+        raise TrainingFailed(
+            "a reference log-probability is not finite",
+            where=f"before the first step, examples {nonfinite_ids}",
+            remedy="Check the model's weights and training.precision.",
+        )
+    return numbers[order]
+
+
+def _writer(values: np.ndarray) -> Callable[[Path], None]:
+    return lambda folder: np.save(folder / "values.npy", values)
+
+
+def _key(plan: Plan, examples: Examples, names: Sequence[str]) -> str:
+    """Names everything that the values depend on; "" where the examples have no name themselves."""
+    inner: Any = examples
+    kept = np.asarray(examples.ids)
+    while not hasattr(inner, "folder"):
+        inner = getattr(inner, "examples", None)
+        if inner is None:
+            return ""
+    recipe = plan.recipe
+    adapter = recipe.adapter.model_dump() if recipe.adapter is not None else None
+    parts = [recipe.model.model_dump(), recipe.seed, plan.training.precision, adapter, list(names)]
+    return digest(KIND, 1, inner.folder.name, digest(kept.tolist()), parts, _weights(recipe.model.source))
+
+
+def _weights(source: str) -> list[Any]:
+    """Files of a local model by size and time; a hub id is named by its revision, which the recipe holds."""
+    folder = Path(resolve_model(source)) if source else Path()
+    if not source or not folder.is_dir():
+        return []
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]

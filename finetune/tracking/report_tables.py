@@ -1,0 +1,108 @@
+"""The tables of a report: those of the best checkpoint where there are any, and the samples before and after training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from finetune.tracking.journal import list_tables, read_table
+from finetune.tracking.run import Run
+
+MAX_TABLE_ROWS = 100
+MAX_CELL = 600  # characters of a text shown; predictions/ has the full text
+MAX_HEAT = 64  # classes drawn as a heat map
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of one evaluation. step: optimizer steps before it. note: which weights it is about, for people."""
+
+    step: int
+    columns: list[str]
+    rows: list[list[Any]]
+    note: str = ""
+
+
+def choose_tables(run: Run, best_step: int | None) -> dict[str, Table]:
+    """One table of each name: of the best checkpoint if it has one, otherwise the latest. Damaged files are skipped.
+
+    best_step: the step of the best checkpoint, None if no checkpoint is the best. The test split is evaluated with the
+    weights of the best checkpoint, whatever the step of its tables is.
+    """
+    chosen: dict[str, Table] = {}
+    for path, name, step in list_tables(run.tables):
+        if name in chosen and chosen[name].step == best_step:
+            continue
+        try:
+            chosen[name] = Table(step, *read_table(path))
+        except (OSError, ValueError):
+            continue
+    return {name: replace(table, note=_note(name, table.step, best_step)) for name, table in chosen.items()}
+
+
+def _note(name: str, step: int, best_step: int | None) -> str:
+    if best_step is not None and (step == best_step or name.startswith("test_")):
+        return f"best checkpoint (step {best_step:,})"
+    return f"latest evaluation (step {step:,})"
+
+
+def pair_samples(run: Run) -> list[dict[str, str]]:
+    """One entry per sample: its input, the expected output, and the model's output before and after training."""
+    pairs: dict[str, dict[str, str]] = {}
+    files = [path for path, name, _ in list_tables(run.tables) if name == "samples"]
+    for path in files:
+        try:
+            columns, rows = read_table(path)
+        except (OSError, ValueError):
+            continue
+        for row in rows:
+            cells = dict(zip(columns, row, strict=False))
+            pair = pairs.setdefault(str(cells.get("id", len(pairs))), {})
+            when = str(cells.get("when") or ("before" if path == files[0] and len(files) > 1 else "after"))
+            pair.update({key: shorten(cells[key]) for key in ("input", "expected") if key in cells})
+            pair[when] = shorten(cells.get("predicted", ""))
+    return list(pairs.values())
+
+
+def confusion_cells(table: Table | None) -> dict[str, Any] | None:
+    """Cells of a heat map, shaded by their share of the row (the true class); a plain table for other shapes."""
+    if table is None or not table.rows:
+        return None
+    columns, rows = table.columns, table.rows
+    if columns[0] != "reference" or len(columns) != len(rows) + 1 or len(rows) > MAX_HEAT:
+        return {**(clip(table) or {}), "heat": False}
+    shaded = []
+    for index, (name, *counts) in enumerate(rows):
+        total = sum(counts)
+        cells = [
+            {"count": n, "share": n / total if total else 0.0, "right": index == at} for at, n in enumerate(counts)
+        ]
+        shaded.append({"name": name, "cells": cells, "total": total})
+    return {"columns": columns[1:], "rows": shaded, "heat": True, "small": len(rows) > 16, "note": table.note}
+
+
+def drop_class_numbers(table: Table | None) -> Table | None:
+    """Without the numbers of classes, where their names are there too."""
+    if table is None or not {"label", "predicted"} <= set(table.columns):
+        return table
+    keep = [index for index, name in enumerate(table.columns) if name not in ("prediction", "reference")]
+    columns = [table.columns[index] for index in keep]
+    return replace(table, columns=columns, rows=[[row[index] for index in keep] for row in table.rows])
+
+
+def clip(table: Table | None) -> dict[str, Any] | None:
+    """The first rows, with long texts shortened."""
+    if table is None or not table.rows:
+        return None
+    columns, rows = table.columns, table.rows
+    cells = [
+        [shorten(cell) if isinstance(cell, (str, list, dict)) else cell for cell in row]
+        for row in rows[:MAX_TABLE_ROWS]
+    ]
+    return {"columns": columns, "rows": cells, "more": max(0, len(rows) - MAX_TABLE_ROWS), "note": table.note}
+
+
+def shorten(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= MAX_CELL else text[:MAX_CELL] + " …"

@@ -1,0 +1,110 @@
+"""How a result is loaded: the classes of its task, and the Python that a model card shows. The tests run that Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["model", "adapter", "merged"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """title: the task in a sentence. model, processor: classes of transformers. pipeline: the hub's tag; "" for none.
+
+    peft: the class of peft that loads an adapter together with its base; "" where the base needs a new head first, with
+    the labels of the configuration beside the adapter.
+    """
+
+    title: str
+    model: str
+    processor: str
+    pipeline: str
+    peft: str = ""
+
+
+_USAGES = {
+    "text_classification": Usage(
+        "text classification", "AutoModelForSequenceClassification", "AutoTokenizer", "text-classification"
+    ),
+    "token_classification": Usage(
+        "token classification", "AutoModelForTokenClassification", "AutoTokenizer", "token-classification"
+    ),
+    "sequence_regression": Usage(
+        "text regression", "AutoModelForSequenceClassification", "AutoTokenizer", "text-classification"
+    ),
+    "reward_model": Usage(
+        "reward modeling", "AutoModelForSequenceClassification", "AutoTokenizer", "text-classification"
+    ),
+    "preference": Usage(
+        "preference optimization",
+        "AutoModelForCausalLM",
+        "AutoTokenizer",
+        "text-generation",
+        "AutoPeftModelForCausalLM",
+    ),
+    "seq2seq": Usage(
+        "sequence-to-sequence generation", "AutoModelForSeq2SeqLM", "AutoTokenizer", "", "AutoPeftModelForSeq2SeqLM"
+    ),
+    "causal_lm": Usage(
+        "language modeling", "AutoModelForCausalLM", "AutoTokenizer", "text-generation", "AutoPeftModelForCausalLM"
+    ),
+    "image_classification": Usage(
+        "image classification", "AutoModelForImageClassification", "AutoImageProcessor", "image-classification"
+    ),
+    "object_detection": Usage(
+        "object detection", "AutoModelForObjectDetection", "AutoImageProcessor", "object-detection"
+    ),
+}
+
+
+def usage_of(task: str) -> Usage:
+    """A task without an entry is loaded by the most general classes of transformers."""
+    return _USAGES.get(task, Usage(task.replace("_", " "), "AutoModel", "AutoProcessor", ""))
+
+
+def loading_code(usage: Usage, kind: Kind, *, new_tokens: bool = False, remote_code: bool = False) -> str:
+    """Python that loads `folder` as `model` and its tokenizer or image processor.
+
+    new_tokens: the adapter brings rows of the embeddings that the base lacks. remote_code: the model has code of its own.
+    """
+    trust = ", trust_remote_code=True" if remote_code else ""
+    processor = {"AutoTokenizer": "tokenizer", "AutoImageProcessor": "image_processor"}.get(
+        usage.processor, "processor"
+    )
+    load_processor = f"{processor} = {usage.processor}.from_pretrained(folder{trust})"
+    folder = 'folder = "path/to/this/folder"'
+    if kind != "adapter":
+        imports = f"from transformers import {', '.join(sorted((usage.model, usage.processor)))}"
+        lines = [imports, "", folder, load_processor, f"model = {usage.model}.from_pretrained(folder{trust})"]
+    elif usage.peft:
+        imports = f"from peft import {usage.peft}\nfrom transformers import {usage.processor}"
+        load = f"model = {usage.peft}.from_pretrained(folder{trust})  # with the base that adapter_config.json names"
+        lines = [imports, "", folder, load_processor, load]
+    else:
+        lines = _with_own_head(usage, folder, load_processor, new_tokens, trust)
+    return "\n".join(lines)
+
+
+def _with_own_head(usage: Usage, folder: str, load_processor: str, new_tokens: bool, trust: str) -> list[str]:
+    """The base gets the head of the adapter's configuration; the adapter's folder then fills it."""
+    grow = []
+    settings = "config=config"
+    if new_tokens:  # the base's own configuration, because its embeddings have fewer rows
+        settings = "id2label=config.id2label, label2id=config.label2id, pad_token_id=config.pad_token_id"
+        grow = ["base.resize_token_embeddings(len(tokenizer))"]
+    return [
+        "from peft import PeftConfig, PeftModel",
+        f"from transformers import {', '.join(sorted(('AutoConfig', usage.model, usage.processor)))}",
+        "",
+        folder,
+        load_processor,
+        "config = AutoConfig.from_pretrained(folder" + trust + ")  # with the labels",
+        "base = " + usage.model + ".from_pretrained(",
+        "    PeftConfig.from_pretrained(folder).base_model_name_or_path,",
+        f"    {settings},",
+        f"    ignore_mismatched_sizes=True{trust},",
+        ")",
+        *grow,
+        "model = PeftModel.from_pretrained(base, folder)",
+    ]
