@@ -58,7 +58,7 @@ def apply_retention(run: Run, keep: KeepAfterTraining) -> str:
     """
     stored = stored_checkpoints(run)
     if keep == "all":
-        return _advice(stored)
+        return _advice(run, stored)
     label_kept = "best" if any("best" in one.labels for one in stored) else "latest"
     removed = [one for one in stored if keep == "none" or label_kept not in one.labels]
     removed = [one for one in removed if _remove(one.path)]
@@ -92,10 +92,10 @@ def _remove(path: Path) -> bool:
     return not path.exists()
 
 
-def _advice(stored: Sequence[StoredCheckpoint]) -> str:
+def _advice(run: Run, stored: Sequence[StoredCheckpoint]) -> str:
     if not stored:
         return ""
-    return f"{_describe(stored)}; model/ does not need them, and {KEY}: best or none removes them"
+    return f"{_describe(stored)} in {run.checkpoints}: not needed by model/ ({KEY}: best or none removes them)"
 
 
 def _describe(stored: Sequence[StoredCheckpoint]) -> str:

@@ -100,7 +100,7 @@ def test_all_files_of_the_model_have_the_same_permissions(run):
 
 
 def test_the_end_of_a_run_says_what_its_checkpoints_take(undisturbed):
-    assert re.search(r"[23] checkpoints \(.*\); model/ does not need them", undisturbed[1].output)
+    assert re.search(r"[23] checkpoints \(.*\) in .*/checkpoints: not needed by model/", undisturbed[1].output)
 
 
 @pytest.mark.parametrize("name", ["best", "latest"])

@@ -30,7 +30,10 @@ def names(run):
 def test_all_stay_by_default_and_the_user_hears_what_they_take(filled):
     keep = make_recipe().checkpoint.keep_after_training
     line = apply_retention(filled, keep)
-    assert line.startswith("4 checkpoints (6.0 KiB); model/ does not need them") and "keep_after_training" in line
+    assert line == (
+        f"4 checkpoints (6.0 KiB) in {filled.checkpoints}: not needed by model/ "
+        "(checkpoint.keep_after_training: best or none removes them)"
+    )
     assert len(names(filled)) == 4 and removal_remedy(filled) == ""
 
 
