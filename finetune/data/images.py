@@ -1,4 +1,4 @@
-"""Decodes one image, in any form in which data sets store it, to upright RGB. A broken image is a BadRow."""
+"""Decodes one image, in any form in which datasets store it, to upright RGB. A broken image is a BadRow."""
 
 from __future__ import annotations
 

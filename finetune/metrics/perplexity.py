@@ -1,4 +1,4 @@
-"""Perplexity: exp of the mean loss per token, over all tokens of the data set."""
+"""Perplexity: exp of the mean loss per token, over all tokens of the dataset."""
 
 from __future__ import annotations
 

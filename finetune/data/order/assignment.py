@@ -64,7 +64,7 @@ def assign(
     costs, speeds = _checked(costs, ranks, speed)
     slot_counts = _slot_counts(len(costs) / micro_batch, speeds, lockstep)
     by_cost = np.argsort(-costs, kind="stable")
-    sizes = _cut(costs[by_cost], np.repeat(speeds / slot_counts, slot_counts), micro_batch)
+    sizes = _split_into_runs(costs[by_cost], np.repeat(speeds / slot_counts, slot_counts), micro_batch)
     return _assign_runs(by_cost, sizes, costs, speeds, slot_counts)
 
 
@@ -203,7 +203,7 @@ def _slot_counts(micro_batches: float, speeds: np.ndarray, lockstep: bool) -> np
     return np.full_like(most, most.max()) if lockstep else most
 
 
-def _cut(costs: np.ndarray, weights: np.ndarray, limit: int) -> list[int]:
+def _split_into_runs(costs: np.ndarray, weights: np.ndarray, limit: int) -> list[int]:
     """Split descending costs into at most len(weights) runs of at most `limit` items; the size of each run, or 0.
 
     Minimizes the largest cost of a run divided by its weight: bisection on that target, where each run takes as many

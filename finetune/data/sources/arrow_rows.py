@@ -1,4 +1,4 @@
-"""Rows of typed columns (Parquet, Arrow, the hub, built-in data sets): memory-mapped Arrow files, read in place."""
+"""Rows of typed columns (Parquet, Arrow, the hub, built-in datasets): memory-mapped Arrow files, read in place."""
 
 from __future__ import annotations
 

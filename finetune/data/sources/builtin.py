@@ -1,4 +1,4 @@
-"""Built-in data sets, which need neither a network nor files of the user. A new one is a module and an entry here."""
+"""Built-in datasets, which need neither a network nor files of the user. A new one is a module and an entry here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetune.recipe.data import SourceSection
 
 @dataclass(frozen=True)
 class Builtin:
-    """A built-in data set.
+    """A built-in dataset.
 
     build: split -> rows. version: part of the cache key, changed whenever the rows change.
     columns, splits: declared, so that recipes can be checked without building the rows.
@@ -76,25 +76,25 @@ BUILTINS: Mapping[str, Builtin] = {
 
 
 def find_builtin(source: SourceSection, name: str) -> tuple[str, Builtin, str]:
-    """(name of the data set, the data set, its split) of a source for the split `name`.
+    """(name of the dataset, the dataset, its split) of a source for the split `name`.
 
-    Raises: UserError if there is no such data set or split.
+    Raises: UserError if there is no such dataset or split.
     """
-    name_given = source.source.removeprefix(BUILTIN)
-    if name_given not in BUILTINS:
-        near = nearest_name(name_given, BUILTINS)
+    set_name = source.source.removeprefix(BUILTIN)
+    if set_name not in BUILTINS:
+        near = nearest_name(set_name, BUILTINS)
         raise UserError(
-            f"no built-in data set {name_given!r}" + (f"; did you mean {near}?" if near else ""),
+            f"no built-in dataset {set_name!r}" + (f"; did you mean {near}?" if near else ""),
             where=source.source,
             remedy=f"Use one of {', '.join(BUILTIN + known for known in BUILTINS)}.",
         )
-    builtin = BUILTINS[name_given]
+    builtin = BUILTINS[set_name]
     split = source.split or name
     if split not in builtin.splits:
         raise UserError(
             f"has no split {split!r}", where=source.source, remedy=f"Set `split:` to {' or '.join(builtin.splits)}."
         )
-    return name_given, builtin, split
+    return set_name, builtin, split
 
 
 def open_builtin(source: SourceSection, name: str) -> tuple[Path, str]:

@@ -1,4 +1,4 @@
-"""A text classification data set available on every machine: docstrings of Python's standard library, by area.
+"""A text classification dataset available on every machine: docstrings of Python's standard library, by area.
 
 Source files are parsed, never imported. `python -m finetune.data.sources.docstrings --output DIR` writes .jsonl files.
 """

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub: downloaded, or found in its cache, and read in place as Arrow files."""
+"""Datasets of the Hugging Face hub: downloaded, or found in its cache, and read in place as Arrow files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from finetune.recipe.data import SourceSection
 
 
 def fetch_hub(source: SourceSection, split: str, notify: Callable[[str], None]) -> list[Path]:
-    """The Arrow files of one split of a hub data set. Code that comes with a data set is never run.
+    """The Arrow files of one split of a hub dataset. Code that comes with a dataset is never run.
 
     split: used if the source names none. notify: is called with a progress line.
-    Raises: UserError if the data set cannot be reached, or has no such subset or split.
+    Raises: UserError if the dataset cannot be reached, or has no such subset or split.
     """
     import datasets
 
@@ -35,8 +35,8 @@ def fetch_hub(source: SourceSection, split: str, notify: Callable[[str], None]) 
         datasets.config.HF_HUB_OFFLINE = offline_before
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
     if files and map_arrow(files).num_rows == len(dataset):
-        return files
-    schema_metadata = dataset.features.arrow_schema.metadata  # a slice of the files, such as train[:10%]
+        return files  # otherwise the split is a slice of its files, such as train[:10%]
+    schema_metadata = dataset.features.arrow_schema.metadata
     table = dataset.data.table.replace_schema_metadata(schema_metadata)
     return [cache_table("hub", dataset._fingerprint, lambda: table)]
 
@@ -61,18 +61,18 @@ def _as_user_error(source: SourceSection, split: str, error: Exception) -> UserE
     name = source.source + (f"/{source.subset}" if source.subset else "")
     if isinstance(error, (ConnectionError, TimeoutError)) and "doesn't exist" not in reason:
         return UserError(
-            f"the data set {name} is not in the local Hugging Face cache, and the hub cannot be reached",
+            f"the dataset {name} is not in the local Hugging Face cache, and the hub cannot be reached",
             where="data",
             remedy="Download it on a machine with a network and copy its HF_HOME, or use a local file or folder, "
             "builtin:docstrings or builtin:digits.",
         )
     if "Unknown split" in reason or "subset" in reason.lower() or "config" in reason.lower():
         return UserError(
-            f"the data set {name} has no split {split!r}: {reason}", where="data", remedy="Set `split:` and `subset:`."
+            f"the dataset {name} has no split {split!r}: {reason}", where="data", remedy="Set `split:` and `subset:`."
         )
     return UserError(
-        f"the data set {name} cannot be opened: {type(error).__name__}: {reason}",
+        f"the dataset {name} cannot be opened: {type(error).__name__}: {reason}",
         where="data",
-        remedy="Check the name on the hub. Gated data sets need `hf auth login`; data sets with a loading script are "
+        remedy="Check the name on the hub. Gated datasets need `hf auth login`; datasets with a loading script are "
         "not supported.",
     )

@@ -1,4 +1,4 @@
-"""Opens one source of a split: text files, image folders, Parquet and Arrow files, the hub, or a built-in data set."""
+"""Opens one source of a split: text files, image folders, Parquet and Arrow files, the hub, or a built-in dataset."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def open_source(
                 return
 
 
-def _open_text(path: Path, form: str, source: SourceSection, spec: ColumnSpec, limit: int | None) -> PartRows:
-    mapping = spec.resolve(columns_of(path, form, source), display_path(path))
-    return convert_file(path, form, source, mapping, spec.required, limit), mapping
+def _open_text(path: Path, file_format: str, source: SourceSection, spec: ColumnSpec, limit: int | None) -> PartRows:
+    mapping = spec.resolve(columns_of(path, file_format, source), display_path(path))
+    return convert_file(path, file_format, source, mapping, spec.required, limit), mapping
 
 
 def _open_images(folder: Path, spec: ColumnSpec, limit: int | None) -> PartRows:
@@ -55,10 +55,10 @@ def _open_images(folder: Path, spec: ColumnSpec, limit: int | None) -> PartRows:
     return convert_images(folder, listing, mapping, spec.required, limit), mapping
 
 
-def _open_arrow(path: Path, form: str, spec: ColumnSpec, limit: int | None) -> PartRows:
+def _open_arrow(path: Path, file_format: str, spec: ColumnSpec, limit: int | None) -> PartRows:
     from finetune.data.sources.arrow_rows import ArrowRows, file_fingerprint, map_arrow, parquet_to_arrow
 
-    arrow_path = parquet_to_arrow(path) if form == "parquet" else path
+    arrow_path = parquet_to_arrow(path) if file_format == "parquet" else path
     mapping = spec.resolve(map_arrow([arrow_path]).column_names, display_path(path))
     return ArrowRows([arrow_path], display_path(path), mapping, spec.required, limit, file_fingerprint([path])), mapping
 

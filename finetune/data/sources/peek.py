@@ -17,29 +17,30 @@ from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
 
-def columns_of(path: Path, form: str, source: SourceSection) -> list[str]:
+def columns_of(path: Path, file_format: str, source: SourceSection) -> list[str]:
     """The columns of a file, from its header, its footer or its first 1,000 rows.
 
-    form: the format, as located. Raises: UserError for a file that is empty, unreadable, or not of this format.
+    file_format: the format that `locate` returned.
+    Raises: UserError for a file that is empty, unreadable, or not of this format.
     """
-    if form == "imagefolder":
+    if file_format == "imagefolder":
         find_classes(path)
         return list(COLUMNS)
-    if form == "coco":  # its columns are known, and it cannot be read in part
+    if file_format == "coco":  # its columns are known, and it cannot be read in part
         return list(coco.COLUMNS)
-    if form in READERS:
-        columns, bad = sample_columns(READERS[form](path, source), SAMPLED_ROWS)
+    if file_format in READERS:
+        columns, bad = sample_columns(READERS[file_format](path, source), SAMPLED_ROWS)
         if not columns and bad:
             raise UserError(
                 f"none of the first rows can be read: {bad[0][1]}",
                 where=f"{display_path(path)}:{bad[0][0]}",
-                remedy=f"If the file is not {form}, set `format:`.",
+                remedy=f"If the file is not {file_format}, set `format:`.",
             )
         empty = not columns
     else:
         from finetune.data.sources.arrow_rows import map_arrow, parquet_schema
 
-        if form == "parquet":
+        if file_format == "parquet":
             schema, count = parquet_schema(path)
             columns, empty = list(schema.names), not count
         else:

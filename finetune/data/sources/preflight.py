@@ -16,7 +16,7 @@ UNLOCATED = ""  # the caller knows the line of a key in the recipe
 
 
 def check_data(recipe: Recipe, card: TaskCard) -> list[Fault]:
-    """All faults that are visible in names, headers and first rows. Reads no file to its end, and not from the hub.
+    """All faults that are visible in names, headers and first rows. No file is read to its end; the hub is not contacted.
 
     `where` of a fault is "": the caller finds the line in the recipe by the key, such as data.train.0.source or
     data.columns.text. There is at most one fault per key: a column missing in train and validation is reported once.
@@ -63,12 +63,12 @@ def _source_faults(name: str, key: str, source: SourceSection, spec: ColumnSpec)
 def _builtin_faults(name: str, key: str, source: SourceSection, spec: ColumnSpec) -> Iterator[Fault]:
     from finetune.data.sources.builtin import BUILTINS
 
-    name_given = source.source.removeprefix(BUILTIN)
-    builtin = BUILTINS.get(name_given)
+    set_name = source.source.removeprefix(BUILTIN)
+    builtin = BUILTINS.get(set_name)
     if builtin is None:
-        allowed, near = ", ".join(BUILTIN + known for known in BUILTINS), nearest_name(name_given, BUILTINS)
+        allowed, near = ", ".join(BUILTIN + known for known in BUILTINS), nearest_name(set_name, BUILTINS)
         yield Fault(
-            UNLOCATED, f"{key}.source", "no such built-in data set", source.source, allowed, near and BUILTIN + near
+            UNLOCATED, f"{key}.source", "no such built-in dataset", source.source, allowed, near and BUILTIN + near
         )
     elif (source.split or name) not in builtin.splits:
         split = source.split or name

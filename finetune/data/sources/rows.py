@@ -69,22 +69,27 @@ class RecordRows:
 
 
 def convert_file(
-    path: Path, form: str, source: SourceSection, mapping: Mapping[str, str], required: Required, limit: int | None
+    path: Path,
+    file_format: str,
+    source: SourceSection,
+    mapping: Mapping[str, str],
+    required: Required,
+    limit: int | None,
 ) -> RecordRows:
     """The rows of a text file, converted or loaded from the cache.
 
     The cache entry is reused while the path, size, modification time, format, columns and limit are the same.
-    form: a key of READERS. mapping: role -> column.
+    file_format: a key of READERS. mapping: role -> column.
     Raises: UserError if the file cannot be read. Bad rows do not raise; they are listed in `bad` of the result.
     """
-    files = list(parallel_files(path).values()) if form == "parallel" else [path]
+    files = list(parallel_files(path).values()) if file_format == "parallel" else [path]
     try:
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError as error:
         raise unreadable(path, error) from error
-    identity = (str(path.resolve()), stats, form, list(source.header), source.images)
+    identity = (str(path.resolve()), stats, file_format, list(source.header), source.images)
     key = digest("file", VERSION, identity, dict(mapping), required, limit)
-    read = partial(READERS[form], path, source)
+    read = partial(READERS[file_format], path, source)
     return RecordRows(
         publish("rows", key, lambda folder: _write(folder, read(), mapping, required, limit, path.parent)), path
     )

@@ -1,4 +1,4 @@
-"""Tests that the built-in data sets are stable, split without overlap, and learnable."""
+"""Tests that the built-in datasets are stable, split without overlap, and learnable."""
 
 import io
 import json

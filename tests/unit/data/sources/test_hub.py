@@ -1,4 +1,4 @@
-"""Tests that data sets of the hub are read in place, and that an unreachable hub is reported with the remedy."""
+"""Tests that datasets of the hub are read in place, and that an unreachable hub is reported with the remedy."""
 
 import time
 
@@ -25,7 +25,7 @@ def test_without_a_network_the_error_comes_at_once(make_recipe, text_card, monke
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
-    """A data set as load_dataset stores it: Arrow files with class names in the schema. Only the download is replaced."""
+    """A dataset as load_dataset stores it: Arrow files with class names in the schema. Only the download is replaced."""
     features = datasets.Features(
         {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
     )
