@@ -1,4 +1,4 @@
-"""Rows that cannot be used: collected with their places, then told all at once, or skipped, counted and listed."""
+"""Rows that cannot be used: collected with their locations, then reported in one error, or skipped and counted."""
 
 from __future__ import annotations
 
@@ -8,53 +8,54 @@ from typing import Literal
 from finetune.errors import UserError
 
 Policy = Literal["error", "skip"]
-Listed = tuple[str, str]  # (place, why)
+Listed = tuple[str, str]  # (location, reason)
 
-SHOWN = 20  # bad rows named in one error
-LISTED = 10_000  # bad rows remembered; the count goes on
+SHOWN = 20  # bad rows named in one error message
+MAX_LISTED = 10_000  # bad rows kept in the list; the count has no limit
 
 
 class BadRow(Exception):
-    """A row that cannot be used, and why. Whoever calls knows the place. Raised by readers and encode functions."""
+    """A row that cannot be used, and why. Raised by readers and encode functions; callers add the location."""
 
 
 class BadRows:
     """The bad rows of one pass over the data.
 
-    policy "error": `settle` raises; "skip": it returns, and `count` and `listed` say what was left out.
+    policy: with "error", `enforce_policy` raises if there are bad rows; with "skip", they are counted and listed.
+    listed: (location, reason) of the first 10,000 bad rows. count: number of all of them.
     """
 
     def __init__(self, policy: str = "error", listed: Sequence[Listed] = (), count: int | None = None) -> None:
         self.policy = policy
-        self.listed: list[Listed] = [(place, why) for place, why in listed]
+        self.listed: list[Listed] = [(place, reason) for place, reason in listed]
         self.count = len(self.listed) if count is None else count
 
-    def add(self, place: str, why: str) -> None:
-        """One more, such as ("train.jsonl:17", "no column text")."""
+    def add(self, place: str, reason: str) -> None:
+        """Add one bad row, such as ("train.jsonl:17", "no column text")."""
         self.count += 1
-        if len(self.listed) < LISTED:
-            self.listed.append((place, why))
+        if len(self.listed) < MAX_LISTED:
+            self.listed.append((place, reason))
 
     def extend(self, other: BadRows) -> None:
-        """All those of another pass."""
+        """Add the bad rows of another pass."""
         self.count += other.count
-        self.listed.extend(other.listed[: LISTED - len(self.listed)])
+        self.listed.extend(other.listed[: MAX_LISTED - len(self.listed)])
 
-    def told(self) -> str:
-        """The first few, one a line, and how many more there are."""
-        lines = [f"  {place}: {why}" for place, why in self.listed[:SHOWN]]
+    def summary(self) -> str:
+        """The first 20 bad rows, one per line, and how many more there are."""
+        lines = [f"  {place}: {reason}" for place, reason in self.listed[:SHOWN]]
         if self.count > len(lines):
             lines.append(f"  ... and {self.count - len(lines):,} more")
         return "\n".join(lines)
 
-    def settle(self, what: str) -> None:
-        """End of the pass over `what` (such as "train").
+    def enforce_policy(self, name: str) -> None:
+        """End the pass over the split `name` (such as "train").
 
-        Raises: UserError with the count and the first 20 places, if there are bad rows and the policy is "error".
+        Raises: UserError with the count and the first 20 bad rows, if there are any and the policy is "error".
         """
         if self.count and self.policy != "skip":
             rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
             raise UserError(
-                f"{what}: {rows} cannot be used\n{self.told()}",
-                remedy="Mend the data, or leave such rows out (they are counted and listed): data.on_bad_row: skip",
+                f"{name}: {rows} cannot be used\n{self.summary()}",
+                remedy="Fix the data, or skip such rows (they are counted and listed) with data.on_bad_row: skip.",
             )

@@ -1,4 +1,4 @@
-"""Which column of the data plays which role: what the recipe maps, the role's own name, or a well-known alias."""
+"""Maps the columns of the data to the roles of a task: by the recipe, by the role's own name, or by a known alias."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from finetune.data.bad_rows import BadRow
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
 
-Required = tuple[tuple[str, ...], ...]  # every row has one role of each entry
+Required = tuple[tuple[str, ...], ...]  # a row must have at least one role of each entry
 
-SAMPLED = 1_000  # rows whose keys are the columns of a file that has no header
+SAMPLED_ROWS = 1_000  # rows read to find the columns of a file without a header
 
-# Taken when the recipe maps nothing and the data has no column of the role's own name. First found, first taken.
+# Used when the recipe maps no column to a role and the data has none of the role's own name. The first match is taken.
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "text": ("sentence", "sentence1", "text1", "premise", "question1", "content", "review", "document"),
     "text_pair": ("sentence2", "text2", "hypothesis", "question2"),
@@ -35,7 +35,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ColumnFault:
-    """A role that finds no column. nearest: the column probably meant; allowed: the columns that the data has."""
+    """A role without a column. nearest: the column probably meant, or "". allowed: the columns of the data."""
 
     role: str
     column: str
@@ -45,69 +45,78 @@ class ColumnFault:
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:
-    """The name most like `name`, or "" if none is."""
+    """The name most similar to `name`, ignoring case, or "" if none is similar."""
     by_folded = {other.casefold(): other for other in names}
     close = get_close_matches(name.casefold(), list(by_folded), n=1, cutoff=0.6)
     return by_folded[close[0]] if close else ""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked of a source's columns. columns: role -> column, as the recipe maps them. required: roles of every
-    row, each entry a tuple of alternatives (the card's, or fewer: prediction needs no labels).
+class ColumnSpec:
+    """The columns that a task needs from a source.
+
+    columns: role -> column, as the recipe maps them.
+    required: roles that every row must have, each entry a tuple of alternatives. Usually those of the card; fewer where
+    no labels are needed, as in prediction.
     """
 
     card: TaskCard
     columns: Mapping[str, str]
     required: Required
 
-    def resolve(self, seen: Sequence[str], where: str) -> dict[str, str]:
-        """{role: column} for the roles that the data has. seen: its columns, in order. Raises: UserError."""
-        mapping, faults = resolve_columns(self.columns, seen, self.card, self.required)
+    def resolve(self, available: Sequence[str], where: str) -> dict[str, str]:
+        """{role: column} for the roles that the data has.
+
+        available: the columns of the data, in order. where: name of the source, for the error message.
+        Raises: UserError if a mapped or required column is missing.
+        """
+        mapping, faults = resolve_columns(self.columns, available, self.card, self.required)
         if faults:
-            told = [fault.message + (f" (did you mean {fault.nearest}?)" if fault.nearest else "") for fault in faults]
-            remedy = f"The data has the columns {', '.join(seen)}; data.columns maps roles to them."
-            raise UserError("; ".join(told), where=where, remedy=remedy)
+            messages = [f.message + (f" (did you mean {f.nearest}?)" if f.nearest else "") for f in faults]
+            remedy = f"The data has the columns {', '.join(available)}; map roles to them with data.columns."
+            raise UserError("; ".join(messages), where=where, remedy=remedy)
         return mapping
 
 
 def resolve_columns(
-    explicit: Mapping[str, str], seen: Sequence[str], card: TaskCard, required: Required
+    explicit: Mapping[str, str], available: Sequence[str], card: TaskCard, required: Required
 ) -> tuple[dict[str, str], list[ColumnFault]]:
-    """({role: column} for the roles that the data has, what is wrong). seen: the columns of the data, in order."""
+    """({role: column} for the roles that the data has, faults).
+
+    explicit: role -> column, as the recipe maps them. available: the columns of the data, in order.
+    """
     mapping: dict[str, str] = {}
     faults: list[ColumnFault] = []
-    allowed = ", ".join(seen)
+    allowed = ", ".join(available)
     for role, column in explicit.items():
         if role not in card.columns:
-            continue  # an unknown role is the recipe's fault, not this file's
-        if column in seen:
+            continue  # an unknown role is a fault of the recipe and reported there
+        if column in available:
             mapping[role] = column
         else:
             message = f"the data has no column {column!r}"
-            faults.append(ColumnFault(role, column, message, nearest_name(column, seen), allowed))
+            faults.append(ColumnFault(role, column, message, nearest_name(column, available), allowed))
     taken = set(explicit.values()) | {role for role in card.columns if role not in explicit}
     for role in card.columns:
         if role in explicit:
             continue
-        if role in seen and role not in explicit.values():
+        if role in available and role not in explicit.values():
             mapping[role] = role
             continue
-        alias = next((name for name in ALIASES.get(role, ()) if name in seen and name not in taken), None)
+        alias = next((name for name in ALIASES.get(role, ()) if name in available and name not in taken), None)
         if alias is not None:
             mapping[role] = alias
             taken.add(alias)
     for roles in required:
         if not any(role in mapping for role in roles) and not any(fault.role in roles for fault in faults):
-            wanted = " or ".join(roles)
-            near = next((name for role in roles if (name := nearest_name(role, seen))), "")
-            message = f"no column for {wanted}; map it: data.columns: {{{roles[0]}: <column>}}"
+            near = next((name for role in roles if (name := nearest_name(role, available))), "")
+            message = f"no column for {' or '.join(roles)}; map it: data.columns: {{{roles[0]}: <column>}}"
             faults.append(ColumnFault(roles[0], roles[0], message, near, allowed))
     return mapping, faults
 
 
 def apply_roles(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
-    """The row under its roles; other columns keep their names; a null is no value at all."""
+    """The row with roles in place of the mapped column names; other columns keep their names; nulls are left out."""
     under_roles = {role: row[column] for role, column in mapping.items() if row.get(column) is not None}
     sources = set(mapping.values())
     for name, value in row.items():
@@ -117,7 +126,7 @@ def apply_roles(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str,
 
 
 def check_required(row: Mapping[str, Any], required: Required, mapping: Mapping[str, str]) -> None:
-    """Raises: BadRow if a required role has no value in this row (under its roles)."""
+    """Check a row whose keys are roles. Raises: BadRow if a required role has no value."""
     for roles in required:
         if not any(row.get(role) is not None for role in roles):
             columns = " or ".join(mapping.get(role, role) for role in roles)

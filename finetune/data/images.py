@@ -1,4 +1,4 @@
-"""One image, however the data holds it, as RGB pixels the right way up; a broken one is a bad row."""
+"""Decodes one image, in any form in which datasets store it, to upright RGB. A broken image is a BadRow."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from finetune.data.bad_rows import BadRow
 if TYPE_CHECKING:
     from PIL import Image
 
-MOST_PIXELS = 1 << 28  # 268 megapixels: beyond it, a small file that unpacks to gigabytes
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+MAX_PIXELS = 1 << 28  # 268 megapixels: guards against small files that unpack to gigabytes
+ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 UPRIGHT = {  # EXIF orientation -> name of the transposition that turns the image upright
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -24,7 +24,7 @@ UPRIGHT = {  # EXIF orientation -> name of the transposition that turns the imag
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-# PIL's ways to say that a file is broken; its parsers let through what Python raises on nonsense.
+# What PIL raises for a broken file, including the exceptions that its parsers do not catch.
 BROKEN = (
     OSError,
     ValueError,
@@ -40,36 +40,40 @@ ORIENTATION = 0x0112  # EXIF tag
 
 
 def decode_image(value: Any) -> Image.Image:
-    """RGB, upright (EXIF), fully read. value: bytes, {"bytes", "path"}, a path, a PIL image, uint8 [h, w] or [h, w, c].
+    """Decode an image to RGB, rotated upright as its EXIF data says, all pixels read.
 
-    Transparency is laid on white; 16-bit grey keeps its upper byte.
-    Raises: BadRow with the reason if the image is corrupt, truncated, absent or of no known form.
+    value: bytes, {"bytes": ..., "path": ...}, a path, a PIL image, or a uint8 array [h, w] or [h, w, c].
+    Transparent pixels are blended with white; of 16-bit grayscale the upper byte is kept.
+    Raises: BadRow if the image is corrupt, truncated, missing or of an unknown form.
     """
     from PIL import Image
 
     image = _open(value)
     try:
         image.load()
-        rgb, turn = _as_rgb(image), UPRIGHT.get(_orientation(image))
-        return rgb if turn is None else rgb.transpose(Image.Transpose[turn])
+        rgb, transposition = _as_rgb(image), UPRIGHT.get(_orientation(image))
+        return rgb if transposition is None else rgb.transpose(Image.Transpose[transposition])
     except BROKEN as error:
         raise BadRow(f"broken image{_name(value)}: {error}") from error
 
 
 def image_size(value: Any) -> tuple[int, int]:
-    """(width, height) upright, from the header alone. Raises: BadRow as decode_image, except for broken pixels."""
+    """(width, height) of the upright image. Reads the header only.
+
+    Raises: BadRow as decode_image does, except for broken pixels.
+    """
     image = _open(value)
     width, height = image.size
-    return (height, width) if _orientation(image) in SIDEWAYS else (width, height)
+    return (height, width) if _orientation(image) in ROTATED else (width, height)
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8; 1, upright, where the EXIF data is broken: the pixels can be used all the same."""
+    """EXIF orientation, 1 to 8; 1 (upright) if the EXIF data is broken, since the pixels are still usable."""
     try:
-        found = image.getexif().get(ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
     except BROKEN:
         return 1
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _open(value: Any) -> Image.Image:
@@ -86,7 +90,7 @@ def _open(value: Any) -> Image.Image:
     if isinstance(value, (bytes, bytearray, memoryview)):
         value = io.BytesIO(value)
     elif not isinstance(value, (str, Path)):
-        raise BadRow(f"an image is bytes or a path, not {type(value).__name__}")
+        raise BadRow(f"an image must be bytes or a path, not {type(value).__name__}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -95,8 +99,8 @@ def _open(value: Any) -> Image.Image:
         raise BadRow(f"not an image{_name(value)}") from error
     except (*BROKEN, Image.DecompressionBombError) as error:
         raise BadRow(f"image{_name(value)} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
-    if image.width * image.height > MOST_PIXELS:
-        raise BadRow(f"image{_name(value)} has {image.width} x {image.height} pixels, more than can be meant")
+    if image.width * image.height > MAX_PIXELS:
+        raise BadRow(f"image{_name(value)} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
     return image
 
 
@@ -111,10 +115,10 @@ def _from_array(value: Any) -> Image.Image:
         if pixels.ndim == 3 and pixels.shape[2] == 1:
             pixels = pixels[:, :, 0]
         if pixels.dtype != np.uint8:
-            raise BadRow(f"an image array holds 0 to 255, not {pixels.dtype}")
+            raise BadRow(f"an image array must hold values from 0 to 255, not {pixels.dtype}")
         return Image.fromarray(np.ascontiguousarray(pixels))
     except (TypeError, ValueError) as error:
-        raise BadRow(f"an image array is [height, width] or [height, width, channels]: {error}") from error
+        raise BadRow(f"an image array must be [height, width] or [height, width, channels]: {error}") from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -122,7 +126,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip it to white
+    if image.mode.startswith("I"):  # 16-bit grayscale; convert("RGB") would clip it to white
         import numpy as np
 
         wide = np.asarray(image).astype(np.int64)
@@ -130,9 +134,9 @@ def _as_rgb(image: Image.Image) -> Image.Image:
             wide = wide >> 8
         return Image.fromarray(wide.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        seen = image.convert("RGBA")
-        paper = Image.new("RGBA", seen.size, "white")
-        return Image.alpha_composite(paper, seen).convert("RGB")
+        rgba = image.convert("RGBA")
+        background = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(background, rgba).convert("RGB")
     return image.convert("RGB")
 
 

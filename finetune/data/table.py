@@ -1,4 +1,4 @@
-"""A split as rows: map-style, memory-mapped, each row knowing the file and line that it came from."""
+"""Protocols of a split: `Table`, its rows and where each came from, and `Examples`, the rows encoded by a task."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Row = Mapping[str, Any]
 
 
 class Table(Protocol):
-    """Rows of one split. A row's id is its index: the same on every rank and in every run."""
+    """Rows of one split, map-style. The index of a row is its id: the same on every rank and in every run."""
 
     name: str  # "train", "validation", "test"
-    columns: Mapping[str, str]  # role -> column, as the recipe maps them
+    columns: Mapping[str, str]  # role -> column
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Row:
-        """The row under its roles: {"text": ..., "label": ...}; other columns under their own names."""
+        """A row with roles as keys: {"text": ..., "label": ...}; unmapped columns keep their names."""
         ...
 
     def __iter__(self) -> Iterator[Row]: ...
@@ -33,22 +33,22 @@ class Table(Protocol):
 class Examples(Protocol):
     """Encoded examples of one split, ready for `collate`; index i is row id `self.ids[i]`.
 
-    Examples that change with the epoch (augmented images) have an attribute `epoch: int` besides, which the loop sets
-    before it starts the loaders of an epoch.
+    Examples that change with the epoch (augmented images) also have an attribute `epoch: int`, which the training loop
+    sets before it starts the loaders of an epoch.
     """
 
     @property
     def ids(self) -> Sequence[int] | np.ndarray:
-        """Row ids, ascending; rows skipped as bad are absent."""
+        """Row ids, ascending; int [examples]. Bad rows that were skipped are absent."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"id": row id, ...}: what the task's collate takes."""
+        """{"id": row id, ...}, as the task's `collate` expects."""
         ...
 
     @property
     def costs(self) -> Sequence[int] | np.ndarray:
-        """Work of each example in the task's own measure (tokens, pixels), for balance; same order as ids."""
+        """Cost of each example in a unit of the task (tokens, pixels), for load balancing; same order as ids."""
         ...

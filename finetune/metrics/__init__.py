@@ -1,6 +1,6 @@
-"""Metrics: local `evaluate` modules, one file each, asked of no hub.
+"""Metrics: local `evaluate` modules, one file each; nothing is downloaded.
 
-Importing this room is cheap. `evaluate` (2 to 5 seconds of CPU) is imported when the first MetricSet computes.
+Importing this package is cheap. `evaluate` (2 to 5 seconds) is imported when the first MetricSet computes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["NAMES", "MetricSet", "Results", "direction"]
 
 
 def __getattr__(name: str) -> Any:
-    """MetricSet and Results need numpy: imported when they are asked for."""
+    """Import MetricSet and Results on first access, because they need NumPy."""
     if name in ("MetricSet", "Results"):
         from finetune.metrics import metric_set
 

@@ -1,4 +1,4 @@
-"""Accuracy: the share of examples predicted right; for multi-label, of examples with every label right."""
+"""Accuracy: fraction of examples predicted correctly; for multi-label, of examples with all labels correct."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from finetune.metrics.metric import LocalMetric
 
 
 class Accuracy(LocalMetric):
-    description = "Share of examples predicted right. Multi-label (config multilabel): all labels of the example right."
+    """predictions, references: int [examples] or [examples, labels]. None without examples."""
+
+    description = "Fraction of examples predicted correctly. Multi-label (config multilabel): with all labels correct."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         predictions, references = inputs
         if len(references) == 0:
             return None
-        if references.ndim == 2:  # exact match, also for one column or none wrong
+        if references.ndim == 2:  # all labels correct; also right for a single label
             return float((predictions == references).all(axis=1).mean())
         return float(accuracy_score(references, predictions))

@@ -1,4 +1,4 @@
-"""Which metrics there are, which way each gets better, and what predictions must bring. Imports nothing heavy."""
+"""All metrics: their modules, whether higher is better, and the prediction fields they need. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ Direction = Literal["max", "min"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One metric: the file of this folder and the class in it, and the fields of a prediction that it takes.
+    """One metric.
 
-    direction: None for a table. fields: keys of a prediction's values, in the order of the module's features.
+    module, type: the file in this folder and the class in it.
+    fields: keys of a prediction's values that the metric takes, in the order of the module's `inputs`.
+    direction: "max" if higher is better, "min" if lower is; None for a table.
     """
 
     module: str
@@ -67,32 +69,32 @@ NAMES = tuple(CATALOGUE)
 
 
 def direction(name: str) -> Direction:
-    """Whether a larger ("max") or a smaller ("min") figure is better; `loss` counts as a metric here.
+    """Whether a higher ("max") or a lower ("min") value of a metric is better; `loss` counts as a metric here.
 
-    Raises: UserError for an unknown name, and for one that is a table and so has no better or worse.
+    Raises: UserError for an unknown name, and for a metric that is a table.
     """
     if name == "loss":
         return "min"
-    found = find(name).direction
-    if found is None:
+    better = find(name).direction
+    if better is None:
         raise UserError(
-            f"{name} is a table, so it cannot choose the best checkpoint", remedy=f"take one of {_scalars()}"
+            f"{name} is a table, so it cannot select the best checkpoint", remedy=f"Use one of {_scalars()}."
         )
-    return found
+    return better
 
 
 def needs_text(names: Iterable[str]) -> bool:
-    """Whether one of the metrics judges texts that the model must generate."""
+    """Whether one of the metrics needs text that the model generates."""
     return any("text" in find(name).fields for name in names)
 
 
 def find(name: str) -> Entry:
-    """The entry of a metric. Raises: UserError with the nearest spelling."""
+    """The entry of a metric. Raises: UserError for an unknown name, with the most similar one."""
     if name in CATALOGUE:
         return CATALOGUE[name]
     near = get_close_matches(name, NAMES, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"unknown metric {name!r}", remedy=f"{hint}known metrics: {', '.join(NAMES)}")
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise UserError(f"unknown metric {name!r}", remedy=f"{hint}The metrics are {', '.join(NAMES)}.")
 
 
 def _scalars() -> str:

@@ -10,7 +10,7 @@ from finetune.metrics.metric import LocalMetric
 
 
 class ChosenReward(LocalMetric):
-    """chosen_rewards: [examples], NaN where a reply is not of that side. None without any."""
+    """chosen_rewards: float [examples], NaN for an unpaired rejected reply. None if there are no chosen replies."""
 
     inputs: ClassVar[tuple[str, ...]] = ("chosen_rewards",)
     description = "Mean reward of the chosen replies."

@@ -1,4 +1,4 @@
-"""chrF2: F-score of character n-grams over the whole set, kinder to rich inflection than BLEU; 0 to 100."""
+"""chrF2: F-score of character n-grams over the corpus, 0 to 100. Suits inflected languages better than BLEU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finetune.metrics.metric import LocalMetric
 
 
 class Chrf(LocalMetric):
-    """texts, reference_texts: [examples]. None without examples."""
+    """texts, reference_texts: strings [examples]. None without examples."""
 
     inputs: ClassVar[tuple[str, ...]] = ("texts", "reference_texts")
     description = "sacrebleu's corpus chrF2."

@@ -1,4 +1,4 @@
-"""Counts of classes behind several metrics: true positives and confusions, from class ids or 0/1 lists."""
+"""Counts by class that several metrics share: true and false positives, and confusions."""
 
 from __future__ import annotations
 
@@ -8,51 +8,54 @@ import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
 Part = Literal["precision", "recall", "f1"]
-_PLACE = {"precision": 0, "recall": 1, "f1": 2}
+_INDEX = {"precision": 0, "recall": 1, "f1": 2}
 
 
 def score(
     part: Part, average: Literal["macro", "micro"], predictions: np.ndarray, references: np.ndarray
 ) -> float | None:
-    """Precision, recall or F1 over classes; None without examples.
+    """Precision, recall or F1 over classes; None without examples. Where the divisor is 0, the value is 0.
 
-    Single label ([examples]): macro is over the classes that occur in predictions or references, as in scikit-learn.
-    Multi-label ([examples, labels] of 0/1): macro is over all labels. Nothing to divide by counts as 0.
+    predictions, references: class indices [examples], or 0/1 [examples, labels] for multi-label.
+    average: "macro": mean over the classes that occur in predictions or references, as in scikit-learn; for
+    multi-label, over all labels. "micro": from the sum of the counts of all classes.
     """
     if len(references) == 0:
         return None
-    if references.ndim == 2 and references.shape[1] == 1:  # scikit-learn would take one column for two classes
+    if references.ndim == 2 and references.shape[1] == 1:  # scikit-learn would interpret one column as two classes
         predictions, references = predictions[:, 0], references[:, 0]
         figures = precision_recall_fscore_support(references, predictions, average="binary", zero_division=0)
     else:
         figures = precision_recall_fscore_support(references, predictions, average=average, zero_division=0)
-    return float(figures[_PLACE[part]])
+    return float(figures[_INDEX[part]])
 
 
-def confusions(predictions: np.ndarray, references: np.ndarray, num_labels: int) -> np.ndarray:
-    """[num_labels, num_labels] counts, row: reference, column: prediction. All zero without examples."""
+def confusion_counts(predictions: np.ndarray, references: np.ndarray, num_labels: int) -> np.ndarray:
+    """Counts of (reference, prediction) pairs, int64 [num_labels, num_labels]. All zero without examples."""
     pairs = references.astype(np.int64) * num_labels + predictions
     return np.bincount(pairs, minlength=num_labels * num_labels).reshape(num_labels, num_labels)
 
 
 def label_counts(predictions: np.ndarray, references: np.ndarray, num_labels: int) -> np.ndarray:
-    """[num_labels, 4]: true negatives, false positives, false negatives, true positives of each label."""
+    """True negatives, false positives, false negatives and true positives of each label, int64 [num_labels, 4]."""
     if references.ndim == 2 and len(references):
-        both = (predictions & references).sum(axis=0, dtype=np.int64)
+        true_positive = (predictions & references).sum(axis=0, dtype=np.int64)
         predicted = predictions.sum(axis=0, dtype=np.int64)
-        referred = references.sum(axis=0, dtype=np.int64)
+        actual = references.sum(axis=0, dtype=np.int64)
     else:
         matrix = (
-            confusions(predictions, references, num_labels) if len(references) else np.zeros((num_labels,) * 2, int)
+            confusion_counts(predictions, references, num_labels)
+            if len(references)
+            else np.zeros((num_labels,) * 2, int)
         )
-        both, predicted, referred = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)
-    false_positive, false_negative = predicted - both, referred - both
-    rest = len(references) - both - false_positive - false_negative
-    return np.stack([rest, false_positive, false_negative, both], axis=1)
+        true_positive, predicted, actual = matrix.diagonal(), matrix.sum(axis=0), matrix.sum(axis=1)
+    false_positive, false_negative = predicted - true_positive, actual - true_positive
+    true_negative = len(references) - true_positive - false_positive - false_negative
+    return np.stack([true_negative, false_positive, false_negative, true_positive], axis=1)
 
 
-def names_of(labels: list[str] | None, predictions: np.ndarray, references: np.ndarray) -> list[str]:
-    """The class names, or "0", "1", ... up to the largest class (the number of columns) that occurs."""
+def class_names(labels: list[str] | None, predictions: np.ndarray, references: np.ndarray) -> list[str]:
+    """`labels`, or if it is None "0", "1", ... up to the largest class that occurs (multi-label: one per column)."""
     if labels is not None:
         return list(labels)
     if references.ndim == 2:

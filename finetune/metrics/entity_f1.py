@@ -11,10 +11,10 @@ from finetune.metrics.spans import count_entities
 
 
 class EntityF1(LocalMetric):
-    """tags, reference_tags: a list for each example, of tags or of their indices in labels. None without examples."""
+    """tags, reference_tags: [examples], each a list of tags or of their indices in `labels`. None without examples."""
 
     inputs: ClassVar[tuple[str, ...]] = ("tags", "reference_tags")
-    description = "harmonic mean of entity precision and recall, over all entities together (as seqeval)."
+    description = "Harmonic mean of entity precision and recall, over all entities together (as seqeval)."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         tags, references = inputs

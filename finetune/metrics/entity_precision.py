@@ -1,4 +1,4 @@
-"""Entity precision: of the entities predicted, the share that is right in both borders and kind."""
+"""Entity precision: fraction of the predicted entities whose boundaries and type are correct."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from finetune.metrics.spans import count_entities
 
 
 class EntityPrecision(LocalMetric):
-    """tags, reference_tags: a list for each example, of tags or of their indices in labels. None without examples."""
+    """tags, reference_tags: [examples], each a list of tags or of their indices in `labels`. None without examples."""
 
     inputs: ClassVar[tuple[str, ...]] = ("tags", "reference_tags")
-    description = "of the entities predicted, the share that is right in both borders and kind."
+    description = "Fraction of the predicted entities whose boundaries and type are correct."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         tags, references = inputs

@@ -1,4 +1,4 @@
-"""Entity recall: of the entities there are, the share predicted with the right borders and kind."""
+"""Entity recall: fraction of the reference entities that are predicted with correct boundaries and type."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from finetune.metrics.spans import count_entities
 
 
 class EntityRecall(LocalMetric):
-    """tags, reference_tags: a list for each example, of tags or of their indices in labels. None without examples."""
+    """tags, reference_tags: [examples], each a list of tags or of their indices in `labels`. None without examples."""
 
     inputs: ClassVar[tuple[str, ...]] = ("tags", "reference_tags")
-    description = "of the entities there are, the share predicted with the right borders and kind."
+    description = "Fraction of the reference entities that are predicted with correct boundaries and type."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         tags, references = inputs

@@ -1,4 +1,4 @@
-"""Exact match: the share of texts that equal their reference, blanks at the ends apart."""
+"""Exact match: fraction of texts equal to their reference, ignoring whitespace at both ends."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from finetune.metrics.metric import LocalMetric
 
 
 class ExactMatch(LocalMetric):
-    """texts, reference_texts: [examples]. None without examples."""
+    """texts, reference_texts: strings [examples]. None without examples."""
 
     inputs: ClassVar[tuple[str, ...]] = ("texts", "reference_texts")
-    description = "Share of texts equal to their reference."
+    description = "Fraction of texts equal to their reference."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         texts, references = (list(column) for column in inputs)
-        right = [text.strip() == reference.strip() for text, reference in zip(texts, references, strict=True)]
-        return sum(right) / len(right) if right else None
+        correct = [text.strip() == reference.strip() for text, reference in zip(texts, references, strict=True)]
+        return sum(correct) / len(correct) if correct else None

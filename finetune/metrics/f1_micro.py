@@ -1,4 +1,4 @@
-"""F1 over all decisions together: each example weighs the same. With one label an example it equals accuracy."""
+"""Micro F1: F1 of the summed counts of all classes. Equal to accuracy if every example has one label."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from finetune.metrics.metric import LocalMetric
 
 
 class F1Micro(LocalMetric):
-    description = "F1 over the sum of all classes' counts."
+    """predictions, references: int [examples] or 0/1 [examples, labels]. None without examples."""
+
+    description = "F1 of the summed counts of all classes."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         return score("f1", "micro", *inputs)

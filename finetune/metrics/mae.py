@@ -10,7 +10,7 @@ from finetune.metrics.metric import LocalMetric
 
 
 class Mae(LocalMetric):
-    """values, targets: [examples]. None without examples."""
+    """values, targets: float [examples]. None without examples."""
 
     higher_is_better: ClassVar[bool | None] = False
     inputs: ClassVar[tuple[str, ...]] = ("values", "targets")

@@ -1,8 +1,8 @@
-"""COCO's mean average precision, through faster-coco-eval: over all classes, sizes and overlaps, and class by class.
+"""COCO mean average precision, computed by faster-coco-eval: over all classes, sizes and thresholds, and per class.
 
 AP as in Lin et al., "Microsoft COCO: Common Objects in Context" (2014) and the COCO detection challenge: the mean over
-overlaps (intersection over union) 0.50, 0.55 ... 0.95 and classes, at most 100 detections an image. Sizes in pixels of
-the image as it is stored: small below 32 x 32, large from 96 x 96 on.
+classes and IoU (intersection over union) thresholds 0.50, 0.55 ... 0.95, with at most 100 detections per image. Sizes
+are in pixels of the stored image: small is below 32 x 32, large is 96 x 96 or more.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ import numpy as np
 
 from finetune.metrics.metric import LocalMetric
 
-FIGURES = ("map", "map50", "map75", "map_small", "map_medium", "map_large")  # the first six of COCO's summary
-HALF, THREE_QUARTERS = 0, 5  # where 0.50 and 0.75 stand among the overlaps
-ALL_SIZES, MOST_DETECTIONS = 0, -1
+FIGURES = ("map", "map50", "map75", "map_small", "map_medium", "map_large")  # the first six values of the COCO summary
+IOU_50, IOU_75 = 0, 5  # indices of the thresholds 0.50 and 0.75
+ALL_SIZES, MAX_DETECTIONS = 0, -1  # indices of the size range and the limit of detections
 
 
 class Map(LocalMetric):
-    """Inputs, one an example. detections: {"boxes": [[x, y, w, h]], "labels": [int], "scores": [float]}.
+    """COCO mean average precision.
 
-    objects: {"boxes", "labels", "crowd": [0 or 1]}. Gives map, map50, map75, map_small, map_medium, map_large (None where
-    there is no object of that size) and the table per_class_map. No detections at all is 0.
+    detections: [examples], each {"boxes": [[x, y, w, h]], "labels": [int], "scores": [float]}.
+    objects: [examples], each {"boxes": [[x, y, w, h]], "labels": [int], "crowd": [0 or 1]}.
+    Results are map, map50, map75, map_small, map_medium, map_large (None if there is no object of that size) and the
+    table per_class_map. Without detections, map is 0.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("detections", "objects")
-    description = "COCO's mean average precision."
+    description = "COCO mean average precision."
 
     def _feature(self, name: str) -> Any:
         numbers = {"labels": datasets.Sequence(datasets.Value("int64"))}
@@ -38,11 +40,14 @@ class Map(LocalMetric):
     def measure(self, arrays: Mapping[str, np.ndarray], *, labels: list[str] | None = None) -> dict[str, Any]:
         """{"map": number or None, ..., "per_class_map": table}."""
         detections, objects = list(arrays["detections"]), list(arrays["objects"])
-        names = labels or _numbered(objects)
-        single = [
-            label for one in objects for label, crowd in zip(one["labels"], one["crowd"], strict=True) if not crowd
+        names = labels or _numbered_names(objects)
+        counted = [
+            label
+            for image in objects
+            for label, crowd in zip(image["labels"], image["crowd"], strict=True)
+            if not crowd
         ]
-        counts = np.bincount(np.asarray(single, np.int64), minlength=len(names))
+        counts = np.bincount(np.asarray(counted, np.int64), minlength=len(names))
         if not counts.sum():
             return dict.fromkeys(FIGURES)
         precision, summary = _evaluate(detections, objects, len(names))
@@ -54,14 +59,14 @@ class Map(LocalMetric):
         return {**figures, "per_class_map": {"columns": ["label", "map", "map50", "map75", "objects"], "rows": rows}}
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> Any:
-        """The first figure alone."""
+        """The value of "map"."""
         return self.measure(dict(zip(self.inputs, inputs, strict=True)), labels=labels)["map"]
 
 
 def _evaluate(
     detections: Sequence[Mapping[str, Any]], objects: Sequence[Mapping[str, Any]], num_classes: int
 ) -> tuple[np.ndarray, Sequence[float]]:
-    """(precision [overlaps, recalls, classes, sizes, limits], -1 where undefined; COCO's summary, first six)."""
+    """(precision [thresholds, recalls, classes, sizes, limits], -1 where undefined; first six summary values)."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     truth = COCO(
@@ -70,20 +75,20 @@ def _evaluate(
             "categories": [{"id": index, "name": str(index)} for index in range(num_classes)],
             "annotations": list(_annotations(objects)),
         },
-        print_function=_say_nothing,
+        print_function=_silent,
     )
-    found = list(_results(detections))
-    if not found:  # COCO wants at least one: a box that meets nothing
-        found = [{"image_id": 0, "category_id": 0, "bbox": [0.0, 0.0, 1e-3, 1e-3], "score": 0.0}]
-    evaluation = COCOeval_faster(truth, truth.loadRes(found), iouType="bbox", print_function=_say_nothing)
+    results = list(_results(detections))
+    if not results:  # COCO needs at least one: a box that matches nothing
+        results = [{"image_id": 0, "category_id": 0, "bbox": [0.0, 0.0, 1e-3, 1e-3], "score": 0.0}]
+    evaluation = COCOeval_faster(truth, truth.loadRes(results), iouType="bbox", print_function=_silent)
     evaluation.run()
     return np.asarray(evaluation.eval["precision"]), evaluation.stats[: len(FIGURES)]
 
 
 def _annotations(objects: Sequence[Mapping[str, Any]]) -> Any:
     number = 0
-    for image, one in enumerate(objects):
-        for box, label, crowd in zip(one["boxes"], one["labels"], one["crowd"], strict=True):
+    for image, truth in enumerate(objects):
+        for box, label, crowd in zip(truth["boxes"], truth["labels"], truth["crowd"], strict=True):
             number += 1
             area = float(box[2] * box[3])
             yield {
@@ -93,29 +98,31 @@ def _annotations(objects: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _results(detections: Sequence[Mapping[str, Any]]) -> Any:
-    for image, one in enumerate(detections):
-        for box, label, score in zip(one["boxes"], one["labels"], one["scores"], strict=True):
+    for image, detected in enumerate(detections):
+        for box, label, score in zip(detected["boxes"], detected["labels"], detected["scores"], strict=True):
             yield {"image_id": image, "category_id": int(label), "bbox": list(box), "score": float(score)}
 
 
 def _of_class(precision: np.ndarray, index: int) -> tuple[np.ndarray, ...]:
-    """Precision of a class over all recalls: at all overlaps, at 0.50, at 0.75."""
-    whole = precision[:, :, index, ALL_SIZES, MOST_DETECTIONS]
-    return whole, whole[HALF], whole[THREE_QUARTERS]
+    """Precision of a class over all recalls: at all IoU thresholds, at 0.50, at 0.75."""
+    all_thresholds = precision[:, :, index, ALL_SIZES, MAX_DETECTIONS]
+    return all_thresholds, all_thresholds[IOU_50], all_thresholds[IOU_75]
 
 
 def _mean(precision: np.ndarray) -> float | None:
-    known = precision[precision > -1]
-    return float(known.mean()) if known.size else None
+    defined = precision[precision > -1]
+    return float(defined.mean()) if defined.size else None
 
 
 def _defined(value: float) -> float | None:
     return float(value) if value > -1 else None
 
 
-def _numbered(objects: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [str(index) for index in range(1 + max((label for one in objects for label in one["labels"]), default=-1))]
+def _numbered_names(objects: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        str(index) for index in range(1 + max((label for image in objects for label in image["labels"]), default=-1))
+    ]
 
 
-def _say_nothing(*args: Any) -> None:
-    """COCO's tables are for a terminal; the figures go to the run."""
+def _silent(*args: Any) -> None:
+    """Suppresses the tables that COCO prints."""

@@ -1,4 +1,4 @@
-"""Matthews' correlation coefficient: 1 all right, 0 no better than chance; fair to unequal classes."""
+"""Matthews correlation coefficient: 1 is perfect, 0 is chance level. Suits classes of unequal frequency."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from finetune.metrics.metric import LocalMetric
 
 
 class Matthews(LocalMetric):
+    """predictions, references: int [examples] or 0/1 [examples, labels]. None without examples."""
+
     description = (
         "Correlation of predictions and references, -1 to 1. Multi-label (config multilabel): mean over labels."
     )
@@ -23,7 +25,7 @@ class Matthews(LocalMetric):
 
 
 def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
-    """0 where either side never varies: the coefficient's usual value, without scikit-learn's warning."""
+    """The coefficient; 0 if predictions or references are constant, as in scikit-learn, but without its warning."""
     if predictions.min() == predictions.max() or references.min() == references.max():
         return 0.0
     return float(matthews_corrcoef(references, predictions))

@@ -1,10 +1,10 @@
-"""The shape that all metrics of this folder share: an `evaluate.Metric` that needs no file and no network.
+"""Base class of the metrics in this folder: an `evaluate.Metric` that needs neither files nor a network.
 
-A module is used in two ways with the same arithmetic: `Accuracy().compute(predictions=..., references=...)` (also
+A metric can be used in two ways, with the same result: `Accuracy().compute(predictions=..., references=...)` (also
 inside `evaluate.combine`, or through `evaluate.load("path/to/accuracy.py")`), and `measure(...)` on numpy arrays,
-which is what MetricSet calls: a million rows need not pass through Arrow.
+which MetricSet calls: a million rows need not be converted to Arrow.
 
-Undefined results (no examples, a single class for ROC-AUC, no units of loss) are None, never NaN and never a warning.
+Undefined results (no examples, a single class for ROC-AUC, no tokens) are None, never NaN, and without a warning.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LISTS = ("prediction_scores", "tags", "reference_tags")  # a list for each examp
 
 
 class LocalMetric(evaluate.Metric, ABC):
-    """Base of the modules. config_name "multilabel": predictions and references are 0/1 lists, [examples, labels]."""
+    """Base class of metrics. With config_name "multilabel", predictions and references are 0/1, [examples, labels]."""
 
     higher_is_better: ClassVar[bool | None] = True
     inputs: ClassVar[tuple[str, ...]] = ("predictions", "references")
@@ -52,6 +52,7 @@ class LocalMetric(evaluate.Metric, ABC):
 
     @property
     def multi_label(self) -> bool:
+        """Whether the metric was created with config_name "multilabel"."""
         return self.config_name == MULTI_LABEL
 
     def _info(self) -> evaluate.MetricInfo:
@@ -68,15 +69,15 @@ class LocalMetric(evaluate.Metric, ABC):
         return datasets.Sequence(value) if lists else value
 
     def _compute(self, *, labels: list[str] | None = None, **inputs: Any) -> dict[str, Any]:
-        """What `compute` ends in. Inputs that belong to other modules of an `evaluate.combine` are passed over."""
+        """Called by `compute`. Inputs of other metrics in an `evaluate.combine` are ignored."""
         arrays = {name: _as_array(inputs[name]) for name in self.inputs}
         return self.measure(arrays, labels=labels)
 
     def measure(self, arrays: Mapping[str, np.ndarray], *, labels: list[str] | None = None) -> dict[str, Any]:
-        """{"<metric>": number, None if undefined, or a table {"columns": [...], "rows": [[...]]}}.
+        """Compute the metric: {"<metric>": number, None if undefined, or a table {"columns": [...], "rows": [[...]]}}.
 
         arrays: one array for each of `inputs`: [examples], or [examples, labels] for scores and multi-label.
-        labels: class names in order of their index.
+        labels: class names in the order of their indices.
         """
         ordered = [arrays[name] for name in self.inputs]
         lengths = {len(array) for array in ordered}
@@ -86,16 +87,16 @@ class LocalMetric(evaluate.Metric, ABC):
 
     @property
     def key(self) -> str:
-        """The metric's name in results: f1_macro for F1Macro. The file is named so too."""
+        """The name of the metric in results, which is also the name of its file: f1_macro for F1Macro."""
         return self.name
 
     @abstractmethod
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> Any:
-        """The figure or table for arrays in the order of `inputs`; must be defined for arrays of length 0."""
+        """The value or table for arrays in the order of `inputs`. Must accept arrays of length 0."""
 
 
 def _as_array(values: Any) -> np.ndarray:
-    """Arrow gives [examples], or an object array of rows where the feature is a list."""
+    """Convert a column of `compute`: an array [examples], or an object array of lists."""
     if isinstance(values, np.ndarray) and values.dtype != object:
         return values
     rows = list(values)

@@ -1,4 +1,4 @@
-"""The metrics of one evaluation: predictions come in chunks, stay as compact arrays, become figures at the end."""
+"""The metrics of one evaluation: collects predictions in chunks as compact arrays, then computes all metrics."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Results:
-    """scalars: metric -> finite number; a metric that is undefined for the data (no examples, one class for ROC-AUC)
-    is absent, so nothing here can become NaN in JSON. tables: name -> (columns, rows).
+    """Results of an evaluation.
+
+    scalars: metric -> finite number. A metric that is undefined for the data (no examples, one class for ROC-AUC) is
+    absent, so that JSON never contains NaN. tables: name -> (columns, rows).
     """
 
     scalars: dict[str, float] = field(default_factory=dict)
@@ -30,11 +32,12 @@ class Results:
 
 
 class MetricSet:
-    """Rank 0 makes one for each evaluation, adds every prediction once, and computes.
+    """Computes the metrics of one evaluation. Used by rank 0 only, which adds every prediction once.
 
-    names: metrics of the catalogue. num_labels or labels: classes of the task, if it has classes; without them, as many
-    as occur. multi_label: prediction and reference are 0/1 lists of length num_labels.
-    Memory: 4 bytes for each class id, 1 for each 0/1 label, 4 for each score if a metric needs scores (see nbytes).
+    names: metrics of the catalogue.
+    num_labels or labels: number or names of the classes, if the task has classes; if both are None, the classes that
+    occur are used. multi_label: predictions and references are 0/1 lists of length num_labels.
+    Memory: 4 bytes per class index, 1 per 0/1 label, 4 per score if a metric needs scores (see nbytes).
     Raises: UserError for an unknown name.
     """
 
@@ -55,9 +58,9 @@ class MetricSet:
         self._columns = {name: _Column(_dtype(name, multi_label)) for name in sorted(fields)}
 
     def add(self, predictions: Sequence[Values]) -> None:
-        """Take a chunk in: {"prediction", "reference", "scores", "loss", "weight", ...}, whichever the metrics need.
+        """Add predictions with the fields that the metrics need, such as "prediction", "reference", "loss" and "weight".
 
-        Raises: UserError if a field that a metric needs is missing; FinetuneError for a class out of range.
+        Raises: UserError if a field that a metric needs is missing; FinetuneError for a class index out of range.
         """
         if not predictions:
             return
@@ -66,7 +69,7 @@ class MetricSet:
                 values = [prediction[name] for prediction in predictions]
             except KeyError:
                 raise self._missing(name) from None
-            if name in ("loss", "weight"):  # only the sums are needed: one row a chunk keeps memory flat
+            if name in ("loss", "weight"):  # only the sums are needed, so one number per chunk is kept
                 values = [math.fsum(values)]
             chunk = column.chunk(values)
             self._check(name, chunk)
@@ -74,11 +77,11 @@ class MetricSet:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the collected predictions take."""
+        """Memory of the collected predictions in bytes."""
         return sum(column.nbytes for column in self._columns.values())
 
     def compute(self) -> Results:
-        """All figures and tables. The first call of a process imports `evaluate`: seconds."""
+        """Compute all metrics. The first call in a process imports `evaluate`, which takes seconds."""
         results = Results()
         for name, entry in self._entries.items():
             metric = load(name, multi_label=self._multi_label)
@@ -95,31 +98,35 @@ class MetricSet:
         return UserError(
             f"the metric {', '.join(users)} needs `{field_name}`, which this task's predictions do not have",
             where="evaluation.metrics",
-            remedy=f"remove {', '.join(users)} from evaluation.metrics",
+            remedy=f"Remove {', '.join(users)} from evaluation.metrics.",
         )
 
     def _check(self, name: str, chunk: np.ndarray) -> None:
-        """A class that the labels do not cover would vanish from the tables without a word."""
+        """Check the range of class indices: one out of range would silently be missing from tables."""
         if name not in ("prediction", "reference"):
             return
-        top = 2 if self._multi_label else len(self._labels) if self._labels is not None else None
-        if chunk.min(initial=0) < 0 or (top is not None and chunk.max(initial=0) >= top):
+        num_classes = 2 if self._multi_label else len(self._labels) if self._labels is not None else None
+        if chunk.min(initial=0) < 0 or (num_classes is not None and chunk.max(initial=0) >= num_classes):
             raise FinetuneError(
-                f"{name} {int(chunk.min())}..{int(chunk.max())} lies outside the classes 0..{(top or 0) - 1}",
+                f"{name} {int(chunk.min())}..{int(chunk.max())} is outside the range of classes, "
+                f"0..{(num_classes or 0) - 1}",
                 where="evaluation",
-                remedy="the task gave predictions that do not fit its labels",
+                remedy="The task returned predictions that do not match its labels.",
             )
 
 
 def load(name: str, *, multi_label: bool = False) -> LocalMetric:
-    """The `evaluate` module of a metric, ready for `compute` or `evaluate.combine`. Imports `evaluate`."""
+    """Create a metric for `compute`, `measure` or `evaluate.combine`. Imports `evaluate`.
+
+    Raises: UserError for an unknown name.
+    """
     entry = find(name)
-    kind = getattr(importlib.import_module(f"finetune.metrics.{entry.module}"), entry.type)
-    return kind(config_name="multilabel" if multi_label else None)
+    metric_class = getattr(importlib.import_module(f"finetune.metrics.{entry.module}"), entry.type)
+    return metric_class(config_name="multilabel" if multi_label else None)
 
 
 def _dtype(name: str, multi_label: bool) -> type[Any]:
-    """Of a field's column; what has no number for each example (texts, sequences, boxes) stays the object that it is."""
+    """The dtype of a field's column: object for fields that are not one number per example (texts, tags, boxes)."""
     if name in ("prediction", "reference"):
         return np.int8 if multi_label else np.int32
     return _DTYPES.get(name, object)
@@ -139,7 +146,7 @@ _DTYPES: dict[str, type[np.generic]] = {
 
 
 class _Column:
-    """An array that grows by half whenever it is full: rows are appended without keeping Python objects."""
+    """An array to which chunks are appended; when it is full, its capacity grows by half."""
 
     def __init__(self, dtype: type[Any]) -> None:
         self._dtype = dtype
@@ -147,8 +154,8 @@ class _Column:
         self._count = 0
 
     def chunk(self, values: Sequence[Any]) -> np.ndarray:
-        """Values of some examples, [examples, ...]; objects are never looked into: [examples], whatever they hold."""
-        if self._dtype is not object:  # an integer too large must not wrap round before it is checked
+        """The values of some examples as an array [examples, ...]; with dtype object always [examples]."""
+        if self._dtype is not object:  # keep integers wide, so that they do not overflow before the range check
             return np.asarray(values, np.float64 if self._dtype is np.float64 else None)
         objects = np.empty((len(values),), object)
         for index, value in enumerate(values):

@@ -1,4 +1,4 @@
-"""Pearson's correlation: how well predicted values lie on a line with the wanted ones, from -1 to 1."""
+"""Pearson correlation: linear correlation of predicted and target values, from -1 to 1."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from finetune.metrics.metric import LocalMetric
 
 
 class Pearson(LocalMetric):
-    """values, targets: [examples]. None for fewer than two, or where one of them never changes."""
+    """values, targets: float [examples]. None for fewer than two examples, or if one of the arrays is constant."""
 
     inputs: ClassVar[tuple[str, ...]] = ("values", "targets")
-    description = "Pearson's correlation of values and targets."
+    description = "Pearson correlation of values and targets."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         values, targets = inputs

@@ -1,4 +1,4 @@
-"""Precision, recall, F1 and support of each class: where a good average hides a bad class."""
+"""Precision, recall, F1 and support of each class, which an average may hide."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from finetune.metrics.counts import label_counts, names_of
+from finetune.metrics.counts import class_names, label_counts
 from finetune.metrics.metric import LocalMetric
 
 
 class PerClass(LocalMetric):
-    """A table, a row a class (a label, for multi-label): label, precision, recall, f1, support.
+    """A table with one row per class (per label for multi-label): label, precision, recall, f1, support.
 
-    Classes that never occur have support 0; a figure with nothing to divide by is 0.
+    support: number of examples of the class. Where the divisor is 0, the value is 0.
     """
 
     higher_is_better: ClassVar[bool | None] = None
@@ -21,15 +21,16 @@ class PerClass(LocalMetric):
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> dict[str, Any]:
         predictions, references = inputs
-        names = names_of(labels, predictions, references)
+        names = class_names(labels, predictions, references)
         rows = []
-        for name, (_, wrong, missed, right) in zip(
+        for name, (_, false_positive, false_negative, true_positive) in zip(
             names, label_counts(predictions, references, len(names)).tolist(), strict=True
         ):
-            precision, recall = _share(right, right + wrong), _share(right, right + missed)
-            rows.append([name, precision, recall, _share(2 * right, 2 * right + wrong + missed), right + missed])
+            predicted, actual = true_positive + false_positive, true_positive + false_negative
+            precision, recall = _ratio(true_positive, predicted), _ratio(true_positive, actual)
+            rows.append([name, precision, recall, _ratio(2 * true_positive, predicted + actual), actual])
         return {"columns": ["label", "precision", "recall", "f1", "support"], "rows": rows}
 
 
-def _share(part: int, whole: int) -> float:
+def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0

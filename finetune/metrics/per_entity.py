@@ -1,4 +1,4 @@
-"""Precision, recall, F1 and support of each entity: where a good average hides one that is never found."""
+"""Precision, recall, F1 and support of each entity type, which an average may hide."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from finetune.metrics.spans import count_entities
 
 
 class PerEntity(LocalMetric):
-    """A table, a row an entity that occurs: entity, precision, recall, f1, support (entities in the reference)."""
+    """A table with one row per entity type that occurs: entity, precision, recall, f1, support.
+
+    support: number of entities in the reference.
+    """
 
     higher_is_better: ClassVar[bool | None] = None
     inputs: ClassVar[tuple[str, ...]] = ("tags", "reference_tags")
-    description = "Precision, recall, F1 and support of each entity."
+    description = "Precision, recall, F1 and support of each entity type."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> dict[str, Any]:
         tags, references = inputs

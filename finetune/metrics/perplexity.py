@@ -1,4 +1,4 @@
-"""Perplexity: exp of the mean loss a token. One sum over all tokens, so long texts weigh by their length."""
+"""Perplexity: exp of the mean loss per token, over all tokens of the dataset."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from finetune.metrics.metric import LocalMetric
 
 
 class Perplexity(LocalMetric):
-    """loss_sums: [examples] summed loss (natural log) of each; weights: [examples] its tokens. exp(sum / sum).
+    """exp(sum of loss_sums / sum of weights).
 
-    None without a single token, and where the mean loss is not finite or above 709 (exp would overflow).
+    loss_sums: float [examples], the summed loss (natural log) of each example. weights: int [examples], its tokens.
+    None without tokens, and if the mean loss is not finite or is above 709, where exp overflows.
     """
 
     higher_is_better: ClassVar[bool | None] = False

@@ -1,4 +1,4 @@
-"""Precision, averaged over classes: of what was predicted as a class, the share that is of it."""
+"""Macro precision: the mean over classes of the fraction of predictions of a class that are correct."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from finetune.metrics.metric import LocalMetric
 
 
 class Precision(LocalMetric):
-    description = "Precision averaged over classes; a class never predicted counts 0."
+    """predictions, references: int [examples] or 0/1 [examples, labels]. None without examples."""
+
+    description = "Precision averaged over classes; 0 for a class that is never predicted."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         return score("precision", "macro", *inputs)

@@ -1,4 +1,4 @@
-"""Preference accuracy: the share of pairs whose chosen reply has the higher reward."""
+"""Preference accuracy: fraction of pairs in which the chosen reply has the higher reward."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from finetune.metrics.metric import LocalMetric
 
 
 class PreferenceAccuracy(LocalMetric):
-    """chosen_rewards, rejected_rewards: [pairs]. A draw counts half. None without pairs.
+    """chosen_rewards, rejected_rewards: float [pairs]. A tie counts half. None without pairs.
 
-    Of an unpaired reply one side is NaN and counts as 0: a desirable reply is right if its reward is above 0.
+    The missing reply of an unpaired one is NaN and counts as 0, so a desirable reply is correct if its reward is > 0.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("chosen_rewards", "rejected_rewards")
-    description = "Share of pairs whose chosen reply has the higher reward; a draw counts half."
+    description = "Fraction of pairs in which the chosen reply has the higher reward; a tie counts half."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         chosen, rejected = (np.nan_to_num(rewards) for rewards in inputs)

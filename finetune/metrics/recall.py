@@ -1,4 +1,4 @@
-"""Recall, averaged over classes: of what is of a class, the share that was found."""
+"""Macro recall: the mean over classes of the fraction of examples of a class that are predicted as it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from finetune.metrics.metric import LocalMetric
 
 
 class Recall(LocalMetric):
-    description = "Recall averaged over classes; a class that never occurs counts 0 if it was predicted."
+    """predictions, references: int [examples] or 0/1 [examples, labels]. None without examples."""
+
+    description = "Recall averaged over classes; 0 for a class that is predicted but never occurs."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         return score("recall", "macro", *inputs)

@@ -10,7 +10,7 @@ from finetune.metrics.metric import LocalMetric
 
 
 class RejectedReward(LocalMetric):
-    """rejected_rewards: [examples], NaN where a reply is not of that side. None without any."""
+    """rejected_rewards: float [examples], NaN for an unpaired chosen reply. None if there are no rejected replies."""
 
     higher_is_better: ClassVar[bool | None] = False
     inputs: ClassVar[tuple[str, ...]] = ("rejected_rewards",)

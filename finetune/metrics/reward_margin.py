@@ -1,4 +1,4 @@
-"""Reward margin: how far the chosen reply's reward lies above the rejected one"s, on average."""
+"""Reward margin: mean reward of the chosen replies minus mean reward of the rejected ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from finetune.metrics.metric import LocalMetric
 
 
 class RewardMargin(LocalMetric):
-    """chosen_rewards, rejected_rewards: [pairs], NaN where an unpaired reply has no such side. None without either."""
+    """chosen_rewards, rejected_rewards: float [pairs], NaN for the missing reply of an unpaired one.
+
+    None if there are no chosen or no rejected replies.
+    """
 
     inputs: ClassVar[tuple[str, ...]] = ("chosen_rewards", "rejected_rewards")
     description = "Mean of chosen minus rejected reward."

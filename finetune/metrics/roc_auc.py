@@ -1,4 +1,4 @@
-"""ROC-AUC: the chance that a random positive scores above a random negative. Needs scores, not decisions alone."""
+"""ROC-AUC: the probability that a random positive example has a higher score than a random negative one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from finetune.metrics.metric import LocalMetric
 
 
 class RocAuc(LocalMetric):
-    """prediction_scores: [examples, classes] (softmax: each row sums to 1), or [examples, labels] for multi-label.
+    """prediction_scores: float [examples, classes] (softmax: rows sum to 1), or [examples, labels] for multi-label.
 
-    Two classes: the second one's score against references 0/1. More: one class against the rest, averaged over the
-    classes that can be judged (at least one positive and one negative); so for multi-label. None if no class can, or
-    if a score is not finite.
+    Two classes: computed from the score of the second class. More classes, or multi-label: one class against the rest,
+    averaged over the classes that have at least one positive and one negative example. None if no class has, or if a
+    score is not finite.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("prediction_scores", "references")

@@ -1,4 +1,4 @@
-"""ROUGE F1 of the longest common subsequence of words, averaged over examples, after stemming; 0 to 1."""
+"""ROUGE-L: F1 of the longest common subsequence of words after stemming, averaged over examples; 0 to 1."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from finetune.metrics.metric import LocalMetric
 
 
 class RougeL(LocalMetric):
-    """texts, reference_texts: [examples]. None without examples."""
+    """texts, reference_texts: strings [examples]. None without examples."""
 
     inputs: ClassVar[tuple[str, ...]] = ("texts", "reference_texts")
-    description = "Mean ROUGE F1 of the longest common subsequence of words."
+    description = "Mean ROUGE-L F1: the longest common subsequence of words."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         texts, references = (list(column) for column in inputs)

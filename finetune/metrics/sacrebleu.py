@@ -1,4 +1,4 @@
-"""BLEU over the whole set, tokenised by sacrebleu's standard (13a), so that figures compare; 0 to 100."""
+"""BLEU over the corpus, 0 to 100, with sacrebleu's default tokenization (13a), so that values are comparable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finetune.metrics.metric import LocalMetric
 
 
 class Sacrebleu(LocalMetric):
-    """texts, reference_texts: [examples]. None without examples."""
+    """texts, reference_texts: strings [examples]. None without examples."""
 
     inputs: ClassVar[tuple[str, ...]] = ("texts", "reference_texts")
     description = "sacrebleu's corpus BLEU."

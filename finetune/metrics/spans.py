@@ -1,7 +1,7 @@
-"""Entities in tagged words: spans read off IOB tags, and counts of those found, missed and made up, by entity.
+"""Entities in sequences of IOB tags: spans, and counts of correct, predicted and reference entities by type.
 
-Tags: O, or a prefix B, I, E, S, L or U, a dash and the entity ("B-person"). Reading them is as forgiving as the CoNLL
-shared task's conlleval, whose figures seqeval gives by default: an I without a B before it begins an entity too.
+A tag is O, or a prefix B, I, E, S, L or U, a dash and the entity type ("B-person"). Invalid sequences are read as by
+conlleval of the CoNLL shared tasks and by seqeval in default mode: an I without a preceding B starts an entity.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-Span = tuple[str, int, int]  # entity, first word, word behind the last
-_ALONE, _LAST = ("S", "U"), ("E", "L")
+Span = tuple[str, int, int]  # entity type, index of the first word, index after the last word
+_SINGLE, _LAST = ("S", "U"), ("E", "L")  # prefixes of one-word entities and of last words
 
 
 def entity_spans(tags: Sequence[str]) -> list[Span]:
-    """["B-per", "I-per", "O", "I-loc"] -> [("per", 0, 2), ("loc", 3, 4)]."""
+    """The entities of a tag sequence: ["B-per", "I-per", "O", "I-loc"] -> [("per", 0, 2), ("loc", 3, 4)]."""
     spans: list[Span] = []
-    entity, start, ended = "", 0, True  # the entity that is open: none while `ended`
+    entity, start, ended = "", 0, True  # the current entity; none while `ended`
     for index, tag in enumerate([*tags, "O"]):
         prefix, _, name = tag.partition("-") if tag != "O" else ("O", "", "")
         if prefix not in ("B", "I", "E", "L", "S", "U", "O"):
-            prefix, name = "I", tag  # a tag without a prefix: runs of the same tag are entities
-        begins = prefix in ("B", *_ALONE) or name != entity or ended
+            prefix, name = "I", tag  # without prefixes, runs of the same tag are entities
+        begins = prefix in ("B", *_SINGLE) or name != entity or ended
         if not ended and (prefix == "O" or begins):
             spans.append((entity, start, index))
             ended = True
@@ -32,7 +32,7 @@ def entity_spans(tags: Sequence[str]) -> list[Span]:
             continue
         if begins:
             entity, start, ended = name, index, False
-        if prefix in (*_ALONE, *_LAST):
+        if prefix in (*_SINGLE, *_LAST):
             spans.append((entity, start, index + 1))
             ended = True
     return spans
@@ -40,38 +40,39 @@ def entity_spans(tags: Sequence[str]) -> list[Span]:
 
 @dataclass
 class EntityCounts:
-    """found: entities of the reference predicted exactly; predicted, references: all of them; each by entity."""
+    """Counts by entity type. correct: entities predicted exactly; predicted, references: all entities."""
 
-    found: Counter[str] = field(default_factory=Counter)
+    correct: Counter[str] = field(default_factory=Counter)
     predicted: Counter[str] = field(default_factory=Counter)
     references: Counter[str] = field(default_factory=Counter)
 
     @property
     def entities(self) -> list[str]:
-        """Those that occur, A to Z."""
+        """The entity types that occur, A to Z."""
         return sorted(set(self.predicted) | set(self.references))
 
     def figures(self, entity: str | None = None) -> tuple[float, float, float]:
-        """(precision, recall, F1) of one entity, or of all together (micro); 0 where there is nothing to divide by."""
-        found, predicted, references = (
+        """(precision, recall, F1) of one entity type, or of all together (micro); 0 where the divisor is 0."""
+        correct, predicted, references = (
             counter.total() if entity is None else counter[entity]
-            for counter in (self.found, self.predicted, self.references)
+            for counter in (self.correct, self.predicted, self.references)
         )
         return (
-            found / predicted if predicted else 0.0,
-            found / references if references else 0.0,
-            2 * found / (predicted + references) if predicted + references else 0.0,
+            correct / predicted if predicted else 0.0,
+            correct / references if references else 0.0,
+            2 * correct / (predicted + references) if predicted + references else 0.0,
         )
 
 
 def count_entities(tags: np.ndarray, references: np.ndarray, labels: Sequence[str] | None) -> EntityCounts:
-    """tags, references: [examples], each a list of tags, or of their indices in `labels`."""
+    """Count entities. tags, references: [examples], each a list of tags or of their indices in `labels`."""
     counts = EntityCounts()
-    for predicted, wanted in zip(tags, references, strict=True):
-        one, other = set(entity_spans(_names(predicted, labels))), set(entity_spans(_names(wanted, labels)))
-        counts.predicted.update(entity for entity, _, _ in one)
-        counts.references.update(entity for entity, _, _ in other)
-        counts.found.update(entity for entity, _, _ in one & other)
+    for predicted_tags, reference_tags in zip(tags, references, strict=True):
+        predicted = set(entity_spans(_names(predicted_tags, labels)))
+        expected = set(entity_spans(_names(reference_tags, labels)))
+        counts.predicted.update(entity for entity, _, _ in predicted)
+        counts.references.update(entity for entity, _, _ in expected)
+        counts.correct.update(entity for entity, _, _ in predicted & expected)
     return counts
 
 

@@ -1,4 +1,4 @@
-"""Spearman's correlation: how well the order of predicted values is that of the wanted ones, from -1 to 1."""
+"""Spearman correlation: correlation of the ranks of predicted and target values, from -1 to 1."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from finetune.metrics.metric import LocalMetric
 
 
 class Spearman(LocalMetric):
-    """values, targets: [examples]. Ties share their mean rank. None for fewer than two, or where one never changes."""
+    """values, targets: float [examples]. Ties get their mean rank.
+
+    None for fewer than two examples, or if one of the arrays is constant.
+    """
 
     inputs: ClassVar[tuple[str, ...]] = ("values", "targets")
-    description = "Spearman's rank correlation of values and targets."
+    description = "Spearman rank correlation of values and targets."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         values, targets = inputs

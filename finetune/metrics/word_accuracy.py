@@ -1,4 +1,4 @@
-"""Word accuracy: the share of words whose tag is right. Most words are O, so look at entity_f1 first."""
+"""Word accuracy: fraction of words with the correct tag. Most words are O, so entity_f1 is more informative."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from finetune.metrics.metric import LocalMetric
 
 
 class WordAccuracy(LocalMetric):
-    """tags, reference_tags: a list for each example, equally long. None without words."""
+    """tags, reference_tags: [examples], each a list with one tag per word. None without words."""
 
     inputs: ClassVar[tuple[str, ...]] = ("tags", "reference_tags")
-    description = "Share of words whose tag is right."
+    description = "Fraction of words with the correct tag."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
-        right = [one == other for pair in zip(*inputs, strict=True) for one, other in zip(*pair, strict=True)]
-        return sum(right) / len(right) if right else None
+        correct = [tag == other for pair in zip(*inputs, strict=True) for tag, other in zip(*pair, strict=True)]
+        return sum(correct) / len(correct) if correct else None

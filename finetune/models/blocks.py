@@ -1,9 +1,9 @@
-"""A model's blocks that follow one another, found by watching one forward pass: no table of architectures.
+"""Finds the consecutive blocks of a model by observing one forward pass, without a table of architectures.
 
-A call of a module is a link if it takes the tensor that the link before it gave (the same object, unchanged in between)
-and gives one tensor. A module whose inner calls are such a chain from its input to its output is taken apart; a residual
-block is not, because its inner chain ends before the sum, so it is one block. Between `pixel_values` and the last link
-nothing but the chain's tensor is then needed to go on: there the model can be cut.
+A call of a module is a link of a chain if its input is the tensor that the previous link returned (the same object, not
+modified in between) and it returns one tensor. A module whose inner calls form a chain from its input to its output is
+split further; a residual block is not, because its inner chain ends before the sum, so it is one block. Between two
+links, the forward pass needs only the tensor of the chain, so the model can be split there.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 Run = Callable[[nn.Module], Any]
-"""One forward pass of a model on a few examples; gives its outputs."""
+"""Runs a forward pass of a model on a few examples and returns its outputs."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """cost: floating-point operations of a forward pass. size: elements of its output. in_place: it writes over its input.
-    learns: some weight of it is trained.
+    """A module that takes and returns one tensor.
+
+    cost: floating-point operations of its forward pass. size: number of elements of its output. in_place: it modifies
+    its input. trainable: it has weights that are trained.
     """
 
     name: str
@@ -32,19 +34,21 @@ class Block:
     cost: int
     size: int
     in_place: bool = False
-    learns: bool = True
+    trainable: bool = True
 
 
 @dataclass
 class _Call:
-    """One call of a module. taken, given: the tensor that flows, as (identity, version); given is None for anything but
-    one tensor. plain: no other argument carries a gradient.
+    """One call of a module.
+
+    input, output: the tensor of the chain as (identity, version); output is None unless it is a single tensor.
+    single_input: no other argument requires a gradient.
     """
 
     module: nn.Module
-    taken: tuple[int, int] | None
-    plain: bool
-    given: tuple[int, int] | None = None
+    input: tuple[int, int] | None
+    single_input: bool
+    output: tuple[int, int] | None = None
     cost: int = 0
     size: int = 0
     in_place: bool = False
@@ -52,66 +56,69 @@ class _Call:
 
 
 def find_blocks(model: nn.Module, run: Run) -> tuple[list[Block], int]:
-    """The blocks in order, and the floating-point operations of the whole forward pass. The model stays as it was.
+    """(blocks in order, floating-point operations of the whole forward pass). Does not change the model.
 
-    run: on at least two examples, so that BatchNorm has something to normalise by.
+    run: a forward pass on at least two examples, which BatchNorm needs in training mode.
     """
-    root, total = _watch(model, run)
+    root, total = _trace(model, run)
     names = {id(module): name for name, module in model.named_modules()}
-    calls = list(_links(root, root.taken))
-    times: dict[int, int] = {}
-    for call in _every(root):
-        times[id(call.module)] = times.get(id(call.module), 0) + 1
+    calls = list(_links(root, root.input))
+    num_calls: dict[int, int] = {}
+    for call in _all_calls(root):
+        num_calls[id(call.module)] = num_calls.get(id(call.module), 0) + 1
     blocks = []
     for call in calls:
-        if times[id(call.module)] > 1:  # shared by two places: the chain ends here
+        if num_calls[id(call.module)] > 1:  # the module is called more than once: the chain ends here
             break
-        learns = any(parameter.requires_grad for parameter in call.module.parameters())
-        blocks.append(Block(names[id(call.module)], call.module, call.cost, call.size, call.in_place, learns))
+        trainable = any(parameter.requires_grad for parameter in call.module.parameters())
+        blocks.append(Block(names[id(call.module)], call.module, call.cost, call.size, call.in_place, trainable))
     return blocks, total
 
 
-def _links(call: _Call, flowing: tuple[int, int] | None) -> Iterator[_Call]:
-    """The chain inside an open call (whose output is no single tensor), as far as it goes."""
+def _links(call: _Call, tensor: tuple[int, int] | None) -> Iterator[_Call]:
+    """The longest chain inside a call whose output is not a single tensor. tensor: the start of the chain."""
     for inner in call.inner:
-        if inner.taken is None or inner.taken != flowing or inner.given == flowing or not inner.plain:
-            continue  # beside the chain, or it changes nothing
-        if inner.given is None:
-            for link in _links(inner, flowing):
+        if inner.input is None or inner.input != tensor or inner.output == tensor or not inner.single_input:
+            continue  # not part of the chain, or an identity
+        if inner.output is None:
+            for link in _links(inner, tensor):
                 yield link
-                flowing = link.given
+                tensor = link.output
         else:
-            yield from _apart(inner)
-            flowing = inner.given
+            yield from _split(inner)
+            tensor = inner.output
 
 
-def _apart(call: _Call) -> list[_Call]:
-    """The links that a call with one output consists of: itself, if its inner calls do not lead to its output."""
-    found, flowing = [], call.taken
+def _split(call: _Call) -> list[_Call]:
+    """The links inside a call with one output; the call itself if its inner calls do not form a chain to its output."""
+    links, tensor = [], call.input
     for inner in call.inner:
-        if inner.taken == flowing and inner.given not in (None, flowing) and inner.plain:
-            found += _apart(inner)
-            flowing = inner.given
-    return found if found and flowing == call.given else [call]
+        if inner.input == tensor and inner.output not in (None, tensor) and inner.single_input:
+            links += _split(inner)
+            tensor = inner.output
+    return links if links and tensor == call.output else [call]
 
 
-def _every(call: _Call) -> Iterator[_Call]:
+def _all_calls(call: _Call) -> Iterator[_Call]:
     for inner in call.inner:
         yield inner
-        yield from _every(inner)
+        yield from _all_calls(inner)
 
 
-def _watch(model: nn.Module, run: Run) -> tuple[_Call, int]:
-    """Every call of a forward pass, as a tree; in training mode, where dropout is no identity."""
-    kept: list[Any] = []  # what is alive keeps its identity
+def _trace(model: nn.Module, run: Run) -> tuple[_Call, int]:
+    """(tree of all calls of a forward pass, its floating-point operations).
+
+    Runs in training mode, because in evaluation mode dropout returns its input.
+    """
+    kept: list[Any] = []  # keeps tensors alive, so that their identities stay unique
     open_calls = [_Call(model, None, True)]
     counter = FlopCounterMode(display=False)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if torch.is_tensor(value)]
         kept.extend(tensors)
-        taken = _key(tensors[0]) if tensors else None
-        call = _Call(module, taken, not any(tensor.requires_grad for tensor in tensors[1:]))
+        tensor = _key(tensors[0]) if tensors else None
+        call = _Call(module, tensor, not any(tensor.requires_grad for tensor in tensors[1:]))
         call.cost = -counter.get_total_flops()
         open_calls[-1].inner.append(call)
         open_calls.append(call)
@@ -119,18 +126,18 @@ def _watch(model: nn.Module, run: Run) -> tuple[_Call, int]:
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = open_calls.pop()
         call.cost += counter.get_total_flops()
-        tensor = flowing(args, kwargs)
-        call.in_place = tensor is not None and _key(tensor) != call.taken
+        tensor = first_tensor(args, kwargs)
+        call.in_place = tensor is not None and _key(tensor) != call.input
         if torch.is_tensor(output):
             kept.append(output)
-            call.given, call.size = _key(output), output.numel()
+            call.output, call.size = _key(output), output.numel()
 
     hooks = []
     for module in model.modules():
         hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
         hooks.append(module.register_forward_hook(after, with_kwargs=True))
     try:
-        with _as_it_was(model), counter:
+        with _state_restored(model), counter:
             model.train()
             run(model)
     finally:
@@ -140,8 +147,8 @@ def _watch(model: nn.Module, run: Run) -> tuple[_Call, int]:
     return root, counter.get_total_flops()
 
 
-def flowing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first tensor among the arguments: what flows through a chain. None if there is none."""
+def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first tensor among the arguments of a call, which is the tensor of the chain; None if there is none."""
     return next((value for value in (*args, *kwargs.values()) if torch.is_tensor(value)), None)
 
 
@@ -150,8 +157,8 @@ def _key(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Modes, buffers (statistics of BatchNorm) and the random numbers to come are afterwards what they were."""
+def _state_restored(model: nn.Module) -> Iterator[None]:
+    """Restore training modes, buffers (statistics of BatchNorm) and the random number generator on exit."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.random.fork_rng(devices=[]):

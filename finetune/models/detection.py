@@ -1,8 +1,10 @@
-"""Object detectors of transformers: their own losses as exact sums over boxes, their boxes decoded, their processors.
+"""Losses of transformers' object detectors as exact sums over boxes, and decoding of their detections.
 
-Shapes: B images, Q queries, C classes. A detector computes its loss inside its forward pass, as a mean over the boxes of
-the local batch. Here the loss is put off: `defer_loss` makes the forward pass keep what the loss needs, and
-`detection_losses` asks the model's own loss function later, normalised so that sums over any split of a batch agree.
+A detector computes its loss inside its forward pass, as a mean over the boxes of the local batch. Here the loss is
+deferred: after `defer_loss`, the forward pass returns the arguments of the loss, and `detection_loss_sum` calls the
+model's own loss function later, normalized so that sums over any split of a batch agree.
+
+Shapes: B images, Q queries, C classes.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """sums: every term of the loss is a sum divided by the number of boxes; where not, each image is asked by itself.
+    """How a loss function of detectors is normalized, and the layout of its arguments.
 
-    layers_first: intermediate outputs are [layers, B, ...], else [B, layers, ...]. softmax: logits have one class more,
-    "nothing".
+    sums: every term of the loss is a sum divided by the number of boxes; if not, the loss is computed image by image.
+    layers_first: intermediate outputs are [layers, B, ...] instead of [B, layers, ...].
+    softmax: logits have an additional class, "no object".
     """
 
     sums: bool
@@ -34,17 +37,17 @@ class Family:
 LOSSES = {
     "RTDetrForObjectDetectionLoss": Family(sums=True, layers_first=False),
     "DeformableDetrForObjectDetectionLoss": Family(sums=True, layers_first=True),
-    "DFineForObjectDetectionLoss": Family(sums=True, layers_first=False),  # by dfine_loss.py
+    "DFineForObjectDetectionLoss": Family(sums=True, layers_first=False),  # see dfine_loss.py
     # DETR, YOLOS: the class term is a mean over queries.
     "ForObjectDetectionLoss": Family(sums=False, layers_first=True, softmax=True),
 }
-KNOWN = "D-FINE, RT-DETR, RT-DETRv2, Deformable DETR, Conditional DETR, DAB-DETR, DETR, YOLOS"
-TOP = 100  # detections kept an image: what COCO counts
+SUPPORTED = "D-FINE, RT-DETR, RT-DETRv2, Deformable DETR, Conditional DETR, DAB-DETR, DETR, YOLOS"
+MAX_DETECTIONS = 100  # per image, as in COCO
 
 
 @dataclass
 class Deferred:
-    """What a forward pass kept for the loss. anchor: 0, but connected to every weight of this rank."""
+    """The loss function of a forward pass and its arguments. anchor: a 0 connected to all weights of this rank."""
 
     function: Any
     config: Any
@@ -53,44 +56,45 @@ class Deferred:
 
     @property
     def family(self) -> Family:
-        """How the model's loss is made up."""
+        """How the loss is normalized."""
         return LOSSES[self.function.__name__]
 
 
 def family_of(model: Any) -> Family:
-    """How the model's loss is made up. Raises: UserError for a model whose loss is not among LOSSES."""
+    """How the loss of a model is normalized. Raises: UserError for a model whose loss is not in LOSSES."""
     name = model.loss_function.__name__
     if name not in LOSSES:
         raise UserError(
-            f"a {model.config.model_type} model cannot be trained here: its loss ({name}) is not known to be a sum",
+            f"{model.config.model_type} models cannot be trained: their loss ({name}) is not supported",
             where="model.source",
-            remedy=f"Known detectors: {KNOWN}.",
+            remedy=f"Use one of the supported detectors: {SUPPORTED}.",
         )
     return LOSSES[name]
 
 
 def defer_loss(model: Any) -> None:
-    """From now on `model(pixels, labels=...)` has outputs.loss_dict["deferred"] in place of a loss.
+    """Make `model(pixels, labels=...)` return outputs.loss_dict["deferred"], a `Deferred`, instead of a loss.
 
-    The anchor gives every weight a gradient of 0 where a batch holds no box: DistributedDataParallel waits for all.
-    Raises: UserError for a model whose loss is not among LOSSES.
+    Its anchor gives every weight a gradient of 0 if a batch has no boxes, because DistributedDataParallel waits for the
+    gradients of all weights.
+    Raises: UserError for a model whose loss is not in LOSSES.
     """
     import torch
 
     family_of(model)
-    own = model.loss_function
+    loss_function = model.loss_function
 
-    def keep(logits: Any, labels: Any, device: Any, pred_boxes: Any, config: Any, *rest: Any, **more: Any) -> Any:
+    def defer(logits: Any, labels: Any, device: Any, pred_boxes: Any, config: Any, *rest: Any, **more: Any) -> Any:
         names = ("outputs_class", "outputs_coord")
         arguments = {"logits": logits, "pred_boxes": pred_boxes, **dict(zip(names, rest, strict=False)), **more}
         anchor = logits.new_zeros(())
         if torch.is_grad_enabled():
-            held = (weight for weight in model.parameters() if weight.requires_grad and weight.numel())
-            anchor = anchor + sum(weight.reshape(-1)[0].to(logits) * 0.0 for weight in held)
-        return logits.new_zeros(()), {"deferred": Deferred(own, config, arguments, anchor)}, None
+            local = (weight for weight in model.parameters() if weight.requires_grad and weight.numel())
+            anchor = anchor + sum(weight.reshape(-1)[0].to(logits) * 0.0 for weight in local)
+        return logits.new_zeros(()), {"deferred": Deferred(loss_function, config, arguments, anchor)}, None
 
-    keep.family = LOSSES[own.__name__]  # type: ignore[attr-defined]
-    model.loss_function = keep
+    defer.family = LOSSES[loss_function.__name__]  # type: ignore[attr-defined]
+    model.loss_function = defer
 
 
 @dataclass
@@ -150,15 +154,15 @@ def _caster(weight: torch.Tensor) -> Callable[[Any, tuple[Any, ...], dict[str, A
 
 
 def box_units(targets: Sequence[dict[str, Any]]) -> list[int]:
-    """Units of loss of each image: its boxes; 1 for an image without any, as the losses themselves count."""
+    """Loss units of each image: its number of boxes, but at least 1, as the loss functions count."""
     return [max(1, len(target["class_labels"])) for target in targets]
 
 
 def detection_loss_sum(deferred: Deferred, targets: Sequence[dict[str, Any]]) -> torch.Tensor:
-    """The loss summed over `box_units`: float32 scalar. Its anchor included."""
+    """The loss summed over `box_units`, float32 scalar, including the anchor."""
     if deferred.family.sums:
         boxes = max(1, sum(len(target["class_labels"]) for target in targets))
-        total = _ask(deferred, deferred.arguments, targets) * boxes
+        total = _call_loss(deferred, deferred.arguments, targets) * boxes
     else:
         import torch
 
@@ -167,84 +171,87 @@ def detection_loss_sum(deferred: Deferred, targets: Sequence[dict[str, Any]]) ->
 
 
 def detection_losses(deferred: Deferred, targets: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
-    """The loss of each image, times its units: float32 scalars."""
+    """The loss of each image multiplied by its units: B float32 scalars."""
     return [
-        _ask(deferred, _one_image(deferred, index), [target]) * units
+        _call_loss(deferred, _one_image(deferred, index), [target]) * units
         for index, (target, units) in enumerate(zip(targets, box_units(targets), strict=True))
     ]
 
 
-def _ask(deferred: Deferred, arguments: dict[str, Any], targets: Sequence[dict[str, Any]]) -> torch.Tensor:
-    """The model's own loss, in float32: over the boxes of these images, or over 1 if there are none."""
-    widened = {name: _widened(value) for name, value in arguments.items()}
+def _call_loss(deferred: Deferred, arguments: dict[str, Any], targets: Sequence[dict[str, Any]]) -> torch.Tensor:
+    """Call the model's loss function in float32. It divides by the number of boxes of these images, at least 1."""
+    in_float32 = {name: _to_float32(value) for name, value in arguments.items()}
     with _summable():
         loss, _, _ = deferred.function(
-            labels=list(targets), device=widened["logits"].device, config=deferred.config, **widened
+            labels=list(targets), device=in_float32["logits"].device, config=deferred.config, **in_float32
         )
     return loss.float()
 
 
-def _widened(value: Any) -> Any:
+def _to_float32(value: Any) -> Any:
     return value.float() if hasattr(value, "is_floating_point") and value.is_floating_point() else value
 
 
 @contextmanager
 def _summable() -> Iterator[None]:
-    """DETR's loss all-reduces its number of boxes through Accelerate: the ranks ask unequally often, and need no mean.
-    D-FINE's has a term that is no sum.
+    """Patch two loss functions of transformers within the context.
+
+    DETR's loss all-reduces the number of boxes through Accelerate, but ranks call it different numbers of times, and no
+    mean is needed. D-FINE's loss has a term that is not a sum over boxes.
     """
     from transformers.loss import loss_d_fine, loss_for_object_detection
 
     from finetune.models.dfine_loss import SummableDFineLoss
 
-    former = loss_for_object_detection.is_accelerate_available, loss_d_fine.DFineLoss
+    original = loss_for_object_detection.is_accelerate_available, loss_d_fine.DFineLoss
     loss_for_object_detection.is_accelerate_available = lambda: False
     loss_d_fine.DFineLoss = SummableDFineLoss  # type: ignore[misc]
     try:
         yield
     finally:
-        loss_for_object_detection.is_accelerate_available, loss_d_fine.DFineLoss = former  # type: ignore[misc]
+        loss_for_object_detection.is_accelerate_available, loss_d_fine.DFineLoss = original  # type: ignore[misc]
 
 
 def _one_image(deferred: Deferred, index: int) -> dict[str, Any]:
-    """The arguments of one image of the batch, still [1, ...]."""
-    own: dict[str, Any] = {}
+    """The arguments of the loss for one image of the batch, with a batch dimension of 1."""
+    selected: dict[str, Any] = {}
     for name, value in deferred.arguments.items():
         if name == "denoising_meta_values" and value is not None:
-            own[name] = {**value, "dn_positive_idx": [value["dn_positive_idx"][index]]}
+            selected[name] = {**value, "dn_positive_idx": [value["dn_positive_idx"][index]]}
         elif not hasattr(value, "dim"):
-            own[name] = value
+            selected[name] = value
         elif deferred.family.layers_first and name in ("outputs_class", "outputs_coord"):
-            own[name] = value[:, index : index + 1]
+            selected[name] = value[:, index : index + 1]
         else:
-            own[name] = value[index : index + 1]
-    return own
+            selected[name] = value[index : index + 1]
+    return selected
 
 
 def decode_boxes(logits: torch.Tensor, boxes: torch.Tensor, *, softmax: bool) -> list[dict[str, torch.Tensor]]:
-    """The 100 best detections of each image, best first: {"scores" [n], "labels" [n], "corners" [n, 4]} as shares.
+    """The 100 best detections of each image, by descending score: {"scores": [n], "labels": [n], "corners": [n, 4]}.
 
-    logits: [B, Q, C] (C + 1 with softmax), boxes: [B, Q, 4] centred.
+    logits: [B, Q, C] (C + 1 with softmax). boxes: [B, Q, 4] as (center x, center y, width, height).
+    Boxes and corners (left, top, right, bottom) are fractions of the image size.
     """
     import torch
 
     scores = logits.float().softmax(-1)[..., :-1] if softmax else logits.float().sigmoid()
     classes = scores.shape[-1]
-    best, places = scores.flatten(1).topk(min(TOP, scores.shape[1] * classes), dim=1)
-    chosen = torch.gather(boxes.float(), 1, (places // classes).unsqueeze(-1).expand(-1, -1, 4))
-    middles, sides = chosen[..., :2], chosen[..., 2:]
-    corners = torch.cat([middles - sides / 2, middles + sides / 2], dim=-1).clamp(0, 1)
-    labels = places % classes
+    best, indices = scores.flatten(1).topk(min(MAX_DETECTIONS, scores.shape[1] * classes), dim=1)
+    chosen = torch.gather(boxes.float(), 1, (indices // classes).unsqueeze(-1).expand(-1, -1, 4))
+    centers, sizes = chosen[..., :2], chosen[..., 2:]
+    corners = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1).clamp(0, 1)
+    labels = indices % classes
     return [
-        {"scores": one, "labels": label, "corners": corner}
-        for one, label, corner in zip(best, labels, corners, strict=True)
+        {"scores": image_scores, "labels": image_labels, "corners": image_corners}
+        for image_scores, image_labels, image_corners in zip(best, labels, corners, strict=True)
     ]
 
 
 def class_modules(model: Any) -> list[str]:
-    """Dotted names of the modules whose weights have a row a class; each shared one once.
+    """Dotted names of the modules whose weights have one row per class; shared modules occur once.
 
-    Told by making the model, without memory, for one class more, and comparing shapes.
+    Found by creating the model on the meta device with one more class and comparing shapes.
     """
     import copy
 
@@ -253,8 +260,8 @@ def class_modules(model: Any) -> list[str]:
     config = copy.deepcopy(model.config)
     config.num_labels = config.num_labels + 1
     with torch.device("meta"):
-        other = type(model)(config)
-    shapes = {name: weight.shape for name, weight in other.named_parameters()}
+        larger = type(model)(config)
+    shapes = {name: weight.shape for name, weight in larger.named_parameters()}
     return sorted(
         {
             name.rpartition(".")[0]
@@ -265,7 +272,7 @@ def class_modules(model: Any) -> list[str]:
 
 
 def lower_prior(model: Any, names: Sequence[str]) -> None:
-    """New class weights begin by seeing nothing, not by seeing every class with probability 1/2 in every query.
+    """Initialize the biases of new class heads so that every class has a low probability in every query, not 1/2.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection" (2017), section 4.1.
     """

@@ -1,8 +1,9 @@
-"""D-FINE's loss for many images at once, its distillation term taken image by image, so that it can be summed.
+"""D-FINE's loss with a distillation term that is computed per image, so that losses of images can be summed.
 
-transformers takes that term (DDF; Peng et al., "D-FINE", 2024, section 4.2) as a mean over all queries of a batch, which
-depends on how images are put together. Here it is that of each image alone, times the image's boxes.
-Letters: B images, Q queries, K bins of a side's distribution.
+transformers computes this term (DDF; Peng et al., "D-FINE", 2024, section 4.2) as a mean over all queries of a batch,
+which depends on the composition of the batch. Here it is computed for each image and multiplied by its number of boxes.
+
+Shapes: B images, Q queries, K bins of the distribution of a box side.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ TEMPERATURE = 5.0
 
 
 class SummableDFineLoss(DFineLoss):
-    """Times the number of boxes (at least 1), the total is the sum of the losses of each image times its boxes."""
+    """DFineLoss for which loss times number of boxes (at least 1) of a batch is the sum of this over its images."""
 
     def forward(self, outputs: dict[str, Any], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """As DFineLoss; remembers how many boxes each image has."""
+        """As DFineLoss; stores the fraction of the boxes that belong to each image."""
         counts = [len(target["class_labels"]) for target in targets]
         self.units = outputs["logits"].new_tensor([max(1, count) for count in counts]) / max(1, sum(counts))
         return super().forward(outputs, targets)
@@ -35,13 +36,13 @@ class SummableDFineLoss(DFineLoss):
         targets: Sequence[dict[str, Tensor]],
         indices: Any,
         num_boxes: float,
-        T: float = TEMPERATURE,  # noqa: N803 (transformers calls it so)
+        T: float = TEMPERATURE,  # noqa: N803 (name in transformers)
     ) -> dict[str, Tensor]:
-        """As DFineLoss, with "loss_ddf" of each image alone."""
+        """As DFineLoss, with "loss_ddf" computed per image."""
         teacher = outputs.get("teacher_corners")
         if teacher is None:
             return super().loss_local(outputs, targets, indices, num_boxes, T)
-        # Told that the student is the teacher, transformers leaves the distillation out: it comes below.
+        # With the student as the teacher, transformers skips the distillation term, which is added below.
         losses = super().loss_local(
             {**outputs, "teacher_corners": outputs["pred_corners"]}, targets, indices, num_boxes, T
         )
@@ -50,12 +51,15 @@ class SummableDFineLoss(DFineLoss):
             boxes = torch.cat([target["boxes"][i] for target, (_, i) in zip(targets, indices, strict=True)])
             predicted = _corners(outputs["pred_boxes"][matched])
             overlaps = torch.diag(box_iou(predicted, _corners(boxes))[0]).detach()
-            losses["loss_ddf"] = (self._distilled(outputs, matched, overlaps) * self.units).sum()
+            losses["loss_ddf"] = (self._distillation(outputs, matched, overlaps) * self.units).sum()
         return losses
 
-    def _distilled(self, outputs: dict[str, Any], matched: tuple[Tensor, Tensor], overlaps: Tensor) -> Tensor:
-        """[B]: divergence of each side's distribution from the last layer's, weighted by how sure that one is; matched and
-        other queries averaged apart, and joined by the square roots of their numbers.
+    def _distillation(self, outputs: dict[str, Any], matched: tuple[Tensor, Tensor], overlaps: Tensor) -> Tensor:
+        """The distillation loss of each image, [B].
+
+        The KL divergence of the distribution of each side from that of the last layer, weighted by the confidence of
+        the last layer. Matched and unmatched queries are averaged separately, then weighted by the square root of their
+        numbers. matched: indices (image, query). overlaps: IoU of the matched boxes.
         """
         student, teacher = outputs["pred_corners"], outputs["teacher_corners"].detach()
         shape = (*student.shape[:2], 4, self.max_num_bins + 1)
@@ -69,12 +73,12 @@ class SummableDFineLoss(DFineLoss):
         is_matched = torch.zeros_like(weight)
         is_matched[matched] = 1.0
         loss = kl * weight * TEMPERATURE**2
-        total, joined = loss.new_zeros(len(loss)), loss.new_zeros(len(loss))
+        total, weights = loss.new_zeros(len(loss)), loss.new_zeros(len(loss))
         for mask in (is_matched, 1.0 - is_matched):
             sides = 4 * mask.sum(dim=1)
             mean = (loss * mask).sum(dim=1) / sides.clamp(min=1)
-            total, joined = total + mean * sides.sqrt(), joined + sides.sqrt()
-        return total / joined
+            total, weights = total + mean * sides.sqrt(), weights + sides.sqrt()
+        return total / weights
 
 
 def _corners(boxes: Tensor) -> Tensor:

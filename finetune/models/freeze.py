@@ -1,4 +1,4 @@
-"""Weights that do not train, by name: `model.freeze` of the recipe."""
+"""Freezes weights by name: `model.freeze` of the recipe."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from finetune.errors import UserError
 
 
 def freeze_weights(model: nn.Module, patterns: Sequence[str]) -> int:
-    """Take the gradient from every weight that a pattern names; how many weights (tensors) that are.
+    """Freeze all weights that match a pattern. Returns the number of frozen weights (tensors).
 
-    A pattern is the name of a module or of a weight, with * for any part: "resnet.embedder", "*.layers.0.*". BatchNorm
-    statistics are no weights: `model.batch_norm: frozen` keeps those.
-    Raises: UserError for a pattern that names nothing, with the nearest names; or if nothing is left to train.
+    A pattern is the name of a module or a weight, in which * matches anything: "resnet.embedder", "*.layers.0.*".
+    Running statistics of BatchNorm are not weights; use `model.batch_norm: frozen` for these.
+    Raises: UserError for a pattern that matches nothing, with the most similar names; or if all weights are frozen.
     """
     weights = dict(model.named_parameters())
     frozen: set[str] = set()
@@ -25,15 +25,17 @@ def freeze_weights(model: nn.Module, patterns: Sequence[str]) -> int:
         if not matched:
             modules = [name for name, _ in model.named_modules() if name]
             near = difflib.get_close_matches(pattern, [*modules, *weights], n=3, cutoff=0.4)
-            tops = ", ".join(name for name, _ in model.named_children())
+            children = ", ".join(name for name, _ in model.named_children())
             raise UserError(
-                f"{pattern!r} names no weight of the model",
+                f"{pattern!r} matches no weight of the model",
                 where="model.freeze",
-                remedy=f"Did you mean {', '.join(near)}?" if near else f"The model's parts are {tops}.",
+                remedy=f"Did you mean {', '.join(near)}?"
+                if near
+                else f"The top-level modules of the model are {children}.",
             )
         frozen |= matched
     for name in frozen:
         weights[name].requires_grad_(False)
     if frozen and not any(weight.requires_grad for weight in weights.values()):
-        raise UserError("nothing is left to train", where="model.freeze", remedy="Freeze less.")
+        raise UserError("all weights are frozen", where="model.freeze", remedy="Freeze fewer weights.")
     return len(frozen)

@@ -1,4 +1,4 @@
-"""The head of a model: the modules beside its body, made anew from the seed alone."""
+"""The head of a model, that is the modules outside its body: finds it, and replaces it by a newly initialized one."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ if TYPE_CHECKING:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Top-level modules with weights outside the body: BertForSequenceClassification -> ["classifier"].
+    """Names of the top-level modules with weights outside the body: BertForSequenceClassification -> ["classifier"].
 
-    A head that shares its weight with the embeddings (many language models) is no head of its own.
+    A head that shares its weights with the embeddings, as in many language models, is not included.
     """
     body = getattr(model, "base_model_prefix", "")
-    inside = {id(weight) for weight in getattr(model, body, nn.Identity()).parameters()}
+    body_weights = {id(weight) for weight in getattr(model, body, nn.Identity()).parameters()}
     return [
         name
         for name, child in model.named_children()
-        if name != body and any(id(weight) not in inside for weight in child.parameters())
+        if name != body and any(id(weight) not in body_weights for weight in child.parameters())
     ]
 
 
 def replace_head(model: Any, names: Sequence[str], config: PreTrainedConfig, *, dtype: torch.dtype, seed: int) -> None:
-    """Put new, randomly initialised modules `names` (dotted) into `model`, shaped by `config`; model.config becomes `config`.
+    """Replace the modules `names` (dotted) of `model` by randomly initialized ones with the shapes of `config`.
 
-    The random numbers are drawn for these modules alone, from `seed`, so that neither the rank, nor the ZeRO stage, nor
-    what else was missing changes them. Under ZeRO-3 they begin whole; the engine shards them.
+    The label names and the number of labels of the model become those of `config`. Random numbers are drawn from `seed`
+    for these modules only, so the weights do not depend on the rank, the ZeRO stage, or other new weights.
+    Under ZeRO-3, the new modules are not sharded until the engine is created.
     """
     with torch.device("meta"):
         fresh = type(model)(copy.deepcopy(config))
@@ -45,16 +46,16 @@ def replace_head(model: Any, names: Sequence[str], config: PreTrainedConfig, *, 
                     module.reset_parameters()
             for module in head.modules():
                 fresh._init_weights(module)
-            _put(model, name, head.to(device, dtype))
+            _replace(model, name, head.to(device, dtype))
     model.config.id2label, model.config.label2id = config.id2label, config.label2id
     if hasattr(model, "num_labels"):
         model.num_labels = config.num_labels
 
 
-def _put(model: nn.Module, name: str, head: nn.Module) -> None:
-    """In place of the module `name`, wherever in the model that very module stands (detectors share heads)."""
+def _replace(model: nn.Module, name: str, head: nn.Module) -> None:
+    """Replace the module `name` in all places where the model uses this instance (detectors share heads)."""
     old = model.get_submodule(name)
     for module in list(model.modules()):
-        for child, there in list(module.named_children()):
-            if there is old:
-                setattr(module, child, head)
+        for name_in_parent, child in list(module.named_children()):
+            if child is old:
+                setattr(module, name_in_parent, head)

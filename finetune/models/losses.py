@@ -1,6 +1,6 @@
-"""Losses as sums over units, in float32, with memory that does not grow with the vocabulary.
+"""Losses as sums over tokens or examples, in float32, with bounded memory for large vocabularies.
 
-Shapes: N rows (tokens or examples), C classes or vocabulary.
+Shapes: N rows (tokens or examples), C classes or vocabulary size.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100
-_CHUNK_ELEMENTS = 1 << 25  # float32 logits held at once: 128 MiB
+_CHUNK_ELEMENTS = 1 << 25  # float32 logits in memory at once: 128 MiB
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy summed over the rows of `logits` [N, C] whose label [N] is not -100: float32 scalar.
+    """Cross-entropy summed over all rows whose label is not -100: float32 scalar.
 
-    Large inputs go through in chunks, each recomputed in the backward pass, so that no float32 copy of all logits lives.
-    Zero rows give a zero that is still connected to the graph. Nothing here asks a GPU for a value.
+    Large inputs are processed in chunks that are recomputed in the backward pass, so that no float32 copy of all logits
+    is kept. With zero rows, the result is 0 and still connected to the graph. Does not synchronize with a GPU.
+
+    logits: [N, C]. labels: int64 [N].
     """
     rows = max(1, _CHUNK_ELEMENTS // max(1, logits.shape[-1]))
     if logits.shape[0] <= rows:
@@ -41,7 +43,7 @@ def _chunk_sum(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor
 
 
 def cross_entropy_rows(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each row of `logits` [N, C] under its label [N], with gradient: float32 [N]."""
+    """Cross-entropy of each row, with gradient: float32 [N]. logits: [N, C]. labels: int64 [N], without -100."""
     rows = max(1, _CHUNK_ELEMENTS // max(1, logits.shape[-1]))
     if logits.shape[0] <= rows:
         return functional.cross_entropy(logits.float(), labels, reduction="none")
@@ -57,7 +59,10 @@ def _rows(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def cross_entropy_each(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each row: float32 [N], 0 where the label is -100. For reports, not for training."""
+    """Cross-entropy of each row: float32 [N], 0 where the label is -100. For evaluation, not for training.
+
+    logits: [N, C]. labels: int64 [N].
+    """
     rows = max(1, _CHUNK_ELEMENTS // max(1, logits.shape[-1]))
     parts = [
         functional.cross_entropy(part.float(), part_labels, reduction="none", ignore_index=IGNORE)
@@ -67,11 +72,12 @@ def cross_entropy_each(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def binary_cross_entropy_each(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Multi-label loss of each example: mean over its C classes of the binary cross-entropy: float32 [N].
+    """Multi-label loss of each example, the mean over classes of the binary cross-entropy: float32 [N].
 
-    logits and targets are [N, C], targets 0.0 or 1.0. Dividing by C, a constant, keeps the size of the loss, and with it
-    the learning rate, independent of the number of classes; a sum over examples stays exact under any split.
-    Smoothing moves each target towards 1/2: y (1 - s) + s / 2.
+    Because of the mean, the scale of the loss and a suitable learning rate do not depend on the number of classes.
+    Label smoothing s moves each target y towards 1/2: y (1 - s) + s / 2.
+
+    logits: [N, C]. targets: [N, C], 0.0 or 1.0.
     """
-    goals = targets.float() * (1.0 - label_smoothing) + 0.5 * label_smoothing
-    return functional.binary_cross_entropy_with_logits(logits.float(), goals, reduction="none").mean(dim=-1)
+    smoothed = targets.float() * (1.0 - label_smoothing) + 0.5 * label_smoothing
+    return functional.binary_cross_entropy_with_logits(logits.float(), smoothed, reduction="none").mean(dim=-1)

@@ -1,4 +1,4 @@
-"""The image processor: loaded or made, always the PIL one (torchvision is never needed), always one fixed size out."""
+"""Loads or creates the image processor, which uses PIL (not torchvision) and returns images of one fixed size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune.recipe.model import ModelSection
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # codes of PIL
 DEFAULT_SIZE = 224
 
 
@@ -28,12 +28,14 @@ def load_processor(
     interpolation: str | None = None,
     kind: str = "ViTImageProcessorPil",
 ) -> Any:
-    """The processor of model.processor or model.source, with what the recipe changes; made anew for init: config.
+    """The processor of model.processor or model.source with the recipe's changes; a new one for `init: config`.
 
-    kind: the class of transformers of which one is made. Its output has one fixed size for images of any shape: where
-    the loaded one keeps an image's own shape, a plain resize to a square takes its place. What is returned is what is
-    saved beside the model, so inference sees the same.
-    Raises: UserError where there is none, or where its size is not the one that the model takes.
+    Its output has one fixed size for images of any shape. If the loaded processor keeps the aspect ratio, a plain
+    resize to a square replaces it. The returned processor is saved with the model, so inference uses the same one.
+
+    image_size: height and width of the output. mean, std: one value per channel. None or empty: as loaded.
+    kind: name of the class in transformers for new processors.
+    Raises: UserError if there is no processor, or its output size is not that of the model.
     """
     where = model.processor or ("" if model.init == "config" else model.source)
     processor = _load(where, model) if where else _make(kind, config, image_size, mean, std, interpolation)
@@ -54,7 +56,7 @@ def load_processor(
 
 
 def output_size(processor: Any, config: Any) -> tuple[int, int] | None:
-    """(height, width) that comes out, or None if it follows the image's shape. Tried, not guessed from settings."""
+    """(height, width) of the output, or None if it depends on the image. Found by processing two images."""
     from PIL import Image
 
     mode = "L" if num_channels(config) == 1 else "RGB"
@@ -66,12 +68,12 @@ def output_size(processor: Any, config: Any) -> tuple[int, int] | None:
 
 
 def num_channels(config: Any) -> int:
-    """Colour channels that the model takes: 3 unless its configuration says otherwise."""
+    """Number of color channels that the model expects: 3 unless its configuration says otherwise."""
     return int(getattr(config, "num_channels", 3) or 3)
 
 
 def model_size(config: Any) -> tuple[int, int] | None:
-    """(height, width) of a model with learnt positions (ViT); None for one that takes any size (ResNet)."""
+    """(height, width) that a model with position embeddings expects (ViT); None if it accepts any size (ResNet)."""
     size = getattr(config, "image_size", None)
     if isinstance(size, int):
         return size, size
@@ -79,10 +81,10 @@ def model_size(config: Any) -> tuple[int, int] | None:
 
 
 def _remake(kind: str, config: Any, edge: int, old: Any) -> Any:
-    """A processor of another size, with the colours and the interpolation of `old`."""
-    made = _make(kind, config, edge, old.image_mean, old.image_std, _interpolation_of(old))
-    made.do_normalize = old.do_normalize
-    return made
+    """A new processor of another size, with the normalization and the interpolation of `old`."""
+    processor = _make(kind, config, edge, old.image_mean, old.image_std, _interpolation_of(old))
+    processor.do_normalize = old.do_normalize
+    return processor
 
 
 def _make(
@@ -107,20 +109,20 @@ def _make(
 
 def _interpolation_of(processor: Any) -> str:
     number = int(processor.resample) if processor.resample is not None else INTERPOLATIONS["bilinear"]
-    return next((name for name, known in INTERPOLATIONS.items() if known == number), "bilinear")
+    return next((name for name, code in INTERPOLATIONS.items() if code == number), "bilinear")
 
 
-def _load(wanted: str, model: ModelSection) -> Any:
+def _load(source: str, model: ModelSection) -> Any:
     from transformers import AutoImageProcessor
 
-    with model_errors(wanted):
-        where = resolve_model(wanted)
+    with model_errors(source):
+        where = resolve_model(source)
         folder = Path(where)
         if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
             raise UserError(
-                "the folder holds no image processor (preprocessor_config.json)",
+                "the folder contains no image processor (preprocessor_config.json)",
                 where=where,
-                remedy="Set model.processor: a hub id or folder that has one.",
+                remedy="Set model.processor to a hub id or folder that has one.",
             )
         revision = model.revision if not model.processor else "main"
         return AutoImageProcessor.from_pretrained(
@@ -129,11 +131,11 @@ def _load(wanted: str, model: ModelSection) -> Any:
 
 
 def _check_size(processor: Any, model: ModelSection, config: Any) -> None:
-    wanted, given = model_size(config), output_size(processor, config)
-    if wanted is not None and given != wanted:
-        size = f"{given[0]} x {given[1]}" if given else "images of changing size"
+    expected, actual = model_size(config), output_size(processor, config)
+    if expected is not None and actual != expected:
+        size = f"{actual[0]} x {actual[1]}" if actual else "images of varying size"
         raise UserError(
-            f"the model takes {wanted[0]} x {wanted[1]} pixels, but would be given {size}",
+            f"the model expects {expected[0]} x {expected[1]} pixels, but the image processor returns {size}",
             where=model.source,
-            remedy=f"Remove options.image_size, or set it to {wanted[0]}.",
+            remedy=f"Remove options.image_size, or set it to {expected[0]}.",
         )

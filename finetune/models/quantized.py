@@ -1,7 +1,7 @@
-"""A base model in 4 or 8 bits through bitsandbytes: the frozen weights under an adapter, at a quarter or half the bytes.
+"""Quantizes a base model to 4 or 8 bits with bitsandbytes, as frozen weights under an adapter.
 
-4 bits is NF4 with double quantisation (Dettmers et al., QLoRA, 2023); 8 bits is LLM.int8 (Dettmers et al., 2022). Heads
-and output embeddings stay as they are.
+4 bits is NF4 with double quantization (QLoRA; Dettmers et al., 2023); 8 bits is LLM.int8 (Dettmers et al., 2022). Heads
+and output embeddings are not quantized.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ def quantization_options(
     dtype: torch.dtype,
     heads: Callable[[Any], Sequence[str]],
 ) -> dict[str, Any]:
-    """What from_pretrained needs beside the rest; empty without model.quantization.
+    """Additional arguments of from_pretrained; empty without model.quantization.
 
-    kind: the model's class. dtype: that products are computed in. heads: dotted names of the modules left whole.
-    Raises: UserError if bitsandbytes is missing, or the model's code is its own.
+    kind: class of the model. dtype: data type of matrix products. heads: model -> dotted names of modules that are not
+    quantized.
+    Raises: UserError if bitsandbytes is not installed.
     """
     if model.quantization == "none":
         return {}
@@ -40,47 +41,48 @@ def quantization_options(
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             f"model.quantization: {model.quantization} needs bitsandbytes, which is not installed",
-            remedy="pip install 'finetune[quantized]'",
+            remedy="Run: pip install 'finetune[quantized]'",
         )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line a product, about the type it computes in
-    place = torch.device("cuda", torch.cuda.current_device()) if uses_cuda() else torch.device("cpu")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs the data type of every product
+    device = torch.device("cuda", torch.cuda.current_device()) if uses_cuda() else torch.device("cpu")
     return {
-        "quantization_config": _config(model.quantization, dtype, _kept_whole(kind, config, heads)),
-        "device_map": {"": place},
+        "quantization_config": _config(model.quantization, dtype, _unquantized_modules(kind, config, heads)),
+        "device_map": {"": device},
     }
 
 
-def _config(quantization: str, dtype: torch.dtype, whole: list[str]) -> BitsAndBytesConfig:
+def _config(quantization: str, dtype: torch.dtype, unquantized: list[str]) -> BitsAndBytesConfig:
     from transformers import BitsAndBytesConfig
 
     if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=unquantized)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=whole,
+        llm_int8_skip_modules=unquantized,
     )
 
 
-def _kept_whole(kind: Any, config: PreTrainedConfig, heads: Callable[[Any], Sequence[str]]) -> list[str]:
-    """Heads and output embeddings, found on a model without weights."""
+def _unquantized_modules(kind: Any, config: PreTrainedConfig, heads: Callable[[Any], Sequence[str]]) -> list[str]:
+    """Names of heads and output embeddings, found on a model on the meta device."""
     import copy
 
     import torch
 
     with torch.device("meta"):
-        hollow: nn.Module = kind(copy.deepcopy(config))
-    names = set(heads(hollow))
-    output = hollow.get_output_embeddings() if hasattr(hollow, "get_output_embeddings") else None  # type: ignore[operator]
-    names |= {name for name, module in hollow.named_modules() if output is not None and module is output}
+        meta_model: nn.Module = kind(copy.deepcopy(config))
+    names = set(heads(meta_model))
+    output = meta_model.get_output_embeddings() if hasattr(meta_model, "get_output_embeddings") else None  # type: ignore[operator]
+    names |= {name for name, module in meta_model.named_modules() if output is not None and module is output}
     return sorted(names)
 
 
 def keep_layout(model: nn.Module) -> None:
-    """On processors with bfloat16 products, bitsandbytes lays 4-bit weights out anew in the first evaluation, and cannot
-    train with them after that: keep them as they are.
+    """Keep bitsandbytes from changing the layout of 4-bit weights.
+
+    On CPUs with bfloat16 instructions, it repacks them in the first evaluation, and cannot train with them afterwards.
     """
     for layer in model.modules():
         if getattr(layer, "support_avx512bf16_for_cpu", False):
@@ -88,5 +90,5 @@ def keep_layout(model: nn.Module) -> None:
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of the weights that do not train, as they lie in memory."""
+    """Memory of the frozen weights in bytes, as stored (quantized)."""
     return sum(weight.numel() * weight.element_size() for weight in model.parameters() if not weight.requires_grad)

@@ -1,5 +1,6 @@
-"""A small model of the same architecture: overrides of a configuration that leave every part in place, but fewer and
-narrower. Pure functions of a configuration as a dict; no torch here.
+"""Configuration overrides for a small model of the same architecture, with fewer and narrower layers.
+
+Pure functions of a configuration as a dict; torch is not imported.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ INNER = (
     "intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "n_inner", "hidden_dim",
     "moe_intermediate_size",
 )  # fmt: skip
-LAYERS, FEW_HEADS, HEAD_WIDTH = 2, 4, 16
-SMALL = 128  # a model this narrow is small already
+LAYERS, MAX_HEADS, HEAD_DIM = 2, 4, 16
+SMALL_WIDTH = 128  # models up to this hidden size are not narrowed
 
 
 def shrunken(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Overrides to try, the smallest model first; the last one changes nothing.
+    """Overrides to try, from the smallest model to the unchanged one.
 
     {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, ...}
     -> [{"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, ...},
@@ -29,11 +30,11 @@ def shrunken(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     shallow = _shallow(config)
     narrow = {**shallow, **_narrow(config)}
-    return [candidate for number, candidate in enumerate((narrow, shallow, {})) if candidate or number == 2]
+    return [*(overrides for overrides in (narrow, shallow) if overrides), {}]
 
 
 def without_dropout(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Whatever draws random numbers in a forward pass, at 0: dropout of all kinds, the noisy queries of detectors."""
+    """Overrides that disable random numbers in the forward pass: dropout of all kinds, and denoising queries."""
     return {
         key: type(value)(0)
         for key, value in config.items()
@@ -42,34 +43,34 @@ def without_dropout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shallow(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Two layers; lists with an entry a layer are cut; stages of a convolutional network get one block each."""
-    found: dict[str, Any] = {}
+    """Overrides for two layers: lists with one entry per layer are cut; stages of a CNN get one block each."""
+    overrides: dict[str, Any] = {}
     for key in DEPTHS:
         layers = config.get(key)
         if isinstance(layers, int) and layers > LAYERS:
-            found[key] = LAYERS
+            overrides[key] = LAYERS
             for name, value in config.items():
                 if isinstance(value, (list, tuple)) and len(value) == layers and name not in ("depths", "hidden_sizes"):
-                    found[name] = list(value[:LAYERS])
+                    overrides[name] = list(value[:LAYERS])
     depths = config.get("depths")
     if isinstance(depths, (list, tuple)) and any(depth > 1 for depth in depths):
-        found["depths"] = [1] * len(depths)
-    return found
+        overrides["depths"] = [1] * len(depths)
+    return overrides
 
 
 def _narrow(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A few heads of 16, and everything else after them."""
+    """Overrides for at most four heads of dimension 16, with all other widths to match; {} if the model is narrow."""
     width = next((config[key] for key in WIDTHS if isinstance(config.get(key), int)), 0)
-    heads = {key: min(config[key], FEW_HEADS) for key in HEADS if isinstance(config.get(key), int)}
-    if width <= SMALL or not heads or len(set(heads.values())) != 1:
+    heads = {key: min(config[key], MAX_HEADS) for key in HEADS if isinstance(config.get(key), int)}
+    if width <= SMALL_WIDTH or not heads or len(set(heads.values())) != 1:
         return {}
     count = next(iter(heads.values()))
-    found: dict[str, Any] = dict(heads)
+    overrides: dict[str, Any] = dict(heads)
     groups = config.get("num_key_value_heads")
     if isinstance(groups, int):
-        whole = groups >= next(config[key] for key in heads)
-        found["num_key_value_heads"] = count if whole else max(1, count // 2) if groups > 1 else 1
-    found |= {key: count * HEAD_WIDTH for key in WIDTHS if isinstance(config.get(key), int)}
-    found |= {key: HEAD_WIDTH for key in ("head_dim", "d_kv") if isinstance(config.get(key), int)}
-    found |= {key: 2 * count * HEAD_WIDTH for key in INNER if isinstance(config.get(key), int)}
-    return found
+        ungrouped = groups >= next(config[key] for key in heads)
+        overrides["num_key_value_heads"] = count if ungrouped else max(1, count // 2) if groups > 1 else 1
+    overrides |= {key: count * HEAD_DIM for key in WIDTHS if isinstance(config.get(key), int)}
+    overrides |= {key: HEAD_DIM for key in ("head_dim", "d_kv") if isinstance(config.get(key), int)}
+    overrides |= {key: 2 * count * HEAD_DIM for key in INNER if isinstance(config.get(key), int)}
+    return overrides

@@ -1,9 +1,9 @@
-"""A model cut into stages of whole blocks, each of which one process can run and hold by itself. Knows no ranks.
+"""Splits a model into pipeline stages of whole blocks, each of which can run in a process of its own. Knows no ranks.
 
-The module keeps its shape and the names of its weights. A block's `forward` goes through a gate: blocks of stages before
-this one hand on what was received instead of computing it, the first block of a later stage ends the forward pass. So the
-code around the blocks (masks, pooling, the head) runs as its authors wrote it. Weights of other stages become tensors on
-the `meta` device, which take no memory.
+The module keeps its structure and the names of its weights. The `forward` of every block is wrapped: blocks of earlier
+stages return the received tensor instead of computing, and the first block of a later stage ends the forward pass. The
+code around the blocks (masks, pooling, the head) runs unchanged. Weights of other stages become tensors on the `meta`
+device, which use no memory.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import torch
 from torch import nn
 
 from finetune.errors import UserError
-from finetune.models.blocks import Block, Run, find_blocks, flowing
+from finetune.models.blocks import Block, Run, find_blocks, first_tensor
 
-KEY = "parallel.pipeline"
+PIPELINE_KEY = "parallel.pipeline"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks [first, end). share: of the forward pass's floating-point operations. weights: elements of parameters."""
+    """The blocks [first, end).
+
+    share: fraction of the floating-point operations of the forward pass. weights: number of parameter elements.
+    """
 
     first: int
     end: int
@@ -32,8 +35,8 @@ class Stage:
     label: str  # "resnet.embedder.embedder.convolution to resnet.encoder.stages.0.layers.1"
 
 
-class _Cut(Exception):
-    """The first block of a later stage was reached."""
+class _StageEnd(Exception):
+    """Raised to end the forward pass at the first block of a later stage. activation: the input of this block."""
 
     def __init__(self, activation: torch.Tensor) -> None:
         super().__init__()
@@ -41,7 +44,10 @@ class _Cut(Exception):
 
 
 class Stages:
-    """A model whose blocks are gated. `run` runs one stage; `keep` lets go of all others."""
+    """A model whose blocks are wrapped so that stages can run alone. `run` runs one stage; `keep` frees all others.
+
+    stages: [first, end) of each. total: floating-point operations of the forward pass. owners: name -> stage.
+    """
 
     def __init__(
         self, model: nn.Module, blocks: Sequence[Block], stages: Sequence[tuple[int, int]], total: int
@@ -51,48 +57,50 @@ class Stages:
         self.owners = _owners(model, blocks, stages)
         self.stages = [self._describe(number, *bounds, total) for number, bounds in enumerate(stages)]
         for index, block in enumerate(blocks):
-            block.module.forward = self._gate(index, block.module)  # type: ignore[method-assign]
+            block.module.forward = self._wrap(index, block.module)  # type: ignore[method-assign]
 
     def __len__(self) -> int:
         return len(self.stages)
 
     def run(self, number: int, received: Any, call: Callable[[], Any]) -> Any:
-        """What `call`, a forward pass of the model, gives as stage `number`: the model's outputs for the last stage, else
-        the tensor that the next stage receives. received: what the stage before gave; None for the first.
+        """Run `call`, a forward pass of the model, as stage `number`.
+
+        Returns the outputs of the model for the last stage, otherwise the tensor that the next stage receives.
+        received: the tensor that the previous stage returned; None for the first stage.
         """
         stage = self.stages[number]
         self._first, self._received = stage.first, received
         self._end = stage.end if number < len(self) - 1 else len(self.blocks)
         try:
             return call()
-        except _Cut as cut:
-            return cut.activation
+        except _StageEnd as stage_end:
+            return stage_end.activation
         finally:
             self._first, self._end, self._received = 0, len(self.blocks), None
 
     def keep(self, number: int) -> None:
-        """Weights and persistent buffers of all other stages become `meta` tensors; names and shapes stay."""
+        """Replace weights and persistent buffers of all other stages by `meta` tensors of the same names and shapes."""
         persistent = self.model.state_dict().keys()
         for prefix, module in self.model.named_modules():
-            for held in (module._parameters, module._buffers):
-                for key, tensor in held.items():
+            for tensors in (module._parameters, module._buffers):
+                for key, tensor in tensors.items():
                     name = f"{prefix}.{key}" if prefix else key
                     if tensor is None or name not in persistent or self.owners[name] == number:
                         continue
-                    hollow: torch.Tensor = tensor.detach().to("meta")
+                    placeholder: torch.Tensor = tensor.detach().to("meta")
                     if isinstance(tensor, nn.Parameter):
-                        hollow = nn.Parameter(hollow, requires_grad=tensor.requires_grad)
-                    held[key] = hollow  # type: ignore[assignment]
+                        placeholder = nn.Parameter(placeholder, requires_grad=tensor.requires_grad)
+                    tensors[key] = placeholder  # type: ignore[assignment]
 
-    def _gate(self, index: int, module: nn.Module) -> Callable[..., Any]:
-        own = module.__dict__.get("forward")  # one that was put on this very module
+    def _wrap(self, index: int, module: nn.Module) -> Callable[..., Any]:
+        original = module.__dict__.get("forward")  # a forward set on this instance
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if index >= self._end:
-                raise _Cut(flowing(args, kwargs))
+                raise _StageEnd(first_tensor(args, kwargs))
             if index < self._first:
-                return self._received if index == 0 else flowing(args, kwargs)
-            return own(*args, **kwargs) if own else type(module).forward(module, *args, **kwargs)
+                return self._received if index == 0 else first_tensor(args, kwargs)
+            return original(*args, **kwargs) if original else type(module).forward(module, *args, **kwargs)
 
         return forward
 
@@ -106,18 +114,21 @@ class Stages:
 
 
 def split_model(model: nn.Module, run: Run, count: int) -> Stages:
-    """Cut the model into `count` stages, as equal in cost as its blocks allow.
+    """Split the model into `count` stages whose costs are as equal as its blocks allow.
 
-    run: a forward pass on at least two examples, for finding the blocks and for proving the cuts: the stages one after
-    the other must give what the whole model gave.
-    Raises: UserError for a model without so many blocks, or that needs more across a cut than one tensor.
+    run: a forward pass on at least two examples, used to find the blocks and to check that running the stages one after
+    the other gives the outputs of the whole model.
+    Raises: UserError if the model has fewer than `count` blocks, passes more than one tensor between stages, shares a
+    weight between stages, or has a stage without trainable weights.
     """
     blocks, total = find_blocks(model, run)
     if len(blocks) < count:
         raise UserError(
-            f"the model has {len(blocks)} blocks that follow one another, which do not make {count} stages",
-            where=KEY,
-            remedy=f"at most {KEY}: {len(blocks)}" if len(blocks) > 1 else f"leave out {KEY}: this model cannot be cut",
+            f"the model has {len(blocks)} consecutive block{'s' * (len(blocks) != 1)}, too few for {count} stages",
+            where=PIPELINE_KEY,
+            remedy=f"Set {PIPELINE_KEY} to at most {len(blocks)}."
+            if len(blocks) > 1
+            else f"Remove {PIPELINE_KEY}: this model cannot be split.",
         )
     rest = total - sum(block.cost for block in blocks)
     stages = Stages(model, blocks, cut_evenly(blocks, count, rest), total)
@@ -127,91 +138,96 @@ def split_model(model: nn.Module, run: Run, count: int) -> Stages:
 
 
 def cut_evenly(blocks: Sequence[Block], count: int, rest: int = 0) -> list[tuple[int, int]]:
-    """[first, end) of each stage: the dearest stage as cheap as can be, then the least to send.
+    """[first, end) of each stage. Minimizes the cost of the costliest stage, then the sizes of the tensors sent.
 
-    rest: cost of what follows the last block. Never a cut before a block that writes over its input, and no stage but
-    the last (which has the head) without a weight to train.
-    Raises: UserError if it cannot be cut so.
+    rest: cost of the operations after the last block. The model is never split before a block that modifies its input
+    in place, and all stages except the last one, which has the head, get trainable weights.
+    Raises: UserError if there is no such split.
     """
-    sums, learning = [0], [0]
+    sums, trainable = [0], [0]  # cumulative cost, and number of trainable blocks
     for block in blocks:
         sums.append(sums[-1] + block.cost)
-        learning.append(learning[-1] + block.learns)
+        trainable.append(trainable[-1] + block.trainable)
     sums[-1] += rest
     best: list[dict[int, tuple[int, int, tuple[int, ...]]]] = [
         {0: (0, 0, ())}
-    ]  # stages -> end -> (dearest, sent, cuts)
+    ]  # best[stages][end] is (cost of the costliest stage, elements sent, ends)
     for stage in range(1, count + 1):
-        found: dict[int, tuple[int, int, tuple[int, ...]]] = {}
+        by_end: dict[int, tuple[int, int, tuple[int, ...]]] = {}
         for end in range(stage, len(blocks) + 1) if stage < count else [len(blocks)]:
             if end < len(blocks) and blocks[end].in_place:
                 continue
             sent = blocks[end - 1].size if end < len(blocks) else 0
             options = [
-                (max(costliest, sums[end] - sums[start]), before + sent, (*cuts, end))
-                for start, (costliest, before, cuts) in best[-1].items()
-                if start < end and (learning[start] < learning[end] or stage == count)
+                (max(costliest, sums[end] - sums[start]), sent_before + sent, (*ends, end))
+                for start, (costliest, sent_before, ends) in best[-1].items()
+                if start < end and (trainable[start] < trainable[end] or stage == count)
             ]
             if options:
-                found[end] = min(options)
-        best.append(found)
+                by_end[end] = min(options)
+        best.append(by_end)
     if len(blocks) not in best[-1]:
         raise UserError(
-            f"the model cannot be cut into {count} stages that each have weights to train",
-            where=KEY,
-            remedy=f"a smaller {KEY}, or freeze less",
+            f"the model cannot be split into {count} stages that all have trainable weights",
+            where=PIPELINE_KEY,
+            remedy=f"Reduce {PIPELINE_KEY}, or freeze fewer weights.",
         )
     ends = best[-1][len(blocks)][2]
     return list(zip((0, *ends[:-1]), ends, strict=True))
 
 
 def _owners(model: nn.Module, blocks: Sequence[Block], stages: Sequence[tuple[int, int]]) -> dict[str, int]:
-    """Name in the state dict -> the stage that holds it. What lies outside of all blocks belongs to the last."""
+    """{name in the state dict: stage that holds it}. Weights outside of all blocks belong to the last stage."""
     stage_of = {blocks[index].name: number for number, (first, end) in enumerate(stages) for index in range(first, end)}
     owners = {}
     for name in model.state_dict():
         parts = name.split(".")
-        homes = (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
-        owners[name] = next((stage_of[home] for home in homes if home in stage_of), len(stages) - 1)
+        parents = (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+        owners[name] = next((stage_of[parent] for parent in parents if parent in stage_of), len(stages) - 1)
     return owners
 
 
 def _check_weights(stages: Stages) -> None:
-    """Every stage learns something, and no weight lives in two."""
-    homes: dict[int, int] = {}
+    """Check that every stage has trainable weights, and that no weight is in two stages. Raises: UserError."""
+    stage_of_weight: dict[int, int] = {}
     trained = set()
     for name, parameter in stages.model.named_parameters(remove_duplicate=False):
         owner = stages.owners[name]
-        if homes.setdefault(id(parameter), owner) != owner:
-            raise UserError(f"the weight {name} is shared by two stages", where=KEY, remedy=f"leave out {KEY}")
+        if stage_of_weight.setdefault(id(parameter), owner) != owner:
+            raise UserError(
+                f"the weight {name} is shared by two stages", where=PIPELINE_KEY, remedy=f"Remove {PIPELINE_KEY}."
+            )
         if parameter.requires_grad:
             trained.add(owner)
     for number, stage in enumerate(stages.stages):
         if number not in trained:
             raise UserError(
-                f"stage {number + 1} of {len(stages)} ({stage.label}) has no weight to train",
-                where=KEY,
-                remedy=f"leave out {KEY} (frozen layers keep no gradients), or freeze less",
+                f"stage {number + 1} of {len(stages)} ({stage.label}) has no trainable weights",
+                where=PIPELINE_KEY,
+                remedy=f"Remove {PIPELINE_KEY} (frozen layers need no memory for gradients), or freeze fewer weights.",
             )
 
 
 def _check_outputs(stages: Stages, run: Run) -> None:
-    """Stage after stage gives what the whole model gives; else something but the chain's tensor crosses a cut."""
+    """Check that the stages give the outputs of the whole model: only one tensor may pass between them.
+
+    Raises: UserError if they do not.
+    """
     model, training = stages.model, [module.training for module in stages.model.modules()]
     model.eval()
     with torch.no_grad():
         whole = run(model)
-        given: Any = None
+        output: Any = None
         for number in range(len(stages)):
-            given = stages.run(number, given, lambda: run(model))
+            output = stages.run(number, output, lambda: run(model))
     for module, mode in zip(model.modules(), training, strict=True):
         module.training = mode
-    pairs = list(zip(_tensors(whole), _tensors(given), strict=False))
-    if not pairs or not all(torch.allclose(one, other, rtol=1e-5, atol=1e-6) for one, other in pairs):
+    pairs = list(zip(_tensors(whole), _tensors(output), strict=False))
+    if not pairs or not all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs):
         raise UserError(
-            "the model's layers pass on more than one tensor, so it cannot be cut between them",
-            where=KEY,
-            remedy=f"leave out {KEY}; ZeRO-3 (parallel.deepspeed: zero3) shares out the weights of any model",
+            "the layers of the model pass on more than one tensor, so the model cannot be split between them",
+            where=PIPELINE_KEY,
+            remedy=f"Remove {PIPELINE_KEY}. ZeRO-3 (parallel.deepspeed: zero3) shards the weights of any model.",
         )
 
 

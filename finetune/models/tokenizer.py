@@ -1,4 +1,4 @@
-"""The tokenizer: loaded from where the recipe says, or trained on the data; always with a way to pad and to end."""
+"""Loads the tokenizer that the recipe names, or trains one on the data. Every tokenizer gets a padding token."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 TRAIN_SCHEME = "train:"
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-SMALLEST = 256 + 4  # every byte, and the four marks
+MIN_VOCABULARY = 256 + 4  # all bytes, and the four special tokens
 
-# ChatML; what stands between generation and endgeneration is what an assistant says, its end-of-turn mark included.
+# ChatML. The part between generation and endgeneration is the assistant's reply, including its end-of-turn token.
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' }}"
@@ -36,49 +36,53 @@ Publish = Callable[[str, str, Callable[[Path], Any]], Path]
 def load_tokenizer(
     model: ModelSection, texts: Callable[[], Iterable[str]] | None = None, *, publish: Publish | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of model.tokenizer, or else of model.source, with a padding token.
+    """The tokenizer of model.tokenizer, or of model.source if it is not set, with a padding token.
 
-    texts: called only for train:<size>, gives the training texts in a fixed order. publish(kind, key, write): the cache's
-    door, by which all ranks and runs with the same texts get the same trained tokenizer.
-    A tokenizer without a padding token pads with its end-of-text token; labels are masked by position, never by token, so
-    the two do not clash.
+    A tokenizer without a padding token pads with its end-of-text token. Labels are masked by position, not by token, so
+    end-of-text tokens in the text are still learned.
 
-    Raises: UserError where there is no tokenizer, or none that says where in the text a token lies.
+    texts: returns the training texts in a fixed order; called for train:<size> only.
+    publish: (kind, key, write) -> folder, such as `publish` of data/prepare/cache.py, so that all processes and runs
+    with the same texts get the same trained tokenizer; None: do not cache it.
+    Raises: UserError if there is no tokenizer, or if it does not give character offsets (it is not a fast one).
     """
-    wanted = model.tokenizer or model.source
-    if wanted.startswith(TRAIN_SCHEME):
+    source = model.tokenizer or model.source
+    if source.startswith(TRAIN_SCHEME):
         if texts is None:
             raise UserError(
-                f"model.tokenizer: {wanted} needs texts to train on, and this task has none",
-                remedy="Name a tokenizer: a hub id, a folder, or package:<package>/<folder>.",
+                f"model.tokenizer: {source} needs texts to train on, but this task has none",
+                remedy="Set model.tokenizer to a hub id, a folder, or package:<package>/<folder>.",
             )
-        tokenizer = _load_trained(_vocabulary_size(wanted), texts, publish)
+        tokenizer = _load_trained(_vocabulary_size(source), texts, publish)
     else:
-        tokenizer = _load(wanted, model)
+        tokenizer = _load(source, model)
     if not tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer of {wanted} cannot tell where a token lies in the text",
+            f"the tokenizer of {source} does not give the offsets of tokens in the text",
             remedy="Use one in the fast format (tokenizer.json).",
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise UserError(
-            f"the tokenizer of {wanted} has neither a padding nor an end-of-text token",
+            f"the tokenizer of {source} has neither a padding nor an end-of-text token",
             remedy="Add one: tokenizer.add_special_tokens({'pad_token': '<|pad|>'}), and save it to a folder.",
         )
-    tokenizer.add_tokens(list(model.new_tokens))  # what is in the vocabulary already stays where it is
+    tokenizer.add_tokens(list(model.new_tokens))  # tokens that are in the vocabulary already keep their ids
     return tokenizer
 
 
 def new_token_ids(model: ModelSection, tokenizer: PreTrainedTokenizerBase, grown: range) -> list[int]:
-    """Of model.new_tokens, and of the rows by which the embeddings grew: what an adapter must train beside itself."""
+    """Ids of the embedding rows that must be trained in full beside an adapter, ascending.
+
+    These are model.new_tokens and `grown`, the rows by which the embeddings were enlarged.
+    """
     ids: Any = tokenizer.convert_tokens_to_ids(list(model.new_tokens))
     return sorted({*grown, *ids})
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """32 hex digits that name everything that turns text into ids: vocabulary, rules, marks, chat template."""
+    """Digest, 32 hex digits, of all that determines token ids: vocabulary, rules, special tokens, chat template."""
     backend: Any = tokenizer
     parts = [
         backend.backend_tokenizer.to_str(),
@@ -89,10 +93,10 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def fresh_settings(model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What the configuration of a model with random weights takes from its tokenizer: vocabulary and marks.
+    """Configuration values of a model with random weights that follow from its tokenizer: vocabulary size, token ids.
 
-    Empty for pretrained weights; what model.config states stays. A padding token that is also the end-of-text token is
-    not told: models give the padding token's embedding no gradient.
+    Empty for pretrained weights. Keys of model.config are not overridden. A padding token that is also the end-of-text
+    token is left out, because models give the embedding of the padding token no gradient.
     """
     if model.init != "config":
         return {}
@@ -103,38 +107,41 @@ def fresh_settings(model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> d
 
 
 def set_padding(model: Any, tokenizer: PreTrainedTokenizerBase, *, always: bool = False) -> None:
-    """Write the padding token into model.config, after the embeddings were made; always: even if it is the end of text
-    (classifiers on top of decoders look for it).
+    """Set model.config.pad_token_id. Call it after the embeddings are created.
+
+    always: also if the padding token is the end-of-text token, as classifiers on top of decoders need.
     """
     if always or tokenizer.pad_token_id != tokenizer.eos_token_id:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _load(wanted: str, model: ModelSection) -> PreTrainedTokenizerBase:
+def _load(source: str, model: ModelSection) -> PreTrainedTokenizerBase:
     from transformers import CONFIG_MAPPING, AutoTokenizer
 
-    if wanted in CONFIG_MAPPING and not Path(wanted).is_dir():
+    if source in CONFIG_MAPPING and not Path(source).is_dir():
         raise UserError(
-            f"model.source is a model type, {wanted}, which has no tokenizer",
-            remedy="Set model.tokenizer: a hub id, a folder, package:<package>/<folder>, or train:4096.",
+            f"model.source is a model type, {source}, which has no tokenizer",
+            remedy="Set model.tokenizer to a hub id, a folder, package:<package>/<folder>, or train:4096.",
         )
-    with model_errors(wanted):
-        where = resolve_model(wanted)
-        folder = Path(where)
+    with model_errors(source):
+        location = resolve_model(source)
+        folder = Path(location)
         if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
             raise UserError(
-                "the folder holds no tokenizer", where=where, remedy="Set model.tokenizer: where it is, or train:4096."
+                "the folder contains no tokenizer",
+                where=location,
+                remedy="Set model.tokenizer to the folder or hub id that has one, or to train:4096.",
             )
         revision = model.revision if not model.tokenizer else "main"
-        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=model.trust_remote_code)
+        return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=model.trust_remote_code)
 
 
-def _vocabulary_size(wanted: str) -> int:
-    text = wanted.removeprefix(TRAIN_SCHEME)
-    if not text.isdigit() or int(text) < SMALLEST:
+def _vocabulary_size(source: str) -> int:
+    text = source.removeprefix(TRAIN_SCHEME)
+    if not text.isdigit() or int(text) < MIN_VOCABULARY:
         raise UserError(
-            f"model.tokenizer: {wanted} is not train:<vocabulary size>",
-            remedy=f"The size is a whole number of at least {SMALLEST}, such as train:4096.",
+            f"model.tokenizer: {source} is not of the form train:<vocabulary size>",
+            remedy=f"Give the size as an integer of at least {MIN_VOCABULARY}, such as train:4096.",
         )
     return int(text)
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from finetune.training.evaluation import evaluate
 
 from finetune.data.order.assignment import Assignment, assign_evaluation
 from finetune.errors import TrainingFailed
 from finetune.tasks.task import Batch, Kit, Prediction
-from finetune.training.evaluation import evaluate
 from tests.distributed import toy
 
 COUNT, MICRO_BATCH = 17, 8  # three micro-batches: with four ranks, one has nothing

@@ -44,18 +44,10 @@ def steps(folder, name, model, stage, own, count, precision="fp32"):
     recipe = recipe_type(task.card)(**values)
     with pytest.MonkeyPatch.context() as patch:  # not longer: compiled extensions lie in the user's own cache
         patch.setenv("XDG_CACHE_HOME", str(Path(folder) / "cache"))
-<<<<<<< HEAD
-        kit = task.read(plan_alone(recipe), open_tables(recipe, task.card))
-    module = task.build(kit)
-    optimizer = make_optimizer(module, recipe.training, "adamw")
-    synchronised = recipe.model.batch_norm == "synchronised"
-    engine = open_engine(session, module, optimizer, max_grad_norm=1.0, synchronised=synchronised)
-=======
         kit = task.read(recipe, open_tables(recipe, task.card))
     options = EngineOptions(max_grad_norm=1.0, synchronized=recipe.model.batch_norm == "synchronised")
     make = lambda module: make_optimizer(module, recipe.training, "adamw")  # noqa: E731
     engine = open_engine("deepspeed" if stage else "ddp", session, task.build(kit), make, options)
->>>>>>> 885b833
     engine.model.train()
     losses = []
     for _ in range(count):

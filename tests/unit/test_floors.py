@@ -102,6 +102,28 @@ def test_imports_point_down_only() -> None:
     assert not faults, "\n".join(faults)
 
 
+DATA_FOLDERS = {"order": set(), "formats": set(), "prepare": set(), "sources": {"formats", "prepare"}}
+
+
+def test_folders_of_data_do_not_import_in_circles() -> None:
+    """Each folder of data/ imports itself, the files of data/, and the folders listed; those files import no folder."""
+    counts, faults = dict.fromkeys((*DATA_FOLDERS, ""), 0), []
+    for found in IMPORTS:
+        if room_of(found.file) != "data" or not is_under(found.module, "finetune.data"):
+            continue
+        folder, target = (parts[0] if parts[0] in DATA_FOLDERS else "" for parts in _inside_data(found))
+        counts[folder] += 1
+        if target and target != folder and target not in DATA_FOLDERS.get(folder, set()):
+            faults.append(str(found))
+    assert all(counts.values()), counts
+    assert not faults, "\n".join(faults)
+
+
+def _inside_data(found: Import) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Paths below data/ of the importing file and of the imported module."""
+    return found.file.relative_to(PACKAGE / "data").parts, tuple(found.module.split(".")[2:])
+
+
 def test_the_recipe_room_and_the_command_line_know_no_heavy_library() -> None:
     checked = [found for found in IMPORTS if room_of(found.file) in LIGHT_ROOMS]
     assert len(checked) > 50

@@ -1,8 +1,8 @@
-"""COCO's object annotations: one JSON for many images, read as one row an image with its boxes.
+"""Reader of object annotations in COCO format: one JSON file for many images, read as one row per image.
 
 A row is {"image": path, "objects": {"bbox": [[x, y, width, height], ...], "category": [name, ...], "id": [...],
-"iscrowd": [...]}, "image_id": ...}; boxes in pixels from the top left corner, as COCO writes them. Images without boxes
-are rows too. The whole JSON is held in memory once, when it is converted (COCO's own train2017: about 3 GB).
+"iscrowd": [...]}, "image_id": ...}; boxes in pixels from the top left corner, as in COCO. Images without boxes are
+rows too. The whole JSON file is held in memory while it is converted (train2017 of COCO: about 3 GB).
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from finetune.data.formats.lines import NumberedRow, open_binary
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
-ANNOTATIONS = "_annotations.coco.json"  # the name that exporters give it beside the images
-ENDING = ".coco.json"
+ANNOTATIONS = "_annotations.coco.json"  # the name that exporters use
+EXTENSION = ".coco.json"
 COLUMNS = ("image", "objects")
 _TABLES = ("images", "annotations", "categories")
 
 
 def find_annotations(folder: Path) -> Path | None:
-    """The annotations of a folder of images: _annotations.coco.json, or its only *.coco.json."""
+    """The annotation file in a folder of images: _annotations.coco.json, or the only *.coco.json; else None."""
     if (folder / ANNOTATIONS).is_file():
         return folder / ANNOTATIONS
-    found = sorted(path for path in folder.glob(f"*{ENDING}") if path.is_file())
-    return found[0] if len(found) == 1 else None
+    files = sorted(path for path in folder.glob(f"*{EXTENSION}") if path.is_file())
+    return files[0] if len(files) == 1 else None
 
 
 def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
-    """One row an image, in the file's order. source.images: the folder that file names are relative to.
+    """One row per image, in the order of the file. Line numbers are 0; bad rows name the image or annotation.
 
-    Line 0: JSON's lines mean nothing here; rows are told by image and annotation id.
-    Raises: UserError if the file is no COCO JSON.
+    source.images: the folder that file names are relative to; default: the folder of the JSON file.
+    Raises: UserError if the file is not in COCO format.
     """
     content = _load(path)
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
@@ -57,14 +57,14 @@ def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
 
 
 def _columns(annotations: list[Mapping[str, Any]], names: Mapping[Any, str]) -> dict[str, list[Any]]:
-    """Annotations as columns. Raises: BadRow for one without a box or of an unknown category."""
+    """The annotations of an image as columns. Raises: BadRow for one without a box or with an unknown category."""
     columns: dict[str, list[Any]] = {"bbox": [], "category": [], "id": [], "iscrowd": []}
     for annotation in annotations:
         name = names.get(annotation.get("category_id"))
         if name is None:
             raise BadRow(f"annotation {annotation.get('id')}: there is no category {annotation.get('category_id')!r}")
         if annotation.get("bbox") is None:
-            raise BadRow(f"annotation {annotation.get('id')}: it has no bbox")
+            raise BadRow(f"annotation {annotation.get('id')} has no bbox")
         columns["bbox"].append(annotation["bbox"])
         columns["category"].append(name)
         columns["id"].append(annotation.get("id"))
@@ -73,7 +73,7 @@ def _columns(annotations: list[Mapping[str, Any]], names: Mapping[Any, str]) -> 
 
 
 def _load(path: Path) -> dict[str, Any]:
-    remedy = "COCO's form is {images: [...], annotations: [...], categories: [...]}."
+    remedy = "The COCO format is {images: [...], annotations: [...], categories: [...]}."
     try:
         with open_binary(path) as file:
             content = json.load(file)
@@ -81,16 +81,18 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError("is not UTF-8", where=str(path), remedy="Convert it with iconv.") from error
     except json.JSONDecodeError as error:
         raise UserError(
-            f"not JSON: {error.msg} at column {error.colno}", where=f"{path}:{error.lineno}", remedy="Mend it."
+            f"not JSON: {error.msg} at column {error.colno}",
+            where=f"{path}:{error.lineno}",
+            remedy="Fix the JSON syntax.",
         ) from error
     if not isinstance(content, dict):
-        raise UserError("holds no JSON object", where=str(path), remedy=remedy)
+        raise UserError("does not contain a JSON object", where=str(path), remedy=remedy)
     for table, keys in zip(_TABLES, (("id", "file_name"), ("image_id",), ("id", "name")), strict=True):
         entries = content.get(table)
         if not isinstance(entries, list):
             raise UserError(f"has no list {table!r}", where=str(path), remedy=remedy)
         for index, entry in enumerate(entries):
-            lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-            if lacking:
-                raise UserError(f"{table}[{index}] has no {lacking[0]!r}", where=str(path), remedy=remedy)
+            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+            if missing:
+                raise UserError(f"{table}[{index}] has no {missing[0]!r}", where=str(path), remedy=remedy)
     return content

@@ -1,4 +1,4 @@
-"""Words with tags, a word a line and a blank line between sentences, as the CoNLL shared tasks hand them out."""
+"""Reader of the CoNLL format: one word and its tags per line, and a blank line between sentences."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ DOCUMENT_MARK = "-DOCSTART-"
 
 
 def read_conll(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
-    """Every sentence as {"tokens": [...], "tags": [...]}, with the line of its first word.
+    """One row per sentence, {"tokens": [...], "tags": [...]}, with the line of its first word.
 
-    Columns are parted by a tab, or by blanks where the line has no tab. Without source.header the first is the word and
-    the last the tag; with header: [tokens, pos, chunk, tags] each column becomes a list of its name. A bad line is told
-    with its own number, and its sentence is left out. Lines that begin with "# " and have no tab are comments.
+    Columns are separated by tabs, or by whitespace in a line without a tab. Without source.header, the first column is
+    the word and the last one the tag; with header: [tokens, pos, chunk, tags], each column becomes a list of that name.
+    A bad line is reported with its own line number, and its sentence is left out. Before the first word of a sentence,
+    lines that start with "# " and have no tab are comments.
     """
     names = list(source.header)
-    width = len(names)
-    columns: list[list[str]] = []  # of the sentence being read
+    num_columns = len(names)
+    words: list[list[str]] = []  # of the current sentence, one list of cells per word
     first, bad = 0, None
     for number, line in numbered_lines(path):
         try:
@@ -30,18 +31,19 @@ def read_conll(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
         except BadRow as error:
             cells, bad = [""], bad or (number, error)
         if not cells:
-            yield from _sentence(first, columns, names, bad)
-            first, columns, bad = 0, [], None
+            yield from _sentence(first, words, names, bad)
+            first, words, bad = 0, [], None
             continue
-        if cells[0] == DOCUMENT_MARK or (not columns and _is_comment(line)):
+        if cells[0] == DOCUMENT_MARK or (not words and _is_comment(line)):
             continue
         first = first or number
         if bad is None:
-            width = width or len(cells)
-            if len(cells) != width:
-                bad = (number, BadRow(f"{_columns(len(cells))} where {_columns(width)} are expected: {cells[0]!r}"))
-            columns.append(cells)
-    yield from _sentence(first, columns, names, bad)
+            num_columns = num_columns or len(cells)
+            if len(cells) != num_columns:
+                reason = f"expected {_columns(num_columns)}, but found {len(cells)}: {cells[0]!r}"
+                bad = (number, BadRow(reason))
+            words.append(cells)
+    yield from _sentence(first, words, names, bad)
 
 
 def _cells(line: str) -> list[str]:
@@ -60,14 +62,15 @@ def _columns(count: int) -> str:
 
 
 def _sentence(
-    first: int, rows: list[list[str]], names: list[str], bad: tuple[int, BadRow] | None
+    first: int, words: list[list[str]], names: list[str], bad: tuple[int, BadRow] | None
 ) -> Iterator[NumberedRow]:
+    """The row of a sentence, or its first bad line; nothing for no words."""
     if bad is not None:
         yield bad
-    elif rows and names:
-        yield first, {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-    elif rows:
-        row: dict[str, Any] = {"tokens": [cells[0] for cells in rows]}
-        if len(rows[0]) > 1:
-            row["tags"] = [cells[-1] for cells in rows]
+    elif words and names:
+        yield first, {name: list(column) for name, column in zip(names, zip(*words, strict=True), strict=True)}
+    elif words:
+        row: dict[str, Any] = {"tokens": [cells[0] for cells in words]}
+        if len(words[0]) > 1:
+            row["tags"] = [cells[-1] for cells in words]
         yield first, row

@@ -1,4 +1,4 @@
-"""Readers of text files, line by line: a bad line is one bad row, told with its number, and the rest is read on."""
+"""Readers of JSON lines, CSV and TSV. A bad line becomes a BadRow with its line number, and reading continues."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from finetune.data.bad_rows import BadRow
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
-NumberedRow = tuple[int, dict[str, Any] | BadRow]  # 1-based line where the row starts
+NumberedRow = tuple[int, dict[str, Any] | BadRow]  # (1-based line on which the row starts, row)
 
 
 class Reader(Protocol):
+    """A function that reads the rows of a file."""
+
     def __call__(self, path: Path, source: SourceSection) -> Iterator[NumberedRow]:
-        """Every row of a file with its line, or, in place of the row, the BadRow that says why there is none.
+        """Yield (line, row) for every row, with a BadRow in place of a row that cannot be read.
 
         Raises: UserError if the file as a whole cannot be read.
         """
@@ -28,7 +30,7 @@ class Reader(Protocol):
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """The file's bytes, unpacked if its name ends in .gz. Raises: UserError that says why it cannot be opened."""
+    """Open a file for reading bytes, decompressed if its name ends in .gz. Raises: UserError if it cannot be opened."""
     try:
         return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
     except OSError as error:
@@ -36,15 +38,15 @@ def open_binary(path: Path) -> BinaryIO:
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    """A file that cannot be read, as a UserError."""
+    """The UserError for a file that cannot be read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return UserError(f"cannot be read: {reason}", where=str(path), remedy="Check the path and its permissions.")
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(1-based number, line with its end); a UTF-8 byte order mark is taken off.
+    """(1-based line number, line with its end) of a file, without a UTF-8 byte order mark.
 
-    Raises: UserError for UTF-16 and UTF-32, whose lines cannot be told apart byte by byte, and for a read that fails.
+    Raises: UserError for a read error, and for UTF-16 and UTF-32, which cannot be split into lines as bytes.
     """
     with open_binary(path) as file:
         try:
@@ -63,19 +65,19 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def decode(line: bytes) -> str:
-    """UTF-8 text. Raises: BadRow with the first byte that is not."""
+    """Decode a line as UTF-8. Raises: BadRow with the first invalid byte."""
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = line[error.start]
         raise BadRow(
-            f"not UTF-8 (byte 0x{byte:02x} at column {error.start + 1}); convert the file, such as by "
+            f"not UTF-8 (byte 0x{byte:02x} at column {error.start + 1}); convert the file, for example with "
             "iconv -f latin1 -t utf-8"
         ) from error
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """One JSON object. Raises: BadRow that says what is wrong at which column."""
+    """Parse one JSON object. Raises: BadRow with the error and its column."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -83,18 +85,18 @@ def parse_object(text: str) -> dict[str, Any]:
     except RecursionError as error:
         raise BadRow("not JSON: nested too deeply") from error
     if not isinstance(value, dict):
-        raise BadRow(f"not a JSON object but {json_kind(value)}")
+        raise BadRow(f"not a JSON object, but {json_kind(value)}")
     return value
 
 
 def json_kind(value: Any) -> str:
-    """What JSON calls a Python value's type, with its article."""
+    """The JSON name of a Python value's type, with an article: "a list", "null"."""
     names = {"list": "a list", "str": "a string", "NoneType": "null", "bool": "true or false"}
     return names.get(type(value).__name__, "a number")
 
 
 def read_jsonl(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
-    """One JSON object a line; blank lines are passed over."""
+    """Read JSON lines: one object per line; blank lines are skipped."""
     for number, line in numbered_lines(path):
         if not line.isspace():
             try:
@@ -104,7 +106,7 @@ def read_jsonl(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
 
 
 class _DecodedLines:
-    """Lines for csv.reader. An iterator, not a generator: it goes on after a line that raised."""
+    """Iterator over decoded lines, for csv.reader. Unlike a generator, it can continue after a line that raised."""
 
     def __init__(self, path: Path) -> None:
         self._lines = numbered_lines(path)
@@ -119,14 +121,14 @@ class _DecodedLines:
 
 
 def read_csv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
-    """RFC 4180: quotes may hold commas and newlines. Every value is text, as written; an empty cell is no value.
+    """Read CSV (RFC 4180): quoted cells may contain commas and newlines. All values are text; empty cells are left out.
 
-    The separator is a comma, unless the first line has none but semicolons or tabs.
+    The separator is a comma, unless the first line contains no comma but semicolons or tabs.
     """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses a text of 128 KiB
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default is 128 KiB
     lines = _DecodedLines(path)
     reader = csv.reader(lines, delimiter=_separator(path, source), strict=True)
-    header: list[str] | None = _checked(list(source.header), path, 1) if source.header else None
+    header: list[str] | None = _checked_header(list(source.header), path, 1) if source.header else None
     while True:
         start = lines.number + 1
         try:
@@ -137,20 +139,20 @@ def read_csv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
             yield lines.number, bad
             continue
         except csv.Error as error:
-            why = "a quote is opened and never closed" if "end of data" in str(error) else str(error)
-            yield start, BadRow(f"not CSV: {why}")
+            reason = "a quote is never closed" if "end of data" in str(error) else str(error)
+            yield start, BadRow(f"not CSV: {reason}")
             continue
         if not cells or cells == [" " * len(cells[0])]:  # a blank line
             continue
         if header is None:
-            header = _checked(cells, path, start)
+            header = _checked_header(cells, path, start)
         else:
             yield start, _row(header, cells)
 
 
 def read_tsv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
-    """A tab always ends a cell, a newline always ends a row. A cell wholly in quotes loses them."""
-    header: list[str] | None = _checked(list(source.header), path, 1) if source.header else None
+    """Read TSV: a tab always ends a cell and a newline a row. The quotes around a fully quoted cell are removed."""
+    header: list[str] | None = _checked_header(list(source.header), path, 1) if source.header else None
     for number, line in numbered_lines(path):
         if line.strip(b" \r\n") == b"":
             continue
@@ -160,7 +162,7 @@ def read_tsv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
             yield number, bad
             continue
         if header is None:
-            header = _checked(cells, path, number)
+            header = _checked_header(cells, path, number)
         else:
             yield number, _row(header, cells)
 
@@ -180,16 +182,16 @@ def _separator(path: Path, source: SourceSection) -> str:
     return next((mark for mark in ",;\t" if mark.encode() in first), ",")
 
 
-def _checked(names: list[str], path: Path, line: int) -> list[str]:
-    """Column names; those without a name get a number. Raises: UserError if two are alike."""
+def _checked_header(names: list[str], path: Path, line: int) -> list[str]:
+    """Column names, with "column_<n>" for those without a name. Raises: UserError for duplicates."""
     names = [name.strip() or f"column_{index}" for index, name in enumerate(names, start=1)]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"two columns are named {twice!r}", where=f"{path}:{line}", remedy="Rename one of them.")
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise UserError(f"two columns are named {duplicate!r}", where=f"{path}:{line}", remedy="Rename one of them.")
     return names
 
 
 def _row(header: list[str], cells: list[str]) -> dict[str, Any] | BadRow:
     if len(cells) != len(header):
-        return BadRow(f"{len(cells)} cells where the header has {len(header)} columns")
+        return BadRow(f"{len(cells)} cells, but the header has {len(header)} columns")
     return {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}

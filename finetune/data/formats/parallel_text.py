@@ -1,6 +1,6 @@
-"""Parallel text: files of equally many lines, the n-th lines of which belong together, such as a sentence in two languages.
+"""Reader of parallel text: files whose n-th lines belong together, such as a sentence in two languages.
 
-Written as one source with the endings in braces: train.{de,en} is train.de and train.en; the columns are called de and en.
+A source names them with the extensions in braces: train.{de,en} is train.de and train.en, with the columns de and en.
 """
 
 from __future__ import annotations
@@ -20,38 +20,39 @@ BRACES = re.compile(r"\{([^{},/]+(?:,[^{},/]+)+)\}")
 
 
 def is_parallel(name: str) -> bool:
-    """Does a source name several files by braces?"""
+    """Whether a source names several files with braces."""
     return BRACES.search(name) is not None
 
 
 def parallel_files(path: Path) -> dict[str, Path]:
-    """train.{de,en} -> {"de": train.de, "en": train.en}. Raises: UserError if one is not there."""
+    """The files of a source: train.{de,en} -> {"de": train.de, "en": train.en}. Raises: UserError if one is missing."""
     match = BRACES.search(str(path))
     if match is None:
         raise UserError(
-            "names one file, where parallel text needs several", where=str(path), remedy="Write it as train.{de,en}."
+            "names one file, but parallel text needs several", where=str(path), remedy="Write it as train.{de,en}."
         )
     text = str(path)
     files = {part: Path(text[: match.start()] + part + text[match.end() :]) for part in match[1].split(",")}
     for file in files.values():
         if not file.is_file():
-            raise UserError("no such file", where=str(file), remedy=f"It belongs to {path.name}.")
+            raise UserError("no such file", where=str(file), remedy=f"It is one of the files of {path.name}.")
     return files
 
 
 def read_parallel(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
-    """{"de": line, "en": line} of each line number; one with an empty side is a bad row. Raises: UserError if the files
-    have unequally many lines.
+    """One row per line number: {"de": line, "en": line}. If one of the lines is empty, the row is a BadRow.
+
+    Raises: UserError if the files have different numbers of lines.
     """
     files = parallel_files(path)
     readers = [numbered_lines(file) for file in files.values()]
     for number, lines in enumerate(zip_longest(*readers), start=1):
-        short = [name for name, line in zip(files, lines, strict=True) if line is None]
-        if short:
+        ended = [name for name, line in zip(files, lines, strict=True) if line is None]
+        if ended:
             raise UserError(
-                f"{', '.join(short)} ends before line {number}, the rest goes on",
+                f"{', '.join(ended)} ends before line {number}, but the other files do not",
                 where=f"{path}:{number}",
-                remedy="Parallel files have equally many lines: one may have lost some, so that others are mismatched.",
+                remedy="Parallel files must have equal numbers of lines. A missing line mismatches all lines after it.",
             )
         yield number, _row(list(files), [line for _, line in lines])
 

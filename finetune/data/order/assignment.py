@@ -1,8 +1,9 @@
-"""A step's items to ranks, so that no rank waits for another. What the step trains on is not decided here.
+"""Load balancing: assigns the items of a step to micro-batches of ranks, so that all ranks finish at the same time.
 
-Every function is pure: same arguments, same deal, on every rank, with no communication. All ranks get equally many
-micro-batches, because collectives run in each; a rank that has less gets empty ones (dummies, of weight zero).
-Within a rank the most expensive micro-batch comes first, so that ranks also meet in the middle of a step.
+Which items a step trains on is decided by the schedule, not here. Every function is pure: the same arguments give the
+same assignment on every rank, without communication. All ranks get the same number of micro-batches, because each
+micro-batch runs collectives; a rank with less work gets dummy micro-batches, written as (). The micro-batches of a rank
+are sorted by descending cost, so that ranks are also synchronized within a step.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ import numpy as np
 
 from finetune.errors import UserError
 
-MicroBatch = tuple[int, ...]  # positions in what was assigned; () is a dummy
-ALIKE_ENOUGH = 1.01  # micro-batches of a rank are alike unless that ends the step so much later
+MicroBatch = tuple[int, ...]  # indices of items; () is a dummy micro-batch
+UNIFORM_TOLERANCE = 1.01  # equal micro-batches are preferred unless they make the step longer by this factor
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """ranks[r][m]: micro-batch m of rank r; equally many for every rank, at least one."""
+    """ranks[r][m]: micro-batch m of rank r. All ranks have the same number of micro-batches, at least one."""
 
     ranks: tuple[tuple[MicroBatch, ...], ...]
-    loads: np.ndarray  # float64 [ranks]: cost of a rank, padding included
-    speed: np.ndarray  # float64 [ranks]: 1.0 is as fast as the fastest
+    loads: np.ndarray  # float64 [ranks]: total cost of a rank, padding included
+    speed: np.ndarray  # float64 [ranks]: relative to the fastest rank, which has 1.0
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of every rank, dummies included."""
+        """Number of micro-batches per rank, dummies included."""
         return len(self.ranks[0])
 
     @property
     def imbalance(self) -> float:
-        """Time of the busiest rank over the time of an even share: 1.0 is perfect."""
+        """Time of the last rank divided by the time with perfectly balanced loads; 1.0 is optimal."""
         total = self.loads.sum()
         return float((self.loads / self.speed).max() * self.speed.sum() / total) if total > 0 else 1.0
 
@@ -46,30 +47,34 @@ def assign(
     speed: Sequence[float] | None = None,
     lockstep: bool = True,
 ) -> Assignment:
-    """Deal examples into padded micro-batches of at most `micro_batch`, or whole packs (micro_batch=1).
+    """Assign examples to padded micro-batches of at most `micro_batch` items, or whole packs (micro_batch=1).
 
-    costs: float [items], positive. A micro-batch costs its dearest item times its number of items, because all are
-    padded to the longest. speed: relative speed of each rank; None: equal. lockstep: all ranks run equally many
-    micro-batches, so a slower rank gets smaller ones; else it gets fewer, which costs less where a micro-batch costs
-    something by itself. With fewer items than ranks, some get only dummies.
+    Items are sorted by cost and split into runs of similar total cost, one per micro-batch. The runs are then assigned
+    in order of descending cost, each to the rank that would finish it first: the LPT rule, longest processing time
+    first (Graham, "Bounds on multiprocessing timing anomalies", 1969).
 
-    Items sorted by cost are cut into runs, as equal in cost as the micro-batch allows, and runs go longest first to the
-    rank that would finish first (LPT, Graham 1969).
+    costs: float [items], positive. A micro-batch costs its costliest item times its number of items, because all items
+    are padded to the longest.
+    speed: relative speed of each rank, [ranks]; None: all are equal.
+    lockstep: True: all ranks run the same number of micro-batches, so a slower rank gets smaller ones. False: a slower
+    rank gets fewer, which is better where each micro-batch has a fixed overhead.
+    With fewer items than ranks, some ranks get only dummy micro-batches.
+    Raises: UserError for speeds that do not match the ranks or are not positive.
     """
     costs, speeds = _checked(costs, ranks, speed)
     slot_counts = _slot_counts(len(costs) / micro_batch, speeds, lockstep)
     by_cost = np.argsort(-costs, kind="stable")
-    sizes = _cut(costs[by_cost], np.repeat(speeds / slot_counts, slot_counts), micro_batch)
+    sizes = _split_into_runs(costs[by_cost], np.repeat(speeds / slot_counts, slot_counts), micro_batch)
     return _assign_runs(by_cost, sizes, costs, speeds, slot_counts)
 
 
 def assign_evaluation(
     costs: np.ndarray | Sequence[float], ranks: int, micro_batch: int, *, speed: Sequence[float] | None = None
 ) -> Assignment:
-    """Deal a whole evaluation set: every example exactly once, like lengths together, full micro-batches.
+    """Assign a whole evaluation set: every example exactly once, similar lengths together, in full micro-batches.
 
-    A slower rank gets fewer of them, and its dummies lie between them: ranks hand predictions over every so many
-    micro-batches, and wait for each other there.
+    A slower rank gets fewer micro-batches, with its dummies spread evenly between them, because ranks wait for each
+    other whenever they gather predictions, after every few micro-batches. Arguments as for `assign`.
     """
     costs, speeds = _checked(costs, ranks, speed)
     by_cost = np.argsort(-costs, kind="stable")
@@ -82,7 +87,7 @@ def assign_evaluation(
 
 
 def _spread(rank: tuple[MicroBatch, ...]) -> tuple[MicroBatch, ...]:
-    """The micro-batches in their order, dummies between them: (a, b, (), ()) -> (a, (), b, ())."""
+    """Spread the dummies evenly between the micro-batches, keeping their order: (a, b, (), ()) -> (a, (), b, ())."""
     filled = [micro for micro in rank if micro]
     spread: list[MicroBatch] = [()] * len(rank)
     for number, micro in enumerate(filled):
@@ -99,12 +104,15 @@ def assign_segments(
     speed: Sequence[float] | None = None,
     lockstep: bool = True,
 ) -> Assignment:
-    """Deal examples into unpadded micro-batches of at most `capacity` tokens: a micro-batch costs the sum of its items.
+    """Assign examples to unpadded micro-batches of at most `capacity` tokens, which cost the sum of their items.
 
-    Dearest first to the rank that would finish first, among those with room; there into its emptiest micro-batch, so
-    that all micro-batches of a rank are alike, or, where that wastes room, into the fullest that can take it. If an
-    item finds no room anywhere, every rank gets one more micro-batch. lockstep: as in `deal`.
-    Raises UserError for an example longer than the capacity.
+    Items are assigned in order of descending cost, each to the rank that would finish it first among those with enough
+    free tokens. Within that rank it goes to the micro-batch with the most free tokens, so that the rank's micro-batches
+    are of similar size (worst fit); where that balances ranks worse, to the fullest one with enough free tokens (best
+    fit). If an item fits nowhere, every rank gets one more micro-batch.
+
+    costs: float [items]. lengths: int [items], in tokens. speed, lockstep: as for `assign`.
+    Raises: UserError for an example longer than `capacity`.
     """
     costs, speeds = _checked(costs, ranks, speed)
     tokens = np.asarray(lengths, dtype=np.int64)
@@ -113,12 +121,12 @@ def assign_segments(
         raise UserError(f"{int(tokens.max()):,} tokens do not fit a micro-batch of {capacity:,}", where=where)
     slot_counts = _slot_counts(tokens.sum() / capacity, speeds, lockstep)
     while True:
-        alike = _fit(costs, tokens, speeds, slot_counts, capacity, fullest=False)
-        if alike and alike.imbalance <= ALIKE_ENOUGH:
-            return alike
-        tight = _fit(costs, tokens, speeds, slot_counts, capacity, fullest=True)
-        if alike and (tight is None or alike.imbalance <= ALIKE_ENOUGH * tight.imbalance):
-            return alike
+        uniform = _assign_items(costs, tokens, speeds, slot_counts, capacity, best_fit=False)
+        if uniform and uniform.imbalance <= UNIFORM_TOLERANCE:
+            return uniform
+        tight = _assign_items(costs, tokens, speeds, slot_counts, capacity, best_fit=True)
+        if uniform and (tight is None or uniform.imbalance <= UNIFORM_TOLERANCE * tight.imbalance):
+            return uniform
         if tight:
             return tight
         slot_counts = slot_counts + 1
@@ -134,37 +142,42 @@ def assign_packs(
     speed: Sequence[float] | None = None,
     lockstep: bool = True,
 ) -> Assignment:
-    """Deal a step's packs: a pack is a micro-batch, unless the ranks cannot share packs evenly.
+    """Assign the packs of a step, one pack per micro-batch, or repack their segments if that balances better.
 
-    sizes: segments of each pack; costs and lengths: of all segments, pack after pack; micro-batches hold positions in
-    these. Attention never crosses a segment's border, so packs can be laid out anew without changing what is learnt:
-    done where it ends the step at least 2 percent sooner (fewer packs than ranks, a number of packs that the ranks do
-    not divide, unequal speeds).
+    Attention never crosses the boundaries of a segment, so repacking does not change what is learned. It is done where
+    it makes the step at least 2 percent shorter: with fewer packs than ranks, a number of packs that is not a multiple
+    of the ranks, or ranks of unequal speed.
+
+    sizes: number of segments of each pack, [packs]. costs, lengths: of all segments, in order of the packs, [segments].
+    The micro-batches of the result hold indices of segments.
     """
     ends = np.cumsum(sizes, dtype=np.int64)
-    each = np.asarray(costs, dtype=np.float64)
-    sums = np.add.reduceat(each, ends - np.asarray(sizes)) if len(ends) else each
-    whole = assign(sums, ranks, speed=speed, lockstep=lockstep)
+    segment_costs = np.asarray(costs, dtype=np.float64)
+    pack_costs = np.add.reduceat(segment_costs, ends - np.asarray(sizes)) if len(ends) else segment_costs
+    whole = assign(pack_costs, ranks, speed=speed, lockstep=lockstep)
     members = [tuple(range(end - size, end)) for end, size in zip(ends.tolist(), sizes, strict=True)]
     in_segments = tuple(tuple(members[micro[0]] if micro else () for micro in rank) for rank in whole.ranks)
     whole = Assignment(in_segments, whole.loads, whole.speed)
     if whole.imbalance <= 1.02:
         return whole
-    anew = assign_segments(costs, lengths, ranks, capacity=capacity, speed=speed, lockstep=lockstep)
-    return anew if anew.imbalance <= 0.98 * whole.imbalance else whole
+    repacked = assign_segments(costs, lengths, ranks, capacity=capacity, speed=speed, lockstep=lockstep)
+    return repacked if repacked.imbalance <= 0.98 * whole.imbalance else whole
 
 
 def work_shares(speed: Sequence[float], total: float, overhead: float) -> list[float]:
-    """What each rank should get of `total` cost so that all finish together, relative to the largest share: [ranks].
+    """The shares of `total` cost with which all ranks finish together, relative to the largest share: [ranks].
 
-    A rank finishes after (overhead + share) / speed: overhead is what each does in a step whatever its share (the
-    optimiser, its part in collectives), in the unit of costs. A rank so slow that it can do no more than that gets next
-    to nothing. [1, 0.5], 90, 0 -> [1, 0.5]; [1, 0.5], 90, 15 -> [1, 0.38]: 65 and 25, and both finish after 80.
+    A rank finishes after (overhead + share) / speed. overhead: the work of every rank in a step that does not depend on
+    its share (the optimizer, its part in collectives), in the unit of costs. A rank that is too slow to do more than
+    this gets the smallest share, 0.001.
+
+    [1, 0.5], 90, 0 -> [1, 0.5]
+    [1, 0.5], 90, 15 -> [1, 0.38]: costs of 65 and 25, and both ranks finish after 80.
     """
     speeds = np.asarray(speed, dtype=np.float64)
     fastest = np.sort(speeds)[::-1]
     count = np.arange(1, len(speeds) + 1)
-    ends = (total + overhead * count) / np.cumsum(fastest)  # if only the `count` fastest ranks got a share
+    ends = (total + overhead * count) / np.cumsum(fastest)  # finish time if only the `count` fastest get a share
     end = ends[np.flatnonzero(ends * fastest >= overhead)[-1]]
     shares = np.maximum(end * speeds - overhead, 0.0)
     return np.maximum(shares / shares.max(), 1e-3).tolist()
@@ -173,44 +186,46 @@ def work_shares(speed: Sequence[float], total: float, overhead: float) -> list[f
 def _checked(
     costs: np.ndarray | Sequence[float], ranks: int, speed: Sequence[float] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Costs as float64 and the pace of each rank: 1.0 for the fastest."""
+    """(costs as float64, speeds relative to the fastest rank). Raises: UserError for invalid speeds."""
     speeds = np.ones(ranks) if speed is None else np.asarray(speed, dtype=np.float64)
     if len(speeds) != ranks:
-        raise UserError(f"{len(speeds)} rank speeds for {ranks} ranks", remedy="Give one speed for each rank, or auto.")
+        raise UserError(f"{len(speeds)} rank speeds for {ranks} ranks", remedy="Give one speed per rank, or auto.")
     if not (np.isfinite(speeds).all() and (speeds > 0).all()):
         raise UserError(
-            f"rank speeds must be above 0: {speeds.tolist()}", remedy="1.0 is a full share, 0.5 half of it."
+            f"rank speeds must be above 0: {speeds.tolist()}", remedy="Give 1.0 for a full share, 0.5 for half of it."
         )
     return np.asarray(costs, dtype=np.float64), speeds / speeds.max()
 
 
 def _slot_counts(micro_batches: float, speeds: np.ndarray, lockstep: bool) -> np.ndarray:
-    """How many micro-batches each rank may run: int64 [ranks]. micro_batches: how many there are, at their fullest."""
+    """Micro-batches (slots) that each rank may run, int64 [ranks]. micro_batches: their number if all were full."""
     most = np.maximum(1, np.ceil(micro_batches * speeds / speeds.sum() - 1e-9)).astype(np.int64)
     return np.full_like(most, most.max()) if lockstep else most
 
 
-def _cut(costs: np.ndarray, weights: np.ndarray, limit: int) -> list[int]:
-    """Cut descending costs into at most len(weights) runs of at most `limit` -> the size of run i, 0 for none.
+def _split_into_runs(costs: np.ndarray, weights: np.ndarray, limit: int) -> list[int]:
+    """Split descending costs into at most len(weights) runs of at most `limit` items; the size of each run, or 0.
 
-    The dearest run per weight is as cheap as can be: bisection on that target, each run as long as the target allows.
+    Minimizes the largest cost of a run divided by its weight: bisection on that target, where each run takes as many
+    items as the target allows.
     """
     if limit == 1:
         return [1] * len(costs) + [0] * (len(weights) - len(costs))
-    each = costs.tolist()
+    descending = costs.tolist()
 
     def sizes_within(target: float) -> list[int] | None:
         sizes, start = [], 0
         for weight in weights.tolist():
-            left = len(each) - start
-            size = min(limit, left, int(target * weight / each[start]) if left and each[start] > 0 else left)
+            left = len(descending) - start
+            fitting = int(target * weight / descending[start]) if left and descending[start] > 0 else left
+            size = min(limit, left, fitting)
             sizes.append(size)
             start += size
-        return sizes if start == len(each) else None
+        return sizes if start == len(descending) else None
 
-    high = float(costs.max(initial=1.0)) * limit / weights.min() * (1 + 1e-9)  # every run takes its limit
+    high = float(costs.max(initial=1.0)) * limit / weights.min() * (1 + 1e-9)  # every run can take `limit` items
     low, best = 0.0, sizes_within(high)
-    assert best is not None, f"{len(each)} items in {len(weights)} runs of {limit}"
+    assert best is not None, f"{len(descending)} items in {len(weights)} runs of {limit}"
     while high - low > 1e-4 * high:
         middle = (low + high) / 2
         if (sizes := sizes_within(middle)) is None:
@@ -223,19 +238,19 @@ def _cut(costs: np.ndarray, weights: np.ndarray, limit: int) -> list[int]:
 def _assign_runs(
     by_cost: np.ndarray, sizes: list[int], costs: np.ndarray, speeds: np.ndarray, slot_counts: np.ndarray
 ) -> Assignment:
-    """Runs of items to ranks, at most rooms[r] to rank r: the better of LPT and of the runs in turn, rank after rank."""
+    """Assign runs of items, at most slot_counts[r] to rank r: by LPT, or rank after rank if that is better."""
     ends = np.cumsum(sizes).tolist()
     runs = [tuple(by_cost[end - size : end].tolist()) for size, end in zip(sizes, ends, strict=True)]
     work = [float(costs[run[0]]) * len(run) if run else 0.0 for run in runs]
     longest = sorted((i for i, run in enumerate(runs) if run), key=lambda i: -work[i])
-    owner = _least_loaded(longest, work, speeds, slot_counts)
-    turns = np.repeat(np.arange(len(speeds)), slot_counts).tolist()
-    in_turn = {i: turns[i] for i in longest}
+    by_lpt = _longest_first(longest, work, speeds, slot_counts)
+    rank_of_slot = np.repeat(np.arange(len(speeds)), slot_counts).tolist()
+    in_order = {i: rank_of_slot[i] for i in longest}
 
     def loads_of(owner: dict[int, int]) -> np.ndarray:
         return np.bincount(list(owner.values()), weights=[work[i] for i in owner], minlength=len(speeds))
 
-    owner = min((owner, in_turn), key=lambda each: float((loads_of(each) / speeds).max()))
+    owner = min((by_lpt, in_order), key=lambda owner: float((loads_of(owner) / speeds).max()))
     ranks: list[list[MicroBatch]] = [[] for _ in speeds]
     for i in longest:
         ranks[owner[i]].append(runs[i])
@@ -243,52 +258,58 @@ def _assign_runs(
     return Assignment(tuple((*rank, *[()] * (most - len(rank))) for rank in map(tuple, ranks)), loads_of(owner), speeds)
 
 
-def _least_loaded(longest: list[int], work: list[float], speeds: np.ndarray, slot_counts: np.ndarray) -> dict[int, int]:
-    """Run -> rank: each to the rank that would finish it first, among those with room."""
+def _longest_first(
+    longest: list[int], work: list[float], speeds: np.ndarray, slot_counts: np.ndarray
+) -> dict[int, int]:
+    """{run: rank}: each run to the rank that would finish it first, among those with a free slot (LPT)."""
     owner: dict[int, int] = {}
-    loads, room = np.zeros(len(speeds)), slot_counts.copy()
+    loads, free_slots = np.zeros(len(speeds)), slot_counts.copy()
     for i in longest:
-        owner[i] = rank = _first_done(loads, work[i], speeds, room, 1)
+        owner[i] = rank = _first_to_finish(loads, work[i], speeds, free_slots, 1)
         loads[rank] += work[i]
-        room[rank] -= 1
+        free_slots[rank] -= 1
     return owner
 
 
-def _first_done(loads: np.ndarray, work: float, speeds: np.ndarray, room: np.ndarray, size: int) -> int:
-    """The rank that would finish first with `work` more, among those with room for `size`; -1 where none has."""
+def _first_to_finish(loads: np.ndarray, work: float, speeds: np.ndarray, free: np.ndarray, size: int) -> int:
+    """The rank that would finish `work` more first, among the ranks with free[rank] >= size; -1 if there is none."""
     ends = (loads + work) / speeds
     rank = int(ends.argmin())
-    if room[rank] >= size:
+    if free[rank] >= size:
         return rank
-    ends[room < size] = np.inf
+    ends[free < size] = np.inf
     rank = int(ends.argmin())
-    return rank if room[rank] >= size else -1
+    return rank if free[rank] >= size else -1
 
 
-def _fit(
-    costs: np.ndarray, tokens: np.ndarray, speeds: np.ndarray, slot_counts: np.ndarray, capacity: int, *, fullest: bool
+def _assign_items(
+    costs: np.ndarray, tokens: np.ndarray, speeds: np.ndarray, slot_counts: np.ndarray, capacity: int, *, best_fit: bool
 ) -> Assignment | None:
-    """Items into rooms[r] micro-batches of rank r, none above the capacity; None where an item finds no room."""
-    room = [[capacity] * count for count in slot_counts.tolist()]
-    work = [[0.0] * count for count in slot_counts.tolist()]
-    slots: list[list[list[int]]] = [[[] for _ in rank] for rank in room]
-    loads, widest = np.zeros(len(speeds)), np.full(len(speeds), capacity)
+    """Assign items to slots (micro-batches), slot_counts[r] on rank r, of at most `capacity` tokens each.
+
+    best_fit: an item goes to the fullest slot of its rank that it fits into; otherwise to the emptiest (worst fit).
+    Returns None if an item fits into no slot.
+    """
+    free = [[capacity] * count for count in slot_counts.tolist()]  # tokens, by rank and slot
+    slot_costs = [[0.0] * count for count in slot_counts.tolist()]
+    slots: list[list[list[int]]] = [[[] for _ in range(count)] for count in slot_counts.tolist()]
+    loads, most_free = np.zeros(len(speeds)), np.full(len(speeds), capacity)
     by_cost = np.argsort(-costs, kind="stable")
     items = zip(by_cost.tolist(), costs[by_cost].tolist(), tokens[by_cost].tolist(), strict=True)
     for item, cost, size in items:
-        rank = _first_done(loads, cost, speeds, widest, size)
+        rank = _first_to_finish(loads, cost, speeds, most_free, size)
         if rank < 0:
             return None
-        mine = room[rank]
-        slot = mine.index(min(left for left in mine if left >= size) if fullest else max(mine))
+        free_here = free[rank]
+        slot = free_here.index(min(left for left in free_here if left >= size) if best_fit else max(free_here))
         slots[rank][slot].append(item)
-        work[rank][slot] += cost
-        mine[slot] -= size
+        slot_costs[rank][slot] += cost
+        free_here[slot] -= size
         loads[rank] += cost
-        widest[rank] = max(mine)
+        most_free[rank] = max(free_here)
     most = int(slot_counts.max())
     ranks = []
-    for filled, each in zip(slots, work, strict=True):
-        costliest_first = sorted(range(len(filled)), key=each.__getitem__, reverse=True)
+    for filled, costs_here in zip(slots, slot_costs, strict=True):
+        costliest_first = sorted(range(len(filled)), key=costs_here.__getitem__, reverse=True)
         ranks.append((*(tuple(filled[slot]) for slot in costliest_first), *[()] * (most - len(filled))))
     return Assignment(tuple(ranks), loads, speeds)

@@ -1,6 +1,6 @@
-"""What an example costs to compute: a*L + b*L^2 for a sequence of L tokens, because attention grows with the square.
+"""The computational cost of an example: a*L + b*L^2 for a sequence of L tokens, because attention is quadratic.
 
-Costs are relative: only their ratios decide who computes what, so every model is scaled to a = 1 or to seconds.
+Costs are used for load balancing, where only their ratios matter; their unit is free.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class CostModel:
-    """cost = a * length + b * length**2; a pack costs the sum over its segments, since attention never crosses them."""
+    """cost = a * length + b * length**2. The cost of a pack is the sum over its segments: attention never crosses them.
+
+    Raises: ValueError if a or b is negative, or both are 0.
+    """
 
     a: float = 1.0
     b: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.a, self.b) < 0 or self.a + self.b <= 0:
-            raise ValueError(f"costs must be positive: a {self.a}, b {self.b}")
+            raise ValueError(f"costs must be positive, but a is {self.a} and b is {self.b}")
 
     def of(self, lengths: np.ndarray | Sequence[int]) -> np.ndarray:
         """Cost of each length: int [n] -> float64 [n]."""
@@ -41,14 +44,16 @@ class CostModel:
         gated: bool = True,
         causal: bool = True,
     ) -> CostModel:
-        """The model of a transformer of this shape, in units of one token's dense work (a = 1).
+        """The cost model of a transformer of the given shape, in units of the dense work per token (a = 1).
 
-        Forward floating-point operations, two per weight and token (PaLM, Chowdhery et al. 2022, appendix B;
-        Chinchilla, Hoffmann et al. 2022, appendix F; Megatron-LM, Narayanan et al. 2021, appendix):
-            dense      2 * (layers * (query + key + value + output + feed-forward weights) + hidden * vocab)   a token
-            attention  4 * layers * heads * head_dim * L   a token, for scores and for values; half of it when causal
-        The backward pass doubles both and changes no ratio. gated: three feed-forward matrices (SwiGLU), else two.
-        Llama-3.1-8B gives b = 1.75e-5: at 57,000 tokens attention costs as much as everything else.
+        Floating-point operations of the forward pass, two per weight and token (PaLM, Chowdhery et al. 2022, appendix
+        B; Chinchilla, Hoffmann et al. 2022, appendix F; Megatron-LM, Narayanan et al. 2021, appendix):
+            dense      2 * (layers * (query + key + value + output + feed-forward weights) + hidden * vocab)   per token
+            attention  4 * layers * heads * head_dim * L   per token, for scores and values; half of it if causal
+        The backward pass costs twice as much for both terms and does not change their ratio.
+
+        gated: the feed-forward block has three matrices (SwiGLU) instead of two.
+        Example: Llama-3.1-8B gives b = 1.75e-5; at 57,000 tokens, attention costs as much as everything else.
         """
         width = heads * (head_dim or hidden // heads)
         kv_width = width * (kv_heads or heads) // heads

@@ -1,4 +1,4 @@
-"""Random numbers that depend on (seed, epoch, purpose) and on nothing else: no rank, no history, no machine."""
+"""Random numbers that depend on (seed, epoch, purpose) only: not on the rank, the history or the machine."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """One stream of numbers each, so that one use never shifts another."""
+    """Each purpose has its own stream of random numbers, so that one use never affects another."""
 
     ORDER = 0  # the order of examples
-    TIES = 1  # which of the examples of one length goes into which pack
+    TIES = 1  # which of several examples of equal length goes into which pack
     PACKS = 2  # the order of packs
-    WINDOWS = 3  # the order of steps inside a window
+    WINDOWS = 3  # which groups of a window form a step
 
 
 def draw(count: int, *, seed: int, epoch: int, purpose: Purpose) -> np.ndarray:
-    """`count` random uint64.
+    """`count` random numbers, uint64 [count].
 
-    The raw output of the counter-based Philox 4x64 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"),
-    keyed by (seed, epoch, purpose). NumPy keeps raw bit streams stable over versions, which it does not promise of
-    `Generator.permutation` and `shuffle` (NEP 19): that is why orders below are sorts of these numbers.
+    The raw output of the counter-based generator Philox 4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
+    3", 2011), keyed by (seed, epoch, purpose). NumPy guarantees that raw bit streams stay the same across versions, but
+    not `Generator.permutation` and `shuffle` (NEP 19). Permutations are therefore made by sorting these numbers.
+    Raises: ValueError for a negative seed or epoch.
     """
     if seed < 0 or epoch < 0:
         raise ValueError(f"seed and epoch must not be negative: seed {seed}, epoch {epoch}")
@@ -30,5 +31,5 @@ def draw(count: int, *, seed: int, epoch: int, purpose: Purpose) -> np.ndarray:
 
 
 def permute(count: int, *, seed: int, epoch: int, purpose: Purpose) -> np.ndarray:
-    """A permutation of 0..count-1 (int64), a pure function of its arguments."""
+    """A random permutation of 0..count-1, int64 [count]. A pure function of its arguments."""
     return np.argsort(draw(count, seed=seed, epoch=epoch, purpose=purpose), kind="stable")

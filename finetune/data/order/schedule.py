@@ -1,7 +1,7 @@
-"""Which examples make up global step k: a pure function of (seed, epoch, k), whatever the machine.
+"""Which examples make up global step k: a pure function of (seed, epoch, k), independent of the machine.
 
-Neither the number of ranks nor the micro-batch nor accumulation appears in this file. Dealing a step's items to ranks
-is a second function, in dealing.py.
+The number of ranks, the micro-batch size and gradient accumulation do not appear in this file. Assigning the items of a
+step to ranks is a separate function, in assignment.py.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from finetune.data.order.packing import Packing, Packs, pack
 from finetune.data.order.rng import Purpose, draw, permute
 from finetune.errors import UserError
 
-PACKED_WINDOWS = (1, 4, 16, 64)  # steps: wide enough for packs of one group to cost the same, short against an epoch
-ROUNDING = 0.01  # a number of packs may hold so much more or less than the global batch, on average
-IDLE = 0.02  # share of time that ranks may wait for each other before a wider window is taken
+PACKED_WINDOWS = (1, 4, 16, 64)  # candidate windows for packs, in steps
+ROUNDING = 0.01  # allowed relative deviation of the average examples per step from the global batch
+MAX_IDLE = 0.02  # fraction of the time that ranks may wait for each other before a longer window is chosen
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: a permutation of 0..num_examples-1 (int64), a pure function of its arguments."""
+    """The order of the examples in an epoch: a permutation of 0..num_examples-1, int64. A pure function."""
     return permute(num_examples, seed=seed, epoch=epoch, purpose=Purpose.ORDER)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One global step. items: tuples of example indices, one example each, or the segments of one pack."""
+    """One optimizer step. items: tuples of example indices, each a single example or the examples of one pack."""
 
     index: int  # over all epochs, from 0
     epoch: int
@@ -39,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """What one epoch trains on."""
+    """The items of one epoch and their order."""
 
     packs: Packs | None  # None: items are single examples
     costs: np.ndarray  # [items]
@@ -47,17 +47,19 @@ class _Epoch:
 
 
 class Schedule:
-    """All steps of a run. Each example exactly once an epoch; only the last step of an epoch may be smaller.
+    """All steps of a run. Each example occurs exactly once per epoch; only the last step of an epoch may be smaller.
 
-    costs: work of each example, any unit (float or int [n]), from lengths and the model's shape. Never from measured
-    times: the machine would then decide what a step trains on (dealing may use them).
-    global_batch: examples a step. Packs are spread over as many steps as single examples would make, one more in some
-    steps than in others: the number of steps is part of what a recipe asks for. Where a multiple of 8 packs holds so many
-    examples on average, within ROUNDING, every step has that many: most numbers of ranks share them evenly.
-    window: so many steps choose their items together by similar cost and are then shuffled, so that any number of ranks
-    finds equal shares and padding is cut. 0 or 1: purely random. Default: random for single examples; for packs as
-    short as evens them out.
-    Raises UserError where there is no example, or one that the packing cannot hold.
+    costs: cost of each example in any unit, float or int [n], computed from lengths and the shape of the model. Never
+    from measured times: the machine would then decide what a step trains on. (Assignment to ranks may use them.)
+    global_batch: examples per optimizer step. Packs are distributed over as many steps as single examples would need,
+    so that the number of steps does not depend on packing; some steps have one pack more than others. If a multiple of
+    8 packs holds `global_batch` examples on average, within ROUNDING, every step has exactly that many packs, because
+    most numbers of ranks divide it.
+    window: number of consecutive steps whose items are regrouped by similar cost, in random order of the steps, so that
+    any number of ranks can share a step evenly and less padding is needed. 0 or 1: purely random order. None: random
+    order for single examples; for packs, the shortest window that balances them.
+    packing: pack examples by these lengths; None: every item is a single example.
+    Raises: UserError if there are no examples, or one that does not fit into a pack.
     """
 
     def __init__(
@@ -72,26 +74,29 @@ class Schedule:
         self.costs, self.seed, self.packing = np.asarray(costs), seed, packing
         num_examples = len(self.costs)
         if not num_examples:
-            raise UserError("there is no example to train on", remedy="Check the data's path, limit and skipped rows.")
+            raise UserError(
+                "there are no examples to train on",
+                remedy="Check the data's path and limit, and which rows were skipped.",
+            )
         if packing is not None and len(packing.lengths) != num_examples:
             raise ValueError(f"{len(packing.lengths)} lengths for {num_examples} costs")
         packs, item_costs = self._items(0)
         self.num_items = len(item_costs)  # the same in every epoch
-        wanted = global_batch * self.num_items / num_examples
-        self.items_per_step = max(1, round(wanted))
+        average_items = global_batch * self.num_items / num_examples
+        self.items_per_step = max(1, round(average_items))
         self.steps_per_epoch = -(-self.num_items // self.items_per_step)
-        even = self.items_per_step % 8 == 0 and abs(self.items_per_step / wanted - 1) <= ROUNDING
-        self.spread = packing is not None and not even
+        divisible = self.items_per_step % 8 == 0 and abs(self.items_per_step / average_items - 1) <= ROUNDING
+        self.spread = packing is not None and not divisible
         if self.spread:
             self.steps_per_epoch = min(self.num_items, -(-num_examples // global_batch))
         self.group = self.items_per_step
         if packing is not None and self.items_per_step % 8 == 0:
             self.group = math.gcd(self.items_per_step, 16)
         if window is None:
-            window = 1 if packing is None else self._enough_window(item_costs)
+            window = 1 if packing is None else self._shortest_window(item_costs)
         self.window = window
         order = self._order(0, item_costs, window)
-        self._planned = (0, _Epoch(packs, item_costs, order))  # kept; any other epoch can be planned anew
+        self._planned = (0, _Epoch(packs, item_costs, order))  # cached; any epoch can be planned again
 
     def step(self, index: int) -> Step:
         """Global step `index`, counted from 0 over all epochs."""
@@ -100,33 +105,34 @@ class Schedule:
             packs, item_costs = self._items(epoch)
             self._planned = (epoch, _Epoch(packs, item_costs, self._order(epoch, item_costs, self.window)))
         plan = self._planned[1]
-        chosen = plan.order[self._border(index_in_epoch) : self._border(index_in_epoch + 1)]
+        chosen = plan.order[self._first_item(index_in_epoch) : self._first_item(index_in_epoch + 1)]
         if plan.packs is None:
             items = tuple((example,) for example in chosen.tolist())
         else:
             items = tuple(tuple(plan.packs[item].tolist()) for item in chosen)
         return Step(index, epoch, index_in_epoch, items, plan.costs[chosen])
 
-    def _border(self, index_in_epoch: int) -> int:
-        """The first item of a step of an epoch."""
+    def _first_item(self, index_in_epoch: int) -> int:
+        """Index of the first item of a step in the order of its epoch."""
         if self.spread:
             return index_in_epoch * self.num_items // self.steps_per_epoch
         return index_in_epoch * self.items_per_step
 
     def _items(self, epoch: int) -> tuple[Packs | None, np.ndarray]:
-        """The packs of an epoch (None: single examples) and the cost of each item."""
+        """(packs of an epoch, or None for single examples; cost of each item)."""
         if self.packing is None:
             return None, self.costs
         packs = pack(self.packing.lengths, self.packing.capacity, seed=self.seed, epoch=epoch)
         return packs, packs.sums(self.costs)
 
     def _order(self, epoch: int, costs: np.ndarray, window: int) -> np.ndarray:
-        """The order of items: random, or with a window random among steps that are made of groups of like cost.
+        """The order of the items of an epoch: random, or stratified by cost within windows of `window` steps.
 
-        A window's groups, sorted by cost, are cut into as many strata as a step has groups; each step draws one group
-        from every stratum: dear and cheap items are in all steps. One group a step suits padded examples. Packs come
-        in groups of 8 or 16, which 2, 4, 8 and 16 ranks share evenly. Windows are random subsets of the epoch, so every
-        stretch of training sees the same mixture. The incomplete last step is a random rest.
+        Windows are random subsets of the epoch, so every part of the training sees the same distribution. The items of
+        a window are sorted by cost and divided into groups, and the groups into as many strata as a step has groups;
+        each step draws one group from every stratum. Single examples form one group per step, so that the examples of a
+        step have similar lengths. Packs are grouped by 8 or 16, which 2, 4, 8 and 16 ranks share evenly, and every step
+        has costly and cheap groups. The items of an incomplete last step stay random.
         """
         if self.packing is None:
             order = epoch_order(len(costs), seed=self.seed, epoch=epoch)
@@ -137,25 +143,25 @@ class Schedule:
         num_steps, num_groups = len(order) // self.items_per_step, self.items_per_step // self.group
         rng = draw(num_steps * num_groups, seed=self.seed, epoch=epoch, purpose=Purpose.WINDOWS)
         num_windows = max(1, round(num_steps / window))
-        borders = np.arange(num_windows + 1) * num_steps // num_windows  # equally long windows, in steps
+        borders = np.arange(num_windows + 1) * num_steps // num_windows  # windows of equal length, in steps
         for first, last in itertools.pairwise(borders.tolist()):
-            here = slice(first * self.items_per_step, last * self.items_per_step)
-            by_cost = order[here][np.argsort(costs[order[here]], kind="stable")]
+            window_items = slice(first * self.items_per_step, last * self.items_per_step)
+            by_cost = order[window_items][np.argsort(costs[order[window_items]], kind="stable")]
             strata = by_cost.reshape(num_groups, last - first, self.group)
             shuffle = np.argsort(rng[first * num_groups : last * num_groups].reshape(num_groups, -1), axis=1)
-            order[here] = np.take_along_axis(strata, shuffle[:, :, None], axis=1).swapaxes(0, 1).ravel()
+            order[window_items] = np.take_along_axis(strata, shuffle[:, :, None], axis=1).swapaxes(0, 1).ravel()
         return order
 
-    def _enough_window(self, costs: np.ndarray) -> int:
-        """The shortest window that evens packs out: the nearer to a purely random order, the better.
+    def _shortest_window(self, costs: np.ndarray) -> int:
+        """The shortest window that balances packs, because a short one stays closest to a purely random order.
 
-        Even: as many ranks as a group has packs, meeting after every pack, would idle less than IDLE of the time.
+        Balanced: as many ranks as a group has packs, synchronized after each pack, idle for less than MAX_IDLE.
         """
         num_steps = len(costs) // self.items_per_step
         for window in PACKED_WINDOWS:
             order = self._order(0, costs, window)[: num_steps * self.items_per_step]
             by_step = np.sort(costs[order].reshape(num_steps, self.items_per_step), axis=1)
             groups = by_step.reshape(-1, self.group)
-            if groups.sum() >= (1 - IDLE) * self.group * groups.max(axis=1).sum():
+            if groups.sum() >= (1 - MAX_IDLE) * self.group * groups.max(axis=1).sum():
                 break
         return window

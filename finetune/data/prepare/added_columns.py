@@ -1,4 +1,4 @@
-"""Examples with columns that were computed after they were encoded, such as what a reference model says of them."""
+"""Encoded examples with columns that were computed later, such as log-probabilities of a reference model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ExamplesWithColumns:
-    """`examples`, each with a number more for every column. columns: name -> float64 [examples], in their order."""
+    """`examples` with additional numeric columns. columns: name -> float64 [examples], in the order of `examples`."""
 
     def __init__(self, examples: Examples, columns: Mapping[str, np.ndarray]) -> None:
         assert all(len(column) == len(examples) for column in columns.values())

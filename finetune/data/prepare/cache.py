@@ -1,4 +1,4 @@
-"""The folder of converted data: an entry appears whole, by rename, or not at all, however many write it."""
+"""Cache of converted data on disk. Entries are published by rename, so they are complete or absent."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 
 from finetune.errors import UserError
 
-UNUSED_SECONDS = 30 * 86_400  # an entry that nobody opened for so long is removed
-ABANDONED_SECONDS = 86_400  # a half entry that a crash left
+UNUSED_SECONDS = 30 * 86_400  # entries not opened for this long are removed
+ABANDONED_SECONDS = 86_400  # incomplete entries of crashed processes are removed after this
 
 
 def cache_folder() -> Path:
@@ -26,78 +26,79 @@ def cache_folder() -> Path:
 
 
 def digest(*parts: Any) -> str:
-    """32 hex digits that name JSON-able parts; equal parts, equal digest, on every machine."""
+    """Digest of JSON-serializable parts, as 32 hex digits; the same on every machine."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def publish(kind: str, key: str, write: Callable[[Path], None]) -> Path:
-    """The folder `kind/key` of the cache; made by `write(folder)` unless it is there.
+    """Path of the cache entry `kind/key`, which `write(folder)` creates if it does not exist.
 
-    Ranks may call it at the same time: each writes its own, the first rename wins, the others are thrown away.
+    Any number of processes may call it at the same time: each writes a copy of its own, the first rename wins, and the
+    other copies are removed.
     Raises: UserError if the disk is full or read-only.
     """
     final = cache_folder() / kind / key
     if final.is_dir():
         _touch(final)
         return final
-    half: Path | None = None
+    incomplete: Path | None = None
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _prune(final.parent)
-        half = Path(tempfile.mkdtemp(prefix=f"{key}.incomplete-", dir=final.parent))
-        write(half)
-        _rename(half, final)
+        incomplete = Path(tempfile.mkdtemp(prefix=f"{key}.incomplete-", dir=final.parent))
+        write(incomplete)
+        _rename(incomplete, final)
     except OSError as error:
         raise _as_user_error(error, final.parent) from error
     finally:
-        if half is not None:
-            shutil.rmtree(half, ignore_errors=True)
+        if incomplete is not None:
+            shutil.rmtree(incomplete, ignore_errors=True)
     return final
 
 
-def _rename(half: Path, final: Path) -> None:
+def _rename(incomplete: Path, final: Path) -> None:
     try:
-        half.rename(final)
+        incomplete.rename(final)
     except OSError:
-        if not final.is_dir():  # otherwise another process was first, and wrote the same
+        if not final.is_dir():  # otherwise another process published the same entry first
             raise
 
 
 def _touch(folder: Path) -> None:
     try:
         os.utime(folder)
-    except OSError:  # a read-only cache serves as well; only its age is not renewed
+    except OSError:  # a read-only cache can still be read
         return
 
 
 def _prune(parent: Path) -> None:
-    """Removes entries long unused and half entries long abandoned. Open memory maps survive on POSIX."""
+    """Remove old unused and incomplete entries. On POSIX, open memory maps of them stay valid."""
     now = time.time()
     for entry in parent.iterdir():
         try:
             age = now - entry.stat().st_mtime
-        except OSError:  # removed by another process meanwhile
+        except OSError:  # removed by another process
             continue
         if age > (ABANDONED_SECONDS if ".incomplete-" in entry.name else UNUSED_SECONDS):
             shutil.rmtree(entry, ignore_errors=True)
 
 
 def _as_user_error(error: OSError, folder: Path) -> Exception:
-    """Disk trouble in the cache becomes a UserError; trouble elsewhere (the source itself) stays what it is."""
-    move = "or set XDG_CACHE_HOME to a folder on another disk."
+    """A UserError for a full or read-only disk; any other error is returned as it is."""
+    alternative = "or set XDG_CACHE_HOME to a folder on another disk."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(_existing(folder)).free
         return UserError(
-            f"the disk is full while data is converted ({free // 2**20:,} MiB free)",
+            f"the disk is full ({free // 2**20:,} MiB free), so the data cannot be converted",
             where=str(folder),
-            remedy=f"Free some space, {move} Nothing half-written was left behind.",
+            remedy=f"Free some space, {alternative} Incomplete files have been removed.",
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
         return UserError(
-            f"the cache of converted data cannot be written ({error.strerror})",
+            f"the cache of converted data cannot be written: {error.strerror}",
             where=str(error.filename or folder),
-            remedy=f"Make it writable, {move}",
+            remedy=f"Make it writable, {alternative}",
         )
     return error
 

@@ -1,4 +1,4 @@
-"""Rows made into examples once, kept memory-mapped in the cache, and found there by every rank and the next run."""
+"""Encodes the rows of a split into examples, once; the result is memory-mapped from the cache by all ranks and runs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 
 VERSION = 1  # of the layout on disk
 ROWS = 256  # encoded together
-TOLD_SECONDS = 5.0  # between two lines of progress
+PROGRESS_SECONDS = 5.0  # between two progress lines
 
 
 EncodeRows = Callable[[Sequence[Row]], Sequence["dict[str, Any] | BadRow"]]
 
 
 class EncodedExamples:
-    """Examples of one split, memory-mapped. ids, costs: int64 [examples]. skipped: (place, why) of the rows left out.
+    """Encoded examples of one split, memory-mapped. Pickles as the path of its folder.
 
-    An item is a fresh dict: {"id": row id, **what the function returned}; lists of integers come back as int64 arrays.
+    Each item is a new dict: {"id": row id, ...} with the values that the encode function returned, except that lists of
+    integers are int64 arrays.
+
+    ids, costs: int64 [examples].
+    skipped: (location, reason) of the first 10,000 bad rows; skipped_count: the number of all bad rows.
     """
 
     def __init__(self, folder: Path, name: str = "") -> None:
@@ -39,8 +43,8 @@ class EncodedExamples:
         self._layouts = [[(key, kind) for key, kind in layout] for layout in facts["layouts"]]
         self.ids: np.ndarray = self._records.numbers("ids")
         self.costs: np.ndarray = self._records.numbers("costs")
-        self.skipped: list[Listed] = [(place, why) for place, why in facts["skipped"]]
-        self.skipped_count: int = facts["skipped_count"]  # the list ends at 10,000
+        self.skipped: list[Listed] = [(place, reason) for place, reason in facts["skipped"]]
+        self.skipped_count: int = facts["skipped_count"]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -62,9 +66,12 @@ class EncodedExamples:
 
 
 class LazyExamples:
-    """Examples made when asked for (images): function(row, id) -> the encoded example. Nothing is stored.
+    """Examples that are encoded on access, such as images; nothing is stored.
 
-    function must be picklable if loader processes are spawned, and is called anew each time: augmentation is its own.
+    function: (row, row id) -> the encoded example. It is called at every access, so it may augment at random, and it
+    must be picklable if data loader workers are spawned.
+    ids, costs: [examples].
+    Raises: ValueError if ids and costs differ in length.
     """
 
     def __init__(
@@ -95,12 +102,14 @@ def encode(
     cost: Callable[[dict[str, Any]], int],
     notify: Callable[[str], None] | None = None,
 ) -> EncodedExamples:
-    """Every row of `table` through `function`, in batches, once; found in the cache if table and key are the same.
+    """Encode every row of `table` with `function`, or load the result from the cache if table and key are the same.
 
-    key: names everything that `function` and `cost` depend on: the tokenizer's hash, options, lengths, label names.
-    function: rows -> for each of them {name: ints, lists of ints, arrays, or anything that JSON holds}, or a BadRow.
-    cost: work of an encoded example (tokens, pixels). tell: takes lines of progress.
-    Raises: UserError with the places of the bad rows if on_bad_row is "error".
+    function: rows -> for each of them {name: integer, list of integers, array, or any JSON value}, or a BadRow.
+    key: identifies everything that `function` and `cost` depend on: tokenizer hash, options, lengths, label names.
+    on_bad_row: "error" or "skip". cost: encoded example -> its cost (tokens, pixels).
+    notify: is called with progress lines and with a report of skipped rows.
+    Any process may call it; processes that encode the same table at the same time publish the same result.
+    Raises: UserError that lists the bad rows if on_bad_row is "error".
     """
     fingerprint = table_fingerprint(table)
     folder = publish(
@@ -110,14 +119,14 @@ def encode(
     )
     examples = EncodedExamples(folder, table.name)
     bad = BadRows(on_bad_row, examples.skipped, examples.skipped_count)
-    bad.settle(table.name)
+    bad.enforce_policy(table.name)
     if bad.count and notify is not None:
-        notify(f"{table.name}: {bad.count:,} of {len(table):,} rows skipped\n{bad.told()}")
+        notify(f"{table.name}: {bad.count:,} of {len(table):,} rows skipped\n{bad.summary()}")
     return examples
 
 
 def table_fingerprint(table: Table) -> str:
-    """What names a table's content: its own fingerprint, or else a digest of every row."""
+    """The fingerprint of a table's content: its own if it has one, else a digest of all rows."""
     own = getattr(table, "fingerprint", None)
     return own if isinstance(own, str) else digest("rows", [dict(row) for row in table])
 
@@ -130,7 +139,7 @@ def _write(
     notify: Callable[[str], None] | None,
 ) -> None:
     bad, packer, total = BadRows(), Packer(), len(table)
-    clock = _Clock(table.name, total, notify)
+    progress = _Progress(table.name, total, notify)
     with RecordWriter(folder, tags=("ids", "costs")) as writer:
         for first, rows in _batches(table):
             for row_id, encoded in enumerate(function(rows), start=first):
@@ -138,7 +147,7 @@ def _write(
                     bad.add(table.place(row_id), str(encoded))
                 else:
                     writer.append(packer.pack(encoded), row_id, int(cost(encoded)))
-            clock.tick(first + len(rows))
+            progress.update(first + len(rows))
     facts = {"layouts": packer.layouts, "skipped": bad.listed, "skipped_count": bad.count}
     (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
 
@@ -155,17 +164,17 @@ def _batches(table: Table) -> Iterator[tuple[int, list[Row]]]:
         yield len(table) - len(rows), rows
 
 
-class _Clock:
-    """A line every few seconds, so that long work is seen to go on."""
+class _Progress:
+    """Reports the progress of encoding every few seconds."""
 
     def __init__(self, name: str, total: int, notify: Callable[[str], None] | None) -> None:
-        self._name, self._total, self._tell = name, total, notify
-        self._started = self._told = time.monotonic()
+        self._name, self._total, self._notify = name, total, notify
+        self._started = self._reported = time.monotonic()
 
-    def tick(self, done: int) -> None:
+    def update(self, done: int) -> None:
         now = time.monotonic()
-        if self._tell is None or now - self._told < TOLD_SECONDS:
+        if self._notify is None or now - self._reported < PROGRESS_SECONDS:
             return
-        self._told = now
+        self._reported = now
         left = (now - self._started) / done * (self._total - done)
-        self._tell(f"{self._name}: {done:,} of {self._total:,} rows encoded, {format_seconds(left)} left")
+        self._notify(f"{self._name}: {done:,} of {self._total:,} rows encoded, {format_seconds(left)} left")

@@ -1,4 +1,4 @@
-"""Validation rows held out by what they say, not by where they stand: the same rows whatever is added or reordered."""
+"""Holds out validation rows by a hash of their content, so that reordering or adding rows does not move other rows."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     import numpy as np
 
 VERSION = 1
-HEAD = 1 << 16  # bytes of an image file that, with its size, stand for its content
+HEAD_BYTES = 1 << 16  # an image file is identified by its size and this many first bytes
 
 
 def row_hash(row: Row, roles: Sequence[str], seed: int) -> int:
-    """0 .. 2**64 - 1 from a row's content: blake2b of its canonical JSON and the seed; the same on every machine.
+    """Hash of a row's content, 0..2**64 - 1: blake2b of its canonical JSON, keyed by the seed. The same everywhere.
 
-    Only the task's roles count, so that a column with running numbers does not tell duplicates apart; a row with none
-    of them counts whole. 1, "1" and 1.0 are the same: a set may come as csv or as JSON.
+    Only the roles of the task are hashed, so that duplicates with different running numbers have the same hash. A row
+    with none of the roles is hashed as a whole. 1, "1" and 1.0 are equal: the same data may come as CSV or JSON.
     """
-    known = {role: row[role] for role in roles if row.get(role) is not None}
-    content = {name: _canonical(value, name) for name, value in (known or dict(row)).items()}
+    in_roles = {role: row[role] for role in roles if row.get(role) is not None}
+    content = {name: _canonical(value, name) for name, value in (in_roles or dict(row)).items()}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     key = seed.to_bytes(16, "little")
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
 
 
 def _canonical(value: Any, role: str = "") -> Any:
-    """JSON without a machine's or a format's accidents: numbers as text, bytes and image files as digests."""
+    """A JSON value that is the same for all file formats: numbers become text, bytes and image files digests."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float):
@@ -41,7 +41,7 @@ def _canonical(value: Any, role: str = "") -> Any:
     if isinstance(value, str):
         return _file_digest(value) if role == "image" else value
     if isinstance(value, dict):
-        if isinstance(value.get("bytes"), bytes):  # an image of a parquet file; its path names nothing
+        if isinstance(value.get("bytes"), bytes):  # an image in a parquet file; its path has no meaning
             return _canonical(value["bytes"])
         return {str(name): _canonical(item, role) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -52,10 +52,10 @@ def _canonical(value: Any, role: str = "") -> Any:
 
 
 def _file_digest(path: str) -> str:
-    """Content, not name: the same photograph under two names is one row. A file that is not there is told later."""
+    """Digest of a file's content. For a missing file, the path: the error is reported when it is read."""
     try:
         with Path(path).open("rb") as file:
-            head = file.read(HEAD)
+            head = file.read(HEAD_BYTES)
         return hashlib.blake2b(head, digest_size=16).hexdigest() + str(Path(path).stat().st_size)
     except OSError:
         return path
@@ -64,11 +64,13 @@ def _file_digest(path: str) -> str:
 def hold_out(
     rows: Iterable[Row], count: int, fingerprint: str, *, fraction: float, seed: int, roles: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(training ids, validation ids), ascending int64: a row is held out if its hash lies below the fraction.
+    """(training ids, validation ids), ascending, int64: a row is held out if its hash is below `fraction` of the range.
 
-    Duplicates share a hash, hence a side. Both sides get at least one row: if the fraction chose none (or all), the
-    rows with the smallest (largest) hash change sides. Kept in the cache.
-    Raises: UserError if there are not two different rows.
+    Duplicates have the same hash, so they are all in one split. Both splits get at least one row: if no row (or every
+    row) is below the threshold, the rows with the smallest (largest) hash are moved. The hashes are cached.
+
+    rows: `count` rows in order of their ids. fingerprint: identifies their content. roles: the roles of the task.
+    Raises: UserError if there are no two different rows.
     """
     import numpy as np
 
@@ -87,12 +89,12 @@ def _hashes(rows: Iterable[Row], roles: Sequence[str], seed: int) -> Iterator[in
 
 
 def choose(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    """Which rows are held out, bool [rows]."""
+    """Mask of the rows that are held out, bool [rows]. hashes: uint64 [rows]. Raises: UserError as hold_out does."""
     import numpy as np
 
     if not len(hashes) or hashes.min() == hashes.max():
         raise UserError(
-            f"no validation rows can be held out of {len(hashes)} row{'s' if len(hashes) != 1 else ''}, all alike",
+            f"no validation rows can be held out: there are no two different rows among {len(hashes):,}",
             where="data.validation_fraction",
             remedy="Give more rows, a file under data.validation, or validation_fraction: 0.",
         )

@@ -1,4 +1,4 @@
-"""One encoded example as bytes and back: integers stay binary, everything else is JSON or a NumPy array's own form."""
+"""Serializes an encoded example to bytes and back: integers in binary, arrays in NumPy's format, the rest as JSON."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ if TYPE_CHECKING:
 
 Layout = list[tuple[str, str]]  # (key, kind) of each part, in order
 
-# A record: int32 layout, int32 bytes of each part; then the parts. All of it in multiples of 8 bytes, so that every
-# array is aligned.
-# Kinds: "ints" int32 [n], "longs" int64 [n], "array" np.save's bytes, "json" UTF-8.
+# A record is a header (int32 index of the layout, int32 size of each part in bytes) and the parts. The header and each
+# part are padded to a multiple of 8 bytes, so that all arrays are aligned.
+# Kinds: "ints" int32 [n], "longs" int64 [n], "array" the bytes of np.save, "json" UTF-8.
 
 
 class Packer:
-    """Writes examples. layouts: the distinct (key, kind) lists met so far; a record names its own by index."""
+    """Serializes examples. layouts: the distinct layouts so far; a record refers to its layout by index."""
 
     def __init__(self) -> None:
         self.layouts: list[Layout] = []
         self._index: dict[tuple[tuple[str, str], ...], int] = {}
 
     def pack(self, example: Mapping[str, Any]) -> bytes:
-        """Raises: TypeError if a value is neither integers, an array, nor JSON."""
+        """The record of an example. Raises: TypeError for a value that is not integers, an array or a JSON value."""
         layout, parts = [], []
         for key, value in example.items():
             kind, part = _part(value)
             layout.append((key, kind))
             parts.append(part)
-        named = tuple(layout)
-        index = self._index.get(named)
+        layout_key = tuple(layout)
+        index = self._index.get(layout_key)
         if index is None:
-            index = self._index[named] = len(self.layouts)
+            index = self._index[layout_key] = len(self.layouts)
             self.layouts.append(layout)
-        head = array("i", [index, *map(len, parts)]).tobytes()
-        return b"".join([_padded(head), *map(_padded, parts)])
+        header = array("i", [index, *map(len, parts)]).tobytes()
+        return b"".join([_padded(header), *map(_padded, parts)])
 
 
 def _padded(part: bytes) -> bytes:
@@ -51,7 +51,7 @@ def _part(value: Any) -> tuple[str, bytes]:
             return "ints", array("i", value).tobytes()
         except OverflowError:
             return "longs", array("q", value).tobytes()
-        except TypeError:  # mixed with something else
+        except TypeError:  # not all of them are integers
             return "json", _json(value)
     if hasattr(value, "dtype") and hasattr(value, "ndim"):
         return _array_part(value)
@@ -79,7 +79,7 @@ def _json(value: Any) -> bytes:
 
 
 def unpack(record: np.ndarray, layouts: Sequence[Layout]) -> dict[str, Any]:
-    """The example in a record (uint8 [bytes]). Integers come back as writable int64 arrays [n]."""
+    """The example of a record, uint8 [bytes]. Lists of integers are returned as writable int64 arrays [n]."""
     import numpy as np
 
     buffer = record.data

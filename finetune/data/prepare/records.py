@@ -1,4 +1,4 @@
-"""Records of bytes in one file, memory-mapped: any number of rows, no fixed columns, and no row in memory."""
+"""A file of byte records, written sequentially and read by random access through a memory map."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-BUFFERED = 1 << 20  # bytes of records held before they are written
+BUFFER_BYTES = 1 << 20  # records are written in blocks of about this size
 
 
 class RecordWriter:
-    """Appends records to `folder/<name>.bin`, their ends to `<name>.ends`, and one number each to `<name>.<tag>`.
+    """Writes records to `folder/<name>.bin`, their ends to `<name>.ends`, and one int64 per tag to `<name>.<tag>`.
 
-    Why not typed Arrow columns: a column with 1 and "1", or a key that first appears in row 90,000, would refuse rows.
+    Records are bytes rather than typed Arrow columns, because Arrow would reject rows that hold 1 and "1" in the same
+    column, or a key that first occurs in row 90,000. Use it as a context manager.
     """
 
     def __init__(self, folder: Path, name: str = "rows", tags: tuple[str, ...] = ()) -> None:
@@ -32,7 +33,7 @@ class RecordWriter:
         return self
 
     def append(self, record: bytes, *numbers: int) -> None:
-        """One record, and its number for each tag."""
+        """Append a record and its number for each tag, in the order of `tags`."""
         self._records.append(record)
         self._pending += len(record)
         self._end += len(record)
@@ -40,7 +41,7 @@ class RecordWriter:
         for column, number in zip(self._numbers[1:], numbers, strict=True):
             column.append(number)
         self.count += 1
-        if self._pending >= BUFFERED:
+        if self._pending >= BUFFER_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -67,7 +68,7 @@ class RecordWriter:
 
 
 class RecordFile:
-    """Reads what RecordWriter wrote. Pickles as its path, so loader processes map the same pages."""
+    """Reads the records that RecordWriter wrote. Pickles as its path, so data loader workers share the mapped pages."""
 
     def __init__(self, folder: Path, name: str = "rows") -> None:
         self._folder, self._name = folder, name
@@ -80,10 +81,10 @@ class RecordFile:
         path = self._folder / f"{self._name}.{tag}"
         if path.stat().st_size == 0:  # an empty file cannot be mapped
             return np.empty(0, dtype)
-        return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)  # plain arrays are indexed faster
+        return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)  # indexing a plain array is faster
 
     def numbers(self, tag: str) -> np.ndarray:
-        """The numbers of one tag, int64 [records]."""
+        """The numbers of a tag, int64 [records]."""
         return self._map(tag, "<i8")
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Rows that come in typed columns (parquet, Arrow, hub, built-in sets): memory-mapped Arrow files, read in place."""
+"""Rows of typed columns (Parquet, Arrow, the hub, built-in datasets): memory-mapped Arrow files, read in place."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-BATCH_ROWS = 256  # of a converted parquet file: small enough for batches of photographs
-UNLABELLED = -1  # how sets with named classes write that a row has no label
+BATCH_ROWS = 256  # rows per record batch when converting; small enough for batches of photographs
+UNLABELED = -1  # the class index of rows without a label
 
 
 class ArrowRows:
-    """Rows of memory-mapped Arrow files. Pickles as paths. A class index becomes the class's name.
+    """Rows of memory-mapped Arrow files, with roles as keys. Class indices become class names. Pickles as paths.
 
-    name: what places are told with. index: the rows that are whole, or None for all; bad: the others.
+    name: display name, used in the locations of rows. mapping: role -> column. fingerprint: identifies the files.
+    limit: maximum number of rows; None: all. bad: the rows that lack a required role, which are left out.
     """
 
     def __init__(
@@ -39,46 +40,47 @@ class ArrowRows:
         self._name = name
         self.fingerprint = digest("arrow", fingerprint, dict(mapping), required, limit)
         table = map_arrow(paths)
-        named = class_columns(table.schema)
-        self._columns = {role: (table.column(column), named.get(column)) for role, column in mapping.items()}
+        class_names = class_columns(table.schema)
+        self._columns = {role: (table.column(column), class_names.get(column)) for role, column in mapping.items()}
         for column in table.column_names:
             if column not in self._columns and column not in mapping.values():
-                self._columns[column] = (table.column(column), named.get(column))
+                self._columns[column] = (table.column(column), class_names.get(column))
         self.classes: Mapping[str, Sequence[str]] = {role: names for role, (_, names) in self._columns.items() if names}
         self.bad = BadRows("skip")
-        self._index = self._whole_rows(table.num_rows, mapping, required, limit)
+        self._index = self._complete_rows(table.num_rows, mapping, required, limit)
         self._length = table.num_rows if self._index is None else len(self._index)
         if limit is not None:
             self._length = min(self._length, limit)
 
-    def _whole_rows(
+    def _complete_rows(
         self, count: int, mapping: Mapping[str, str], required: Required, limit: int | None
     ) -> np.ndarray | None:
-        """Ids of the rows that have every required role, if some have not."""
+        """Indices of the rows with every required role, int64; None if all have. Adds the other rows to `bad`."""
         import numpy as np
 
-        whole = np.ones(count, bool)
+        complete = np.ones(count, bool)
         for roles in required:
-            has = np.zeros(count, bool)
+            present = np.zeros(count, bool)
             for role in roles:
                 if role in self._columns:
-                    has |= self._present(role)
+                    present |= self._present(role)
             columns = " or ".join(mapping.get(role, role) for role in roles)
-            for row in np.flatnonzero(~has & whole):
+            for row in np.flatnonzero(~present & complete):
                 self.bad.add(f"{self._name} row {row}", f"no value in column {columns}")
-            whole &= has
-        if whole.all():
+            complete &= present
+        if complete.all():
             return None
-        return np.flatnonzero(whole)[:limit]
+        return np.flatnonzero(complete)[:limit]
 
     def _present(self, role: str) -> np.ndarray:
+        """Which rows have a value in a role, bool [rows]."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         column, names = self._columns[role]
         present = pc.is_valid(column)
         if names and pa.types.is_integer(column.type):
-            present = pc.and_(present, pc.fill_null(pc.not_equal(column, UNLABELLED), False))
+            present = pc.and_(present, pc.fill_null(pc.not_equal(column, UNLABELED), False))
         return present.to_numpy()
 
     def __len__(self) -> int:
@@ -89,14 +91,15 @@ class ArrowRows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._row(index)
-        found = {}
+        values = {}
         for role, (column, names) in self._columns.items():
             value = column[row].as_py()
             if value is not None:
-                found[role] = named_value(value, names) if names else value
-        return found
+                values[role] = named_value(value, names) if names else value
+        return values
 
     def values(self, role: str) -> Iterator[Any]:
+        """The values of one role, None where a row has none; other columns are not read."""
         if role not in self._columns:
             yield from (None for _ in range(len(self)))
             return
@@ -113,32 +116,32 @@ class ArrowRows:
 
 
 def named_value(value: Any, names: Sequence[str]) -> Any:
-    """The name of a class index, or of each in a list; what is no index stays as it is."""
+    """The name of a class index, or of each index in a list; any other value is returned as it is."""
     if isinstance(value, list):
         return [named_value(item, names) for item in value]
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def class_columns(schema: pa.Schema) -> dict[str, list[str]]:
-    """{column: class names}, as `datasets` leaves them in a schema's metadata (also in its parquet files)."""
+    """{column: class names}, from the metadata that `datasets` writes into the schema of Arrow and Parquet files."""
     try:
-        described = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
-    found = {}
-    for column, feature in described.items():
+    class_names = {}
+    for column, feature in features.items():
         while isinstance(feature, dict) and "feature" in feature:  # a list of classes
             feature = feature["feature"]
         names = feature.get("names") if isinstance(feature, dict) else None
         if names:
-            found[column] = [str(name) for name in names]
-    return found
+            class_names[column] = [str(name) for name in names]
+    return class_names
 
 
 def map_arrow(paths: Sequence[Path]) -> pa.Table:
-    """Arrow IPC files or streams as one table whose columns lie in the page cache, not in this process.
+    """Memory-map Arrow IPC files or streams as one table; its columns stay in the page cache of the system.
 
-    Raises: UserError for a file that is neither.
+    Raises: UserError for a file that is neither an IPC file nor a stream.
     """
     import pyarrow as pa
 
@@ -157,7 +160,7 @@ def map_arrow(paths: Sequence[Path]) -> pa.Table:
 
 
 def write_arrow(folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """`rows.arrow` in a folder, batch by batch."""
+    """Write record batches to `rows.arrow` in a folder."""
     import pyarrow as pa
 
     with (folder / "rows.arrow").open("wb") as file, pa.ipc.new_file(file, schema) as writer:
@@ -166,7 +169,7 @@ def write_arrow(folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 
 def parquet_schema(path: Path) -> tuple[pa.Schema, int]:
-    """(schema, rows) from the footer. Raises: UserError for what is no parquet file."""
+    """(schema, number of rows) from the footer of a Parquet file. Raises: UserError if it is not a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -177,8 +180,8 @@ def parquet_schema(path: Path) -> tuple[pa.Schema, int]:
         raise unreadable(path, error) from error
 
 
-def unpack_parquet(path: Path) -> Path:
-    """The Arrow file with a parquet file's rows, in the cache; parquet itself has no row to point at."""
+def parquet_to_arrow(path: Path) -> Path:
+    """The path of an Arrow file in the cache with the rows of a Parquet file, which has no random access to rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -194,7 +197,7 @@ def unpack_parquet(path: Path) -> Path:
 
 
 def _readable(path: Path, batches: Iterator[pa.RecordBatch], broken: type[Exception]) -> Iterator[pa.RecordBatch]:
-    """The batches; a damaged page of the file, not of the cache, is told as such."""
+    """The batches, with read errors reported as errors of the source file at `path`, not of the cache."""
     while True:
         try:
             batch = next(batches)
@@ -205,8 +208,8 @@ def _readable(path: Path, batches: Iterator[pa.RecordBatch], broken: type[Except
         yield batch
 
 
-def keep_table(kind: str, key: str, make: Callable[[], pa.Table]) -> Path:
-    """The Arrow file of a table that is made once, in the cache."""
+def cache_table(kind: str, key: str, make: Callable[[], pa.Table]) -> Path:
+    """The Arrow file in the cache with the table that `make` returns. `make` is called if the entry does not exist."""
 
     def write(folder: Path) -> None:
         table = make()
@@ -216,6 +219,6 @@ def keep_table(kind: str, key: str, make: Callable[[], pa.Table]) -> Path:
 
 
 def file_fingerprint(paths: Sequence[Path]) -> str:
-    """Names files by path, size and time."""
+    """Fingerprint of files: their paths, sizes and modification times."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return digest("files", stats)

@@ -1,4 +1,4 @@
-"""Sets that need neither a network nor a file of the user. A new one is a file and a line here."""
+"""Built-in datasets, which need neither a network nor files of the user. A new one is a module and an entry here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.columns import nearest_name
-from finetune.data.sources.arrow_rows import keep_table
+from finetune.data.sources.arrow_rows import cache_table
 from finetune.data.sources.locate import BUILTIN
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
@@ -17,7 +17,11 @@ from finetune.recipe.data import SourceSection
 
 @dataclass(frozen=True)
 class Builtin:
-    """build: split -> its rows. version: raised when the rows change. columns, splits: known without building."""
+    """A built-in dataset.
+
+    build: split -> rows. version: part of the cache key, changed whenever the rows change.
+    columns, splits: declared, so that recipes can be checked without building the rows.
+    """
 
     summary: str
     columns: tuple[str, ...]
@@ -55,14 +59,14 @@ BUILTINS: Mapping[str, Builtin] = {
         _docstrings,
     ),
     "digits": Builtin(
-        "scikit-learn's 1,797 handwritten digits, 8 x 8 grey; label: 0 to 9.",
+        "scikit-learn's 1,797 handwritten digits, 8 x 8 grayscale; label: 0 to 9.",
         ("image", "label"),
         ("train", "validation"),
         "1",
         _digits,
     ),
     "shapes": Builtin(
-        "1,000 drawn images of 96 x 96 pixels with boxes round circles, squares and triangles.",
+        "1,000 drawn images of 96 x 96 pixels with bounding boxes of circles, squares and triangles.",
         ("image", "objects"),
         ("train", "validation"),
         "1",
@@ -72,30 +76,33 @@ BUILTINS: Mapping[str, Builtin] = {
 
 
 def find_builtin(source: SourceSection, name: str) -> tuple[str, Builtin, str]:
-    """(name, set, split) that a source means for the split `name`. Raises: UserError if there is none."""
-    wanted = source.source.removeprefix(BUILTIN)
-    if wanted not in BUILTINS:
-        near = nearest_name(wanted, BUILTINS)
+    """(name of the dataset, the dataset, its split) of a source for the split `name`.
+
+    Raises: UserError if there is no such dataset or split.
+    """
+    set_name = source.source.removeprefix(BUILTIN)
+    if set_name not in BUILTINS:
+        near = nearest_name(set_name, BUILTINS)
         raise UserError(
-            f"no built-in set {wanted!r}" + (f"; did you mean {near}?" if near else ""),
+            f"no built-in dataset {set_name!r}" + (f"; did you mean {near}?" if near else ""),
             where=source.source,
-            remedy=f"There are {', '.join(BUILTIN + each for each in BUILTINS)}.",
+            remedy=f"Use one of {', '.join(BUILTIN + known for known in BUILTINS)}.",
         )
-    found = BUILTINS[wanted]
+    builtin = BUILTINS[set_name]
     split = source.split or name
-    if split not in found.splits:
+    if split not in builtin.splits:
         raise UserError(
-            f"has no split {split!r}", where=source.source, remedy=f"Set `split:` to {' or '.join(found.splits)}."
+            f"has no split {split!r}", where=source.source, remedy=f"Set `split:` to {' or '.join(builtin.splits)}."
         )
-    return wanted, found, split
+    return set_name, builtin, split
 
 
 def open_builtin(source: SourceSection, name: str) -> tuple[Path, str]:
-    """(Arrow file with the rows, what places are told with)."""
+    """(Arrow file with the rows, display name). Raises: UserError as find_builtin does."""
     import pyarrow as pa
 
-    wanted, found, split = find_builtin(source, name)
-    path = keep_table(
-        "builtin", f"{wanted} {split} {found.version}", lambda: pa.Table.from_pylist(list(found.build(split)))
+    set_name, builtin, split = find_builtin(source, name)
+    path = cache_table(
+        "builtin", f"{set_name} {split} {builtin.version}", lambda: pa.Table.from_pylist(list(builtin.build(split)))
     )
-    return path, f"{BUILTIN}{wanted}/{split}"
+    return path, f"{BUILTIN}{set_name}/{split}"

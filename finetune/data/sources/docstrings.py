@@ -1,6 +1,6 @@
-"""Real text on every machine: the docstrings of Python's own library, each with the area of the library it comes from.
+"""A text classification dataset available on every machine: docstrings of Python's standard library, by area.
 
-Sources are parsed, never imported. `python -m finetune.data.sources.docstrings --output DIR` writes them as .jsonl.
+Source files are parsed, never imported. `python -m finetune.data.sources.docstrings --output DIR` writes .jsonl files.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-FEWEST_WORDS = 5
-MOST_WORDS = 60
-HELD_OUT = 0.1
-NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib-dynload"}
+MIN_WORDS = 5
+MAX_WORDS = 60
+VALIDATION_FRACTION = 0.1
+EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib-dynload"}
 
-AREAS: Mapping[str, str] = {  # top-level modules of each area; what fits none of them is left out
+AREAS: Mapping[str, str] = {  # area -> top-level modules; other modules are left out
     "gui": "tkinter turtle turtledemo curses",
     "mail": "email mailbox imaplib smtplib smtpd poplib nntplib mailcap mimetypes quopri base64 uu binhex",
     "internet": "http urllib wsgiref xmlrpc ssl socket socketserver ftplib telnetlib cgi cgitb ipaddress webbrowser "
@@ -44,70 +44,71 @@ AREA_OF = {module: area for area, modules in AREAS.items() for module in modules
 
 
 def docstring_rows(split: str, root: Path | None = None) -> Iterator[dict[str, Any]]:
-    """{"text", "label": area, "name": qualified name} of one split, "train" or "validation".
+    """Rows {"text": ..., "label": area, "name": qualified name} of one split, "train" or "validation".
 
-    The text is the first 60 words; of equal texts the first is kept, so none is in both splits. The order is that of
-    their hashes: the first hundred rows are of all areas. root: the library.
+    The text is the first 60 words of a docstring. Of equal texts only the first is kept, so no text is in both splits.
+    Rows are ordered by a hash of the text, so the first hundred rows contain all areas.
+    root: folder of the library; None: that of the running Python.
     """
-    found: dict[int, dict[str, Any]] = {}
+    by_hash: dict[int, dict[str, Any]] = {}
     for name, area, text in _library(root or Path(sysconfig.get_paths()["stdlib"])):
-        found.setdefault(_hash(text), {"text": text, "label": area, "name": name})
-    for number in sorted(found):
-        if (number % 1000 < HELD_OUT * 1000) == (split == "validation"):
-            yield found[number]
+        by_hash.setdefault(_hash(text), {"text": text, "label": area, "name": name})
+    for number in sorted(by_hash):
+        if (number % 1000 < VALIDATION_FRACTION * 1000) == (split == "validation"):
+            yield by_hash[number]
 
 
 @cache
 def _library(root: Path) -> tuple[tuple[str, str, str], ...]:
-    """Both splits in one pass of some seconds."""
+    """All docstrings of the library; cached, because reading them takes a few seconds."""
     return tuple(_docstrings(root))
 
 
 def _hash(text: str) -> int:
-    """What orders and splits the texts: the same whatever else the library holds."""
+    """The hash that orders and splits the texts; it depends on the text only."""
     return int.from_bytes(hashlib.blake2b(text.casefold().encode(), digest_size=8).digest(), "little")
 
 
 def _docstrings(root: Path) -> Iterator[tuple[str, str, str]]:
-    """(qualified name, area, text) of every module, class and function with a docstring of five words or more."""
+    """(qualified name, area, text) of all modules, classes and functions with a docstring of at least five words."""
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
         parts = path.relative_to(root).with_suffix("").parts
         area = AREA_OF.get(parts[0])
-        if area is None or NOT_LIBRARY.intersection(parts):
+        if area is None or EXCLUDED_FOLDERS.intersection(parts):
             continue
         module = ".".join(part for part in parts if part != "__init__")
         for name, docstring in _walk(path, module):
             words = docstring.split()
-            if len(words) >= FEWEST_WORDS:
-                yield name, area, " ".join(words[:MOST_WORDS])
+            if len(words) >= MIN_WORDS:
+                yield name, area, " ".join(words[:MAX_WORDS])
 
 
 def _walk(path: Path, module: str) -> Iterator[tuple[str, str]]:
-    """(qualified name, docstring) of a file's definitions, in order; nothing of a file that is no Python."""
+    """(qualified name, docstring) of the definitions of a file, in order; nothing if it cannot be parsed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError):  # the library holds a few files that are broken on purpose
+    except (SyntaxError, ValueError, OSError):  # the library contains a few files that are invalid on purpose
         return
-    waiting: list[tuple[str, ast.AST]] = [(module, tree)]
-    while waiting:
-        name, node = waiting.pop()
+    pending: list[tuple[str, ast.AST]] = [(module, tree)]
+    while pending:
+        name, node = pending.pop()
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             docstring = ast.get_docstring(node)
             if docstring:
                 yield name, docstring
         for child in reversed(list(ast.iter_child_nodes(node))):
             if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                waiting.append((f"{name}.{child.name}", child))
+                pending.append((f"{name}.{child.name}", child))
             elif isinstance(child, ast.stmt):
-                waiting.append((name, child))
+                pending.append((name, child))
 
 
 def main() -> None:
-    """Writes train.jsonl and validation.jsonl."""
-    parser = argparse.ArgumentParser(description="Write the docstrings of Python's library as labelled text.")
+    """Command line: write train.jsonl and validation.jsonl."""
+    parser = argparse.ArgumentParser(description="Write the docstrings of Python's standard library as labeled texts.")
     parser.add_argument("--output", type=Path, required=True, help="folder for train.jsonl and validation.jsonl")
     output: Path = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Sets of the Hugging Face hub: fetched, or found in its cache, and then read as Arrow files in place."""
+"""Datasets of the Hugging Face hub: downloaded, or found in its cache, and read in place as Arrow files."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
 
-from finetune.data.sources.arrow_rows import keep_table, map_arrow
+from finetune.data.sources.arrow_rows import cache_table, map_arrow
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
 
 def fetch_hub(source: SourceSection, split: str, notify: Callable[[str], None]) -> list[Path]:
-    """The Arrow files of one split of a hub set. No code that comes with a set is run.
+    """The Arrow files of one split of a hub dataset. Code that comes with a dataset is never run.
 
-    Raises: UserError if the hub or the set cannot be reached, or has no such subset or split.
+    split: used if the source names none. notify: is called with a progress line.
+    Raises: UserError if the dataset cannot be reached, or has no such subset or split.
     """
     import datasets
 
-    offline = not _hub_in_sight()
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or offline  # no half a minute of retries without a network
-    notify(f"{source.source}: {'looking in the hub cache' if offline else 'fetching from the hub'}")
+    offline = not _hub_reachable()
+    offline_before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = offline_before or offline  # without a network, its retries take half a minute
+    notify(f"{source.source}: {'reading from the hub cache' if offline else 'downloading from the hub'}")
     try:
-        found = datasets.load_dataset(
+        dataset = datasets.load_dataset(
             source.source, source.subset or None, split=source.split or split, revision=source.revision
         )
-    except Exception as error:  # its many kinds say little; the reason and the remedy say more
+    except Exception as error:  # of many undocumented types
         raise _as_user_error(source, source.split or split, error) from error
     finally:
-        datasets.config.HF_HUB_OFFLINE = before
-    files = [Path(entry["filename"]) for entry in found.cache_files]
-    if files and map_arrow(files).num_rows == len(found):
-        return files
-    described = found.features.arrow_schema.metadata  # a part of its files, such as train[:10%]
-    table = found.data.table.replace_schema_metadata(described)
-    return [keep_table("hub", found._fingerprint, lambda: table)]
+        datasets.config.HF_HUB_OFFLINE = offline_before
+    files = [Path(entry["filename"]) for entry in dataset.cache_files]
+    if files and map_arrow(files).num_rows == len(dataset):
+        return files  # otherwise the split is a slice of its files, such as train[:10%]
+    schema_metadata = dataset.features.arrow_schema.metadata
+    table = dataset.data.table.replace_schema_metadata(schema_metadata)
+    return [cache_table("hub", dataset._fingerprint, lambda: table)]
 
 
-def _hub_in_sight() -> bool:
-    """Whether the hub's name resolves; through a proxy nobody can tell, so: yes."""
+def _hub_reachable() -> bool:
+    """Whether the host name of the hub resolves. Behind a proxy this cannot be tried, so True is assumed."""
     import huggingface_hub.constants as hub
 
     if hub.HF_HUB_OFFLINE:
@@ -60,17 +61,18 @@ def _as_user_error(source: SourceSection, split: str, error: Exception) -> UserE
     name = source.source + (f"/{source.subset}" if source.subset else "")
     if isinstance(error, (ConnectionError, TimeoutError)) and "doesn't exist" not in reason:
         return UserError(
-            f"the set {name} lies on the Hugging Face hub, which cannot be reached, and is not in its cache here",
+            f"the dataset {name} is not in the local Hugging Face cache, and the hub cannot be reached",
             where="data",
-            remedy="Fetch it where there is a network (HF_HOME carries it over), or name a local file or folder, or "
+            remedy="Download it on a machine with a network and copy its HF_HOME, or use a local file or folder, "
             "builtin:docstrings or builtin:digits.",
         )
     if "Unknown split" in reason or "subset" in reason.lower() or "config" in reason.lower():
         return UserError(
-            f"the set {name} cannot give split {split!r}: {reason}", where="data", remedy="Set `split:` and `subset:`."
+            f"the dataset {name} has no split {split!r}: {reason}", where="data", remedy="Set `split:` and `subset:`."
         )
     return UserError(
-        f"the set {name} cannot be opened: {type(error).__name__}: {reason}",
+        f"the dataset {name} cannot be opened: {type(error).__name__}: {reason}",
         where="data",
-        remedy="Check the name on the hub; a gated set needs `hf auth login`; sets that are scripts are not run.",
+        remedy="Check the name on the hub. Gated datasets need `hf auth login`; datasets with a loading script are "
+        "not supported.",
     )

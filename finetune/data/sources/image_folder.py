@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder a class: what lies in it, in an order that is the same everywhere."""
+"""Lists a folder of images with one subfolder per class, in a deterministic order."""
 
 from __future__ import annotations
 
@@ -7,68 +7,68 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune.data.formats.lines import unreadable
-from finetune.data.sources.locate import shown
+from finetune.data.sources.locate import display_path
 from finetune.errors import UserError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 COLUMNS = ("image", "label")
-SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test"}
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test"}
 
-Listed = tuple[str, str | None, int, int]  # (path relative to the folder, class, bytes, time in ns)
+ImageEntry = tuple[str, str | None, int, int]  # (path relative to the folder, class, bytes, modification time in ns)
 
 
-def list_images(folder: Path) -> list[Listed]:
-    """Every image below a folder, classes A to Z, files A to Z. An image in no sub-folder has no class.
+def list_images(folder: Path) -> list[ImageEntry]:
+    """All images in a folder and its subfolders, sorted by class and name. An image outside of subfolders has no class.
 
-    Raises: UserError as look_at does.
+    Raises: UserError as find_classes does.
     """
-    return list(_walk(folder, look_at(folder)))
+    return list(_walk(folder, find_classes(folder)))
 
 
-def look_at(folder: Path) -> list[str]:
-    """The classes, A to Z, without walking through all files.
+def find_classes(folder: Path) -> list[str]:
+    """The classes (subfolders), A to Z, without listing all files.
 
-    Raises: UserError if there is no image, or the sub-folders are splits rather than classes.
+    Raises: UserError if there is no image, or if the subfolders are splits rather than classes.
     """
     try:
         classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] not in "._")
     except OSError as error:
         raise unreadable(folder, error) from error
-    if classes and {name.lower() for name in classes} <= SPLITS:
+    if classes and {name.lower() for name in classes} <= SPLIT_NAMES:
         raise UserError(
-            f"holds splits ({', '.join(classes)}), not classes",
-            where=shown(folder),
-            remedy=f"Name one as the source, such as {shown(folder / classes[0])}, or set `split:`.",
+            f"contains splits ({', '.join(classes)}), not classes",
+            where=display_path(folder),
+            remedy=f"Use one of them as the source, such as {display_path(folder / classes[0])}, or set `split:`.",
         )
     if next(_walk(folder, classes), None) is None:
         raise UserError(
-            "holds no images and no data file",
-            where=shown(folder),
-            remedy=f"An image folder has one sub-folder a class, with {', '.join(ENDINGS[:4])} ... in it.",
+            "contains no images and no data file",
+            where=display_path(folder),
+            remedy=f"An image folder has one subfolder per class, with {', '.join(EXTENSIONS[:4])} ... files.",
         )
     return classes
 
 
-def _walk(folder: Path, classes: list[str]) -> Iterator[Listed]:
+def _walk(folder: Path, classes: list[str]) -> Iterator[ImageEntry]:
     try:
-        for name, size, time in _images(folder, folder, deep=False):
+        for name, size, time in _images(folder, folder, recursive=False):
             yield name, None, size, time
         for label in classes:
-            for name, size, time in _images(folder / label, folder, deep=True):
+            for name, size, time in _images(folder / label, folder, recursive=True):
                 yield name, label, size, time
     except OSError as error:
         raise unreadable(folder, error) from error
 
 
-def _images(folder: Path, root: Path, *, deep: bool) -> Iterator[tuple[str, int, int]]:
-    """(path relative to root, bytes, time) of the images in a folder, and below it if deep."""
+def _images(folder: Path, root: Path, *, recursive: bool) -> Iterator[tuple[str, int, int]]:
+    """(path relative to root, bytes, modification time in ns) of the images in a folder, sorted by name."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                if deep:
-                    yield from _images(Path(entry.path), root, deep=True)
-            elif entry.name.lower().endswith(ENDINGS):
+                if recursive:
+                    yield from _images(Path(entry.path), root, recursive=True)
+            elif entry.name.lower().endswith(EXTENSIONS):
                 stat = entry.stat()
                 yield os.path.relpath(entry.path, root), stat.st_size, stat.st_mtime_ns

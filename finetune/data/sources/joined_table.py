@@ -1,4 +1,4 @@
-"""One split as a table: the rows of its sources, joined in order, or some of them."""
+"""A split as a table: the rows of its sources joined in order, or a subset of them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from finetune.data.table import Row
 if TYPE_CHECKING:
     import numpy as np
 
-PartRows = tuple[Rows, dict[str, str]]  # with role -> column
+PartRows = tuple[Rows, dict[str, str]]  # rows of a file or set, and its mapping role -> column
 
 
 class JoinedTable:
-    """A split: the rows of its sources in order, or those of them that `chosen` names. See table.Table.
+    """A `Table` over the rows of several parts in order.
 
-    fingerprint: names the content. classes: role -> class names, where the data itself names them.
-    skipped: (place, why) of rows left out while reading; skipped_count: all of them, the list ends at 10,000.
+    chosen: ids of the rows that belong to the table, int64, ascending; None: all rows.
+    note: describes the choice; part of the fingerprint.
+    fingerprint: identifies the content. classes: role -> class names, if the data declares them.
+    skipped: (location, reason) of the first 10,000 bad rows; skipped_count: the number of all bad rows.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class JoinedTable:
         self.skipped_count = bad.count
 
     def choose(self, name: str, chosen: np.ndarray, note: str) -> JoinedTable:
-        """The table of some rows of this one (ids ascending). note: says which, for the fingerprint."""
+        """A table of some rows of this one. chosen: ids, ascending. note: describes the choice, for the fingerprint."""
         if self._chosen is not None:
             chosen = self._chosen[chosen]
         return JoinedTable(name, self._with_columns, self._bad if name == self.name else BadRows("skip"), chosen, note)
@@ -50,7 +52,8 @@ class JoinedTable:
     def __len__(self) -> int:
         return self._ends[-1] if self._chosen is None else len(self._chosen)
 
-    def _find(self, index: int) -> tuple[Rows, int]:
+    def _locate(self, index: int) -> tuple[Rows, int]:
+        """(rows of the part, index within the part) of a row."""
         if index < 0:
             index += len(self)
         if not 0 <= index < len(self):
@@ -61,22 +64,22 @@ class JoinedTable:
         return self._parts[part], index - (self._ends[part - 1] if part else 0)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        rows, inner = self._find(index)
+        rows, inner = self._locate(index)
         return rows[inner]
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
 
     def values(self, role: str) -> Iterator[Any]:
-        """One role's values, None where a row has none; other columns (images) are not decoded."""
+        """The values of one role, None where a row has none; other columns, such as images, are not decoded."""
         if self._chosen is not None:
             import numpy as np
 
-            taken = np.zeros(self._ends[-1], bool)
-            taken[self._chosen] = True
-            return compress(chain.from_iterable(rows.values(role) for rows in self._parts), taken)
+            mask = np.zeros(self._ends[-1], bool)
+            mask[self._chosen] = True
+            return compress(chain.from_iterable(rows.values(role) for rows in self._parts), mask)
         return chain.from_iterable(rows.values(role) for rows in self._parts)
 
     def place(self, index: int) -> str:
-        rows, inner = self._find(index)
+        rows, inner = self._locate(index)
         return rows.place(inner)

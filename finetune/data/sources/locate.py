@@ -1,155 +1,124 @@
-"""The forms of data, and where a source lies: its form and files. A new text form is a reader and a line here."""
+"""Finds the format and the files of a source, by its name, its extension or the contents of its folder."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.data.columns import nearest_name
 from finetune.data.formats import coco
-from finetune.data.formats.conll import read_conll
-from finetune.data.formats.json_file import read_json
-from finetune.data.formats.lines import Reader, read_csv, read_jsonl, read_tsv
-from finetune.data.formats.parallel_text import is_parallel, parallel_files, read_parallel
+from finetune.data.formats.parallel_text import is_parallel, parallel_files
+from finetune.data.formats.registry import EXTENSIONS, format_of
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
-# Text, read row by row with line numbers.
-READERS: Mapping[str, Reader] = {
-    "jsonl": read_jsonl,
-    "json": read_json,
-    "csv": read_csv,
-    "tsv": read_tsv,
-    "conll": read_conll,
-    "parallel": read_parallel,
-    "coco": coco.read_coco,
-}
-
-ENDINGS: Mapping[str, str] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".conll": "conll",
-    ".bio": "conll",
-    ".iob": "conll",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-}
 BUILTIN = "builtin:"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-# What Dataset.save_to_disk and its like leave beside the rows.
-NOT_ROWS = ("dataset_info.json", "state.json", "dataset_dict.json")
+# Files that `Dataset.save_to_disk` of `datasets` writes beside the rows.
+METADATA_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
 @dataclass(frozen=True)
 class Located:
-    """A source found: its form, and its files (the one folder of an imagefolder; none for hub and builtin)."""
+    """The format and the files of a source. files: the folder of an imagefolder; empty for hub and builtin."""
 
     format: str
     files: tuple[Path, ...]
 
 
-def shown(path: Path | str) -> str:
-    """A path as people read it: relative to the current folder if it lies inside, else in full."""
-    full = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links, and show another name than was given
-    here = str(Path.cwd()) + os.sep
-    return full.removeprefix(here)
-
-
-def form_of(path: Path) -> str:
-    """The form by a file's ending (.gz looked through), or ""."""
-    name = path.with_suffix("") if path.suffix == ".gz" else path
-    if name.name.lower().endswith(coco.ENDING):
-        return "coco"
-    return ENDINGS.get(name.suffix.lower(), "")
+def display_path(path: Path | str) -> str:
+    """The path for messages: relative to the current folder if it is inside, else absolute."""
+    full = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links and change the name
+    return full.removeprefix(str(Path.cwd()) + os.sep)
 
 
 def locate(source: SourceSection) -> Located:
-    """Where a source lies and what form it has; looks at names only.
+    """The format and the files of a source. Reads names only, no contents.
 
-    Raises: UserError if nothing is there, or its form cannot be told.
+    Raises: UserError if nothing is found, or the format is unknown or ambiguous.
     """
-    name, form = source.source, source.format
-    if form == "builtin" or name.startswith(BUILTIN):
+    name, requested = source.source, source.format
+    if requested == "builtin" or name.startswith(BUILTIN):
         return Located("builtin", ())
-    if form == "hub":
+    if requested == "hub":
         return Located("hub", ())
     path = Path(name).expanduser()
-    if form == "parallel" or (form == "auto" and is_parallel(name)):
+    if requested == "parallel" or (requested == "auto" and is_parallel(name)):
         parallel_files(path)
         return Located("parallel", (path,))
     if path.is_dir():
-        return _locate_folder(path, source)
+        return _locate_in_folder(path, source)
     if path.exists():
-        return Located(_form_or_raise(path, form), (path,))
+        return Located(_format_or_raise(path, requested), (path,))
     if glob.has_magic(name):
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        found = sorted(Path(match) for match in matches if Path(match).is_file())
-        if not found:
-            raise UserError("no file matches", where=shown(path), remedy="Check the pattern and the current folder.")
-        return _same_form(path, found, form)
-    if form == "auto" and HUB_ID.fullmatch(name) and not form_of(path):
+        files = sorted(Path(match) for match in matches if Path(match).is_file())
+        if not files:
+            raise UserError(
+                "no file matches", where=display_path(path), remedy="Check the pattern and the current folder."
+            )
+        return _same_format(path, files, requested)
+    if requested == "auto" and HUB_ID.fullmatch(name) and not format_of(path):
         return Located("hub", ())
     raise _missing(path)
 
 
-def _locate_folder(path: Path, source: SourceSection) -> Located:
-    form = source.format
+def _locate_in_folder(path: Path, source: SourceSection) -> Located:
+    requested = source.format
     if source.split and (path / source.split).is_dir():
         path = path / source.split
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    if form in ("auto", "coco") and (annotations := coco.find_annotations(path)) is not None:
+    if requested in ("auto", "coco") and (annotations := coco.find_annotations(path)) is not None:
         return Located("coco", (annotations,))
-    if form == "coco" and len(jsons := [file for file in files if form_of(file) == "json"]) == 1:
+    if requested == "coco" and len(jsons := [file for file in files if format_of(file) == "json"]) == 1:
         return Located("coco", (jsons[0],))
-    if form != "imagefolder":
-        rows = [file for file in files if form_of(file) and file.name not in NOT_ROWS]
-        if form != "auto":
-            rows = [file for file in rows if form_of(file) == form]
+    if requested != "imagefolder":
+        rows = [file for file in files if format_of(file) and file.name not in METADATA_FILES]
+        if requested != "auto":
+            rows = [file for file in rows if format_of(file) == requested]
         if rows:
-            return _same_form(path, rows, form)
-        if form != "auto":
-            raise UserError(f"holds no {form} file", where=shown(path), remedy="Name the file, or another folder.")
+            return _same_format(path, rows, requested)
+        if requested != "auto":
+            raise UserError(
+                f"contains no {requested} file",
+                where=display_path(path),
+                remedy="Give the file itself, or another folder.",
+            )
     return Located("imagefolder", (path,))
 
 
-def _same_form(path: Path, files: list[Path], form: str) -> Located:
-    forms = {_form_or_raise(file, form) for file in files}
-    if len(forms) > 1:
+def _same_format(path: Path, files: list[Path], requested: str) -> Located:
+    formats = {_format_or_raise(file, requested) for file in files}
+    if len(formats) > 1:
         raise UserError(
-            f"holds files of several forms: {', '.join(sorted(forms))}",
-            where=shown(path),
-            remedy="Say which one with `format:`, or give each as a source of its own.",
+            f"contains files of several formats: {', '.join(sorted(formats))}",
+            where=display_path(path),
+            remedy="Choose one with `format:`, or list each as a separate source.",
         )
-    return Located(forms.pop(), tuple(files))
+    return Located(formats.pop(), tuple(files))
 
 
-def _form_or_raise(path: Path, form: str) -> str:
-    if form not in ("auto", "imagefolder"):
-        return form
-    if found := form_of(path):
-        return found
+def _format_or_raise(path: Path, requested: str) -> str:
+    if requested not in ("auto", "imagefolder"):
+        return requested
+    if by_extension := format_of(path):
+        return by_extension
     raise UserError(
-        f"the form of the data cannot be told from the ending {path.suffix!r}",
-        where=shown(path),
-        remedy=f"Say it with `format:`, one of {', '.join(dict.fromkeys(ENDINGS.values()))}, coco.",
+        f"the format of the data cannot be inferred from the extension {path.suffix!r}",
+        where=display_path(path),
+        remedy=f"Set `format:` to one of {', '.join(dict.fromkeys(EXTENSIONS.values()))}, coco.",
     )
 
 
 def _missing(path: Path) -> UserError:
     parent = path.parent
+    where = display_path(path)
     if not parent.is_dir():
-        return UserError("no such file, nor its folder", where=shown(path), remedy="Check the path.")
+        return UserError("no such file, and its folder does not exist", where=where, remedy="Check the path.")
     near = nearest_name(path.name, (entry.name for entry in parent.iterdir()))
-    remedy = f"Did you mean {near}?" if near else "Check the path; a hub id has the form owner/name, with format: hub."
-    return UserError("no such file", where=shown(path), remedy=remedy)
+    check = "Check the path. A hub id has the form owner/name, with format: hub."
+    remedy = f"Did you mean {near}?" if near else check
+    return UserError("no such file", where=where, remedy=remedy)

@@ -1,4 +1,4 @@
-"""The rows of one source: text kept as JSON records, Arrow columns mapped as they are, or a list in memory."""
+"""The rows of one source: text files and image folders, converted to JSON records in the cache, or rows in memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from finetune.data.bad_rows import BadRow, BadRows
 from finetune.data.columns import Required, apply_roles, check_required
 from finetune.data.formats.lines import NumberedRow, unreadable
 from finetune.data.formats.parallel_text import parallel_files
+from finetune.data.formats.registry import READERS
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.records import RecordFile, RecordWriter
-from finetune.data.sources.locate import READERS, shown
+from finetune.data.sources.locate import display_path
 from finetune.recipe.data import SourceSection
 
-VERSION = 1  # of the layout on disk and of what the readers make of a file
-PATHS = ("image",)  # roles whose text is a path, relative to the file that holds it
+VERSION = 1  # of the layout on disk and of the rows that readers return for a file
+PATH_ROLES = ("image",)  # text in these roles is a path, relative to the file that contains it
 
 
 class Rows(Protocol):
-    """Rows under their roles. classes: role -> class names, where the data itself names them."""
+    """Rows of one file or set, with roles as keys.
+
+    fingerprint: identifies the content. classes: role -> class names, if the data declares them. bad: rows left out.
+    """
 
     fingerprint: str
     classes: Mapping[str, Sequence[str]]
@@ -35,13 +39,14 @@ class Rows(Protocol):
 
 
 class RecordRows:
-    """Rows of a text file or an image folder, converted once to JSON records in the cache."""
+    """Rows of a text file or an image folder, memory-mapped from JSON records in the cache. Pickles as paths."""
 
     def __init__(self, folder: Path, path: Path) -> None:
         facts = json.loads((folder / "facts.json").read_text("utf-8"))
         self.fingerprint = folder.name
         self.classes: Mapping[str, Sequence[str]] = {}
-        self.bad = BadRows("skip", [(shown(path) + suffix, why) for suffix, why in facts["bad"]], facts["bad_count"])
+        listed = [(display_path(path) + suffix, reason) for suffix, reason in facts["bad"]]
+        self.bad = BadRows("skip", listed, facts["bad_count"])
         self._folder, self._path = folder, path
         self._records = RecordFile(folder)
         self._lines = self._records.numbers("line")
@@ -57,27 +62,34 @@ class RecordRows:
 
     def place(self, index: int) -> str:
         line = int(self._lines[index])
-        return f"{shown(self._path)}:{line}" if line else shown(self[index].get("image", self._path))
+        return f"{display_path(self._path)}:{line}" if line else display_path(self[index].get("image", self._path))
 
     def __reduce__(self) -> tuple[type[RecordRows], tuple[Path, Path]]:
         return RecordRows, (self._folder, self._path)
 
 
 def convert_file(
-    path: Path, form: str, source: SourceSection, mapping: Mapping[str, str], required: Required, limit: int | None
+    path: Path,
+    file_format: str,
+    source: SourceSection,
+    mapping: Mapping[str, str],
+    required: Required,
+    limit: int | None,
 ) -> RecordRows:
-    """A text file's rows; found in the cache if path, size, time, form, columns and limit are the same.
+    """The rows of a text file, converted or loaded from the cache.
 
-    Raises: UserError if the file cannot be read. Bad rows are listed in `bad`, not raised.
+    The cache entry is reused while the path, size, modification time, format, columns and limit are the same.
+    file_format: a key of READERS. mapping: role -> column.
+    Raises: UserError if the file cannot be read. Bad rows do not raise; they are listed in `bad` of the result.
     """
-    files = list(parallel_files(path).values()) if form == "parallel" else [path]
+    files = list(parallel_files(path).values()) if file_format == "parallel" else [path]
     try:
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError as error:
         raise unreadable(path, error) from error
-    identity = (str(path.resolve()), stats, form, list(source.header), source.images)
+    identity = (str(path.resolve()), stats, file_format, list(source.header), source.images)
     key = digest("file", VERSION, identity, dict(mapping), required, limit)
-    read = partial(READERS[form], path, source)
+    read = partial(READERS[file_format], path, source)
     return RecordRows(
         publish("rows", key, lambda folder: _write(folder, read(), mapping, required, limit, path.parent)), path
     )
@@ -90,7 +102,7 @@ def convert_images(
     required: Required,
     limit: int | None,
 ) -> RecordRows:
-    """The images of a folder. listing: (path relative to folder, class, bytes, time) of each, in order."""
+    """The images of a folder. listing: (path relative to folder, class, bytes, modification time) of each, in order."""
     key = digest("images", VERSION, str(folder.resolve()), listing, dict(mapping), required, limit)
     rows: Iterator[NumberedRow] = ((0, {"image": name, "label": label}) for name, label, _, _ in listing)
     return RecordRows(publish("rows", key, lambda new: _write(new, rows, mapping, required, limit, folder)), folder)
@@ -123,14 +135,14 @@ def _write(
 
 
 def _with_paths(row: dict[str, Any], base: Path) -> dict[str, Any]:
-    for role in PATHS:
+    for role in PATH_ROLES:
         if isinstance(row.get(role), str) and not row[role].startswith("data:"):
             row[role] = str(base / Path(row[role]).expanduser())
     return row
 
 
 class MemoryTable:
-    """A table of rows in memory, for predictions on a few inputs and for tests. Row i is named "<name> row i"."""
+    """A table of rows in memory, for prediction on a few inputs and for tests. Row i is located at "<name> row i"."""
 
     def __init__(self, name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> None:
         self.name, self._rows = name, list(rows)

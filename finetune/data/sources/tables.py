@@ -1,14 +1,14 @@
-"""From `data:` of a recipe to its splits as tables: sources joined, rows under their roles, validation held out."""
+"""Opens the splits of a recipe as tables: joins the sources of each split, and holds out validation rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from finetune.data.bad_rows import BadRows
-from finetune.data.columns import Required, Wanted
+from finetune.data.columns import ColumnSpec, Required
 from finetune.data.prepare.hold_out import hold_out
 from finetune.data.sources.joined_table import JoinedTable, PartRows
-from finetune.data.sources.source import Notify, open_source
+from finetune.data.sources.open_source import Notify, open_source
 from finetune.data.table import Table
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
@@ -17,15 +17,17 @@ from finetune.recipe.recipe import Recipe
 
 
 def _silent(text: str) -> None:
-    """Tells nobody."""
+    """Discard a message."""
 
 
 def open_tables(recipe: Recipe, card: TaskCard, *, notify: Notify = _silent) -> dict[str, Table]:
-    """{"train": ..., "validation": ..., "test": ...}, the latter two where the recipe gives them.
+    """Open the splits of a recipe: {"train": ..., "validation": ..., "test": ...}, the last two if the recipe has them.
 
-    data.limit takes the first rows of train, before validation_fraction holds some of them out. Any rank may call it:
-    what is converted is published in the cache by rename. tell: takes lines of progress and what was skipped.
-    Raises: UserError for data that is missing, unreadable or empty, and for bad rows where data.on_bad_row is error.
+    data.limit keeps the first rows of train, before data.validation_fraction holds out some of them. Any process may
+    call it; converted files are published in the cache atomically.
+
+    notify: is called with progress lines and with a report of skipped rows.
+    Raises: UserError for data that is missing, unreadable or empty, and for bad rows if data.on_bad_row is "error".
     """
     data = recipe.data
     tables: dict[str, Table] = {}
@@ -53,25 +55,27 @@ def open_split(
     required: Required | None = None,
     notify: Notify = _silent,
 ) -> JoinedTable:
-    """One split from its sources, joined in order. required: roles that rows need; default: the card's.
+    """Open one split: its sources, joined in order.
 
-    Raises: UserError, as open_tables does.
+    columns: role -> column, for all sources; those of a source take precedence.
+    required: roles that every row must have, each entry a tuple of alternatives; None: those of the card.
+    Raises: UserError as open_tables does.
     """
     parts: list[PartRows] = []
     bad = BadRows(on_bad_row)
     for source in sources:
-        wanted = Wanted(card, {**columns, **source.columns}, card.required if required is None else required)
-        least = min((each for each in (source.limit, limit) if each is not None), default=None)
-        for rows, mapping in open_source(name, source, wanted, least, notify):
+        spec = ColumnSpec(card, {**columns, **source.columns}, card.required if required is None else required)
+        source_limit = min((rows for rows in (source.limit, limit) if rows is not None), default=None)
+        for rows, mapping in open_source(name, source, spec, source_limit, notify):
             bad.extend(rows.bad)
             parts.append((rows, mapping))
-    bad.settle(name)
+    bad.enforce_policy(name)
     table = _limited(name, sources, parts, bad, limit)
     if not len(table):
         where = ", ".join(source.source for source in sources)
-        raise UserError(f"{name}: no usable row", where=where, remedy=bad.told() or "Give data that has rows.")
+        raise UserError(f"{name}: no usable rows", where=where, remedy=bad.summary() or "Give data that has rows.")
     if bad.count:
-        notify(f"{name}: {bad.count:,} rows skipped, {len(table):,} kept\n{bad.told()}")
+        notify(f"{name}: {bad.count:,} rows skipped, {len(table):,} kept\n{bad.summary()}")
     return table
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the data room share: a cache of their own, and recipes made of a few words."""
+"""Fixtures for the tests of data/: an empty cache, task cards, and recipes."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Proves that an image of any mode, form and rotation comes out as upright RGB, and that a broken one is a bad row."""
+"""Tests that images of any mode, form and rotation are decoded to upright RGB, and that broken ones are bad rows."""
 
 import io
 import zlib
@@ -74,7 +74,7 @@ def test_cmyk_jpeg_is_red_and_not_its_negative():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation(orientation):
-    """A camera held sideways: the stored pixels are turned so that the corner that was up left is up left again."""
+    """A camera held sideways: the stored pixels are turned so that the top left corner is at the top left again."""
     upright = Image.new("RGB", (16, 8))
     upright.paste(RED, (0, 0, 8, 8))  # left half red
     turned = {
@@ -124,7 +124,7 @@ def test_broken_images_are_bad_rows(value, why):
         decode_image(value)
 
 
-def test_the_size_needs_the_header_only(tmp_path):
+def test_the_size_needs_only_the_header(tmp_path):
     assert image_size(JPEG[:1000]) == (64, 64)
     with pytest.raises(BadRow):
         image_size(b"nothing")
@@ -138,7 +138,7 @@ def test_an_image_that_unpacks_to_gigabytes_is_refused():
         decode_image(bytes(header))
 
 
-@pytest.mark.filterwarnings("ignore")  # PIL warns of what it mends
+@pytest.mark.filterwarnings("ignore")  # PIL warns about what it repairs
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"])
 def test_damage_anywhere_is_a_bad_row_or_still_an_image(form):
     """Whatever PIL raises on damaged files, nothing but BadRow comes out."""

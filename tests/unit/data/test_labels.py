@@ -1,4 +1,4 @@
-"""Proves that classes come in one predictable order however labels are written, and that unknown ones are explained."""
+"""Tests that the order of classes is deterministic however labels are written, and that unknown labels are explained."""
 
 import pytest
 
@@ -26,22 +26,22 @@ def test_one_label_written_in_several_ways_is_one_class():
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", 0.5, float("nan"), {"a": 1}, [1]])
-def test_what_is_no_label(value):
+def test_values_that_are_not_labels(value):
     with pytest.raises(BadRow):
         label_text(value)
-    assert names_of("a", "b", value) == ["a", "b"]  # told later, by encoding, with its place
+    assert names_of("a", "b", value) == ["a", "b"]  # reported later, by encoding, with its location
 
 
-def test_several_labels_a_row():
+def test_several_labels_per_row():
     assert label_texts("b| a|b|") == ["b", "a"] and label_texts(["x", 1]) == ["x", "1"] and label_texts([]) == []
     assert names_of("b|a", ["c"], several=True) == ["a", "b", "c"]
     assert Labels(["a", "b", "c"]).indices("c|a") == Labels(["a", "b", "c"]).indices(["a", "c"]) == [0, 2]
 
 
-def test_an_unseen_label_is_explained():
+def test_an_unknown_label_is_explained():
     labels = Labels(["positive", "negative"])
     assert labels.names == ["positive", "negative"] and labels.index("negative") == 1 and len(labels) == 2
-    with pytest.raises(BadRow, match="'Postive' is in no row of the training data; did you mean 'positive'"):
+    with pytest.raises(BadRow, match="'Postive' does not occur in the training data; did you mean 'positive'"):
         labels.index("Postive")
     with pytest.raises(BadRow, match="the 2 classes are positive, negative"):
         labels.index("42")
@@ -49,7 +49,7 @@ def test_an_unseen_label_is_explained():
         labels.indices(["positive", "unsure"])
 
 
-def test_names_of_the_data_itself_come_first():
+def test_class_names_declared_by_the_data_take_precedence():
     table = MemoryTable("train", [{"label": "yes"}])
     table.classes = {"label": ["no", "yes", "never seen"]}
     assert class_names({"train": table}) == ["no", "yes", "never seen"]

@@ -1,4 +1,4 @@
-"""Proves that entities are counted as seqeval counts them, and by hand where that is not installed."""
+"""Tests counts of entities against seqeval, and against counts by hand where it is not installed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_spans_by_hand(tags: str, spans: list[tuple[str, int, int]]) -> None:
     assert entity_spans(tags.split()) == spans
 
 
-def test_figures_equal_seqevals() -> None:
+def test_metrics_equal_seqeval() -> None:
     seqeval = pytest.importorskip("seqeval.metrics", reason="seqeval is a peer: pip install seqeval")
     rng = random.Random(3)
     kinds = ["O", "B-x", "I-x", "B-y", "I-y", "E-x", "S-y"]
@@ -46,7 +46,7 @@ def test_figures_equal_seqevals() -> None:
         assert counts.references[entity] == report[entity]["support"]
 
 
-def test_a_set_of_them_over_chunks_of_unequal_sentences() -> None:
+def test_a_metric_set_over_chunks_of_unequal_sentences() -> None:
     labels = ["B-loc", "B-per", "I-per", "O"]
     collected = MetricSet(NAMES, labels=labels)
     collected.add([{"tags": [1, 2, 3, 0], "reference_tags": [1, 2, 3, 3]}])
@@ -60,6 +60,6 @@ def test_a_set_of_them_over_chunks_of_unequal_sentences() -> None:
     assert rows == [["loc", 0.0, 0.0, 0.0, 1], ["per", 0.5, 0.5, 0.5, 2]]
 
 
-def test_nothing_at_all_has_no_figure() -> None:
+def test_no_examples_have_no_value() -> None:
     results = MetricSet(NAMES, labels=["O"]).compute()
     assert results.scalars == {} and results.tables["per_entity"][1] == []

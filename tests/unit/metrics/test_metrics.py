@@ -1,4 +1,4 @@
-"""Every metric equals scikit-learn's figure or one worked out by hand, and is defined where those are not."""
+"""Tests metrics against scikit-learn and values computed by hand, including cases in which those are undefined."""
 
 import math
 import subprocess
@@ -39,7 +39,7 @@ def rows_of(predictions, references, scores) -> list[dict]:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
-def test_single_label_figures_equal_scikit_learn(classes):
+def test_single_label_metrics_equal_scikit_learn(classes):
     rng = np.random.default_rng(classes)
     references = rng.integers(0, classes, 500)
     scores = softmax_rows(rng, 500, classes)
@@ -49,7 +49,7 @@ def test_single_label_figures_equal_scikit_learn(classes):
 
     collected = MetricSet(SCALARS, num_labels=classes)
     rows = rows_of(predictions, references, scores)
-    for start in range(0, 500, 33):  # chunks must not matter
+    for start in range(0, 500, 33):  # the result must not depend on chunks
         collected.add(rows[start : start + 33])
     found = collected.compute().scalars
 
@@ -70,7 +70,7 @@ def test_single_label_figures_equal_scikit_learn(classes):
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_multi_label_figures_equal_scikit_learn():
+def test_multi_label_metrics_equal_scikit_learn():
     rng = np.random.default_rng(5)
     references = rng.integers(0, 2, (300, 4))
     scores = np.clip(references * 0.3 + rng.random((300, 4)) * 0.7, 0, 1).astype(np.float32)
@@ -90,15 +90,15 @@ def test_multi_label_figures_equal_scikit_learn():
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_one_label_of_a_multi_label_task_is_judged_as_that_label():
+def test_a_multi_label_task_with_one_label():
     collected = MetricSet(["f1_macro", "accuracy"], num_labels=1, multi_label=True)
     collected.add([{"prediction": [p], "reference": [r]} for p, r in ((1, 1), (1, 0), (0, 0), (0, 0))])
     assert collected.compute().scalars == pytest.approx({"f1_macro": 2 / 3, "accuracy": 0.75})
 
 
-def test_tables_of_a_small_case_worked_out_by_hand():
+def test_tables_of_a_small_case_computed_by_hand():
     collected = MetricSet(TABLES, labels=["cat", "dog", "eel"])
-    pairs = [(0, 0), (0, 0), (1, 0), (1, 1), (0, 1)]  # (prediction, reference); no eel at all
+    pairs = [(0, 0), (0, 0), (1, 0), (1, 1), (0, 1)]  # (prediction, reference); class eel never occurs
     collected.add([{"prediction": p, "reference": r} for p, r in pairs])
     tables = collected.compute().tables
     assert tables["confusion_matrix"] == (
@@ -137,34 +137,34 @@ def test_perplexity_weighs_by_tokens():
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 1e6])
-def test_perplexity_that_is_no_number_is_absent(loss):
+def test_undefined_perplexity_is_absent(loss):
     collected = MetricSet(["perplexity"])
     collected.add([{"loss": loss, "weight": 1}])
     assert collected.compute().scalars == {}
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-def test_without_examples_there_are_no_figures_and_whole_tables(multi_label):
+def test_without_examples_there_are_no_scalars_but_complete_tables(multi_label):
     results = MetricSet(NAMES, labels=["a", "b"], multi_label=multi_label).compute()
     assert results.scalars == {}
     assert [row[0] for row in results.tables["per_class"][1]] == ["a", "b"]
     assert sum(map(sum, (row[1:] for row in results.tables["confusion_matrix"][1]))) == 0
 
 
-def test_one_class_only_gives_figures_but_no_roc_auc():
+def test_a_single_class_gives_all_metrics_but_roc_auc():
     collected = MetricSet(SCALARS, num_labels=3)
     collected.add([{"prediction": 1, "reference": 1, "scores": [0.2, 0.5, 0.3]}] * 4)
     ones = ("accuracy", "f1_macro", "f1_micro", "precision", "recall")
     assert collected.compute().scalars == {**dict.fromkeys(ones, 1.0), "matthews": 0.0}
 
 
-def test_scores_that_are_no_numbers_leave_roc_auc_out():
+def test_roc_auc_is_absent_if_a_score_is_not_finite():
     collected = MetricSet(["roc_auc"], num_labels=2)
     collected.add([{"scores": [math.nan, 0.5], "reference": 1}, {"scores": [0.5, 0.5], "reference": 0}])
     assert collected.compute().scalars == {}
 
 
-def test_a_million_predictions_take_few_bytes():
+def test_memory_of_a_million_predictions():
     chunk = [{"prediction": i % 10, "reference": i % 7, "loss": 0.1, "weight": 3} for i in range(10_000)]
     collected = MetricSet(["accuracy", "per_class", "perplexity"], num_labels=10)
     for _ in range(100):
@@ -206,13 +206,13 @@ def test_direction_is_known_without_importing_evaluate_or_numpy():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER.parents[1])
 
 
-def test_mistakes_name_the_remedy():
+def test_errors_name_the_remedy():
     with pytest.raises(UserError, match="unknown metric 'acuracy'") as error:
         MetricSet(["acuracy"])
-    assert "did you mean accuracy?" in error.value.remedy
+    assert "Did you mean accuracy?" in error.value.remedy
     with pytest.raises(UserError, match="is a table"):
         direction("per_class")
     with pytest.raises(UserError, match="roc_auc needs `scores`"):
         MetricSet(["roc_auc"]).add([{"reference": 1, "prediction": 1}])
-    with pytest.raises(FinetuneError, match=r"reference 3\.\.3 lies outside the classes 0\.\.2"):
+    with pytest.raises(FinetuneError, match=r"reference 3\.\.3 is outside the range of classes, 0\.\.2"):
         MetricSet(["accuracy"], num_labels=3).add([{"prediction": 1, "reference": 3}])

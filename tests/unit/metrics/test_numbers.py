@@ -1,4 +1,4 @@
-"""Proves the figures of numbers and of preferences against scipy, scikit-learn, or by hand."""
+"""Tests metrics of regression and preferences against SciPy, scikit-learn, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def test_correlations_and_errors() -> None:
     assert found["mae"] == pytest.approx(sk.mean_absolute_error(targets, values))
 
 
-def test_what_cannot_be_told_is_absent() -> None:
+def test_undefined_metrics_are_absent() -> None:
     collected = MetricSet(["pearson", "spearman", "mse"])
     assert collected.compute().scalars == {}
-    collected.add([{"value": 1.0, "target": 2.0}, {"value": 1.0, "target": 3.0}])  # a model that says one thing
+    collected.add([{"value": 1.0, "target": 2.0}, {"value": 1.0, "target": 3.0}])  # a constant prediction
     assert collected.compute().scalars == {"mse": 2.5}
 
 

@@ -1,4 +1,4 @@
-"""Proves the figures of generated texts: sacrebleu's and rouge_score's own, and the simple one by hand."""
+"""Tests metrics of generated texts against sacrebleu and rouge_score, and exact match by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEXTS = ["a dog runs over the grass", "two men in hats", "rain"]
 WANTED = ["a dog runs across the grass", "two men wearing hats", "rain "]
 
 
-def test_figures_are_those_of_the_libraries() -> None:
+def test_metrics_equal_those_of_the_libraries() -> None:
     collected = MetricSet(NAMES)
     rows = [{"text": text, "reference_text": wanted} for text, wanted in zip(TEXTS, WANTED, strict=True)]
     collected.add(rows[:1])
@@ -29,6 +29,6 @@ def test_figures_are_those_of_the_libraries() -> None:
     assert found["exact_match"] == pytest.approx(1 / 3)
 
 
-def test_only_metrics_of_texts_ask_for_generation() -> None:
+def test_only_text_metrics_need_generation() -> None:
     assert needs_text(["perplexity", "chrf"]) and not needs_text(["perplexity", "accuracy", "entity_f1"])
     assert MetricSet(NAMES).compute().scalars == {}

@@ -1,4 +1,4 @@
-"""Proves that losses are sums in float32, equal to torch's own in one piece, in chunks and through the backward pass."""
+"""Tests that losses are float32 sums equal to those of torch, in one piece and in chunks, with their gradients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_cross_entropy_sum(monkeypatch: pytest.MonkeyPatch, elements: int, smoot
     assert each[2] == each[7] == 0
 
 
-def test_nothing_to_learn_is_a_connected_zero() -> None:
+def test_zero_rows_give_a_connected_zero() -> None:
     logits = torch.randn(3, 5, requires_grad=True)
     loss = losses.cross_entropy_sum(logits, torch.full((3,), losses.IGNORE))
     loss.backward()

@@ -1,4 +1,4 @@
-"""Proves that a model's place is found without importing anything, and that what is not there is told with a remedy."""
+"""Tests that the folder of a model is found without importing packages, and that missing ones are reported."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_a_wrong_folder_in_a_package_names_the_right_one(package: str, inside: s
         ("a/b/c", "Check the path"),
     ],
 )
-def test_what_is_not_there_is_told(source: str, remedy: str) -> None:
+def test_missing_sources_are_reported(source: str, remedy: str) -> None:
     with pytest.raises(UserError) as caught:
         resolve_model(source)
     assert remedy in caught.value.remedy
 
 
-def test_a_hub_id_stays_and_a_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_unchanged_and_a_folder_takes_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve_model("owner/name") == "owner/name"
     (tmp_path / "owner" / "name").mkdir(parents=True)

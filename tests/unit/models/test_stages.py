@@ -1,5 +1,5 @@
 """Proves that blocks are found in models of many families by watching them run, that cuts are even and never inside a
-residual block, that a stage computes and holds its own layers alone, and that what cannot be cut is refused.
+residual block, that a stage computes and holds only its own layers, and that models that cannot be split are rejected.
 """
 
 import pytest
@@ -37,7 +37,9 @@ def test_stages_one_after_the_other_are_the_model_in_training_too(family):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     stages = split_model(model, run, 3)
     assert len(stages.blocks) == FAMILIES[family][1]
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())  # watched, not changed
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()
+    )  # observed, not changed
     model.train()
     copy.train()
     given = None
@@ -53,7 +55,7 @@ def test_stages_one_after_the_other_are_the_model_in_training_too(family):
         assert parameter.grad is None or torch.allclose(parameter.grad, theirs[name].grad, atol=1e-6), name
 
 
-def test_a_residual_block_is_never_taken_apart():
+def test_a_residual_block_is_never_split():
     blocks, total = find_blocks(build("resnet"), run)
     names = [block.name for block in blocks]
     assert names[3:7] == ["resnet.embedder.pooler", "resnet.encoder.stages.0.layers.0", "resnet.encoder.stages.1.layers.0",
@@ -62,7 +64,7 @@ def test_a_residual_block_is_never_taken_apart():
     assert sum(block.cost for block in blocks) == total > 0
 
 
-def test_a_stage_holds_its_own_weights_alone_under_their_names():
+def test_a_stage_holds_only_its_own_weights_under_their_names():
     model = build("convnext")
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     stages = split_model(model, run, 2)
@@ -72,7 +74,7 @@ def test_a_stage_holds_its_own_weights_alone_under_their_names():
     assert held == {name for name, owner in stages.owners.items() if owner == 1}
     assert "classifier.weight" in held and "convnext.layernorm.weight" in held
     assert sum(dict(model.named_parameters())[name].numel() for name in held) == stages.stages[1].weights
-    with pytest.raises(RuntimeError, match="meta"):  # nothing computes with what is not here
+    with pytest.raises(RuntimeError, match="meta"):  # weights of other stages cannot be used
         stages.run(0, None, lambda: run(model)).sum().item()
 
 
@@ -90,22 +92,22 @@ def blocks_of(*costs, size=1, **others):
         ((2, 2, 2), 1, 0, [(0, 3)]),
     ],
 )
-def test_the_dearest_stage_is_as_cheap_as_can_be(costs, count, rest, bounds):
+def test_the_cost_of_the_costliest_stage_is_minimal(costs, count, rest, bounds):
     assert cut_evenly(blocks_of(*costs), count, rest) == bounds
 
 
-def test_of_equal_cuts_the_one_with_the_least_to_send():
+def test_among_equal_splits_the_smallest_tensors_are_sent():
     blocks = [Block(str(i), nn.Identity(), *each) for i, each in enumerate([(1, 9), (0, 4), (0, 1), (1, 4)])]
     assert cut_evenly(blocks, 2) == [(0, 3), (3, 4)]
 
 
-def test_no_cut_before_what_writes_over_its_input_nor_around_frozen_layers():
+def test_no_split_before_an_in_place_block_nor_around_frozen_layers():
     blocks = blocks_of(1, 1, 1, 1)
     blocks[2] = Block("2", nn.Identity(), 1, 1, in_place=True)
     assert cut_evenly(blocks, 2) in ([(0, 1), (1, 4)], [(0, 3), (3, 4)])
-    frozen = blocks_of(1, 1, 1, learns=False) + blocks_of(1, 1)
+    frozen = blocks_of(1, 1, 1, trainable=False) + blocks_of(1, 1)
     assert cut_evenly(frozen, 2) == [(0, 4), (4, 5)]
-    with pytest.raises(UserError, match="weights to train"):
+    with pytest.raises(UserError, match="trainable weights"):
         cut_evenly(frozen, 4)
 
 
@@ -121,7 +123,7 @@ class Twice(nn.Module):
 
 
 class Skips(nn.Module):
-    """What the first layer gives is needed by the last."""
+    """The last layer needs the output of the first one."""
 
     def __init__(self):
         super().__init__()
@@ -145,23 +147,23 @@ class Tied(nn.Module):
 @pytest.mark.parametrize(
     ("model", "count", "reason"),
     [
-        (Twice(), 2, "1 blocks that follow one another, which do not make 2 stages"),
+        (Twice(), 2, "1 consecutive block, too few for 2 stages"),
         (Skips(), 2, "more than one tensor"),
         (Tied(), 2, "shared by two stages"),
     ],
 )
-def test_what_cannot_be_cut_is_refused_with_the_reason(model, count, reason):
+def test_models_that_cannot_be_split_are_rejected_with_the_reason(model, count, reason):
     with pytest.raises(UserError, match=reason):
         split_model(model, lambda module: module(torch.randn(2, 4)), count)
 
 
-def test_more_stages_than_blocks_are_refused():
-    with pytest.raises(UserError, match=r"5 blocks.*do not make 6 stages"):
+def test_more_stages_than_blocks_are_rejected():
+    with pytest.raises(UserError, match=r"5 consecutive blocks, too few for 6 stages"):
         split_model(build("vit"), run, 6)
 
 
-class Writes(nn.Module):
-    """An activation that writes over its input, as torchvision's do."""
+class InPlace(nn.Module):
+    """Has an activation that modifies its input in place, as in torchvision."""
 
     def __init__(self):
         super().__init__()
@@ -171,8 +173,8 @@ class Writes(nn.Module):
         return {"logits": self.layers(x)}
 
 
-def test_what_writes_over_its_input_is_told_from_the_rest():
-    model = Writes()
+def test_in_place_blocks_are_detected():
+    model = InPlace()
     blocks, _ = find_blocks(model, lambda module: module(torch.randn(2, 4)))
     assert [(block.name, block.in_place) for block in blocks] == [
         ("layers.0", False), ("layers.1", True), ("layers.2", False),

@@ -1,4 +1,4 @@
-"""Proves that a tokenizer trained on the data is the same for everyone, and that every tokenizer can pad and end."""
+"""Tests that a tokenizer trained on the data is deterministic, and that every tokenizer has padding and end tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _model(**values: Any) -> ModelSection:
     return ModelSection(source="llama", init="config", **values)
 
 
-def test_trained_twice_is_trained_alike_and_loses_no_character() -> None:
+def test_training_is_deterministic_and_loses_no_character() -> None:
     one = load_tokenizer(_model(tokenizer="train:320"), lambda: iter(TEXTS))
     other = load_tokenizer(_model(tokenizer="train:320"), lambda: iter(TEXTS))
     assert fingerprint(one) == fingerprint(other)
@@ -30,7 +30,7 @@ def test_trained_twice_is_trained_alike_and_loses_no_character() -> None:
     assert (one.pad_token, one.eos_token) == (marks[0], marks[1])
 
 
-def test_new_tokens_are_never_split_and_known_ones_stay() -> None:
+def test_new_tokens_are_never_split_and_known_ones_keep_their_ids() -> None:
     plain = load_tokenizer(_model(tokenizer="train:320"), lambda: iter(TEXTS))
     model = _model(tokenizer="train:320", new_tokens=["<|tool|>", "quick", "<|im_end|>"])
     grown = load_tokenizer(model, lambda: iter(TEXTS))
@@ -65,20 +65,20 @@ def test_the_cache_gives_the_same_tokenizer_by_content(tmp_path: Path) -> None:
     assert len(set(written)) == 3
 
 
-@pytest.mark.parametrize("wanted", ["train:", "train:many", "train:100"])
-def test_a_wrong_size_is_told(wanted: str) -> None:
+@pytest.mark.parametrize("source", ["train:", "train:many", "train:100"])
+def test_a_wrong_size_is_reported(source: str) -> None:
     with pytest.raises(UserError, match="train:<vocabulary size>"):
-        load_tokenizer(_model(tokenizer=wanted), lambda: iter(TEXTS))
+        load_tokenizer(_model(tokenizer=source), lambda: iter(TEXTS))
 
 
-def test_a_model_type_or_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+def test_a_model_type_or_folder_without_a_tokenizer_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no tokenizer"):
         load_tokenizer(_model())
-    with pytest.raises(UserError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="contains no tokenizer"):
         load_tokenizer(ModelSection(source=str(tmp_path)))
 
 
-def test_padding_by_the_end_of_text_freezes_no_embedding(tmp_path: Path) -> None:
+def test_padding_with_the_end_of_text_token_freezes_no_embedding(tmp_path: Path) -> None:
     trained = load_tokenizer(_model(tokenizer="train:320"), lambda: iter(TEXTS))
     trained.pad_token = None
     trained.save_pretrained(tmp_path)

@@ -153,7 +153,7 @@ def test_vision_transformer_takes_the_size_that_it_was_made_for(pictures: Path, 
     assert built.config.image_size == 12
     built.save_pretrained(tmp_path / "vit")
     kit.processor.save_pretrained(tmp_path / "vit")
-    with pytest.raises(UserError, match="takes 12 x 12 pixels, but would be given 16 x 16"):
+    with pytest.raises(UserError, match="expects 12 x 12 pixels, but the image processor returns 16 x 16"):
         _read(pictures, model={"source": str(tmp_path / "vit")}, options={"image_size": 16})
 
 

@@ -101,7 +101,9 @@ def test_a_tag_that_training_never_saw_is_told_with_the_nearest(tmp_path: Path) 
     other = tmp_path / "dev.jsonl"
     other.write_text(json.dumps({"tokens": ["a"], "tags": ["B-pers"]}) + "\n", encoding="utf-8")
     data = {"train": str(tmp_path / "train.jsonl"), "validation": str(other)}
-    with pytest.raises(UserError, match=r"dev\.jsonl:1: label 'B-pers' is in no row.*did you mean 'B-per'"):
+    with pytest.raises(
+        UserError, match=r"dev\.jsonl:1: label 'B-pers' does not occur in the training data.*did you mean 'B-per'"
+    ):
         _read(tmp_path, ROWS, data=data)
 
 

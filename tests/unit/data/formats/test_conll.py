@@ -1,4 +1,4 @@
-"""Proves what is read of conll files: sentences, columns, comments, and bad lines told by their own number."""
+"""Tests the reader of CoNLL files: sentences, columns, comments, and bad lines reported with their line numbers."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def test_columns_of_conll_2003(tmp_path: Path) -> None:
     ]
 
 
-def test_a_bad_line_is_told_and_its_sentence_alone_left_out(tmp_path: Path) -> None:
+def test_a_bad_line_is_reported_and_only_its_sentence_left_out(tmp_path: Path) -> None:
     content = b"Ann\tO\n\nleft\tO\nRome\nnow\tO\n\n\xffx\tO\n\nback\tO\n"
     rows = _read(tmp_path / "a.conll", content)
     assert [line for line, _ in rows] == [1, 4, 7, 9]
-    assert rows[1][1] == "1 column where 2 columns are expected: 'Rome'"
+    assert rows[1][1] == "expected 2 columns, but found 1: 'Rome'"
     assert "not UTF-8" in rows[2][1] and rows[3][1] == {"tokens": ["back"], "tags": ["O"]}
 
 

@@ -1,4 +1,4 @@
-"""Proves that .json files are read element by element, in every shape people save them, with the line of each."""
+"""Tests that .json files are read element by element, in all common layouts, with the line of each row."""
 
 import json
 
@@ -15,7 +15,7 @@ ROWS = [{"text": f"row {index} – é \n ] {{", "n": index, "deep": {"a": [1, [2
 
 @pytest.fixture(params=[7, 1 << 20], ids=["tiny chunks", "one chunk"])
 def read(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(json_file, "CHUNK", request.param)
+    monkeypatch.setattr(json_file, "CHUNK_CHARS", request.param)
 
     def read(content: str | bytes):
         path = tmp_path / "x.json"
@@ -41,10 +41,10 @@ def test_one_object_after_another(read, indent):
 
 def test_a_list_knows_the_line_of_each_row(read):
     found = read('[\n  {"a": 1},\n\n  {"a":\n 2}, 1234567890,\n  {"a": 3}]\n')
-    assert found == [(2, {"a": 1}), (4, {"a": 2}), (5, "not a JSON object but a number"), (6, {"a": 3})]
+    assert found == [(2, {"a": 1}), (4, {"a": 2}), (5, "not a JSON object, but a number"), (6, {"a": 3})]
 
 
-def test_lines_under_the_name_json_lose_one_bad_row(read):
+def test_json_lines_in_a_json_file_lose_one_bad_row(read):
     assert [line for line, row in read('{"a": 1}\n{"a": \n{"a": 3}\n') if isinstance(row, dict)] == [1, 3]
 
 
@@ -52,13 +52,13 @@ def test_lines_under_the_name_json_lose_one_bad_row(read):
     ("content", "line"),
     [('[{"a": 1},\n{"a": 2}\n{"a": 3}]', 3), ('[{"a": 1},\n{"a" 2}]', 2), ('[{"a": 1},\n', 2), ('[\n{"a": 1}', 2)],
 )
-def test_a_broken_list_is_told_with_its_line(read, content, line):
+def test_a_broken_list_is_reported_with_its_line(read, content, line):
     with pytest.raises(UserError, match="not JSON") as error:
         read(content)
     assert error.value.where.endswith(f"x.json:{line}")
 
 
-def test_another_encoding_is_told_with_its_line(read):
+def test_another_encoding_is_reported_with_its_line(read):
     with pytest.raises(UserError, match="not UTF-8") as error:
         read(b'[{"a": "b"},\n{"a": "caf\xe9"}]')
     assert error.value.where.endswith("x.json:2")

@@ -1,4 +1,4 @@
-"""Proves that text files are read row by row with right line numbers, and a bad line costs one row, not the file."""
+"""Tests that text files are read row by row with correct line numbers, and that a bad line costs one row, not the file."""
 
 import csv
 import gzip
@@ -20,7 +20,7 @@ SOURCE = SourceSection(source="x")
 
 
 def rows_of(reader, path: Path, content: bytes, source: SourceSection = SOURCE):
-    """[(line, row or why it is bad)]"""
+    """[(line, row or reason why it is bad)]"""
     path.write_bytes(content)
     return [(line, str(row) if isinstance(row, BadRow) else row) for line, row in reader(path, source)]
 
@@ -31,7 +31,7 @@ def test_jsonl_names_the_line_of_every_bad_row(tmp_path):
     assert [line for line, _ in found] == [1, 4, 5, 6, 7]
     assert found[0][1] == {"a": 1} and found[4][1] == {"a": "é"}
     assert "not JSON: Expecting value at column 7" in found[1][1]
-    assert found[2][1] == "not a JSON object but a list"
+    assert found[2][1] == "not a JSON object, but a list"
     assert "not UTF-8 (byte 0xe9 at column 11)" in found[3][1] and "iconv" in found[3][1]
 
 
@@ -42,7 +42,7 @@ def test_jsonl_in_gzip(tmp_path):
         rows_of(read_jsonl, tmp_path / "y.jsonl.gz", content[:-12])
 
 
-def test_utf16_is_told_as_such(tmp_path):
+def test_utf16_is_reported(tmp_path):
     with pytest.raises(UserError, match="UTF-16") as error:
         rows_of(read_csv, tmp_path / "x.csv", "text,label\na,b\n".encode("utf-16"))
     assert "iconv" in error.value.remedy
@@ -54,7 +54,7 @@ def test_csv_counts_lines_inside_quotes(tmp_path):
     assert found == [
         (2, {"text": 'one\r\ntwo, "three"', "label": "a"}),
         (5, {"text": "four"}),
-        (6, "3 cells where the header has 2 columns"),
+        (6, "3 cells, but the header has 2 columns"),
         (7, {"text": "six", "label": "d"}),
     ]
 
@@ -67,7 +67,7 @@ def test_csv_goes_on_after_a_line_of_another_encoding(tmp_path):
 
 def test_csv_with_a_quote_never_closed_is_a_bad_row_where_it_opens(tmp_path):
     found = rows_of(read_csv, tmp_path / "x.csv", b'text,label\na,1\n"b,2\nc,3\n')
-    assert found == [(2, {"text": "a", "label": "1"}), (3, "not CSV: a quote is opened and never closed")]
+    assert found == [(2, {"text": "a", "label": "1"}), (3, "not CSV: a quote is never closed")]
 
 
 def test_csv_of_other_separators_and_without_header(tmp_path):
@@ -90,7 +90,7 @@ def test_tsv_takes_quotes_in_a_text_as_they_are(tmp_path):
     assert rows_of(read_tsv, tmp_path / "x.tsv", content) == [
         (2, {"text": '" oh " he said', "label": "1"}),
         (3, {"text": 'both "sides"', "label": "0"}),
-        (4, "3 cells where the header has 2 columns"),
+        (4, "3 cells, but the header has 2 columns"),
         (6, {"text": '"open', "label": "1"}),
     ]
 

@@ -1,4 +1,4 @@
-"""Proves that parallel files are read line by line under their endings' names, and that a mismatch is told."""
+"""Tests that parallel files are read line by line, with their extensions as columns, and that a mismatch is reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_files_of_unequal_length_are_refused_with_the_line(tmp_path: Path) -> No
         _read(tmp_path, de="a\nb\n", en="c\n")
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.de").write_text("a\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"train\.en: no such file"):
         parallel_files(tmp_path / "train.{de,en}")

@@ -1,5 +1,5 @@
-"""Proves that a deal gives every item to exactly one rank, that all ranks run equally many micro-batches, that loads
-are told truly and balanced, and that too few items or unequal ranks never hang.
+"""Tests that every item is assigned to exactly one rank, that all ranks run the same number of micro-batches, and that
+loads are reported correctly and balanced, also for few items and ranks of unequal speed.
 """
 
 import numpy as np
@@ -16,8 +16,8 @@ speeds = st.integers(1, 9).flatmap(
 )
 
 
-def check_whole(assignment, count, ranks):
-    """Every position once; equally many micro-batches, at least one; dummies last."""
+def check_complete(assignment, count, ranks):
+    """Every item once; the same number of micro-batches on all ranks, at least one; dummies last."""
     assert len(assignment.ranks) == ranks
     assert {len(rank) for rank in assignment.ranks} == {assignment.micro_batches}
     assert assignment.micro_batches >= 1
@@ -31,7 +31,7 @@ def check_whole(assignment, count, ranks):
 def test_padded_micro_batches(costs, ranks_speed, micro_batch):
     ranks, speed = ranks_speed
     assignment = assign(costs, ranks, micro_batch=micro_batch, speed=speed)
-    check_whole(assignment, len(costs), ranks)
+    check_complete(assignment, len(costs), ranks)
     assert all(len(micro) <= micro_batch for rank in assignment.ranks for micro in rank)
     loads = [sum(costs[list(micro)].max() * len(micro) for micro in rank if micro) for rank in assignment.ranks]
     assert assignment.loads == pytest.approx(loads)
@@ -44,7 +44,7 @@ def test_segments(lengths, ranks_speed):
     ranks, speed = ranks_speed
     costs = lengths * (1 + 0.01 * lengths)
     assignment = assign_segments(costs, lengths, ranks, capacity=100, speed=speed)
-    check_whole(assignment, len(lengths), ranks)
+    check_complete(assignment, len(lengths), ranks)
     assert all(lengths[list(micro)].sum() <= 100 for rank in assignment.ranks for micro in rank if micro)
     assert assignment.loads == pytest.approx(
         [sum(costs[list(m)].sum() for m in rank if m) for rank in assignment.ranks]
@@ -52,11 +52,11 @@ def test_segments(lengths, ranks_speed):
 
 
 @given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=3), max_size=20), speeds)
-def test_packs_whole_or_laid_out_anew(packs, ranks_speed):
+def test_packs_whole_or_repacked(packs, ranks_speed):
     ranks, speed = ranks_speed
     lengths = np.array([length for pack in packs for length in pack], dtype=int)
     assignment = assign_packs([len(p) for p in packs], lengths, lengths, ranks, capacity=90, speed=speed)
-    check_whole(assignment, len(lengths), ranks)
+    check_complete(assignment, len(lengths), ranks)
     assert all(lengths[list(micro)].sum() <= 90 for rank in assignment.ranks for micro in rank if micro)
     assert assignment.loads == pytest.approx(
         [sum(lengths[list(m)].sum() for m in rank if m) for rank in assignment.ranks]
@@ -65,7 +65,7 @@ def test_packs_whole_or_laid_out_anew(packs, ranks_speed):
 
 @given(st.lists(st.integers(1, 100), max_size=60).map(np.array), speeds, st.integers(1, 9))
 def test_without_lockstep(lengths, ranks_speed, micro_batch):
-    """Each item once all the same; among equal ranks nothing changes."""
+    """Each item once as well; with ranks of equal speed nothing changes."""
     ranks, speed = ranks_speed
     costs = lengths * (1 + 0.01 * lengths)
     sizes = [1] * len(lengths)
@@ -80,12 +80,12 @@ def test_without_lockstep(lengths, ranks_speed, micro_batch):
             for lockstep in (False, True)
         ],
     ):
-        check_whole(free, len(lengths), ranks)
+        check_complete(free, len(lengths), ranks)
         if speed is None:
             assert free.ranks == aligned.ranks
 
 
-def test_a_slower_rank_gets_smaller_micro_batches_in_lockstep_and_else_fewer():
+def test_a_slower_rank_gets_smaller_micro_batches_in_lockstep_and_fewer_otherwise():
     costs = np.ones(24)
     aligned, free = (assign(costs, 2, micro_batch=4, speed=[1.0, 0.5], lockstep=lockstep) for lockstep in (True, False))
     assert [[len(micro) for micro in rank] for rank in aligned.ranks] == [[4] * 4, [2] * 4]
@@ -102,9 +102,9 @@ def test_a_slower_rank_gets_smaller_micro_batches_in_lockstep_and_else_fewer():
 @given(costs_lists, st.integers(1, 9), st.integers(1, 20))
 def test_evaluation(costs, ranks, micro_batch):
     assignment = assign_evaluation(costs, ranks, micro_batch)
-    check_whole(assignment, len(costs), ranks)
+    check_complete(assignment, len(costs), ranks)
     sizes = [len(micro) for rank in assignment.ranks for micro in rank if micro]
-    assert sum(size < micro_batch for size in sizes) <= 1  # full micro-batches, one rest
+    assert sum(size < micro_batch for size in sizes) <= 1  # full micro-batches but one
     assert assignment.micro_batches == max(1, -(-len(sizes) // ranks))
 
 
@@ -115,7 +115,7 @@ def test_evaluation_by_speed(costs, speed, micro_batch):
     assert sorted(i for rank in assignment.ranks for micro in rank for i in micro) == list(range(len(costs)))
 
 
-def test_a_slow_ranks_dummies_lie_between_its_micro_batches():
+def test_dummies_of_a_slow_rank_are_spread_between_its_micro_batches():
     assignment = assign_evaluation(np.ones(18), 2, 2, speed=[1.0, 0.5])
     assert [[len(micro) for micro in rank] for rank in assignment.ranks] == [[2] * 6, [2, 0, 2, 0, 2, 0]]
 
@@ -128,7 +128,7 @@ def test_shares_by_speed_end_together(speed, total, overhead):
     work = shares * total / shares.sum()
     end = ((overhead + work) / speeds)[shares > 1e-3]
     assert end == pytest.approx(end[0], rel=0.1)
-    late = overhead / speeds[shares <= 1e-3]  # they could not have helped
+    late = overhead / speeds[shares <= 1e-3]  # too slow to take a share
     assert (late > end[0] * 0.9).all()
 
 
@@ -138,8 +138,8 @@ def test_overhead_moves_work_to_the_faster_rank():
     assert work_shares([1.0, 0.5], 90, 200) == [1.0, 1e-3]
 
 
-def test_a_deal_of_eight_packs():
-    """Two packs each, the dearest with the cheapest."""
+def test_an_assignment_of_eight_packs():
+    """Two packs each, the costliest with the cheapest."""
     assignment = assign([8, 7, 6, 5, 4, 3, 2, 1], 4)
     assert assignment.ranks == (((0,), (7,)), ((1,), (6,)), ((2,), (5,)), ((3,), (4,)))
     assert assignment.imbalance == 1.0
@@ -151,8 +151,8 @@ def test_fewer_items_than_ranks_leave_dummies():
     assert assign([], 3).ranks == (((),), ((),), ((),))
 
 
-def test_room_in_the_micro_batch_evens_padded_work():
-    """One long sentence and many short: the rank with the long one gets fewer, where a fixed micro-batch could not."""
+def test_larger_micro_batches_balance_padded_work():
+    """One long sentence and many short: the rank with the long one gets fewer, which full micro-batches prevent."""
     costs = [40.0] + [4.0] * 31
     assert assign(costs, 2, micro_batch=16).imbalance > 1.5
     roomy = assign(costs, 2, micro_batch=32)
@@ -168,15 +168,15 @@ def test_slow_ranks_get_less():
     assert assign(np.linspace(1, 3, 40), 3, speed=[1.0, 1.0, 0.5]).imbalance < 1.05
 
 
-def test_packs_that_ranks_cannot_share_are_laid_out_anew():
-    """Two full packs of short examples on four ranks: as they are, half of the ranks would idle."""
+def test_packs_that_ranks_cannot_share_are_repacked():
+    """Two full packs of short examples on four ranks: without repacking, half of the ranks would idle."""
     assignment = assign_packs([10, 10], np.ones(20), np.ones(20, dtype=int), 4, capacity=10)
     assert assignment.loads.tolist() == [5, 5, 5, 5]
     kept = assign_packs([10, 10], np.ones(20), np.ones(20, dtype=int), 2, capacity=10)
     assert kept.ranks == ((tuple(range(10)),), (tuple(range(10, 20)),))
 
 
-def test_faults_are_told():
+def test_invalid_arguments_are_reported():
     with pytest.raises(UserError, match="2 rank speeds for 3 ranks"):
         assign([1.0], 3, speed=[1, 1])
     with pytest.raises(UserError, match="above 0"):

@@ -1,4 +1,4 @@
-"""Proves the cost formula against operations counted by hand; `benchmarks/cost_model.py` holds it against the clock."""
+"""Tests the cost formula against operations counted by hand; `benchmarks/cost_model.py` compares it with times."""
 
 import pytest
 

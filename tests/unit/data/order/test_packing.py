@@ -1,5 +1,5 @@
-"""Proves that packs hold every example once and never overflow, that the histogram packs as best-fit-decreasing does,
-that work and memory stay small for millions of lengths, and that impossible lengths are told with count and place.
+"""Tests that packs hold every example once and never overflow, that packing by histogram equals best-fit decreasing,
+that time and memory stay small for millions of lengths, and that invalid lengths are reported with count and example.
 """
 
 import time
@@ -22,14 +22,14 @@ def lengths_and_capacity(draw):
 
 
 def best_fit_decreasing(lengths, capacity):
-    """The textbook algorithm, one example at a time -> the room left in each bin, which no tie can change."""
-    slot_counts = []
+    """The textbook algorithm, one example at a time: the free space of each bin, which does not depend on ties."""
+    free = []
     for length in sorted(lengths.tolist(), reverse=True):
-        fitting = [room for room in slot_counts if room >= length]
+        fitting = [space for space in free if space >= length]
         if fitting:
-            slot_counts.remove(min(fitting))
-        slot_counts.append((min(fitting) if fitting else capacity) - length)
-    return sorted(slot_counts)
+            free.remove(min(fitting))
+        free.append((min(fitting) if fitting else capacity) - length)
+    return sorted(free)
 
 
 @given(lengths_and_capacity(), st.integers(0, 2**40), st.integers(0, 50))
@@ -53,7 +53,7 @@ def test_the_histogram_packs_as_the_textbook_does(drawn):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000))
 def test_rounded_lengths_never_overflow(seed):
-    """With more different lengths than are planned exactly, planned lengths are rounded up, never down."""
+    """With more distinct lengths than are packed exactly, lengths are rounded up, never down."""
     rng = np.random.default_rng(seed)
     capacity = 50_001
     lengths = np.concatenate((rng.integers(1, capacity + 1, 20_000), [capacity, 1]))
@@ -63,17 +63,17 @@ def test_rounded_lengths_never_overflow(seed):
     assert np.array_equal(np.sort(packs.indices), np.arange(len(lengths)))
 
 
-def test_epochs_mix_examples_but_keep_the_shapes():
+def test_epochs_shuffle_examples_but_keep_the_lengths_of_packs():
     lengths = np.random.default_rng(0).integers(30, 60, 10_000)
     first, again, second = (pack(lengths, 256, seed=7, epoch=epoch) for epoch in (0, 0, 1))
     assert np.array_equal(first.indices, again.indices)
     assert np.array_equal(first.offsets, second.offsets)
 
-    def neighbours(packs):
+    def neighbors(packs):
         return {(int(a), int(b)) for p in range(len(packs)) for a in packs[p] for b in packs[p] if a < b}
 
-    shared = neighbours(first) & neighbours(second)
-    assert len(shared) < 0.05 * len(neighbours(first))
+    shared = neighbors(first) & neighbors(second)
+    assert len(shared) < 0.05 * len(neighbors(first))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_epochs_mix_examples_but_keep_the_shapes():
         ([3, 0], "example 1", "1 of 2 examples have no tokens (the first has 0)"),
     ],
 )
-def test_impossible_lengths_are_named(lengths, where, words):
+def test_invalid_lengths_are_reported(lengths, where, words):
     with pytest.raises(UserError) as error:
         pack(np.array(lengths), 8)
     assert error.value.where == where
@@ -91,12 +91,12 @@ def test_impossible_lengths_are_named(lengths, where, words):
     assert error.value.remedy
 
 
-def test_none_and_one():
+def test_no_example_and_one():
     assert len(pack([], 8)) == 0
     assert pack(np.array([8]), 8)[0].tolist() == [0]
 
 
-def test_a_million_lengths_in_bounds():
+def test_time_and_memory_for_a_million_lengths():
     lengths = np.clip(np.random.default_rng(1).lognormal(np.log(1500), 1.6, 1_000_000), 1, 65536).astype(np.int64)
     start = time.perf_counter()
     pack(lengths, 65536)

@@ -1,5 +1,5 @@
-"""Proves that what step k trains on is a pure function of (seed, epoch, k), that each example comes once an epoch, and
-that steps of like cost come in random order and starve no part of the data.
+"""Tests that the items of step k are a pure function of (seed, epoch, k), that each example occurs once per epoch, and
+that windows keep the order of steps random and every part of training representative.
 """
 
 import numpy as np
@@ -36,14 +36,14 @@ def test_an_epochs_order_is_a_permutation(count, seed, epoch):
 
 
 def test_orders_differ_by_seed_and_epoch_and_stay_as_they_are():
-    """The literal order: runs resume over versions of NumPy and of this package only while it holds."""
+    """Literal values: runs can be resumed with other versions of NumPy and this package only while they hold."""
     orders = {tuple(epoch_order(12, seed=seed, epoch=epoch).tolist()) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
     assert epoch_order(8, seed=17, epoch=0).tolist() == [7, 4, 3, 2, 0, 1, 5, 6]
 
 
 @given(schedules(), st.integers(0, 2))
-def test_each_example_once_an_epoch(drawn, epoch):
+def test_each_example_once_per_epoch(drawn, epoch):
     make, lengths = drawn
     schedule = make()
     steps = [schedule.step(epoch * schedule.steps_per_epoch + k) for k in range(schedule.steps_per_epoch)]
@@ -62,10 +62,10 @@ def test_each_example_once_an_epoch(drawn, epoch):
 
 @settings(max_examples=50)
 @given(schedules(), st.lists(st.integers(0, 200), min_size=1, max_size=6))
-def test_a_step_does_not_depend_on_what_was_asked_before(drawn, wanted):
+def test_a_step_does_not_depend_on_earlier_calls(drawn, indices):
     make, _ = drawn
     used = make()
-    assert [used.step(k).items for k in wanted] == [make().step(k).items for k in wanted]
+    assert [used.step(k).items for k in indices] == [make().step(k).items for k in indices]
 
 
 @pytest.mark.parametrize("batch", [32, 80, 130, 320])
@@ -74,12 +74,12 @@ def test_packed_steps_hold_the_global_batch_on_average(batch):
     schedule = schedule_of(lengths, batch=batch, capacity=1000)
     assert schedule.spread == (batch in (32, 130))
     steps = [schedule.step(k) for k in range(schedule.steps_per_epoch)]
-    full = [step for step in steps if len(step.items) >= schedule.items_per_step - 1]  # the last may be a rest
+    full = [step for step in steps if len(step.items) >= schedule.items_per_step - 1]  # the last one may be smaller
     assert np.mean([sum(map(len, step.items)) for step in full]) == pytest.approx(batch, rel=0.04)
     assert 0 <= len(steps) - 4000 / batch <= 1
 
 
-def test_packs_that_hold_more_than_the_global_batch_are_a_step_each():
+def test_packs_with_more_than_the_global_batch_are_one_step_each():
     schedule = schedule_of(np.full(400, 100), batch=8, capacity=1000)
     assert schedule.steps_per_epoch == schedule.num_items == 40
 
@@ -87,28 +87,28 @@ def test_packs_that_hold_more_than_the_global_batch_are_a_step_each():
 @pytest.mark.parametrize("num_ranks", [2, 4, 8, 16])
 def test_packs_of_a_step_balance_on_any_number_of_ranks(num_ranks):
     lengths = np.clip(np.random.default_rng(0).lognormal(6, 1.5, 60_000), 1, 16_000).astype(int)
-    costs = CostModel(1, 1e-4).of(lengths)  # the dearest pack costs 2.6 times the cheapest
+    costs = CostModel(1, 1e-4).of(lengths)  # the costliest pack costs 2.6 times the cheapest
     packed = Packing(lengths, 16_000)
     batch = round(32 * len(lengths) / Schedule(costs, seed=1, global_batch=1, packing=packed).num_items)
     ours, random = (Schedule(costs, seed=1, global_batch=batch, window=w, packing=packed) for w in (None, 1))
     assert ours.items_per_step == 32
 
     def efficiency(schedule):
-        deals = [assign(schedule.step(k).costs, num_ranks) for k in range(schedule.steps_per_epoch - 1)]
-        return sum(each.loads.sum() for each in deals) / sum(num_ranks * each.loads.max() for each in deals)
+        assignments = [assign(schedule.step(k).costs, num_ranks) for k in range(schedule.steps_per_epoch - 1)]
+        return sum(a.loads.sum() for a in assignments) / sum(num_ranks * a.loads.max() for a in assignments)
 
     assert efficiency(ours) > 0.985
     assert efficiency(ours) > efficiency(random)
 
 
 def test_packs_of_equal_cost_keep_their_random_order():
-    """Without attention's share every full pack costs the same: nothing to even out, nothing to give up for it."""
+    """Without the cost of attention all full packs cost the same, so no window is needed."""
     lengths = np.random.default_rng(0).integers(1, 100, 5000)
-    assert schedule_of(lengths, batch=160, capacity=1000).window > 1  # a third of the cost is attention's
+    assert schedule_of(lengths, batch=160, capacity=1000).window > 1  # a third of the cost is attention
     assert Schedule(lengths, seed=1, global_batch=160, packing=Packing(lengths, 1000)).window == 1
 
 
-def test_a_window_cuts_padding_and_leaves_the_order_of_steps_random():
+def test_a_window_reduces_padding_and_keeps_the_order_of_steps_random():
     lengths = np.random.default_rng(0).integers(1, 1000, 32 * 400)
     spreads, means = {}, {}
     for window in (1, 20):
@@ -117,12 +117,14 @@ def test_a_window_cuts_padding_and_leaves_the_order_of_steps_random():
         spreads[window] = np.mean([np.ptp(step) for step in steps])
         means[window] = np.array([step.mean() for step in steps])
     assert spreads[20] < 0.12 * spreads[1]
-    assert abs(np.corrcoef(means[20][:-1], means[20][1:])[0, 1]) < 0.15  # the next step's lengths cannot be guessed
+    assert (
+        abs(np.corrcoef(means[20][:-1], means[20][1:])[0, 1]) < 0.15
+    )  # the lengths of the next step cannot be predicted
     by_window = means[20].reshape(20, 20).mean(axis=1)
-    assert np.ptp(by_window) < 0.15 * lengths.mean()  # every stretch of training sees the whole mixture
+    assert np.ptp(by_window) < 0.15 * lengths.mean()  # every part of training sees the same distribution
 
 
-def test_no_example_is_told():
+def test_no_examples_are_reported():
     with pytest.raises(UserError, match="no example"):
         schedule_of(np.array([], dtype=int), batch=4)
 

@@ -1,4 +1,4 @@
-"""Proves that an entry of the cache is whole or absent, and that trouble with the disk is told as such."""
+"""Tests that cache entries are complete or absent, and that disk errors are reported as such."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def test_the_first_of_two_writers_wins(cache):
     assert [entry.name for entry in (cache / "kind").iterdir()] == ["key"]
 
 
-def test_old_entries_and_abandoned_halves_are_removed(cache):
+def test_old_and_incomplete_entries_are_removed(cache):
     old, half, young = publish("kind", "old", put("")), cache / "kind" / "k.incomplete-x", publish("kind", "a", put(""))
     half.mkdir()
     os.utime(old, (0, time.time() - cache_module.UNUSED_SECONDS - 9))
@@ -57,7 +57,7 @@ def test_an_entry_in_use_stays_young(cache):
     assert time.time() - entry.stat().st_mtime < 60
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(cache):
+def test_a_full_disk_is_reported_and_leaves_nothing(cache):
     def fill(folder):
         with Path("/dev/full").open("wb", buffering=0) as full:  # a real ENOSPC
             full.write(b"x")
@@ -68,7 +68,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(cache):
     assert list((cache / "kind").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_made_is_told(monkeypatch, tmp_path):
+def test_a_cache_that_cannot_be_created_is_reported(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot be written") as error:
@@ -76,7 +76,7 @@ def test_a_cache_that_cannot_be_made_is_told(monkeypatch, tmp_path):
     assert "XDG_CACHE_HOME" in error.value.remedy
 
 
-def test_other_trouble_stays_what_it_is():
+def test_other_errors_are_not_changed():
     def broken(folder):
         raise OSError(errno.EIO, "Input/output error")
 

@@ -1,4 +1,4 @@
-"""Proves that rows are encoded once, come back exactly, and that bad rows are told again from the cache."""
+"""Tests that rows are encoded once and restored exactly, and that bad rows are reported again from the cache."""
 
 import multiprocessing
 import pickle
@@ -47,14 +47,14 @@ def test_examples_come_back_with_ids_and_costs():
     example = examples[4]
     assert example["id"] == 5 and example["label"] == 2 and example["note"] == {"text": "ab" * 5}
     assert example["input_ids"].dtype == np.int64 and example["input_ids"].tolist() == [97, 98] * 5
-    example["input_ids"][0] = -100  # an item is the caller's own
+    example["input_ids"][0] = -100  # an item is a copy that belongs to the caller
     assert examples[4]["input_ids"][0] == 97
     assert examples[-1]["id"] == 19
     with pytest.raises(IndexError):
         examples[19]
 
 
-def test_the_second_run_reads_the_cache_and_tells_again():
+def test_the_second_run_reads_the_cache_and_reports_again():
     first, lines = run(), []
     again = run(function=never, notify=lines.append)
     assert [example["id"] for example in again] == first.ids.tolist()
@@ -64,7 +64,7 @@ def test_the_second_run_reads_the_cache_and_tells_again():
         run("error", function=never)
 
 
-def test_another_key_or_row_is_encoded_anew():
+def test_another_key_or_row_is_encoded_again():
     run()
     with pytest.raises(AssertionError):
         run(function=never, key="other")
@@ -99,15 +99,15 @@ def encode_slowly(_):
     return [example["id"] for example in run(function=slowly)]
 
 
-def test_processes_that_encode_at_once_agree(cache):
+def test_processes_that_encode_at_the_same_time_agree(cache):
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as pool:
         found = list(pool.map(encode_slowly, range(3)))
     assert found[0] == found[1] == found[2] and len(found[0]) == 19
-    assert len(list((cache / "examples").iterdir())) == 1  # and no half folder
+    assert len(list((cache / "examples").iterdir())) == 1  # and no incomplete folder
 
 
-def test_progress_is_told(monkeypatch):
-    monkeypatch.setattr(encode_module, "TOLD_SECONDS", 0.0)
+def test_progress_is_reported(monkeypatch):
+    monkeypatch.setattr(encode_module, "PROGRESS_SECONDS", 0.0)
     lines: list[str] = []
     run(rows=ROWS * 50, notify=lines.append)
     assert "train: 256 of 1,000 rows encoded" in lines[0]
@@ -117,7 +117,7 @@ def test_speed():
     """100,000 short rows of a trivial function: a few seconds at most, also on a busy machine."""
     rows = [{"text": "abcdefgh "}] * 100_000
     table = MemoryTable("train", rows)
-    table.fingerprint = "rows"  # otherwise it is computed, row by row
+    table.fingerprint = "rows"  # otherwise it is computed row by row
     started = time.process_time()
     examples = encode(table, lambda row: {"input_ids": [1, 2, 3, 4]}, key="k", on_bad_row="error", cost=length)
     total = sum(int(examples[index]["input_ids"][0]) for index in range(len(examples)))
@@ -163,7 +163,7 @@ def test_arrays_survive_packing():
     assert back["ids"].tolist() == [1, -(2**40)] and back["narrow"].tolist() == [1, 2] and back["one"] == 0.5
 
 
-def test_lazy_examples_are_made_when_asked_for():
+def test_lazy_examples_are_made_on_access():
     asked = []
 
     def function(row, row_id):

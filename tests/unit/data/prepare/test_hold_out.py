@@ -1,4 +1,4 @@
-"""Proves that the held-out rows depend on the row and the seed alone: not on order, neighbours or file format."""
+"""Tests that held-out rows depend on the row and the seed only, not on order, other rows or the file format."""
 
 import json
 import random
@@ -38,7 +38,7 @@ def split(tmp_path, make_recipe, text_card):
     return split
 
 
-def test_every_row_is_on_one_side_and_the_share_is_right(split):
+def test_every_row_is_in_one_split_and_the_fraction_is_right(split):
     train, validation = split(rows(2000))
     assert sorted(texts(train) + texts(validation)) == sorted(row["text"] for row in rows(2000))
     assert 0.17 < len(validation) / 2000 < 0.23
@@ -84,7 +84,7 @@ def test_two_rows_are_enough_but_one_is_not(split):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=30), st.floats(0.0001, 0.9999))
-def test_both_sides_have_rows_and_equal_hashes_one_side(hashes, fraction):
+def test_both_splits_have_rows_and_equal_hashes_stay_together(hashes, fraction):
     array = np.array(hashes, np.uint64)
     if len(set(hashes)) == 1:
         with pytest.raises(UserError):
@@ -96,13 +96,13 @@ def test_both_sides_have_rows_and_equal_hashes_one_side(hashes, fraction):
 
 
 def test_the_hash_of_a_row_never_changes():
-    """Literals: another value here would move rows between the splits of runs that users resume and compare."""
+    """Literal values: any other value would move rows between the splits of runs that users resume and compare."""
     assert row_hash({"text": "a", "label": 1}, ROLES, 17) == row_hash({"label": "1", "text": "a", "id": 9}, ROLES, 17)
     assert row_hash({"text": "a", "label": 1}, ROLES, 17) == 3_608_673_194_882_058_649
     assert row_hash({"other": [1.0, None, True]}, ROLES, 0) != row_hash({"other": [1.0, None, False]}, ROLES, 0)
 
 
-def test_an_image_counts_by_content_not_by_name(tmp_path):
+def test_an_image_is_hashed_by_content_not_by_name(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"pixels")
     (tmp_path / "c.png").write_bytes(b"others")

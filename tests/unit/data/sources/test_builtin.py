@@ -1,4 +1,4 @@
-"""Proves that the built-in sets are what they say: real, stable, split without overlap, and learnable."""
+"""Tests that the built-in datasets are stable, split without overlap, and learnable."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def test_digits(make_recipe, image_card):
 
 @pytest.fixture
 def library(tmp_path):
-    """A small library: two areas, a test, a site package, a file that is no Python, and one text twice."""
+    """A small library: two areas, a test, a site package, a file that is not Python, and one text twice."""
     files = {
         "json/__init__.py": '"""Encode and decode five words."""\nraise SystemExit("imported!")\n',
         "json/decoder.py": 'class A:\n  """One two three four five."""\n  def f():\n    "too short"\n    if 1:\n'
@@ -63,8 +63,8 @@ def test_no_module_is_in_two_areas():
     assert len(modules) == len(set(modules)) > 100 and 5 <= len(AREAS) <= 8
 
 
-def test_docstrings_of_this_python_can_be_learnt(tmp_path):
-    """As the command writes them: thousands, no text on both sides, and plain bag-of-words far above the majority."""
+def test_docstrings_of_this_python_can_be_learned(tmp_path):
+    """As the command writes them: thousands of rows, no text in both splits, and plain bag-of-words far above the majority."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import RidgeClassifier
 
@@ -84,7 +84,7 @@ def test_docstrings_of_this_python_can_be_learnt(tmp_path):
     assert majority < 0.25 and accuracy > 2 * majority, (majority, accuracy)
 
 
-def test_splits_and_columns_are_what_is_declared(make_recipe, image_card):
+def test_splits_and_columns_are_as_declared(make_recipe, image_card):
     for name, builtin in BUILTINS.items():
         rows = list(builtin.build("validation"))[:5] if name == "digits" else []
         assert all(tuple(row) == builtin.columns for row in rows)

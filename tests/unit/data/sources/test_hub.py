@@ -1,4 +1,4 @@
-"""Proves that a hub set is read from its Arrow files in place, and that a hub out of reach is told with the remedy."""
+"""Tests that datasets of the hub are read in place, and that an unreachable hub is reported with the remedy."""
 
 import time
 
@@ -10,22 +10,22 @@ from finetune.errors import UserError
 datasets = pytest.importorskip("datasets")
 
 
-def test_without_a_network_the_remedy_is_told_at_once(make_recipe, text_card, monkeypatch):
-    monkeypatch.setattr("finetune.data.sources.hub._hub_in_sight", lambda: False)
+def test_without_a_network_the_error_comes_at_once(make_recipe, text_card, monkeypatch):
+    monkeypatch.setattr("finetune.data.sources.hub._hub_reachable", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     started = time.monotonic()
     with pytest.raises(
-        UserError, match="owner/no-such-set lies on the Hugging Face hub, which cannot be reached"
+        UserError, match="owner/no-such-set is not in the local Hugging Face cache, and the hub cannot be reached"
     ) as error:
         open_tables(make_recipe(train="owner/no-such-set"), text_card)
     assert "local file" in error.value.remedy and "builtin:docstrings" in error.value.remedy
-    assert time.monotonic() - started < 15  # datasets alone would try again and again
+    assert time.monotonic() - started < 15  # `datasets` alone would retry for longer
     assert datasets.config.HF_HUB_OFFLINE is False
 
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
-    """A set as load_dataset leaves it: Arrow files, class names in their schema. Only the fetching is replaced."""
+    """A dataset as load_dataset stores it: Arrow files with class names in the schema. Only the download is replaced."""
     features = datasets.Features(
         {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
     )
@@ -44,7 +44,7 @@ def stored(tmp_path, monkeypatch):
     return asked
 
 
-def test_a_hub_set(stored, make_recipe, text_card, cache):
+def test_a_hub_data_set(stored, make_recipe, text_card, cache):
     train = {"source": "owner/set", "subset": "sst2", "revision": "v1"}
     table = open_tables(make_recipe(train=train), text_card)["train"]
     assert stored == [("owner/set", "sst2", "train", "v1")]
@@ -53,12 +53,12 @@ def test_a_hub_set(stored, make_recipe, text_card, cache):
     assert not (cache / "tables").exists()  # read in place, not copied
 
 
-def test_a_part_of_a_hub_set(stored, make_recipe, text_card):
+def test_a_slice_of_a_hub_data_set(stored, make_recipe, text_card):
     table = open_tables(make_recipe(train={"source": "owner/set", "split": "train[:4]"}), text_card)["train"]
     assert [row["text"] for row in table] == ["s0", "s1", "s2", "s3"] and table.classes["label"] == ["neg", "pos"]
 
 
-def test_an_unknown_split_names_those_that_are_there(stored, make_recipe, text_card):
-    with pytest.raises(UserError, match=r'cannot give split .validation.*one of \["train"\]') as error:
+def test_an_unknown_split_names_the_existing_ones(stored, make_recipe, text_card):
+    with pytest.raises(UserError, match=r'has no split .validation.*one of \["train"\]') as error:
         open_tables(make_recipe(train="owner/set", validation="owner/set"), text_card)
     assert "split:" in error.value.remedy

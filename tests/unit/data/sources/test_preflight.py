@@ -1,4 +1,4 @@
-"""Proves that faults of the data are told together, by the recipe's key, quickly and without heavy imports."""
+"""Tests that faults of the data are reported together, by key of the recipe, quickly and without heavy imports."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def data(tmp_path):
     return tmp_path
 
 
-def told(faults):
+def described(faults):
     return {fault.key: (fault.message, fault.value, fault.allowed, fault.nearest) for fault in faults}
 
 
@@ -38,7 +38,7 @@ def test_all_faults_at_once(data, make_recipe, text_card):
         test={"source": "builtin:docstrings", "split": "valid"},
         columns={"text": "sentence"},
     )
-    faults = told(check_data(recipe, text_card))
+    faults = described(check_data(recipe, text_card))
     assert list(faults) == [
         "data.columns.text", "data.train.1.columns.txt", "data.train.1.columns.label", "data.validation.0.source",
         "data.validation.1.source", "data.validation.2.source", "data.test.0.split",
@@ -62,13 +62,13 @@ def test_all_faults_at_once(data, make_recipe, text_card):
 def test_a_required_role_without_a_column(data, make_recipe, text_card):
     (data / "z.jsonl").write_text((data / "a.jsonl").read_text())
     recipe = make_recipe(train=str(data / "a.jsonl"), validation=str(data / "z.jsonl"))
-    (fault,) = check_data(recipe, text_card)  # told once, for the first file
+    (fault,) = check_data(recipe, text_card)  # reported once, for the first file
     assert fault.key == "data.columns.text" and "a.jsonl: " in fault.message and "no column for text" in fault.message
     assert fault.allowed == "sentense, label" and fault.value == ""
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfet\0", b"{oops\n", b"[1]\n"])
-def test_a_file_that_is_not_what_it_is_called(tmp_path, make_recipe, text_card, content):
+def test_a_file_that_does_not_match_its_extension(tmp_path, make_recipe, text_card, content):
     (tmp_path / "x.jsonl").write_bytes(content)
     (fault,) = check_data(make_recipe(train=str(tmp_path / "x.jsonl")), text_card)
     assert fault.key == "data.train.0.source" and "x.jsonl:1" in fault.message

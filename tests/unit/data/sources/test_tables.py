@@ -1,5 +1,5 @@
 """Proves that every form of source becomes the same table, that roles, limits and places hold, and that bad rows are
-told or skipped, also from the cache.
+message or skipped, also from the cache.
 """
 
 import json
@@ -28,7 +28,7 @@ def write_jsonl(path: Path, rows=ROWS) -> str:
 
 
 def write_as(form: str, folder: Path) -> dict:
-    """ROWS in a file of one form, as a source."""
+    """ROWS in a file of one format, as a source."""
     path = folder / f"data.{form}"
     if form == "jsonl":
         write_jsonl(path)
@@ -47,7 +47,7 @@ def write_as(form: str, folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "parquet", "arrow"])
-def test_every_form_gives_the_same_rows(form, tmp_path, make_recipe, text_card):
+def test_every_format_gives_the_same_rows(form, tmp_path, make_recipe, text_card):
     for _ in range(2):  # the second time from the cache
         table = open_tables(make_recipe(train=write_as(form, tmp_path)), text_card)["train"]
         assert list(table) == ROWS and len(table) == 10 and table[-1] == ROWS[-1]
@@ -77,7 +77,7 @@ def test_sources_are_joined_in_order_with_limits(tmp_path, make_recipe, text_car
     assert list(table) == [*ROWS[:3], *ROWS[:2]] and list(table.values("label")) == ["a", "b", "a", "a", "b"]
 
 
-def test_a_choice_of_a_choice(tmp_path, make_recipe, text_card):
+def test_a_subset_of_a_subset(tmp_path, make_recipe, text_card):
     table = open_tables(make_recipe(train=write_jsonl(tmp_path / "a.jsonl")), text_card)["train"]
     odd = table.choose("odd", np.array([1, 3, 5, 7, 9]), "odd")
     two = odd.choose("two", np.array([1, 4]), "two")
@@ -93,7 +93,7 @@ def test_globs_and_folders_of_files(tmp_path, make_recipe, text_card):
     table = open_tables(make_recipe(train={"source": str(tmp_path), "limit": 7}), text_card)["train"]
     assert list(table) == ROWS[:7]
     write_as("csv", tmp_path)
-    with pytest.raises(UserError, match="several forms: csv, jsonl"):
+    with pytest.raises(UserError, match="several formats: csv, jsonl"):
         open_tables(make_recipe(train=str(tmp_path)), text_card)
 
 
@@ -109,7 +109,7 @@ def test_roles_by_recipe_by_source_and_by_alias(tmp_path, make_recipe, text_card
     assert table[0] == {"text": 1, "label": "b", "sentence": "s", "extra": [1]}
 
 
-def test_a_missing_column_is_told_with_the_nearest(tmp_path, make_recipe, text_card):
+def test_a_missing_column_is_reported_with_the_nearest(tmp_path, make_recipe, text_card):
     path = write_jsonl(tmp_path / "a.jsonl", [{"sentense": "s", "label": 1}])
     with pytest.raises(UserError, match=r"no column 'sentence'.*did you mean sentense") as error:
         open_tables(make_recipe(train=path, columns={"text": "sentence"}), text_card)
@@ -128,15 +128,17 @@ def test_one_of_several_roles_is_enough(tmp_path, make_recipe, reply_card):
 BAD = '{"text": "a", "label": 0}\n{"text": "b"}\n{"text": "c", "label": 0}\noops\n{"text": null, "label": 1}\n'
 
 
-def test_bad_rows_stop_with_every_place_or_are_skipped_and_listed(tmp_path, make_recipe, text_card):
+def test_bad_rows_are_reported_with_their_locations_or_skipped_and_listed(tmp_path, make_recipe, text_card):
     path = tmp_path / "a.jsonl"
     path.write_text(BAD)
     for _ in range(2):
         with pytest.raises(UserError) as error:
             open_tables(make_recipe(train=str(path)), text_card)
-        told = str(error.value)
-        assert "3 rows cannot be used" in told and "on_bad_row: skip" in told
-        assert all(f"{path}:{line}: {why}" in told for line, why in [(2, "no value"), (4, "not JSON"), (5, "no value")])
+        message = str(error.value)
+        assert "3 rows cannot be used" in message and "on_bad_row: skip" in message
+        assert all(
+            f"{path}:{line}: {why}" in message for line, why in [(2, "no value"), (4, "not JSON"), (5, "no value")]
+        )
         lines: list[str] = []
         table = open_tables(make_recipe(train=str(path), on_bad_row="skip"), text_card, notify=lines.append)["train"]
         assert [row["text"] for row in table] == ["a", "c"] and table.place(1) == f"{path}:3"
@@ -183,16 +185,16 @@ def test_an_image_folder(tmp_path, make_recipe, image_card):
     expected = [("cat/1.png", "cat"), ("cat/2.png", "cat"), ("dog/deep/x.JPG", "dog")]
     assert [(row["image"], row["label"]) for row in table] == [(str(root / name), label) for name, label in expected]
     assert table.place(2) == str(root / "dog/deep/x.JPG")
-    Image.new("RGB", (2, 2)).save(root / "dog" / "new.png")  # a file more: the cached listing is not taken
+    Image.new("RGB", (2, 2)).save(root / "dog" / "new.png")  # one more file, so the cached listing is not used
     assert len(open_tables(make_recipe(train=str(root)), image_card)["train"]) == 4
     Image.new("RGB", (2, 2)).save(root / "lost.png")
     with pytest.raises(UserError, match=r"lost.png: no value in column label"):
         open_tables(make_recipe(train=str(root)), image_card)
 
 
-def test_image_folders_that_are_none(tmp_path, make_recipe, image_card):
+def test_folders_that_are_not_image_folders(tmp_path, make_recipe, image_card):
     (tmp_path / "train" / "cat").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds splits"):
+    with pytest.raises(UserError, match="contains splits"):
         open_tables(make_recipe(train=str(tmp_path)), image_card)
     with pytest.raises(UserError, match="no images"):
         open_tables(make_recipe(train={"source": str(tmp_path), "split": "train"}), image_card)
@@ -213,8 +215,8 @@ def test_image_paths_are_relative_to_the_file_that_names_them(tmp_path, make_rec
         ("a.json", b"[]", "is empty"),
         ("a.parquet", b"PAR1 or not", "cannot be read"),
         ("a.arrow", b"ARROW1 or not", "cannot be read"),
-        ("a.jsonl", b"text,label\na,b\n", "not one of the first rows"),
-        ("a.docx", b"x", "cannot be told from the ending"),
+        ("a.jsonl", b"text,label\na,b\n", "none of the first rows"),
+        ("a.docx", b"x", "cannot be inferred from the extension"),
     ],
 )
 def test_files_that_cannot_be_data(tmp_path, make_recipe, text_card, name, content, message):
@@ -236,7 +238,7 @@ def test_missing_files_and_unknown_sets(tmp_path, make_recipe, text_card):
 
 
 def test_a_file_that_fails_while_it_is_read(make_recipe, text_card):
-    train = {"source": "/proc/self/mem", "format": "jsonl"}  # opens, but its first page cannot be read
+    train = {"source": "/proc/self/mem", "format": "jsonl"}  # can be opened, but its first page cannot be read
     with pytest.raises(UserError, match="cannot be read: Input/output error"):
         open_tables(make_recipe(train=train), text_card)
 
@@ -248,7 +250,7 @@ def test_prediction_needs_no_labels(tmp_path, text_card):
     assert list(table) == [{"text": "t"}] and table.name == "input"
 
 
-def test_a_changed_file_is_read_anew_and_columns_are_part_of_the_key(tmp_path, make_recipe, text_card):
+def test_a_changed_file_is_read_again_and_columns_are_part_of_the_key(tmp_path, make_recipe, text_card):
     path = write_jsonl(tmp_path / "a.jsonl")
     before = open_tables(make_recipe(train=path), text_card)["train"]
     write_jsonl(tmp_path / "a.jsonl", [*ROWS, {"text": "new", "label": "a"}])
@@ -256,7 +258,7 @@ def test_a_changed_file_is_read_anew_and_columns_are_part_of_the_key(tmp_path, m
     assert len(after) == 11 and after.fingerprint != before.fingerprint
     swapped = open_tables(make_recipe(train=path, columns={"text": "label", "label": "text"}), text_card)["train"]
     assert swapped[0] == {"text": "a", "label": "text 0"}
-    assert list(before) == ROWS  # what was opened stays whole
+    assert list(before) == ROWS  # an open table stays complete
 
 
 def test_memory_stays_flat(tmp_path):

@@ -133,7 +133,7 @@ def test_frozen_weights_are_named_by_patterns() -> None:
     model = Tower()
     assert freeze_weights(model, ["body.embeddings", "*.layers.0.*"]) == 4
     assert not model.body["layers"][0].weight.requires_grad and model.classifier.weight.requires_grad  # type: ignore[index]
-    with pytest.raises(UserError, match=r"'body.layer.1' names no weight(.|\n)*Did you mean body\.layers\.1"):
+    with pytest.raises(UserError, match=r"'body.layer.1' matches no weight(.|\n)*Did you mean body\.layers\.1"):
         freeze_weights(model, ["body.layer.1"])
-    with pytest.raises(UserError, match="nothing is left"):
+    with pytest.raises(UserError, match="all weights are frozen"):
         freeze_weights(model, ["*"])

@@ -1,0 +1,81 @@
+"""Opens one source of a split: text files, image folders, Parquet and Arrow files, the hub, or a built-in dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from finetune.data.columns import ColumnSpec
+from finetune.data.formats.registry import READERS
+from finetune.data.sources.image_folder import COLUMNS, list_images
+from finetune.data.sources.joined_table import PartRows
+from finetune.data.sources.locate import display_path, locate
+from finetune.data.sources.peek import columns_of
+from finetune.data.sources.rows import convert_file, convert_images
+from finetune.recipe.data import SourceSection
+
+Notify = Callable[[str], None]
+
+
+def open_source(
+    name: str, source: SourceSection, spec: ColumnSpec, limit: int | None, notify: Notify
+) -> Iterator[PartRows]:
+    """The rows of each file of a source, for the split `name`, at most `limit` rows in total.
+
+    Raises: UserError if the source or one of its columns is missing, or a file cannot be read.
+    """
+    located = locate(source)
+    if not located.files:
+        opener = _open_builtin if located.format == "builtin" else _open_hub
+        yield opener(name, source, spec, limit, notify)
+        return
+    remaining = limit
+    for path in located.files:
+        if located.format == "imagefolder":
+            rows, mapping = _open_images(path, spec, remaining)
+        elif located.format in READERS:
+            rows, mapping = _open_text(path, located.format, source, spec, remaining)
+        else:
+            rows, mapping = _open_arrow(path, located.format, spec, remaining)
+        yield rows, mapping
+        if remaining is not None:
+            remaining -= len(rows)
+            if remaining <= 0:
+                return
+
+
+def _open_text(path: Path, file_format: str, source: SourceSection, spec: ColumnSpec, limit: int | None) -> PartRows:
+    mapping = spec.resolve(columns_of(path, file_format, source), display_path(path))
+    return convert_file(path, file_format, source, mapping, spec.required, limit), mapping
+
+
+def _open_images(folder: Path, spec: ColumnSpec, limit: int | None) -> PartRows:
+    listing = list_images(folder)
+    mapping = spec.resolve(COLUMNS, display_path(folder))
+    return convert_images(folder, listing, mapping, spec.required, limit), mapping
+
+
+def _open_arrow(path: Path, file_format: str, spec: ColumnSpec, limit: int | None) -> PartRows:
+    from finetune.data.sources.arrow_rows import ArrowRows, file_fingerprint, map_arrow, parquet_to_arrow
+
+    arrow_path = parquet_to_arrow(path) if file_format == "parquet" else path
+    mapping = spec.resolve(map_arrow([arrow_path]).column_names, display_path(path))
+    return ArrowRows([arrow_path], display_path(path), mapping, spec.required, limit, file_fingerprint([path])), mapping
+
+
+def _open_builtin(name: str, source: SourceSection, spec: ColumnSpec, limit: int | None, notify: Notify) -> PartRows:
+    from finetune.data.sources.arrow_rows import ArrowRows, map_arrow
+    from finetune.data.sources.builtin import open_builtin
+
+    path, display_name = open_builtin(source, name)
+    mapping = spec.resolve(map_arrow([path]).column_names, display_name)
+    return ArrowRows([path], display_name, mapping, spec.required, limit, path.parent.name), mapping
+
+
+def _open_hub(name: str, source: SourceSection, spec: ColumnSpec, limit: int | None, notify: Notify) -> PartRows:
+    from finetune.data.sources.arrow_rows import ArrowRows, file_fingerprint, map_arrow
+    from finetune.data.sources.hub import fetch_hub
+
+    paths, display_name = fetch_hub(source, name, notify), f"{source.source}/{source.split or name}"
+    mapping = spec.resolve(map_arrow(paths).column_names, display_name)
+    return ArrowRows(paths, display_name, mapping, spec.required, limit, file_fingerprint(paths)), mapping
