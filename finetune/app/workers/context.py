@@ -100,7 +100,7 @@ def set_up(session: Session, recipe: Recipe, plan: Plan, notify: Notify) -> Trai
         optimizer = make_optimizer(model, training, plan.optimizer)
     options: dict[str, Any] = {
         "max_grad_norm": training.max_grad_norm,
-        "synchronised": resolve_batch_norm(recipe) == "synchronised",
+        "synchronised": resolve_batch_norm(recipe) == "synchronized",
     }
     engine: Engine
     if plan.pipeline > 1:
@@ -130,11 +130,11 @@ def cut_into_stages(task: Task, kit: Kit, model: nn.Module, plan: Plan, notify: 
 
 
 def resolve_batch_norm(recipe: Recipe) -> str:
-    """auto: frozen for pretrained weights (their statistics saw far more data), else synchronised."""
+    """auto: frozen for pretrained weights (their statistics saw far more data), else synchronized."""
     chosen = recipe.model.batch_norm
     if chosen != "auto":
         return chosen
-    return "frozen" if recipe.model.init == "pretrained" else "synchronised"
+    return "frozen" if recipe.model.init == "pretrained" else "synchronized"
 
 
 def quieten(rank: int, logs: Path) -> None:
