@@ -160,7 +160,7 @@ def main() -> None:
         return
     print(f"free: {shutil.disk_usage(tempfile.gettempdir()).free / 1e9:.0f} GB; 1 GB is 1e9 bytes")
     print(
-        "| stage | ranks | checkpoint | synchronous | s per GB | stall | share | steps meanwhile | slower | gathered |"
+        "| stage | ranks | checkpoint | synchronous | s per GB | stall | share | overlapping steps | slowdown | gathered |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for stage in asked.stages.split(","):

@@ -80,7 +80,7 @@ def main() -> None:
             for seed in range(1, options.seeds + 1)
             for mode in modes
         }
-        print("| order and packing | validation loss, by seed | mean | spread (sd) |\n|---|---|---|---|")
+        print("| order and packing | validation loss by seed | mean | standard deviation |\n|---|---|---|---|")
         for mode in modes:
             losses = [jobs[mode, seed].result() for seed in range(1, options.seeds + 1)]
             shown = ", ".join(f"{loss:.4f}" for loss in losses)

@@ -93,8 +93,8 @@ def worker(folder: Path, blocks: int, steps: int) -> None:
                 seconds[name].append((time.perf_counter() - began) / steps)
     if session.is_main:
         ratios = [a / b for a, b in zip(seconds["ours"], seconds["bare"], strict=True)]
-        print(f"bare DDP   {statistics.median(seconds['bare']):.4f} s a step")
-        print(f"our loop   {statistics.median(seconds['ours']):.4f} s a step")
+        print(f"bare DDP   {statistics.median(seconds['bare']):.4f} s per step")
+        print(f"our loop   {statistics.median(seconds['ours']):.4f} s per step")
         print(f"ratio      {statistics.median(ratios):.3f} (median of {len(ratios)} pairs of blocks; target 1.03)")
     session.close()
 

@@ -24,7 +24,7 @@ from finetune.data.order.schedule import Schedule
 
 
 def main() -> None:
-    print("| examples | mix | packs | seconds | memory / lengths | fill | deal a step of 32 packs | laid out anew |")
+    print("| examples | mix | packs | seconds | memory / lengths | fill | assign a step of 32 packs | rearranged |")
     print("|---|---|---|---|---|---|---|---|")
     for count in (200_000, 5_000_000):
         for mix in MIXES:

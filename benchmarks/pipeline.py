@@ -109,10 +109,10 @@ def main() -> None:
         worker(options.folder, options.steps)
         return
     print(
-        "| stages | micro-batches | weights a rank | optimiser a rank | sent a rank and step | idle at best | idle |",
+        "| stages | micro-batches | weights per rank | optimizer state per rank | sent per rank and step | minimum idle |",
         end="",
     )
-    print(" seconds a step | last loss |\n|---|---|---|---|---|---|---|---|---|")
+    print(" idle | seconds per step | last loss |\n|---|---|---|---|---|---|---|---|---|")
     for stages, micro_batch in LAYOUTS:
         ranks = measure(stages, micro_batch, options.steps)
 

@@ -120,7 +120,11 @@ def main() -> None:
     if len(sys.argv) > 1:
         worker(sys.argv[1])
         return
-    print("| layout | weights a rank | Adam's moments a rank | sent a rank and step | collectives a step | last loss |")
+    print(
+        "| layout | weights per rank | Adam's moments per rank | sent per rank and step | collectives per step |",
+        end="",
+    )
+    print(" last loss |")
     print("|---|---|---|---|---|---|")
     for name in LAYOUTS:
         told = measure(name)

@@ -154,7 +154,7 @@ def main() -> None:
     if options.worker:
         worker(options.worker)
         return
-    print("| configuration | sent a rank and step | of ideal | collectives a step |\n|---|---|---|---|")
+    print("| configuration | sent per rank and step | of ideal | collectives per step |\n|---|---|---|---|")
     for name, config in configurations().items():
         calls, total, parameters = measure(name, options.ranks)
         stage = config["zero_optimization"]["stage"]
