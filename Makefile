@@ -38,7 +38,7 @@ test: $(READY) ## all tests that need no GPU
 test-gpu: $(READY) ## the tests that need CUDA; skipped with a reason where there is none
 	$(BIN)/python -m pytest -m gpu -rs
 
-soak: $(READY) ## a training whose ranks are killed 70 times, compared with an undisturbed one (about 10 minutes)
+soak: $(READY) ## a training whose ranks are killed 70 times, compared with an uninterrupted one (about 10 minutes)
 	$(BIN)/python -m tests.soak
 
 ##@ Develop

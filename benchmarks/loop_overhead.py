@@ -1,9 +1,9 @@
-"""What our loop costs over a bare PyTorch DDP loop on the same batches: 2 CPU ranks, MiniLM, sentences.
+"""Overhead of our loop over a bare PyTorch DDP loop on the same batches: 2 CPU ranks, MiniLM, sentences.
 
     python benchmarks/loop_overhead.py [--blocks 8] [--steps 10]      # results: README.md
 
-Both sides live in the same processes and take turns, block by block; the bare loop gets its batches collated before the
-clock starts, ours fetches, deals, times and journals its own, as `finetune train` does. Target: at most 1.03.
+Both sides run in the same processes in alternating blocks. The bare loop gets batches that were collated before the
+clock starts; ours fetches, assigns, times and journals its own, as `finetune train` does. Target: at most 1.03.
 """
 
 from __future__ import annotations

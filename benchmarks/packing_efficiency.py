@@ -1,11 +1,11 @@
-"""How much of 8 ranks' time does useful work: our packing and dealing beside TRL's packing and other published ways.
+"""Utilization of 8 ranks: our packing and load balancing compared to TRL's packing and other published methods.
 
     python benchmarks/packing_efficiency.py [--examples 50000]        # results: packing.md
 
-Efficiency = cost of all examples / (ranks x cost of the busiest rank), summed over steps; cost L + 1.75e-5 L^2 a
-segment, an 8B Llama's. All ways get the same lengths, and attention within segments only (the best case for everybody).
-`free`: ranks meet once a step (DDP, ZeRO-1); `lockstep`: they meet after every pack (ZeRO-2 and 3 exchange within it).
-TRL: pip install --no-deps 'trl==1.16.*' (skipped where absent).
+Efficiency = cost of all examples / (ranks x cost of the busiest rank), summed over steps; a segment costs L + 1.75e-5 L^2,
+as in an 8B Llama. All methods get the same lengths, and attention within segments only (the best case for each of them).
+`free`: ranks synchronize once per step (DDP, ZeRO-1); `lockstep`: after every pack (ZeRO-2 and 3 communicate within it).
+TRL: pip install --no-deps 'trl==1.16.*' (skipped if not installed).
 """
 
 from __future__ import annotations

@@ -47,9 +47,9 @@ def print_error(error: FinetuneError) -> None:
         say(f"{len(error.faults)} faults in the recipe, reported by rank 0")
         return
     stopped = error.exit_code == EXIT_STOPPED
-    colour = typer.colors.YELLOW if stopped else typer.colors.RED
+    color = typer.colors.YELLOW if stopped else typer.colors.RED
     head, _, body = str(error).partition("\n")
-    say(f"{typer.style('stopped:' if stopped else 'error:', fg=colour, bold=True)} {head}")
+    say(f"{typer.style('stopped:' if stopped else 'error:', fg=color, bold=True)} {head}")
     for line in body.splitlines():
         indented = not isinstance(error, RecipeFaults) or line.startswith(" ")
         typer.echo(line if indented else typer.style(line, bold=True), err=True)
