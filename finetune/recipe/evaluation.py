@@ -18,7 +18,7 @@ class EvaluationSection(Section):
         default="", description="Metric that selects the best checkpoint. Default: that of the task, or loss."
     )
     best_mode: Literal["auto", "max", "min"] = Field(
-        default="auto", description="Whether the metric is to be maximized or minimized."
+        default="auto", description="Maximize or minimize the best metric. auto: by the metric, such as min for loss."
     )
     samples: int = Field(
         default=3, ge=0, description="Examples shown in full in the report, before and after training."
