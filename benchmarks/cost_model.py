@@ -1,10 +1,10 @@
-"""The cost of a sequence by the model's shape beside the clock: a Llama of 2.4M parameters on packs of one CPU thread.
+"""The cost of a sequence from the model's shape compared to measured times: a Llama with 2.4M parameters, one CPU thread.
 
     python benchmarks/cost_model.py [--packs 60]      # results: packing.md
 
-Packs of up to 2,048 tokens hold segments of one kind: some dozens of short ones, or one long one. Forward and backward
-pass of each are timed, the faster of three. The clock's own a and b (least squares, none below 0, with a constant for a
-micro-batch's start) are set against those of `CostModel.from_config_shape`, which dealing goes by.
+Packs of up to 2,048 tokens contain segments of one kind: dozens of short ones, or one long one. The forward and backward
+pass of each pack is timed; the fastest of three counts. a and b fitted to the times (least squares, none below 0, with a
+constant for the start of a micro-batch) are compared with those of `CostModel.from_config_shape`, which the assignment uses.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ def main() -> None:
     scale = terms.max(axis=0)
     measured = nnls(terms / scale, times)[0] / scale
     shape = cost_model(config)
-    print(f"b / a: {shape.b / shape.a:.2e} by the shape, {measured[1] / measured[0]:.2e} by the clock")
+    print(f"b / a: {shape.b / shape.a:.2e} from the shape, {measured[1] / measured[0]:.2e} measured")
     for name, costs in (
         ("the shape", np.array([shape.of(pack).sum() for pack in packs])),
-        ("tokens alone", terms[:, 0]),
-        ("the clock's own a and b", terms[:, :2] @ measured[:2]),
+        ("tokens only", terms[:, 0]),
+        ("measured a and b", terms[:, :2] @ measured[:2]),
     ):
         told = times / (costs * times.sum() / costs.sum())
         print(f"seconds / cost by {name:24} spread (sd) {told.std():.3f}, from {told.min():.2f} to {told.max():.2f}")

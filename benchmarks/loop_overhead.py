@@ -1,9 +1,9 @@
-"""What our loop costs over a bare PyTorch DDP loop on the same batches: 2 CPU ranks, MiniLM, sentences.
+"""Overhead of our loop over a bare PyTorch DDP loop on the same batches: 2 CPU ranks, MiniLM, sentences.
 
     python benchmarks/loop_overhead.py [--blocks 8] [--steps 10]      # results: README.md
 
-Both sides live in the same processes and take turns, block by block; the bare loop gets its batches collated before the
-clock starts, ours fetches, deals, times and journals its own, as `finetune train` does. Target: at most 1.03.
+Both sides run in the same processes in alternating blocks. The bare loop gets batches that were collated before the
+clock starts; ours fetches, assigns, times and journals its own, as `finetune train` does. Target: at most 1.03.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def worker(folder: Path, blocks: int, steps: int) -> None:
                 seconds[name].append((time.perf_counter() - began) / steps)
     if session.is_main:
         ratios = [a / b for a, b in zip(seconds["ours"], seconds["bare"], strict=True)]
-        print(f"bare DDP   {statistics.median(seconds['bare']):.4f} s a step")
-        print(f"our loop   {statistics.median(seconds['ours']):.4f} s a step")
+        print(f"bare DDP   {statistics.median(seconds['bare']):.4f} s per step")
+        print(f"our loop   {statistics.median(seconds['ours']):.4f} s per step")
         print(f"ratio      {statistics.median(ratios):.3f} (median of {len(ratios)} pairs of blocks; target 1.03)")
     session.close()
 

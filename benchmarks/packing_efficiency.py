@@ -1,11 +1,11 @@
-"""How much of 8 ranks' time does useful work: our packing and dealing beside TRL's packing and other published ways.
+"""Utilization of 8 ranks: our packing and load balancing compared to TRL's packing and other published methods.
 
     python benchmarks/packing_efficiency.py [--examples 50000]        # results: packing.md
 
-Efficiency = cost of all examples / (ranks x cost of the busiest rank), summed over steps; cost L + 1.75e-5 L^2 a
-segment, an 8B Llama's. All ways get the same lengths, and attention within segments only (the best case for everybody).
-`free`: ranks meet once a step (DDP, ZeRO-1); `lockstep`: they meet after every pack (ZeRO-2 and 3 exchange within it).
-TRL: pip install --no-deps 'trl==1.16.*' (skipped where absent).
+Efficiency = cost of all examples / (ranks x cost of the busiest rank), summed over steps; a segment costs L + 1.75e-5 L^2,
+as in an 8B Llama. All methods get the same lengths, and attention within segments only (the best case for each of them).
+`free`: ranks synchronize once per step (DDP, ZeRO-1); `lockstep`: after every pack (ZeRO-2 and 3 communicate within it).
+TRL: pip install --no-deps 'trl==1.16.*' (skipped if not installed).
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def compare(mix: Mix, count: int, ranks: int) -> None:
     lengths = mix.lengths(count)
     print(f"\n### {mix.name}: median {mix.median:g}, sigma {mix.sigma:g}, capacity {mix.capacity:,}")
     print(f"{count:,} examples, mean {lengths.mean():.0f}, longest {lengths.max():,}; {ranks} ranks\n")
-    print("| | fill | 1 pack a rank: free | 4 packs a rank: free | lockstep | seconds |")
+    print("| | fill | 1 pack per rank: free | 4 packs per rank: free | lockstep | seconds |")
     print("|---|---|---|---|---|---|")
 
     def show(name: str, fill: float, one: Steps, four: Steps, seconds: float) -> None:
@@ -227,10 +227,10 @@ def compare(mix: Mix, count: int, ranks: int) -> None:
 
     ways: list[tuple[str, Callable[[np.ndarray, int], PackCosts], Callable[[PackCosts, int, int], Steps]]] = [
         ("TRL `pack_dataset` (bfd), sampler", pack_trl, at_random),
-        ("BFD per 1,000 rows, at random", by_rows(best_fit_decreasing), at_random),
-        ("first-fit-decreasing per 1,000 rows, in turn", by_rows(first_fit_decreasing), in_turn),
-        ("greedy knapsack per 1,000 rows, at random", by_rows(greedy_knapsack), at_random),
-        ("next-fit, in turn", next_fit, in_turn),
+        ("BFD per 1,000 rows, random order", by_rows(best_fit_decreasing), at_random),
+        ("first-fit-decreasing per 1,000 rows, round-robin", by_rows(first_fit_decreasing), in_turn),
+        ("greedy knapsack per 1,000 rows, random order", by_rows(greedy_knapsack), at_random),
+        ("next-fit, round-robin", next_fit, in_turn),
     ]
     for name, make, hand_out in ways:
         start = time.perf_counter()
@@ -276,11 +276,11 @@ def main() -> None:
     arguments = parser.parse_args()
     for mix in MIXES:
         compare(mix, arguments.examples, arguments.ranks)
-    print("\n### The same steps (32 packs) on other numbers of ranks: free (lockstep)\n")
+    print("\n### The same steps (32 packs) on different numbers of ranks: free (lockstep)\n")
     print("| | 2 | 3 | 4 | 6 | 8 | 12 | 16 |\n|---|---|---|---|---|---|---|---|")
     for mix in MIXES:
         other_ranks(mix, arguments.examples)
-    print("\n### What steps of 32 packs hold\n")
+    print("\n### Contents of steps of 32 packs\n")
     print(
         "| | ours: examples | log length | next | random: examples | log length | next |\n|---|---|---|---|---|---|---|"
     )

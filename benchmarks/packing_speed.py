@@ -2,8 +2,8 @@
 
     python benchmarks/packing_speed.py        # results: packing.md
 
-One core. Memory is tracemalloc's peak over the array of lengths (int64), the plan itself included. Targets: 0.5 s, 15 s
-and 3 times.
+On one core. Memory is tracemalloc's peak relative to the array of lengths (int64), including the plan itself. Targets: 0.5 s,
+15 s and 3 times.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from finetune.data.order.schedule import Schedule
 
 
 def main() -> None:
-    print("| examples | mix | packs | seconds | memory / lengths | fill | deal a step of 32 packs | laid out anew |")
+    print("| examples | mix | packs | seconds | memory / lengths | fill | assign a step of 32 packs | rearranged |")
     print("|---|---|---|---|---|---|---|---|")
     for count in (200_000, 5_000_000):
         for mix in MIXES:

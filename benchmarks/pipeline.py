@@ -1,10 +1,10 @@
-"""A ResNet in a pipeline of two ranks beside one process: what a rank holds and sends, how long it waits, seconds a step.
+"""A ResNet in a pipeline of two ranks compared to one process: memory and bytes sent per rank, idle time, seconds per step.
 
     python benchmarks/pipeline.py [--steps 8]      # results: README.md
 
-Same micro-batches on both sides, each rank tied to a core of its own. The idle share at best is (p - 1) / (m + p - 1) for
-p stages and m micro-batches (GPipe, 2019, section 2.3); the measured one is the mean share of a step in which a rank waits
-for its neighbour, which holds transfer and unequal stages too.
+The same micro-batches on both sides, each rank pinned to its own core. The minimum idle share is (p - 1) / (m + p - 1) for
+p stages and m micro-batches (GPipe, 2019, section 2.3); the measured one is the mean fraction of a step in which a rank waits
+for its neighbor, including transfers and unequal stages.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ def main() -> None:
         worker(options.folder, options.steps)
         return
     print(
-        "| stages | micro-batches | weights a rank | optimiser a rank | sent a rank and step | idle at best | idle |",
+        "| stages | micro-batches | weights per rank | optimizer state per rank | sent per rank and step | minimum idle |",
         end="",
     )
-    print(" seconds a step | last loss |\n|---|---|---|---|---|---|---|---|---|")
+    print(" idle | seconds per step | last loss |\n|---|---|---|---|---|---|---|---|---|")
     for stages, micro_batch in LAYOUTS:
         ranks = measure(stages, micro_batch, options.steps)
 

@@ -1,15 +1,15 @@
-"""One of two ranks slowed to half by a busy loop beside it: seconds a step with equal shares, and with rank_speed.
+"""One of two ranks slowed to half by a busy loop: seconds per step with equal shares, and with rank_speed.
 
     python benchmarks/rank_speed.py [--rounds 3] [--steps 20] [--case Llama]      # results: README.md
 
-Each rank is tied to a core of its own, and the busy loop to rank 1's. Half a core is not always half the speed (cores
-share caches and a host, and rank 0's core has other things to do), so a second loop that pauses is set such that rank 1
-runs at half of rank 0's speed: before the first round by matrix products, then by what the round before measured.
+Each rank is pinned to its own core, and the busy loop to that of rank 1. Half a core is not always half the speed (cores
+share caches and a host, and the core of rank 0 has other work to do), so a second loop with pauses is adjusted until rank 1
+runs at half the speed of rank 0: before the first round with matrix products, then with the measurements of the previous round.
 Target: at most 0.75 of equal shares. Two models:
-a Llama of 2.4M parameters on packed rows of lognormal length (that of sft_packing.py), and MiniLM on short texts, whose
-91 MB of gradients over gloo and whose optimiser cost the same whatever the shares. One training a round: `auto` measures
-in its first steps; then every step runs all ways, one after the other on the same examples, in turning order, so that a
-machine whose own speed wanders wanders for all of them. A round's ratio is that of the sums of its steps' seconds.
+a Llama with 2.4M parameters on packed rows of lognormal length (that of sft_packing.py), and MiniLM on short texts, whose
+91 MB of gradients over gloo and whose optimizer cost the same whatever the shares. One training per round: `auto` measures
+in its first steps; then every step runs all settings, one after the other on the same examples, in rotating order, so that
+variations in the speed of the machine affect all of them. The ratio of a round is that of the sums of its step times.
 """
 
 from __future__ import annotations

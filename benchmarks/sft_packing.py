@@ -1,12 +1,12 @@
-"""Packed training beside TRL's SFTTrainer: same tokens, same weights, 2 CPU ranks, a Llama of 2.4M parameters.
+"""Packed training compared to TRL's SFTTrainer: same tokens, same weights, 2 CPU ranks, a Llama with 2.4M parameters.
 
     pip install --no-deps 'trl==1.16.*'
     python benchmarks/sft_packing.py [--rounds 5] [--trl PATH]      # results: README.md
 
 600 rows of lognormal length (mean about 290 tokens), capacity 2,048, one epoch. TRL runs with packing (bfd) and without;
-without packing it pads 8 rows a rank. Each side sees every token once; seconds are those of the training alone.
-TRL warns on CPU that its packed examples attend to each other; ours do not, and that is why ours is faster, too: one
-attention call a segment costs the sum of squares, one over a whole pack the square of the sum.
+without packing it pads 8 rows per rank. Each side processes every token once; seconds are those of the training alone.
+On a CPU, TRL warns that its packed examples attend to each other. Ours do not, which is also a reason why ours is faster: one
+attention call per segment costs the sum of the squares, one call for a full pack the square of the sum.
 """
 
 from __future__ import annotations

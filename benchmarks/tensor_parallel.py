@@ -1,10 +1,10 @@
-"""What sharing the matrices of layers saves and costs: weights and optimiser state a rank, bytes a step, the same losses.
+"""Benefit and cost of tensor parallelism: weights and optimizer state per rank, bytes per step, the same losses.
 
     python benchmarks/tensor_parallel.py          # 1 and 2 gloo ranks on this machine; results: README.md
 
-The Llama of traffic.py (4 layers), float32, a global batch of 4 sequences of 64 tokens, 6 steps. Bytes are what one rank
-sends with ring algorithms, as in traffic.py. `each layer's own`: as DeepSpeed reduces gradients of the input, once for
-each matrix that reads it, instead of once for all that read the same one.
+The Llama of traffic.py (4 layers), float32, a global batch of 4 sequences of 64 tokens, 6 steps. Bytes are those that one rank
+sends with ring algorithms, as in traffic.py. `each layer's own`: the gradient of the input is reduced as in DeepSpeed, once for
+each matrix that reads it, instead of once for all that read the same input.
 """
 
 from __future__ import annotations
@@ -126,7 +126,11 @@ def main() -> None:
     if len(sys.argv) > 1:
         worker(sys.argv[1])
         return
-    print("| layout | weights a rank | Adam's moments a rank | sent a rank and step | collectives a step | last loss |")
+    print(
+        "| layout | weights per rank | Adam's moments per rank | sent per rank and step | collectives per step |",
+        end="",
+    )
+    print(" last loss |")
     print("|---|---|---|---|---|---|")
     for name in LAYOUTS:
         told = measure(name)

@@ -1,12 +1,12 @@
-"""Collectives and bytes of an optimiser step, ours and the DeepSpeed files that peers ship, next to the ideal.
+"""Collectives and bytes per optimizer step, for our DeepSpeed files and those of other projects, compared to the ideal.
 
     python benchmarks/traffic.py [--ranks 4]      # gloo ranks on this machine; results: README.md
 
-Counted with DeepSpeed's own comms logger, on a Llama of 4 layers, float32, one micro-batch a step (four where it says
-"of 4"). Bytes are what one rank sends with ring algorithms: an all-reduce of n bytes sends 2n(N-1)/N; all-gather,
-reduce-scatter and a reduce n(N-1)/N. Ideal, of P bytes of weights: stages 1 and 2 send 2P(N-1)/N (reduce-scatter
-gradients, all-gather weights), stage 3 3P(N-1)/N (weights gathered for forward and again for backward) (ZeRO, Rajbhandari
-et al. 2020, section 7), whatever the number of micro-batches.
+Counted with DeepSpeed's own comms logger, on a Llama with 4 layers, float32, one micro-batch per step (four in the rows
+"of 4"). Bytes are those that one rank sends with ring algorithms: an all-reduce of n bytes sends 2n(N-1)/N; all-gather,
+reduce-scatter and reduce send n(N-1)/N. Ideal, for P bytes of weights: stages 1 and 2 send 2P(N-1)/N (reduce-scatter
+gradients, all-gather weights), stage 3 3P(N-1)/N (weights are gathered for the forward and again for the backward pass) (ZeRO,
+Rajbhandari et al. 2020, section 7), whatever the number of micro-batches.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def main() -> None:
     if options.worker:
         worker(options.worker)
         return
-    print("| configuration | sent a rank and step | of ideal | collectives a step |\n|---|---|---|---|")
+    print("| configuration | sent per rank and step | of ideal | collectives per step |\n|---|---|---|---|")
     for name, config in configurations().items():
         calls, total, parameters = measure(name, options.ranks)
         stage = config["zero_optimization"]["stage"]

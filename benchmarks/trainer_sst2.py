@@ -1,4 +1,4 @@
-"""Ours and Hugging Face's Trainer on the same model, data and batch: MiniLM on SST-2, 2 CPU ranks, 16 a rank, 1 epoch.
+"""Ours and Hugging Face's Trainer on the same model, data and batch: MiniLM on SST-2, 2 CPU ranks, 16 per rank, 1 epoch.
 
     python benchmarks/trainer_sst2.py --data PATH/TO/sst2 [--rounds 2]      # train.tsv, dev.tsv; results: README.md
 

@@ -1,4 +1,4 @@
-"""The command line: each verb parses, calls one function of `app`, and prints. Nothing heavy is imported here."""
+"""The command line. Each command parses its arguments, calls one function of `app` and prints. No heavy imports."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from finetune.terminal import print_bug, print_error, print_rows, say
 
 EXIT_INTERRUPTED = 130
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 failed; 2 a mistake in the recipe, the data or the command line; "
-    "75 stopped on request after a checkpoint, the same command goes on; 130 interrupted."
+    "Exit codes: 0 success; 1 failure; 2 an error in the recipe, the data or the command line; "
+    "75 stopped on request after saving a checkpoint, run the same command to resume; 130 interrupted."
 )
 
-# Plain help, not rich's boxes: they cost more time than all of our own start-up.
+# Plain help without rich's boxes, which take longer than the rest of the start-up.
 _SETTINGS: dict[str, Any] = {
     "rich_markup_mode": None,
     "no_args_is_help": True,
@@ -30,18 +30,18 @@ _SETTINGS: dict[str, Any] = {
 
 
 def _examples(*lines: str, after: str = "") -> str:
-    """The end of a help page; its first mark keeps the lines apart."""
+    """The examples at the end of a help page. Its first character keeps click from rewrapping the lines."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines) + after
 
 
 app = typer.Typer(
     name="finetune",
     epilog=_examples(
-        "finetune recipes list                      what ships",
+        "finetune recipes list                      list the shipped recipes",
         "finetune train quickstart                  train a shipped recipe",
         "finetune recipes new text_classification --data my.csv --output my.yaml",
-        "finetune train my.yaml --processes 8       train your own",
-        "finetune COMMAND --help                    each command, with examples",
+        "finetune train my.yaml --processes 8       train your own recipe",
+        "finetune COMMAND --help                    help for a command, with examples",
         after=f"\n\n{EXIT_CODES}",
     ),
     **_SETTINGS,
@@ -56,12 +56,12 @@ app.add_typer(recipes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and end the process with one of the documented exit codes."""
+    """Run the command line and exit with one of the documented exit codes."""
     reach_own_programs()
     args, show_traceback = _own_options(list(sys.argv[1:] if argv is None else argv))
     try:
         typer.main.get_command(app)(args=args, prog_name="finetune")
-    except SystemExit as end:  # typer ends Ctrl-C this way, without a word
+    except SystemExit as end:  # typer exits this way on Ctrl-C, without a message
         if end.code == EXIT_INTERRUPTED:
             say("interrupted")
         raise
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _own_options(args: list[str]) -> tuple[list[str], bool]:
-    """Takes out what may stand anywhere: --traceback, and the --local_rank that deepspeed's launcher adds."""
+    """Removes options accepted anywhere: --traceback, and the --local_rank that DeepSpeed's launcher adds."""
     kept: list[str] = []
     show_traceback = False
     rest = iter(args)
@@ -98,7 +98,7 @@ def _own_options(args: list[str]) -> tuple[list[str], bool]:
 
 
 def _complete_recipe(incomplete: str) -> list[str]:
-    """Names of shipped recipes, YAML files and folders that begin so."""
+    """Shipped recipes, YAML files and folders that start with the typed text."""
     from finetune.recipe.shelf import list_recipes
 
     names = [recipe.name for recipe in list_recipes() if recipe.name.startswith(incomplete)]
@@ -129,34 +129,36 @@ def _show_version(wanted: bool) -> None:
 RecipeName = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.", autocompletion=_complete_recipe
+        metavar="RECIPE", help="Path to a YAML file, or the name of a shipped recipe.", autocompletion=_complete_recipe
     ),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder: runs/<recipe>/<run id>.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder: runs/<recipe>/<run id>.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; may be given again."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key. Can be repeated."),
 ]
 Processes = Annotated[
-    int | None, typer.Option("--processes", min=1, metavar="N", help="Ranks; default: what the recipe says.")
+    int | None, typer.Option("--processes", min=1, metavar="N", help="Number of ranks. Default: from the recipe.")
 ]
-Checkpoint = Annotated[str, typer.Option("--checkpoint", metavar="NAME", help="best, latest, or a checkpoint's name.")]
+Checkpoint = Annotated[
+    str, typer.Option("--checkpoint", metavar="NAME", help="best, latest, or the name of a checkpoint.")
+]
 
 
 @app.callback()
 def finetune_command(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where in the code an error was raised; may stand anywhere.")
+        bool, typer.Option("--traceback", help="Show the traceback of an error. Accepted anywhere on the command line.")
     ] = False,
 ) -> None:
-    """One recipe file becomes a tuned, evaluated, logged model, on one process or a thousand."""
+    """Turn one recipe file into a fine-tuned, evaluated and logged model, on one process or a thousand."""
 
 
 @app.command(
-    short_help="Train a recipe and leave a run folder.",
+    short_help="Train a recipe and write a run folder.",
     epilog=_examples(
         "finetune train quickstart",
         "finetune train my.yaml --processes 4 --set training.learning_rate=3e-5 --set training.epochs=5",
@@ -168,7 +170,7 @@ def train(
     recipe: RecipeName,
     processes: Processes = None,
     run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", metavar="DIR", help="Run folder; default: runs/<recipe>/<run id>.")
+        Path | None, typer.Option("--run-dir", metavar="DIR", help="Run folder. Default: runs/<recipe>/<run id>.")
     ] = None,
     sets: Sets = None,
     resume: Annotated[
@@ -176,17 +178,20 @@ def train(
         typer.Option(
             "--resume",
             metavar="auto|never|PATH",
-            help="auto: go on where this recipe's last unfinished run stopped; never: begin anew; or a checkpoint.",
+            help="auto: resume the last unfinished run of this recipe; never: start a new run; or the path of a checkpoint.",
         ),
     ] = "auto",
     restarts: Annotated[
-        int, typer.Option("--restarts", min=0, metavar="N", help="Go on by itself so often after a rank died.")
+        int,
+        typer.Option(
+            "--restarts", min=0, metavar="N", help="Restart automatically up to N times after a rank failure."
+        ),
     ] = 0,
 ) -> None:
-    """Train a recipe: launch the processes, train, evaluate, and leave a run folder.
+    """Train a recipe: launch the processes, train, evaluate, and write a run folder.
 
-    Run again after a stop, the same command goes on at the exact next step. Inside accelerate launch, torchrun,
-    deepspeed or srun it works as one of their workers.
+    After a stop, the same command resumes at the exact next step. Inside accelerate launch, torchrun, deepspeed or
+    srun it runs as one of their workers.
     """
     from finetune.app.dispatch import run_verb
 
@@ -225,7 +230,7 @@ def evaluate(
     sets: Sets = None,
     processes: Processes = None,
 ) -> None:
-    """Evaluate a checkpoint of a run on one of its splits or on other data. Needs the run folder alone.
+    """Evaluate a checkpoint of a run, on one of its splits or on other data. Needs only the run folder.
 
     Figures and predictions go to evaluations/NAME of the run folder and never over those of the training.
     """
@@ -244,7 +249,7 @@ def evaluate(
 
 
 @app.command(
-    short_help="Write a run's model for from_pretrained.",
+    short_help="Export the model of a run for from_pretrained.",
     epilog=_examples(
         "finetune export runs/my/20260101-120000 --output my-model",
         "finetune export runs/my/20260101-120000 --output my-model --checkpoint latest --merge",
@@ -252,27 +257,25 @@ def evaluate(
 )
 def export(
     run: RunFolder,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; it must be new.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder. Must be new or empty.")],
     checkpoint: Checkpoint = "best",
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Merge an adapter into the weights it was trained on.")
-    ] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into its base weights.")] = False,
 ) -> None:
-    """Write the model of a run as a folder that transformers' from_pretrained loads (adapters: peft's)."""
+    """Export the model of a run to a folder that from_pretrained of transformers (adapters: of peft) can load."""
     from finetune.app import export as verb
 
     verb.export(run, output=output, checkpoint=checkpoint, merge=merge)
 
 
 @app.command(
-    short_help="Write report.html of a run.",
+    short_help="Write the report of a run.",
     epilog=_examples("finetune report runs/my/20260101-120000", "finetune report runs/my/20260101-120000 --open"),
 )
 def report(
     run: RunFolder,
-    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
 ) -> None:
-    """Write report.html anew from what a run has logged, and say where it is."""
+    """Write report.html again from the logs of a run, and print its path."""
     from finetune.app import report as verb
 
     path = verb.report(run)
@@ -282,7 +285,7 @@ def report(
 
 
 @app.command(
-    short_help="Prove that layouts do not change a recipe's numbers.",
+    short_help="Check that all layouts give the same numbers.",
     epilog=_examples(
         "finetune verify quickstart",
         "finetune verify my.yaml --steps 5 --set model.config.num_hidden_layers=3",
@@ -293,13 +296,15 @@ def verify(
     recipe: RecipeName,
     sets: Sets = None,
     full: Annotated[
-        bool, typer.Option("--full", help="The model at its real size, with its weights; default: a small one.")
+        bool, typer.Option("--full", help="Use the model at full size with its weights. Default: a small one.")
     ] = False,
-    steps: Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Steps under each layout.")] = 3,
-    processes: Annotated[int, typer.Option("--processes", min=2, max=8, metavar="N", help="Ranks, at most.")] = 2,
+    steps: Annotated[int, typer.Option("--steps", min=1, metavar="N", help="Steps per layout.")] = 3,
+    processes: Annotated[
+        int, typer.Option("--processes", min=2, max=8, metavar="N", help="Maximum number of ranks.")
+    ] = 2,
 ) -> None:
-    """Train a few steps of a recipe on one rank and several, with accumulation, at ZeRO 0 to 3, and in plain PyTorch in
-    float64: losses, gradient norms, weights and metrics must agree. Runs on the CPU, with dropout off.
+    """Train a few steps of a recipe on one and on several ranks, with gradient accumulation, with ZeRO 0 to 3, and in
+    plain PyTorch in float64. Losses, gradient norms, weights and metrics must agree. Runs on the CPU without dropout.
     """
     from finetune.app.dispatch import run_verb
 
@@ -307,15 +312,15 @@ def verify(
 
 
 @app.command(
-    short_help="What this machine has, and what is missing.",
+    short_help="Check this machine and report what is missing.",
     epilog=_examples("finetune doctor", "finetune doctor --build"),
 )
 def doctor(
     build: Annotated[
-        bool, typer.Option("--build", help="Build DeepSpeed's C++ now, once, rather than in the first training.")
+        bool, typer.Option("--build", help="Build DeepSpeed's C++ extensions now instead of during the first training.")
     ] = False,
 ) -> None:
-    """What this machine has, what is missing, and how to get it. Asks no network."""
+    """Report what this machine has, what is missing, and how to install it. Needs no network."""
     from finetune.app import doctor as verb
 
     raise typer.Exit(verb.doctor(build=build))
@@ -323,16 +328,16 @@ def doctor(
 
 @recipes.command("list", epilog=_examples("finetune recipes list", "finetune train NAME"))
 def list_recipes() -> None:
-    """The recipes that ship."""
+    """List the shipped recipes."""
     from finetune.app import recipes as verb
 
     rows = verb.list_recipes()
-    print_rows(("recipe", "task", "what it does"), rows, empty="no recipes ship with this installation")
+    print_rows(("recipe", "task", "what it does"), rows, empty="this installation has no shipped recipes")
 
 
 @recipes.command(
     "show",
-    short_help="Show a recipe: written, resolved, or explained.",
+    short_help="Show a recipe as written, resolved, or explained.",
     epilog=_examples(
         "finetune recipes show quickstart",
         "finetune recipes show my.yaml --explain --set training.epochs=5",
@@ -341,11 +346,11 @@ def list_recipes() -> None:
 )
 def show_recipe(
     recipe: RecipeName,
-    explain: Annotated[bool, typer.Option("--explain", help="Every resolved value, and where it came from.")] = False,
-    resolved: Annotated[bool, typer.Option("--resolved", help="The recipe as YAML with every value explicit.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show every resolved value and its origin.")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Show it as YAML with every value explicit.")] = False,
     sets: Sets = None,
 ) -> None:
-    """Show a recipe: as written; or resolved or explained, and then with its faults, as `train` would tell them."""
+    """Show a recipe as written. Resolved or explained, it is also checked, as `train` would check it."""
     from finetune.app import recipes as verb
 
     if not (explain or resolved or sets):
@@ -362,17 +367,17 @@ def show_recipe(
 
 @recipes.command(
     "schema",
-    short_help="The JSON Schema of recipes, for editors.",
+    short_help="Print the JSON Schema of recipes, for editors.",
     epilog=_examples("finetune recipes schema --output recipe.schema.json"),
 )
 def show_schema(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there instead of printing it.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file instead of printing.")
     ] = None,
 ) -> None:
-    """The JSON Schema of recipes, from which editors complete and check keys.
+    """Print the JSON Schema of recipes, which lets editors complete and check keys.
 
-    A recipe names it in its first line: # yaml-language-server: $schema=recipe.schema.json
+    A recipe refers to it in its first line: # yaml-language-server: $schema=recipe.schema.json
     """
     from finetune.app import recipes as verb
 
@@ -384,22 +389,22 @@ def show_schema(
 
 @recipes.command(
     "new",
-    short_help="Write a first recipe for your own data.",
+    short_help="Write a starter recipe for your own data.",
     epilog=_examples(
         "finetune recipes new text_classification --data reviews.csv --output reviews.yaml",
         "finetune recipes new causal_lm --data chats.jsonl --model Qwen/Qwen2.5-0.5B-Instruct",
     ),
 )
 def new_recipe(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="What is learnt.", autocompletion=_complete_task)],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Task to train for.", autocompletion=_complete_task)],
     data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Training data: file, folder or hub id.")] = "",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write it; default: TASK.yaml.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write. Default: TASK.yaml.")
     ] = None,
-    model: Annotated[str, typer.Option("--model", metavar="SOURCE", help="Model to tune: hub id or folder.")] = "",
+    model: Annotated[str, typer.Option("--model", metavar="SOURCE", help="Model to fine-tune: hub id or folder.")] = "",
 ) -> None:
-    """Write a first recipe for your own data, its columns guessed from the file. Never overwrites."""
+    """Write a starter recipe for your own data, with columns guessed from the file. Never overwrites a file."""
     from finetune.app import recipes as verb
 
     path = verb.new_recipe(task, data=data, output=output, model=model)
-    typer.echo(f"wrote {path}\nnext: read it, then  finetune train {path}")
+    typer.echo(f"wrote {path}\nNext: review it, then run  finetune train {path}")

@@ -1,4 +1,4 @@
-"""How things are told to the person at the terminal: tables, errors without tracebacks, bugs with one in a file."""
+"""Terminal output for the user: tables, errors without tracebacks, bugs with the traceback saved to a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def print_line(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """A line on stderr; workers of a launcher put their rank before it."""
+    """Prints a line to stderr; workers of a launcher prefix it with their rank."""
     rank = os.environ.get("RANK", "")
     typer.echo(f"[rank {rank}] {text}" if rank not in ("", "0") else text, err=True)
 
@@ -27,7 +27,7 @@ def say(text: str) -> None:
 def print_rows(
     head: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: str = "", *, titled: bool = False
 ) -> None:
-    """A table in a terminal, tab-separated lines elsewhere (titled: with the head); `empty` instead of no rows."""
+    """Prints a table in a terminal, else tab-separated lines (titled: with the header); `empty` if there are no rows."""
     if not rows and empty:
         typer.echo(empty)
     elif sys.stdout.isatty():
@@ -47,21 +47,21 @@ def print_rows(
 
 
 def print_error(error: FinetuneError) -> None:
-    """The error without a traceback. A recipe's faults are the same on all ranks: only the first tells them all."""
+    """Prints an error without a traceback. Faults of a recipe are the same on all ranks, so only rank 0 lists them."""
     if isinstance(error, RecipeFaults) and os.environ.get("RANK", "0") != "0":
-        say(f"{len(error.faults)} faults in the recipe, told by rank 0")
+        say(f"{len(error.faults)} faults in the recipe, reported by rank 0")
         return
     stopped = error.exit_code == EXIT_STOPPED
-    colour = typer.colors.YELLOW if stopped else typer.colors.RED
+    color = typer.colors.YELLOW if stopped else typer.colors.RED
     head, _, body = str(error).partition("\n")
-    say(f"{typer.style('stopped:' if stopped else 'error:', fg=colour, bold=True)} {head}")
+    say(f"{typer.style('stopped:' if stopped else 'error:', fg=color, bold=True)} {head}")
     for line in body.splitlines():
         indented = not isinstance(error, RecipeFaults) or line.startswith(" ")
         typer.echo(line if indented else typer.style(line, bold=True), err=True)
 
 
 def print_bug(error: Exception, *, show_traceback: bool) -> None:
-    """One line, and the traceback in a file; in full where asked for, and in a launcher's worker, whose log it is."""
+    """Prints one line and saves the traceback to a file; prints it in full if asked and in workers, for their logs."""
     import tempfile
     import traceback
 
@@ -81,4 +81,4 @@ def print_bug(error: Exception, *, show_traceback: bool) -> None:
             file.write(f"finetune {finetune.__version__}, Python {sys.version}\n{mask(' '.join(sys.argv))}\n\n{text}")
         say(f"  This is a bug in finetune, not in your recipe; please report it with {file.name}")
     except OSError as failure:
-        say(f"  This is a bug in finetune; its traceback could not be saved ({failure}): --traceback shows it")
+        say(f"  This is a bug in finetune; its traceback could not be saved ({failure}); use --traceback to show it")

@@ -83,7 +83,7 @@ def derive_recipe(recipe: Recipe, *, full: bool) -> Recipe:
     tree["training"]["epsilon"] = max(recipe.training.epsilon, EPSILON)
     tree["model"] |= {"dtype": "float32", "gradient_checkpointing": False}
     if tree["model"]["batch_norm"] == "local":
-        tree["model"]["batch_norm"] = "synchronised"
+        tree["model"]["batch_norm"] = "synchronized"
     if tree["adapter"]:
         tree["adapter"]["dropout"] = 0.0
     tree["tracking"] |= {"wandb": "off", "log_every": 1}

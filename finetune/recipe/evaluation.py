@@ -1,4 +1,4 @@
-"""`evaluation:`, `checkpoint:` and `tracking:` — what is measured, kept and told."""
+"""`evaluation:`, `checkpoint:` and `tracking:`: what is measured, kept and logged."""
 
 from __future__ import annotations
 
@@ -13,28 +13,37 @@ KeepAfterTraining = Literal["all", "best", "none"]
 
 
 class EvaluationSection(Section):
-    metrics: list[str] | None = Field(default=None, description="Names of metrics; default: the task's own.")
-    every: Every = Field(default="epoch", description="After each epoch, or every so many steps.")
-    best: str = Field(default="", description="Metric that chooses the best checkpoint; default: the task's, or loss.")
-    best_mode: Literal["auto", "max", "min"] = Field(default="auto", description="auto: min for loss and perplexity.")
-    samples: int = Field(default=3, ge=0, description="Examples shown in full in the report, before and after.")
+    metrics: list[str] | None = Field(default=None, description="Names of metrics. Default: those of the task.")
+    every: Every = Field(default="epoch", description="epoch: after each epoch; N: every N steps.")
+    best: str = Field(
+        default="", description="Metric that selects the best checkpoint. Default: that of the task, or loss."
+    )
+    best_mode: Literal["auto", "max", "min"] = Field(
+        default="auto", description="Maximize or minimize the best metric. auto: by the metric, such as min for loss."
+    )
+    samples: int = Field(
+        default=3, ge=0, description="Examples shown in full in the report, before and after training."
+    )
 
 
 class CheckpointSection(Section):
-    every: Every = Field(default="epoch", description="After each epoch, or every so many steps.")
-    keep: int = Field(default=2, ge=1, description="Newest checkpoints kept; the best one is kept besides.")
+    every: Every = Field(default="epoch", description="epoch: after each epoch; N: every N steps.")
+    keep: int = Field(
+        default=2, ge=1, description="Number of newest checkpoints to keep. The best one is kept in addition."
+    )
     keep_after_training: KeepAfterTraining = Field(
         default="all",
-        description="Once training is done, keep all of these checkpoints, only the best, or none. `model/` stays.",
+        description="Checkpoints to keep when training is complete: all of the above, only the best, or none. `model/` "
+        "is always kept.",
     )
 
 
 class TrackingSection(Section):
     wandb: Literal["auto", "online", "offline", "off"] = Field(
-        default="auto", description="auto: online where an API key is at hand, else offline."
+        default="auto", description="auto: online if an API key is found, otherwise offline."
     )
     project: str = Field(default="finetune", description="W&B project.")
     entity: str = Field(default="", description="W&B team or user.")
-    group: str = Field(default="", description="W&B group; default: the recipe's name.")
+    group: str = Field(default="", description="W&B group. Default: the name of the recipe.")
     tags: list[str] = Field(default_factory=list, description="W&B tags.")
-    log_every: int = Field(default=10, ge=1, description="Steps between two logged training rows.")
+    log_every: int = Field(default=10, ge=1, description="Log training metrics every N steps.")

@@ -1,74 +1,90 @@
-"""`model:` and `adapter:` — what is tuned, and how much of it."""
+"""`model:` and `adapter:`: what is fine-tuned, and how much of it."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema, field_validator
 
 from finetune.recipe.section import Section
+
+# What a file may contain: the values below, and an old spelling that is accepted but not offered.
+OLD_SPELLING = WithJsonSchema({"const": "synchronised", "type": "string", "deprecated": True})
+BatchNorm = Literal["auto", "synchronized", "local", "frozen"] | Annotated[Literal["synchronised"], OLD_SPELLING]
 
 
 class ModelSection(Section):
     source: str = Field(
         default="",
-        description="Hub id, folder, or package:<package>/<folder> inside an installed package. "
-        "With init: config it may also be the model type alone, such as llama or resnet.",
+        description="Hub id, folder, or package:<package>/<folder> for a folder of an installed Python package. "
+        "With init: config also a bare model type, such as llama or resnet.",
     )
     tokenizer: str = Field(
         default="",
-        description="Where the tokenizer comes from, if not from source: hub id, folder, package:..., "
-        "or train:<vocabulary size>, a byte-level BPE trained on the training data.",
+        description="Source of the tokenizer, if it differs from source: hub id, folder, package:..., "
+        "or train:<vocabulary size> for a byte-level BPE trained on the training data.",
     )
     new_tokens: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list,
-        description="Tokens added to the vocabulary and never split, such as ['<|tool|>']. The embeddings grow by them; "
-        "under an adapter these rows are trained too.",
+        description="Tokens added to the vocabulary and never split, such as ['<|tool|>']. The embeddings are resized; with an "
+        "adapter, the new rows are trained too.",
     )
-    processor: str = Field(default="", description="Where the image processor comes from, if not from source.")
+    processor: str = Field(default="", description="Source of the image processor, if it differs from source.")
     init: Literal["pretrained", "config"] = Field(
-        default="pretrained", description="pretrained weights, or random ones made from the configuration."
+        default="pretrained", description="pretrained: load the weights. config: random weights from the configuration."
     )
     config: dict[str, Any] = Field(
-        default_factory=dict, description="Overrides of the model's configuration, such as {num_hidden_layers: 4}."
+        default_factory=dict, description="Overrides for the model's configuration, such as {num_hidden_layers: 4}."
     )
     revision: str = Field(default="main", description="Branch, tag or commit on the hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Type that weights are loaded in; auto: float32, or what training.precision needs."
+        default="auto",
+        description="Data type of the loaded weights. auto: float32, or what training.precision requires.",
     )
     quantization: Literal["none", "4bit", "8bit"] = Field(
         default="none",
-        description="The frozen weights under an adapter in 4 bits (NF4, as in QLoRA) or 8 (LLM.int8), through "
-        "bitsandbytes: pip install 'finetune[quantized]'.",
+        description="Quantization of the frozen base weights under an adapter: 4bit (NF4, as in QLoRA) or 8bit (LLM.int8), "
+        "through bitsandbytes (pip install 'finetune[quantized]').",
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
-        default="auto", description="Attention implementation; auto: the fastest that the model and machine have."
+        default="auto",
+        description="Attention implementation. auto: the fastest one that the model and the machine support.",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="Recompute activations in the backward pass: less memory, about a third more time."
+        default=False, description="Recompute activations in the backward pass: less memory, about one third more time."
     )
-    batch_norm: Literal["auto", "synchronised", "local", "frozen"] = Field(
+    batch_norm: Literal["auto", "synchronized", "local", "frozen"] = Field(
         default="auto",
-        description="BatchNorm statistics: over all ranks, over one rank, or kept as loaded. "
-        "auto: frozen for pretrained weights, synchronised for random ones.",
+        description="BatchNorm statistics. synchronized: computed over all ranks. local: computed per rank. frozen: kept as "
+        "loaded. auto: frozen for pretrained weights, synchronized for random ones.",
     )
     freeze: list[str] = Field(
         default_factory=list,
-        description="Names of modules or weights that do not train, * for any part, such as resnet.embedder or "
+        description="Modules or parameters that are not trained, by name; * matches anything, as in resnet.embedder or "
         "'*.layers.0.*'.",
     )
-    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the model.")
+    trust_remote_code: bool = Field(default=False, description="Allow Python code that comes with the model to run.")
+
+    @field_validator("batch_norm", mode="before", json_schema_input_type=BatchNorm)
+    @classmethod
+    def _american_spelling(cls, value: Any) -> Any:
+        """Older recipes and run folders say `synchronised`."""
+        return "synchronized" if value == "synchronised" else value
 
 
 class AdapterSection(Section):
-    kind: Literal["lora", "rslora", "dora"] = Field(default="lora", description="Low-rank adapter, through peft.")
-    rank: int = Field(default=8, ge=1, description="Rank of the update matrices; more learns more, and costs more.")
-    alpha: float = Field(default=16.0, gt=0, description="Scale: alpha / rank (rsLoRA: alpha / sqrt(rank)).")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    kind: Literal["lora", "rslora", "dora"] = Field(default="lora", description="Kind of low-rank adapter (peft).")
+    rank: int = Field(
+        default=8, ge=1, description="Rank of the update matrices. A higher rank can learn more and costs more."
+    )
+    alpha: float = Field(
+        default=16.0, gt=0, description="The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the input of the adapter.")
     targets: Literal["all-linear"] | list[str] = Field(
-        default="all-linear", description="Modules that get an adapter: all-linear, or name endings."
+        default="all-linear", description="Modules that get an adapter: all-linear, or a list of name suffixes."
     )
     save_modules: list[str] = Field(
         default_factory=list,
-        description="Modules trained and saved whole beside the adapter; heads are added by the task.",
+        description="Modules trained and saved in full beside the adapter. The task adds new heads itself.",
     )

@@ -1,4 +1,4 @@
-"""`parallel:` — hints about the machine; all of it can be left out, and none of it changes the numbers."""
+"""`parallel:`: hints about the machine. All keys are optional, and none of them changes the numbers."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ CountOrAuto = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
 class ParallelSection(Section):
-    processes: CountOrAuto = Field(default="auto", description="Ranks on this machine; auto: one a GPU, else 1.")
+    processes: CountOrAuto = Field(
+        default="auto", description="Processes (ranks) on this machine. auto: one per GPU, or 1."
+    )
     engine: str = Field(default=AUTO, description=describe_engines(), json_schema_extra={"examples": [AUTO, *ENGINES]})
     deepspeed: str = Field(
         default="zero2",
-        description="none (plain DistributedDataParallel), or the name or path of a JSON in ds_configs/.",
+        description="none (DistributedDataParallel), a name from ds_configs/, or the path of a DeepSpeed JSON file.",
     )
     rank_speed: Literal["equal", "auto"] | list[Annotated[float, Field(gt=0)]] = Field(
         default="equal",
-        description="Shares of work: equal; one relative speed a rank (a copy of the model, where ranks share one), such as "
-        "[1.0, 1.0, 0.5]; or auto, measured in "
-        "the first steps (then float rounding may differ from run to run).",
+        description="Relative speed of the ranks, for load balancing. equal; a list with one speed per rank (per replica with "
+        "tensor or pipeline), such as [1.0, 1.0, 0.5]; or auto: measured during training (results may then differ between "
+        "runs by float rounding).",
     )
     tensor: int = Field(
         default=1,
         ge=1,
-        description="Ranks that share each layer's matrices (DeepSpeed AutoTP; language models, zero1).",
+        description="Tensor parallel size: ranks that share each layer's matrices (DeepSpeed AutoTP; language models, zero1).",
     )
     pipeline: int = Field(
         default=1,
         ge=1,
-        description="Ranks that each hold a group of layers, in a pipeline (image classification; deepspeed: none).",
+        description="Pipeline parallel size: number of stages, one per rank (image classification, with deepspeed: none).",
     )
     micro_batch: CountOrAuto = Field(
-        default="auto", description="Examples a forward pass on one rank; the rest is gradient accumulation."
+        default="auto", description="Maximum examples per forward pass on one rank; the rest is gradient accumulation."
     )
 
     @property
     def split(self) -> int:
-        """Ranks that hold one copy of the model together: a replica."""
+        """Number of ranks that hold one copy of the model (a replica)."""
         return self.tensor * self.pipeline

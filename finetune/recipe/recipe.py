@@ -1,4 +1,4 @@
-"""The recipe: everything that was asked, frozen. Loading it is `load.py`'s work."""
+"""The recipe: everything the user asked for, frozen. `load.py` loads it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ class Recipe(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="Names the run folder and the W&B group.",
         json_schema_extra={
-            "patternErrorMessage": "letters, digits, dots, dashes and underscores; a letter or digit first"
+            "patternErrorMessage": "letters, digits, dots, dashes and underscores, starting with a letter or digit"
         },
     )
-    task: str = Field(description="What is learnt.")
-    seed: int = Field(default=17, ge=0, description="Order of examples, dropout, new weights.")
-    model: ModelSection = Field(description="What is tuned.")
+    task: str = Field(description="Task to train for.")
+    seed: int = Field(default=17, ge=0, description="Random seed for the order of examples, dropout and new weights.")
+    model: ModelSection = Field(description="The model to fine-tune.")
     adapter: AdapterSection | None = Field(default=None, description="Train a low-rank adapter instead of all weights.")
-    data: DataSection = Field(description="Where examples come from.")
+    data: DataSection = Field(description="The data: sources, columns, packing.")
     options: SerializeAsAny[Section] = Field(default_factory=NoOptions, description="The task's own options.")
     training: TrainingSection = Field(
-        default_factory=TrainingSection, description="The mathematics of the run; nothing of it depends on the machine."
+        default_factory=TrainingSection,
+        description="Hyperparameters of the training. None of them depends on the machine.",
     )
     parallel: ParallelSection = Field(
         default_factory=ParallelSection, description="Hints about the machine; none of them changes the numbers."
@@ -39,13 +40,13 @@ class Recipe(Section):
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="What is measured, and when.")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="What is kept, and when.")
     tracking: TrackingSection = Field(
-        default_factory=TrackingSection, description="What is told to W&B, and how often."
+        default_factory=TrackingSection, description="What is logged to W&B, and how often."
     )
 
 
 @cache
 def recipe_type(card: TaskCard) -> type[Recipe]:
-    """The recipe of one task: `task` is its name alone, `options` its own section."""
+    """The recipe type of one task: `task` allows only its name, `options` is the task's section."""
     return create_model(
         f"{card.name}_recipe",
         __base__=Recipe,

@@ -72,6 +72,8 @@ def describe_allowed(nodes: Sequence[Node]) -> str:
     texts: dict[str, None] = {}
     choices: dict[str, None] = {}
     for node in nodes:
+        if node.get("deprecated"):  # accepted, but no longer offered
+            continue
         if "const" in node or "enum" in node:
             choices |= dict.fromkeys(str(item) for item in node.get("enum", [node.get("const")]))
         else:
@@ -84,7 +86,8 @@ def describe_allowed(nodes: Sequence[Node]) -> str:
 
 def choices_at(nodes: Sequence[Node]) -> list[str]:
     """The fixed words among what is allowed."""
-    return [str(item) for node in nodes for item in node.get("enum", [node["const"]] if "const" in node else [])]
+    offered = (node for node in nodes if not node.get("deprecated"))
+    return [str(item) for node in offered for item in node.get("enum", [node["const"]] if "const" in node else [])]
 
 
 def _plain(schema: Node, node: Any) -> Iterator[Node]:

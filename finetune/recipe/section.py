@@ -1,4 +1,4 @@
-"""The base of every section of a recipe: frozen, no unknown key, and `true` is not the number 1."""
+"""Base class of all recipe sections: frozen, unknown keys are errors, and `true` is not the number 1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
-    """Each field's meaning and unit stand in its `description`, so that the schema is the manual."""
+    """The `description` of each field gives its meaning and unit, so the schema is the manual."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True
@@ -18,9 +18,9 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _bool_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic reads `epochs: true` as 1; a person who writes it meant something else."""
+        """pydantic reads `epochs: true` as 1, which is not what the user meant."""
         if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
-            raise PydanticCustomError("bool_type", "true or false where another type is wanted")
+            raise PydanticCustomError("bool_type", "true or false is not allowed here")
         return value
 
 

@@ -1,4 +1,4 @@
-"""Writes a first recipe for somebody's own data: a page with a word on each key, the columns already filled in."""
+"""Writes a starter recipe for the user's own data: a comment on each key, the columns already filled in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetune.recipe.yaml import one_line
 
 PEEK_BYTES = 1 << 20
 
-# Role -> what people call such a column; only where the name alone says enough.
+# Role -> common names of such a column; only names that are unambiguous.
 ALSO_CALLED = {
     "text": (
         "sentence",
@@ -45,17 +45,18 @@ ALSO_CALLED = {
 
 
 def write_starter(card: TaskCard, *, data: str, output: Path, model: str, schema: str) -> str:
-    """The text of a starter recipe. data: what `data.train` shall name, as typed by the user in the current folder.
+    """The text of a starter recipe.
 
-    model: what stands under model.source ("" leaves it to be filled in). schema: where the JSON Schema lies.
+    data: value for `data.train`, as typed by the user in the current folder. model: value for `model.source` ("" leaves it
+    to be filled in). schema: path of the JSON Schema.
     """
     local = is_local(data, Path.cwd())
     columns = peek_columns(Path(data).expanduser()) if local else []
     shown = _relative_to(Path(data).expanduser(), output) if local else data
     blocks = [
         f"# yaml-language-server: $schema={schema}",
-        f"# {card.summary.rstrip('.')}, tuned on {data or 'your data'}.",
-        f"# Every key that is not here has a default: finetune recipes show {output.name} --explain",
+        f"# {card.summary.rstrip('.')}, fine-tuned on {data or 'your data'}.",
+        f"# All other keys have defaults. To see them: finetune recipes show {output.name} --explain",
         "",
         f"name: {_name(output)}  # names the run folder",
         f"task: {card.name}",
@@ -71,7 +72,7 @@ def write_starter(card: TaskCard, *, data: str, output: Path, model: str, schema
 
 
 def peek_columns(path: Path) -> list[str]:
-    """Columns of a local csv, tsv, jsonl, json or parquet file, from its beginning; [] where that cannot be told.
+    """Columns of a local csv, tsv, jsonl, json or parquet file, read from its beginning; [] if they cannot be determined.
 
     Raises: UserError if the file is not there.
     """
@@ -94,12 +95,12 @@ def peek_columns(path: Path) -> list[str]:
             first = json.JSONDecoder().raw_decode(text[text.index("{") :])[0]
             return list(first)
     except (ValueError, StopIteration, TypeError, csv.Error):
-        return []  # the data's own checks will name the place when the recipe is used
+        return []  # the data checks report the position when the recipe is used
     return []
 
 
 def guess_columns(card: TaskCard, columns: Sequence[str]) -> dict[str, str]:
-    """Role -> column of the data, as far as the names tell; no column serves two roles."""
+    """Role -> column of the data, as far as the names allow; no column is used for two roles."""
     free = {column.lower(): column for column in columns}
     found: dict[str, str] = {}
     for round_ in (_same, _also_called, _near):
@@ -128,7 +129,7 @@ def _name(output: Path) -> str:
 
 
 def _relative_to(data: Path, output: Path) -> str:
-    """The data file as seen from the recipe's folder, where both lie near each other."""
+    """Path of the data file relative to the recipe's folder, or absolute if they are far apart."""
     seen = os.path.relpath(data.resolve(), output.resolve().parent)
     if seen.startswith("../../../"):
         return str(data.resolve())
@@ -144,9 +145,11 @@ def _model_lines(model: str) -> Iterator[str]:
 def _data_lines(card: TaskCard, source: str, columns: Sequence[str]) -> Iterator[str]:
     yield "data:"
     yield f"  train: {one_line(source)}" if source else "  train:  # fill in: a file, a folder, or a hub id"
-    yield "  validation_fraction: 0.1  # held out of train; or name a file: `validation: other.csv`"
+    yield "  validation_fraction: 0.1  # fraction held out of train; or give a file instead: `validation: other.csv`"
     guessed = guess_columns(card, columns)
-    yield "  columns:  # role of the task: column of the data" + (f" (it has {', '.join(columns)})" if columns else "")
+    yield "  columns:  # role of the task: column of the data" + (
+        f" (available: {', '.join(columns)})" if columns else ""
+    )
     for role, meaning in card.columns.items():
         if role in guessed:
             yield f"    {role}: {one_line(guessed[role])}  # {meaning}"
@@ -154,11 +157,11 @@ def _data_lines(card: TaskCard, source: str, columns: Sequence[str]) -> Iterator
             yield f"    # {role}: ...  # {meaning}"
     for alternatives in card.required:
         if columns and not any(role in guessed for role in alternatives):
-            yield f"    # fill in {' or '.join(alternatives)}: the task needs it, and no column is called so"
+            yield f"    # fill in {' or '.join(alternatives)}: required by the task, and no column of this name was found"
 
 
 def _option_lines(card: TaskCard) -> Iterator[str]:
-    """The task's own options, each with its default and meaning, commented out."""
+    """The options of the task, each with its default and meaning, commented out."""
     fields = card.options.model_fields
     if not fields:
         return
@@ -174,18 +177,18 @@ def _option_lines(card: TaskCard) -> Iterator[str]:
 _TRAINING = """\
 training:
   epochs: 3
-  global_batch: 32  # examples an optimiser step, over all ranks: the result does not depend on how many there are
-  learning_rate: 5e-5  # peak; 1e-5 to 5e-5 for whole encoders, 1e-4 to 3e-4 for adapters
+  global_batch: 32  # examples per optimizer step over all ranks; the result does not depend on the number of ranks
+  learning_rate: 5e-5  # peak; typically 1e-5 to 5e-5 for full fine-tuning of encoders, 1e-4 to 3e-4 for adapters
   schedule: linear  # or cosine, constant, inverse_sqrt
-  warmup: 0.06  # below 1: share of all steps; from 1 on: steps
+  warmup: 0.06  # below 1: fraction of all steps; 1 or more: number of steps
 
 # adapter:  # uncomment to train a low-rank adapter (LoRA) instead of all weights
 #   rank: 8
 
 parallel:
-  processes: auto  # one a GPU, else 1
-  deepspeed: zero2  # none, or a configuration of ds_configs/; zero3 shards the weights too
+  processes: auto  # one per GPU, or 1 without a GPU
+  deepspeed: zero2  # none, or a configuration in ds_configs/; zero3 also shards the weights
 
 tracking:
-  wandb: auto  # online where an API key is at hand, else offline; off is possible
+  wandb: auto  # online if an API key is found, otherwise offline; or off
   project: finetune"""

@@ -53,7 +53,7 @@ def test_two_stages_learn_what_one_process_learns(pool, tmp_path, model):
 
 
 def test_two_replicas_of_two_stages_learn_what_two_ranks_learn(pool, tmp_path):
-    synchronised = {"batch_norm": "synchronised"}  # over the replicas, at the same layer
+    synchronised = {"batch_norm": "synchronized"}  # over the replicas, at the same layer
     two = pool.run(2, pictures.train, pictures.recipe(**synchronised), tmp_path / "two", STEPS)[0]
     four = pool.run(4, pictures.train, pictures.recipe(pipeline=2, **synchronised), tmp_path / "four", STEPS)
     same(four[0], two)

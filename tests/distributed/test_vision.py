@@ -45,7 +45,7 @@ def steps(folder, name, model, stage, own, count, precision="fp32"):
     with pytest.MonkeyPatch.context() as patch:  # not longer: compiled extensions lie in the user's own cache
         patch.setenv("XDG_CACHE_HOME", str(Path(folder) / "cache"))
         kit = task.read(recipe, open_tables(recipe, task.card))
-    options = EngineOptions(max_grad_norm=1.0, synchronized=recipe.model.batch_norm == "synchronised")
+    options = EngineOptions(max_grad_norm=1.0, synchronized=recipe.model.batch_norm == "synchronized")
     make = lambda module: make_optimizer(module, recipe.training, "adamw")  # noqa: E731
     engine = open_engine("deepspeed" if stage else "ddp", session, task.build(kit), make, options)
     engine.model.train()
@@ -71,7 +71,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_a_rank_with_only_empty_images_keeps_step(ranks, folder, stage):
-    model = {"config": {**DFINE, "num_denoising": 8}, "batch_norm": "synchronised"}
+    model = {"config": {**DFINE, "num_denoising": 8}, "batch_norm": "synchronized"}
     pool = ranks.options(open_group=False, timeout=120)
     one, other = pool.run(2, steps, folder, "object_detection", model, stage, [FILLED, (EMPTY,)], 3)
     assert one[0] == pytest.approx(other[0]) and all(math.isfinite(loss) for loss in one[0])
@@ -92,7 +92,7 @@ def test_detectors_train_with_bf16_weights(ranks, folder, family):
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-@pytest.mark.parametrize("batch_norm", ["synchronised", "local", "frozen"])
+@pytest.mark.parametrize("batch_norm", ["synchronized", "local", "frozen"])
 def test_every_rank_has_the_same_buffers_where_it_counts(ranks, folder, batch_norm, stage):
     pool = ranks.options(open_group=False, timeout=120)
     own = [(0, 2, 4), (1, 3)]

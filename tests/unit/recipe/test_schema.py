@@ -38,6 +38,7 @@ def validator() -> jsonschema.Draft202012Validator:
         {"options": {"max_length": 3}},
         {"training": {"early_stopping": {"patience": 1}, "betas": [0.9, 0.95]}, "parallel": {"processes": "auto"}},
         {"adapter": {"rank": 4, "targets": ["q_proj"]}},
+        {"model": {"source": "m", "batch_norm": "synchronised"}},
     ],
 )
 def test_good_recipes_are_valid(validator, change: dict[str, Any]) -> None:
@@ -86,7 +87,16 @@ def test_every_key_has_a_description() -> None:
         (("adapter", "targets"), "a list of text, or all-linear"),
         (("model", "trust_remote_code"), "true or false"),
         (("training", "betas", 0), "a number of at least 0 and below 1"),
+        (("model", "batch_norm"), "auto, synchronized, local, frozen"),
     ],
 )
 def test_what_is_allowed_in_words(path: tuple[str | int, ...], words: str) -> None:
     assert describe_allowed(nodes_at(schema_of(recipe_type(CARDS["sorting"])), path)) == words
+
+
+@pytest.mark.parametrize("spelling", ["synchronized", "synchronised"])
+def test_both_spellings_of_a_value_are_read_and_one_is_written(spelling: str) -> None:
+    kind = recipe_type(CARDS["sorting"])
+    recipe = kind.model_validate(SMALL | {"model": {"source": "m", "batch_norm": spelling}})
+    assert recipe.model.batch_norm == "synchronized"
+    assert recipe == kind.model_validate(recipe.model_dump(mode="json"))

@@ -83,7 +83,7 @@ def test_a_role_that_no_column_fills_is_named(tmp_path: Path) -> None:
     data, output = str(tmp_path / "a.csv"), tmp_path / "a.yaml"
     text = write_starter(CARDS["writing"], data=data, output=output, model="m", schema="s")
     assert "# fill in text or prompt" in text
-    assert "it has one, two" in text
+    assert "available: one, two" in text
 
 
 def test_commented_lines_load_too_once_uncommented(tmp_path: Path) -> None:
