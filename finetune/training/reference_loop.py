@@ -18,6 +18,7 @@ from finetune.data.order.schedule import Schedule
 from finetune.data.prepare.added_columns import ExamplesWithColumns
 from finetune.data.table import Examples
 from finetune.metrics import MetricSet
+from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.tasks.task import Batch, Kit, Task, reference_columns
 from finetune.training.learning_rate import learning_rate
 from finetune.training.parameter_groups import make_optimizer
@@ -51,7 +52,9 @@ def run_reference(
     together = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
     model = model.to(dtype).train()
     _annotate(task, kit, model)
-    optimizer = make_optimizer(model, training, training.optimizer)
+    # What DeepSpeed's kernels do in float32, torch's do in float64 as well.
+    name = OPTIMIZERS[training.optimizer].same_update or training.optimizer
+    optimizer = make_optimizer(model, training, name)
     trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     for step in range(steps):
         examples = [position for item in schedule.step(step).items for position in item]
