@@ -96,7 +96,6 @@ class Loop:
         evaluation = self.recipe.evaluation
         self.metrics = evaluation.metrics if evaluation.metrics is not None else list(task.card.default_metrics)
         self.progress = Progress.start(evaluation.best or task.card.best, evaluation.best_mode)
-        self.last: dict[str, float] = {}
         training = self.recipe.training
         self.total_steps = training.steps or (training.epochs or 3) * self.schedule.steps_per_epoch
         self.source: StepSource = ScheduledSteps(
@@ -234,7 +233,6 @@ class Loop:
         if "validation" not in self.kit.examples:
             return False
         result = self.measure("validation")
-        self.last = result.scalars
         early = self.recipe.training.early_stopping
         return self.progress.judge(result.scalars, early.min_delta if early else 0.0)
 
@@ -290,4 +288,4 @@ class Loop:
         self._show_samples("after")
         progress = self.progress
         best_step = best.step if best is not None else progress.step
-        return Outcome(progress.step, progress.seconds, best_step, progress.best_value, progress.metric, self.last)
+        return Outcome(progress.step, progress.seconds, best_step, progress.best_value, progress.metric, progress.last)

@@ -1,8 +1,8 @@
-"""How far a training is, and which evaluation was the best: the loop's own state, kept in each checkpoint."""
+"""How far a training is, and which evaluation was the best: the loop's own state, stored in each checkpoint."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from finetune.metrics import direction
@@ -11,7 +11,10 @@ from finetune.recipe.training import EarlyStopping
 
 @dataclass
 class Progress:
-    """step: optimiser steps done. stale: evaluations since the best one. seconds: spent training, over all restarts."""
+    """step: optimizer steps done. stale: evaluations since the best one. seconds: spent training, over all restarts.
+
+    last: the figures of the last evaluation.
+    """
 
     metric: str
     mode: str
@@ -22,6 +25,7 @@ class Progress:
     units: int = 0
     seconds: float = 0.0
     evaluated_step: int = -1
+    last: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def start(cls, metric: str, mode: str) -> Progress:
@@ -29,7 +33,7 @@ class Progress:
         return cls(metric, direction(metric) if mode == "auto" else mode)
 
     def restore(self, stored: dict[str, Any]) -> None:
-        """Take over what a checkpoint kept, as far as it speaks of the same metric."""
+        """Take over what a checkpoint kept; of the best value only if it is of the same metric."""
         same = (stored.get("metric"), stored.get("mode")) == (self.metric, self.mode)
         for key in (
             "step",
@@ -39,9 +43,10 @@ class Progress:
             *(("best_value", "best_step", "stale") if same else ()),
         ):
             setattr(self, key, stored[key])
+        self.last = dict(stored.get("last", {}))  # checkpoints of earlier versions have none
 
     def forget_best(self) -> None:
-        """Its checkpoint is lost: the best of the evaluations to come is taken."""
+        """Its checkpoint is lost: the best of the evaluations to come counts."""
         self.best_value, self.best_step = None, 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,7 +57,7 @@ class Progress:
 
         A change below min_delta still becomes the best, but does not reset the patience of early stopping.
         """
-        self.evaluated_step = self.step
+        self.evaluated_step, self.last = self.step, dict(scalars)
         value = scalars.get(self.metric)
         if value is None:
             return False
@@ -65,5 +70,5 @@ class Progress:
         return gain > 0
 
     def exhausted(self, early_stopping: EarlyStopping | None) -> bool:
-        """Whether early stopping says that this is enough."""
+        """Whether early stopping ends the training."""
         return early_stopping is not None and self.stale >= early_stopping.patience

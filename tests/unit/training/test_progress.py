@@ -43,3 +43,12 @@ def test_what_a_checkpoint_kept_is_taken_over_but_not_the_best_of_another_metric
     other.restore(first.to_dict())
     assert same == first
     assert (other.step, other.best_value, other.stale) == (2, None, 0)
+    assert same.last == other.last == {"accuracy": 0.4}
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_last_figures():
+    stored = Progress.start("accuracy", "auto").to_dict()
+    del stored["last"]
+    progress = Progress.start("accuracy", "auto")
+    progress.restore(stored)
+    assert progress.last == {}
