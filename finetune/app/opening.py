@@ -9,6 +9,6 @@ from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.tasks import CARDS
 
 
-def open_recipe(name: str, sets: Sequence[str] = ()) -> LoadedRecipe:
-    """To be carried out on this machine. Raises: UserError, RecipeFaults with every fault at once."""
-    return load_recipe(shelf.find_recipe(name), sets, CARDS)
+def open_recipe(name: str, sets: Sequence[str] = (), *, here: bool = True) -> LoadedRecipe:
+    """here: to be carried out on this machine. Raises: UserError, RecipeFaults with every fault at once."""
+    return load_recipe(shelf.find_recipe(name), sets, CARDS, here=here)

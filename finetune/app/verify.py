@@ -15,6 +15,8 @@ from finetune.app.opening import open_recipe
 from finetune.app.supervise import check_recipe
 from finetune.distributed.launch import Launch, run_workers
 from finetune.errors import TrainingFailed
+from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS
 from finetune.terminal import print_line, print_rows
@@ -42,7 +44,8 @@ def verify(*, recipe: str, sets: list[str], full: bool, steps: int, processes: i
 
     Raises: UserError; TrainingFailed that names what differs first.
     """
-    loaded = open_recipe(recipe, sets)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # layouts are compared on the CPU, whatever the machine has
+    loaded = open_for_cpu(recipe, sets)
     check_recipe(loaded)
     folder = Path(tempfile.mkdtemp(prefix="finetune-verify-"))
     (folder / "predictions").mkdir()
@@ -53,7 +56,6 @@ def verify(*, recipe: str, sets: list[str], full: bool, steps: int, processes: i
     print_line(
         f"on the CPU, in float32, without dropout, Adam's epsilon at least {EPSILON:.0e}; the same is {TOLERANCE:.0e}"
     )
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     launch = Launch(["verify", str(folder / "recipe.yaml")], processes, deepspeed=True, cpu=True)
     run_workers(launch, folder / "logs", lambda line: None)
     figures = read_figures(folder)
@@ -71,6 +73,19 @@ def verify(*, recipe: str, sets: list[str], full: bool, steps: int, processes: i
     agreed = [figure for figure in figures[2:] if not figure["refused"]]
     worst = max(differences[figure["name"]].largest for figure in agreed)
     print_line(f"{len(agreed)} layouts and the reference agree; the largest difference is {worst:.1e}")
+
+
+def open_for_cpu(recipe: str, sets: list[str]) -> LoadedRecipe:
+    """The recipe, in float32; torch's optimizer of the same update in place of one that needs CUDA, which is reported.
+
+    Raises: UserError, RecipeFaults.
+    """
+    spec = OPTIMIZERS[open_recipe(recipe, sets, here=False).recipe.training.optimizer]
+    sets = [*sets, "training.precision=fp32"]
+    if spec.device == "cuda":
+        print_line(f"note: {spec.name} needs CUDA; {spec.same_update}, which makes the same update, is verified instead")
+        sets.append(f"training.optimizer={spec.same_update}")
+    return open_recipe(recipe, sets)
 
 
 def derive_recipe(recipe: Recipe, *, full: bool) -> Recipe:

@@ -111,8 +111,8 @@ def _batch_norm(recipe: Recipe) -> str:
     """auto: frozen for pretrained weights (their statistics saw far more data), else synchronized."""
     chosen = recipe.model.batch_norm
     if chosen == "auto":
-        chosen = "frozen" if recipe.model.init == "pretrained" else "synchronised"
-    return chosen.replace("synchronised", "synchronized")
+        chosen = "frozen" if recipe.model.init == "pretrained" else "synchronized"
+    return chosen
 
 
 def _packing(recipe: Recipe, card: TaskCard, config: Any, model_class: Any) -> str:

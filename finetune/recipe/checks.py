@@ -163,9 +163,6 @@ def check_engine(context: CheckContext) -> Iterator[Fault]:
     elif name != "deepspeed" and parallel.deepspeed != DEEPSPEED_OFF and context.draft.is_written(_DEEPSPEED):
         message = f"parallel.deepspeed ({parallel.deepspeed}) is for the engine deepspeed"
         yield context.fault("parallel.engine", message, allowed="auto, deepspeed; or parallel.deepspeed: none")
-    elif name != "deepspeed" and parallel.tensor > 1:
-        message = f"parallel.tensor ({parallel.tensor}) is trained by the engine deepspeed"
-        yield context.fault("parallel.engine", message, allowed="auto, deepspeed; or parallel.tensor: 1")
     elif (name == "pipeline") != (parallel.pipeline > 1):
         message = f"parallel.pipeline is {parallel.pipeline}"
         yield context.fault("parallel.engine", message, allowed="auto; or the engine pipeline with two stages or more")

@@ -120,7 +120,6 @@ class Loop:
             shards_weights=engine.shards_weights,
         )
         self.progress = Progress(plan.training.best_metric, plan.training.best_mode)
-        self.last: dict[str, float] = {}
         self.total_steps = plan.training.total_steps(self.schedule.steps_per_epoch)
         self.source: StepSource = ScheduledSteps(
             self.schedule,
@@ -257,7 +256,6 @@ class Loop:
         if "validation" not in self.datasets:
             return False
         result = self.measure("validation")
-        self.last = result.scalars
         early = self.recipe.training.early_stopping
         return self.progress.judge(result.scalars, early.min_delta if early else 0.0)
 
@@ -339,6 +337,6 @@ class Loop:
             best_step,
             progress.best_value,
             progress.metric,
-            self.last,
+            progress.last,
             progress.best_figures,
         )

@@ -1,4 +1,4 @@
-"""How far a training is, and which evaluation was the best: the loop's own state, kept in each checkpoint."""
+"""How far a training is, and which evaluation was the best: the loop's own state, stored in each checkpoint."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from finetune.recipe.training import EarlyStopping
 
 @dataclass
 class Progress:
-    """mode: max or min, what is better of the metric. step: optimizer steps done. best_figures: "loss" and the metrics of
-    the best evaluation. stale: evaluations since then. seconds: spent training, over all restarts.
+    """mode: max or min, the better direction of the metric. step: optimizer steps done. best_figures: "loss" and the
+    metrics of the best evaluation. stale: evaluations since then. seconds: time in training, over all restarts.
+    last: the figures of the last evaluation.
     """
 
     metric: str
@@ -25,9 +26,10 @@ class Progress:
     units: int = 0
     seconds: float = 0.0
     evaluated_step: int = -1
+    last: dict[str, float] = field(default_factory=dict)
 
     def restore(self, stored: dict[str, Any]) -> None:
-        """Take over what a checkpoint kept, as far as it speaks of the same metric."""
+        """Take over what a checkpoint kept; of the best value only if it is of the same metric."""
         same = (stored.get("metric"), stored.get("mode")) == (self.metric, self.mode)
         for key in (
             "step",
@@ -37,12 +39,13 @@ class Progress:
             *(("best_value", "best_step", "stale") if same else ()),
         ):
             setattr(self, key, stored[key])
+        self.last = dict(stored.get("last", {}))  # checkpoints of earlier versions have none
         if same:  # a checkpoint of an earlier version has the one value alone
             only = {} if self.best_value is None else {self.metric: self.best_value}
             self.best_figures = dict(stored.get("best_figures", only))
 
     def forget_best(self) -> None:
-        """Its checkpoint is lost: the best of the evaluations to come is taken."""
+        """Its checkpoint is lost: the best of the evaluations to come counts."""
         self.best_value, self.best_step, self.best_figures = None, 0, {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,7 +56,7 @@ class Progress:
 
         A change below min_delta still becomes the best, but does not reset the patience of early stopping.
         """
-        self.evaluated_step = self.step
+        self.evaluated_step, self.last = self.step, dict(scalars)
         value = scalars.get(self.metric)
         if value is None:
             return False
@@ -67,5 +70,5 @@ class Progress:
         return gain > 0
 
     def exhausted(self, early_stopping: EarlyStopping | None) -> bool:
-        """Whether early stopping says that this is enough."""
+        """Whether early stopping ends the training."""
         return early_stopping is not None and self.stale >= early_stopping.patience

@@ -19,6 +19,7 @@ from finetune.data.prepare.added_columns import ExamplesWithColumns
 from finetune.data.table import Examples
 from finetune.metrics import MetricSet
 from finetune.planning.plan import Plan
+from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
 from finetune.tasks.task import Datasets, ReferenceTask, Task, reference_columns
@@ -63,7 +64,9 @@ def run_reference(
     together = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
     model = model.to(dtype).train()
     _add_reference_logprobs(subject, model)
-    optimizer = make_optimizer(model, training, training.optimizer)
+    # What DeepSpeed's kernels do in float32, torch's do in float64 as well.
+    name = OPTIMIZERS[training.optimizer].same_update or training.optimizer
+    optimizer = make_optimizer(model, training, name)
     trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     for step in range(steps):
         examples = [position for item in schedule.step(step).items for position in item]

@@ -35,7 +35,7 @@ def train_and_save(name, config, folder):
         written = sum(size for size, _ in saved.manifest.files.values())
         rest, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
         keys = {key for key in saved.manifest.shapes if key.startswith("model.norm.weight")}
-        return str(saved.path), losses, rest, norms, engine.full_state_dict(), keys, (needed, written)
+        return saved.path, losses, rest, norms, engine.full_state_dict(), keys, (needed, written)
 
 
 def resume(name, config, path):

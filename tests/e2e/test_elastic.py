@@ -3,6 +3,9 @@
 Dropout is off: which rank draws for which example changes with their number.
 """
 
+import json
+import shutil
+
 import pytest
 
 from finetune.errors import Stopped
@@ -55,6 +58,19 @@ def test_the_same_losses(straight, winding):
     for split in ("validation", "test"):
         rows = [{row["step"]: row["loss"] for row in tiny.rows(run, split)} for run in (winding, straight)]
         assert rows[0] == pytest.approx(rows[1], rel=1e-5)
+
+
+def test_a_run_that_ends_after_its_last_step_loses_no_figures(workers, calm):
+    """As a kill between the last checkpoint and the summary leaves it: the figures come from the checkpoint."""
+    run = workers.train(1, "ended", "parallel.deepspeed=none", recipe=calm)
+    record = json.loads((run / "run.json").read_text())
+    whole = record["summary"]
+    assert whole["last_loss"] == tiny.rows(run, "validation")[-1]["loss"]
+    (run / "run.json").write_text(json.dumps({**record, "status": "failed", "summary": {}}))
+    shutil.rmtree(run / "model")
+    workers.train(1, "ended", "parallel.deepspeed=none", recipe=calm)
+    assert len(tiny.losses(run)) == STEPS, "no step was made again"
+    assert json.loads((run / "run.json").read_text())["summary"] == whole
 
 
 def test_the_same_model(straight, winding):

@@ -8,9 +8,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 
-from finetune.app.verify import TOLERANCE, compare_all, derive_recipe, read_figures
+from finetune.app.verify import TOLERANCE, compare_all, derive_recipe, open_for_cpu, read_figures
 from finetune.distributed.launch import SUPERVISED
+from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS, TASKS
 from finetune.tracking.run import recipe_text
@@ -103,6 +105,28 @@ def test_with_packing(packing, verify, tmp_path):
     values["data"] = {**values["data"], "packing": packing}
     differences, _ = verify(values)
     assert len(differences) == 9 and not any(difference.first for difference in differences.values()), differences
+
+
+@pytest.mark.parametrize("optimizer", ["deepspeed_cpu_adam", "radam", "lion", "adam", "sgd"])
+def test_with_every_optimizer_that_runs_here(optimizer, verify, tmp_path):
+    """DeepSpeed's own kernels are compared with torch's same update in the plain loop."""
+    assert {spec.name for spec in OPTIMIZERS.values() if spec.device != "cuda"} == {
+        "adamw", "deepspeed_cpu_adam", "radam", "lion", "adam", "sgd",
+    }  # fmt: skip
+    example = next(example for example in EXAMPLES if example.task == "text_classification")
+    values = learning(example.recipe(tmp_path))
+    values["training"] |= {"optimizer": optimizer, "weight_decay": 0.1}
+    differences, figures = verify(values)
+    assert len(differences) == 9 and not any(figure["refused"] for figure in figures.values())
+    assert not any(difference.first for difference in differences.values()), differences
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize(("optimizer", "stand_in"), [("deepspeed_adam", "adamw"), ("deepspeed_lion", "lion")])
+def test_an_optimizer_that_needs_cuda_is_stood_in_for_and_that_is_told(workplace, optimizer, stand_in, capsys):
+    loaded = open_for_cpu(str(workplace / "tiny.yaml"), [f"training.optimizer={optimizer}"])
+    assert loaded.recipe.training.optimizer == stand_in
+    assert f"{optimizer} needs CUDA; {stand_in}, which makes the same update" in capsys.readouterr().out
 
 
 SLICED = [number for number, example in enumerate(EXAMPLES) if "tensor" in TASKS[example.task].card.splits]

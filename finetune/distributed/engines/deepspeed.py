@@ -61,7 +61,7 @@ class ZeroEngine:
             tensor_parallel.check_frozen(module)
         with redirect_stdout(sys.stderr):  # DeepSpeed prints while it starts
             if make_optimizer is None:
-                self.model: Any = _wrap_for_inference(session, module, self.config, self.stage)
+                self.model: Any = _wrap_for_inference(module, self.config, self.stage)
                 self.optimizer: Any = None
             else:
                 self.model, self.optimizer = session.accelerator.prepare(module, make_optimizer(module))
@@ -190,25 +190,14 @@ def open_deepspeed(
     return ZeroEngine(session, module, make_optimizer, options)
 
 
-def _wrap_for_inference(session: Session, module: nn.Module, config: dict[str, Any], stage: int) -> Any:
+def _wrap_for_inference(module: nn.Module, config: dict[str, Any], stage: int) -> Any:
     """What computes as the training engine does, without masters, gradients and optimizer state.
 
-    Stages 0 to 2 hold whole weights: the module itself in the engine's precision. Only stage 3 and slices of matrices
-    need DeepSpeed.
+    Stages 1 and 2 want an optimizer to share out, and hold whole weights for computing: as stage 0 does. DeepSpeed itself
+    casts the weights, because what it leaves in float32 depends on its version.
     """
-    half = next((kind for name, kind in _HALF.items() if config.get(name, {}).get("enabled")), None)
-    sliced = "tensor_parallel" in config
-    if stage < 3 and not sliced:
-        return module.to(session.device) if half is None else module.to(session.device).to(half)
     import deepspeed
 
-    settings = dict(config)
-    if sliced:  # stages 1 and 2 want an optimizer, and stage 0 in bf16 wants masters
-        settings["zero_optimization"] = {"stage": 0}
-        settings |= {name: {"enabled": False} for name in _HALF}
-        module = module if half is None else module.to(half)
+    settings = config if stage == 3 else {**config, "zero_optimization": {"stage": 0}}
     engine, *_ = deepspeed.initialize(model=module, config=settings)
     return engine
-
-
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -53,7 +53,12 @@ CONTRADICTIONS = [
         "not by DeepSpeed (zero2 is the default)",
     ),
     ([*PIPELINE, "training.precision=fp16"], "training.precision", "does not scale losses"),
-    ([*PIPELINE, "training.optimizer=deepspeed_cpu_adam"], "training.optimizer", "torch's optimisers"),
+    ([*PIPELINE, "training.optimizer=deepspeed_cpu_adam"], "training.optimizer", "torch's optimizers"),
+    (["parallel.engine=dpp"], "parallel.engine", "no such engine"),
+    (["parallel.engine=deepspeed", "parallel.deepspeed=none"], "parallel.engine", "parallel.deepspeed is none"),
+    (["parallel.engine=ddp", "parallel.deepspeed=zero2"], "parallel.engine", "for the engine deepspeed"),
+    (["parallel.engine=pipeline", "parallel.deepspeed=none"], "parallel.engine", "parallel.pipeline is 1"),
+    ([*PIPELINE, "parallel.engine=ddp"], "parallel.engine", "parallel.pipeline is 2"),
     (["data.packing=packed"], "data.packing", "cannot do that"),
     (["task=writing", "training.label_smoothing=0.1", "evaluation={}"], "training.label_smoothing", "no labels"),
 ]
@@ -68,11 +73,11 @@ def test_a_contradiction_is_told_once_at_its_key(faults, sets: list[str], key: s
 
 
 def test_every_check_is_proved_here() -> None:
-    assert len(CONTRADICTIONS) >= 23
+    assert len(CONTRADICTIONS) >= 29
     listed = {check.__name__ for check in checks.ALWAYS + checks.HERE}
     defined = {name for name in vars(checks) if name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 17
+    assert len(listed) == 18
 
 
 @pytest.mark.parametrize(
@@ -88,6 +93,9 @@ def test_every_check_is_proved_here() -> None:
         ["data.columns={label: stars}"],
         ["data.validation=a/b", "data.validation_fraction=0"],
         ["parallel.deepspeed=none"],
+        ["parallel.engine=ddp"],  # zero2 is only the default
+        ["parallel.engine=deepspeed"],
+        [*PIPELINE, "parallel.engine=pipeline"],
         PIPELINE,
         ["model.init=config", "model.source=llama"],
         ["training.label_smoothing=0.1"],
@@ -125,7 +133,7 @@ def test_fp16_needs_cuda(load, faults, monkeypatch) -> None:
     assert load(GOOD, "training.precision=fp16", here=True)
 
 
-def test_fused_optimisers_need_their_device(load, faults, monkeypatch) -> None:
+def test_fused_optimizers_need_their_device(load, faults, monkeypatch) -> None:
     monkeypatch.setattr(checks, "has_cuda", lambda: False)
     assert "needs CUDA" in faults(GOOD, "training.optimizer=deepspeed_lion", here=True)["training.optimizer"].message
     assert load(GOOD, "training.optimizer=deepspeed_cpu_adam", here=True)

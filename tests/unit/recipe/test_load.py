@@ -141,7 +141,7 @@ def test_all_faults_come_at_once_in_the_order_of_the_file(faults) -> None:
         ("training.learning_rate", "value", "fast"),
         ("training.steps", "message", "true or false"),
         ("training.betas", "allowed", "2 values"),
-        ("training.optimizer", "allowed", "adamw, adam, sgd"),
+        ("training.optimizer", "allowed", "adamw, adam, radam, lion, sgd"),
         ("training.optimizer", "nearest", "adamw"),
         ("parallel.processes", "allowed", "a whole number of at least 1, or auto"),
         ("tracking.lr", "nearest", "training.learning_rate"),

@@ -45,10 +45,11 @@ def test_what_a_checkpoint_kept_is_taken_over_but_not_the_best_of_another_metric
     other.restore(first.to_dict())
     assert same == first
     assert (other.step, other.best_value, other.stale) == (2, None, 0)
+    assert same.last == other.last == {"accuracy": 0.4}
 
 
 def test_the_figures_of_the_best_evaluation_are_kept_beside_its_value():
-    progress = Progress.start("accuracy", "auto")
+    progress = Progress("accuracy", "max")
     for step, scalars in enumerate(
         [{"accuracy": 0.7, "loss": 0.5373, "roc_auc": math.nan}, {"accuracy": 0.6, "loss": 0.5340}]
     ):
@@ -56,7 +57,7 @@ def test_the_figures_of_the_best_evaluation_are_kept_beside_its_value():
         progress.judge(scalars, 0.0)
     assert progress.best_figures == {"accuracy": 0.7, "loss": 0.5373}
     stored = progress.to_dict()
-    again, earlier = Progress.start("accuracy", "auto"), Progress.start("accuracy", "auto")
+    again, earlier = Progress("accuracy", "max"), Progress("accuracy", "max")
     again.restore(stored)
     assert again == progress
     del stored["best_figures"]  # as checkpoints of earlier versions are
@@ -64,3 +65,11 @@ def test_the_figures_of_the_best_evaluation_are_kept_beside_its_value():
     assert earlier.best_figures == {"accuracy": 0.7}
     earlier.forget_best()
     assert earlier.best_figures == {}
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_last_figures():
+    stored = Progress("accuracy", "max").to_dict()
+    del stored["last"]
+    progress = Progress("accuracy", "max")
+    progress.restore(stored)
+    assert progress.last == {}
