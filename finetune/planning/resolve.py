@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.errors import UserError
+from finetune.errors import RecipeFaults, UserError
 from finetune.metrics.catalogue import direction
 from finetune.models.segmented import packing_obstacle
 from finetune.planning.batch import BatchPlan, plan_batch
-from finetune.planning.deepspeed import offloads, read_deepspeed_config, resolve_deepspeed_config, zero_stage
+from finetune.planning.deepspeed import offloads, resolve_deepspeed_config, zero_stage
 from finetune.planning.plan import MachinePlan, Plan, TrainingPlan
 from finetune.planning.shape import hidden_size, layer_elements, usable_positions
 from finetune.planning.tensor import check_engine, check_model
 from finetune.recipe.card import TaskCard
+from finetune.recipe.deepspeed import Asked, config_faults, read_deepspeed_config
 from finetune.recipe.draft import DEFAULT_EPOCHS
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.shelf import find_deepspeed_config
@@ -176,8 +177,12 @@ def _deepspeed(
     name = recipe.parallel.deepspeed
     if name == "none":
         return None
+    file = find_deepspeed_config(name)
+    written = read_deepspeed_config(file)
+    if faults := config_faults(written, Asked.of(recipe, (precision,)), where=str(file)):
+        raise RecipeFaults(faults)
     resolved = resolve_deepspeed_config(
-        read_deepspeed_config(find_deepspeed_config(name)),
+        written,
         batch=batch,
         precision=precision,
         max_grad_norm=recipe.training.max_grad_norm,
