@@ -15,7 +15,7 @@ from finetune.distributed.failure import report_failures
 from finetune.distributed.launch import SUPERVISED, Launch, die_with_parent, run_workers
 from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
 from finetune.planning.tensor import KEY, check_model
-from finetune.recipe.digest import training_digest
+from finetune.recipe.identity import list_differences
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.machine import count_gpus
 from finetune.tasks import CARDS
@@ -118,11 +118,11 @@ def choose_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run |
             where=str(run_dir),
             remedy="give another --run-dir, or remove this folder",
         )
-    if run.read().get("recipe_digest") != training_digest(recipe):
+    if differences := run.differences(recipe):
         raise UserError(
-            "the folder holds a run of another recipe (its data, model or training differ)",
+            f"the folder holds a run of another recipe:{list_differences(differences)}",
             where=str(run_dir),
-            remedy=f"compare with {run.recipe_file}; give another --run-dir to train this one",
+            remedy="Give another --run-dir to train this one.",
         )
     if run.trainer not in (None, os.getpid()):
         raise UserError(

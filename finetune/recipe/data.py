@@ -78,7 +78,9 @@ class DataSection(Section):
         "1: purely random. auto: 1 where nothing is padded, else the task's own.",
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto", description="Background loader processes a rank; auto: 0 for text, up to 4 for images."
+        default="auto",
+        description="Background loader processes a rank; auto: 0 for text, up to 4 for images.",
+        json_schema_extra={"machine": True},
     )
 
     @field_validator(

@@ -9,7 +9,11 @@ from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
-    """Each field's meaning and unit stand in its `description`, so that the schema is the manual."""
+    """Each field's meaning and unit are in its `description`, so that the schema is the manual.
+
+    A field whose json_schema_extra has {"machine": True} says how a training is carried out, not what it is: it may
+    change when a run is resumed (see identity.py).
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True

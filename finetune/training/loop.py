@@ -13,6 +13,7 @@ from finetune.data.order.cost import CostModel
 from finetune.distributed.engine import Engine
 from finetune.errors import Stopped, TrainingFailed
 from finetune.events import Listener
+from finetune.recipe.identity import training_values
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.task import Batch, Kit, Task
 from finetune.training.checkpoint import Saver, check_space
@@ -59,7 +60,6 @@ class Loop:
         *,
         micro_batch: int,
         cost: CostModel,
-        recipe_digest: str,
         output_dirs: OutputDirs,
         listener: Listener,
         stop: StopRequest,
@@ -78,7 +78,7 @@ class Loop:
         self.saver = Saver(
             engine,
             output_dirs.checkpoints,
-            recipe_digest=recipe_digest,
+            training=training_values(self.recipe),
             keep=self.recipe.checkpoint.keep,
             published=lambda saved, best: listener.checkpoint(saved.path, step=saved.step, best=best),
         )

@@ -31,7 +31,7 @@ from finetune.planning.memory import StateBytes, state_bytes
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
 from finetune.planning.stored import StoredPlan
-from finetune.recipe.digest import training_digest
+from finetune.recipe.identity import list_differences, training_differences
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
 from finetune.tracking.atomic_files import publish_json
@@ -146,7 +146,6 @@ def make_loop(context: TrainingContext, run: Run, listener: Listener, stop: Stop
         context.engine,
         cost=cost_model(load_config(recipe.model)),
         micro_batch=context.plan.batch.micro_batch,
-        recipe_digest=training_digest(recipe),
         output_dirs=OutputDirs(run.checkpoints, run.predictions),
         listener=listener,
         stop=stop,
@@ -165,7 +164,7 @@ def _find_checkpoints(
         if start is None:
             return None, None
     else:
-        start = _given_checkpoint(session, recipe, Path(resume).resolve())
+        start = _given_checkpoint(session, recipe, Path(resume).resolve(), listener)
     best = _find_best(session, start, listener)
     if session.is_main:
         listener.message(f"going on from {start.path.name}")
@@ -176,16 +175,24 @@ def _find_checkpoints(
     return start, best
 
 
-def _given_checkpoint(session: Session, recipe: Recipe, path: Path) -> Checkpoint:
+def _given_checkpoint(session: Session, recipe: Recipe, path: Path, listener: Listener) -> Checkpoint:
     """The one that `--resume` names. Raises: UserError if it is damaged or of another recipe."""
     found, problem = check_together(session, path)
     if found is None:
-        raise UserError(problem, where="--resume", remedy="give another checkpoint, or --resume auto")
-    if found.manifest.recipe_digest != training_digest(recipe):
+        raise UserError(problem, where="--resume", remedy="Give another checkpoint, or --resume auto.")
+    run = Run(path.parent.parent)
+    if run.recipe_file.is_file():
+        differences = run.differences(recipe)
+    elif found.manifest.training:
+        differences = training_differences(found.manifest.training, recipe)
+    else:
+        differences = []
+        listener.message("note: the checkpoint lies outside its run and does not say its recipe; it was not compared")
+    if differences:
         raise UserError(
-            "the checkpoint is of another recipe (its data, model or training differ)",
+            f"the checkpoint is of another recipe:{list_differences(differences)}",
             where=str(path),
-            remedy="train this recipe from model.source instead, or resume with the recipe it came from",
+            remedy="Train this recipe from model.source instead, or resume with the recipe it came from.",
         )
     return found
 

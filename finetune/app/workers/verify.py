@@ -152,7 +152,6 @@ def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> F
         context.engine,
         micro_batch=plan.batch.micro_batch,
         cost=cost_model(load_config(recipe.model)),
-        recipe_digest="",
         output_dirs=output_dirs,
         listener=SilentListener(),
         stop=StopRequest(),
