@@ -90,7 +90,7 @@ def worker(stage: str, saves: int, folder: Path) -> None:
     session = engine.session
     gathered = count_gathered(session)
     step, found = Steps(engine), {"stall": [], "slower": [], "steps": [], "quiet": [], "synchronous": []}
-    saver = Saver(engine, folder, recipe_digest="benchmark", keep=1)
+    saver = Saver(engine, folder, training={}, keep=1)
     for _ in range(WARM):
         step(saver)
     for number in range(saves + 1):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from finetune.errors import UserError
-from finetune.recipe.digest import training_digest
+from finetune.recipe.identity import list_differences
 from finetune.recipe.load import LoadedRecipe
 from finetune.terminal import print_line
 from finetune.tracking.run import Run
@@ -35,11 +35,11 @@ def choose_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run |
             where=str(run_dir),
             remedy="Give another --run-dir, or remove this folder.",
         )
-    if run.read().get("recipe_digest") != training_digest(recipe):
+    if differences := run.differences(recipe):
         raise UserError(
-            "the folder holds a run of another recipe (its data, model or training differ)",
+            f"the folder holds a run of another recipe:{list_differences(differences)}",
             where=str(run_dir),
-            remedy=f"Compare with {run.recipe_file}; give another --run-dir to train this one.",
+            remedy="Give another --run-dir to train this one.",
         )
     if run.trainer not in (None, os.getpid()):
         raise UserError(

@@ -83,7 +83,9 @@ def open_for_cpu(recipe: str, sets: list[str]) -> LoadedRecipe:
     spec = OPTIMIZERS[open_recipe(recipe, sets, here=False).recipe.training.optimizer]
     sets = [*sets, "training.precision=fp32"]
     if spec.device == "cuda":
-        print_line(f"note: {spec.name} needs CUDA; {spec.same_update}, which makes the same update, is verified instead")
+        print_line(
+            f"note: {spec.name} needs CUDA; {spec.same_update}, which makes the same update, is verified instead"
+        )
         sets.append(f"training.optimizer={spec.same_update}")
     return open_recipe(recipe, sets)
 

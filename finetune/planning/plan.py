@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.planning.batch import BatchPlan
-from finetune.planning.deepspeed import zero_stage
+from finetune.planning.deepspeed import NOTES, zero_stage
 from finetune.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -112,4 +112,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """{"training": ..., "machine": ...}, as plan.json holds it."""
-        return {"training": asdict(self.training), "machine": asdict(self.machine)}
+        machine = asdict(self.machine)
+        if self.machine.deepspeed is not None:
+            machine["deepspeed_notes"] = dict(NOTES)
+        return {"training": asdict(self.training), "machine": machine}

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.errors import UserError
+from finetune.errors import RecipeFaults, UserError
 from finetune.metrics.catalogue import direction
 from finetune.models.segmented import packing_obstacle
 from finetune.planning.batch import BatchPlan, plan_batch
-from finetune.planning.deepspeed import offloads, read_deepspeed_config, resolve_deepspeed_config, zero_stage
+from finetune.planning.deepspeed import offloads, resolve_deepspeed_config, zero_stage
 from finetune.planning.engine import choose_engine, deepspeed_name
 from finetune.planning.plan import MachinePlan, Plan, TrainingPlan
 from finetune.planning.shape import hidden_size, layer_elements, usable_positions
 from finetune.planning.tensor import check_engine, check_model
 from finetune.recipe.card import TaskCard
+from finetune.recipe.deepspeed import Asked, config_faults, read_deepspeed_config
 from finetune.recipe.draft import DEFAULT_EPOCHS
 from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.recipe import Recipe
@@ -178,8 +179,12 @@ def _deepspeed(
     name = deepspeed_name(recipe.parallel)
     if name is None:
         return None
+    file = find_deepspeed_config(name)
+    written = read_deepspeed_config(file)
+    if faults := config_faults(written, Asked.of(recipe, (precision,)), where=str(file)):
+        raise RecipeFaults(faults)
     resolved = resolve_deepspeed_config(
-        read_deepspeed_config(find_deepspeed_config(name)),
+        written,
         batch=batch,
         precision=precision,
         max_grad_norm=recipe.training.max_grad_norm,

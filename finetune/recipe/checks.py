@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from finetune.errors import Fault, UserError
 from finetune.recipe.card import TaskCard
 from finetune.recipe.data import DataSection
+from finetune.recipe.deepspeed import Asked, config_faults, read_deepspeed_config, rounding_keys
 from finetune.recipe.draft import Draft
 from finetune.recipe.engines import AUTO, ENGINES
 from finetune.recipe.faults import nearest, show_value
@@ -22,6 +22,8 @@ from finetune.recipe.shelf import find_deepspeed_config, list_deepspeed_configs,
 from finetune.recipe.yaml import KeyPath
 
 DEEPSPEED_OFF = "none"
+PRECISIONS = ("fp32", "bf16", "fp16")
+DERIVED_PRECISIONS = ("bf16", "fp32")  # what training.precision may come to where it is not said
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ def warnings(context: CheckContext) -> list[str]:
         found.append(f"{place(('evaluation', 'best'))}: evaluation.best has no effect without validation data")
     if recipe.model.trust_remote_code:
         found.append(f"{place(('model', 'trust_remote_code'))}: Python code that comes with the model will be run")
+    if keys := rounding_keys(_deepspeed_config(recipe) or {}):
+        found.append(
+            f"{place(('parallel', 'deepspeed'))}: {recipe.parallel.deepspeed} rounds what travels between ranks "
+            f"({', '.join(keys)}): the numbers are not those of other engines"
+        )
     return found
 
 
@@ -281,7 +288,7 @@ def check_columns(context: CheckContext) -> Iterator[Fault]:
 
 
 def check_deepspeed(context: CheckContext) -> Iterator[Fault]:
-    """A DeepSpeed configuration that exists."""
+    """A DeepSpeed configuration that exists, and says nothing against the recipe."""
     name = context.recipe.parallel.deepspeed
     if name == DEEPSPEED_OFF:
         return
@@ -291,6 +298,19 @@ def check_deepspeed(context: CheckContext) -> Iterator[Fault]:
         yield context.fault(
             "parallel.deepspeed", "no such DeepSpeed configuration", allowed=", ".join(names), near=near
         )
+        return
+    try:
+        path = find_deepspeed_config(name)
+    except UserError:
+        return  # told by check_files
+    try:
+        config = read_deepspeed_config(path)
+    except UserError as error:
+        yield Fault(error.where, "parallel.deepspeed", error.what, allowed="a JSON object")
+        return
+    asked = context.recipe.training.precision
+    precisions = (asked,) if asked in PRECISIONS else DERIVED_PRECISIONS
+    yield from config_faults(config, Asked.of(context.recipe, precisions), where=str(path))
 
 
 def check_files(context: CheckContext) -> Iterator[Fault]:
@@ -320,6 +340,11 @@ def check_precision(context: CheckContext) -> Iterator[Fault]:
         yield context.fault(
             "training.precision", "fp16 needs CUDA, and this machine has none", allowed="auto, fp32, bf16"
         )
+    config = _deepspeed_config(context.recipe)
+    if config is not None and context.recipe.training.precision not in PRECISIONS and not has_cuda():
+        where = str(find_deepspeed_config(context.recipe.parallel.deepspeed))
+        faults = config_faults(config, Asked.of(context.recipe, ("fp32",)), where=where)
+        yield from (fault for fault in faults if fault.key == "bf16.enabled")
 
 
 def check_optimizer(context: CheckContext) -> Iterator[Fault]:
@@ -367,10 +392,18 @@ def _zero_section(recipe: Recipe) -> dict[str, Any] | None:
     """`zero_optimization` of the DeepSpeed configuration; empty without one. None: cannot be told."""
     if recipe.parallel.deepspeed == DEEPSPEED_OFF:
         return {}
+    config = _deepspeed_config(recipe)
+    section = None if config is None else config.get("zero_optimization", {})
+    return section if isinstance(section, dict) else None
+
+
+def _deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
+    """The file's content. None: none, or it cannot be read."""
+    if recipe.parallel.deepspeed == DEEPSPEED_OFF:
+        return None
     try:
-        config = json.loads(find_deepspeed_config(recipe.parallel.deepspeed).read_text(encoding="utf-8"))
-        return dict(config.get("zero_optimization", {}))
-    except (UserError, OSError, ValueError, AttributeError, TypeError):
+        return read_deepspeed_config(find_deepspeed_config(recipe.parallel.deepspeed))
+    except UserError:
         return None
 
 

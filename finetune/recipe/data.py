@@ -83,7 +83,9 @@ class DataSection(Section):
         "auto: 1 if nothing is padded, otherwise the task's default.",
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto", description="Data loader worker processes per rank. auto: 0 for text, up to 4 for images."
+        default="auto",
+        description="Data loader worker processes per rank. auto: 0 for text, up to 4 for images.",
+        json_schema_extra={"machine": True},
     )
 
     @field_validator(

@@ -21,7 +21,8 @@ class Recipe(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="Names the run folder and the W&B group.",
         json_schema_extra={
-            "patternErrorMessage": "letters, digits, dots, dashes and underscores, starting with a letter or digit"
+            "machine": True,
+            "patternErrorMessage": "letters, digits, dots, dashes and underscores, starting with a letter or digit",
         },
     )
     task: str = Field(description="Task to train for.")
@@ -35,12 +36,18 @@ class Recipe(Section):
         description="Hyperparameters of the training. None of them depends on the machine.",
     )
     parallel: ParallelSection = Field(
-        default_factory=ParallelSection, description="Hints about the machine; none of them changes the numbers."
+        default_factory=ParallelSection,
+        description="Hints about the machine; none of them changes the numbers.",
+        json_schema_extra={"machine": True},
     )
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="What is measured, and when.")
-    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="What is kept, and when.")
+    checkpoint: CheckpointSection = Field(
+        default_factory=CheckpointSection, description="What is kept, and when.", json_schema_extra={"machine": True}
+    )
     tracking: TrackingSection = Field(
-        default_factory=TrackingSection, description="What is logged to W&B, and how often."
+        default_factory=TrackingSection,
+        description="What is logged to W&B, and how often.",
+        json_schema_extra={"machine": True},
     )
 
 

@@ -9,7 +9,11 @@ from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
-    """The `description` of each field gives its meaning and unit, so the schema is the manual."""
+    """The `description` of each field gives its meaning and unit, so the schema is the manual.
+
+    A field whose json_schema_extra has {"machine": True} says how a training is carried out, not what is trained: it may
+    change when a run is resumed (see identity.py).
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True

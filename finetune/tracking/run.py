@@ -19,7 +19,7 @@ import psutil
 
 from finetune import __version__
 from finetune.errors import UserError
-from finetune.recipe.digest import training_digest
+from finetune.recipe.identity import stored_values, training_differences
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
 from finetune.recipe.yaml import dump
@@ -76,7 +76,6 @@ class Run:
                 "id": identity,
                 "name": recipe.name,
                 "task": recipe.task,
-                "recipe_digest": training_digest(recipe),
                 "created": now.isoformat(timespec="seconds"),
                 "status": "running",
                 "process": _this_process(),
@@ -106,23 +105,26 @@ class Run:
     def newest_unfinished(cls, recipe: Recipe, root: Path) -> Run | None:
         """The newest run of the same recipe that is neither done nor being trained by a living process of this host.
 
-        Same: the digest of all that is learnt, so `tracking`, `parallel` and `checkpoint` may differ. A run that is
-        newer and done ends the search: starting the same recipe again then means a new run.
+        Same: all that names a training (recipe/identity.py), so `tracking`, `parallel` and `checkpoint` may differ. A run
+        that is newer and done ends the search: starting the same recipe again then means a new run.
         """
-        wanted = training_digest(recipe)
         for path in sorted((root / recipe.name).glob("*/run.json"), reverse=True):
             run = cls(path.parent)
             try:
                 found = run.read()
+                if run.differences(recipe):
+                    continue
             except UserError:
                 continue  # incomplete or damaged: never resumed
-            if found.get("recipe_digest") != wanted:
-                continue
             if found.get("status") == "done":
                 return None
             if run.trainer in (None, os.getpid()):
                 return run
         return None
+
+    def differences(self, recipe: Recipe) -> list[str]:
+        """Keys in which this run trains something else than `recipe`. Raises: UserError if recipe.yaml is damaged."""
+        return training_differences(stored_values(self.recipe_file), recipe)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Rewrite recipe.yaml: a run may be resumed on other ranks or with another ZeRO stage. Rank 0 only."""

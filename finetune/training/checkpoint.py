@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,14 +52,21 @@ class Saver:
     """Saves the state of all ranks under folder/step-XXXXXXXX, on a shared disk. Each rank has one.
 
     `begin`, `advance` and `finish` are called by all ranks, after the same step. One save is under way at a time.
-    published: told on rank 0 of each new checkpoint, and whether it is the best.
+    training: what names the training (recipe/identity.py), kept in every manifest.
+    published: called on rank 0 with each new checkpoint, and whether it is the best.
     """
 
     def __init__(
-        self, engine: Engine, folder: Path, *, recipe_digest: str, keep: int = 2, published: Published | None = None
+        self,
+        engine: Engine,
+        folder: Path,
+        *,
+        training: Mapping[str, Any],
+        keep: int = 2,
+        published: Published | None = None,
     ) -> None:
         self.engine, self.session, self.folder = engine, engine.session, folder
-        self.recipe_digest, self.keep, self.published = recipe_digest, keep, published
+        self.training, self.keep, self.published = dict(training), keep, published
         self.latest: Checkpoint | None = None
         self.best: Checkpoint | None = None
         self._save: _Save | None = None
@@ -107,7 +114,7 @@ class Saver:
             self._raise_problem(next((one.problem for one in told if one.problem), ""), final)
             manifest = Manifest(
                 step=save.step,
-                recipe_digest=self.recipe_digest,
+                training=self.training,
                 loop=save.loop,
                 scalars=save.scalars,
                 files={name: entry for one in told for name, entry in one.files.items()},
@@ -159,9 +166,11 @@ class Saver:
         )
 
 
-def save_checkpoint(engine: Engine, folder: Path, *, step: int, recipe_digest: str, loop: dict[str, Any]) -> Checkpoint:
+def save_checkpoint(
+    engine: Engine, folder: Path, *, step: int, training: Mapping[str, Any], loop: dict[str, Any]
+) -> Checkpoint:
     """Save and wait for it. All ranks call it. Raises: TrainingFailed on every rank if any rank could not write."""
-    saver = Saver(engine, folder, recipe_digest=recipe_digest)
+    saver = Saver(engine, folder, training=training)
     try:
         saver.begin(step, loop)
         saver.finish()

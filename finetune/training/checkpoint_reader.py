@@ -4,7 +4,7 @@
         state-00000-of-00002.safetensors   what rank 0 held: "<key>@<start>" -> flat values; "<key>[a:b]@<start>" of
                                            columns a to b alone, where tensor parallelism slices a matrix so
         state-00001-of-00002.safetensors
-        manifest.json                      step, recipe digest, the loop's state, sizes and SHA-256 of the files
+        manifest.json                      step, what is trained, the loop's state, sizes and SHA-256 of the files
     checkpoints/latest, checkpoints/best   one line each: the name of a checkpoint
 
 Any number of ranks reads it under any ZeRO stage. Only safetensors and JSON: loading runs no code.
@@ -37,14 +37,18 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """step: optimiser steps done. loop: the training loop's own state. files: name -> (bytes, sha256)."""
+    """step: optimiser steps done. loop: the training loop's own state. files: name -> (bytes, sha256).
+
+    training: what names the training (recipe/identity.py). recipe_digest: what did in the first design; no longer compared.
+    """
 
     step: int
-    recipe_digest: str
     loop: dict[str, Any]
     scalars: dict[str, Any]
     files: dict[str, tuple[int, str]]
     shapes: dict[str, list[int]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    recipe_digest: str = ""
 
     def to_json(self) -> str:
         tree = {"format": FORMAT, **self.__dict__}

@@ -18,6 +18,7 @@ from finetune.errors import Stopped, TrainingFailed
 from finetune.events import Listener
 from finetune.metrics.evaluation import Evaluation
 from finetune.planning.plan import Plan
+from finetune.recipe.identity import training_values
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
@@ -82,7 +83,6 @@ class Loop:
         *,
         evaluator: SplitEvaluator,
         cost: CostModel,
-        recipe_digest: str,
         output_dirs: OutputDirs,
         listener: Listener,
         stop: StopRequest,
@@ -107,7 +107,7 @@ class Loop:
         self.saver = Saver(
             engine,
             output_dirs.checkpoints,
-            recipe_digest=recipe_digest,
+            training=training_values(self.recipe),
             keep=self.recipe.checkpoint.keep,
             published=lambda saved, best: listener.checkpoint(saved.path, step=saved.step, best=best),
         )

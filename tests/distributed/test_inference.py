@@ -24,7 +24,7 @@ def build(seed, tensor):
 def train(folder, config, precision, tensor):
     engine, batch = toy.open_toy(config, precision=precision, tensor=tensor, build=lambda: build(0, tensor))
     toy.train_toy(engine, batch, range(3))
-    saved = save_checkpoint(engine, folder, step=3, recipe_digest="toy", loop={})
+    saved = save_checkpoint(engine, folder, step=3, training={"toy": 1}, loop={})
     return saved.path, logits_of(engine), engine.full_state_dict()
 
 

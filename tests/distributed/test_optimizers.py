@@ -31,7 +31,7 @@ def train_and_save(name, config, folder):
         engine, batch = toy.open_toy(config, micro_batch=1, training=training(name))
         losses, norms = toy.train_toy(engine, batch, range(SAVE_AT))
         needed = checkpoint_bytes(engine, name)
-        saved = save_checkpoint(engine, folder, step=SAVE_AT, recipe_digest="toy", loop={})
+        saved = save_checkpoint(engine, folder, step=SAVE_AT, training={"toy": 1}, loop={})
         written = sum(size for size, _ in saved.manifest.files.values())
         rest, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
         keys = {key for key in saved.manifest.shapes if key.startswith("model.norm.weight")}

@@ -69,7 +69,7 @@ class Alone:
 
 
 def save(engine, folder, step, *, best=False, keep=1):
-    saver = Saver(engine, folder, recipe_digest="toy", keep=keep)
+    saver = Saver(engine, folder, training={"task": "toy"}, keep=keep)
     saver.begin(step, {"step": step}, best=best)
     saver.finish()
     saver.close()
@@ -213,7 +213,7 @@ def test_a_full_disk_at_each_write(ranks, tmp_path):
 def train_and_save(folder, every, failing=False, crowded=False):
     """On each rank: losses of 8 steps with a save every so many, and how many steps were made while one was under way."""
     engine, batch = toy.open_toy("zero2")
-    saver = Saver(engine, folder, recipe_digest="toy", keep=2)
+    saver = Saver(engine, folder, training={"task": "toy"}, keep=2)
     meanwhile, losses = 0, []
     with ExitStack() as stack:
         if failing and engine.session.rank == 1:

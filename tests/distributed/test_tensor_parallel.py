@@ -194,7 +194,7 @@ def train_and_save(folder, config, tensor, precision="fp32"):
     engine, batch = open_any(config, tensor, precision)
     before = checkpoint_bytes(engine, "adamw")
     toy.train_toy(engine, batch, range(SAVE_AT))
-    saved = save_checkpoint(engine, folder, step=SAVE_AT, recipe_digest="toy", loop={"step": SAVE_AT})
+    saved = save_checkpoint(engine, folder, step=SAVE_AT, training={"task": "toy"}, loop={"step": SAVE_AT})
     losses, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
     return saved.path, losses, engine.full_state_dict(), before
 

@@ -15,6 +15,7 @@ ALLOWED = {
     ("app/train.py", ""): "--resume; and processes, decided before there is a plan",
     ("app/workers/train.py", ""): "--resume",
     ("app/workers/launcher_config.py", ""): "accelerate's own word, in its configuration",
+    ("recipe/deepspeed.py", ""): "DeepSpeed's own word, in its files",
     ("training/loop.py", "_loader_workers"): "data.workers is a mode of running",
     ("training/microbatch_planner.py", "__init__"): "rank_speed is a mode of running, measured as it runs",
     ("tracking/wandb_mirror.py", ""): "tracking.wandb is a mode of running",

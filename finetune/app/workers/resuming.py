@@ -10,7 +10,7 @@ from finetune.errors import UserError
 from finetune.events import Listener
 from finetune.planning.plan import Plan
 from finetune.planning.stored import StoredPlan
-from finetune.recipe.digest import training_digest
+from finetune.recipe.identity import list_differences, training_differences
 from finetune.recipe.recipe import Recipe
 from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
@@ -51,10 +51,11 @@ def find_checkpoints(
         if start is None:
             return None, None
     else:
-        start = _given_checkpoint(session, recipe, Path(resume).resolve())
+        start = _given_checkpoint(session, recipe, Path(resume).resolve(), listener)
     best = _find_best(session, start, listener)
     if session.is_main:
-        listener.message(f"resuming from {start.path.name}")
+        if resume != "auto":
+            listener.message(f"resuming from {start.path}")
         abandon_newer(folder, start.step)
         for label, named in (("latest", start), ("best", best)):  # a kill may have come between renaming and naming
             if named is not None and named.path.parent.resolve() == folder.resolve():
@@ -62,16 +63,24 @@ def find_checkpoints(
     return start, best
 
 
-def _given_checkpoint(session: Session, recipe: Recipe, path: Path) -> Checkpoint:
+def _given_checkpoint(session: Session, recipe: Recipe, path: Path, listener: Listener) -> Checkpoint:
     """The one that `--resume` names. Raises: UserError if it is damaged or belongs to another recipe."""
     checkpoint, problem = check_together(session, path)
     if checkpoint is None:
         owner = Run(path.parent.parent)
         removed = removal_remedy(owner) if owner.file.is_file() and not path.exists() else ""
         raise UserError(problem, where="--resume", remedy=removed or "Give another checkpoint, or --resume auto.")
-    if checkpoint.manifest.recipe_digest != training_digest(recipe):
+    run = Run(path.parent.parent)
+    if run.recipe_file.is_file():
+        differences = run.differences(recipe)
+    elif checkpoint.manifest.training:
+        differences = training_differences(checkpoint.manifest.training, recipe)
+    else:
+        differences = []
+        listener.message("note: the checkpoint is outside its run folder and does not name its recipe: not compared")
+    if differences:
         raise UserError(
-            "the checkpoint belongs to another recipe (its data, model or training differ)",
+            f"the checkpoint belongs to another recipe:{list_differences(differences)}",
             where=str(path),
             remedy="Train this recipe from model.source instead, or resume with the recipe that the checkpoint is of.",
         )

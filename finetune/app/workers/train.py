@@ -28,7 +28,6 @@ from finetune.inference.evaluation import Evaluator
 from finetune.models.config import load_config
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
-from finetune.recipe.digest import training_digest
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.artifacts import MODEL
@@ -157,7 +156,6 @@ def make_loop(
         context.engine,
         evaluator=evaluator,
         cost=cost,
-        recipe_digest=training_digest(recipe),
         output_dirs=output_dirs,
         listener=listener,
         stop=stop,

@@ -4,7 +4,7 @@ import pytest
 
 from finetune.app.export import find_checkpoint
 from finetune.errors import UserError
-from finetune.recipe.digest import training_digest
+from finetune.recipe.identity import training_values
 from finetune.tracking.retention import apply_retention, removal_remedy, stored_checkpoints
 from tests.unit.tracking.conftest import make_recipe
 
@@ -69,4 +69,4 @@ def test_a_run_without_checkpoints_says_nothing(run):
 
 
 def test_the_key_does_not_change_which_training_it_is():
-    assert training_digest(make_recipe(checkpoint={"keep_after_training": "none"})) == training_digest(make_recipe())
+    assert training_values(make_recipe(checkpoint={"keep_after_training": "none"})) == training_values(make_recipe())

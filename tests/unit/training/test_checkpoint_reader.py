@@ -24,7 +24,7 @@ def cut(total, draw):
 def store(folder: Path, pieces: list[Shard]) -> CheckpointTensors:
     save_file({shard_name(shard): shard.values.contiguous() for shard in pieces}, folder / "state.safetensors")
     shapes = {shard.key: list(shard.shape) for shard in pieces}
-    return CheckpointTensors(Checkpoint(folder, Manifest(1, "", {}, {}, {"state.safetensors": (0, "")}, shapes)))
+    return CheckpointTensors(Checkpoint(folder, Manifest(1, {}, {}, {"state.safetensors": (0, "")}, shapes)))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
