@@ -113,7 +113,8 @@ def set_padding(model: Any, tokenizer: PreTrainedTokenizerBase, *, always: bool 
 def _load(wanted: str, model: ModelSection) -> PreTrainedTokenizerBase:
     from transformers import CONFIG_MAPPING, AutoTokenizer
 
-    if wanted in CONFIG_MAPPING and not Path(wanted).is_dir():
+    only_type = not model.tokenizer and model.init == "config"  # then a folder of that name is not meant
+    if wanted in CONFIG_MAPPING and (only_type or not Path(wanted).is_dir()):
         raise UserError(
             f"model.source is a model type, {wanted}, which has no tokenizer",
             remedy="Set model.tokenizer: a hub id, a folder, package:<package>/<folder>, or train:4096.",
