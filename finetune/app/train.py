@@ -147,7 +147,7 @@ def plan_launch(loaded: LoadedRecipe, arguments: list[str], processes: int | Non
     asked = "--processes" if processes else loaded.origins.get("parallel.processes", "parallel.processes")
     if count % split:
         raise UserError(
-            f"{count} processes are no multiple of the {split} that hold a model together",
+            f"{count} processes are not a multiple of the {split} that hold one copy of the model",
             where=asked,
             remedy=f"start {split}, {2 * split}, ...; or set parallel.{'tensor' if parallel.tensor > 1 else 'pipeline'}: 1",
         )
