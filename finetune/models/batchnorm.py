@@ -1,4 +1,4 @@
-"""BatchNorm that keeps the statistics it was loaded with, whatever train() says; and whose gradients are right."""
+"""BatchNorm with frozen statistics, whatever train() says, and with correct gradients."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def has_batchnorm(model: nn.Module) -> bool:
 def freeze_batchnorm(model: nn.Module) -> int:
     """Keep every BatchNorm in evaluation mode, also after model.train(); scale and shift still learn.
 
-    With frozen statistics each image is normalised alike in every batch, so the result depends neither on the micro-batch
-    nor on the number of ranks. Returns how many modules were frozen.
+    With frozen statistics each image is normalized the same way in every batch, so the result depends neither on the
+    micro-batch nor on the number of ranks. Returns how many modules were frozen.
     """
     frozen = 0
     for module in model.modules():
@@ -35,18 +35,18 @@ def _stay_in_eval(self: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def fix_batchnorm_gradients(model: nn.Module) -> int:
-    """Hand every BatchNorm its gradient in the memory format of its input, where a batch holds one image.
+    """Give every BatchNorm its gradient in the memory format of its input, where a batch holds one image.
 
-    torch 2.13's CPU kernels give a wrong gradient there, without a word, if one is channels-first and the other
+    torch 2.13's CPU kernels give a wrong gradient there, silently, if one is channels-first and the other
     channels-last (as behind a transformer's permute), in training and with frozen statistics alike. Returns how many
-    modules were mended.
+    modules were changed.
     """
-    mended = 0
+    changed = 0
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.register_forward_hook(_watch_gradient)
-            mended += 1
-    return mended
+            changed += 1
+    return changed
 
 
 def _watch_gradient(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

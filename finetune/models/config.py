@@ -1,4 +1,4 @@
-"""The configuration of a model: read from where it is, or made from a model type, with the recipe's overrides checked."""
+"""The configuration of a model: read from its source, or made from a model type, with the recipe's overrides checked."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def load_config(model: ModelSection, **overrides: Any) -> PreTrainedConfig:
     """The configuration that `model` describes; model.config wins over what is loaded, `overrides` (the task's: labels,
     vocabulary) win over both.
 
-    Raises: UserError for an unknown key or a value of the wrong type, with the nearest key; and where the source is not
-    there, with what it takes to get it.
+    Raises: UserError for an unknown key or a value of the wrong type, with the nearest key; and if the source is missing,
+    with how to get it.
     """
     from transformers import AutoConfig
 
@@ -95,7 +95,7 @@ def _check_folder(where: str) -> None:
 
 @contextmanager
 def model_errors(source: str) -> Iterator[None]:
-    """What transformers and the hub client raise, said to a person; other errors pass."""
+    """Turn what transformers and the hub client raise into UserErrors; other errors pass."""
     from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,
@@ -107,7 +107,7 @@ def model_errors(source: str) -> Iterator[None]:
     try:
         yield
     except StrictDataclassError as error:
-        raise UserError(f"model.config: {_last_line(error)}", remedy="Mend the value in the recipe.") from None
+        raise UserError(f"model.config: {_last_line(error)}", remedy="Correct the value in the recipe.") from None
     except SafetensorError as error:
         raise UserError(
             f"the weights of {source} are damaged: {_first_line(error)}", remedy="Copy or download the model again."

@@ -1,4 +1,4 @@
-"""Loads a model, pretrained or random: safe files only, what is missing told, new weights from the seed alone."""
+"""Load a model, pretrained or random: safe files only, missing weights are reported, new weights depend only on the seed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["Loading", "load_config", "load_model", "model_class"]
 
 @dataclass(frozen=True)
 class Loading:
-    """What loading found: names of weights, sorted. new_head: modules that began from random weights. grown: rows by
-    which the embeddings grew.
+    """Result of loading: names of weights, sorted. new_head: modules that start from random weights. grown: rows added to
+    the embeddings.
     """
 
     missing: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class Loading:
     grown: range = range(0)
 
     def facts(self) -> dict[str, Any]:
-        """For people: counts, and the first few names."""
+        """For the user: counts, and the first few names."""
         kinds = {"new head": self.new_head, "missing weights": self.missing, "unused weights": self.unexpected}
         facts = {name: _some(found) for name, found in kinds.items() if found}
         return facts | ({"new embeddings": len(self.grown)} if self.grown else {})

@@ -1,6 +1,6 @@
-"""Attention over several sequences laid end to end, none of which sees another.
+"""Attention over several concatenated sequences, each of which attends only to itself.
 
-Registered through transformers' own doors (AttentionInterface, AttentionMaskInterface) under the name "segmented". Where
+Registered through transformers' interfaces (AttentionInterface, AttentionMaskInterface) under the name "segmented". Where
 a call brings `cu_seq_lens_q` (the borders), each segment attends to itself alone, so the cost is the sum of squares and
 not the square of the sum; any other call (padded batches, generation with a cache) is ordinary SDPA.
 
@@ -55,7 +55,7 @@ def packing_obstacle(model_class: Any, config: Any, attention: str = "") -> User
 def use_segmented_attention(model: nn.Module) -> None:
     """Let `model` take packed batches. A model that uses flash_attention_2 takes them already.
 
-    Raises: UserError where the architecture's attention has no such door (state-space layers, relative biases).
+    Raises: UserError where the architecture does not support it (state-space layers, relative biases).
     """
     config: Any = model.config
     if (obstacle := packing_obstacle(type(model), config)) is not None:
@@ -76,7 +76,7 @@ def _register() -> None:
     from transformers.masking_utils import sdpa_mask
 
     def mask(*arguments: Any, **options: Any) -> torch.Tensor | None:
-        """Packed batches come without an attention mask: their borders say it all."""
+        """Packed batches have no attention mask: the borders replace it."""
         return None if options.get("attention_mask") is None else sdpa_mask(*arguments, **options)
 
     AttentionInterface.register(NAME, segmented_attention)

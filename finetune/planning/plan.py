@@ -70,7 +70,9 @@ class MachinePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Recipe, training and machine. Every rank makes the same one. notes: lines for people, told before the first step."""
+    """Recipe, training and machine. Every rank makes the same one. notes: lines for the user, reported before the first
+    step.
+    """
 
     recipe: Recipe
     training: TrainingPlan

@@ -1,4 +1,4 @@
-"""plan.json of a run that is resumed: what of it is kept, and what differs on this machine."""
+"""plan.json of a run that is resumed: what is kept, and what differs on this machine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ COMPARED = ("ranks", "device", "engine", "optimizer", "weights_dtype", "tensor",
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """training, machine: the two parts of plan.json, as far as they were written.
+    """training, machine: the two parts of plan.json.
 
-    A plan.json of the first design is flat and holds no more of the training than its precision.
+    A plan.json of the first design is flat; of the training it holds only the precision.
     """
 
     training: Mapping[str, Any]
@@ -52,8 +52,8 @@ class StoredPlan:
         return replace(resolved, **{name: _frozen(self.training[name]) for name in known})
 
     def differences(self, plan: Plan, resolved: TrainingPlan) -> str:
-        """One line for people: what is kept although this machine would choose otherwise, and how the machine differs;
-        "" where nothing does. resolved: what the recipe resolves to on this machine.
+        """One line for the user: what is kept although this machine would choose otherwise, and how the machine differs;
+        "" if nothing differs. resolved: what the recipe resolves to on this machine.
         """
         ours, kept = asdict(resolved), asdict(plan.training)
         parts = [f"{name} {kept[name]} as the run began (here it would be {ours[name]})" for name in kept

@@ -1,4 +1,4 @@
-"""What a recipe needs to know of a task, and nothing that needs torch: a task's file declares one card."""
+"""What a recipe needs to know about a task. Each task declares one card, without importing torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class TaskCard:
     required: roles that every row must have, each entry a tuple of alternatives (one of which is enough).
     options: the schema of the recipe's `options:` section. metrics: names of modules in `metrics/` that the task can
     feed; default_metrics: those computed unless the recipe says otherwise; best: the metric that chooses the best.
-    unit: what a unit of loss is ("token", "example", "image"), for progress lines. packing: what data.packing auto
-    means; packings: what the task can do. balance_window: steps that share out padded examples by length, for auto.
+    unit: what a unit of loss is ("token", "example", "image"), for progress lines. packing: the automatic
+    data.packing; packings: what the task supports. balance_window: steps over which padded examples are balanced by
+    length, where it is automatic.
     splits: ways its models can be split over ranks ("tensor", "pipeline").
     auto_model: the class of transformers that makes its models, such as AutoModelForCausalLM.
-    decodes: examples are decoded when they are fetched (images), which is worth loader processes.
+    decodes: examples are decoded when they are fetched (images), so loader processes pay off.
     """
 
     name: str

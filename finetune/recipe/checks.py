@@ -1,4 +1,4 @@
-"""What contradicts itself in a recipe whose every value is fine alone. One small function a contradiction."""
+"""Contradictions in a recipe whose values are each valid. One small function per contradiction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DERIVED_PRECISIONS = ("bf16", "fp32")  # what training.precision may come to whe
 
 @dataclass(frozen=True)
 class CheckContext:
-    """A recipe whose values are valid, its task, and the draft that knows where each was written."""
+    """A recipe whose values are valid, its task, and the draft, which knows where each value was written."""
 
     recipe: Recipe
     card: TaskCard
@@ -48,13 +48,13 @@ Check = Callable[[CheckContext], Iterator[Fault]]
 
 
 def contradictions(context: CheckContext, *, here: bool) -> list[Fault]:
-    """Every contradiction. here: also what only this machine can tell, such as a missing file, or fp16 without CUDA."""
+    """Every contradiction. here: also those that depend on this machine, such as a missing file, or fp16 without CUDA."""
     checks = ALWAYS + HERE if here else ALWAYS
     return [fault for check in checks for fault in check(context)]
 
 
 def warnings(context: CheckContext) -> list[str]:
-    """What is allowed, but seldom meant."""
+    """What is allowed but rarely intended."""
     recipe, place = context.recipe, context.draft.place
     found = []
     if recipe.adapter is not None and recipe.model.init == "config":
@@ -72,13 +72,13 @@ def warnings(context: CheckContext) -> list[str]:
 
 
 def check_model(context: CheckContext) -> Iterator[Fault]:
-    """Weights need a source; random ones at least a model type."""
+    """Pretrained weights need a source; random ones need at least a model type."""
     model = context.recipe.model
     if model.source:
         return
     if model.init == "pretrained":
         yield context.fault(
-            "model.source", "missing: pretrained weights come from somewhere", allowed="hub id, folder, package:..."
+            "model.source", "missing: pretrained weights need a source", allowed="hub id, folder, package:..."
         )
     elif not model.config:
         yield context.fault(
@@ -117,7 +117,7 @@ def check_learning_rate(context: CheckContext) -> Iterator[Fault]:
 
 
 def check_batch(context: CheckContext) -> Iterator[Fault]:
-    """What is fixed by hand must multiply to the global batch."""
+    """A fixed micro-batch and number of processes must divide the global batch."""
     batch, parallel = context.recipe.training.global_batch, context.recipe.parallel
     micro, processes = parallel.micro_batch, parallel.processes
     remedy = "micro_batch: auto, which distributes any batch over any number of ranks"
@@ -153,12 +153,12 @@ def check_split(context: CheckContext) -> Iterator[Fault]:
 
 
 def check_quantization(context: CheckContext) -> Iterator[Fault]:
-    """Weights of 4 or 8 bits cannot train: an adapter does; and ZeRO-3 cannot shard them."""
+    """Weights of 4 or 8 bits cannot be trained, only an adapter on them; and ZeRO-3 cannot shard them."""
     recipe = context.recipe
     if recipe.model.quantization == "none":
         return
     if recipe.adapter is None:
-        message = "such weights cannot train, and the recipe has no adapter: section"
+        message = "quantized weights cannot be trained, and the recipe has no adapter: section"
         allowed = "none, or add for example adapter: {kind: lora}"
         yield context.fault("model.quantization", message, allowed=allowed, on=("adapter",))
     elif recipe.model.init == "config":
@@ -202,7 +202,7 @@ def check_tensor(context: CheckContext) -> Iterator[Fault]:
         message = f"parallel.tensor ({parallel.tensor}) is trained with DeepSpeed's AutoTP and ZeRO-1"
         yield context.fault("parallel.deepspeed", message, allowed="zero1, or tensor: 1", on=("parallel.tensor",))
     if context.recipe.adapter is not None:
-        message = f"parallel.tensor ({parallel.tensor}) slices plain layers, and an adapter's layers are none"
+        message = f"parallel.tensor ({parallel.tensor}) slices plain layers, not the layers of an adapter"
         allowed = "no adapter, or tensor: 1 with zero3 for a base that is too large"
         yield context.fault("adapter", message, allowed=allowed, on=("parallel.tensor",))
 
@@ -237,11 +237,11 @@ def check_smoothing(context: CheckContext) -> Iterator[Fault]:
 
 
 def check_packing(context: CheckContext) -> Iterator[Fault]:
-    """A way of packing that the task can do."""
+    """A kind of packing that the task supports."""
     packing, default = context.recipe.data.packing, DataSection.model_fields["packing"].default
     known = (default, *context.card.packings)
     if packing not in known:
-        yield context.fault("data.packing", f"the task {context.card.name} cannot do that", allowed=", ".join(known))
+        yield context.fault("data.packing", f"not supported by the task {context.card.name}", allowed=", ".join(known))
 
 
 def check_metrics(context: CheckContext) -> Iterator[Fault]:
@@ -252,7 +252,7 @@ def check_metrics(context: CheckContext) -> Iterator[Fault]:
     for name in unknown:
         path = ("evaluation", "metrics", chosen.index(name))
         message = (
-            f"no metric of the task {card.name}" if name != "loss" else "the loss is always computed; leave it out"
+            f"not a metric of the task {card.name}" if name != "loss" else "the loss is always computed; leave it out"
         )
         yield context.fault(path, message, allowed=", ".join(card.metrics), near=nearest(name, card.metrics))
     best = evaluation.best
@@ -269,12 +269,12 @@ def check_metrics(context: CheckContext) -> Iterator[Fault]:
 
 
 def check_validation(context: CheckContext) -> Iterator[Fault]:
-    """One origin of validation data, and one at all where something waits for it."""
+    """One source of validation data, and at least one where something needs it."""
     data = context.recipe.data
     if data.validation and data.validation_fraction:
         yield context.fault(
             "data.validation_fraction",
-            "given beside data.validation: validation data come from one place",
+            "given beside data.validation: there is one source of validation data",
             allowed="one of the two",
             on=("data.validation",),
         )
@@ -288,7 +288,7 @@ def check_validation(context: CheckContext) -> Iterator[Fault]:
 
 
 def check_columns(context: CheckContext) -> Iterator[Fault]:
-    """`columns` maps roles of the task. Whether the data has them is for those who open the data."""
+    """`columns` maps roles of the task. Whether the data has the columns is checked when it is opened."""
     roles = list(context.card.columns)
     homes: list[KeyPath] = [("data", "columns")]
     homes += [
@@ -300,13 +300,13 @@ def check_columns(context: CheckContext) -> Iterator[Fault]:
             if role in roles:
                 continue
             swapped = columns[role] in roles
-            message = f"no role of the task {context.card.name}"
+            message = f"not a role of the task {context.card.name}"
             near = f"{columns[role]}: {role} (role first, then the data's column)" if swapped else nearest(role, roles)
             yield context.fault((*home, role), message, allowed=", ".join(roles), near=near)
 
 
 def check_deepspeed(context: CheckContext) -> Iterator[Fault]:
-    """A DeepSpeed configuration that exists, and says nothing against the recipe."""
+    """A DeepSpeed configuration that exists and does not contradict the recipe."""
     name = context.recipe.parallel.deepspeed
     if name == DEEPSPEED_OFF:
         return
@@ -332,7 +332,7 @@ def check_deepspeed(context: CheckContext) -> Iterator[Fault]:
 
 
 def check_files(context: CheckContext) -> Iterator[Fault]:
-    """Local files that are there."""
+    """Local files that exist."""
     for path in path_keys(context.draft):
         value = context.draft.get(path)
         if not isinstance(value, str) or is_present(value):
@@ -353,7 +353,7 @@ def check_files(context: CheckContext) -> Iterator[Fault]:
 
 
 def check_precision(context: CheckContext) -> Iterator[Fault]:
-    """fp16 needs CUDA: its loss scaling and most of its kernels exist there alone."""
+    """fp16 needs CUDA: its loss scaling and most of its kernels exist only there."""
     if context.recipe.training.precision == "fp16" and not has_cuda():
         yield context.fault(
             "training.precision", "fp16 needs CUDA, and this machine has none", allowed="auto, fp32, bf16"
@@ -433,7 +433,7 @@ def _offloads(recipe: Recipe) -> bool | None:
 
 
 def _nearest_in_cwd(given: Path) -> str:
-    """The common slip: a path that is right from the current folder, but not from the recipe's."""
+    """A common mistake: a path relative to the current folder instead of the recipe's."""
     cwd = Path.cwd()
     for depth in range(1, len(given.parts)):
         tail = Path(*given.parts[-depth:])

@@ -1,4 +1,4 @@
-"""A recipe before it is validated: plain values, where each was written, and the `--set` overrides on top."""
+"""A recipe before validation: plain values, where each was written, and the `--set` overrides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finetune.recipe.yaml import Document, KeyPath, describe_type, dotted, parse
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_EPOCHS = 3
-DERIVED = "derived: "  # how the origin of a value begins that follows from others
+DERIVED = "derived: "  # prefix of the origin of a value that follows from others
 
 
 class Draft:
@@ -31,15 +31,15 @@ class Draft:
         return self._origins.get(path, f"{self.name}:1")
 
     def origin(self, path: KeyPath) -> str:
-        """As `place`, but "default" for a value that nobody wrote."""
+        """Like `place`, but "default" for a value that is not written anywhere."""
         return self.place(path) if self.has(path) else "default"
 
     def is_written(self, path: KeyPath) -> bool:
-        """Whether a person wrote the value at `path`, or an override: it was not derived."""
+        """Whether the value at `path` was written in the file or an override, rather than derived."""
         return bool(self.get(path)) and not self.place(path).startswith(DERIVED)
 
     def shown(self, path: KeyPath) -> str:
-        """The dotted key as the user knows it: data.train.limit, where train is one source and no list."""
+        """The dotted key as the user wrote it: data.train.limit where train is one source rather than a list."""
         if len(path) > 3 and path[:2] in self._alone:
             path = (*path[:2], *path[3:])
         return dotted(path)
@@ -67,7 +67,7 @@ class Draft:
         return value
 
     def put(self, path: KeyPath, value: Any, origin: str) -> None:
-        """Write a value; sections on the way that are missing or empty are made.
+        """Write a value; missing or empty sections on the way are created.
 
         Raises: LookupError with a reason if something on the way is neither a section nor a list.
         """
@@ -88,7 +88,7 @@ class Draft:
         self._origins[path] = origin
 
     def override(self, sets: Sequence[str]) -> None:
-        """Apply `--set a.b=value` in order; what cannot be applied becomes a fault."""
+        """Apply `--set a.b=value` in order; an override that cannot be applied becomes a fault."""
         for text in sets:
             key, equals, raw = text.partition("=")
             key = key.strip().removeprefix("--set ")
@@ -103,7 +103,7 @@ class Draft:
             self._list_sources()
 
     def fill_empty_sections(self, sections: Sequence[KeyPath]) -> None:
-        """`training:` with nothing below it means the defaults."""
+        """An empty section (`training:`) means its defaults."""
         for path in sections:
             if self.has(path) and self.get(path) is None:
                 self.get(path[:-1])[path[-1]] = {}

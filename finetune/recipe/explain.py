@@ -1,4 +1,4 @@
-"""Every resolved value of a recipe, and where it came from."""
+"""Every resolved value of a recipe, and where it comes from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def dump_yaml(recipe: Recipe) -> str:
 
 
 def leaves(values: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Paths and values of everything that is no section: scalars, empty sections, lists of scalars."""
+    """Paths and values of everything but sections: scalars, empty sections, lists of scalars."""
     if isinstance(values, dict) and values:
         for key, item in values.items():
             yield from leaves(item, (*path, key))

@@ -1,4 +1,4 @@
-"""From pydantic's errors to faults for people: where, what was found, what is allowed, what was probably meant."""
+"""Turn pydantic's errors into faults for users: where, the value, what is allowed, and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 120  # characters of a value
 
-# What other tools call it -> what it is called here. Only names that mean the same thing.
+# Names in other tools -> the name here. Only names that mean the same thing.
 ELSEWHERE = {
     "lr": "training.learning_rate",
     "num_epochs": "training.epochs",
@@ -64,7 +64,7 @@ ELSEWHERE = {
 
 
 def show_value(value: Any, key: str = "") -> str:
-    """A value as the fault shows it: short, on one line, without secrets."""
+    """A value for a fault: short, on one line, without secrets."""
     masked = mask(value, key)
     text = (
         "(empty)"
@@ -77,26 +77,26 @@ def show_value(value: Any, key: str = "") -> str:
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
-    """The word that was probably meant, "" if none is near."""
+    """The nearest word, "" if none is close."""
     lower = {item.lower(): item for item in words}
     found = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)
     return lower[found[0]] if found else ""
 
 
 def faults_of(error: ValidationError, draft: Draft, schema: Node) -> dict[KeyPath, Fault]:
-    """One fault a place, however many alternatives of a type pydantic tried there."""
+    """One fault per key, however many alternatives of a union pydantic tried."""
     faults: dict[KeyPath, Fault] = {}
     for item in error.errors(include_url=False, include_context=False):
         path = _place_of(draft, item["loc"], item["type"])
         if item["type"] == "too_short" and draft.get(path):
-            continue  # pydantic counts only the sound items of a list; those that are not are told by themselves
+            continue  # pydantic counts only valid items of a list; the others are reported on their own
         if path not in faults:
             faults[path] = _fault(item["type"], item["msg"], path, draft, schema)
     return faults
 
 
 def unknown_key(path: KeyPath, draft: Draft, schema: Node) -> Fault:
-    """A key that its section does not have: the nearest spelling, or the section where it lives."""
+    """A key that its section does not have: the nearest spelling, or the section that has it."""
     key = str(path[-1])
     siblings = keys_at(schema, path[:-1])
     homes = [".".join(known) for known in all_keys(schema) if known[-1] == key]
@@ -106,7 +106,7 @@ def unknown_key(path: KeyPath, draft: Draft, schema: Node) -> Fault:
     if homes:
         section = homes[0].rpartition(".")[0]
         message = (
-            f"unknown key here; it lives in {section}" if section else "unknown key here; it stands at the top level"
+            f"unknown key here; it belongs in {section}" if section else "unknown key here; it belongs at the top level"
         )
         meant = homes[0]
     elif renamed:
@@ -154,7 +154,7 @@ def _fault(kind: str, message: str, path: KeyPath, draft: Draft, schema: Node) -
     if kind == "literal_error" or (choices and isinstance(value, str)):
         return Fault(where, key, "not one of the choices", shown, allowed, nearest(str(value), choices))
     if kind == "string_pattern_mismatch":
-        return Fault(where, key, "has characters that do not belong there", shown, allowed)
+        return Fault(where, key, "has characters that are not allowed", shown, allowed)
     if kind in ("too_short", "string_too_short"):
         return Fault(where, key, "is empty", shown, description_at(schema, path) or allowed)
     if kind.startswith(("greater_than", "less_than", "finite")):

@@ -56,7 +56,7 @@ def training_differences(stored: Mapping[str, Any], recipe: Recipe) -> list[str]
 
 
 def list_differences(differences: Sequence[str]) -> str:
-    """The first few, one a line."""
+    """The first few, one per line."""
     more = [f"and {len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
     return "".join(f"\n    {line}" for line in [*differences[:SHOWN], *more])
 
@@ -91,5 +91,5 @@ def _are_sections(value: Any) -> bool:
 
 
 def _line(key: str, theirs: Any, ours: Any) -> str:
-    told = ["(not given)" if value is _MISSING else show_value(value, key) for value in (theirs, ours)]
-    return f"{key}: {told[0]} in the run, {told[1]} now"
+    shown = ["(not given)" if value is _MISSING else show_value(value, key) for value in (theirs, ours)]
+    return f"{key}: {shown[0]} in the run, {shown[1]} now"

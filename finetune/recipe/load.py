@@ -1,4 +1,6 @@
-"""From a file and its overrides to a frozen recipe, or to every fault at once. Needs no torch and no transformers."""
+"""Load a recipe: from a file and its overrides to a frozen recipe, or to all its faults at once. Needs no torch and no
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ SECTIONS: tuple[KeyPath, ...] = (
 class LoadedRecipe:
     """origins: dotted key -> "recipes/x.yaml:12", "--set training.epochs", "default", or "derived ...".
 
-    warnings: what is allowed, but seldom meant, each with its place.
+    warnings: what is allowed but rarely intended, each with its file and line.
     """
 
     recipe: Recipe
@@ -55,10 +57,10 @@ def load_recipe(
 ) -> LoadedRecipe:
     """Read, override, resolve and check a recipe.
 
-    sets: "training.learning_rate=3e-5", ..., applied in order; values are YAML. cards: the tasks that there are.
-    here: check too what only this machine can tell (files that are missing, fp16 without CUDA); False to look at a
-    recipe that runs elsewhere.
-    Raises: UserError for a file that is no YAML mapping; RecipeFaults with every fault otherwise.
+    sets: "training.learning_rate=3e-5", ..., applied in order; values are YAML. cards: all tasks, by name.
+    here: also check what depends on this machine (missing files, fp16 without CUDA); False for a recipe that runs
+    elsewhere.
+    Raises: UserError if the file is not a YAML mapping; RecipeFaults with all other faults.
     """
     cards = cards or {}
     draft = Draft(read_document(path))
@@ -80,13 +82,13 @@ def load_recipe(
 
 
 def _choose_task(draft: Draft, cards: Mapping[str, TaskCard]) -> tuple[TaskCard | None, list[Fault]]:
-    """The card of `task`, or of the one probably meant; without one the options cannot be judged, all else can."""
+    """The card of `task`, or of the nearest name; without a card everything but the options can be checked."""
     task = draft.get(("task",))
     if isinstance(task, str) and task in cards:
         return cards[task], []
     near = nearest(str(task).replace("-", "_"), list(cards))
     if task is None:
-        fault = Fault(draft.place(("task",)), "task", "missing: what is learnt", allowed=", ".join(cards))
+        fault = Fault(draft.place(("task",)), "task", "missing: the task to train for", allowed=", ".join(cards))
     else:
         fault = Fault(draft.place(("task",)), "task", "no such task", show_value(task), ", ".join(cards), near)
     draft.values["task"] = near
@@ -97,7 +99,7 @@ def _choose_task(draft: Draft, cards: Mapping[str, TaskCard]) -> tuple[TaskCard 
 
 
 def _fill(draft: Draft, card: TaskCard) -> None:
-    """Defaults that depend on other values, made explicit in the draft."""
+    """Write defaults that depend on other values into the draft."""
     training = draft.values.setdefault("training", {})
     if isinstance(training, dict) and training.get("epochs") is None and training.get("steps") is None:
         draft.put(("training", "epochs"), DEFAULT_EPOCHS, "default")
@@ -115,7 +117,7 @@ def _fill(draft: Draft, card: TaskCard) -> None:
 
 
 def _validate(draft: Draft, kind: type[Recipe]) -> tuple[Recipe | None, dict[KeyPath, Fault]]:
-    """The recipe; or the faults of its values, and the recipe that is left when these are taken away, if any."""
+    """The recipe; or the faults in its values, and the recipe without the faulty values, if that is valid."""
     try:
         return kind.model_validate(draft.values), {}
     except ValidationError as error:
@@ -124,7 +126,7 @@ def _validate(draft: Draft, kind: type[Recipe]) -> tuple[Recipe | None, dict[Key
 
 
 def _validate_rest(draft: Draft, kind: type[Recipe], faults: Mapping[KeyPath, Fault]) -> Recipe | None:
-    """Contradictions among the sound values are told in the same round as the faults."""
+    """The recipe without the faulty values, so that contradictions among the others are reported in the same run."""
     rest = deepcopy(draft.values)
     for path in sorted(faults, key=len, reverse=True):
         _discard(rest, path)
@@ -175,7 +177,7 @@ def _touch(key: str, other: str) -> bool:
 
 
 def _in_order(faults: Sequence[Fault]) -> list[Fault]:
-    """As they stand in the file, overrides last."""
+    """In the order of the file, overrides last."""
 
     def position(fault: Fault) -> tuple[bool, int]:
         line = fault.where.rpartition(":")[2]

@@ -1,4 +1,4 @@
-"""What can be known of this machine without importing torch."""
+"""Facts about this machine that need no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def count_gpus() -> int:
 
 
 def reach_own_programs() -> None:
-    """Put the interpreter's folder on PATH: ninja lies there, even if nobody activated the environment."""
+    """Put the interpreter's folder on PATH: ninja is installed there, even if the environment is not activated."""
     folder = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", os.defpath)
     if folder not in path.split(os.pathsep):

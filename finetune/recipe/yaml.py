@@ -1,6 +1,6 @@
-"""Reads YAML into plain values that remember their lines: safe, no key twice, and `1e-5` a number.
+"""Read YAML into plain values with their line numbers: safe, without duplicate keys, and `1e-5` is a number.
 
-Words mean what YAML 1.2 says: `off`, `no` and `2024-01-01` are text, only true and false are truth values.
+Values are parsed as in YAML 1.2: `off`, `no` and `2024-01-01` are strings, only true and false are booleans.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Document:
     faults: list[Fault] = field(default_factory=list)
 
     def place(self, path: KeyPath) -> str:
-        """Where the key stands, or the nearest section around it that the file holds: "file.yaml:12"."""
+        """The line of the key, or of the nearest section around it: "file.yaml:12"."""
         while path and path not in self.lines:
             path = path[:-1]
         return f"{self.name}:{self.lines.get(path, 1)}"
@@ -51,7 +51,7 @@ class Document:
 def read_document(path: Path) -> Document:
     """The YAML file as a Document.
 
-    Raises: UserError, with file and line, for a file that is missing, unreadable, too large or no YAML mapping.
+    Raises: UserError, with file and line, for a file that is missing, unreadable, too large or not a YAML mapping.
     """
     name = short_name(path)
     if path.is_dir():
@@ -78,7 +78,7 @@ def read_document(path: Path) -> Document:
 
 
 def parse_document(text: str, name: str) -> Document:
-    """Raises: UserError with name:line for text that is no YAML."""
+    """Raises: UserError with name:line for text that is not YAML."""
     try:
         node = yaml.compose(text, Loader=_loader())
     except yaml.MarkedYAMLError as error:
@@ -122,7 +122,7 @@ def one_line(value: Any) -> str:
 
 
 def short_name(path: Path) -> str:
-    """The path as a person would type it: relative to the current folder where it lies below."""
+    """The path relative to the current folder if it is inside it, else absolute."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except (ValueError, OSError):

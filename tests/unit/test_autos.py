@@ -7,22 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "finetune"
-SCHEMA = {f"recipe/{name}.py" for name in ("data", "evaluation", "model", "parallel", "training")}
+SCHEMA = {f"recipe/{name}.py" for name in ("data", "engines", "evaluation", "model", "parallel", "training")}
 
 # File, or folder, and function ("" for any) -> why it may know the word.
 ALLOWED = {
     ("cli.py", ""): "--resume is a mode of running",
-    ("app/train.py", ""): "--resume; and processes, decided before there is a plan",
-    ("app/workers/train.py", ""): "--resume",
+    ("app/train.py", ""): "--resume",
+    ("app/runs.py", ""): "--resume",
+    ("app/supervise.py", ""): "--resume; and processes, decided before there is a plan",
+    ("app/workers/resuming.py", ""): "--resume",
+    ("app/workers/verify.py", "run_variant"): "the layouts' own recipes, which say so",
     ("app/workers/launcher_config.py", ""): "accelerate's own word, in its configuration",
     ("recipe/deepspeed.py", ""): "DeepSpeed's own word, in its files",
     ("training/loop.py", "_loader_workers"): "data.workers is a mode of running",
-    ("training/microbatch_planner.py", "__init__"): "rank_speed is a mode of running, measured as it runs",
+    ("training/rank_speed.py", "__init__"): "rank_speed is a mode of running, measured as it runs",
     ("tracking/wandb_mirror.py", ""): "tracking.wandb is a mode of running",
     ("tracking/card.py", ""): "form of a data source",
     ("data/sources/locate.py", ""): "form of a data source, known when it is looked at",
     ("tasks/text/row_formats.py", ""): "form of a row, known row by row",
-    ("tasks/preference/", "_figures"): "beta follows from options.loss alone",
+    ("tasks/preference/card.py", "resolved_beta"): "beta follows from options.loss alone",
     ("models/load.py", "_build_random"): "model.attention: the choice is left to transformers",
     ("models/load.py", "_load_pretrained"): "model.attention: the choice is left to transformers",
 }

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.tasks import CARDS
+
 PACKAGE = Path(__file__).resolve().parents[2] / "finetune"
 
 FLOORS = {
@@ -130,12 +132,48 @@ def test_the_recipe_room_and_the_command_line_know_no_heavy_library() -> None:
     assert not [str(found) for found in checked if found.module.split(".")[0] in HEAVY]
 
 
-def test_tasks_and_data_import_heavy_libraries_late() -> None:
-    """A recipe is checked against the tasks' cards in under half a second."""
-    checked = [found for found in IMPORTS if room_of(found.file) == "tasks"]
-    faults = [str(f) for f in checked if f.module.split(".")[0] in HEAVY and not (f.late or f.typing_only)]
-    assert checked
+def test_cards_of_tasks_import_nothing_heavy() -> None:
+    """A recipe is checked against the tasks' cards in under half a second: nothing that they load is heavy."""
+    now = [found for found in IMPORTS if not (found.late or found.typing_only)]
+    todo = [PACKAGE / "tasks" / "__init__.py", *(PACKAGE / "tasks" / name / "card.py" for name in CARDS)]
+    loaded: set[Path] = set()
+    while todo:
+        loaded.add(file := todo.pop())
+        targets = (file_of(found.module) for found in now if found.file == file)
+        todo += [target for target in targets if target is not None and target not in loaded]
+    assert len(loaded) > len(CARDS) + 1
+    faults = [str(found) for found in now if found.file in loaded and found.module.split(".")[0] in HEAVY]
     assert not faults, "\n".join(faults)
+
+
+def file_of(module: str) -> Path | None:
+    """The file of the package in which `module`, or an attribute of a module, is found."""
+    parts = module.split(".")
+    candidates = [PACKAGE.parent.joinpath(*parts[:end]) for end in (len(parts), len(parts) - 1)]
+    files = [file for path in candidates for file in (path.with_suffix(".py"), path / "__init__.py")]
+    return next((file for file in files if file in TREES), None)
+
+
+def test_tasks_import_at_the_top_of_a_file() -> None:
+    """What a file needs is seen at its head; imports in functions are for what only few runs need."""
+    late = [str(found) for found in IMPORTS if room_of(found.file) == "tasks" and found.late]
+    assert len(late) < 20, "\n".join(late)
+
+
+def test_verbs_and_their_ranks_do_not_import_each_other() -> None:
+    """The command and its part on a rank (app/<verb>.py, app/workers/<verb>.py) meet in app/dispatch.py alone, by name."""
+    app = PACKAGE / "app"
+    workers = {path.stem for path in (app / "workers").glob("*.py")}
+    verbs = {path.stem for path in app.glob("*.py")} & (workers | {"export", "report", "doctor", "recipes"}) - {
+        "__init__"
+    }
+    assert {"train", "evaluate", "verify"} < verbs
+    names = [f"finetune.app.{verb}" for verb in verbs] + [f"finetune.app.workers.{verb}" for verb in verbs & workers]
+    inside = [found for found in IMPORTS if room_of(found.file) == "app" and is_under(found.module, "finetune.app")]
+    assert len(inside) > 20
+    assert not [str(found) for found in inside if is_under(found.module, *names)]
+    above = [str(f) for f in inside if f.file.parent == app and is_under(f.module, "finetune.app.workers")]
+    assert not above, "\n".join(above)
 
 
 def test_only_distributed_knows_ranks() -> None:

@@ -15,15 +15,21 @@ from finetune.data.table import Table
 from finetune.distributed.engines.engine import Engine, EngineOptions
 from finetune.distributed.engines.registry import open_engine
 from finetune.distributed.session import Session
+from finetune.events import Listener
+from finetune.inference.evaluation import Evaluator
 from finetune.inference.reference_logprobs import add_reference_logprobs
 from finetune.models.batchnorm import fix_batchnorm_gradients
+from finetune.models.config import load_config
 from finetune.models.freeze import freeze_weights
 from finetune.planning.plan import Plan
+from finetune.planning.shape import cost_model
 from finetune.tasks import CARDS, load_task
 from finetune.tasks.artifacts import TaskArtifacts, has_artifacts, load_artifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.task import Datasets, Task
+from finetune.training.loop import Loop, OutputDirs
 from finetune.training.parameter_groups import make_optimizer
+from finetune.training.stop import StopRequest
 
 Notify = Callable[[str], None]
 
@@ -108,3 +114,35 @@ def build_engine(
         cut=lambda whole: cut_into_stages(task, artifacts, datasets, whole, plan, facts, notify),
     )
     return open_engine(plan.engine, session, model, optimizer_over if trains else None, options)
+
+
+def make_loop(
+    context: TrainingContext,
+    output_dirs: OutputDirs,
+    listener: Listener,
+    stop: StopRequest,
+    metrics: list[str] | None = None,
+) -> Loop:
+    """The loop over a context. metrics: in place of the plan's."""
+    plan, recipe = context.plan, context.plan.recipe
+    cost = cost_model(load_config(recipe.model))
+    evaluator = Evaluator(
+        context.task,
+        plan,
+        context.artifacts,
+        context.engine,
+        cost,
+        list(plan.training.metrics) if metrics is None else metrics,
+    )
+    return Loop(
+        context.task,
+        plan,
+        context.artifacts,
+        context.datasets,
+        context.engine,
+        evaluator=evaluator,
+        cost=cost,
+        output_dirs=output_dirs,
+        listener=listener,
+        stop=stop,
+    )

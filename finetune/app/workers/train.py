@@ -13,7 +13,7 @@ from finetune.app.machine import plan_here
 from finetune.app.model_folder import write_model
 from finetune.app.opening import open_recipe
 from finetune.app.runs import choose_run
-from finetune.app.workers.context import TrainingContext, open_session, set_up
+from finetune.app.workers.context import TrainingContext, make_loop, open_session, set_up
 from finetune.app.workers.describe import describe, forecast_bytes
 from finetune.app.workers.launcher_config import compare_with_launcher
 from finetune.app.workers.logs import redirect_output
@@ -24,10 +24,7 @@ from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, Stopped
 from finetune.events import Listener, SilentListener
-from finetune.inference.evaluation import Evaluator
-from finetune.models.config import load_config
 from finetune.planning.plan import Plan
-from finetune.planning.shape import cost_model
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.artifacts import MODEL
@@ -128,38 +125,6 @@ def _end(session: Session, listener: Listener, status: str) -> None:
     if session.is_main:
         with suppress(FinetuneError):
             listener.finished(status=status, summary={})
-
-
-def make_loop(
-    context: TrainingContext,
-    output_dirs: OutputDirs,
-    listener: Listener,
-    stop: StopRequest,
-    metrics: list[str] | None = None,
-) -> Loop:
-    """The loop over a context. metrics: in place of the plan's."""
-    plan, recipe = context.plan, context.plan.recipe
-    cost = cost_model(load_config(recipe.model))
-    evaluator = Evaluator(
-        context.task,
-        plan,
-        context.artifacts,
-        context.engine,
-        cost,
-        list(plan.training.metrics) if metrics is None else metrics,
-    )
-    return Loop(
-        context.task,
-        plan,
-        context.artifacts,
-        context.datasets,
-        context.engine,
-        evaluator=evaluator,
-        cost=cost,
-        output_dirs=output_dirs,
-        listener=listener,
-        stop=stop,
-    )
 
 
 def _finish(loop: Loop, context: TrainingContext, run: Run, outcome: Outcome) -> dict[str, Any]:

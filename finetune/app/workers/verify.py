@@ -15,11 +15,10 @@ from torch import nn
 
 from finetune.app.machine import plan_here
 from finetune.app.opening import open_recipe
-from finetune.app.workers.context import open_session, set_up
+from finetune.app.workers.context import make_loop, open_session, set_up
 from finetune.app.workers.layouts import Variant, make_variants
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.small_model import choose_model, read_subject, with_model
-from finetune.app.workers.train import make_loop
 from finetune.distributed.env import from_environ
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.process_state import ProcessState, meet

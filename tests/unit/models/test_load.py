@@ -89,7 +89,7 @@ def test_damaged_and_foreign_files_are_told(tiny_bert: Path, tmp_path: Path) -> 
     [
         ({"source": "llama"}, "which has no weights", "init: config"),
         ({"source": "llama", "init": "config", "config": {"hiden_size": 8}}, "no setting 'hiden_size'", "hidden_size"),
-        ({"source": "llama", "init": "config", "config": {"hidden_size": "big"}}, "hidden_size", "Mend"),
+        ({"source": "llama", "init": "config", "config": {"hidden_size": "big"}}, "hidden_size", "Correct"),
         ({"source": "nobody/nothing"}, "hub cannot be reached", "needs the network"),
     ],
 )

@@ -135,7 +135,7 @@ def test_all_faults_come_at_once_in_the_order_of_the_file(faults) -> None:
         ("model.init", "nearest", "pretrained"),
         ("data.validation_fraction", "allowed", "a number of at least 0 and below 1"),
         ("data.columns.txt", "nearest", "text"),
-        ("epochs", "message", "lives in training"),
+        ("epochs", "message", "belongs in training"),
         ("epochs", "nearest", "training.epochs"),
         ("training.learning_rate", "allowed", "a number above 0"),
         ("training.learning_rate", "value", "fast"),
@@ -215,7 +215,7 @@ def test_the_last_set_wins(load) -> None:
         ("name.deep=1", "name.deep", "not a section"),
         ("data.train.7.limit=1", "data.train.7.limit", "has 1 items"),
         ("tracking.tags=[a", "tracking.tags", "not a YAML value"),
-        ("epochs=3", "epochs", "lives in training"),
+        ("epochs=3", "epochs", "belongs in training"),
     ],
 )
 def test_faults_of_set_name_the_option(faults, override: str, key: str, words: str) -> None:

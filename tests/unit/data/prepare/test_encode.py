@@ -26,12 +26,26 @@ def letters(row):
     return {"input_ids": [ord(c) for c in row["text"]], "label": row["label"], "note": {"text": row["text"]}}
 
 
+def by_rows(function):
+    """Rows -> examples or BadRows, from a function of one row."""
+
+    def encode_one(row):
+        try:
+            return function(row)
+        except BadRow as problem:
+            return problem
+
+    return lambda rows: [encode_one(row) for row in rows]
+
+
 def length(example):
     return len(example["input_ids"])
 
 
 def run(on_bad_row="skip", rows=ROWS, function=letters, key="letters", notify=None):
-    return encode(MemoryTable("train", rows), function, key=key, on_bad_row=on_bad_row, cost=length, notify=notify)
+    return encode(
+        MemoryTable("train", rows), by_rows(function), key=key, on_bad_row=on_bad_row, cost=length, notify=notify
+    )
 
 
 def never(row):
@@ -119,7 +133,9 @@ def test_speed():
     table = MemoryTable("train", rows)
     table.fingerprint = "rows"  # otherwise it is computed row by row
     started = time.process_time()
-    examples = encode(table, lambda row: {"input_ids": [1, 2, 3, 4]}, key="k", on_bad_row="error", cost=length)
+    examples = encode(
+        table, lambda rows: [{"input_ids": [1, 2, 3, 4]} for _ in rows], key="k", on_bad_row="error", cost=length
+    )
     total = sum(int(examples[index]["input_ids"][0]) for index in range(len(examples)))
     assert total == 100_000 and time.process_time() - started < 6
 
