@@ -1,8 +1,8 @@
-"""What a rank's device did in one step: computed, communicated in the open, or had nothing to do.
+"""What a rank's device did in one step: compute, communicate without overlap, or idle.
 
 torch's profiler sees every kernel of a GPU, every operator of a CPU, and every collective (NCCL's kernels, gloo's
 ranges). A collective lasts from when this rank joins it until all have: waiting for a slower peer is in it. What hides
-behind computing costs nothing, so only the rest is told: the collectives' time outside of all computing.
+behind computing costs nothing, so only the rest counts: the collectives' time outside of all computing.
 """
 
 from __future__ import annotations

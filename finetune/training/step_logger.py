@@ -1,4 +1,4 @@
-"""What is told of a step, and when: progress after each, a row every so many, and advice where time is lost."""
+"""What is reported of the steps, and when: progress after each, a row every `log_every`, and advice where time is lost."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from finetune.events import Listener
 from finetune.training.step import StepResult
 from finetune.training.timing import Timing, advise
 
-ADVICE_AFTER = 20.0  # seconds of training: what is over sooner needs none
+ADVICE_AFTER = 20.0  # seconds of training: shorter trainings get none
 
 
 class StepLogger:
-    """Between the loop and its listener. All ranks have one; only rank 0's speaks."""
+    """Between the loop and its listener. All ranks have one; only rank 0's calls the listener."""
 
     def __init__(self, session: Session, listener: Listener, log_every: int) -> None:
         self.session, self.listener, self.log_every = session, listener, log_every
@@ -30,7 +30,7 @@ class StepLogger:
     def step(
         self, step: int, epoch: float, result: StepResult, figures: Mapping[str, float], *, seconds: float, last: bool
     ) -> None:
-        """After each optimiser step. All ranks call it: on a logged step they compare their seconds."""
+        """After each optimizer step. All ranks call it: on a logged step they compare their seconds."""
         self._units, self._padding = self._units + result.units, self._padding + result.padding
         self._positions, self._seconds = self._positions + result.positions, self._seconds + seconds
         now = {
@@ -52,14 +52,14 @@ class StepLogger:
         self.listener.row({"step": step, "epoch": round(epoch, 6), "split": split, **finite, "time": time.time()})
 
     def _log(self, step: int, epoch: float, now: dict[str, float]) -> None:
-        told = self.timing.summarise(step)
+        timing = self.timing.summarise(step)
         self._whole += self._seconds
         self._units = self._padding = self._positions = 0
         self._seconds = 0.0
         if not self.session.is_main:
             return
-        self.row(step, epoch, "train", {**now, **told})
-        advice = advise(told) if step > self.log_every and self._whole >= ADVICE_AFTER else None
+        self.row(step, epoch, "train", {**now, **timing})
+        advice = advise(timing) if step > self.log_every and self._whole >= ADVICE_AFTER else None
         if advice and advice[0] not in self._advised:
             self._advised.add(advice[0])
             self.listener.message(advice[1])

@@ -231,7 +231,7 @@ def open_pipeline(
 ) -> PipelineEngine:
     """All ranks call it. Raises: UserError if stages and ranks of a replica differ in number."""
     if options.cut is None:
-        raise ValueError("a pipeline must be told how to cut the model into stages")
+        raise ValueError("a pipeline needs EngineOptions.cut")
     stages = options.cut(module)
     if len(stages) != session.split:
         raise UserError(f"{len(stages)} stages for replicas of {session.split} ranks", where="parallel.pipeline")
