@@ -57,7 +57,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
             mean = torch.where(nothing, self.running_mean.to(mean), mean)
             var = torch.where(nothing, self.running_var.to(var), var)
         share = torch.zeros_like(count) if self.dummy else 1 / count.clamp(min=1)
-        return _Normalise.apply(input, self.weight, self.bias, mean, var, share, self.eps, group, ranks)
+        return _Normalize.apply(input, self.weight, self.bias, mean, var, share, self.eps, group, ranks)
 
     def _with_running_statistics(self, input: Tensor) -> Tensor:
         """As torch does it, which refuses half-precision weights beside statistics in float32 (see `_apply`)."""
@@ -115,7 +115,7 @@ _SYNCED: dict[type[nn.Module], type[SyncedBatchNorm]] = {
 
 
 def convert_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
-    """Synchronise every nn.BatchNorm1d, 2d and 3d of the model over the group (None: all ranks), in place.
+    """Synchronize every nn.BatchNorm1d, 2d and 3d of the model over the group (None: all ranks), in place.
 
     The modules stay the same objects, with their parameters, buffers, names and hooks. Call it on every rank, before
     Accelerate or DeepSpeed wraps the model. Returns the model, for chaining.
@@ -136,9 +136,9 @@ def convert_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | None 
             foreign.append(f"{name or '(the model itself)'}: {type(module).__name__}")
     if foreign:
         raise UserError(
-            f"{len(foreign)} BatchNorm layers are of a class that cannot be synchronised over ranks ({foreign[0]})",
+            f"{len(foreign)} BatchNorm layers are of a class that cannot be synchronized over ranks ({foreign[0]})",
             where="model",
-            remedy="freeze the BatchNorm layers in the recipe, or use a model with torch's own BatchNorm1d, 2d or 3d",
+            remedy="Set model.batch_norm: frozen, or use a model with torch's own BatchNorm1d, 2d or 3d.",
         )
     return model
 
@@ -183,12 +183,12 @@ def _global_statistics(
     divisor = total.clamp(min=1)
     mean = (counts * means).sum(0) / divisor
     var = (squares.sum(0) + (counts * (means - mean).square()).sum(0)) / divisor
-    var = torch.where(total > 0, var, torch.ones_like(var))  # nothing to normalise by, if no statistics are tracked
+    var = torch.where(total > 0, var, torch.ones_like(var))  # nothing to normalize by, if no statistics are tracked
     kind = _statistics_type(x)
     return mean.to(kind), var.to(kind), total
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """y = (x - mean) / sqrt(var + eps) * weight + bias, with the gradient that also flows through mean and var.
 
     share []: 1 / N on a rank that counts, 0 on a dummy. Both passes use torch's evaluation kernels, which are fused and

@@ -1,4 +1,4 @@
-"""Which of how many processes this one is, read from the environment that a launcher left. No torch: costs nothing.
+"""Which of how many processes this one is, read from the environment that a launcher sets. No torch: cheap to import.
 
 accelerate launch, torchrun and deepspeed say it in RANK, WORLD_SIZE, LOCAL_RANK; mpirun and srun in words of their own.
 """
@@ -33,7 +33,7 @@ class DistributedEnv:
 
 
 def from_environ(environment: Mapping[str, str] | None = None) -> DistributedEnv | None:
-    """The place that a launcher gave this process, or None where no launcher started it (it may then launch others).
+    """What a launcher says of this process, or None where no launcher started it (it may then launch others).
 
     A launcher's own RANK goes first (torchrun inside srun), then MPI (its daemons inherit Slurm's words), then Slurm.
 
@@ -51,22 +51,22 @@ def from_environ(environment: Mapping[str, str] | None = None) -> DistributedEnv
     return None
 
 
-def as_environ(place: DistributedEnv) -> dict[str, str]:
+def as_environ(given: DistributedEnv) -> dict[str, str]:
     """The variables that torch.distributed, Accelerate and DeepSpeed read, for os.environ.update.
 
     LOCAL_SIZE is DeepSpeed's name for LOCAL_WORLD_SIZE; its CPU collectives crash without it.
     """
     variables = {
-        "RANK": str(place.rank),
-        "WORLD_SIZE": str(place.world_size),
-        "LOCAL_RANK": str(place.local_rank),
-        "LOCAL_WORLD_SIZE": str(place.local_world_size),
-        "LOCAL_SIZE": str(place.local_world_size),
+        "RANK": str(given.rank),
+        "WORLD_SIZE": str(given.world_size),
+        "LOCAL_RANK": str(given.local_rank),
+        "LOCAL_WORLD_SIZE": str(given.local_world_size),
+        "LOCAL_SIZE": str(given.local_world_size),
     }
-    if place.master_addr:
-        variables["MASTER_ADDR"] = place.master_addr
-    if place.master_port:
-        variables["MASTER_PORT"] = str(place.master_port)
+    if given.master_addr:
+        variables["MASTER_ADDR"] = given.master_addr
+    if given.master_port:
+        variables["MASTER_PORT"] = str(given.master_port)
     return variables
 
 
@@ -94,7 +94,7 @@ def _from_torch(env: Mapping[str, str]) -> DistributedEnv:
             raise UserError(
                 f"RANK={rank} and WORLD_SIZE={world_size} are set, but not how many of them run on this machine",
                 where="environment",
-                remedy="export LOCAL_WORLD_SIZE=<processes on this machine>, or start with torchrun",
+                remedy="Export LOCAL_WORLD_SIZE=<processes on this machine>, or start with torchrun.",
             )
         local_size = _number(env, local_size_name)
     return DistributedEnv(rank, world_size, local_rank, local_size, launcher, env.get("MASTER_ADDR", ""), _port(env))
@@ -113,18 +113,18 @@ def _from_openmpi(env: Mapping[str, str]) -> DistributedEnv:
     local_rank, local_size = _number(env, "OMPI_COMM_WORLD_LOCAL_RANK"), _number(env, "OMPI_COMM_WORLD_LOCAL_SIZE")
     # One job's ranks share this name, so they all derive the same port from it.
     job = env.get("PMIX_NAMESPACE") or env.get("OMPI_MCA_ess_base_jobid") or ""
-    return _mpi_place(env, "mpirun", (rank, world_size, local_rank, local_size), job)
+    return _mpi_env(env, "mpirun", (rank, world_size, local_rank, local_size), job)
 
 
 def _from_pmi(env: Mapping[str, str]) -> DistributedEnv:
     """MPICH and Intel MPI (Hydra)."""
     rank, world_size = _number(env, "PMI_RANK"), _number(env, "PMI_SIZE")
     local_rank, local_size = _number(env, "MPI_LOCALRANKID"), _number(env, "MPI_LOCALNRANKS")
-    return _mpi_place(env, "mpiexec", (rank, world_size, local_rank, local_size), env.get("PMI_PORT", ""))
+    return _mpi_env(env, "mpiexec", (rank, world_size, local_rank, local_size), env.get("PMI_PORT", ""))
 
 
-def _mpi_place(env: Mapping[str, str], launcher: str, numbers: tuple[int, int, int, int], job: str) -> DistributedEnv:
-    """MPI does not tell where rank 0 runs: on one machine it is here, on more the user must say."""
+def _mpi_env(env: Mapping[str, str], launcher: str, numbers: tuple[int, int, int, int], job: str) -> DistributedEnv:
+    """MPI does not say where rank 0 runs: with one machine it is here, with more the user must say."""
     rank, world_size, local_rank, local_size = numbers
     address = env.get("MASTER_ADDR", "")
     if not address:
@@ -163,7 +163,7 @@ def _slurm_world_size(env: Mapping[str, str]) -> int:
 
 
 def _slurm_local_size(env: Mapping[str, str], world_size: int) -> int:
-    """Tasks on this node, from "4(x2),3" (one entry a node, by SLURM_NODEID) or the number that was asked for."""
+    """Tasks on this node, from "4(x2),3" (one entry per node, by SLURM_NODEID) or the number that was asked for."""
     described = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE")
     if described:
         counts: list[int] = []
@@ -179,7 +179,7 @@ def _slurm_local_size(env: Mapping[str, str], world_size: int) -> int:
 
 
 def _derived_port(number: int) -> int:
-    """The same port on every rank of a job, most likely another one for another job."""
+    """The same port on every rank of a job; most likely a different one for each job."""
     return _PORTS[number % len(_PORTS)]
 
 
@@ -188,17 +188,17 @@ def _port(env: Mapping[str, str]) -> int:
 
 
 def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """A whole number from a variable. Raises: UserError where it is missing without a default, or no number."""
+    """A whole number from a variable. Raises: UserError where it is missing without a default, or is not a number."""
     text = env.get(name, "").strip()
     if not text:
         if default is not None:
             return default
         there = ", ".join(f"{key}={env[key]}" for key in sorted(env) if key.endswith(("RANK", "SIZE", "_PROCID")))
         raise UserError(
-            f"{name} is not set, though other words of a launcher are ({there})",
+            f"{name} is not set, though other variables of a launcher are ({there})",
             where="environment",
-            remedy=f"start with accelerate launch, torchrun, deepspeed, srun or mpirun, which set {name}; "
-            "or unset RANK and WORLD_SIZE to let finetune start its own processes",
+            remedy=f"Start with accelerate launch, torchrun, deepspeed, srun or mpirun, which set {name}; "
+            "or unset RANK and WORLD_SIZE to let finetune start its own processes.",
         )
     if not text.isdigit():
         raise _unreadable(name, text, "a whole number")
@@ -206,12 +206,12 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
 
 
 def _unreadable(name: str, text: str, expected: str) -> UserError:
-    return UserError(f"{name}={text!r} is not {expected}", where="environment", remedy=f"unset or correct {name}")
+    return UserError(f"{name}={text!r} is not {expected}", where="environment", remedy=f"Unset or correct {name}.")
 
 
-def _check(place: DistributedEnv, env: Mapping[str, str]) -> DistributedEnv:
-    """The numbers must agree with each other: a wrong rank hangs every other one without a word."""
-    rank, world, local_rank, local_size = place.rank, place.world_size, place.local_rank, place.local_world_size
+def _check(given: DistributedEnv, env: Mapping[str, str]) -> DistributedEnv:
+    """The numbers must agree with each other: one wrong rank makes all others hang silently."""
+    rank, world, local_rank, local_size = given.rank, given.world_size, given.local_rank, given.local_world_size
     problem = ""
     if world < 1:
         problem = f"the world size is {world}; it must be at least 1"
@@ -225,15 +225,15 @@ def _check(place: DistributedEnv, env: Mapping[str, str]) -> DistributedEnv:
         problem = f"local rank {local_rank} is greater than rank {rank}"
     if problem:
         raise UserError(
-            f"{problem} (launcher: {place.launcher})",
+            f"{problem} (launcher: {given.launcher})",
             where="environment",
-            remedy="variables left over from another launch? Unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE",
+            remedy="If they are left over from another launch, unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.",
         )
-    if world > 1 and not (place.master_addr and place.master_port):
-        name = "MASTER_PORT" if place.master_addr else "MASTER_ADDR"
+    if world > 1 and not (given.master_addr and given.master_port):
+        name = "MASTER_PORT" if given.master_addr else "MASTER_ADDR"
         raise UserError(
-            f"{name} is not set: {world} ranks cannot find each other (launcher: {place.launcher})",
+            f"{name} is not set: {world} ranks cannot find each other (launcher: {given.launcher})",
             where="environment",
-            remedy="export MASTER_ADDR=<host of rank 0> MASTER_PORT=29500, the same for every rank",
+            remedy="Export MASTER_ADDR=<host of rank 0> MASTER_PORT=29500, the same for every rank.",
         )
-    return place
+    return given

@@ -1,4 +1,4 @@
-"""How a rank says what ended it, so that the first failure is told first, and alone. No torch here."""
+"""How a rank reports what ended it, so that the first failure is shown, and no other. No torch here."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pathlib import Path
 
 from finetune.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_USER, FinetuneError, Stopped, TrainingFailed, UserError
 
-# What a rank says when it is another one that has gone.
+# What an error says when another rank has ended.
 _PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "gloo", "socket timeout")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One rank's end. echo: it only says that a peer has gone. log: where the traceback is, "" for a told error."""
+    """How one rank ended. echo: only because a peer had. log: where the traceback is, "" for an error that needs none."""
 
     rank: int
     time: float
@@ -37,21 +37,21 @@ class Failure:
         kind = {EXIT_USER: UserError, EXIT_STOPPED: Stopped, EXIT_FAILED: TrainingFailed}.get(
             self.exit_code, TrainingFailed
         )
-        told = self.exit_code in (EXIT_USER, EXIT_STOPPED)
-        where = self.where if told else ", ".join(part for part in (f"rank {self.rank}", self.where) if part)
+        expected = self.exit_code in (EXIT_USER, EXIT_STOPPED)
+        where = self.where if expected else ", ".join(part for part in (f"rank {self.rank}", self.where) if part)
         return kind(
-            self.what, where=where, remedy=self.remedy or (f"the traceback is in {self.log}" if self.log else "")
+            self.what, where=where, remedy=self.remedy or (f"The traceback is in {self.log}." if self.log else "")
         )
 
 
 class PeerFailed(FinetuneError):
-    """Another rank's failure, seen from here: never told first, because that rank tells its own."""
+    """Another rank's failure, as seen from here: never shown first, because that rank reports its own."""
 
 
 @contextmanager
 def report_failures(rank: int, logs: Path, *, supervised: bool) -> Iterator[None]:
-    """What goes wrong inside ends this process: the error into failure-rank-*.json, the traceback into stderr (which is
-    the rank's log). Without a supervising process the rank tells its error itself, unless another one was first.
+    """An exception inside ends this process: the error is written to failure-rank-*.json, the traceback to stderr (which
+    is the rank's log). Without a supervising process the rank prints its error itself, unless another one was first.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def report_failures(rank: int, logs: Path, *, supervised: bool) -> Iterator[None
         if not isinstance(error, FinetuneError):
             _print_traceback()
         if not supervised:
-            time.sleep(0.5)  # let the rank that failed first say so
+            time.sleep(0.5)  # let the rank that failed first write its file
             first = read_failures(logs)[0]
             if first.rank == rank:
                 with suppress(OSError):
@@ -71,7 +71,7 @@ def report_failures(rank: int, logs: Path, *, supervised: bool) -> Iterator[None
 
 
 def _print_traceback() -> None:
-    """Into the rank's log, if that can still be written."""
+    """To the rank's log, if it can still be written."""
     with suppress(OSError):
         traceback.print_exc()
 
@@ -80,7 +80,7 @@ _TERMINAL = os.dup(2)  # as it was before stderr went to the rank's log
 
 
 def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
-    """What to write of an error on this rank."""
+    """What this rank reports of an error."""
     if isinstance(error, FinetuneError):
         echo = isinstance(error, PeerFailed)
         return Failure(rank, time.time(), error.what, error.where, error.remedy, error.exit_code, echo)
@@ -92,21 +92,22 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
     remedy = ""
     if "out of memory" in text.lower():
         remedy = (
-            "a smaller parallel.micro_batch, model.gradient_checkpointing: true or a higher ZeRO stage: same numbers"
+            "Set a smaller parallel.micro_batch, model.gradient_checkpointing: true or a higher ZeRO stage: "
+            "the numbers stay the same."
         )
     return Failure(rank, time.time(), what, where, remedy, EXIT_FAILED, echo, str(log))
 
 
 def write_failure(folder: Path, failure: Failure) -> None:
     """failure-rank-*.json, whole or absent. Where the disk of the run is full, it goes to the system's temporary folder:
-    a full disk must be told, too.
+    a full disk must be reported, too.
     """
     text = json.dumps(asdict(failure))
-    for place in (folder, _elsewhere(folder)):
-        path = failure_file(place, failure.rank)
+    for home in (folder, _elsewhere(folder)):
+        path = failure_file(home, failure.rank)
         beside = path.with_suffix(".tmp")
         try:
-            place.mkdir(parents=True, exist_ok=True)
+            home.mkdir(parents=True, exist_ok=True)
             beside.write_text(text, encoding="utf-8")
             beside.replace(path)
             return
@@ -115,18 +116,18 @@ def write_failure(folder: Path, failure: Failure) -> None:
 
 
 def read_failures(folder: Path) -> list[Failure]:
-    """All that were written, the first real one first; echoes last."""
+    """All that were written, in the order of time; echoes last."""
     found = []
-    for place in (folder, _elsewhere(folder)):
-        for path in place.glob("failure-rank-*.json"):
+    for home in (folder, _elsewhere(folder)):
+        for path in home.glob("failure-rank-*.json"):
             found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
     return sorted(found, key=lambda failure: (failure.echo, failure.time))
 
 
 def clear_failures(folder: Path) -> None:
-    """Before a start: what an earlier one left says nothing of this one."""
-    for place in (folder, _elsewhere(folder)):
-        for path in place.glob("failure-rank-*.json"):
+    """Before a start: remove what an earlier one left."""
+    for home in (folder, _elsewhere(folder)):
+        for path in home.glob("failure-rank-*.json"):
             path.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Start N processes through `accelerate launch`, watch them, and tell how they ended. No torch here."""
+"""Start N processes through `accelerate launch`, watch them, and report how they ended. No torch here."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from finetune.distributed.failure import clear_failures, read_failures
 from finetune.errors import EXIT_STOPPED, FinetuneError, Stopped, TrainingFailed
 
 SUPERVISED = (
-    "FINETUNE_SUPERVISED"  # the logs folder of the process that watches; it changes what is told, not what is trained
+    "FINETUNE_SUPERVISED"  # logs folder of the supervising process; it changes what is printed, not what is trained
 )
-LAUNCH = "FINETUNE_LAUNCH"  # the same in every process of one launch, however it was started or orphaned
+LAUNCH = "FINETUNE_LAUNCH"  # the same in every process of one launch, orphans among them
 GRACE_SECONDS = 3.0  # from the first failure to the end of every rank
 
 
@@ -80,17 +80,17 @@ def run_workers(launch: Launch, logs: Path, notify: Callable[[str], None]) -> No
 
 
 def _raise_outcome(code: int, watcher: _Watcher, logs: Path, said_from: int) -> None:
-    """The error of the rank that failed first, unless all is well. What a rank says goes before what is said of it."""
+    """The error of the rank that failed first, if one failed. What a rank reports goes before what the launcher reports."""
     failures = read_failures(logs)
     if watcher.aborted:
         raise KeyboardInterrupt
     killed = _killed(code, logs, said_from)
-    # A launcher that is killed takes its ranks along with SIGTERM; that they then stop in order was nobody's wish.
+    # A launcher that is killed ends its ranks with SIGTERM: they stop in order, but nobody asked for it.
     unasked = code < 0 and not watcher.interrupts and all(failure.exit_code == EXIT_STOPPED for failure in failures)
     if failures and not failures[0].echo and not unasked:
         raise failures[0].to_error()
     if watcher.interrupts and killed is not None:
-        raise Stopped("stopped while the processes were starting; the same command goes on")
+        raise Stopped("stopped while the processes were starting; run the same command to resume")
     if killed is not None:
         raise killed
     if code or failures:
@@ -119,7 +119,7 @@ class _Watcher:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to every process of the launch. Asked for again, for a dying launcher may have started more."""
+        """SIGKILL to every process of the launch; repeated, since a dying launcher may have started more."""
         while family := self._family():
             for child in family:
                 with suppress(psutil.NoSuchProcess):
@@ -140,7 +140,7 @@ class _Watcher:
             self.notify(f"{signal.Signals(number).name}: saving a checkpoint, then ending (Ctrl-C: at once)")
 
     def _ask_to_stop(self) -> None:
-        """Each rank once, also those that appear after the signal."""
+        """SIGTERM to each rank once, also to those that start after the signal."""
         for worker in self.workers():
             if worker.pid not in self._asked:
                 self._asked.add(worker.pid)
@@ -148,7 +148,7 @@ class _Watcher:
                     worker.send_signal(signal.SIGTERM)
 
     def workers(self) -> list[psutil.Process]:
-        """The ranks: the oldest process of each RANK, for what a rank starts inherits it."""
+        """The ranks: the oldest process of each RANK, since the children of a rank inherit the variable."""
         found: dict[str, psutil.Process] = {}
         for child in sorted(self._family(), key=lambda child: child.create_time()):
             with suppress(psutil.Error):
@@ -158,7 +158,7 @@ class _Watcher:
         return list(found.values())
 
     def _family(self) -> list[psutil.Process]:
-        """Whatever lives and carries this launch's mark: ranks are in sessions of their own, and may be orphans."""
+        """Every living process with this launch's mark: ranks are in sessions of their own, and may be orphans."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -184,7 +184,7 @@ class _Handlers:
 
 
 def _killed(code: int, logs: Path, said_from: int) -> FinetuneError | None:
-    """What a signal ended, out of the launcher's report: nobody else can tell."""
+    """What a signal ended, from the launcher's report: no other process knows."""
     pattern = r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: -(\d+)"
     killed = [(int(number), f"rank {rank}") for rank, number in re.findall(pattern, _said(logs, said_from))]
     # The launcher ends the others with SIGTERM, so that one comes last.
@@ -196,20 +196,20 @@ def _killed(code: int, logs: Path, said_from: int) -> FinetuneError | None:
     number, who = killed[0]
     name = signal.Signals(number).name
     cause = "; the system may have run out of memory (see dmesg)" if name == "SIGKILL" else ""
-    remedy = "the same command goes on from the last checkpoint"
+    remedy = "Run the same command to resume from the last checkpoint."
     return TrainingFailed(f"was killed by {name}{cause}", where=who, remedy=remedy)
 
 
 def _unexplained(code: int, logs: Path, said_from: int) -> FinetuneError:
-    """No rank could say why: it died before our code ran."""
+    """No rank could report why: it ended before our code ran."""
     lines = [line.strip() for line in _said(logs, said_from).splitlines()]
     errors = [line for line in lines if re.match(r"\w*(Error|Exception)\b.*:", line)]
-    last = (errors or [line for line in lines if line.strip("=-")] or ["it said nothing"])[-1]
+    last = (errors or [line for line in lines if line.strip("=-")] or ["nothing was printed"])[-1]
     return TrainingFailed(f"the processes ended with code {code}: {last}", where=str(logs / "launcher.log"))
 
 
 def _said(logs: Path, said_from: int) -> str:
-    """What the launcher wrote of this launch; earlier ones are in the same file."""
+    """What the launcher wrote during this launch; the file holds earlier ones, too."""
     with (logs / "launcher.log").open("rb") as log:
         log.seek(said_from)
         return log.read()[-100_000:].decode(errors="replace")

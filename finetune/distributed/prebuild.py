@@ -1,4 +1,4 @@
-"""DeepSpeed's C++, built before it is needed: one process compiles, the others wait, and people are told why."""
+"""DeepSpeed's C++ extensions, built before they are needed: one process compiles, the others wait, and say why."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from finetune.units import format_seconds
 
 Notify = Callable[[str], None]
 
-STALE_SECONDS = 300.0  # no file of the build changed for so long: nobody builds; one file takes two minutes at most
+STALE_SECONDS = (
+    300.0  # without a change of the build's files: no process is building; one file takes two minutes at most
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Extension:
 
 
 SHARED_MEMORY = Extension("deepspeed_shm_comm", "ShareMemCommBuilder", "collectives between ranks on CPU", 1.2)
-CPU_ADAM = Extension("cpu_adam", "CPUAdamBuilder", "optimiser state in main memory (offload)", 1.7)
+CPU_ADAM = Extension("cpu_adam", "CPUAdamBuilder", "optimizer state in main memory (offload)", 1.7)
 
 
 def extensions(*, cuda: bool) -> tuple[Extension, ...]:
@@ -52,7 +54,7 @@ def missing_tools() -> list[str]:
 
 
 def choose_cache() -> Path:
-    """Tell torch where this installation's libraries lie; TORCH_EXTENSIONS_DIR moves it.
+    """Set where torch keeps this installation's libraries; TORCH_EXTENSIONS_DIR overrides it.
 
     torch's own choice is one folder for all virtual environments of a user, and a library is built anew whenever the
     sources' path differs from the last build's: two environments would rebuild for each other at every start.
@@ -93,7 +95,7 @@ def prebuild(notify: Notify, *, cuda: bool) -> None:
 
 
 def _load(extension: Extension, *, cuda: bool) -> None:
-    """Compile what is out of date and import the library; DeepSpeed's own words are left out."""
+    """Compile what is out of date and import the library; DeepSpeed's own output is left out."""
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
     try:
@@ -123,7 +125,7 @@ def _require_tools(extension: Extension) -> None:
 
 @contextmanager
 def _locked(folder: Path, notify: Notify) -> Iterator[None]:
-    """The machine's only builder of this folder; the lock ends with its process, however that ends."""
+    """Make this process the only one on the machine that builds in the folder; the lock ends with the process."""
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.finetune-lock").open("w") as lock:
         try:
@@ -135,19 +137,19 @@ def _locked(folder: Path, notify: Notify) -> Iterator[None]:
 
 
 def _outwait(folder: Path, notify: Notify) -> None:
-    """torch's own lock: another build holds it, or one that was killed, for which torch would wait for ever."""
+    """torch's own lock: another build holds it, or one that was killed, for which torch would wait forever."""
     lock = folder / "lock"
-    told = False
+    reported = False
     while lock.exists():
         newest = max((item.stat().st_mtime for item in folder.iterdir()), default=0.0)
         if time.time() - newest > STALE_SECONDS:
             notify(f"removing the lock of a build that died: {lock}")
             lock.unlink(missing_ok=True)
-        elif not told:
+        elif not reported:
             notify(
                 f"a build seems to be under way in {folder}: waiting for it, {format_seconds(STALE_SECONDS)} at most"
             )
-            told = True
+            reported = True
         time.sleep(0.2)
 
 

@@ -1,4 +1,4 @@
-"""One session after another in the same processes: what Accelerate, DeepSpeed and transformers keep is forgotten between.
+"""One session after another in the same processes: what Accelerate, DeepSpeed and transformers keep is reset in between.
 
 `finetune verify` trains under many layouts; a launch for each would spend its time on imports.
 """
@@ -28,7 +28,7 @@ class ProcessState:
         self._copies = {name: value.copy() for name, value in self._groups.items() if type(value) in (dict, list)}
 
     def reset(self) -> None:
-        """Back to where no session was open. Engines and sessions must be out of reach already."""
+        """As if no session had been open. Nothing may refer to engines and sessions any more."""
         import deepspeed.comm.comm as deepspeed_comm
         from accelerate.state import AcceleratorState, GradientState
         from deepspeed.runtime.zero import partition_parameters
@@ -50,7 +50,7 @@ class ProcessState:
             zero.zero_init_context = 0
 
     def wait(self) -> None:
-        """Until every process of the group is here."""
+        """Wait until every process of the group calls it."""
         dist.barrier()
 
 

@@ -1,4 +1,4 @@
-"""Seconds that a device works on what was started between two moments: a GPU runs behind the code that feeds it."""
+"""Seconds that a device works on what was started between two moments: a GPU lags behind the code that feeds it."""
 
 from __future__ import annotations
 

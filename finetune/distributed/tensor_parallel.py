@@ -1,8 +1,9 @@
-"""Matrices shared out over the ranks of a replica (DeepSpeed AutoTP): which slice a rank holds, and the whole again.
+"""Matrices split over the ranks of a replica (DeepSpeed AutoTP): which slice a rank holds, and how to gather the whole.
 
 The model's own plan says what is sliced: attention and feed-forward matrices by rows (queries, keys, values, gate, up;
 the output head, where it is not tied) or by columns (attention's output, down). Norms, embeddings and a tied head are
-whole on every rank, computed alike by all, and counted once. A slice is a plain tensor; its place hangs on the parameter.
+whole on every rank, computed alike by all, and counted once. A slice is a plain tensor; DeepSpeed notes on the
+parameter which one it is.
 
 Ranks of a replica draw the same random numbers, so dropout of whole activations is the same on all of them. Dropout
 inside sliced layers (attention weights) draws a slice's worth for each rank: a valid mask, but not that of one process.
@@ -19,7 +20,7 @@ from torch import nn
 
 from finetune.errors import UserError
 
-_PLACE = "ds_autotp_universal_checkpoint_meta"  # where DeepSpeed writes how it sliced a parameter
+_SLICING = "ds_autotp_universal_checkpoint_meta"  # where DeepSpeed writes how it sliced a parameter
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ def slice_of(parameter: Any) -> Slice | None:
 
     Raises: RuntimeError for a layout that is neither rows nor columns of a matrix (the plan refuses such models).
     """
-    told = getattr(parameter, _PLACE, None)
-    if told is None or told["replicated"]:
+    how = getattr(parameter, _SLICING, None)
+    if how is None or how["replicated"]:
         return None
-    shape, dim, sizes = told["logical_shape"], told["partition_dim"], told["partition_sizes"]
-    if told["sub_param_shape"] or dim not in (0, 1) or not sizes or not 1 <= len(shape) <= 2 or dim >= len(shape):
-        raise RuntimeError(f"a parameter of shape {shape} is sliced in a way that cannot be put together again: {told}")
+    shape, dim, sizes = how["logical_shape"], how["partition_dim"], how["partition_sizes"]
+    if how["sub_param_shape"] or dim not in (0, 1) or not sizes or not 1 <= len(shape) <= 2 or dim >= len(shape):
+        raise RuntimeError(f"a parameter of shape {shape} is sliced in a way that cannot be gathered: {how}")
     return Slice(tuple(shape), dim, tuple(sizes), dist.get_rank(_group()))
 
 
@@ -68,7 +69,7 @@ def whole_shape(parameter: Any) -> tuple[int, ...]:
 
 
 def gather_slices(parameter: torch.Tensor) -> torch.Tensor:
-    """The whole parameter, a new tensor. The ranks of a replica call it together; the engine's memory stays as it is."""
+    """The whole parameter, a new tensor. All ranks of a replica call it; the engine's memory stays as it is."""
     sliced = slice_of(parameter)
     own = parameter.detach()
     if sliced is None:
@@ -84,7 +85,7 @@ def gather_slices(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def check_frozen(module: Any) -> None:
-    """Before DeepSpeed slices: it hangs a sum over ranks on the gradients of norms of heads, which so must have some.
+    """Call it before DeepSpeed slices: it sums the gradients of norms of heads over ranks, so they must have gradients.
 
     Raises: UserError naming a frozen one. Any rank may call it.
     """
@@ -95,14 +96,14 @@ def check_frozen(module: Any) -> None:
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad and name.split(".")[-2] in summed:
             raise UserError(
-                f"{name} is frozen, and DeepSpeed's slicing wants its gradient",
+                f"{name} is frozen, but DeepSpeed's slicing needs its gradient",
                 where="model.freeze",
-                remedy="leave norms of heads out of model.freeze, or set parallel.tensor: 1",
+                remedy="Leave norms of heads out of model.freeze, or set parallel.tensor: 1.",
             )
 
 
 def check_slices(module: nn.Module) -> None:
-    """Refuse what would train, but not to the same numbers. Any rank may call it, after DeepSpeed has sliced.
+    """Refuse a model that would train to other numbers. Any rank may call it, after DeepSpeed has sliced.
 
     Between slices by rows and slices by columns each rank has some heads only, and a parameter that is whole there sees
     a part of its gradient, unless the plan says that it is summed (norms of heads).
@@ -115,7 +116,7 @@ def check_slices(module: nn.Module) -> None:
         raise UserError("DeepSpeed found no layer of this model to slice", where="parallel.tensor", remedy=_REMEDY)
     inside = {id(parameter) for block in blocks for parameter in block.parameters() if parameter.requires_grad}
     for name, parameter in module.named_parameters():
-        known = hasattr(parameter, _PLACE) or hasattr(parameter, "_ds_grad_allreduce_registered")
+        known = hasattr(parameter, _SLICING) or hasattr(parameter, "_ds_grad_allreduce_registered")
         if id(parameter) in inside and not known:
             raise UserError(
                 f"{name} stays whole between layers that are sliced: its gradient would be a part of the true one",
@@ -124,7 +125,7 @@ def check_slices(module: nn.Module) -> None:
             )
 
 
-_REMEDY = "set parallel.tensor: 1 and use parallel.deepspeed: zero3 for what one GPU cannot hold"
+_REMEDY = "Set parallel.tensor: 1 and use parallel.deepspeed: zero3 for what one GPU cannot hold."
 
 
 def join_input_gradients(module: nn.Module) -> int:

@@ -1,10 +1,10 @@
-"""What a rank's device did in one step: computed, communicated in the open, or had nothing to do.
+"""What a rank's device did in one step: compute, communicate without overlap, or idle.
 
 torch's profiler sees every kernel of a GPU, every operator of a CPU, and every collective (NCCL's kernels, gloo's
 ranges). A collective lasts from when this rank joins it until all have: waiting for a slower peer is in it. What hides
-behind computing costs nothing, so only the rest is told: the collectives' time outside of all computing.
+behind computing costs nothing, so only the rest counts: the collectives' time outside of all computing.
 
-Kineto's raw events are no public API: this module alone reads them, and what they lack, or whatever else fails while
+Kineto's raw events are not a public API: this module alone reads them, and what they lack, or whatever else fails while
 tracing, ends the measuring and nothing else.
 """
 

@@ -1,4 +1,4 @@
-"""Bytes a rank needs for model states, by kind.
+"""Bytes that a rank needs for model states, by kind.
 
 Source: Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter Models (2020), section 3 and
 figure 1: with mixed precision 2 (weights) + 2 (gradients) + 12 (fp32 copy, Adam's two moments) bytes per parameter,

@@ -1,9 +1,9 @@
-"""Checkpoints written while training goes on; each is whole or absent. `stored.py` says what lies on the disk.
+"""Checkpoints are written while training continues; each is whole or absent. `checkpoint_reader.py` describes the files.
 
-A save copies this rank's state to memory, and training goes on. A thread writes the copy beside (`.incomplete`), synced,
-its digest taken on the way. When the files of all ranks are written, which the ranks learn from a sum that each step
-makes anyway, rank 0's thread writes the manifest, last, and renames: only then is it a checkpoint, and only then are
-older ones removed.
+A save copies this rank's state to memory, and training continues. A thread writes the copy to a folder beside
+(`.incomplete`), synced, and computes its digest. When the files of all ranks are written, which the ranks learn from a
+sum that each step makes anyway, rank 0's thread writes the manifest, last, and renames the folder: only then is it a
+checkpoint, and only then are older ones removed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from finetune.training.checkpoint_reader import Checkpoint, Manifest, checkpoint
 from finetune.training.checkpoint_writer import Written, attempt, beside_of, publish, write_tensors
 from finetune.units import format_bytes
 
-NICENESS = 5  # of the writing thread: where training needs the processors, it goes first
+NICENESS = 5  # of the writing thread: training goes first where both need the processors
 
 Published = Callable[[Checkpoint, bool], None]
 
@@ -80,7 +80,7 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """This rank's thread still works. Once no rank is busy, `advance` does not wait."""
+        """This rank's thread is still writing. Once no rank is busy, `advance` does not wait."""
         return self._save is not None and not self._save.task.done()
 
     def begin(self, step: int, loop: dict[str, Any], *, best: bool = False) -> None:
@@ -97,7 +97,7 @@ class Saver:
         path = beside_of(self.folder / checkpoint_name(step)) / name
         task = self._thread.submit(attempt, lambda: write_tensors(path, tensors, shapes))
         self._save = _Save(step, best, loop, self.engine.scalars(), task)
-        if not spare:  # no memory for a copy: training waits until its own tensors are written
+        if not spare:  # no memory for a copy: training waits until its tensors are written
             task.result()
 
     def advance(self) -> None:
@@ -110,15 +110,15 @@ class Saver:
         done = save.task.result()
         final = self.folder / checkpoint_name(save.step)
         if not save.publishing:
-            told = self.session.all_gather(done)
-            self._raise_problem(next((one.problem for one in told if one.problem), ""), final)
+            ranks = self.session.all_gather(done)
+            self._raise_problem(next((one.problem for one in ranks if one.problem), ""), final)
             manifest = Manifest(
                 step=save.step,
                 training=self.training,
                 loop=save.loop,
                 scalars=save.scalars,
-                files={name: entry for one in told for name, entry in one.files.items()},
-                shapes={key: shape for one in told for key, shape in one.shapes.items()},
+                files={name: entry for one in ranks for name, entry in one.files.items()},
+                shapes={key: shape for one in ranks for key, shape in one.shapes.items()},
             )
             checkpoint = Checkpoint(final, manifest)
             self.latest, self.best = checkpoint, checkpoint if save.best else self.best
@@ -137,7 +137,7 @@ class Saver:
             self.advance()
 
     def close(self) -> None:
-        """Let the thread end. Any rank may call it alone."""
+        """End the thread. Any rank may call it alone."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._copies.clear()
 
@@ -162,7 +162,7 @@ class Saver:
             shutil.rmtree(beside_of(final), ignore_errors=True)
         raise TrainingFailed(
             f"the checkpoint could not be saved: {problem}",
-            remedy="the checkpoint before it is untouched; free some space and run the same command to go on from it",
+            remedy="The previous checkpoint is untouched. Free some space, and run the same command to resume from it.",
         )
 
 
@@ -191,8 +191,8 @@ def checkpoint_bytes(engine: Engine, optimizer: str) -> int:
 def check_space(engine: Engine, folder: Path, *, optimizer: str, copies: int) -> None:
     """Refuse to start a training whose checkpoints cannot fit. All ranks call it.
 
-    copies: checkpoints that lie there together at most, the one being written among them; those that are there already
-    take no more space.
+    copies: most checkpoints that exist at a time, the one being written included; those that exist already take no more
+    space.
     Raises: TrainingFailed naming the path, the bytes needed and the bytes free.
     """
     each = checkpoint_bytes(engine, optimizer)
@@ -206,7 +206,7 @@ def check_space(engine: Engine, folder: Path, *, optimizer: str, copies: int) ->
             f"{max(1, copies - there)} checkpoints of {format_bytes(each)} need {format_bytes(needed)}, "
             f"{format_bytes(free)} are free",
             where=str(folder),
-            remedy="free some space, choose another --run-dir, or lower checkpoint.keep",
+            remedy="Free some space, choose another --run-dir, or lower checkpoint.keep.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: found, checked, read. A checkpoint is a directory that is whole or absent.
+"""Checkpoints on disk: finding, checking and reading them. A checkpoint is a directory that is whole or absent.
 
     checkpoints/step-00000120/
         state-00000-of-00002.safetensors   what rank 0 held: "<key>@<start>" -> flat values; "<key>[a:b]@<start>" of
@@ -7,7 +7,7 @@
         manifest.json                      step, what is trained, the loop's state, sizes and SHA-256 of the files
     checkpoints/latest, checkpoints/best   one line each: the name of a checkpoint
 
-Any number of ranks reads it under any ZeRO stage. Only safetensors and JSON: loading runs no code.
+Any number of ranks reads it, under any engine. Only safetensors and JSON: loading runs no code.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """step: optimiser steps done. loop: the training loop's own state. files: name -> (bytes, sha256).
+    """step: optimizer steps done. loop: the training loop's own state. files: name -> (bytes, sha256).
 
-    training: what names the training (recipe/identity.py). recipe_digest: what did in the first design; no longer compared.
+    training: what names the training (recipe/identity.py). recipe_digest: the name in the first design; no longer compared.
     """
 
     step: int
@@ -92,7 +92,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def named_checkpoint(folder: Path, label: str) -> Path | None:
-    """The folder that `latest` or `best` names, or that is called so; None if there is none."""
+    """The folder that the file `latest` or `best` names, or that has this name itself; None if there is none."""
     file = folder / label
     if file.is_file():
         file = folder / file.read_text(encoding="utf-8", errors="replace").strip()
@@ -109,8 +109,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         file = path / name
         actual = file.stat().st_size if file.is_file() else -1
         if actual != size:
-            told = "missing" if actual < 0 else f"{actual} bytes instead of {size}"
-            raise UserError(f"a file of the checkpoint is {told}", where=str(file))
+            problem = "missing" if actual < 0 else f"{actual} bytes instead of {size}"
+            raise UserError(f"a file of the checkpoint is {problem}", where=str(file))
     return Checkpoint(path, manifest)
 
 
@@ -133,18 +133,18 @@ def open_checkpoint(path: Path, *, share: tuple[int, int] = (0, 1)) -> Checkpoin
 
 
 def check_together(session: Session, path: Path) -> tuple[Checkpoint | None, str]:
-    """`open_checkpoint` with the digests shared out over the ranks: the checkpoint, or what is wrong. All ranks call it."""
+    """`open_checkpoint` with the digests divided over the ranks: the checkpoint, or what is wrong. All ranks call it."""
     checkpoint, problem = None, ""
     try:
         checkpoint = open_checkpoint(path, share=(session.rank, session.world_size))
     except UserError as error:
         problem = str(error)
-    problems = [told for told in session.all_gather(problem) if told]
+    problems = [one for one in session.all_gather(problem) if one]
     return (None, problems[0]) if problems else (checkpoint, "")
 
 
 def newest_checkpoint(session: Session, folder: Path, notify: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole one; damaged ones are renamed aside and told. All ranks call it."""
+    """The newest whole one; damaged ones are renamed and reported. All ranks call it."""
     names = session.broadcast([path.name for path in find_checkpoints(folder)] if session.is_main else None)
     for name in names:
         checkpoint, problem = check_together(session, folder / name)
@@ -155,17 +155,17 @@ def newest_checkpoint(session: Session, folder: Path, notify: Callable[[str], No
 
 
 def set_aside(session: Session, path: Path, problem: str, notify: Callable[[str], None]) -> None:
-    """Rename a damaged checkpoint so that it is never taken again, and say so. All ranks call it."""
+    """Rename a damaged checkpoint so that it is never taken again, and report it. All ranks call it."""
     if session.is_main:
         aside = path.with_name(path.name + DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
-        notify(f"passed over a damaged checkpoint, kept as {aside.name}: {problem}")
+        notify(f"skipping a damaged checkpoint, kept as {aside.name}: {problem}")
     session.wait()
 
 
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Restore weights, optimiser state and buffers. All ranks call it; any number of ranks, any ZeRO stage."""
+    """Restore weights, optimizer state and buffers. All ranks call it; any number of ranks, any engine."""
     with CheckpointTensors(checkpoint) as stored:
         engine.load_shards(stored.read, checkpoint.manifest.scalars)
 
@@ -176,7 +176,7 @@ class CheckpointTensors:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._files: list[Any] = []
-        self._pieces: dict[str, list[tuple[int, int, Any, str]]] = {}
+        self._shards: dict[str, list[tuple[int, int, Any, str]]] = {}
         self._columns: dict[str, dict[tuple[int, int], list[tuple[int, int, Any, str]]]] = {}
 
     def __enter__(self) -> CheckpointTensors:
@@ -195,7 +195,7 @@ class CheckpointTensors:
                 found = self._columns.setdefault(key, {}).setdefault(columns, []) if columns else self._of(key)
                 numel = opened.get_slice(stored).get_shape()[0]
                 found.append((start, start + numel, opened, stored))
-        for found in self._pieces.values():
+        for found in self._shards.values():
             found.sort(key=lambda shard: shard[0])
         return self
 
@@ -204,18 +204,18 @@ class CheckpointTensors:
             opened.__exit__(None, None, None)
 
     def _of(self, key: str) -> list[tuple[int, int, Any, str]]:
-        return self._pieces.setdefault(key, [])
+        return self._shards.setdefault(key, [])
 
     @property
     def keys(self) -> set[str]:
-        return set(self._pieces) | set(self._columns)
+        return set(self._shards) | set(self._columns)
 
     def read(self, key: str, start: int, numel: int) -> torch.Tensor:
         """Flat range [start, start + numel) of `key`. Raises: UserError if it is not stored."""
         if key in self._columns:
             return self._read_columns(key, start, numel)
         end, at, parts = start + numel, start, []
-        for low, high, opened, stored in self._pieces.get(key, ()):
+        for low, high, opened, stored in self._shards.get(key, ()):
             if high > at and low < end:
                 parts.append(opened.get_slice(stored)[at - low : min(end, high) - low])
                 at = min(end, high)
@@ -224,7 +224,7 @@ class CheckpointTensors:
         return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0), *parts])
 
     def _read_columns(self, key: str, start: int, numel: int) -> torch.Tensor:
-        """The same, of a matrix that was stored in groups of columns: whole rows are put together, then cut."""
+        """The same, of a matrix that was stored in groups of columns: whole rows are assembled, then cut."""
         of = self._checkpoint.manifest.shapes[key][1]
         top, bottom = start // of, -(-(start + numel) // of)
         rows, missing = torch.empty(bottom - top, of), (bottom - top) * of
@@ -246,7 +246,7 @@ class CheckpointTensors:
         return UserError(
             f"the checkpoint does not hold {key}[{start}:{end}]",
             where=str(self._checkpoint.path),
-            remedy="the model or optimiser of the recipe has changed since: start with --resume never",
+            remedy="The model or optimizer of the recipe has changed since it was written: start with --resume never.",
         )
 
     def whole(self, key: str) -> torch.Tensor:
@@ -256,7 +256,7 @@ class CheckpointTensors:
 
 
 def shard_name(shard: Shard) -> str:
-    """Under which a piece lies in its file: "w@64", or "w[16:32]@0" for a group of columns."""
+    """The name of a shard in its file: "w@64", or "w[16:32]@0" for a group of columns."""
     columns = f"[{shard.columns[0]}:{shard.columns[1]}]" if shard.columns else ""
     return f"{shard.key}{columns}@{shard.start}"
 

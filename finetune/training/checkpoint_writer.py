@@ -1,4 +1,4 @@
-"""How a checkpoint comes onto the disk: files written beside and synced, the manifest last, renamed, older ones removed.
+"""How a checkpoint gets to disk: files written beside and synced, the manifest last, renamed, older ones removed.
 
 A kill after any of these operations leaves the checkpoint before it or the new one, whole; tests try all of them.
 """
@@ -58,7 +58,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str
 
 
 def publish(checkpoint: Checkpoint, best: bool, keep: int) -> Written:
-    """From files to a checkpoint; then the labels, and older ones are removed."""
+    """Make a checkpoint of the files, then set `latest` and `best`, and remove older ones."""
     final, folder = checkpoint.path, checkpoint.path.parent
     beside = beside_of(final)
     _write_synced(beside / MANIFEST, checkpoint.manifest.to_json().encode())
@@ -98,13 +98,13 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed save left. Rank 0 only, before the first save of a session."""
+    """Remove what a killed save left behind. Rank 0 only, before the first save of a session."""
     for leftover in folder.glob(f"*{INCOMPLETE}"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def abandon_newer(folder: Path, step: int) -> None:
-    """Rename checkpoints after `step` aside: training goes on from there, and will reach them again. Rank 0 only."""
+    """Rename checkpoints after `step` aside: training resumes from there, and will reach them again. Rank 0 only."""
     for path in find_checkpoints(folder):
         if path.name > checkpoint_name(step):
             aside = path.with_name(path.name + ABANDONED)
@@ -113,7 +113,7 @@ def abandon_newer(folder: Path, step: int) -> None:
 
 
 def attempt(work: Callable[[], Written]) -> Written:
-    """What the work gives, or what went wrong in words: a thread's error is told by all ranks, at their next meeting."""
+    """The result of `work`, or its error in words: what goes wrong in a thread is raised by all ranks, when they next meet."""
     try:
         return work()
     except OSError as error:
@@ -123,7 +123,7 @@ def attempt(work: Callable[[], Written]) -> Written:
             free = shutil.disk_usage(Path(path).parent).free if path and Path(path).parent.exists() else 0
             return Written(f"the disk is full: {path}{needed}, {format_bytes(free)} free")
         return Written(f"cannot write {path}: {error.strerror or error}{needed}")
-    except Exception as error:  # such as MemoryError: the other ranks must hear of it too
+    except Exception as error:  # such as MemoryError: the other ranks must learn of it too
         return Written(f"{type(error).__name__}: {error}")
 
 

@@ -13,7 +13,7 @@ def warmup_steps(training: TrainingSection, total_steps: int) -> int:
 
 
 def learning_rate(step: int, total_steps: int, training: TrainingSection) -> float:
-    """For optimiser step `step` (0-based) of `total_steps`.
+    """For optimizer step `step` (0-based) of `total_steps`.
 
     linear and cosine fall from the peak to min_learning_rate at total_steps; inverse_sqrt is the Transformer's
     (Vaswani et al. 2017, section 5.3), continuous at the end of warmup.

@@ -1,4 +1,4 @@
-"""What is told of a step, and when: progress after each, a row every so many, and advice where time is lost."""
+"""What is reported of the steps, and when: progress after each, a row every `log_every`, and advice where time is lost."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from finetune.training.step import StepResult
 from finetune.training.telemetry import Telemetry
 from finetune.training.timing import Timing, advise
 
-ADVICE_AFTER = 20.0  # seconds of training: what is over sooner needs none
+ADVICE_AFTER = 20.0  # seconds of training: shorter trainings get none
 
 
 class StepLogger:
-    """Between the loop and its listener. All ranks have one; only rank 0's speaks."""
+    """Between the loop and its listener. All ranks have one; only rank 0's calls the listener."""
 
     def __init__(self, session: Session, listener: Listener, log_every: int) -> None:
         self.session, self.listener, self.log_every = session, listener, log_every
@@ -32,7 +32,7 @@ class StepLogger:
     def step(
         self, step: int, epoch: float, result: StepResult, figures: Mapping[str, float], *, seconds: float, last: bool
     ) -> None:
-        """After each optimiser step. All ranks call it: on a logged step they compare their seconds."""
+        """After each optimizer step. All ranks call it: on a logged step they compare their seconds."""
         self._units, self._padding = self._units + result.units, self._padding + result.padding
         self._positions, self._seconds = self._positions + result.positions, self._seconds + seconds
         now = {
@@ -57,7 +57,7 @@ class StepLogger:
     def _log(self, step: int, epoch: float, now: dict[str, float]) -> None:
         ranks = self.timing.gather()  # outside of what may fail: every rank takes part
         nothing: dict[str, float] = {}
-        told = self.telemetry.run("timing steps", lambda: self.timing.summarise(step, ranks), nothing)
+        timing = self.telemetry.run("timing steps", lambda: self.timing.summarise(step, ranks), nothing)
         self._whole += self._seconds
         self._units = self._padding = self._positions = 0
         self._seconds = 0.0
@@ -65,9 +65,9 @@ class StepLogger:
             return
         if self.timing.failure:
             self.telemetry.switch_off("measuring where a step's seconds go", self.timing.failure)
-        self.row(step, epoch, "train", {**now, **told})
-        late = told and step > self.log_every and self._whole >= ADVICE_AFTER
-        advice = self.telemetry.run("advice on speed", lambda: advise(told), None) if late else None
+        self.row(step, epoch, "train", {**now, **timing})
+        late = timing and step > self.log_every and self._whole >= ADVICE_AFTER
+        advice = self.telemetry.run("advice on speed", lambda: advise(timing), None) if late else None
         if advice and advice[0] not in self._advised:
             self._advised.add(advice[0])
             self.listener.message(advice[1])

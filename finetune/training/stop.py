@@ -1,4 +1,4 @@
-"""A request to stop: Ctrl-C, SIGTERM or SIGUSR1 on any one rank. The loop asks at every step, and all ranks agree."""
+"""A request to stop: Ctrl-C, SIGTERM or SIGUSR1 on any rank. The loop checks at every step, and all ranks agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """`requested` turns true on the first signal; a second SIGINT interrupts at once, as people expect."""
+    """`requested` becomes true on the first signal; a second SIGINT interrupts at once, as users expect."""
 
     def __init__(self) -> None:
         self.requested = False

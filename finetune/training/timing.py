@@ -8,24 +8,26 @@ import time
 from finetune.distributed.session import Session
 from finetune.distributed.tracer import Trace, Tracer
 
-WORTH_TELLING = 0.15  # share of a step that is worth a line of advice
+WORTH_REPORTING = 0.15  # share of a step that is worth a line of advice
 FIRST_TRACE = 4  # steps
-TRACING_SHARE = 0.005  # of the whole time may go into looking where it goes
+TRACING_SHARE = 0.005  # of the whole time may be spent on tracing
 
 ADVICE = {
-    "data_seconds": "waits for data: raise data.workers, or store images smaller",
-    "communication_seconds": "communicates: a lower ZeRO stage, a larger parallel.micro_batch, or fewer ranks would help",
-    "slowest_seconds": "waits for the slowest rank: look at cost_imbalance, or set parallel.rank_speed: auto",
-    "host_seconds": "waits for the host, which feeds the GPU too slowly: a larger parallel.micro_batch would help",
+    "data_seconds": "waiting for data: raise data.workers, or store smaller images",
+    "communication_seconds": "communication: a lower ZeRO stage, a larger parallel.micro_batch or fewer ranks would help",
+    "slowest_seconds": "waiting for the slowest rank: look at cost_imbalance, or set parallel.rank_speed: auto",
+    "host_seconds": "waiting for the host, which feeds the GPU too slowly: a larger parallel.micro_batch would help",
 }
-BUBBLE = "is waiting for the neighbouring stage (the bubble): a smaller parallel.micro_batch, or a larger global batch"
+BUBBLE = (
+    "waiting for the neighboring stage (the bubble): a smaller parallel.micro_batch or a larger global batch would help"
+)
 
 
 Seen = tuple[float, float, float, Trace | str | None]  # data, wall, idle, and the trace or why there is none
 
 
 class Timing:
-    """Seconds of this rank since the last log row, and how its latest traced step shared them out.
+    """Seconds of this rank since the last log row, and what its latest traced step spent them on.
 
     One step in so many is traced, the same on all ranks: the first one with a row of its own from FIRST_TRACE on (what
     starts slowly has started by then), then as often as TRACING_SHARE allows. Rows between two traces take the shares of
@@ -36,7 +38,7 @@ class Timing:
     def __init__(self, session: Session, log_every: int) -> None:
         self.session, self.log_every = session, log_every
         self.data = self.wall = 0.0
-        self.idle = 0.0  # waiting for neighbours in a pipeline
+        self.idle = 0.0  # waiting for neighbors in a pipeline
         self.steps = 0
         self.failure = ""  # why nothing is traced any more, and on which rank; the same on all ranks
         self._tracer = Tracer(session.device)
@@ -54,7 +56,7 @@ class Timing:
 
     def end(self, started: float, *, data: float, idle: float = 0.0) -> float:
         """After a step: its seconds, tracing included. Of these, data: in which the device waited for data; idle: in which
-        this rank waited for a pipeline's neighbours.
+        this rank waited for a pipeline's neighbors.
         """
         wall = time.perf_counter() - started
         if self._tracer.running:
@@ -78,18 +80,18 @@ class Timing:
         steps, count = max(self.steps, 1), len(ranks)
         self.steps = 0
         wall = sum(wall for _, wall, *_ in ranks) / count / steps
-        told = {
+        figures = {
             "step_seconds": max(wall for _, wall, *_ in ranks) / steps,
             "data_seconds": sum(data for data, *_ in ranks) / count / steps,
         }
         self._note_failures([trace for *_, trace in ranks])
         if self._is_due(step):
-            self._take([trace for *_, trace in ranks if isinstance(trace, Trace)], step, told["step_seconds"])
+            self._take([trace for *_, trace in ranks if isinstance(trace, Trace)], step, figures["step_seconds"])
         if self._shares:
-            told |= self._split(wall, told["data_seconds"])
+            figures |= self._split(wall, figures["data_seconds"])
         if any(idle for *_, idle, _ in ranks):
-            told["bubble"] = sum(idle / max(wall, 1e-9) for _, wall, idle, _ in ranks) / count
-        return told
+            figures["bubble"] = sum(idle / max(wall, 1e-9) for _, wall, idle, _ in ranks) / count
+        return figures
 
     def _note_failures(self, traces: list[Trace | str | None]) -> None:
         """Where one rank cannot trace, none does from now on, and rows have no shares."""
@@ -109,29 +111,33 @@ class Timing:
         self._next_trace = step + max(trace.seconds for trace in traces) / (TRACING_SHARE * max(step_seconds, 1e-9))
 
     def _split(self, wall: float, data: float) -> dict[str, float]:
-        """Mean seconds of a step, shared out as those of the step traced last. What fetches data, a CPU seems to compute
-        with, and a GPU to wait for its host.
+        """Mean seconds of a step, divided as in the step traced last. Fetching data looks like computing on a CPU, and
+        like waiting for the host on a GPU.
         """
         open_shares = [trace.communicating for trace in self._shares]
         mean = sum(open_shares) / len(open_shares)
         computing = sum(trace.computing for trace in self._shares) / len(self._shares)
         on_gpu = self.session.device.type == "cuda"
-        told = {
+        figures = {
             "compute_seconds": max(0.0, computing * wall - (0.0 if on_gpu else data)),
             "communication_seconds": min(open_shares) * wall,
             "slowest_seconds": (mean - min(open_shares)) * wall,
         }
         if on_gpu:
-            told["host_seconds"] = max(0.0, (1 - computing - mean) * wall - data)
-        return told
+            figures["host_seconds"] = max(0.0, (1 - computing - mean) * wall - data)
+        return figures
 
 
-def advise(told: dict[str, float]) -> tuple[str, str] | None:
+def advise(figures: dict[str, float]) -> tuple[str, str] | None:
     """(what, a line of advice) for the largest share of a step that is not computing, if it is worth a line."""
-    if "bubble" in told:
-        return ("bubble", f"{told['bubble']:.0%} of a step {BUBBLE}") if told["bubble"] >= WORTH_TELLING else None
-    shares = {key: told.get(key, 0.0) / max(told["step_seconds"], 1e-9) for key in ADVICE}
+    if "bubble" in figures:
+        return (
+            ("bubble", f"{figures['bubble']:.0%} of each step is {BUBBLE}")
+            if figures["bubble"] >= WORTH_REPORTING
+            else None
+        )
+    shares = {key: figures.get(key, 0.0) / max(figures["step_seconds"], 1e-9) for key in ADVICE}
     worst = max(shares, key=lambda key: shares[key])
-    if shares[worst] < WORTH_TELLING:
+    if shares[worst] < WORTH_REPORTING:
         return None
-    return worst, f"{shares[worst]:.0%} of a step {ADVICE[worst]}"
+    return worst, f"{shares[worst]:.0%} of each step is {ADVICE[worst]}"

@@ -5,12 +5,15 @@ norms, weights and evaluation; each rank holds its own layers alone; its checkpo
 import gc
 import os
 import weakref
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 
+from finetune.app.workers import context as set_up_module
 from finetune.tasks import TASKS
+from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from tests.distributed import pictures
 
 STEPS = 5  # more than an epoch, whose last step has one image (and, on two replicas, a dummy)
@@ -125,6 +128,29 @@ def start_elsewhere(values, folder, steps, load, first):
 
     with mock.patch.object(task, "build", build_otherwise, create=True):
         return pictures.train(values, folder, steps, load=load, first=first, save=True)
+
+
+def answer(values, folder, load):
+    """Evaluate a checkpoint with an engine that was opened without an optimizer."""
+    real = set_up_module.open_engine
+
+    def open_for_inference(name, session, model, make_optimizer, options):
+        return real(name, session, model, None, options)
+
+    with mock.patch.object(set_up_module, "open_engine", open_for_inference):
+        context, loop = pictures.open_pictures(values, folder)
+    load_checkpoint(context.engine, open_checkpoint(Path(load)))
+    evaluation = loop.measure("validation")
+    return evaluation.scalars, context.engine.optimizer, context.engine.full_state_dict()
+
+
+def test_without_an_optimizer_a_pipeline_answers_as_the_one_that_trained(pool, tmp_path):
+    values = pictures.recipe(pipeline=2)
+    trained = pool.run(2, pictures.train, values, tmp_path / "a", 2, save=True)[0]
+    (scalars, optimizer, weights), (others, none, _) = pool.run(2, answer, values, tmp_path / "b", trained["saved"])
+    assert optimizer is none is None
+    assert scalars == others == trained["evaluation"]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in trained["weights"].items())
 
 
 def test_the_same_layout_goes_on_bit_for_bit_with_dropout(pool, tmp_path):

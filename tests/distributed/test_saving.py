@@ -205,7 +205,7 @@ def test_a_full_disk_at_each_write(ranks, tmp_path):
     assert fitting == ""
     for said in full:
         assert "the disk is full: " in said and "step-00000002.incomplete" in said, said
-        assert "needed" in said and "free" in said and "the checkpoint before it is untouched" in said, said
+        assert "needed" in said and "free" in said and "The previous checkpoint is untouched" in said, said
     assert "state-0000" in full[2] and "KiB needed" in full[2]
     assert "manifest.json" in full[-1], full[-1]
 

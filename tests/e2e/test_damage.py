@@ -62,7 +62,7 @@ def test_a_damaged_one_is_told_and_set_aside_and_the_one_before_it_taken(fault, 
     with pytest.raises(Ended):
         workers.train(2, copy, signals={14: (0, TERM)})
     said = (copy / "logs" / "said-0.txt").read_text()
-    assert "passed over a damaged checkpoint, kept as step-00000012.damaged" in said
+    assert "skipping a damaged checkpoint, kept as step-00000012.damaged" in said
     assert "going on from step-00000010" in said
     assert (copy / "checkpoints" / "step-00000012.damaged").is_dir()
     assert [row["step"] for row in tiny.rows(copy)] == list(range(1, 15))

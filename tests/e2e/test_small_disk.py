@@ -48,7 +48,7 @@ def test_a_full_disk_at_a_save_is_told_with_path_and_bytes(disk, workers, twelve
     said = str(ended.value.first)
     assert isinstance(ended.value.first, TrainingFailed), ended.value
     assert "the disk is full" in said and "step-00000010.incomplete/state-0000" in said and "MiB needed" in said, said
-    assert "the checkpoint before it is untouched" in said
+    assert "The previous checkpoint is untouched" in said
     assert [open_checkpoint(path).step for path in find_checkpoints(run / "checkpoints")] == [5]
     assert not list((run / "checkpoints").glob("*.incomplete"))
     assert [row["step"] for row in whole_rows(run) if row["split"] == "train"][:10] == list(range(1, 11))

@@ -107,7 +107,7 @@ def test_a_killed_rank_ends_all_at_once_and_is_named(story):
     assert finished.code == 1, finished.output
     assert "rank 1" in finished.output and "SIGKILL" in finished.output
     assert "Traceback" not in finished.output
-    assert "the same command goes on from the last checkpoint" in finished.output
+    assert "Run the same command to resume from the last checkpoint" in finished.output
     assert story.seconds["SIGKILL to rank 1"] < 5
     assert not story.survivors["SIGKILL to rank 1"]
 

@@ -68,8 +68,7 @@ class PipelineEngine:
         stages.keep(self.stage)
         self.module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(session.device))
         self.parameters = [p for p in self.module.parameters() if p.requires_grad and not p.is_meta]
-        trains = make_optimizer is not None and self.parameters  # a stage may be frozen as a whole
-        self.optimizer: Any = make_optimizer(self.module) if make_optimizer is not None and trains else None
+        self.optimizer: Any = make_optimizer(self.module) if make_optimizer is not None else None
         self.p2p = P2P(session)
         self.model: Any = PipelineModel(stages, self.stage, self.p2p, session)
 
@@ -177,14 +176,12 @@ class PipelineEngine:
         norm = squares.sqrt().float()
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
-        if self.optimizer is not None:
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        if self.optimizer is not None:
-            set_learning_rate(self.optimizer, learning_rate)
+        set_learning_rate(self.optimizer, learning_rate)
 
     def align_buffers(self) -> None:
         """Give the same stage of every replica the buffers of the first replica's."""
@@ -203,9 +200,7 @@ class PipelineEngine:
         load_held(self.module, held_whole(self.module, self.optimizer), read)
 
     def scalars(self) -> dict[str, Any]:
-        """A stage that is frozen counts no steps, so that the largest count of all ranks is taken."""
-        own = optimizer_scalars(self.optimizer)["optimizer_step"] if self.optimizer is not None else 0
-        return {"optimizer_step": int(self.session.maximum(float(own))[0])}
+        return optimizer_scalars(self.optimizer)
 
     def full_state_dict(self, *, trainable_only: bool = False) -> dict[str, torch.Tensor] | None:
         """Sent to rank 0 by the stages of the first replica, one tensor at a time."""
@@ -231,7 +226,7 @@ def open_pipeline(
 ) -> PipelineEngine:
     """All ranks call it. Raises: UserError if stages and ranks of a replica differ in number."""
     if options.cut is None:
-        raise ValueError("a pipeline must be told how to cut the model into stages")
+        raise ValueError("a pipeline needs EngineOptions.cut")
     stages = options.cut(module)
     if len(stages) != session.split:
         raise UserError(f"{len(stages)} stages for replicas of {session.split} ranks", where="parallel.pipeline")

@@ -30,7 +30,7 @@ def test_the_bubble_is_the_mean_share_over_ranks():
     told = summarised(kept, 10, wall=4.0, idle=1.0, steps=2)
     assert told["bubble"] == pytest.approx((1 / 4 + 2 / 4) / 2)
     assert kept.idle == 0.0
-    assert advise(told) == ("bubble", f"38% of a step {timing.BUBBLE}")
+    assert advise(told) == ("bubble", f"38% of each step is {timing.BUBBLE}")
     assert advise({**told, "bubble": 0.1}) is None  # as good as can be: a larger micro-batch would be worse
 
 

@@ -1,0 +1,65 @@
+"""Proves that the loader gives each step its own batches in order, dummies among them, and looks no further ahead than it
+must; and that augmentation learns the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune.data.order.assignment import Assignment
+from finetune.data.order.loader import RankStep, evaluation_steps, iterate_batches
+
+
+class Rows:
+    """Examples that are their own position and the epoch in which they were fetched."""
+
+    epoch = 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"id": index, "epoch": self.epoch}
+
+
+def collate(examples: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    return [(example["id"], example["epoch"]) for example in examples]
+
+
+STEPS = [RankStep(0, 0, ((4, 2), ()), dummy_source=7), RankStep(1, 0, ((),), 3), RankStep(2, 1, ((5,), (6, 8)), 0)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_step_has_its_batches_and_a_dummy_runs_its_source(workers: int) -> None:
+    rows: Any = Rows()
+    found = list(iterate_batches(rows, collate, STEPS, workers=workers))
+    assert [step for step, _ in found] == STEPS
+    assert [step.dummies for step in STEPS] == [(False, True), (True,), (False, False)]
+    assert [batches for _, batches in found] == [
+        [[(4, 0), (2, 0)], [(7, 0)]],
+        [[(3, 0)]],
+        [[(5, 1)], [(6, 1), (8, 1)]],
+    ]
+
+
+def test_no_step_is_taken_before_its_turn() -> None:
+    taken: list[int] = []
+
+    def steps() -> Iterator[RankStep]:
+        for step in STEPS:
+            taken.append(step.index)
+            yield step
+
+    rows: Any = Rows()
+    batches = iterate_batches(rows, collate, steps())
+    assert taken == []
+    next(batches)
+    assert taken == [0]
+
+
+def test_an_evaluation_is_one_micro_batch_after_another() -> None:
+    assignment = Assignment(ranks=(((0, 1), (4,)), ((2, 3), ())), loads=np.array([3.0, 2.0]), speed=np.ones(2))
+    steps = [list(evaluation_steps(assignment, rank)) for rank in range(2)]
+    assert [[step.micro_batches for step in own] for own in steps] == [[((0, 1),), ((4,),)], [((2, 3),), ((),)]]
+    assert steps[1][1].dummies == (True,)
