@@ -4,11 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Tests of one process each run in as many processes as there are cores; those that start ranks do not.
+PARALLEL_PYTEST := $(PYTEST) -n auto --dist worksteal
+ONE_TRAINING := tests/e2e/test_launchers.py
 export HF_HUB_OFFLINE ?= 1
 export WANDB_SILENT ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-gpu soak check format bench docs clean
+.PHONY: help setup quickstart test-fast test test-gpu soak pages check format bench docs clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,14 +36,22 @@ quickstart: $(READY) ## train the quickstart: a pretrained encoder, real text, 2
 
 ##@ Test
 
-test: $(READY) ## all tests that need no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
+test-fast: $(READY) ## the tests to run while working: unit, contract on three tasks, one training (under 3 minutes)
+	$(PARALLEL_PYTEST) -m "not slow and not gpu" tests/unit tests/contract
+	$(PYTEST) $(ONE_TRAINING)
+
+test: $(READY) ## all tests that need no GPU (under 25 minutes on 2 cores)
+	$(PARALLEL_PYTEST) -m "not gpu" tests/unit tests/contract tests/recipes
+	$(PYTEST) -m "not gpu" tests/distributed tests/e2e
 
 test-gpu: $(READY) ## the tests that need CUDA; skipped with a reason where there is none
 	$(BIN)/python -m pytest -m gpu -rs
 
 soak: $(READY) ## a training whose ranks are killed 70 times, compared with an uninterrupted one (about 10 minutes)
 	$(BIN)/python -m tests.soak
+
+pages: $(READY) ## the report in headless Chromium at three widths; the pictures are kept in pages/
+	$(BIN)/python -m tests.pages
 
 ##@ Develop
 

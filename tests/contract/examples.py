@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -296,3 +297,10 @@ EXAMPLES = (
         learnt=6.0,
     ),
 )
+
+FAST = ("text_classification", "causal_lm", "image_classification")  # the tasks of `make test-fast`
+EXAMPLE_PARAMS = [
+    pytest.param(example, id=example.task, marks=[] if example.task in FAST else pytest.mark.slow)
+    for example in EXAMPLES
+]
+"""For `pytest.fixture(params=...)`: tests of all other tasks are marked slow."""

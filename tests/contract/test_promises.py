@@ -24,7 +24,7 @@ from finetune.models.loss_head import install_loss_head
 from finetune.tasks import CARDS
 from finetune.tasks.batch import Batch, map_tensors
 from finetune.tasks.task import reference_columns
-from tests.contract.examples import EXAMPLES, TinyExample
+from tests.contract.examples import EXAMPLE_PARAMS, EXAMPLES, TinyExample
 from tests.prepared import Prepared, prepare
 
 torch.set_num_threads(1)
@@ -35,7 +35,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture(params=EXAMPLES, ids=lambda example: example.task)
+@pytest.fixture(params=EXAMPLE_PARAMS)
 def example(request: pytest.FixtureRequest) -> Iterator[TinyExample]:
     yield request.param
 
