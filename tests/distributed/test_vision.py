@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.app.workers.context import plan_alone
 from finetune.data.sources.tables import open_tables
 from finetune.distributed.engines.engine import EngineOptions
 from finetune.distributed.engines.registry import open_engine
