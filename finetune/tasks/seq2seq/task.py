@@ -115,11 +115,13 @@ class Seq2Seq:
         return int(batch.targets["units"])
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """{"loss_sum": [], "token_losses": [B * T]}; outputs with logits [B, 1, V] of the first token without targets."""
+        """{"loss_sum": [], "token_losses": [B * T]}; logits of the first target token alone for a batch without targets,
+        whose answers come from `generate`.
+        """
         bare: Any = getattr(model, "module", model)
         if not batch.targets:
-            start = batch.inputs["input_ids"].new_full((len(batch.ids), 1), bare.config.decoder_start_token_id)
-            return model(**batch.inputs, decoder_input_ids=start, use_cache=False)
+            first = batch.inputs["input_ids"].new_full((len(batch.ids), 1), bare.config.decoder_start_token_id)
+            return model(**batch.inputs, decoder_input_ids=first, use_cache=False)
         labels = batch.targets["labels"]
         return model(
             **batch.inputs,
