@@ -7,7 +7,7 @@ import torch
 
 from finetune.data.order.loader import RankStep, iterate_batches
 from finetune.distributed.prefetcher import Prefetcher
-from finetune.tasks.task import Batch
+from finetune.tasks.batch import Batch
 
 pytestmark = pytest.mark.gpu
 FETCHING = 0.03

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from finetune.models.segmented import use_segmented_attention
-from finetune.tasks.text.padding_free import pack_rows
+from finetune.tasks.text.padding_free import concatenate_rows
 
 pytestmark = pytest.mark.gpu
 
@@ -25,7 +25,7 @@ def test_packed_logits_and_gradients_are_those_of_single_examples(window):
     expected = {name: parameter.grad.float().clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     use_segmented_attention(model)
-    inputs, borders = pack_rows(rows)
+    inputs, borders = concatenate_rows(rows)
     inputs = {key: value.cuda() if torch.is_tensor(value) else value for key, value in inputs.items()}
     packed = model(**inputs, use_cache=False).logits
     for start, end, logits in zip(borders, borders[1:], alone, strict=False):

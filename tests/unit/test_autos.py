@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "finetune"
-SCHEMA = {f"recipe/{name}.py" for name in ("data", "engines", "evaluation", "model", "parallel", "training")}
+SCHEMA = {f"recipe/{name}.py" for name in ("data", "evaluation", "model", "parallel", "training")}
 
 # File, or folder, and function ("" for any) -> why it may know the word.
 ALLOWED = {
     ("cli.py", ""): "--resume is a mode of running",
     ("app/train.py", ""): "--resume",
-    ("app/runs.py", ""): "--resume",
-    ("app/supervise.py", ""): "--resume; and processes, decided before there is a plan",
+    ("app/runs.py", "choose_run"): "--resume",
+    ("app/supervise.py", "supervise"): "--resume",
+    ("app/supervise.py", "plan_launch"): "parallel.processes, decided before there is a plan",
     ("app/workers/resuming.py", ""): "--resume",
-    ("app/workers/verify.py", "run_variant"): "the layouts' own recipes, which say so",
+    ("app/workers/verify.py", "run_variant"): "writes the recipe of a layout; planning chooses its engine",
     ("app/workers/launcher_config.py", ""): "accelerate's own word, in its configuration",
     ("recipe/deepspeed.py", ""): "DeepSpeed's own word, in its files",
+    ("recipe/engines.py", ""): "the constant that planning compares parallel.engine with",
     ("training/loop.py", "_loader_workers"): "data.workers is a mode of running",
     ("training/rank_speed.py", "__init__"): "rank_speed is a mode of running, measured as it runs",
     ("tracking/wandb_mirror.py", ""): "tracking.wandb is a mode of running",

@@ -9,7 +9,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.chat import ChatEncoder, Message
-from finetune.tasks.text.inputs import encode_each, tokenize_texts
+from finetune.tasks.text.inputs import encode_each, resolve_on_long, tokenize_texts
 from finetune.tasks.text.preference_pairs import conversation_text, read_pair, read_reply
 
 
@@ -27,7 +27,8 @@ class PairEncoder:
         """One pair or BadRow per row. Without targets a row may hold a single reply (completion) in place of a pair."""
         read = encode_each(rows, lambda row: self._read(row, with_targets))
         replies = [reply for item in read if not isinstance(item, BadRow) for reply in item]
-        encoded = iter(self._encode_replies(replies))
+        on_long = resolve_on_long(self.on_long, with_targets=with_targets)
+        encoded = iter(self._encode_replies(replies, on_long))
         return [item if isinstance(item, BadRow) else self._example([next(encoded) for _ in item]) for item in read]
 
     def _read(self, row: Row, with_targets: bool) -> list[tuple[list[Message], Message]]:
@@ -38,22 +39,24 @@ class PairEncoder:
         before, chosen, rejected = read_pair(row, self.system)
         return [(before, chosen), (before, rejected)]
 
-    def _encode_replies(self, replies: Sequence[tuple[list[Message], Message]]) -> list[dict[str, Any] | BadRow]:
+    def _encode_replies(
+        self, replies: Sequence[tuple[list[Message], Message]], on_long: str
+    ) -> list[dict[str, Any] | BadRow]:
         if self.chat is None:
             texts = [[conversation_text(before), reply["content"]] for before, reply in replies]
-            return list(tokenize_texts(self.tokenizer, texts, self.limit, self.on_long))
+            return list(tokenize_texts(self.tokenizer, texts, self.limit, on_long))
         chat, encoded = self.chat, []
         for before, reply in replies:
             try:
-                encoded.append(self._within_limit(chat.encode_whole([*before, reply])))
+                encoded.append(self._within_limit(chat.encode_whole([*before, reply]), on_long))
             except BadRow as bad:
                 encoded.append(bad)
         return encoded
 
-    def _within_limit(self, ids: list[int]) -> dict[str, Any] | BadRow:
-        if len(ids) > self.limit and self.on_long == "drop":
+    def _within_limit(self, ids: list[int], on_long: str) -> dict[str, Any] | BadRow:
+        if len(ids) > self.limit and on_long == "drop":
             return {"input_ids": []}
-        if len(ids) > self.limit and self.on_long == "error":
+        if len(ids) > self.limit and on_long == "error":
             return BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}")
         return {"input_ids": ids[: self.limit]}
 

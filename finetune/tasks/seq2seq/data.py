@@ -8,7 +8,7 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row, Table
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.text.inputs import encode_each, row_text
+from finetune.tasks.text.inputs import encode_each, resolve_on_long, row_text
 
 TOO_LONG: dict[str, Any] = {"input_ids": [], "labels": []}
 
@@ -20,6 +20,7 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
     usable = [item for item in read if not isinstance(item, BadRow)]
     sources = iter(_tokenize(artifacts.processor, [source for source, _ in usable], as_target=False))
     targets = iter(_tokenize(artifacts.processor, [text for _, text in usable if text is not None], as_target=True))
+    on_long = resolve_on_long(options.on_long, with_targets=with_targets)
     examples: list[dict[str, Any] | BadRow] = []
     for item in read:
         if isinstance(item, BadRow):
@@ -27,7 +28,7 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
             continue
         limits = {"source": settings["max_source_length"], "target": options.max_target_length}
         ids = {"source": next(sources), **({"target": next(targets)} if with_targets else {})}
-        examples.append(_within_limits(ids, limits, options.on_long))
+        examples.append(_within_limits(ids, limits, on_long))
     return examples
 
 

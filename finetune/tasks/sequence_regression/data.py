@@ -9,7 +9,7 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.text.inputs import encode_each, text_and_pair, tokenize_texts
+from finetune.tasks.text.inputs import encode_each, resolve_on_long, text_and_pair, tokenize_texts
 
 
 def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
@@ -19,7 +19,8 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
         numbers = encode_each(rows, lambda row: read_number(row.get("label")))
     texts = encode_each(rows, text_and_pair)
     usable = [number if isinstance(number, BadRow) else text for number, text in zip(numbers, texts, strict=True)]
-    encoded = tokenize_texts(artifacts.processor, usable, artifacts.settings["max_length"], artifacts.options.on_long)
+    on_long = resolve_on_long(artifacts.options.on_long, with_targets=with_targets)
+    encoded = tokenize_texts(artifacts.processor, usable, artifacts.settings["max_length"], on_long)
     if not with_targets:
         return list(encoded)
     return [

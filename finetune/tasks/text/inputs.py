@@ -64,6 +64,14 @@ def _within_limit(tokenizer: Any, texts: Sequence[str], encoded: Tokens, limit: 
     return encoded if length else BadRow("the text holds no token")
 
 
+def resolve_on_long(on_long: str, *, with_targets: bool) -> str:
+    """What happens to a row that is too long: as the options say, but that `drop` is for splits alone.
+
+    A row without targets is to be answered, so it becomes a bad row, which says why there is no answer.
+    """
+    return "error" if on_long == "drop" and not with_targets else on_long
+
+
 def row_text(row: Row, role: str) -> str:
     """The text of a role. Raises: BadRow if it is missing, not text, or empty."""
     value = row.get(role)

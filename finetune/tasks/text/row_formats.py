@@ -89,16 +89,20 @@ class RowEncoder:
         """
         form = form_of(row, with_reply=False) if self.form == "auto" else self.form
         if form == "text":
-            ids = list(self.tokenizer(_string(row, "text"), verbose=False)["input_ids"])
+            ids = self._prompt_ids(_string(row, "text"))
         elif form == "prompt_completion" and not self.own_template:
-            ids = list(self.tokenizer(_string(row, "prompt"), verbose=False)["input_ids"])
+            ids = self._prompt_ids(_string(row, "prompt"))
         else:
             ids = self.chat.encode_whole(self._prompt_messages(row, form), prompt=True)
-        if not ids:
-            raise BadRow("the prompt is empty")
         if len(ids) >= self.limit:
             raise BadRow(f"the prompt has {len(ids)} tokens, longer than the limit: options.max_length {self.limit}")
         return {"input_ids": ids, "reply_start": len(ids)}
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        ids = list(self.tokenizer(text, verbose=False)["input_ids"]) if text.strip() else []
+        if not ids:
+            raise BadRow("the prompt is empty")
+        return ids
 
     def _prompt_messages(self, row: Row, form: str) -> list[Message]:
         if form == "messages":

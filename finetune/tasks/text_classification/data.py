@@ -8,7 +8,7 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.text.inputs import encode_each, text_and_pair, tokenize_texts
+from finetune.tasks.text.inputs import encode_each, resolve_on_long, text_and_pair, tokenize_texts
 
 
 def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
@@ -24,7 +24,8 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
         labels = encode_each(rows, lambda row: read_label(row.get("label")))
     texts = encode_each(rows, text_and_pair)
     usable = [label if isinstance(label, BadRow) else text for label, text in zip(labels, texts, strict=True)]
-    encoded = tokenize_texts(artifacts.processor, usable, artifacts.settings["max_length"], options.on_long)
+    on_long = resolve_on_long(options.on_long, with_targets=with_targets)
+    encoded = tokenize_texts(artifacts.processor, usable, artifacts.settings["max_length"], on_long)
     if not with_targets:
         return list(encoded)
     return [

@@ -59,6 +59,8 @@ def _columns(objects: Any) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any],
         if not all(isinstance(one, Mapping) for one in objects):
             raise BadRow("objects is no list of {bbox, category}")
         objects = {key: [one.get(key) for one in objects] for key in ("bbox", "category", "id", "iscrowd")}
+    if objects is None:
+        raise BadRow("no objects")
     if not isinstance(objects, Mapping):
         raise BadRow(f"objects is {{bbox: [...], category: [...]}}, not {type(objects).__name__}")
     boxes, categories = objects.get("bbox"), objects.get("category")

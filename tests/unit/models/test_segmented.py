@@ -12,7 +12,7 @@ from torch.nn.attention import varlen
 from finetune.errors import UserError
 from finetune.models import segmented
 from finetune.models.segmented import use_segmented_attention
-from finetune.tasks.text.padding_free import pack_rows, segment_rows
+from finetune.tasks.text.padding_free import concatenate_rows, split_rows
 
 LENGTHS = (5, 17, 9, 1, 12)
 
@@ -60,7 +60,7 @@ def test_logits_losses_and_gradients_are_those_of_single_examples(family, more, 
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     use_segmented_attention(model)
-    inputs, borders = pack_rows(rows)
+    inputs, borders = concatenate_rows(rows)
     logits = model(**inputs, use_cache=False).logits
     packed = torch.zeros(())
     for (start, end), row, alone in zip(pairwise(borders), rows, single, strict=True):
@@ -77,7 +77,7 @@ def test_logits_losses_and_gradients_are_those_of_single_examples(family, more, 
 def test_a_token_changed_changes_no_logit_of_its_neighbours(family, more, rows):
     model = make(family, **more)
     use_segmented_attention(model)
-    inputs, borders = pack_rows(rows)
+    inputs, borders = concatenate_rows(rows)
     with torch.no_grad():
         before = model(**inputs, use_cache=False).logits
         inputs["input_ids"][0, borders[1] + 3] += 1
@@ -118,10 +118,10 @@ def test_a_model_that_cannot_is_told_so_with_the_alternative():
 
 
 def test_rows_come_back_from_a_pack(rows):
-    inputs, borders = pack_rows(rows)
+    inputs, borders = concatenate_rows(rows)
     assert borders == [0, 5, 22, 31, 32, 44]
     assert inputs["position_ids"][0, 4:8].tolist() == [4, 0, 1, 2]
-    assert [row.tolist() for row in segment_rows(inputs)] == [row["input_ids"].tolist() for row in rows]
+    assert [row.tolist() for row in split_rows(inputs)] == [row["input_ids"].tolist() for row in rows]
 
 
 class Kernel:
@@ -169,7 +169,7 @@ class Kernel:
 
 
 def logits_and_gradients(model, rows, autocast):
-    inputs, _ = pack_rows(rows)
+    inputs, _ = concatenate_rows(rows)
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
         logits = model(**inputs, use_cache=False).logits

@@ -14,7 +14,7 @@ from finetune.planning.memory import state_bytes
 from finetune.planning.resolve import Machine, resolve
 from finetune.planning.shape import cost_model, layer_elements
 from finetune.recipe.deepspeed import read_deepspeed_config
-from finetune.tasks import TASKS
+from finetune.tasks import CARDS
 
 FILES = sorted((Path(__file__).resolve().parents[3] / "ds_configs").glob("*.json"))
 LLAMA_8B = SimpleNamespace(
@@ -65,7 +65,7 @@ def test_every_shipped_file_resolves_without_an_auto_left(file, precision):
 @pytest.mark.parametrize(("speeds", "ranks", "complaint"), [([1, 0.5], 3, "2 entries for 3 ranks"), ([1, 0.5], 2, "")])
 def test_a_speed_for_every_rank(speeds, ranks, complaint):
     recipe = resolve_recipe("quickstart", [f"parallel.rank_speed={speeds}"]).recipe
-    card = TASKS[recipe.task].card
+    card = CARDS[recipe.task]
     known = {"machine": Machine(ranks, "cpu", False), "config": None, "model_class": None}
     if not complaint:
         assert resolve(recipe, card, **known).ranks == ranks
@@ -105,7 +105,7 @@ def test_sizes_of_llama_3_8b():
 def test_precision_and_the_type_of_weights_agree(changes, device, precision, dtype):
     recipe = resolve_recipe("quickstart", changes).recipe
     plan = resolve(
-        recipe, TASKS[recipe.task].card, machine=Machine(2, device, device == "cuda"), config=None, model_class=None
+        recipe, CARDS[recipe.task], machine=Machine(2, device, device == "cuda"), config=None, model_class=None
     )
     assert (plan.precision, plan.machine.weights_dtype, str(plan.weights_dtype)) == (precision, dtype, f"torch.{dtype}")
 
@@ -129,20 +129,20 @@ def test_packing_is_decided_from_the_class_and_the_configuration(kind, changes, 
     recipe = resolve_recipe("causal_lm/tiny-llama-alpaca", changes).recipe
     config = getattr(transformers, f"{kind}Config")(max_position_embeddings=50 if positions else 4096)
     known = {"machine": Machine(1, "cpu", False), "model_class": getattr(transformers, f"{kind}ForCausalLM")}
-    plan = resolve(recipe, TASKS["causal_lm"].card, config=config, **known)
+    plan = resolve(recipe, CARDS["causal_lm"], config=config, **known)
     assert (plan.training.packing, plan.training.capacity) == (packing, capacity)
-    assert plan.training.balance_window == (None if packing != "none" else TASKS["causal_lm"].card.balance_window)
+    assert plan.training.balance_window == (None if packing != "none" else CARDS["causal_lm"].balance_window)
     if packing == "none":
         insists = resolve_recipe("causal_lm/tiny-llama-alpaca", [*changes, "data.packing=padding_free"]).recipe
         with pytest.raises(UserError, match=r"cannot be kept inside|caps its attention"):
-            resolve(insists, TASKS["causal_lm"].card, config=config, **known)
+            resolve(insists, CARDS["causal_lm"], config=config, **known)
 
 
 def test_the_plan_explains_its_two_accumulation_steps():
     recipe = resolve_recipe("quickstart", []).recipe
     known = {"machine": Machine(2, "cpu", False), "config": None, "model_class": None}
-    machine = resolve(recipe, TASKS[recipe.task].card, **known).to_dict()["machine"]
+    machine = resolve(recipe, CARDS[recipe.task], **known).to_dict()["machine"]
     assert machine["deepspeed"]["gradient_accumulation_steps"] == 2
     assert set(machine["deepspeed_notes"]) == set(NOTES) <= set(machine["deepspeed"])
     alone = resolve_recipe("quickstart", ["parallel.deepspeed=none"]).recipe
-    assert "deepspeed_notes" not in resolve(alone, TASKS[recipe.task].card, **known).to_dict()["machine"]
+    assert "deepspeed_notes" not in resolve(alone, CARDS[recipe.task], **known).to_dict()["machine"]

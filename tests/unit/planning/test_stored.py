@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune.app.machine import plan_alone, plan_here
 from finetune.app.recipes import resolve_recipe
-from finetune.app.workers.context import plan_alone, plan_here
 from finetune.errors import UserError
 from finetune.planning.stored import StoredPlan
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
 
 from finetune.errors import UserError
-from finetune.tasks.classes import class_counts, class_predictions, decide_classes, label_tensor, name_of
-from finetune.tasks.task import Batch
+from finetune.tasks.batch import Batch
+from finetune.tasks.classes import (
+    Classes,
+    class_answers,
+    class_counts,
+    class_scores,
+    decide_classes,
+    label_tensor,
+    name_of,
+)
 
 
 class _Rows(list[dict[str, Any]]):
@@ -39,6 +48,13 @@ def test_classes(found: list[Any], stated: list[str], trained: Any, expected: An
     assert _decide(found, stated, trained) == expected
 
 
+def test_classes_survive_json() -> None:
+    tables: Any = {"train": _Rows({"label": label} for label in (0, 1))}
+    classes = decide_classes(tables, ["no", "yes"], None, several=False, where="some/model")
+    restored = Classes.from_dict(json.loads(json.dumps(classes.to_dict())))
+    assert restored.names == ["no", "yes"] and [restored.lookup.index(label) for label in (0, "1")] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("found", "stated", "trained"),
     [
@@ -65,8 +81,11 @@ def test_several_labels_as_tensors_names_and_counts() -> None:
 def test_predictions_of_several_labels() -> None:
     logits = torch.tensor([[2.0, -1.0], [-3.0, 0.5]])
     batch = Batch((7, 9), {}, {"labels": torch.tensor([[1.0, 0.0], [1.0, 1.0]])})
-    first, second = class_predictions(logits, batch, ["x", "y"], [{}, {}])
-    assert first.id == 7 and first.values["prediction"] == [1, 0] == first.values["reference"]
+    first, second = class_answers(logits, batch, ["x", "y"], [{"text": "a"}, {}], several=True)
+    assert first.id == 7 and first.values["prediction"] == [1, 0] and first.shown == {"text": "a", "predicted": "x"}
     assert second.values["scores"] == pytest.approx(torch.sigmoid(logits[1]).tolist())
-    assert second.shown == {"label": "x, y", "predicted": "y"}
-    assert first.loss == pytest.approx((torch.tensor([-2.0, -1.0]).exp().log1p()).mean().item())
+    assert second.id == 9 and second.shown == {"predicted": "y"}
+    one, other = class_scores(logits, batch, ["x", "y"])
+    assert (one.id, one.weight, one.reference) == (7, 1, {"reference": [1, 0]})
+    assert (other.id, other.weight, other.shown) == (9, 1, {"label": "x, y"})
+    assert one.loss == pytest.approx((torch.tensor([-2.0, -1.0]).exp().log1p()).mean().item())

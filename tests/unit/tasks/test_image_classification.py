@@ -14,17 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.app.workers.context import plan_alone
-from finetune.data.sources.tables import open_tables
 from finetune.errors import TrainingFailed, UserError
 from finetune.models.processor import load_processor, output_size
 from finetune.recipe.model import ModelSection
-from finetune.recipe.recipe import recipe_type
-from finetune.tasks import CARDS, TASKS
-from finetune.tasks.task import Kit
 from finetune.tasks.vision.transforms import crop_box
+from tests.prepared import Prepared, prepare
 
-TASK = TASKS["image_classification"]
 RESNET = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
 
 
@@ -46,7 +41,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "train.jsonl"
 
 
-def _read(rows: Path, **sections: Any) -> Kit:
+def _read(rows: Path, **sections: Any) -> Prepared:
     values: dict[str, Any] = {
         "name": "x",
         "task": "image_classification",
@@ -56,26 +51,24 @@ def _read(rows: Path, **sections: Any) -> Kit:
         "training": {"precision": "fp32"},
         **sections,
     }
-    recipe = recipe_type(CARDS["image_classification"])(**values)
-    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
+    return prepare(values)
 
 
 def test_any_image_becomes_one_size_as_the_saved_processor_makes_it(pictures: Path, tmp_path: Path) -> None:
     from transformers import AutoImageProcessor
 
-    kit = _read(pictures)
-    examples = [kit.examples["train"][index] for index in range(4)]
-    batch = TASK.collate(kit, examples)
+    prepared = _read(pictures)
+    batch, example = prepared.batch(), prepared.datasets["train"][1]
     assert batch.inputs["pixel_values"].shape == (4, 3, 12, 12) and batch.inputs["pixel_values"].dtype == torch.float32
-    kit.processor.save_pretrained(tmp_path / "saved")
+    prepared.artifacts.processor.save_pretrained(tmp_path / "saved")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "saved", backend="pil")
     wanted = processor(Image.open(pictures.parent / "1.png"), return_tensors="np")["pixel_values"][0]
-    np.testing.assert_array_equal(examples[1]["pixel_values"], wanted)
+    np.testing.assert_array_equal(example["pixel_values"], wanted)
 
 
 def test_chance_follows_seed_epoch_and_id_alone(pictures: Path) -> None:
     def pixels(epoch: int, seed: int = 17, split: str = "train", augment: str = "crop_flip") -> np.ndarray:
-        examples: Any = _read(pictures, options={"image_size": 12, "augment": augment}, seed=seed).examples[split]
+        examples: Any = _read(pictures, options={"image_size": 12, "augment": augment}, seed=seed).datasets[split]
         examples.epoch = epoch
         examples = pickle.loads(pickle.dumps(examples))  # as it reaches a loader process
         order = [3, 1, 0, 2] if epoch else [0, 1, 2, 3]
@@ -103,10 +96,10 @@ def test_a_crop_lies_inside_and_keeps_a_third() -> None:
 
 def test_one_channel_stays_one_channel(pictures: Path) -> None:
     model = {"source": "resnet", "init": "config", "config": {**RESNET, "num_channels": 1}}
-    kit = _read(pictures, model=model)
-    batch = TASK.collate(kit, [kit.examples["train"][0], kit.examples["train"][2]])
+    prepared = _read(pictures, model=model)
+    batch = prepared.batch([0, 2])
     assert batch.inputs["pixel_values"].shape == (2, 1, 12, 12)
-    assert TASK.forward(TASK.build(kit), batch).logits.shape == (2, 2)
+    assert prepared.task.forward(prepared.build(), batch).logits.shape == (2, 2)
 
 
 def test_a_broken_image_is_found_first_with_its_place(pictures: Path) -> None:
@@ -114,13 +107,13 @@ def test_a_broken_image_is_found_first_with_its_place(pictures: Path) -> None:
     (pictures.parent / "1.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"train\.jsonl:2: .*broken image"):
         _read(pictures)
-    kit = _read(pictures, data={"train": str(pictures), "on_bad_row": "skip"})
-    assert list(kit.examples["train"].ids) == [0, 2, 3]
+    prepared = _read(pictures, data={"train": str(pictures), "on_bad_row": "skip"})
+    assert list(prepared.datasets["train"].ids) == [0, 2, 3]
     (pictures.parent / "2.png").unlink()
     with pytest.raises(TrainingFailed, match="since it was checked") as caught:
-        kit.examples["train"][1]
+        prepared.datasets["train"][1]
     assert caught.value.where.endswith("train.jsonl:3")
-    assert kit.facts["train classes"] == {"0": 2, "1": 1}
+    assert prepared.facts.values["train classes"] == {"0": 2, "1": 1}
 
 
 @pytest.mark.parametrize(
@@ -130,10 +123,10 @@ def test_batch_norm_is_frozen_for_pretrained_weights(
     pictures: Path, tmp_path: Path, asked: str, init: str, expected: int
 ) -> None:
     first = _read(pictures)
-    TASK.build(first).save_pretrained(tmp_path / "base")
-    first.processor.save_pretrained(tmp_path / "base")
+    first.build().save_pretrained(tmp_path / "base")
+    first.artifacts.processor.save_pretrained(tmp_path / "base")
     source = {"source": str(tmp_path / "base")} if init == "pretrained" else {"source": "resnet", "config": RESNET}
-    model = TASK.build(_read(pictures, model={**source, "init": init, "batch_norm": asked}))
+    model = _read(pictures, model={**source, "init": init, "batch_norm": asked}).build()
     model.train()
     learning = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) and m.training]
     assert len(learning) == expected
@@ -148,11 +141,11 @@ def test_vision_transformer_takes_the_size_that_it_was_made_for(pictures: Path, 
         "num_attention_heads": 2,
     }
     model = {"source": "vit", "init": "config", "config": config}
-    kit = _read(pictures, model=model)
-    built = TASK.build(kit)
+    prepared = _read(pictures, model=model)
+    built = prepared.build()
     assert built.config.image_size == 12
     built.save_pretrained(tmp_path / "vit")
-    kit.processor.save_pretrained(tmp_path / "vit")
+    prepared.artifacts.processor.save_pretrained(tmp_path / "vit")
     with pytest.raises(UserError, match="expects 12 x 12 pixels, but the image processor returns 16 x 16"):
         _read(pictures, model={"source": str(tmp_path / "vit")}, options={"image_size": 16})
 

@@ -13,18 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.app.workers.context import plan_alone
-from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.models.detection import box_units, cast_inputs, defer_loss, detection_loss_sum, detection_losses
-from finetune.recipe.recipe import recipe_type
-from finetune.tasks.object_detection.task import CARD, ObjectDetection
+from finetune.tasks.object_detection.card import CARD
 from finetune.tasks.vision.boxes import Objects, center_boxes, crop, mirror, random_window
 from finetune.tasks.vision.detection_transforms import DetectionTransform
 from tests.contract.examples import DFINE as TINY
+from tests.prepared import Prepared, prepare
 
 torch.set_num_threads(1)
-TASK = ObjectDetection()
 DFINE = {**TINY, "num_queries": 12, "num_denoising": 8, "weight_loss_ddf": 1.5}
 
 
@@ -50,21 +47,20 @@ def box(image: int, category: int, *bbox: float, **more: Any) -> dict[str, Any]:
     return {"image_id": 10 + image, "category_id": category, "bbox": list(bbox), **more}
 
 
-def read(folder: Path, **changes: Any) -> Any:
+def read(folder: Path, **changes: Any) -> Prepared:
     model = {"source": "d_fine", "init": "config", "config": DFINE}
     data = {"train": [{"source": str(folder)}], "on_bad_row": changes.pop("on_bad_row", "error")}
     values = {"name": "t", "task": CARD.name, "model": model, "data": data, "options": {"image_size": 64}, **changes}
-    recipe = recipe_type(CARD)(**values)
-    return TASK.read(plan_alone(recipe), open_tables(recipe, CARD))
+    return prepare(values)
 
 
 GOOD = [box(0, 1, 5, 5, 20, 20), box(0, 2, 30, 10, 20.5, 30.9), box(2, 1, 0, 0, 60, 40)]
 
 
 def test_a_coco_folder_becomes_images_with_boxes(tmp_path: Path) -> None:
-    kit = read(coco(tmp_path, [*GOOD, box(2, 1, 1, 1, 9, 9, iscrowd=1)]))
-    examples = kit.examples["train"]
-    assert kit.labels == ["cat", "dog"] and len(examples) == 3
+    prepared = read(coco(tmp_path, [*GOOD, box(2, 1, 1, 1, 9, 9, iscrowd=1)]))
+    examples = prepared.datasets["train"]
+    assert prepared.artifacts.labels == ["cat", "dog"] and len(examples) == 3
     first, empty, crowded = (examples[index] for index in range(3))
     assert first["pixel_values"].shape == (3, 64, 64)
     assert first["class_labels"].tolist() == [0, 1]
@@ -72,14 +68,14 @@ def test_a_coco_folder_becomes_images_with_boxes(tmp_path: Path) -> None:
     assert first["objects"]["boxes"][1] == [30.0, 10.0, 20.5, 30.0]  # cut at the edge: less than 1.5 pixels beyond it
     assert empty["boxes"].shape == (0, 4) and empty["place"].endswith("1.png")
     assert len(crowded["boxes"]) == 1 and crowded["objects"]["crowd"] == [0, 1]
-    assert "3 images (1 without boxes), 4 boxes" in kit.facts["train"]
+    assert "3 images (1 without boxes), 4 boxes" in prepared.facts.values["train"]
 
 
 BAD = {
     "no area": (box(1, 1, 5, 5, 0, 10), "annotation 103: box [5, 5, 0, 10] has no area"),
     "outside": (box(1, 1, 70, 5, 10, 10), "lies outside the image of 60 x 40 pixels"),
     "partly": (box(1, 1, 50, 5, 20, 10), "lies partly outside the image of 60 x 40"),
-    "no number": (box(1, 1, 5, float("nan"), 4, 10), "holds what is no number"),
+    "no number": (box(1, 1, 5, float("nan"), 4, 10), "holds a value that is not a number"),
     "three": (box(1, 1, 5, 4, 10), "is not [x, y, width, height]"),
 }
 
@@ -91,9 +87,10 @@ def test_a_bad_box_is_told_with_image_and_annotation(tmp_path: Path, kind: str) 
     with pytest.raises(UserError) as told:
         read(folder)
     assert "1.png: annotation 103" in str(told.value) and why in str(told.value)
-    kit = read(folder, on_bad_row="skip")
-    assert len(kit.examples["train"]) == 3  # the box is left out, not the image
-    assert kit.facts["train boxes left out"].startswith("1\n") and "annotation 103" in kit.facts["train boxes left out"]
+    prepared = read(folder, on_bad_row="skip")
+    assert len(prepared.datasets["train"]) == 3  # the box is left out, not the image
+    left_out = prepared.facts.values["train boxes left out"]
+    assert left_out.startswith("1\n") and "annotation 103" in left_out
 
 
 def test_what_is_wrong_with_the_file_is_told(tmp_path: Path) -> None:
@@ -116,7 +113,7 @@ def test_what_is_wrong_with_the_file_is_told(tmp_path: Path) -> None:
 def test_a_broken_and_a_cmyk_image(tmp_path: Path) -> None:
     coco(tmp_path, GOOD)
     Image.new("CMYK", (60, 40), (0, 200, 200, 0)).save(tmp_path / "1.png", "TIFF")
-    pixels = read(tmp_path).examples["train"][1]["pixel_values"]
+    pixels = read(tmp_path).datasets["train"][1]["pixel_values"]
     assert pixels[0].mean() > 2 * pixels[1].mean()  # red, not the four inks taken for colours
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:60])
     (tmp_path / "_annotations.coco.json").touch()
@@ -273,10 +270,10 @@ def test_a_model_without_a_known_loss_is_refused() -> None:
 def test_a_new_head_keeps_the_boxes(tmp_path: Path) -> None:
     """Trained for two classes, tuned for three others: class weights are new, all else is as it was saved."""
     coco(tmp_path, GOOD)
-    kit = read(tmp_path)
-    trained = TASK.build(kit)
+    prepared = read(tmp_path)
+    trained = prepared.build()
     trained.save_pretrained(tmp_path / "trained")
-    kit.processor.save_pretrained(tmp_path / "trained")
+    prepared.artifacts.processor.save_pretrained(tmp_path / "trained")
     content = json.loads((tmp_path / "_annotations.coco.json").read_text())
     for index, category in enumerate(content["categories"]):
         category["name"] = ["red", "green", "blue"][index]
@@ -286,17 +283,17 @@ def test_a_new_head_keeps_the_boxes(tmp_path: Path) -> None:
     model = {"source": str(tmp_path / "trained")}
     with pytest.raises(UserError, match="new_head"):
         read(tmp_path, model=model)
-    kit = read(tmp_path, model=model, options={"new_head": True})
-    tuned = TASK.build(kit)
-    assert kit.labels == ["blue", "green", "red"] and tuned.config.num_labels == 3
+    prepared = read(tmp_path, model=model, options={"new_head": True})
+    tuned = prepared.build()
+    assert prepared.artifacts.labels == ["blue", "green", "red"] and tuned.config.num_labels == 3
     before, after = trained.state_dict(), tuned.state_dict()
     changed = {name for name in after if before[name].shape != after[name].shape}
     assert changed and all("class_embed" in name or "enc_score_head" in name for name in changed)
     same = [name for name in after if name not in changed and after[name].is_floating_point()]
     assert all(torch.equal(before[name], after[name]) for name in same)
-    batch = TASK.collate(kit, [kit.examples["train"][index] for index in range(3)])
+    batch = prepared.batch(range(3))
     tuned.eval()
     with torch.no_grad():
-        predictions = TASK.predict(kit, TASK.forward(tuned, batch), batch)
-    assert [len(one.values["detections"]["boxes"]) for one in predictions] == [36, 36, 36]  # 12 queries x 3 classes
-    assert max(predictions[0].values["detections"]["scores"]) < 0.6  # it begins by seeing little
+        answers = prepared.answers(prepared.task.forward(tuned, batch), batch)
+    assert [len(one.values["detections"]["boxes"]) for one in answers] == [36, 36, 36]  # 12 queries x 3 classes
+    assert max(answers[0].values["detections"]["scores"]) < 0.6  # it begins by seeing little

@@ -14,17 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.app.workers.context import plan_alone
 from finetune.data.prepare.added_columns import ExamplesWithColumns
-from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
-from finetune.recipe.recipe import recipe_type
-from finetune.tasks import CARDS, TASKS
+from finetune.tasks.batch import Batch
 from finetune.tasks.preference import losses as losses
 from finetune.tasks.preference.losses import Replies
-from finetune.tasks.task import Batch, Kit, reference_columns
+from finetune.tasks.task import reference_columns
+from tests.prepared import Prepared, prepare
 
-TASK: Any = TASKS["preference"]
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 WHY = "TRL is a peer, not a dependency: pip install trl"
 PAIRS = [
@@ -44,7 +41,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def _read(folder: Path, rows: list[dict[str, Any]], seed: int = 1, **options: Any) -> Kit:
+def _read(folder: Path, rows: list[dict[str, Any]], seed: int = 1, **options: Any) -> Prepared:
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     model = {
@@ -53,33 +50,39 @@ def _read(folder: Path, rows: list[dict[str, Any]], seed: int = 1, **options: An
         "tokenizer": "train:300",
         "config": {**TINY, "initializer_range": 0.3},
     }
-    recipe = recipe_type(CARDS["preference"])(
-        name="x",
-        task="preference",
-        seed=seed,
-        model=model,
-        data={"train": str(path)},
-        options=options,
-        training={"precision": "fp32"},
+    return prepare(
+        {
+            "name": "x",
+            "task": "preference",
+            "seed": seed,
+            "model": model,
+            "data": {"train": str(path)},
+            "options": options,
+            "training": {"precision": "fp32"},
+        }
     )
-    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
 
 
-def _whole(kit: Kit) -> Batch:
-    return TASK.collate(kit, [kit.examples["train"][index] for index in range(len(kit.examples["train"]))])
+def _whole(prepared: Prepared) -> Batch:
+    return prepared.task.collate(
+        prepared.artifacts, [prepared.datasets["train"][index] for index in range(len(prepared.datasets["train"]))]
+    )
 
 
-def _with_reference(kit: Kit, model: Any) -> Batch:
+def _with_reference(prepared: Prepared, model: Any) -> Batch:
     """The whole set, with what `model` says of it as reference."""
+    batch = _whole(prepared)
     with torch.no_grad():
-        rows = TASK.reference_values(kit, TASK.forward(model, _whole(kit)), _whole(kit))
-    columns = {name: np.array([row[name] for row in rows]) for name in reference_columns(TASK, kit)}
-    kit.examples["train"] = ExamplesWithColumns(kit.examples["train"], columns)
-    return _whole(kit)
+        rows = prepared.task.reference_values(prepared.artifacts, prepared.task.forward(model, batch), batch)
+    columns = {
+        name: np.array([row[name] for row in rows]) for name in reference_columns(prepared.task, prepared.artifacts)
+    }
+    prepared.datasets["train"] = ExamplesWithColumns(prepared.datasets["train"], columns)
+    return _whole(prepared)
 
 
-def _loss(kit: Kit, model: Any, batch: Batch) -> float:
-    return TASK.loss_sum(kit, TASK.forward(model, batch), batch).item() / TASK.weight(batch)
+def _loss(prepared: Prepared, model: Any, batch: Batch) -> float:
+    return prepared.loss_sum(model, batch).item() / prepared.task.weight(batch)
 
 
 def _trl_inputs(batch: Batch) -> dict[str, torch.Tensor]:
@@ -92,23 +95,23 @@ def test_losses_with_a_reference_equal_trls(tmp_path: Path, ours: str, theirs: s
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    kit = _read(tmp_path, PAIRS, loss=ours, beta=beta)
-    policy, reference = TASK.build(kit).eval(), TASK.build(_read(tmp_path, PAIRS, seed=2, loss=ours)).eval()
-    batch = _with_reference(kit, reference)
+    prepared = _read(tmp_path, PAIRS, loss=ours, beta=beta)
+    policy, reference = prepared.build().eval(), _read(tmp_path, PAIRS, seed=2, loss=ours).build().eval()
+    batch = _with_reference(prepared, reference)
     trainer = DPOTrainer(
         policy,
         reference,
         args=DPOConfig(
             str(tmp_path / "trl"), loss_type=[theirs], beta=beta, report_to="none", use_cpu=True, bf16=False
         ),
-        processing_class=kit.processor,
+        processing_class=prepared.artifacts.processor,
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
     )
     expected = trainer._compute_loss(policy, _trl_inputs(batch), return_outputs=False)
-    assert _loss(kit, policy, batch) == pytest.approx(expected.item(), rel=1e-5)
+    assert _loss(prepared, policy, batch) == pytest.approx(expected.item(), rel=1e-5)
     metrics = trainer._metrics["eval"]
-    predictions = TASK.predict(kit, TASK.forward(policy, batch), batch)
-    margin = np.mean([p.values["chosen_reward"] - p.values["rejected_reward"] for p in predictions])
+    rewards = [score.reference for score in prepared.scores(prepared.task.forward(policy, batch), batch)]
+    margin = np.mean([reward["chosen_reward"] - reward["rejected_reward"] for reward in rewards])
     if ours == "dpo":
         assert margin == pytest.approx(metrics["rewards/margins"][0], rel=1e-4)
 
@@ -119,19 +122,21 @@ def test_kto_equals_trls_with_the_same_reference_point(tmp_path: Path) -> None:
     from trl import KTOConfig, KTOTrainer
 
     options = {"loss": "kto", "beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.7}
-    kit = _read(tmp_path, SINGLE, **options)
-    policy, reference = TASK.build(kit).eval(), TASK.build(_read(tmp_path, SINGLE, seed=2, loss="kto")).eval()
-    batch = _with_reference(kit, reference)
+    prepared = _read(tmp_path, SINGLE, **options)
+    policy, reference = prepared.build().eval(), _read(tmp_path, SINGLE, seed=2, loss="kto").build().eval()
+    batch = _with_reference(prepared, reference)
     args = KTOConfig(
         str(tmp_path / "trl"), loss_type="apo_zero_unpaired", beta=0.3, desirable_weight=1.5, undesirable_weight=0.7,
         report_to="none", use_cpu=True, bf16=False,
     )  # fmt: skip
     row = {"prompt": "a", "completion": "b", "label": True}
     data = Dataset.from_list([row, {**row, "label": False}])
-    trainer = KTOTrainer(policy, reference, args=args, processing_class=kit.processor, train_dataset=data)
+    trainer = KTOTrainer(
+        policy, reference, args=args, processing_class=prepared.artifacts.processor, train_dataset=data
+    )
     inputs = {**_trl_inputs(batch), "label": batch.targets["desirable"] > 0}
     expected = trainer._compute_loss(policy, inputs, return_outputs=False)
-    assert _loss(kit, policy, batch) == pytest.approx(expected.item(), rel=1e-5)
+    assert _loss(prepared, policy, batch) == pytest.approx(expected.item(), rel=1e-5)
 
 
 def _random_replies() -> tuple[Replies, Replies]:
@@ -194,19 +199,19 @@ def test_odds_of_a_reply_that_is_almost_certain_are_finite() -> None:
 
 
 def test_at_step_0_nothing_is_preferred(tmp_path: Path) -> None:
-    kit = _read(tmp_path, PAIRS)
-    model = TASK.build(kit).eval()
-    batch = _with_reference(kit, model)
-    assert _loss(kit, model, batch) == pytest.approx(math.log(2), abs=1e-5)
-    for prediction in TASK.predict(kit, TASK.forward(model, batch), batch):
-        assert prediction.values["chosen_reward"] == pytest.approx(0.0, abs=1e-5)
-        assert prediction.weight == 1
+    prepared = _read(tmp_path, PAIRS)
+    model = prepared.build().eval()
+    batch = _with_reference(prepared, model)
+    assert _loss(prepared, model, batch) == pytest.approx(math.log(2), abs=1e-5)
+    for score in prepared.scores(prepared.task.forward(model, batch), batch):
+        assert score.reference["chosen_reward"] == pytest.approx(0.0, abs=1e-5)
+        assert score.weight == 1
 
 
 def test_only_replies_are_scored(tmp_path: Path) -> None:
-    kit = _read(tmp_path, PAIRS)
-    batch = _whole(kit)
-    shown = [kit.processor.decode(row[row >= 0]) for row in batch.targets["labels"]]
+    prepared = _read(tmp_path, PAIRS)
+    batch = _whole(prepared)
+    shown = [prepared.artifacts.processor.decode(row[row >= 0]) for row in batch.targets["labels"]]
     assert shown[:2] == ["An apple.<|im_end|>", "Good day to you, and well met!<|im_end|>"]
     assert shown[3:5] == ["A stone, perhaps, or a car.<|im_end|>", "No.<|im_end|>"]
 
@@ -227,9 +232,9 @@ def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
 
 def test_long_replies_are_cut_left_out_or_told(tmp_path: Path) -> None:
     rows = [*PAIRS[:2], {"prompt": "Hi", "chosen": "good " * 90, "rejected": "bad"}]
-    kit = _read(tmp_path, rows, max_length=64)
-    assert len(kit.examples["train"][2]["input_ids"]) == 64
-    assert list(_read(tmp_path, rows, max_length=64, on_long="drop").examples["train"].ids) == [0, 1]
+    prepared = _read(tmp_path, rows, max_length=64)
+    assert len(prepared.datasets["train"][2]["input_ids"]) == 64
+    assert list(_read(tmp_path, rows, max_length=64, on_long="drop").datasets["train"].ids) == [0, 1]
     with pytest.raises(UserError, match=r"train\.jsonl:3: \d+ tokens, more than"):
         _read(tmp_path, rows, max_length=64, on_long="error")
     with pytest.raises(UserError, match="the prompt has"):

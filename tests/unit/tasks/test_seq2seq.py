@@ -9,14 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.app.workers.context import plan_alone
-from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
-from finetune.recipe.recipe import recipe_type
-from finetune.tasks import CARDS, TASKS
-from finetune.tasks.task import Kit
+from tests.prepared import Prepared, prepare
 
-TASK: Any = TASKS["seq2seq"]
 T5 = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 1, "dropout_rate": 0.0}
 BART = {
     "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
@@ -31,52 +26,56 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def _read(folder: Path, rows: list[dict[str, Any]], family: str = "t5", **options: Any) -> Kit:
+def _read(folder: Path, rows: list[dict[str, Any]], family: str = "t5", **options: Any) -> Prepared:
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     config = {"t5": T5, "bart": BART, "marian": MARIAN}[family]
     model = {"source": family, "init": "config", "tokenizer": "train:300", "config": config}
-    recipe = recipe_type(CARDS["seq2seq"])(
-        name="x",
-        task="seq2seq",
-        model=model,
-        data={"train": str(path)},
-        options=options,
-        training={"precision": "fp32"},
+    return prepare(
+        {
+            "name": "x",
+            "task": "seq2seq",
+            "model": model,
+            "data": {"train": str(path)},
+            "options": options,
+            "training": {"precision": "fp32"},
+        }
     )
-    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
 
 
 def test_prefix_end_marks_and_padding(tmp_path: Path) -> None:
-    kit = _read(tmp_path, ROWS, prefix="to English: ")
-    batch = TASK.collate(kit, [kit.examples["train"][0], kit.examples["train"][1]])
-    assert kit.processor.decode(kit.examples["train"][0]["input_ids"]) == "to English: ein Hund<|endoftext|>"
+    prepared = _read(tmp_path, ROWS, prefix="to English: ")
+    batch = prepared.batch([0, 1])
+    assert (
+        prepared.artifacts.processor.decode(prepared.datasets["train"][0]["input_ids"])
+        == "to English: ein Hund<|endoftext|>"
+    )
     labels = batch.targets["labels"]
-    assert kit.processor.decode(labels[0][labels[0] >= 0]) == "a dog<|endoftext|>"
-    assert TASK.weight(batch) == int((labels != -100).sum()) == batch.targets["units"]
-    assert labels.shape[1] == max(len(kit.examples["train"][row]["labels"]) for row in (0, 1))
+    assert prepared.artifacts.processor.decode(labels[0][labels[0] >= 0]) == "a dog<|endoftext|>"
+    assert prepared.task.weight(batch) == int((labels != -100).sum()) == batch.targets["units"]
+    assert labels.shape[1] == max(len(prepared.datasets["train"][row]["labels"]) for row in (0, 1))
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", "marian"])
 def test_the_loss_is_the_models_own_and_generation_lines_up(tmp_path: Path, family: str) -> None:
-    kit = _read(tmp_path, ROWS, family, max_target_length=12)
-    model = TASK.build(kit).eval()
-    batch = TASK.collate(kit, [kit.examples["train"][1], kit.examples["train"][0]])
+    prepared = _read(tmp_path, ROWS, family, max_target_length=12)
+    model = prepared.build().eval()
+    batch = prepared.batch([1, 0])
     own = model(**batch.inputs, labels=batch.targets["labels"]).loss
-    loss = TASK.loss_sum(kit, TASK.forward(model, batch), batch) / TASK.weight(batch)
+    loss = prepared.loss_sum(model, batch) / prepared.task.weight(batch)
     assert loss.item() == pytest.approx(own.item(), rel=1e-5)
     with torch.no_grad():
-        written = TASK.generate(kit, model, batch, synced=False)
+        written = prepared.task.generate(prepared.artifacts, model, batch, synced=False)
     assert [row["reference_text"] for row in written] == ["two cats sleep", "a dog"]
     assert all(isinstance(row["text"], str) for row in written)
 
 
 def test_long_texts_keep_their_end_mark_or_are_told(tmp_path: Path) -> None:
     rows = [*ROWS, {"source": "lang " * 40, "target": "long " * 40}]
-    example = _read(tmp_path, rows, max_source_length=10, max_target_length=6).examples["train"][2]
+    example = _read(tmp_path, rows, max_source_length=10, max_target_length=6).datasets["train"][2]
     assert len(example["input_ids"]) == 10 and len(example["labels"]) == 6
     assert example["input_ids"][-1] == example["labels"][-1] == 1  # the end of the text
-    assert len(_read(tmp_path, rows, max_target_length=20, on_long="drop").examples["train"]) == 2
+    assert len(_read(tmp_path, rows, max_target_length=20, on_long="drop").datasets["train"]) == 2
     with pytest.raises(UserError, match=r"train\.jsonl:3: target: \d+ tokens, more than options.max_target_length 20"):
         _read(tmp_path, rows, max_target_length=20, on_long="error")
 

@@ -9,14 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.app.workers.context import plan_alone
-from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
-from finetune.recipe.recipe import recipe_type
-from finetune.tasks import CARDS, TASKS
-from finetune.tasks.task import Kit
+from tests.prepared import Prepared, prepare
 
-TASK = TASKS["sequence_regression"]
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -25,14 +20,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def _read(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Kit:
+def _read(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Prepared:
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     model = {"source": "bert", "init": "config", "tokenizer": "train:300", "config": TINY}
-    recipe = recipe_type(CARDS[TASK.card.name])(
-        name="x", task=TASK.card.name, model=model, data={"train": str(path)}, options=options
-    )
-    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
+    task = "sequence_regression"
+    return prepare({"name": "x", "task": task, "model": model, "data": {"train": str(path)}, "options": options})
 
 
 ROWS = [{"sentence1": "a b", "sentence2": "c", "label": 3}, {"sentence1": "d", "sentence2": "e f", "label": "-0.5"}]
@@ -40,16 +33,16 @@ ROWS = [{"sentence1": "a b", "sentence2": "c", "label": 3}, {"sentence1": "d", "
 
 @pytest.mark.parametrize(("loss", "by_hand"), [("mse", 4.25), ("mae", 2.5), ("huber", 1.5 + 0.125)])
 def test_the_loss_that_is_asked_for(tmp_path: Path, loss: str, by_hand: float) -> None:
-    kit = _read(tmp_path, ROWS, loss=loss)
-    batch = TASK.collate(kit, [kit.examples["train"][0], kit.examples["train"][1]])
+    prepared = _read(tmp_path, ROWS, loss=loss)
+    batch = prepared.batch([0, 1])
     assert batch.targets["labels"].tolist() == [3.0, -0.5]
-    outputs = TASK.forward(TASK.build(kit), batch)
+    outputs = prepared.task.forward(prepared.build(), batch)
     outputs.logits = torch.tensor([[1.0], [0.0]])
-    assert TASK.loss_sum(kit, outputs, batch).item() == pytest.approx(by_hand)
-    assert [prediction.values for prediction in TASK.predict(kit, outputs, batch)] == [
-        {"value": 1.0, "target": 3.0},
-        {"value": 0.0, "target": -0.5},
-    ]
+    assert prepared.task.loss_sum(prepared.artifacts, outputs, batch).item() == pytest.approx(by_hand)
+    assert [answer.values for answer in prepared.answers(outputs, batch)] == [{"value": 1.0}, {"value": 0.0}]
+    scores = prepared.scores(outputs, batch)
+    assert [score.reference for score in scores] == [{"target": 3.0}, {"target": -0.5}]
+    assert sum(score.loss for score in scores) == pytest.approx(by_hand)
 
 
 def test_what_is_no_number_is_told_with_its_place(tmp_path: Path) -> None:

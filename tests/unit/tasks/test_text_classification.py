@@ -9,15 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.app.workers.context import plan_alone
-from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
-from finetune.recipe.recipe import recipe_type
-from finetune.tasks import CARDS, TASKS
-from finetune.tasks.task import Kit
 from finetune.tasks.text.lengths import padded_width
+from tests.prepared import Prepared, prepare
 
-TASK = TASKS["text_classification"]
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -26,13 +21,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def _read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Kit:
+def _read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Prepared:
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     model = {"source": "bert", "init": "config", "tokenizer": "train:300", "config": TINY}
     values = {"name": "x", "task": "text_classification", "model": model, "data": {"train": str(path)}, **sections}
-    recipe = recipe_type(CARDS["text_classification"])(**values)
-    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
+    return prepare(values)
 
 
 def test_pairs_are_read_as_one(tmp_path: Path) -> None:
@@ -40,32 +34,34 @@ def test_pairs_are_read_as_one(tmp_path: Path) -> None:
         {"text": "It rains.", "text_pair": "It is wet.", "label": "yes"},
         {"text": "a", "text_pair": "b", "label": "no"},
     ]
-    kit = _read(tmp_path, rows)
-    example = kit.examples["train"][0]
-    assert kit.processor.decode(example["input_ids"]) == "It rains.It is wet."
-    assert kit.labels == ["no", "yes"] and example["label"] == 1
+    prepared = _read(tmp_path, rows)
+    example = prepared.datasets["train"][0]
+    assert prepared.artifacts.processor.decode(example["input_ids"]) == "It rains.It is wet."
+    assert prepared.artifacts.labels == ["no", "yes"] and example["label"] == 1
 
 
 def test_several_labels(tmp_path: Path) -> None:
     rows = [{"text": "x y", "label": ["joy", "anger"]}, {"text": "z", "label": "joy|fear"}, {"text": "w", "label": []}]
-    kit = _read(tmp_path, rows, options={"problem": "multi_label"}, training={"precision": "fp32"})
-    batch = TASK.collate(kit, [kit.examples["train"][index] for index in range(3)])
-    assert kit.labels == ["anger", "fear", "joy"] and kit.metric_options["multi_label"] is True
+    prepared = _read(tmp_path, rows, options={"problem": "multi_label"}, training={"precision": "fp32"})
+    batch = prepared.batch(range(3))
+    options = prepared.task.metric_options(prepared.artifacts)
+    assert prepared.artifacts.labels == options["labels"] == ["anger", "fear", "joy"]
+    assert options["multi_label"] is True
     assert batch.targets["labels"].tolist() == [[1, 0, 1], [0, 1, 1], [0, 0, 0]]
-    model = TASK.build(kit).eval()
+    model = prepared.build().eval()
     assert model.config.problem_type == "multi_label_classification"
     with torch.no_grad():
-        outputs = TASK.forward(model, batch)
-        predictions = TASK.predict(kit, outputs, batch)
-        loss = TASK.loss_sum(kit, outputs, batch)
-    assert sum(prediction.loss for prediction in predictions) == pytest.approx(loss.item(), rel=1e-6)
-    assert [len(prediction.values["prediction"]) for prediction in predictions] == [3, 3, 3]
+        outputs = prepared.task.forward(model, batch)
+        answers, scores = prepared.answers(outputs, batch), prepared.scores(outputs, batch)
+        loss = prepared.task.loss_sum(prepared.artifacts, outputs, batch)
+    assert sum(score.loss for score in scores) == pytest.approx(loss.item(), rel=1e-6)
+    assert [len(answer.values["prediction"]) for answer in answers] == [3, 3, 3]
 
 
 def test_batches_are_padded_to_the_longest_and_long_ones_to_a_multiple_of_eight(tmp_path: Path) -> None:
-    kit = _read(tmp_path, [{"text": "ab cd ef gh ij", "label": 0}, {"text": "a", "label": 1}])
-    examples = [kit.examples["train"][index] for index in (0, 1)]
-    batch = TASK.collate(kit, examples)
+    prepared = _read(tmp_path, [{"text": "ab cd ef gh ij", "label": 0}, {"text": "a", "label": 1}])
+    examples = [prepared.datasets["train"][index] for index in (0, 1)]
+    batch = prepared.task.collate(prepared.artifacts, examples)
     lengths = [len(example["input_ids"]) for example in examples]
     assert batch.inputs["input_ids"].shape[1] == max(lengths) == 5
     assert [padded_width(longest) for longest in (1, 63, 64, 65, 72)] == [1, 63, 64, 72, 72]
@@ -77,14 +73,14 @@ LONG = [{"text": "word " * 40, "label": 0}, {"text": "short", "label": 1}, {"tex
 
 
 def test_a_long_text_is_cut_left_out_or_told(tmp_path: Path) -> None:
-    kit = _read(tmp_path, LONG, options={"max_length": 16})
-    assert kit.examples["train"].costs[0] == 16 and "1 cut to" in kit.facts["train"]
-    assert kit.notes == ["train: 1 cut to (or exactly) 16 tokens"]
-    kit = _read(tmp_path, LONG, options={"max_length": 16, "on_long": "drop"})
-    assert list(kit.examples["train"].ids) == [1, 2] and kit.examples["train"][0]["id"] == 1
-    assert "1 longer than 16 tokens left out" in kit.facts["train"]
-    assert kit.notes == ["train: 1 longer than 16 tokens left out"]
-    assert not _read(tmp_path, LONG, options={"max_length": 64}).notes
+    prepared = _read(tmp_path, LONG, options={"max_length": 16})
+    assert prepared.datasets["train"].costs[0] == 16 and "1 cut to" in prepared.facts.values["train"]
+    assert prepared.facts.notes == ["train: 1 cut to (or exactly) 16 tokens"]
+    prepared = _read(tmp_path, LONG, options={"max_length": 16, "on_long": "drop"})
+    assert list(prepared.datasets["train"].ids) == [1, 2] and prepared.datasets["train"][0]["id"] == 1
+    assert "1 longer than 16 tokens left out" in prepared.facts.values["train"]
+    assert prepared.facts.notes == ["train: 1 longer than 16 tokens left out"]
+    assert not _read(tmp_path, LONG, options={"max_length": 64}).facts.notes
     with pytest.raises(UserError, match=r"train\.jsonl:1: \d+ tokens, more than options.max_length 16"):
         _read(tmp_path, LONG, options={"max_length": 16, "on_long": "error"})
 
@@ -96,10 +92,10 @@ def test_the_models_own_limit_holds(tmp_path: Path) -> None:
         "tokenizer": "train:300",
         "config": {**TINY, "max_position_embeddings": 13},
     }
-    kit = _read(tmp_path, LONG, model=model)
-    batch = TASK.collate(kit, [kit.examples["train"][0]])
+    prepared = _read(tmp_path, LONG, model=model)
+    batch = prepared.batch([0])
     assert batch.inputs["input_ids"].shape == (1, 8)
-    TASK.forward(TASK.build(kit), batch)
+    prepared.task.forward(prepared.build(), batch)
 
 
 def test_bad_rows_are_told_with_their_place_or_skipped(tmp_path: Path) -> None:
@@ -112,8 +108,8 @@ def test_bad_rows_are_told_with_their_place_or_skipped(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         _read(tmp_path, rows)
     assert "train.jsonl:2: text is empty" in str(caught.value) and "train.jsonl:3: text is list" in str(caught.value)
-    kit = _read(tmp_path, rows, data={"train": str(tmp_path / "train.jsonl"), "on_bad_row": "skip"})
-    assert list(kit.examples["train"].ids) == [0, 3] and "2 bad rows skipped" in kit.facts["train"]
+    prepared = _read(tmp_path, rows, data={"train": str(tmp_path / "train.jsonl"), "on_bad_row": "skip"})
+    assert list(prepared.datasets["train"].ids) == [0, 3] and "2 bad rows skipped" in prepared.facts.values["train"]
 
 
 def test_importing_the_tasks_imports_nothing_heavy() -> None:

@@ -9,15 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.app.workers.context import plan_alone
-from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
-from finetune.recipe.recipe import recipe_type
-from finetune.tasks import CARDS, TASKS
-from finetune.tasks.task import Kit
 from finetune.tasks.text.words import token_words
+from tests.prepared import Prepared, prepare
 
-TASK = TASKS["token_classification"]
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 ROWS = [
     {"tokens": ["Ann", "saw", "Rotterdam"], "tags": ["B-per", "O", "B-loc"]},
@@ -30,30 +25,29 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def _read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Kit:
+def _read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Prepared:
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     model = {"source": "bert", "init": "config", "tokenizer": "train:262", "config": TINY}
-    values = {"name": "x", "task": TASK.card.name, "model": model, "data": {"train": str(path)}, **sections}
-    recipe = recipe_type(CARDS[TASK.card.name])(**values)
-    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
+    values = {"name": "x", "task": "token_classification", "model": model, "data": {"train": str(path)}, **sections}
+    return prepare(values)
 
 
 def test_the_first_piece_of_a_word_learns_its_tag(tmp_path: Path) -> None:
-    kit = _read(tmp_path, ROWS)
-    assert kit.labels == ["B-loc", "B-per", "I-per", "O"]
-    example = kit.examples["train"][0]
+    prepared = _read(tmp_path, ROWS)
+    assert prepared.artifacts.labels == ["B-loc", "B-per", "I-per", "O"]
+    example = prepared.datasets["train"][0]
     firsts = example["firsts"].tolist()
     assert len(example["input_ids"]) > 3 and firsts[0] == 0 and sorted(firsts) == firsts
     assert [example["labels"][first] for first in firsts] == [1, 3, 0] == example["tags"].tolist()
     assert (example["labels"] != -100).sum() == 3
-    batch = TASK.collate(kit, [example, kit.examples["train"][1]])
-    assert TASK.weight(batch) == 6
+    batch = prepared.batch()
+    assert prepared.task.weight(batch) == 6
 
 
 def test_all_pieces_may_learn_it(tmp_path: Path) -> None:
-    kit = _read(tmp_path, [*ROWS, {"tokens": ["Rotterdam"], "tags": ["B-per"]}], options={"label_on": "all"})
-    place, person = kit.examples["train"][0], kit.examples["train"][2]
+    prepared = _read(tmp_path, [*ROWS, {"tokens": ["Rotterdam"], "tags": ["B-per"]}], options={"label_on": "all"})
+    place, person = prepared.datasets["train"][0], prepared.datasets["train"][2]
     pieces = len(person["labels"])
     assert pieces > 3 and person["labels"].tolist() == [1] + [2] * (pieces - 1)  # B-per, then I-per
     begin = place["firsts"][2]
@@ -61,17 +55,17 @@ def test_all_pieces_may_learn_it(tmp_path: Path) -> None:
 
 
 def test_what_the_model_says_is_read_off_first_pieces(tmp_path: Path) -> None:
-    kit = _read(tmp_path, ROWS, options={"max_length": 5}, training={"precision": "fp32"})
-    assert kit.examples["train"][0]["firsts"].tolist()[-1] == -1  # cut off
-    batch = TASK.collate(kit, [kit.examples["train"][0]])
-    outputs = TASK.forward(TASK.build(kit).eval(), batch)
+    prepared = _read(tmp_path, ROWS, options={"max_length": 5}, training={"precision": "fp32"})
+    assert prepared.datasets["train"][0]["firsts"].tolist()[-1] == -1  # cut off
+    batch = prepared.batch([0])
+    outputs = prepared.task.forward(prepared.build().eval(), batch)
     outputs.logits = torch.nn.functional.one_hot(torch.full(batch.inputs["input_ids"].shape, 1), 4).float() * 50
-    (prediction,) = TASK.predict(kit, outputs, batch)
-    cut = [first < 0 for first in batch.targets["firsts"][0]]
-    assert prediction.values["tags"] == [3 if gone else 1 for gone in cut]  # O where nothing was seen
-    assert prediction.values["reference_tags"] == [1, 3, 0]
-    assert prediction.weight == cut.count(False)
-    assert prediction.shown["predicted"].startswith("Ann/B-per saw/B-per")
+    (answer,), (score,) = prepared.answers(outputs, batch), prepared.scores(outputs, batch)
+    cut = [first < 0 for first in batch.meta["firsts"][0]]
+    assert answer.values["tags"] == [3 if gone else 1 for gone in cut]  # O where nothing was seen
+    assert score.reference["reference_tags"] == [1, 3, 0]
+    assert score.weight == cut.count(False)
+    assert answer.shown["predicted"].startswith("Ann/B-per saw/B-per")
 
 
 def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
@@ -93,8 +87,8 @@ def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
         "train.jsonl:7: tokens are a list, not str",
     ):
         assert told in str(caught.value)
-    kit = _read(tmp_path, rows, data={"train": str(tmp_path / "train.jsonl"), "on_bad_row": "skip"})
-    assert list(kit.examples["train"].ids) == [0, 1]
+    prepared = _read(tmp_path, rows, data={"train": str(tmp_path / "train.jsonl"), "on_bad_row": "skip"})
+    assert list(prepared.datasets["train"].ids) == [0, 1]
 
 
 def test_a_tag_that_training_never_saw_is_told_with_the_nearest(tmp_path: Path) -> None:
@@ -110,8 +104,8 @@ def test_a_tag_that_training_never_saw_is_told_with_the_nearest(tmp_path: Path) 
 def test_conll_files_are_read_by_their_ending(tmp_path: Path) -> None:
     path = tmp_path / "train.conll"
     path.write_text("Ann\tB-per\nleft\tO\n\nold\tO\n", encoding="utf-8")
-    kit = _read(tmp_path, [], data={"train": str(path)})
-    assert kit.labels == ["B-per", "O"] and len(kit.examples["train"]) == 2
+    prepared = _read(tmp_path, [], data={"train": str(path)})
+    assert prepared.artifacts.labels == ["B-per", "O"] and len(prepared.datasets["train"]) == 2
 
 
 def test_blanks_before_a_word_and_tokens_over_two_words() -> None:

@@ -1,4 +1,4 @@
-"""Dealing in the loop: each example of a step exactly once, whatever the packing; speeds asked for or measured."""
+"""Assignment in the loop: each example of a step exactly once, whatever the packing; speeds given or measured."""
 
 from types import SimpleNamespace
 
@@ -15,9 +15,15 @@ LENGTHS = np.random.default_rng(0).integers(3, 60, size=97)
 
 
 def make(packing, *, capacity=64, micro_batch=4, num_ranks=3, lockstep=True):
-    examples = SimpleNamespace(costs=LENGTHS, ids=np.arange(len(LENGTHS)))
-    kit = SimpleNamespace(examples={"train": examples, "validation": examples}, packing=packing, capacity=capacity)
-    planner = MicroBatchPlanner(kit, CostModel(1.0, 0.01), ranks=num_ranks, micro_batch=micro_batch, lockstep=lockstep)
+    planner = MicroBatchPlanner(
+        LENGTHS,
+        CostModel(1.0, 0.01),
+        ranks=num_ranks,
+        micro_batch=micro_batch,
+        packing=packing,
+        capacity=capacity,
+        lockstep=lockstep,
+    )
     recipe = SimpleNamespace(
         data=DataSection(train="x.jsonl", packing=packing), seed=1, training=SimpleNamespace(global_batch=16)
     )
@@ -143,7 +149,7 @@ def test_measured_speeds_come_into_force_after_what_is_already_fetched():
 
 
 def watched(rank_speed, first, *, cost=40.0, forward_seconds=1.0):
-    """Feed a Pace that watches one stretch of steps; what it told."""
+    """Feed an estimator that watches one stretch of steps; what it reported."""
     result = SimpleNamespace(forward_pass=SimpleNamespace(read=lambda: forward_seconds))
     steps = range(first, first + RankSpeedEstimator.WATCHED)
     return [told for step in steps if (told := rank_speed.note(step, cost, result, None))], steps[-1] + 1
@@ -166,7 +172,7 @@ def test_a_rank_that_slows_down_later_gets_less_and_people_hear_of_it():
     assert len(told) <= 3  # not every time
 
 
-def test_what_is_fetched_ahead_keeps_the_speeds_that_it_was_dealt_by():
+def test_what_is_fetched_ahead_keeps_the_speeds_that_it_was_assigned_by():
     group = session(2)
     group.all_gather = lambda own: [own, own]
     rank_speed = RankSpeedEstimator("auto", group, lookahead=17)  # further ahead than a stretch is long
@@ -197,10 +203,3 @@ def test_under_zero_3_forward_passes_say_nothing():
     measured(rank_speed, 3.0)
     assert rank_speed.speeds == [1.0, 0.5]
     assert not rank_speed.watching
-
-
-def test_evaluation_deals_every_example_once():
-    for packing in ("none", "padding_free"):
-        planner, _ = make(packing)
-        positions = [p for rank in planner.assign_split("validation").ranks for micro in rank for p in micro]
-        assert sorted(positions) == list(range(97))

@@ -26,26 +26,28 @@ def letters(row):
     return {"input_ids": [ord(c) for c in row["text"]], "label": row["label"], "note": {"text": row["text"]}}
 
 
-def by_rows(function):
-    """Rows -> examples or BadRows, from a function of one row."""
-
-    def encode_one(row):
-        try:
-            return function(row)
-        except BadRow as problem:
-            return problem
-
-    return lambda rows: [encode_one(row) for row in rows]
-
-
 def length(example):
     return len(example["input_ids"])
 
 
+def each(function):
+    """A function of one row as one of many, as tasks have it."""
+
+    def encode_rows(rows):
+        encoded = []
+        for row in rows:
+            try:
+                encoded.append(function(row))
+            except BadRow as bad:
+                encoded.append(bad)
+        return encoded
+
+    return encode_rows
+
+
 def run(on_bad_row="skip", rows=ROWS, function=letters, key="letters", notify=None):
-    return encode(
-        MemoryTable("train", rows), by_rows(function), key=key, on_bad_row=on_bad_row, cost=length, notify=notify
-    )
+    table = MemoryTable("train", rows)
+    return encode(table, each(function), key=key, on_bad_row=on_bad_row, cost=length, notify=notify)
 
 
 def never(row):
@@ -66,6 +68,20 @@ def test_examples_come_back_with_ids_and_costs():
     assert examples[-1]["id"] == 19
     with pytest.raises(IndexError):
         examples[19]
+
+
+def test_rows_come_in_batches_and_keep_their_ids(monkeypatch):
+    monkeypatch.setattr(encode_module, "ROWS", 8)
+    sizes = []
+
+    def function(rows):
+        sizes.append(len(rows))
+        return each(letters)(rows)
+
+    examples = encode(MemoryTable("train", ROWS), function, key="batches", on_bad_row="skip", cost=length)
+    assert sizes == [8, 8, 4]
+    assert [example["id"] for example in examples] == [index for index in range(20) if index != 4]
+    assert all(example["note"]["text"] == ROWS[example["id"]]["text"] for example in examples)
 
 
 def test_the_second_run_reads_the_cache_and_reports_again():
@@ -133,9 +149,8 @@ def test_speed():
     table = MemoryTable("train", rows)
     table.fingerprint = "rows"  # otherwise it is computed row by row
     started = time.process_time()
-    examples = encode(
-        table, lambda rows: [{"input_ids": [1, 2, 3, 4]} for _ in rows], key="k", on_bad_row="error", cost=length
-    )
+    function = each(lambda row: {"input_ids": [1, 2, 3, 4]})
+    examples = encode(table, function, key="k", on_bad_row="error", cost=length)
     total = sum(int(examples[index]["input_ids"][0]) for index in range(len(examples)))
     assert total == 100_000 and time.process_time() - started < 6
 

@@ -9,14 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.app.workers.context import plan_alone
 from finetune.data.bad_rows import BadRow
-from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
-from finetune.recipe.recipe import recipe_type
-from finetune.tasks import CARDS, TASKS
-from finetune.tasks.task import Kit
 from finetune.tasks.text.preference_pairs import read_pair
+from tests.prepared import Prepared, prepare
 
 USER, GOOD, BAD = (
     {"role": "user", "content": "Hi"},
@@ -62,17 +58,15 @@ def test_bad_pairs(row: dict[str, Any], why: str) -> None:
         read_pair(row)
 
 
-TASK = TASKS["reward_model"]
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def _read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Kit:
+def _read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Prepared:
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     model = {"source": "llama", "init": "config", "tokenizer": "train:300", "config": TINY}
     values = {"name": "x", "task": "reward_model", "model": model, "data": {"train": str(path)}, **sections}
-    recipe = recipe_type(CARDS["reward_model"])(**values, training={"precision": "fp32"})
-    return TASK.read(plan_alone(recipe), open_tables(recipe, TASK.card))
+    return prepare({**values, "training": {"precision": "fp32"}})
 
 
 ROWS = [
@@ -87,15 +81,15 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_loss_is_the_papers(tmp_path: Path) -> None:
-    kit = _read(tmp_path, ROWS, options={"centre": 0.1})
-    batch = TASK.collate(kit, [kit.examples["train"][0], kit.examples["train"][1]])
-    texts = kit.processor.batch_decode(batch.inputs["input_ids"], skip_special_tokens=True)
+    prepared = _read(tmp_path, ROWS, options={"centre": 0.1})
+    batch = prepared.batch([0, 1])
+    texts = prepared.artifacts.processor.batch_decode(batch.inputs["input_ids"], skip_special_tokens=True)
     assert ["Good" in texts[0], "at once" in texts[1], "No" in texts[2], "Never" in texts[3]] == [True] * 4
-    outputs = TASK.forward(TASK.build(kit), batch)
+    outputs = prepared.task.forward(prepared.build(), batch)
     outputs.logits = torch.tensor([[2.0], [0.5], [1.0], [1.5]])
     by_hand = -torch.log(torch.sigmoid(torch.tensor([1.0, -1.0]))).sum() + 0.1 * (3.0**2 + 2.0**2)
-    assert TASK.loss_sum(kit, outputs, batch).item() == pytest.approx(by_hand.item(), rel=1e-6)
-    first, second = TASK.predict(kit, outputs, batch)
+    assert prepared.task.loss_sum(prepared.artifacts, outputs, batch).item() == pytest.approx(by_hand.item(), rel=1e-6)
+    first, second = prepared.answers(outputs, batch)
     assert first.values == {"chosen_reward": 2.0, "rejected_reward": 1.0} and second.values["rejected_reward"] == 1.5
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.tasks.text.selection import PIECES, SplitExamples
+from finetune.tasks.text.selection import PARTS, SplitExamples
 
 
 class Rows:
@@ -42,7 +42,7 @@ def test_pieces_hold_each_learnt_token_once(lengths, first, limit):
         piece = split[index]
         assert 1 <= len(piece["input_ids"]) == split.costs[index] <= limit
         spans = piece["spans"].reshape(-1, 2).tolist()
-        assert any(high > max(low, 1) for low, high in spans) or lengths[piece["id"] // PIECES] <= limit
+        assert any(high > max(low, 1) for low, high in spans) or lengths[piece["id"] // PARTS] <= limit
         found += [piece["input_ids"][position] for low, high in spans for position in range(low, high)]
     assert len(found) == len(set(found))
     for row in rows.rows:  # all but a last piece that is one token long, with nothing before it to predict it from

@@ -5,7 +5,6 @@ is an exact sum; that frozen weights rest and deep layers learn slower.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,32 +13,26 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from finetune.app.workers.context import plan_alone
-from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.models.freeze import freeze_weights
-from finetune.recipe.recipe import recipe_type
 from finetune.tasks.classes import weigh_classes, weighted_loss_sum
-from finetune.tasks.image_classification.task import CARD, ImageClassification
 from finetune.tasks.vision.mixing import Mix, choose_mix, mix_pixels
 from finetune.tasks.vision.transforms import change, erase
 from finetune.training.parameter_groups import layer_depths, parameter_groups
 from tests.contract.examples import EXAMPLES
-
-TASK = ImageClassification()
+from tests.prepared import Prepared, prepare
 
 
 @pytest.fixture
-def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    example = next(example for example in EXAMPLES if example.task == CARD.name)
+    example = next(example for example in EXAMPLES if example.task == "image_classification")
     options = {"image_size": 16, "augment": "strong", "mixup": 0.4, "cutmix": 1.0, "class_weights": {"high": 3.0}}
-    recipe = recipe_type(CARD)(**example.recipe(tmp_path, options=options))
-    return TASK.read(plan_alone(recipe), open_tables(recipe, CARD))
+    return prepare(example.recipe(tmp_path, options=options))
 
 
-def test_an_example_is_mixed_alike_wherever_it_is_asked_for(kit: Any) -> None:
-    examples = kit.examples["train"]
+def test_an_example_is_mixed_alike_wherever_it_is_asked_for(prepared: Prepared) -> None:
+    examples = prepared.datasets["train"]
     first = [examples[index] for index in range(8)]
     again = [examples[index] for index in reversed(range(8))][::-1]
     for one, other in zip(first, again, strict=True):
@@ -49,15 +42,14 @@ def test_an_example_is_mixed_alike_wherever_it_is_asked_for(kit: Any) -> None:
     assert [one["share"] for one in first] != [examples[index]["share"] for index in range(8)]
 
 
-def test_the_mixed_loss_is_a_sum_however_the_batch_is_split(kit: Any) -> None:
-    model = TASK.build(kit).eval()
-    examples = [kit.examples["train"][index] for index in range(8)]
+def test_the_mixed_loss_is_a_sum_however_the_batch_is_split(prepared: Prepared) -> None:
+    model = prepared.build().eval()
     sums = []
     for size in (8, 3, 1):
-        parts = [TASK.collate(kit, examples[start : start + size]) for start in range(0, 8, size)]
-        sums.append(sum(TASK.loss_sum(kit, TASK.forward(model, part), part).item() for part in parts))
+        parts = [prepared.batch(range(start, min(start + size, 8))) for start in range(0, 8, size)]
+        sums.append(sum(prepared.loss_sum(model, part).item() for part in parts))
     assert sums[1:] == pytest.approx([sums[0]] * 2, rel=1e-5)
-    assert kit.class_weights == [3.0, 1.0]  # high, low
+    assert prepared.artifacts.settings["class_weights"] == [3.0, 1.0]  # high, low
 
 
 def test_the_weighted_loss_by_hand() -> None:

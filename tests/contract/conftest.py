@@ -1,0 +1,20 @@
+"""What the contract tests of tasks share: every tiny example in turn, and a cache of its own for each test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.contract.examples import EXAMPLES, TinyExample
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(params=EXAMPLES, ids=lambda example: example.task)
+def example(request: pytest.FixtureRequest) -> TinyExample:
+    """One tiny example of every task (of preference tuning, one for each loss)."""
+    return request.param
