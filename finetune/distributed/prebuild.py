@@ -54,7 +54,7 @@ def missing_tools() -> list[str]:
 
 
 def choose_cache() -> Path:
-    """Set where torch keeps this installation's libraries; TORCH_EXTENSIONS_DIR overrides it.
+    """Set where torch keeps this installation's libraries, and which ninja builds them; TORCH_EXTENSIONS_DIR overrides it.
 
     torch's own choice is one folder for all virtual environments of a user, and a library is built anew whenever the
     sources' path differs from the last build's: two environments would rebuild for each other at every start.
@@ -64,7 +64,18 @@ def choose_cache() -> Path:
         owner = hashlib.blake2b(str(spec.origin if spec else "").encode(), digest_size=4).hexdigest()
         root = Path(cpp_extension.get_default_build_root()) / f"{_torch_flavour()}-{owner}"
         os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
+    _prefer_own_ninja()
     return Path(os.environ["TORCH_EXTENSIONS_DIR"])
+
+
+def _prefer_own_ninja() -> None:
+    """This installation's ninja comes first on PATH. Versions of ninja disagree on whether a library is up to date: a
+    program started from an activated environment, and one started by its path, would rebuild for each other.
+    """
+    scripts = Path(sys.executable).parent
+    own, found = scripts / "ninja", shutil.which("ninja")
+    if own.is_file() and (found is None or Path(found) != own):
+        os.environ["PATH"] = os.pathsep.join([str(scripts), *filter(None, [os.environ.get("PATH")])])
 
 
 def build_folder(extension: Extension) -> Path:

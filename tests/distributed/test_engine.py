@@ -3,12 +3,8 @@
 import time
 
 import pytest
-import torch
-from torch.nn import functional
 
-from finetune.data.order.schedule import Schedule
-from finetune.training.learning_rate import learning_rate
-from finetune.training.parameter_groups import parameter_groups
+from finetune.training.microbatch_planner import flat
 from tests.distributed import toy
 
 LAYOUTS = [
@@ -19,31 +15,9 @@ LAYOUTS = [
 ]  # fmt: skip
 
 
-def reference_losses(steps):
-    """Plain PyTorch in float64: one process, one batch a step, no engine, no dealing."""
-    model = toy.tiny_llama().double()
-    groups = parameter_groups(model, toy.TRAINING.weight_decay)
-    optimizer = torch.optim.AdamW(groups, betas=toy.TRAINING.betas, eps=toy.TRAINING.epsilon)
-    examples, task = toy.ToyExamples(), toy.ToyTask()
-    schedule = Schedule(examples.costs, seed=5, global_batch=toy.TRAINING.global_batch)
-    losses, norms = [], []
-    for step in range(steps):
-        batch = task.collate(None, [examples[i] for item in schedule.step(step).items for i in item])
-        logits = model(**batch.inputs).logits[:, :-1]
-        loss = functional.cross_entropy(logits.flatten(0, 1), batch.targets["labels"][:, 1:].flatten())
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, toy.TOTAL, toy.TRAINING)
-        loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), toy.TRAINING.max_grad_norm)))
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses, norms
-
-
 @pytest.fixture(scope="module")
 def reference():
-    return reference_losses(8)
+    return toy.train_reference(toy.tiny_llama(), 8)
 
 
 def run_layout(config, micro_batch, steps):
@@ -62,8 +36,7 @@ def test_losses_and_norms_are_those_of_the_reference(ranks, reference, world, co
     assert norms == pytest.approx(reference[1], rel=1e-4)
     for step in range(8):  # each example of a step on exactly one rank, once
         ids = sorted(i for result in results for i in result[3][step])
-        schedule = Schedule(toy.ToyExamples().costs, seed=5, global_batch=8)
-        assert ids == sorted(i for item in schedule.step(step).items for i in item)
+        assert ids == sorted(flat(toy.toy_schedule().step(step)))
 
 
 SMALL_BUCKETS = {"reduce_bucket_size": 5000, "allgather_bucket_size": 5000, "stage3_prefetch_bucket_size": 5000}
@@ -71,13 +44,13 @@ SMALL_BUCKETS = {"reduce_bucket_size": 5000, "allgather_bucket_size": 5000, "sta
 
 def overlapped(config, overlap):
     engine, batch = toy.open_toy(config, micro_batch=2, zero={"overlap_comm": overlap, **SMALL_BUCKETS})
-    told = engine.optimizer.optimizer.overlap_comm if config != "zero3" else engine.model.zero_overlap_comm()
-    return told, toy.train_toy(engine, batch, range(8))
+    in_use = engine.optimizer.optimizer.overlap_comm if config != "zero3" else engine.model.zero_overlap_comm()
+    return in_use, toy.train_toy(engine, batch, range(8))
 
 
 @pytest.mark.parametrize("config", ["zero1", "zero2", "zero3"])
 def test_overlapping_communication_changes_no_loss(ranks, reference, config):
-    """Many small buckets, two of them under way at a time: releases of DeepSpeed have given NaN here."""
+    """Many small buckets, two in flight at a time: some releases of DeepSpeed gave NaN here."""
     two = ranks.options(open_group=False, timeout=120)
     (on, (losses, norms)), _ = two.run(2, overlapped, config, True)
     (off, (alone, _)), _ = two.run(2, overlapped, config, False)
@@ -88,15 +61,15 @@ def test_overlapping_communication_changes_no_loss(ranks, reference, config):
 
 
 class ClockedTask(toy.ToyTask):
-    """Rank 1 comes late to each step; every rank writes down when its forward pass began and when its loss was there."""
+    """Rank 1 is late for each step; every rank records when its forward and backward passes began."""
 
     LATE = 0.4
 
     def __init__(self, rank):
         self.rank, self.began, self.forwards, self.backwards = rank, [], [], []
 
-    def collate(self, kit, examples):
-        batch = super().collate(kit, examples)
+    def collate(self, artifacts, examples):
+        batch = super().collate(artifacts, examples)
         time.sleep(self.LATE if self.rank == 1 else 0)
         self.began.append(time.perf_counter())
         return batch

@@ -1,17 +1,21 @@
-"""Evaluation is exact: the same loss and metrics on any number of ranks, each id once or told; memory stays flat."""
+"""Evaluation is exact: the same loss and metrics on any number of ranks, each id once or an error; memory stays flat."""
 
 import json
 import tracemalloc
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from finetune.training.evaluation import evaluate
 
-from finetune.data.order.assignment import Assignment, assign_evaluation
+from finetune.data.order.cost import CostModel
 from finetune.errors import TrainingFailed
-from finetune.tasks.task import Batch, Kit, Prediction
+from finetune.inference.evaluation import Evaluator
+from finetune.planning.batch import BatchPlan
+from finetune.planning.plan import MachinePlan, Plan, TrainingPlan
+from finetune.tasks.batch import Answer, Batch, Score
 from tests.distributed import toy
 
 COUNT, MICRO_BATCH = 17, 8  # three micro-batches: with four ranks, one has nothing
@@ -19,37 +23,47 @@ METRICS = ["accuracy", "f1_macro", "matthews", "perplexity"]
 LAYOUTS = [(2, "none"), (3, "none"), (4, "none"), (2, "zero3"), (4, "zero3"), (3, "zero2")]
 
 
-class JudgedTask(toy.ToyTask):
-    """Also says a class: the last token's most likely successor, modulo 3."""
+class ClassifyingTask(toy.ToyTask):
+    """Also predicts a class: the last token's most likely successor, modulo 3."""
 
-    def predict(self, kit, outputs, batch):
+    def decode(self, artifacts, outputs, batch):
         lengths = batch.inputs["attention_mask"].sum(1) - 1
         classes = outputs.logits[torch.arange(len(batch.ids)), lengths].argmax(-1) % 3
-        return [
-            Prediction(
-                p.id,
-                {"prediction": int(said), "reference": p.id % 3, "loss": p.loss, "weight": p.weight},
-                p.loss,
-                p.weight,
-            )
-            for p, said in zip(super().predict(kit, outputs, batch), classes, strict=True)
-        ]
+        return [Answer(i, {"prediction": int(one)}) for i, one in zip(batch.ids, classes, strict=True)]
+
+    def score(self, artifacts, outputs, batch):
+        return [replace(score, reference={"reference": score.id % 3}) for score in super().score(None, outputs, batch)]
+
+    def metric_options(self, artifacts):
+        return {"num_labels": 3}
 
 
-def judge(folder, config, spoil=None):
-    """On each rank: scalars of an evaluation, how many examples this rank predicted, and what was said against it."""
+@dataclass(frozen=True)
+class FaultyEvaluator(Evaluator):
+    """spoil: what becomes of the ranks' micro-batches."""
+
+    spoil: Any = None
+
+    def assign(self, examples, speeds):
+        assignment = super().assign(examples, speeds)
+        return replace(assignment, ranks=self.spoil(assignment.ranks)) if self.spoil else assignment
+
+
+def make_plan(micro_batch, ranks=1):
+    """What an evaluation needs of a plan: padded micro-batches of this size."""
+    training = TrainingPlan("fp32", "frozen", "adamw", None, 1, (), "loss", "min", "none", 0, None)
+    batch = BatchPlan(micro_batch * ranks, ranks, micro_batch, 1)
+    return Plan(None, training, MachinePlan(ranks, "cpu", "ddp", None, batch, "adamw", "float32"))
+
+
+def evaluate(folder, config, spoil=None, task=None):
+    """On each rank: the figures, how many examples this rank computed, and how many there are; or why it failed."""
     engine, _ = toy.open_toy(config)
-    session, task = engine.session, JudgedTask()
-    examples = toy.ToyExamples(COUNT)
-    assignment = assign_evaluation(examples.costs, session.world_size, MICRO_BATCH)
-    if spoil is not None:
-        assignment = Assignment(spoil(assignment.ranks), assignment.loads, assignment.speed)
-    kit = Kit(None, None, {"validation": examples}, {}, metric_options={"num_labels": 3})
-    own = sum(len(micro) for micro in assignment.ranks[session.rank])
+    examples, plan = toy.ToyExamples(COUNT), make_plan(MICRO_BATCH)
+    evaluator = FaultyEvaluator(task or ClassifyingTask(), plan, None, engine, CostModel(), METRICS, spoil)
+    own = sum(len(micro) for micro in evaluator.assign(examples, None).ranks[engine.session.rank])
     try:
-        result = evaluate(
-            task, kit, engine, "validation", metrics=METRICS, assignment=assignment, out=folder / "predictions.jsonl"
-        )
+        result = evaluator.evaluate("validation", examples, out=folder / "predictions.jsonl")
     except TrainingFailed as error:
         return str(error)
     assert engine.model.training
@@ -59,12 +73,12 @@ def judge(folder, config, spoil=None):
 @pytest.fixture(scope="module")
 def alone(ranks, tmp_path_factory):
     pool = ranks.options(open_group=False, timeout=120)
-    return pool.run(1, judge, tmp_path_factory.mktemp("alone"), "none")[0][0]
+    return pool.run(1, evaluate, tmp_path_factory.mktemp("alone"), "none")[0][0]
 
 
 @pytest.mark.parametrize(("world", "config"), LAYOUTS)
 def test_the_same_figures_on_any_number_of_ranks(ranks, alone, tmp_path, world, config):
-    results = ranks.options(open_group=False, timeout=120).run(world, judge, tmp_path, config)
+    results = ranks.options(open_group=False, timeout=120).run(world, evaluate, tmp_path, config)
     for scalars, _, count in results:
         assert count == COUNT
         assert scalars.keys() == alone.keys() == {"loss", *METRICS}
@@ -83,32 +97,25 @@ def with_one_twice(assignment):
     return (((*assignment[0][0], assignment[1][0][0]), *assignment[0][1:]), *assignment[1:])
 
 
-@pytest.mark.parametrize(("spoil", "said"), [(without_a_micro_batch, "missing (ids ["), (with_one_twice, "1 twice ([")])
-def test_a_missing_or_repeated_example_is_named_on_every_rank(ranks, tmp_path, spoil, said):
-    told = ranks.options(open_group=False, timeout=120).run(2, judge, tmp_path, "none", spoil)
-    assert told[0] == told[1] and said in told[0] and "evaluation of validation" in told[0], told
+@pytest.mark.parametrize(
+    ("spoil", "problem"), [(without_a_micro_batch, "missing (ids ["), (with_one_twice, "1 twice ([")]
+)
+def test_a_missing_or_repeated_example_is_named_on_every_rank(ranks, tmp_path, spoil, problem):
+    first, second = ranks.options(open_group=False, timeout=120).run(2, evaluate, tmp_path, "none", spoil)
+    assert first == second and problem in first and "evaluation of validation" in first
 
 
-def test_an_example_that_is_none_of_the_split_is_named(ranks, tmp_path):
-    told = ranks.options(open_group=False, timeout=120).run(1, judge_stranger, tmp_path)[0]
-    assert "99" in told and "not of this split" in told, told
+class StrayTask(ClassifyingTask):
+    """Answers for an example that the split does not have."""
+
+    def decode(self, artifacts, outputs, batch):
+        return [replace(answer, id=99) if answer.id == 3 else answer for answer in super().decode(None, outputs, batch)]
 
 
-class Stranger(JudgedTask):
-    def predict(self, kit, outputs, batch):
-        said = super().predict(kit, outputs, batch)
-        return [Prediction(99, p.values, p.loss, p.weight) if p.id == 3 else p for p in said]
-
-
-def judge_stranger(folder):
-    engine, _ = toy.open_toy("none")
-    examples = toy.ToyExamples(COUNT)
-    assignment = assign_evaluation(examples.costs, 1, MICRO_BATCH)
-    kit = Kit(None, None, {"validation": examples}, {}, metric_options={"num_labels": 3})
-    try:
-        evaluate(Stranger(), kit, engine, "validation", metrics=[], assignment=assignment)
-    except TrainingFailed as error:
-        return str(error)
+def test_an_example_that_is_not_in_the_split_is_named(ranks, tmp_path):
+    pool = ranks.options(open_group=False, timeout=120)
+    (problem,) = pool.run(1, evaluate, tmp_path, "none", task=StrayTask())
+    assert "99" in problem and "not in this split" in problem
 
 
 class CheapExamples:
@@ -127,18 +134,24 @@ class CheapExamples:
 class CheapTask:
     """Predicts without computing."""
 
-    def collate(self, kit, examples):
+    def collate(self, artifacts, examples):
         return Batch(tuple(example["id"] for example in examples), {"x": torch.zeros(len(examples), 1)})
 
     def forward(self, model, batch):
         return batch.inputs["x"]
 
-    def predict(self, kit, outputs, batch):
-        return [Prediction(i, {"prediction": i % 2, "reference": 0}, 0.5, 1) for i in batch.ids]
+    def decode(self, artifacts, outputs, batch):
+        return [Answer(i, {"prediction": i % 2}) for i in batch.ids]
+
+    def score(self, artifacts, outputs, batch):
+        return [Score(i, 0.5, 1, {"reference": 0}) for i in batch.ids]
+
+    def metric_options(self, artifacts):
+        return {"num_labels": 2}
 
 
 class AloneSession:
-    replica, is_main, device = 0, True, torch.device("cpu")
+    replica, replicas, is_main, device = 0, 1, True, torch.device("cpu")
 
     def gather(self, value):
         return [list(value)]
@@ -159,11 +172,10 @@ def peak_bytes(count):
         shards_weights=False,
     )
     examples = CheapExamples(count)
-    kit = Kit(None, None, {"validation": examples}, {}, metric_options={"num_labels": 2})
+    evaluator = Evaluator(CheapTask(), make_plan(512), None, engine, CostModel(), ["perplexity"])
     tracemalloc.start()
     try:
-        assignment = assign_evaluation(examples.costs, 1, 512)
-        result = evaluate(CheapTask(), kit, engine, "validation", metrics=["perplexity"], assignment=assignment)
+        result = evaluator.evaluate("validation", examples)
         return tracemalloc.get_traced_memory()[1], result.scalars
     finally:
         tracemalloc.stop()
@@ -176,4 +188,4 @@ def test_memory_stays_flat_with_a_million_examples():
     large, scalars = peak_bytes(1_000_000)
     print(f"peak {small / 1e6:.1f} MB with 20,000 examples, {large / 1e6:.1f} MB with a million")
     assert scalars["loss"] == pytest.approx(0.5)
-    assert (large - small) / 980_000 < 64, "bytes for one more example: its place, and that it was seen"
+    assert (large - small) / 980_000 < 64, "bytes per further example: its position, and that it was seen"

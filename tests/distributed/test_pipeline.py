@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from finetune.app.workers import context as set_up_module
-from finetune.tasks import TASKS
+from finetune.tasks import load_task
 from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from tests.distributed import pictures
 
@@ -46,7 +46,7 @@ def test_two_stages_learn_what_one_process_learns(pool, tmp_path, model):
     (one,) = pool.run(1, pictures.train, pictures.recipe(model), tmp_path / "one", STEPS)
     first, last = pool.run(2, pictures.train, pictures.recipe(model, pipeline=2), tmp_path / "two", STEPS)
     same(first, one)
-    assert last["losses"] == first["losses"] and last["norms"] == first["norms"]  # told alike on every rank
+    assert last["losses"] == first["losses"] and last["norms"] == first["norms"]  # the same on every rank
     assert last["weights"] is None
     assert first["count"] == pictures.VALIDATION_ROWS
     whole = one["held"]
@@ -56,9 +56,9 @@ def test_two_stages_learn_what_one_process_learns(pool, tmp_path, model):
 
 
 def test_two_replicas_of_two_stages_learn_what_two_ranks_learn(pool, tmp_path):
-    synchronised = {"batch_norm": "synchronized"}  # over the replicas, at the same layer
-    two = pool.run(2, pictures.train, pictures.recipe(**synchronised), tmp_path / "two", STEPS)[0]
-    four = pool.run(4, pictures.train, pictures.recipe(pipeline=2, **synchronised), tmp_path / "four", STEPS)
+    synchronized = {"batch_norm": "synchronized"}  # over the replicas of a stage
+    two = pool.run(2, pictures.train, pictures.recipe(**synchronized), tmp_path / "two", STEPS)[0]
+    four = pool.run(4, pictures.train, pictures.recipe(pipeline=2, **synchronized), tmp_path / "four", STEPS)
     same(four[0], two)
     assert all(result["losses"] == four[0]["losses"] for result in four)
     assert [result["held"] for result in four[:2]] == [result["held"] for result in four[2:]]
@@ -80,11 +80,11 @@ def test_an_adapter_and_checkpointed_activations(pool, tmp_path):
 
 def surviving(values, folder):
     """Elements of the weights as they were built that are still in memory; of those that this rank holds."""
-    task, built = TASKS["image_classification"], []
+    task, built = load_task("image_classification"), []
     build = task.build
 
-    def watched(kit):
-        model = build(kit)
+    def watched(*arguments):
+        model = build(*arguments)
         built.extend(weakref.ref(parameter) for parameter in model.parameters())
         return model
 
@@ -116,11 +116,11 @@ def test_a_checkpoint_goes_from_a_pipeline_to_one_process_and_back(pool, tmp_pat
 
 def start_elsewhere(values, folder, steps, load, first):
     """Train on from a checkpoint, in a model that was made with other weights."""
-    task = TASKS["image_classification"]
+    task = load_task("image_classification")
     build = task.build
 
-    def build_otherwise(kit):
-        model = build(kit)
+    def build_otherwise(*arguments):
+        model = build(*arguments)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.7).add_(0.1)
@@ -173,19 +173,19 @@ def test_frozen_layers_in_bf16(pool, tmp_path):
 
 
 def sampled(values, folder):
-    told = []
-    context, loop = pictures.open_pictures(values, folder, told)
+    messages = []
+    context, loop = pictures.open_pictures(values, folder, messages)
     rows = []
     loop.listener.table = lambda name, **table: rows.append((name, table["rows"]))
     loop._show_samples("before")
-    return told, rows, context.kit.facts.get("pipeline")
+    return messages, rows, context.facts.values.get("pipeline")
 
 
-def test_samples_are_shown_and_the_stages_are_told(pool, tmp_path):
+def test_samples_are_shown_and_the_stages_are_reported(pool, tmp_path):
     one = pool.run(1, sampled, pictures.recipe(), tmp_path / "one")[0]
     first, last = pool.run(2, sampled, pictures.recipe(pipeline=2), tmp_path / "two")
     assert first[1] == one[1] and first[1] and not last[1]
     assert not one[0] and len(first[0]) == 4
     assert "stage 1 of 2: resnet.embedder.embedder.convolution to" in first[0][0]
-    assert "5 micro-batches of 5 a step, so each stage is idle for 17%" in first[0][2]
+    assert "5 micro-batches of 5 per step, so each stage is idle for at least 17%" in first[0][2]
     assert "BatchNorm" in first[0][3]

@@ -2,18 +2,16 @@
 of one process, for tied and untied heads, biases, norms of heads, and vocabularies that no number divides.
 """
 
+import functools
+
 import pytest
 import torch
-from torch.nn import functional
 
-from finetune.data.order.schedule import Schedule
 from finetune.distributed.tensor_parallel import gather_slices, slice_of, whole_shape
 from finetune.errors import UserError
 from finetune.planning.tensor import check_model
 from finetune.training.checkpoint import checkpoint_bytes, save_checkpoint
 from finetune.training.checkpoint_reader import CheckpointTensors, load_checkpoint, open_checkpoint
-from finetune.training.learning_rate import learning_rate
-from finetune.training.parameter_groups import parameter_groups
 from tests.distributed import toy
 from tests.ranks import RankError
 
@@ -63,26 +61,11 @@ KINDS = [
 ]  # fmt: skip
 
 
-def reference(kind, steps=STEPS):
-    """One process, float64, one batch a step, no engine: losses, norms, weights."""
-    model = tiny(kind).double()
-    groups = parameter_groups(model, toy.TRAINING.weight_decay)
-    optimizer = torch.optim.AdamW(groups, betas=toy.TRAINING.betas, eps=toy.TRAINING.epsilon)
-    examples, task = toy.ToyExamples(), toy.ToyTask()
-    schedule = Schedule(examples.costs, seed=5, global_batch=toy.TRAINING.global_batch)
-    losses, norms = [], []
-    for step in range(steps):
-        batch = task.collate(None, [examples[i] for item in schedule.step(step).items for i in item])
-        logits = model(**batch.inputs).logits[:, :-1]
-        loss = functional.cross_entropy(logits.flatten(0, 1), batch.targets["labels"][:, 1:].flatten())
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, toy.TOTAL, toy.TRAINING)
-        loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), toy.TRAINING.max_grad_norm)))
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses, norms, model.state_dict()
+@functools.cache
+def reference(kind):
+    """One process in float64: losses, norms, weights."""
+    model = tiny(kind)
+    return *toy.train_reference(model, STEPS), model.state_dict()
 
 
 def train(kind, micro_batch="auto"):

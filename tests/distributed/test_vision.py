@@ -6,17 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.data.sources.tables import open_tables
 from finetune.distributed.engines.engine import EngineOptions
 from finetune.distributed.engines.registry import open_engine
 from finetune.distributed.session import Session
 from finetune.planning.batch import plan_batch
 from finetune.planning.deepspeed import resolve_deepspeed_config
-from finetune.recipe.recipe import recipe_type
-from finetune.tasks import TASKS
 from finetune.training.parameter_groups import make_optimizer
 from finetune.training.step import train_step
 from tests.contract.examples import DFINE, EXAMPLES
+from tests.prepared import prepare
 from tests.unit.tasks.test_object_detection import FAMILIES
 
 FILLED, EMPTY = (0, 1, 5), 3  # of the tiny example's eight images
@@ -33,25 +31,24 @@ def steps(folder, name, model, stage, own, count, precision="fp32"):
         )
     session = Session.open(config, precision=precision, cpu=True)
     example = next(example for example in EXAMPLES if example.task == name)
-    task = TASKS[name]
     values = example.recipe(
         Path(folder) / str(session.rank),
         model={**example.model, **model},
         training={"precision": precision},
         parallel={"deepspeed": f"zero{stage}" if stage else "none"},
     )
-    recipe = recipe_type(task.card)(**values)
     with pytest.MonkeyPatch.context() as patch:  # not longer: compiled extensions lie in the user's own cache
         patch.setenv("XDG_CACHE_HOME", str(Path(folder) / "cache"))
-        kit = task.read(recipe, open_tables(recipe, task.card))
-    options = EngineOptions(max_grad_norm=1.0, synchronized=recipe.model.batch_norm == "synchronized")
-    make = lambda module: make_optimizer(module, recipe.training, "adamw")  # noqa: E731
-    engine = open_engine("deepspeed" if stage else "ddp", session, task.build(kit), make, options)
+        prepared = prepare(values)
+    plan = prepared.plan
+    options = EngineOptions(max_grad_norm=1.0, synchronized=plan.training.batch_norm == "synchronized")
+    make = lambda module: make_optimizer(module, plan.recipe.training, "adamw")  # noqa: E731
+    engine = open_engine("deepspeed" if stage else "ddp", session, prepared.build(), make, options)
     engine.model.train()
     losses = []
     for _ in range(count):
-        batch = task.collate(kit, [kit.examples["train"][index] for index in own[session.rank]])
-        losses.append(train_step(task, kit, engine, [batch], stop=False).loss)
+        batch = prepared.batch(own[session.rank])
+        losses.append(train_step(prepared.task, prepared.artifacts, engine, [batch], stop=False).loss)
     before = running(engine)
     engine.align_buffers()  # what evaluation and every save begin with
     return losses, before, running(engine)

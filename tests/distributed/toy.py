@@ -1,6 +1,9 @@
-"""A small real training for the distributed tests: a tiny Llama on made-up ragged sequences, through the real engines."""
+"""A small real training for the distributed tests: a tiny Llama on random ragged sequences, through the real engines; and
+the same training as a plain float64 loop, which the engines are compared with.
+"""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +19,10 @@ from finetune.distributed.session import Session
 from finetune.planning.batch import plan_batch
 from finetune.planning.deepspeed import resolve_deepspeed_config
 from finetune.recipe.training import TrainingSection
-from finetune.tasks.task import Batch, Kit, Prediction
+from finetune.tasks.batch import Answer, Batch, Score
 from finetune.training.learning_rate import learning_rate
-from finetune.training.microbatch_planner import MicroBatchPlanner
-from finetune.training.parameter_groups import make_optimizer
+from finetune.training.microbatch_planner import MicroBatchPlanner, flat
+from finetune.training.parameter_groups import make_optimizer, parameter_groups
 from finetune.training.rank_speed import RankSpeedEstimator
 from finetune.training.step import seed_step, train_step
 from finetune.training.steps import ScheduledSteps
@@ -32,9 +35,9 @@ TRAINING = TrainingSection(
     warmup=2,
     steps=12,
     max_grad_norm=0.5,
-    epsilon=1e-6,  # at 1e-8 Adam takes a gradient that is rounding for a step of full length
+    epsilon=1e-6,  # at 1e-8 Adam turns a gradient that is rounding into a step of full length
 )
-TOTAL = 12
+TOTAL_STEPS = 12
 
 
 class ToyExamples:
@@ -54,9 +57,11 @@ class ToyExamples:
 
 
 class ToyTask:
-    """Next-token prediction; the first third of each sequence is not supervised, so that units differ."""
+    """Next-token prediction; the first third of each sequence is not supervised, so that weights differ. Needs no
+    artifacts.
+    """
 
-    def collate(self, kit, examples):
+    def collate(self, artifacts, examples):
         width = max(len(example["tokens"]) for example in examples)
         tokens = torch.zeros(len(examples), width, dtype=torch.long)
         labels = torch.full((len(examples), width), -100)
@@ -74,18 +79,18 @@ class ToyTask:
     def forward(self, model, batch):
         return model(**batch.inputs)
 
-    def loss_sum(self, kit, outputs, batch):
+    def loss_sum(self, artifacts, outputs, batch):
         logits, labels = outputs.logits[:, :-1].float(), batch.targets["labels"][:, 1:]
         return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
 
-    def predict(self, kit, outputs, batch):
+    def decode(self, artifacts, outputs, batch):
+        return [Answer(i) for i in batch.ids]
+
+    def score(self, artifacts, outputs, batch):
         logits, labels = outputs.logits[:, :-1].float(), batch.targets["labels"][:, 1:]
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none").sum(1)
         weights = (labels != -100).sum(1)
-        return [
-            Prediction(i, {}, float(loss), int(weight))
-            for i, loss, weight in zip(batch.ids, losses, weights, strict=True)
-        ]
+        return [Score(i, float(loss), int(weight)) for i, loss, weight in zip(batch.ids, losses, weights, strict=True)]
 
 
 def tiny_llama(seed=0, **overrides):
@@ -112,13 +117,10 @@ def open_toy(
     engine="",
     trains=True,
 ):
-    """Session and engine, as a worker opens them. config: a name in ds_configs/, or none. zero: what its
-    `zero_optimization` says otherwise. engine: its name, "": as config says. trains: False opens it for inference.
+    """Session and engine, as a worker opens them. config: a name in ds_configs/, or none. zero: replaces settings of its
+    `zero_optimization`. engine: its name, "": as config says. trains: False opens it for inference.
     """
-    import os
-
-    world = int(os.environ["WORLD_SIZE"])
-    batch = plan_batch(training.global_batch, world // tensor, micro_batch, 4)
+    batch = plan_batch(training.global_batch, int(os.environ["WORLD_SIZE"]) // tensor, micro_batch, 4)
     resolved = None
     if config != "none":
         written = json.loads((ROOT / "ds_configs" / f"{config}.json").read_text())
@@ -133,22 +135,45 @@ def open_toy(
     return open_engine(name, session, build(), make, EngineOptions(training.max_grad_norm)), batch
 
 
+def toy_schedule():
+    """Which examples each step trains on."""
+    return Schedule(ToyExamples().costs, seed=5, global_batch=TRAINING.global_batch)
+
+
 def train_toy(engine, batch, steps, *, task=None, seen=None):
     """Run `steps` (a range of global steps); losses and gradient norms. seen: collects the ids this rank computed."""
-    task, examples = task or ToyTask(), ToyExamples()
-    kit = Kit(None, None, {"train": examples}, {})
-    session = engine.session
-    schedule = Schedule(examples.costs, seed=5, global_batch=TRAINING.global_batch)
-    planner = MicroBatchPlanner(kit, CostModel(), ranks=session.replicas, micro_batch=batch.micro_batch)
+    task, examples, session = task or ToyTask(), ToyExamples(), engine.session
+    planner = MicroBatchPlanner(examples.costs, CostModel(), ranks=session.replicas, micro_batch=batch.micro_batch)
     rank_speed = RankSpeedEstimator("equal", session, lookahead=0)
-    source = ScheduledSteps(schedule, planner, rank_speed, replica=session.replica, total_steps=steps.stop)
+    source = ScheduledSteps(toy_schedule(), planner, rank_speed, replica=session.replica, total_steps=steps.stop)
     losses, norms = [], []
-    for step, batches in iterate_batches(examples, lambda some: task.collate(kit, some), source.steps(steps.start)):
-        engine.set_learning_rate(learning_rate(step.index, TOTAL, TRAINING))
+    for step, batches in iterate_batches(examples, lambda some: task.collate(None, some), source.steps(steps.start)):
+        engine.set_learning_rate(learning_rate(step.index, TOTAL_STEPS, TRAINING))
         seed_step(1, step.index, session.replica)
-        result = train_step(task, kit, engine, batches, dummies=step.dummies, stop=False)
+        result = train_step(task, None, engine, batches, dummies=step.dummies, stop=False)
         losses.append(result.loss)
         norms.append(result.grad_norm)
         if seen is not None:
             seen.append([i for one, dummy in zip(batches, step.dummies, strict=True) if not dummy for i in one.ids])
+    return losses, norms
+
+
+def train_reference(model, steps):
+    """Plain PyTorch in float64: one process, one batch per step, no engine. Losses and norms; `model` is trained."""
+    model = model.double()
+    groups = parameter_groups(model, TRAINING.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=TRAINING.betas, eps=TRAINING.epsilon)
+    examples, task, schedule = ToyExamples(), ToyTask(), toy_schedule()
+    losses, norms = [], []
+    for step in range(steps):
+        batch = task.collate(None, [examples[i] for i in flat(schedule.step(step))])
+        logits = model(**batch.inputs).logits[:, :-1]
+        loss = functional.cross_entropy(logits.flatten(0, 1), batch.targets["labels"][:, 1:].flatten())
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, TOTAL_STEPS, TRAINING)
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), TRAINING.max_grad_norm)))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
     return losses, norms
