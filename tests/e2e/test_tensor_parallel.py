@@ -129,7 +129,7 @@ def test_a_number_of_processes_that_makes_no_replicas_is_refused(workplace, fine
     sets = [word for change in SHARED for word in ("--set", change)]
     finished = finetune("train", llama, "--run-dir", "never-shared", "--processes", "3", *sets)
     assert finished.code == 2, finished.output
-    assert "3 processes are no multiple of the 2" in finished.output and "accelerate launch" not in finished.output
+    assert "3 processes is not a multiple of the 2" in finished.output and "accelerate launch" not in finished.output
 
 
 @pytest.mark.parametrize(
