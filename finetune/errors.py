@@ -55,7 +55,10 @@ class Stopped(FinetuneError):
 
 @dataclass(frozen=True)
 class Fault:
-    """One mistake in a recipe. where: "file.yaml:12" or "--set training.epochs"; key: "training.epochs"."""
+    """One mistake in a recipe. where: "file.yaml:12" or "--set training.epochs"; key: "training.epochs".
+
+    depends_on: other keys whose values it rests on: where one of them is a fault itself, this one may only follow.
+    """
 
     where: str
     key: str
@@ -63,6 +66,7 @@ class Fault:
     value: str = ""
     allowed: str = ""
     nearest: str = ""
+    depends_on: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         told = self.where.endswith(f" {self.key}")  # "--set training.epochs" names its key already

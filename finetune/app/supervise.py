@@ -76,7 +76,7 @@ def plan_launch(loaded: LoadedRecipe, processes: int | None) -> Callable[[Sequen
     if count % split:
         way = "tensor" if parallel.tensor > 1 else "pipeline"
         raise UserError(
-            f"{count} processes is not a multiple of the {split} that hold a model together",
+            f"{count} processes are not a multiple of the {split} that hold one copy of the model",
             where=origin,
             remedy=f"Start {split}, {2 * split}, ... processes, or set parallel.{way}: 1.",
         )

@@ -42,13 +42,17 @@ def load_config(model: ModelSection, **overrides: Any) -> PreTrainedConfig:
 def is_model_type(model: ModelSection) -> bool:
     """Whether model.source is a model type alone (such as "llama"), whose weights can only be random.
 
+    With init: config the type wins over a folder of that name in the current directory (./llama means the folder); for
+    pretrained weights it is the folder.
     Raises: UserError if it is one, but init is not `config`.
     """
     from transformers import CONFIG_MAPPING
 
-    if model.source not in CONFIG_MAPPING or Path(model.source).is_dir():
+    if model.source not in CONFIG_MAPPING:
         return False
     if model.init != "config":
+        if Path(model.source).is_dir():
+            return False
         raise UserError(
             f"model.source is a model type, {model.source}, which has no weights",
             remedy="Name a hub id or a folder, or set model.init: config to train from random weights.",

@@ -118,7 +118,8 @@ def set_padding(model: Any, tokenizer: PreTrainedTokenizerBase, *, always: bool 
 def _load(source: str, model: ModelSection) -> PreTrainedTokenizerBase:
     from transformers import CONFIG_MAPPING, AutoTokenizer
 
-    if source in CONFIG_MAPPING and not Path(source).is_dir():
+    only_type = not model.tokenizer and model.init == "config"  # then a folder of that name is not meant
+    if source in CONFIG_MAPPING and (only_type or not Path(source).is_dir()):
         raise UserError(
             f"model.source is a model type, {source}, which has no tokenizer",
             remedy="Set model.tokenizer to a hub id, a folder, package:<package>/<folder>, or train:4096.",

@@ -1,4 +1,4 @@
-"""Batch arithmetic: how a global batch is dealt to replicas. Only the speed depends on it, never the numbers."""
+"""Batch arithmetic: how a global batch is distributed over replicas. It affects the speed only, never the numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from math import ceil
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """global_batch = replicas x share, in micro-batches of at most micro_batch examples; accumulation of them a step."""
+    """global_batch examples over `replicas`, in micro-batches of at most micro_batch examples, `accumulation` of them per
+    optimizer step.
+    """
 
     global_batch: int
     replicas: int
@@ -19,11 +21,13 @@ class BatchPlan:
 def plan_batch(
     global_batch: int, replicas: int, micro_batch: int | str, default_micro_batch: int, *, at_least: int = 1
 ) -> BatchPlan:
-    """The recipe's global batch over `replicas`: copies of the model. at_least: micro-batches of a step that auto should
-    make (a pipeline is idle in a short step), but none of one example, of which BatchNorm can tell no statistics.
+    """Split the recipe's global batch over `replicas`, which are copies of the model.
 
-    A share that no micro-batch divides is no fault: the dealing makes some micro-batches smaller, and every loss is a
-    sum over units divided by the global count, so the numbers stay the same.
+    at_least: micro-batches per step that an automatic micro-batch should give (a pipeline is idle in a short step), but
+    none of one example, from which BatchNorm cannot compute statistics.
+
+    A share that is not a multiple of the micro-batch is no fault: some micro-batches are smaller, and every loss is a sum
+    over units divided by the global count, so the numbers stay the same.
     """
     share = ceil(global_batch / replicas)
     if micro_batch == "auto":

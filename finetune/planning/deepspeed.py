@@ -1,4 +1,4 @@
-"""A plain DeepSpeed JSON with "auto" where we derive -> the configuration that the engine gets."""
+"""From a plain DeepSpeed JSON with "auto" to the configuration that the engine gets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from finetune.planning.tensor import tensor_section
 from finetune.recipe.deepspeed import DECIDED
 
 # Gradients are summed by our own loop, which tells the engine where a step ends. Some engines (CPU offload) keep their
-# accumulation buffer only if the configuration says more than 1, so 2 is said, and the loop never divides by it.
+# accumulation buffer only if the configuration says more than 1; the loop never divides by it.
 ACCUMULATION_IN_ENGINE = 2
 NOTES = {  # beside the configuration in plan.json, for whoever reads it
     "gradient_accumulation_steps": "always 2: the training loop tells the engine where a step ends, and divides by global "
     "units itself; from 2 on every engine keeps its accumulation buffer. The plan's own number is batch.accumulation.",
-    "train_batch_size": "what DeepSpeed's consistency check wants of the keys above; nothing is trained by it. The "
+    "train_batch_size": "what DeepSpeed's consistency check expects; it affects nothing else. The "
     "plan's own number is batch.global_batch.",
 }
 
@@ -37,7 +37,7 @@ def resolve_deepspeed_config(
     layer_elements: parameters of the largest repeated layer; buckets are sized to hold whole layers, because a bucket
     smaller than a layer splits its reduction and one far larger delays it past the backward pass that could hide it.
     zero_settings: what the model needs in `zero_optimization`, over what the file says.
-    tensor: ranks that share each layer's matrices.
+    tensor: ranks that share the matrices of each layer.
     """
     resolved = {key: deepcopy(value) for key, value in config.items() if key not in DECIDED}
     resolved["train_micro_batch_size_per_gpu"] = batch.micro_batch

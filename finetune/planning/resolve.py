@@ -149,16 +149,16 @@ def _check_ranks(recipe: Recipe, ranks: int) -> None:
     split, speeds = recipe.parallel.split, recipe.parallel.rank_speed
     if ranks % split:
         raise UserError(
-            f"{ranks} ranks are no multiple of the {split} that hold a model together",
+            f"{ranks} ranks are not a multiple of the {split} that hold one copy of the model",
             where="parallel.tensor" if recipe.parallel.tensor > 1 else "parallel.pipeline",
-            remedy=f"start {split}, {2 * split}, ... ranks (--processes)",
+            remedy=f"Start {split}, {2 * split}, ... ranks (--processes).",
         )
     if isinstance(speeds, list) and len(speeds) != ranks // split:
         copies = "ranks" if split == 1 else f"copies of the model ({split} ranks each)"
         raise UserError(
             f"parallel.rank_speed has {len(speeds)} entries for {ranks // split} {copies}",
             where="parallel.rank_speed",
-            remedy="give one relative speed for each, or auto",
+            remedy="Give one relative speed for each, or auto.",
         )
 
 
@@ -195,8 +195,8 @@ def _deepspeed(
     )
     if zero_stage(resolved) == 0 and precision != "fp32":
         raise UserError(
-            f"ZeRO stage 0 under DeepSpeed in {precision} keeps flat master copies that no checkpoint can name",
+            f"ZeRO stage 0 under DeepSpeed in {precision} keeps flat master weights, which a checkpoint cannot store by name",
             where="parallel.deepspeed",
-            remedy="use zero1, zero2 or zero3, or none (DistributedDataParallel)",
+            remedy="Use zero1, zero2 or zero3, or none (DistributedDataParallel).",
         )
     return resolved

@@ -1,4 +1,4 @@
-"""What a configuration says of a model's size before any weight exists."""
+"""What a configuration says about a model's size, before any weight exists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MULTIPLE = 8  # long rows are padded to a multiple of it, which kernels for atte
 
 
 def hidden_size(config: Any) -> int:
-    """Width of the widest layer; 0 where the configuration does not say."""
+    """Width of the widest layer; 0 if the configuration does not say."""
     text = getattr(config, "text_config", config)
     widths = [getattr(text, "hidden_size", 0) or 0, *(getattr(text, "hidden_sizes", None) or [])]
     return int(max(widths))

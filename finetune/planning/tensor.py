@@ -1,7 +1,7 @@
-"""Tensor parallelism as a plan: what DeepSpeed is told, and which models and engines it cannot be done with.
+"""Tensor parallelism as a plan: the section that DeepSpeed gets, and which models and engines do not support it.
 
-A model is sliced as its own configuration says (transformers' `base_model_tp_plan`), and only where every rank gets whole
-heads and equally many of them: then each rank makes the same number of every kind of activation.
+A model is sliced as its own configuration says (transformers' `base_model_tp_plan`), and only where every rank gets the
+same number of whole heads: then each rank computes the same number of every kind of activation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from finetune.errors import UserError
 
 KEY = "parallel.tensor"
 STAGE = 1
-# What a plan may ask for, and DeepSpeed does. Others need code of transformers' own (experts, split inputs).
+# Styles that DeepSpeed supports. The others need transformers' own code (experts, split inputs).
 STYLES = {"colwise", "rowwise", "colwise_gather_output", "replicated_with_grad_allreduce", "embedding_rowwise"}
 
 
@@ -22,13 +22,13 @@ def tensor_section(ranks: int) -> dict[str, Any]:
 
 
 def check_engine(tensor: int, stage: int | None) -> None:
-    """stage: ZeRO's, None without DeepSpeed. Raises: UserError if matrices cannot be shared out with it."""
+    """stage: ZeRO's, None without DeepSpeed. Raises: UserError if it cannot train sliced matrices."""
     if tensor > 1 and stage != STAGE:
-        told = "without DeepSpeed" if stage is None else f"with ZeRO-{stage}"
+        engine = "without DeepSpeed" if stage is None else f"with ZeRO-{stage}"
         raise UserError(
-            f"parallel.tensor {tensor} cannot be trained {told}: DeepSpeed's AutoTP goes with ZeRO-{STAGE} here",
+            f"parallel.tensor {tensor} cannot be trained {engine}: DeepSpeed's AutoTP is used with ZeRO-{STAGE}",
             where="parallel.deepspeed",
-            remedy=f"set parallel.deepspeed: zero{STAGE}, or parallel.tensor: 1",
+            remedy=f"Set parallel.deepspeed: zero{STAGE}, or parallel.tensor: 1.",
         )
 
 
@@ -40,11 +40,11 @@ def check_model(config: Any, tensor: int, *, where: str = KEY) -> None:
     plan = getattr(text, "base_model_tp_plan", None) or {}
     odd = sorted(set(plan.values()) - STYLES)
     if not plan or odd:
-        told = f"asks for what DeepSpeed cannot do ({', '.join(odd)})" if odd else "is not there"
+        problem = f"needs what DeepSpeed does not support ({', '.join(odd)})" if odd else "is missing"
         raise UserError(
-            f"a {text.model_type} model cannot be sliced: its tensor-parallel plan {told}",
+            f"a {text.model_type} model cannot be sliced: its tensor-parallel plan {problem}",
             where=where,
-            remedy="set parallel.tensor: 1 and use parallel.deepspeed: zero3 for what one GPU cannot hold",
+            remedy="Set parallel.tensor: 1 and use parallel.deepspeed: zero3 for what one GPU cannot hold.",
         )
     heads = getattr(text, "num_attention_heads", None)
     counts = {
@@ -57,10 +57,14 @@ def check_model(config: Any, tensor: int, *, where: str = KEY) -> None:
         fitting = [
             n for n in range(2, 65) if not any(isinstance(count, int) and count % n for count in counts.values())
         ]
-        ways = f"this model can be shared by {', '.join(map(str, fitting))}" if fitting else "no number of ranks can"
+        ways = (
+            f"This model can be shared by {', '.join(map(str, fitting))} ranks"
+            if fitting
+            else "No number of ranks can share it"
+        )
         raise UserError(
             f"{tensor} ranks cannot share the layers equally: {', '.join(uneven)} of the model "
-            f"{'is' if len(uneven) == 1 else 'are'} no multiple of {tensor}",
+            f"{'is' if len(uneven) == 1 else 'are'} not a multiple of {tensor}",
             where=where,
-            remedy=f"{ways}; or parallel.tensor: 1 with parallel.deepspeed: zero3",
+            remedy=f"{ways}; or set parallel.tensor: 1 with parallel.deepspeed: zero3.",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from finetune.recipe.section import Section
 
@@ -43,4 +43,3 @@ class TaskCard:
     decodes: bool = False
     micro_batch: int = 16  # examples a forward pass on one rank, when the recipe says auto and the share is larger
     splits: tuple[str, ...] = ()
-    extra: Mapping[str, str] = field(default_factory=dict)

@@ -34,12 +34,14 @@ class CheckContext:
     card: TaskCard
     draft: Draft
 
-    def fault(self, key: str | KeyPath, message: str, *, allowed: str = "", near: str = "") -> Fault:
-        """A fault at a key, with the value that stands there."""
+    def fault(
+        self, key: str | KeyPath, message: str, *, allowed: str = "", near: str = "", on: tuple[str, ...] = ()
+    ) -> Fault:
+        """A fault at a key, with its value. on: other keys that it rests on."""
         path: KeyPath = tuple(key.split(".")) if isinstance(key, str) else key
         written = self.draft.get(path)
         value = "" if written is None else show_value(written, str(path[-1]))
-        return Fault(self.draft.place(path), self.draft.shown(path), message, value, allowed, near)
+        return Fault(self.draft.place(path), self.draft.shown(path), message, value, allowed, near, on)
 
 
 Check = Callable[[CheckContext], Iterator[Fault]]
@@ -92,10 +94,13 @@ def check_length(context: CheckContext) -> Iterator[Fault]:
             "training.steps",
             f"given beside training.epochs ({training.epochs}): a run has one length",
             allowed="one of the two",
+            on=("training.epochs",),
         )
     if training.steps is not None and training.warmup >= max(training.steps, 2):
         yield context.fault(
-            "training.warmup", f"as long as the run of {training.steps} steps: the rate never gets there"
+            "training.warmup",
+            f"as long as the run of {training.steps} steps: the learning rate never reaches its peak",
+            on=("training.steps",),
         )
 
 
@@ -104,7 +109,10 @@ def check_learning_rate(context: CheckContext) -> Iterator[Fault]:
     training = context.recipe.training
     if training.min_learning_rate > training.learning_rate:
         yield context.fault(
-            "training.min_learning_rate", "above training.learning_rate", allowed=f"at most {training.learning_rate:g}"
+            "training.min_learning_rate",
+            "above training.learning_rate",
+            allowed=f"at most {training.learning_rate:g}",
+            on=("training.learning_rate",),
         )
 
 
@@ -112,16 +120,18 @@ def check_batch(context: CheckContext) -> Iterator[Fault]:
     """What is fixed by hand must multiply to the global batch."""
     batch, parallel = context.recipe.training.global_batch, context.recipe.parallel
     micro, processes = parallel.micro_batch, parallel.processes
-    remedy = "micro_batch: auto, which deals any batch over any number of ranks"
+    remedy = "micro_batch: auto, which distributes any batch over any number of ranks"
+    rests = ("training.global_batch", "parallel.processes", "parallel.tensor", "parallel.pipeline")
     if not isinstance(micro, int):
         return
     if micro > batch:
-        yield context.fault("parallel.micro_batch", f"larger than training.global_batch ({batch})", allowed=remedy)
+        message = f"larger than training.global_batch ({batch})"
+        yield context.fault("parallel.micro_batch", message, allowed=remedy, on=rests[:1])
     elif isinstance(processes, int) and batch % (micro * (replicas := max(1, processes // parallel.split))):
-        message = f"training.global_batch ({batch}) is no multiple of micro_batch x replicas ({micro} x {replicas})"
+        message = f"training.global_batch ({batch}) is not a multiple of micro_batch x replicas ({micro} x {replicas})"
         if parallel.split == 1:
             message = message.replace("replicas", "processes")
-        yield context.fault("parallel.micro_batch", message, allowed=remedy)
+        yield context.fault("parallel.micro_batch", message, allowed=remedy, on=rests)
 
 
 def check_split(context: CheckContext) -> Iterator[Fault]:
@@ -134,10 +144,12 @@ def check_split(context: CheckContext) -> Iterator[Fault]:
             yield context.fault(f"parallel.{way}", f"the task {context.card.name} cannot be split so", allowed=known)
             return
     if len(ways) > 1:
-        yield context.fault("parallel.pipeline", "parallel.tensor splits the model already", allowed="1, or tensor: 1")
+        message = "parallel.tensor splits the model already"
+        yield context.fault("parallel.pipeline", message, allowed="1, or tensor: 1", on=("parallel.tensor",))
     elif isinstance(parallel.processes, int) and parallel.processes % parallel.split:
-        message = f"{parallel.processes} processes are no multiple of parallel.{ways[0]} ({parallel.split})"
-        yield context.fault("parallel.processes", message, allowed=f"a multiple of {parallel.split}, or auto")
+        message = f"{parallel.processes} processes are not a multiple of parallel.{ways[0]} ({parallel.split})"
+        allowed = f"a multiple of {parallel.split}, or auto"
+        yield context.fault("parallel.processes", message, allowed=allowed, on=(f"parallel.{ways[0]}",))
 
 
 def check_quantization(context: CheckContext) -> Iterator[Fault]:
@@ -147,12 +159,15 @@ def check_quantization(context: CheckContext) -> Iterator[Fault]:
         return
     if recipe.adapter is None:
         message = "such weights cannot train, and the recipe has no adapter: section"
-        yield context.fault("model.quantization", message, allowed="none, or add for example adapter: {kind: lora}")
+        allowed = "none, or add for example adapter: {kind: lora}"
+        yield context.fault("model.quantization", message, allowed=allowed, on=("adapter",))
     elif recipe.model.init == "config":
-        yield context.fault("model.quantization", "model.init: config has no weights to quantise", allowed="none")
+        message = "model.init: config has no weights to quantize"
+        yield context.fault("model.quantization", message, allowed="none", on=("model.init",))
     elif (_zero_section(recipe) or {}).get("stage") == 3:
         message = "ZeRO-3 cannot shard weights that bitsandbytes has packed"
-        yield context.fault("parallel.deepspeed", message, allowed="zero2, zero1 or none with model.quantization")
+        allowed = "zero2, zero1 or none with model.quantization"
+        yield context.fault("parallel.deepspeed", message, allowed=allowed, on=("model.quantization",))
 
 
 def check_engine(context: CheckContext) -> Iterator[Fault]:
@@ -185,12 +200,11 @@ def check_tensor(context: CheckContext) -> Iterator[Fault]:
         return
     if parallel.deepspeed != "zero1" and parallel.deepspeed in (DEEPSPEED_OFF, *list_deepspeed_configs()):
         message = f"parallel.tensor ({parallel.tensor}) is trained with DeepSpeed's AutoTP and ZeRO-1"
-        yield context.fault("parallel.deepspeed", message, allowed="zero1, or tensor: 1")
+        yield context.fault("parallel.deepspeed", message, allowed="zero1, or tensor: 1", on=("parallel.tensor",))
     if context.recipe.adapter is not None:
         message = f"parallel.tensor ({parallel.tensor}) slices plain layers, and an adapter's layers are none"
-        yield context.fault(
-            "adapter", message, allowed="no adapter, or tensor: 1 with zero3 for a base that is too large"
-        )
+        allowed = "no adapter, or tensor: 1 with zero3 for a base that is too large"
+        yield context.fault("adapter", message, allowed=allowed, on=("parallel.tensor",))
 
 
 def check_pipeline(context: CheckContext) -> Iterator[Fault]:
@@ -204,13 +218,14 @@ def check_pipeline(context: CheckContext) -> Iterator[Fault]:
         )
         if context.draft.get(("parallel", "deepspeed")) is None:
             message += f" ({parallel.deepspeed} is the default)"
-        yield context.fault("parallel.deepspeed", message, allowed=DEEPSPEED_OFF)
+        yield context.fault("parallel.deepspeed", message, allowed=DEEPSPEED_OFF, on=("parallel.pipeline",))
     if training.precision == "fp16":
         message = "a pipeline does not scale losses over its stages"
-        yield context.fault("training.precision", message, allowed="auto, fp32, bf16")
+        yield context.fault("training.precision", message, allowed="auto, fp32, bf16", on=("parallel.pipeline",))
     if OPTIMIZERS[training.optimizer].from_deepspeed:
         allowed = ", ".join(spec.name for spec in OPTIMIZERS.values() if not spec.from_deepspeed)
-        yield context.fault("training.optimizer", "a pipeline takes torch's optimizers", allowed=allowed)
+        message = "a pipeline takes torch's optimizers"
+        yield context.fault("training.optimizer", message, allowed=allowed, on=("parallel.pipeline",))
 
 
 def check_smoothing(context: CheckContext) -> Iterator[Fault]:
@@ -249,6 +264,7 @@ def check_metrics(context: CheckContext) -> Iterator[Fault]:
             f"not among the metrics that are computed{known}",
             allowed=", ".join(["loss", *chosen]),
             near=near,
+            on=("evaluation.metrics",),
         )
 
 
@@ -260,12 +276,14 @@ def check_validation(context: CheckContext) -> Iterator[Fault]:
             "data.validation_fraction",
             "given beside data.validation: validation data come from one place",
             allowed="one of the two",
+            on=("data.validation",),
         )
     if context.recipe.training.early_stopping and not _has_validation(context.recipe):
         yield context.fault(
             "training.early_stopping",
             "needs validation data",
             allowed="data.validation, or data.validation_fraction: 0.1",
+            on=("data.validation", "data.validation_fraction"),
         )
 
 
@@ -302,7 +320,7 @@ def check_deepspeed(context: CheckContext) -> Iterator[Fault]:
     try:
         path = find_deepspeed_config(name)
     except UserError:
-        return  # told by check_files
+        return  # reported by check_files
     try:
         config = read_deepspeed_config(path)
     except UserError as error:
@@ -361,6 +379,7 @@ def check_optimizer(context: CheckContext) -> Iterator[Fault]:
             "training.optimizer",
             f"works on state in main memory, but {context.recipe.parallel.deepspeed} keeps it on the GPU",
             allowed="a configuration with offload_optimizer, such as zero2_offload; or adamw",
+            on=("parallel.deepspeed",),
         )
 
 
@@ -389,7 +408,7 @@ def _has_validation(recipe: Recipe) -> bool:
 
 
 def _zero_section(recipe: Recipe) -> dict[str, Any] | None:
-    """`zero_optimization` of the DeepSpeed configuration; empty without one. None: cannot be told."""
+    """`zero_optimization` of the DeepSpeed configuration; empty without one. None: unknown."""
     if recipe.parallel.deepspeed == DEEPSPEED_OFF:
         return {}
     config = _deepspeed_config(recipe)
@@ -408,7 +427,7 @@ def _deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _offloads(recipe: Recipe) -> bool | None:
-    """Does the DeepSpeed configuration keep optimiser state in main memory? None: cannot be told."""
+    """Does the DeepSpeed configuration keep optimizer state in main memory? None: unknown."""
     section = _zero_section(recipe)
     return None if section is None else (section.get("offload_optimizer") or {}).get("device") in ("cpu", "nvme")
 

@@ -60,6 +60,13 @@ NEUTRAL: dict[str, Any] = {
     "zero_optimization.zenflow": None,
 }
 SECTIONS = {"bf16", "fp16", *(key.partition(".")[0] for key in NEUTRAL if "." in key)}
+RESTS = {  # keys of the recipe that a fault rests on
+    "gradient_clipping": ("training.max_grad_norm",),
+    "train_batch_size": ("training.global_batch",),
+    "train_micro_batch_size_per_gpu": ("parallel.micro_batch",),
+    "bf16.enabled": ("training.precision",),
+    "fp16.enabled": ("training.precision",),
+}
 COMPARED = {"gradient_clipping", "train_batch_size", "train_micro_batch_size_per_gpu"}
 # Keys for which planning derives a value.
 DERIVED = {
@@ -111,7 +118,7 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
 def config_faults(config: Mapping[str, Any], asked: Asked, *, where: str) -> list[Fault]:
     """Everything in the file that contradicts the recipe. where: the file."""
     return [
-        Fault(where, key, message, show_value(value, key), allowed, near)
+        Fault(where, key, message, show_value(value, key), allowed, near, RESTS.get(key, ()))
         for key, value, message, allowed, near in _contradictions(config, asked)
     ]
 

@@ -156,15 +156,22 @@ def _indexes(inner: Any, key: Any) -> bool:
 
 
 def _unlike(found: Sequence[Fault], faults: Mapping[KeyPath, Fault]) -> list[Fault]:
-    """Contradictions that do not merely follow from a fault already told about the same key."""
+    """Contradictions that do not merely follow from a fault in one of the keys that they rest on."""
     broken = {fault.key for fault in faults.values()}
     meant = {fault.nearest for fault in faults.values()}
 
     def follows(fault: Fault) -> bool:
-        inside = any(fault.key.startswith(f"{section}.") for section in broken)
-        return inside or fault.key in broken | meant or any("." in key and key in fault.message for key in broken)
+        if fault.key in meant:
+            return True
+        above = any(fault.key.startswith(f"{section}.") for section in broken)
+        return above or fault.key in broken or any(_touch(key, other) for key in fault.depends_on for other in broken)
 
     return [fault for fault in found if not follows(fault)]
+
+
+def _touch(key: str, other: str) -> bool:
+    """Whether one is the other, or a section around it."""
+    return f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}.")
 
 
 def _in_order(faults: Sequence[Fault]) -> list[Fault]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
 _BRACES = re.compile(r"\{[^{}/]+,[^{}/]+\}")  # train.{de,en}: several files, looked for when they are opened
+_BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_CONFIG_ENTRY = re.compile(r"""\(\s*["']([\w-]+)["'],\s*["']\w+Config["']""")
 _EXPLICIT = ("./", "../", "/", "~")
 
 
@@ -30,6 +34,8 @@ def absolute_paths(draft: Draft, recipe_folder: Path) -> None:
         if path == ("parallel", "deepspeed") and _is_shipped(value, base):
             _replace(draft, path, Path(value).stem)
         elif isinstance(value, str) and is_local(value, base):
+            if path == ("model", "source") and draft.get(("model", "init")) == "config" and is_model_type(value):
+                continue  # the architecture, although a folder has its name; ./name means the folder
             _replace(draft, path, str((base / Path(value).expanduser()).resolve()))
 
 
@@ -54,6 +60,25 @@ def is_local(value: str, base: Path) -> bool:
     if value.removesuffix(next((end for end in COMPRESSED if value.endswith(end)), "")).endswith(DATA_SUFFIXES):
         return True
     return (base / value).exists()
+
+
+def is_model_type(value: Any) -> bool:
+    """Is this the name of an architecture that transformers knows, such as llama? Without importing transformers."""
+    if not isinstance(value, str) or not _BARE.fullmatch(value):
+        return False
+    return value in _model_types()
+
+
+@cache
+def _model_types() -> frozenset[str]:
+    spec = find_spec("transformers")  # of a top-level package: found, not imported
+    found: set[str] = set()
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        for name in ("auto_mappings.py", "configuration_auto.py"):
+            file = Path(root, "models/auto", name)
+            if file.is_file():
+                found.update(_CONFIG_ENTRY.findall(file.read_text(encoding="utf-8")))
+    return frozenset(found)
 
 
 def is_present(value: str) -> bool:

@@ -129,13 +129,13 @@ def test_a_number_of_processes_that_makes_no_replicas_is_refused(workplace, fine
     sets = [word for change in SHARED for word in ("--set", change)]
     finished = finetune("train", llama, "--run-dir", "never-shared", "--processes", "3", *sets)
     assert finished.code == 2, finished.output
-    assert "3 processes is not a multiple of the 2" in finished.output and "accelerate launch" not in finished.output
+    assert "3 processes are not a multiple of the 2" in finished.output and "accelerate launch" not in finished.output
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (["model.config.num_key_value_heads=1"], "num_key_value_heads 1 of the model is no multiple of 2"),
+        (["model.config.num_key_value_heads=1"], "num_key_value_heads 1 of the model is not a multiple of 2"),
         (["model.source=gpt2", "model.config={}"], "a gpt2 model cannot be sliced"),
     ],
 )

@@ -115,8 +115,13 @@ class Seq2Seq:
         return int(batch.targets["units"])
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """{"loss_sum": [], "token_losses": [B * T]}. Needs targets: without them the model can only generate."""
+        """{"loss_sum": [], "token_losses": [B * T]}; logits of the first target token alone for a batch without targets,
+        whose answers come from `generate`.
+        """
         bare: Any = getattr(model, "module", model)
+        if not batch.targets:
+            first = batch.inputs["input_ids"].new_full((len(batch.ids), 1), bare.config.decoder_start_token_id)
+            return model(**batch.inputs, decoder_input_ids=first, use_cache=False)
         labels = batch.targets["labels"]
         return model(
             **batch.inputs,

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from finetune.errors import UserError
 from finetune.models.load import load_config, load_model
+from finetune.models.tokenizer import load_tokenizer
 from finetune.recipe.model import ModelSection
 
 
@@ -147,3 +148,17 @@ def test_random_weights_depend_on_the_seed_alone_and_vocabulary_grows() -> None:
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert built[0].lm_head.weight.shape[0] == 50 and weights[0].dtype == torch.bfloat16
     assert built[0].model.gradient_checkpointing and built[0].config.use_cache is False
+
+
+def test_a_model_type_is_not_the_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = load_config(ModelSection(source="llama", init="config", config=_LLAMA))
+    folder.vocab_size = 77
+    folder.save_pretrained("llama")
+    (tmp_path / "llama" / "tokenizer.json").write_text("{}")
+    fresh = ModelSection(source="llama", init="config", config=_LLAMA)
+    assert load_config(fresh).vocab_size == 40  # the type, with the recipe's own sizes
+    assert load_config(ModelSection(source=str(tmp_path / "llama"), init="config")).vocab_size == 77
+    assert load_config(ModelSection(source="llama")).vocab_size == 77  # pretrained weights lie in a folder
+    with pytest.raises(UserError, match="a model type, llama, which has no tokenizer"):
+        load_tokenizer(fresh)

@@ -14,7 +14,7 @@ CONTRADICTIONS = [
     (["training.steps=5", "training.warmup=5"], "training.warmup", "5 steps"),
     (["training.min_learning_rate=1"], "training.min_learning_rate", "above training.learning_rate"),
     (["parallel.micro_batch=64"], "parallel.micro_batch", "larger than training.global_batch (32)"),
-    (["parallel.micro_batch=5", "parallel.processes=2"], "parallel.micro_batch", "no multiple"),
+    (["parallel.micro_batch=5", "parallel.processes=2"], "parallel.micro_batch", "not a multiple"),
     (["evaluation.metrics=[acuracy]"], "evaluation.metrics.0", "no metric"),
     (["evaluation.metrics=[recall, loss]"], "evaluation.metrics.1", "always computed"),
     (["evaluation.best=recall"], "evaluation.best", "add it to evaluation.metrics"),
@@ -31,7 +31,7 @@ CONTRADICTIONS = [
     (
         ["task=writing", "parallel.tensor=2", "parallel.deepspeed=zero1", "parallel.processes=3", "evaluation={}"],
         "parallel.processes",
-        "no multiple",
+        "not a multiple",
     ),
     (["model.quantization=4bit"], "model.quantization", "no adapter"),
     (["model.quantization=8bit", "adapter={}", "parallel.deepspeed=zero3"], "parallel.deepspeed", "ZeRO-3 cannot"),
@@ -166,3 +166,28 @@ def test_seldom_meant_is_a_warning(load) -> None:
 
 def test_a_default_that_nobody_wrote_is_no_warning(load) -> None:
     assert load(GOOD, "data.validation_fraction=0").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("sets", "keys"),
+    [
+        (["training.learning_rate=x", "training.min_learning_rate=1"], {"training.learning_rate"}),
+        (["parallel.micro_batch=9", "training.global_batch=0"], {"training.global_batch"}),
+        (["data.validation=[{limit: 3}]", "training.early_stopping={}"], {"data.validation.0.source"}),
+        (["training.steps=3", "training.warmup=5", "seed=x"], {"training.warmup", "seed"}),
+        (["training.steps=-1", "training.warmup=5"], {"training.steps"}),
+    ],
+)
+def test_a_contradiction_with_a_faulty_value_is_not_told_besides(faults, sets: list[str], keys: set[str]) -> None:
+    assert set(faults(GOOD, *sets)) == keys
+
+
+def test_what_a_fault_rests_on_is_not_read_from_its_words() -> None:
+    from finetune.errors import Fault
+    from finetune.recipe.load import _unlike
+
+    broken = {("training", "epochs"): Fault("", "training.epochs", "")}
+    mentions = Fault("", "evaluation.best", "unlike training.epochs")
+    rests = Fault("", "training.steps", "given twice", depends_on=("training.epochs",))
+    section = Fault("", "training.early_stopping", "", depends_on=("training",))
+    assert _unlike([mentions, rests, section], broken) == [mentions]

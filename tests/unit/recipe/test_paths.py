@@ -72,3 +72,25 @@ def test_presence(tmp_path: Path) -> None:
     assert is_present("someone/model")
     assert not is_present(str(tmp_path / "b.jsonl"))
     assert not is_present(str(tmp_path / "*.csv"))
+
+
+@pytest.mark.parametrize(
+    ("source", "init", "folder"),
+    [
+        ("vit", "config", False),
+        ("./vit", "config", True),
+        ("vit", "pretrained", True),
+        ("mine", "config", True),
+        ("openai-gpt", "config", False),
+    ],
+)
+def test_a_bare_model_type_wins_over_a_folder_of_its_name(tmp_path, monkeypatch, source, init, folder) -> None:
+    for name in ("vit", "mine", "openai-gpt"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "r.yaml").write_text(
+        f"name: a\ntask: sorting\nmodel: {{source: {source}, init: {init}}}\ndata: {{train: b/c}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for sets in ([], [f"model.source={source}"]):
+        found = load_recipe(tmp_path / "r.yaml", sets, CARDS, here=False).recipe.model.source
+        assert found == (str(tmp_path / source.removeprefix("./")) if folder else source)
