@@ -15,10 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub
 os.environ.setdefault("WANDB_MODE", "offline")
 
-from finetune.recipe.machine import reach_own_programs  # noqa: E402
 from tests.ranks import Ranks  # noqa: E402
-
-reach_own_programs()  # as the command line does: with another ninja, ranks and commands would rebuild for each other
 
 
 @pytest.fixture(scope="session")

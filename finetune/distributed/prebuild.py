@@ -37,7 +37,7 @@ class Extension:
 
 
 SHARED_MEMORY = Extension("deepspeed_shm_comm", "ShareMemCommBuilder", "collectives between ranks on CPU", 1.2)
-CPU_ADAM = Extension("cpu_adam", "CPUAdamBuilder", "optimiser state in main memory (offload)", 1.7)
+CPU_ADAM = Extension("cpu_adam", "CPUAdamBuilder", "optimizer state in main memory (offload)", 1.7)
 
 
 def extensions(*, cuda: bool) -> tuple[Extension, ...]:
@@ -52,7 +52,7 @@ def missing_tools() -> list[str]:
 
 
 def choose_cache() -> Path:
-    """Tell torch where this installation's libraries lie; TORCH_EXTENSIONS_DIR moves it.
+    """Tell torch where this installation's libraries lie, and which ninja builds them; TORCH_EXTENSIONS_DIR moves them.
 
     torch's own choice is one folder for all virtual environments of a user, and a library is built anew whenever the
     sources' path differs from the last build's: two environments would rebuild for each other at every start.
@@ -62,7 +62,18 @@ def choose_cache() -> Path:
         owner = hashlib.blake2b(str(spec.origin if spec else "").encode(), digest_size=4).hexdigest()
         root = Path(cpp_extension.get_default_build_root()) / f"{_torch_flavour()}-{owner}"
         os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
+    _prefer_own_ninja()
     return Path(os.environ["TORCH_EXTENSIONS_DIR"])
+
+
+def _prefer_own_ninja() -> None:
+    """This installation's ninja comes first on PATH. Versions of ninja disagree on whether a library is up to date: a
+    program started from an activated environment, and one started by its path, would rebuild for each other.
+    """
+    scripts = Path(sys.executable).parent
+    own, found = scripts / "ninja", shutil.which("ninja")
+    if own.is_file() and (found is None or Path(found) != own):
+        os.environ["PATH"] = os.pathsep.join([str(scripts), *filter(None, [os.environ.get("PATH")])])
 
 
 def build_folder(extension: Extension) -> Path:

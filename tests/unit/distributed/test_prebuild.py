@@ -40,6 +40,23 @@ def test_the_folder_is_the_one_torch_uses(tmp_path: Path, monkeypatch, moved: bo
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
 
 
+def test_the_ninja_of_the_installation_builds(tmp_path: Path, monkeypatch) -> None:
+    """Another version of it would find each library out of date, and so would ours after it."""
+    folders = [tmp_path / "environment", tmp_path / "system"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "ninja").touch(mode=0o755)
+    monkeypatch.setattr("sys.executable", str(folders[0] / "python"))
+    monkeypatch.setenv("PATH", str(folders[1]))
+    for _ in range(2):
+        prebuild.choose_cache()
+        assert os.environ["PATH"].split(os.pathsep) == [str(folder) for folder in folders]
+    (folders[0] / "ninja").unlink()
+    monkeypatch.setenv("PATH", str(folders[1]))
+    prebuild.choose_cache()
+    assert os.environ["PATH"] == str(folders[1])
+
+
 def test_what_a_machine_needs() -> None:
     assert extensions(cuda=True) == (CPU_ADAM,)
     assert extensions(cuda=False) == (SHARED_MEMORY, CPU_ADAM)
