@@ -1,16 +1,18 @@
-"""A small real image training for the tests of pipelines: digits, through the application's own set-up and loop."""
+"""A small real image training for the tests of pipelines: digits, through the application's own setup and loop."""
 
 import os
 from pathlib import Path
 
 import torch
 
-from finetune.app.workers.context import open_session, plan_here, set_up
-from finetune.app.workers.train import SilentListener, make_loop
+from finetune.app.machine import plan_here
+from finetune.app.workers.context import open_session, set_up
+from finetune.app.workers.train import make_loop
+from finetune.events import SilentListener
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS
-from finetune.tracking.run import Run
 from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
+from finetune.training.loop import OutputDirs
 from finetune.training.stop import StopRequest
 
 MODELS = {
@@ -25,7 +27,7 @@ ROWS, VALIDATION_ROWS, GLOBAL_BATCH, MICRO_BATCH = 49, 17, 24, 5  # the last ste
 
 
 def recipe(model="resnet", *, pipeline=1, batch_norm="auto", seed=3, model_options=None, **changes):
-    """A recipe's values. Chance changes of images, mixed images and smoothed labels are on."""
+    """A recipe's values. Random augmentation, mixup and label smoothing are on."""
     training = {"global_batch": GLOBAL_BATCH, "steps": 6, "learning_rate": 3e-3, "warmup": 1, "max_grad_norm": 0.5}
     return {
         "name": "pictures",
@@ -48,17 +50,16 @@ def recipe(model="resnet", *, pipeline=1, batch_norm="auto", seed=3, model_optio
     }  # fmt: skip
 
 
-def open_pictures(values, folder, told=None):
-    """Workshop and loop of this rank, as a worker opens them. told: a list that takes what would be told."""
+def open_pictures(values, folder, messages=None):
+    """Context and loop of this rank, as a worker opens them. messages: a list that takes the lines for people."""
     recipe = recipe_type(CARDS["image_classification"])(**values)
     torch.set_num_threads(1)
     plan = plan_here(recipe, int(os.environ["WORLD_SIZE"]))
-    session = open_session(plan)
-    context = set_up(session, recipe, plan, told.append if told is not None else lambda text: None)
-    run = Run(Path(folder))
-    for place in (run.checkpoints, run.predictions):
-        place.mkdir(parents=True, exist_ok=True)
-    return context, make_loop(context, run, SilentListener(), StopRequest())
+    context = set_up(open_session(plan), plan, (messages if messages is not None else []).append)
+    output_dirs = OutputDirs(Path(folder) / "checkpoints", Path(folder) / "predictions")
+    for directory in (output_dirs.checkpoints, output_dirs.predictions):
+        directory.mkdir(parents=True, exist_ok=True)
+    return context, make_loop(context, output_dirs, SilentListener(), StopRequest())
 
 
 def train(values, folder, steps, *, load=None, first=0, save=False):
