@@ -72,9 +72,7 @@ def train_here(
         stack.enter_context(mock.patch.object(loop, "train_step", train_step))
         stack.enter_context(mock.patch.object(loop, "seed_step", seed_step))
         stack.enter_context(mock.patch.object(Evaluator, "evaluate", evaluate))
-        run_verb(
-            "train", recipe=recipe, sets=sets, processes=None, run_dir=Path(run_dir), resume=resume, restarts=0
-        )
+        run_verb("train", recipe=recipe, sets=sets, processes=None, run_dir=Path(run_dir), resume=resume, restarts=0)
 
 
 def raise_fault(*arguments: Any, **options: Any) -> Any:
