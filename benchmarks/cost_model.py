@@ -46,7 +46,7 @@ def main() -> None:
     from benchmarks.sft_packing import SHAPE
     from finetune.models.segmented import use_segmented_attention
     from finetune.planning.shape import cost_model
-    from finetune.tasks.text.padding_free import pack_rows
+    from finetune.tasks.text.padding_free import concatenate_rows
 
     torch.set_num_threads(1)
     config = LlamaConfig(**SHAPE)
@@ -55,7 +55,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     packs, seconds = draw_packs(options.packs, rng), []
     for segments in packs:
-        inputs, _ = pack_rows([{"input_ids": rng.integers(0, 2000, size=length)} for length in segments])
+        inputs, _ = concatenate_rows([{"input_ids": rng.integers(0, 2000, size=length)} for length in segments])
         tries = []
         for _ in range(3):
             began = time.perf_counter()

@@ -35,34 +35,40 @@ def worker(folder: Path, blocks: int, steps: int) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     sys.path.insert(0, str(ROOT))
+    from finetune.app.machine import plan_here
     from finetune.app.opening import open_recipe
-    from finetune.app.workers.context import open_session, plan_here, set_up
-    from finetune.app.workers.train import SilentListener, make_loop
+    from finetune.app.workers.context import open_session, set_up
+    from finetune.app.workers.train import make_loop
     from finetune.data.order.loader import iterate_batches
+    from finetune.events import SilentListener
+    from finetune.tasks.facts import Facts
     from finetune.tracking.journal import Journal
     from finetune.tracking.run import Run
+    from finetune.training.loop import OutputDirs
     from finetune.training.parameter_groups import make_optimizer
     from finetune.training.stop import StopRequest
 
     recipe = open_recipe(str(folder / "overhead.yaml")).recipe
     plan = plan_here(recipe, int(os.environ["WORLD_SIZE"]))
     session = open_session(plan)
-    context = set_up(session, recipe, plan, lambda text: None)
+    context = set_up(session, plan, lambda text: None)
     run = Run.open(folder / "run")
     listener = Journal(run) if session.is_main else SilentListener()
-    loop = make_loop(context, run, listener, StopRequest())
+    output_dirs = OutputDirs(run.checkpoints, run.predictions)
+    loop = make_loop(context, output_dirs, listener, StopRequest())
     if session.is_main:
         listener.started(start_step=0, total_steps=loop.total_steps, steps_per_epoch=1, facts={})
     trained = loop.steps()
 
     torch.manual_seed(recipe.seed)
+    task, artifacts = context.task, context.artifacts
     bare = DistributedDataParallel(
-        context.task.build(context.kit), gradient_as_bucket_view=True, broadcast_buffers=False
+        task.build(plan, artifacts, Facts()), gradient_as_bucket_view=True, broadcast_buffers=False
     )
     optimizer = make_optimizer(bare.module, recipe.training, "adamw")
-    other = make_loop(context, run, SilentListener(), StopRequest())
-    collate = lambda examples: context.task.collate(context.kit, examples)  # noqa: E731
-    batches = iterate_batches(context.kit.examples["train"], collate, other.source.steps(0), workers=other.workers)
+    other = make_loop(context, output_dirs, SilentListener(), StopRequest())
+    collate = lambda examples: task.collate(artifacts, examples)  # noqa: E731
+    batches = iterate_batches(context.datasets["train"], collate, other.source.steps(0), workers=other.workers)
     prepared = [own for _, (_, own) in zip(range(blocks * steps), batches, strict=False)]
 
     def ours() -> None:

@@ -41,16 +41,19 @@ WARM = 2
 def worker(folder: Path, steps: int) -> None:
     os.sched_setaffinity(0, {int(os.environ["LOCAL_RANK"])})
     sys.path.insert(0, str(ROOT))
+    from finetune.app.machine import plan_here
     from finetune.app.opening import open_recipe
-    from finetune.app.workers.context import open_session, plan_here, set_up
-    from finetune.app.workers.train import SilentListener, make_loop
-    from finetune.tracking.run import Run
+    from finetune.app.workers.context import open_session, set_up
+    from finetune.app.workers.train import make_loop
+    from finetune.events import SilentListener
+    from finetune.training.loop import OutputDirs
     from finetune.training.stop import StopRequest
 
     recipe = open_recipe(str(folder / "pipeline.yaml")).recipe
     session = open_session(plan := plan_here(recipe, int(os.environ["WORLD_SIZE"])))
-    context = set_up(session, recipe, plan, lambda text: None)
-    loop = make_loop(context, Run.open(folder / "run"), SilentListener(), StopRequest())
+    context = set_up(session, plan, lambda text: None)
+    output_dirs = OutputDirs(folder / "checkpoints", folder / "predictions")
+    loop = make_loop(context, output_dirs, SilentListener(), StopRequest())
     p2p = getattr(context.engine, "p2p", None)
     trained, seconds, idle, losses, sent = loop.steps(), [], [], [], 0
     for number in range(WARM + steps):
@@ -80,15 +83,10 @@ def worker(folder: Path, steps: int) -> None:
 
 
 def measure(stages: int, micro_batch: int, steps: int) -> list[dict[str, Any]]:
-    sys.path.insert(0, str(ROOT))
-    from finetune.app.opening import open_recipe
-    from finetune.tracking.run import Run
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = RECIPE.format(stages=stages, micro_batch=micro_batch)
         (folder / "pipeline.yaml").write_text(text, encoding="utf-8")
-        Run.create(open_recipe(str(folder / "pipeline.yaml")).recipe, folder, path=folder / "run")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(stages)]
         command += [__file__, "--folder", name, "--steps", str(steps)]
         done = subprocess.run(

@@ -57,10 +57,12 @@ WAYS = ("equal", "auto", "[1.0, 0.5]")
 def worker(folder: Path, steps: int) -> None:
     os.sched_setaffinity(0, {int(os.environ["LOCAL_RANK"])})
     sys.path.insert(0, str(ROOT))
+    from finetune.app.machine import plan_here
     from finetune.app.opening import open_recipe
-    from finetune.app.workers.context import open_session, plan_here, set_up
-    from finetune.app.workers.train import SilentListener, make_loop
-    from finetune.tracking.run import Run
+    from finetune.app.workers.context import open_session, set_up
+    from finetune.app.workers.train import make_loop
+    from finetune.events import SilentListener
+    from finetune.training.loop import OutputDirs
     from finetune.training.steps import ScheduledSteps
     from finetune.training.stop import StopRequest
 
@@ -77,8 +79,9 @@ def worker(folder: Path, steps: int) -> None:
 
     recipe = open_recipe(str(folder / "speed.yaml")).recipe
     session = open_session(plan := plan_here(recipe, 2))
-    context = set_up(session, recipe, plan, lambda text: None)
-    loop = make_loop(context, Run.open(folder / "run"), SilentListener(), StopRequest())
+    context = set_up(session, plan, lambda text: None)
+    output_dirs = OutputDirs(folder / "checkpoints", folder / "predictions")
+    loop = make_loop(context, output_dirs, SilentListener(), StopRequest())
     rank_speed = loop.rank_speed
 
     def run(index: int) -> float:
@@ -160,8 +163,6 @@ def correct(busy: Any, speed: float) -> None:
 def measure(case: str, steps: int) -> dict[str, dict]:
     sys.path.insert(0, str(ROOT))
     from benchmarks.sft_packing import SHAPE, write_data
-    from finetune.app.opening import open_recipe
-    from finetune.tracking.run import Run
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -171,7 +172,6 @@ def measure(case: str, steps: int) -> dict[str, dict]:
         shape = json.dumps({key: value for key, value in SHAPE.items() if key != "vocab_size"})
         filled = {"folder": folder, "shape": shape, "batch": batch, "micro_batch": micro_batch}
         (folder / "speed.yaml").write_text((COMMON + text).format(**filled), encoding="utf-8")
-        Run.create(open_recipe(str(folder / "speed.yaml")).recipe, folder, path=folder / "run")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
         command += ["--folder", name, "--steps", str(steps)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -20,12 +20,13 @@ def train_here(
     evaluation raise. (rank, signal, seconds): so much later, wherever it then is; rank -1: every rank.
     """
     os.chdir(folder)
-    from finetune.app import train as verb
+    from finetune.app.dispatch import run_verb
+    from finetune.inference.evaluation import Evaluator
     from finetune.training import loop
 
     rank = int(os.environ["RANK"])
     notes = Path(run_dir) / "notes"
-    real_step, real_seed, real_evaluate = loop.train_step, loop.seed_step, loop.evaluate
+    real_step, real_seed, real_evaluate = loop.train_step, loop.seed_step, Evaluator.evaluate
     at = {"step": 0, "fault": 0}
     began = time.time()
 
@@ -49,19 +50,19 @@ def train_here(
         else:
             os.kill(os.getpid(), number)
 
-    def train_step(task: Any, kit: Any, engine: Any, batches: Any, **options: Any) -> Any:
+    def train_step(task: Any, artifacts: Any, engine: Any, batches: Any, **options: Any) -> Any:
         ids = [i for batch, dummy in zip(batches, options["dummies"], strict=True) if not dummy for i in batch.ids]
-        result = real_step(task, kit, engine, batches, **options)
+        result = real_step(task, artifacts, engine, batches, **options)
         notes.mkdir(exist_ok=True)
         with (notes / f"{engine.session.world_size}-ranks-{rank}.jsonl").open("a") as file:
             file.write(json.dumps({"step": at["step"], "ids": ids, "began": began}) + "\n")
         return result
 
-    def evaluate(task: Any, *rest: Any, **options: Any) -> Any:
+    def evaluate(evaluator: Evaluator, *rest: Any, **options: Any) -> Any:
         if not at["fault"]:
-            return real_evaluate(task, *rest, **options)
-        with mock.patch.object(task, "predict", raise_fault, create=True):
-            return real_evaluate(task, *rest, **options)
+            return real_evaluate(evaluator, *rest, **options)
+        with mock.patch.object(evaluator.task, "decode", raise_fault):
+            return real_evaluate(evaluator, *rest, **options)
 
     said = Path(run_dir) / "logs" / f"said-{rank}.txt"  # line by line: a rank may end without a flush
     said.parent.mkdir(parents=True, exist_ok=True)
@@ -70,8 +71,8 @@ def train_here(
         stack.enter_context(redirect_stdout(stack.enter_context(said.open("a", buffering=1))))
         stack.enter_context(mock.patch.object(loop, "train_step", train_step))
         stack.enter_context(mock.patch.object(loop, "seed_step", seed_step))
-        stack.enter_context(mock.patch.object(loop, "evaluate", evaluate))
-        verb.train(recipe, sets=sets, processes=None, run_dir=Path(run_dir), resume=resume, restarts=0)
+        stack.enter_context(mock.patch.object(Evaluator, "evaluate", evaluate))
+        run_verb("train", recipe=recipe, sets=sets, processes=None, run_dir=Path(run_dir), resume=resume, restarts=0)
 
 
 def raise_fault(*arguments: Any, **options: Any) -> Any:

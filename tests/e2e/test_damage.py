@@ -63,7 +63,7 @@ def test_a_damaged_one_is_told_and_set_aside_and_the_one_before_it_taken(fault, 
         workers.train(2, copy, signals={14: (0, TERM)})
     said = (copy / "logs" / "said-0.txt").read_text()
     assert "skipping a damaged checkpoint, kept as step-00000012.damaged" in said
-    assert "going on from step-00000010" in said
+    assert f"resuming from step 10 of {tiny.STEPS}" in said
     assert (copy / "checkpoints" / "step-00000012.damaged").is_dir()
     assert [row["step"] for row in tiny.rows(copy)] == list(range(1, 15))
 
@@ -73,5 +73,5 @@ def test_what_a_killed_save_left_is_ignored_and_removed(copy, workers):
     shutil.copytree(copy / "checkpoints" / "step-00000012", half)
     with pytest.raises(Ended):
         workers.train(2, copy, signals={14: (0, TERM)})
-    assert "going on from step-00000012" in (copy / "logs" / "said-0.txt").read_text()
+    assert f"resuming from step 12 of {tiny.STEPS}" in (copy / "logs" / "said-0.txt").read_text()
     assert not half.exists()

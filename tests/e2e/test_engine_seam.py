@@ -45,7 +45,7 @@ def test_an_engine_that_nobody_else_knows(workers):
     assert tiny.comparable(run) == tiny.comparable(known)
     ours, theirs = (load_file(one / "model" / "model.safetensors") for one in (run, known))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert json.loads((run / "plan.json").read_text())["engine"] == "single"
+    assert json.loads((run / "plan.json").read_text())["machine"]["engine"] == "single"
 
 
 def test_a_contradiction_is_told_before_anything_starts(workplace):

@@ -70,6 +70,6 @@ def test_a_killed_launcher_leaves_no_orphans_and_training_starts_again(workplace
     assert finished.code == 0, finished.output
     assert "the launcher (accelerate launch): was killed by SIGKILL" in finished.output
     assert len(set(ports(finished.output))) == 2
-    again = re.search(r"starting again from step (\d+) \(1 restarts left\)", finished.output)
+    again = re.search(r"restarting from step (\d+) \(1 restarts left\)", finished.output)
     assert again and int(again[1]) >= 15, finished.output
     assert tiny.comparable(run) == tiny.comparable(undisturbed[0])

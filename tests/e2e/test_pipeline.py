@@ -73,7 +73,7 @@ def test_the_idle_share_is_in_every_row_and_the_stages_are_told(split, alone):
     assert not any("bubble" in row for row in tiny.rows(alone))
     said = (split / "logs" / "said-0.txt").read_text()
     assert "stage 2 of 2: resnet.encoder.stages." in said
-    assert "5 micro-batches of 5 a step, so each stage is idle for 17% of a step at best" in said
+    assert "5 micro-batches of 5 per step, so each stage is idle for at least 17% of a step" in said
 
 
 def test_a_run_goes_on_from_a_pipeline_on_one_process_and_back(workers, digits, alone):

@@ -114,9 +114,9 @@ def test_a_killed_rank_ends_all_at_once_and_is_named(story):
 
 def test_each_start_goes_on_from_the_last_checkpoint(story):
     for before, after in zip(list(story.steps)[:3], list(story.chapters)[1:4], strict=True):
-        assert f"going on from step-{story.steps[before]:08d}" in story.chapters[after].output
+        assert f"resuming from step {story.steps[before]} of {tiny.STEPS}" in story.chapters[after].output
     for name in ("SIGKILL to all", "the end"):
-        came_from = int(re.search(r"going on from step-0*(\d+)", story.chapters[name].output)[1])
+        came_from = int(re.search(r"resuming from step (\d+) of", story.chapters[name].output)[1])
         assert came_from % 5 == 0, "killed runs go on from the newest periodic checkpoint"
 
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 from contextlib import ExitStack
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -14,7 +13,7 @@ from finetune.app.verify import TOLERANCE, compare_all, derive_recipe, open_for_
 from finetune.distributed.launch import SUPERVISED
 from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.recipe import recipe_type
-from finetune.tasks import CARDS, TASKS
+from finetune.tasks import CARDS
 from finetune.tracking.run import recipe_text
 from tests.contract.examples import EXAMPLES
 from tests.e2e import tiny
@@ -36,17 +35,17 @@ def work_here(folder, spoilt):
         now["name"] = variant.name
         return real(recipe, variant, *rest)
 
-    def train_step(task, kit, engine, batches, **options):
+    def train_step(task, artifacts, engine, batches, **options):
         if now["name"] not in spoilt:
-            return real_step(task, kit, engine, batches, **options)
+            return real_step(task, artifacts, engine, batches, **options)
         backward = engine.backward
         with mock.patch.object(engine, "backward", lambda loss: backward(loss * 1.001)):
-            return real_step(task, kit, engine, batches, **options)
+            return real_step(task, artifacts, engine, batches, **options)
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(variants, "run_variant", run_variant))
         stack.enter_context(mock.patch.object(loop, "train_step", train_step))
-        variants.work(Path(folder))
+        variants.work(recipe=f"{folder}/recipe.yaml")
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def learning(values, rate=1e-3):
 
 
 def test_every_task_is_verified():
-    assert {example.task for example in EXAMPLES} == set(TASKS)
+    assert {example.task for example in EXAMPLES} == set(CARDS)
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)), ids=lambda number: f"{EXAMPLES[number].task}-{number}")
@@ -129,7 +128,7 @@ def test_an_optimizer_that_needs_cuda_is_stood_in_for_and_that_is_told(workplace
     assert f"{optimizer} needs CUDA; {stand_in}, which makes the same update" in capsys.readouterr().out
 
 
-SLICED = [number for number, example in enumerate(EXAMPLES) if "tensor" in TASKS[example.task].card.splits]
+SLICED = [number for number, example in enumerate(EXAMPLES) if "tensor" in CARDS[example.task].splits]
 
 
 def test_every_task_that_says_so_is_sliced():
