@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.examples import EXAMPLES, TinyExample
+from tests.contract.examples import EXAMPLE_PARAMS, TinyExample
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +14,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture(params=EXAMPLES, ids=lambda example: example.task)
+@pytest.fixture(params=EXAMPLE_PARAMS)
 def example(request: pytest.FixtureRequest) -> TinyExample:
     """One tiny example of every task (of preference tuning, one for each loss)."""
     return request.param

@@ -6,7 +6,6 @@ split; a dummy reaches every weight; every example is answered exactly once. A t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,20 +23,10 @@ from finetune.models.loss_head import install_loss_head
 from finetune.tasks import CARDS
 from finetune.tasks.batch import Batch, map_tensors
 from finetune.tasks.task import reference_columns
-from tests.contract.examples import EXAMPLE_PARAMS, EXAMPLES, TinyExample
+from tests.contract.examples import EXAMPLES, TinyExample
 from tests.prepared import Prepared, prepare
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(params=EXAMPLE_PARAMS)
-def example(request: pytest.FixtureRequest) -> Iterator[TinyExample]:
-    yield request.param
 
 
 def _build(ready: Prepared, like: Prepared | None = None) -> Any:
