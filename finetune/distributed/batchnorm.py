@@ -32,7 +32,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """The behaviour; its children below are what `convert_batchnorm` turns plain layers into. Input [batch, C, ...].
+    """The behavior; its children below are what `convert_batchnorm` turns plain layers into. Input [batch, C, ...].
 
     In training all ranks must call forward, and backward if the input needs a gradient, equally often and in the same
     order; a rank without examples sends an empty or a dummy batch. In evaluation nothing is sent.

@@ -115,7 +115,7 @@ def model_errors(source: str) -> Iterator[None]:
     except OSError as error:
         chain = _causes(error)
         if any(isinstance(cause, GatedRepoError) for cause in chain):
-            what, remedy = "is gated", "Accept its licence on the hub, then: hf auth login"
+            what, remedy = "is gated", "Accept its license on the hub, then: hf auth login"
         elif any(isinstance(cause, RevisionNotFoundError) for cause in chain):
             what, remedy = "has no such revision", "Check model.revision."
         elif any(isinstance(cause, RepositoryNotFoundError) for cause in chain):

@@ -19,11 +19,12 @@ class TaskCard:
     required: roles that every row must have, each entry a tuple of alternatives (one of which is enough).
     options: the schema of the recipe's `options:` section. metrics: names of modules in `metrics/` that the task can
     feed; default_metrics: those computed unless the recipe says otherwise; best: the metric that chooses the best.
-    unit: what a unit of loss is ("token", "example", "image"), for progress lines. packing: the automatic
+    unit: the unit of loss ("token", "example", "image"), for progress lines. packing: the automatic
     data.packing; packings: what the task supports. balance_window: steps over which padded examples are balanced by
     length, where it is automatic.
     splits: ways its models can be split over ranks ("tensor", "pipeline").
     auto_model: the class of transformers that makes its models, such as AutoModelForCausalLM.
+    title: the task in words, for model cards; "": its name.
     decodes: examples are decoded when they are fetched (images), so loader processes pay off.
     """
 
@@ -36,11 +37,12 @@ class TaskCard:
     best: str
     unit: str
     auto_model: str = ""
+    title: str = ""
     options: type[Section] = NoOptions
     label_smoothing: bool = False
     packing: str = "none"
     packings: tuple[str, ...] = ("none",)
     balance_window: int = 1
     decodes: bool = False
-    micro_batch: int = 16  # examples a forward pass on one rank, when the recipe says auto and the share is larger
+    micro_batch: int = 16  # examples per forward pass on one rank, if the recipe says auto and there are more
     splits: tuple[str, ...] = ()

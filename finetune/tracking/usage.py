@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune.tasks import CARDS
+
 Kind = Literal["model", "adapter", "merged"]
 
 
@@ -23,44 +25,24 @@ class Usage:
     peft: str = ""
 
 
-_USAGES = {
-    "text_classification": Usage(
-        "text classification", "AutoModelForSequenceClassification", "AutoTokenizer", "text-classification"
-    ),
-    "token_classification": Usage(
-        "token classification", "AutoModelForTokenClassification", "AutoTokenizer", "token-classification"
-    ),
-    "sequence_regression": Usage(
-        "text regression", "AutoModelForSequenceClassification", "AutoTokenizer", "text-classification"
-    ),
-    "reward_model": Usage(
-        "reward modeling", "AutoModelForSequenceClassification", "AutoTokenizer", "text-classification"
-    ),
-    "preference": Usage(
-        "preference optimization",
-        "AutoModelForCausalLM",
-        "AutoTokenizer",
-        "text-generation",
-        "AutoPeftModelForCausalLM",
-    ),
-    "seq2seq": Usage(
-        "sequence-to-sequence generation", "AutoModelForSeq2SeqLM", "AutoTokenizer", "", "AutoPeftModelForSeq2SeqLM"
-    ),
-    "causal_lm": Usage(
-        "language modeling", "AutoModelForCausalLM", "AutoTokenizer", "text-generation", "AutoPeftModelForCausalLM"
-    ),
-    "image_classification": Usage(
-        "image classification", "AutoModelForImageClassification", "AutoImageProcessor", "image-classification"
-    ),
-    "object_detection": Usage(
-        "object detection", "AutoModelForObjectDetection", "AutoImageProcessor", "object-detection"
-    ),
+_CLASSES = {
+    "AutoModelForSequenceClassification": ("AutoTokenizer", "text-classification", ""),
+    "AutoModelForTokenClassification": ("AutoTokenizer", "token-classification", ""),
+    "AutoModelForCausalLM": ("AutoTokenizer", "text-generation", "AutoPeftModelForCausalLM"),
+    "AutoModelForSeq2SeqLM": ("AutoTokenizer", "", "AutoPeftModelForSeq2SeqLM"),
+    "AutoModelForImageClassification": ("AutoImageProcessor", "image-classification", ""),
+    "AutoModelForObjectDetection": ("AutoImageProcessor", "object-detection", ""),
 }
+"""transformers' class of a model -> classes of its processor, the hub's tag, and peft's class."""
 
 
 def usage_of(task: str) -> Usage:
-    """A task without an entry is loaded by the most general classes of transformers."""
-    return _USAGES.get(task, Usage(task.replace("_", " "), "AutoModel", "AutoProcessor", ""))
+    """From the task's card; a task or class that is not known here is loaded by the most general classes of transformers."""
+    card = CARDS.get(task)
+    title = card.title if card is not None and card.title else task.replace("_", " ")
+    if card is None or card.auto_model not in _CLASSES:
+        return Usage(title, "AutoModel", "AutoProcessor", "")
+    return Usage(title, card.auto_model, *_CLASSES[card.auto_model])
 
 
 def loading_code(usage: Usage, kind: Kind, *, new_tokens: bool = False, remote_code: bool = False) -> str:

@@ -57,7 +57,7 @@ class StepLogger:
     def _log(self, step: int, epoch: float, now: dict[str, float]) -> None:
         ranks = self.timing.gather()  # outside of what may fail: every rank takes part
         nothing: dict[str, float] = {}
-        timing = self.telemetry.run("timing steps", lambda: self.timing.summarise(step, ranks), nothing)
+        timing = self.telemetry.run("timing steps", lambda: self.timing.summarize(step, ranks), nothing)
         self._whole += self._seconds
         self._units = self._padding = self._positions = 0
         self._seconds = 0.0

@@ -75,7 +75,7 @@ class Timing:
         self._fresh = None
         return self.session.all_gather(seen)
 
-    def summarise(self, step: int, ranks: list[Seen]) -> dict[str, float]:
+    def summarize(self, step: int, ranks: list[Seen]) -> dict[str, float]:
         """Means per step over all ranks since the last call, after step `step`, of what `gather` gave."""
         steps, count = max(self.steps, 1), len(ranks)
         self.steps = 0

@@ -121,7 +121,9 @@ def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> F
     loop.saver.close()
     state = context.engine.full_state_dict()
     digest = (
-        save_weights(_learnt(context.engine.module, state), folder / f"{variant.name}.safetensors") if state else ""
+        save_weights(_trained_state(context.engine.module, state), folder / f"{variant.name}.safetensors")
+        if state
+        else ""
     )
     session.wait()
     return Figures(variant.name, losses, norms, evaluation, digest)
@@ -180,7 +182,7 @@ def has_batchnorm(recipe: Recipe) -> bool:
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
 
 
-def _learnt(module: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _trained_state(module: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Trainable weights and statistics, as the reference keeps them."""
     names = {name for name, weight in module.named_parameters() if weight.requires_grad}
     names |= {name for name, buffer in module.named_buffers() if buffer.is_floating_point()}

@@ -12,42 +12,46 @@ from finetune.recipe.section import Section
 
 class CausalLMOptions(Section):
     format: Literal["auto", "alpaca", "prompt_completion", "messages", "text"] = Field(
-        default="auto", description="What a row is; auto: by the columns that it has."
+        default="auto", description="Format of the rows. auto: detected from the columns of each row."
     )
     template: Literal["auto", "plain"] = Field(
         default="auto",
-        description="auto: the tokenizer's chat template where it has one; plain: Alpaca's headings, and prompt and "
-        "completion as they are. Either is saved with the tokenizer.",
+        description="auto: the chat template of the tokenizer, if it has one, otherwise plain. plain: Alpaca's headings; "
+        "prompt and completion are used as they are. The template is saved with the tokenizer.",
     )
-    system: str = Field(default="", description="System prompt of every conversation that has none of its own.")
+    system: str = Field(default="", description="System prompt for conversations that have none.")
     train_on: Literal["reply", "all"] = Field(
-        default="reply", description="Tokens that are learnt: the assistant's replies with their end, or all."
+        default="reply",
+        description="Supervised tokens. reply: the assistant's replies with their end-of-turn tokens. all: all tokens.",
     )
-    max_length: int = Field(default=1024, ge=8, description="Tokens of an example at most, the model's limit besides.")
+    max_length: int = Field(
+        default=1024, ge=8, description="Maximum tokens per example; the model's own limit applies as well."
+    )
     on_long: Literal["truncate", "drop", "split", "error"] = Field(
         default="truncate",
-        description="A longer one: cut its end, leave the example out (counted), go on with the rest as examples of "
-        "their own, or a bad row.",
+        description="Examples longer than max_length. truncate: cut the end; drop: skip the example (counted); split: continue "
+        "with the rest as further examples; error: report a bad row.",
     )
     reply_length: int = Field(
         default=128,
         ge=1,
-        description="Tokens generated at most: for samples in the report, and for metrics that judge replies.",
+        description="Maximum generated tokens, for the samples in the report and for metrics that compare replies.",
     )
 
 
 CARD = TaskCard(
     name="causal_lm",
+    title="language modeling",
     auto_model="AutoModelForCausalLM",
     summary="Fine-tune a language model on instructions, prompts, conversations or plain text.",
     columns={
         "messages": "A conversation: a list of role and content (or from and value).",
-        "instruction": "Alpaca: what is asked.",
-        "input": "Alpaca: what it is asked of; may be empty.",
+        "instruction": "Alpaca: the instruction.",
+        "input": "Alpaca: input of the instruction; may be empty.",
         "output": "Alpaca: the reply.",
-        "prompt": "What the model is given.",
-        "completion": "What it should go on with.",
-        "text": "Plain text, learnt whole.",
+        "prompt": "The prompt of the model.",
+        "completion": "The expected continuation.",
+        "text": "Plain text; all its tokens are supervised.",
         "system": "System prompt of this row.",
     },
     required=(("messages", "instruction", "prompt", "text"),),

@@ -13,26 +13,26 @@ from finetune.tasks.class_metrics import DEFAULT_METRICS, METRICS
 
 class ImageClassificationOptions(Section):
     image_size: int | None = Field(
-        default=None, ge=1, description="Edge in pixels of the square that the model sees. Default: the model's own."
+        default=None, ge=1, description="Side of the square input in pixels. Default: the image processor's size."
     )
     augment: Literal["none", "flip", "crop_flip", "strong"] = Field(
         default="none",
-        description="Chance changes of training images: mirrored; a chance crop and mirrored; or (strong) that, two "
-        "changes of colour, sharpness or angle, and a patch erased.",
+        description="Random augmentation of training images. flip: horizontal flip; crop_flip: resized crop and flip; "
+        "strong: crop and flip, two changes of color, sharpness or angle, and random erasing.",
     )
     mixup: float = Field(
-        default=0.0, ge=0, description="Alpha of mixup, such as 0.2: images blended in pairs; 0: none."
+        default=0.0, ge=0, description="Alpha of mixup (pairs of images are blended), such as 0.2. 0: off."
     )
     cutmix: float = Field(
-        default=0.0, ge=0, description="Alpha of CutMix, such as 1.0: a patch of another image; 0: none."
+        default=0.0, ge=0, description="Alpha of CutMix (a patch comes from another image), such as 1.0. 0: off."
     )
     class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
         default="none",
-        description="Weight of each class in the loss: balanced (rare classes count more, 1 on average over the "
-        "training images), or by name, 1 for those not named.",
+        description="Weight of each class in the loss. balanced: inversely proportional to its frequency, 1 on average over "
+        "the training images. Or a weight per class name; 1 for the others.",
     )
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = Field(
-        default=None, description="How images are resized. Default: the model's own way, or bilinear."
+        default=None, description="Interpolation when resizing. Default: the image processor's, or bilinear."
     )
     mean: list[float] = Field(
         default_factory=list, description="Per channel, after scaling to 0..1. Default: as trained."
@@ -42,9 +42,10 @@ class ImageClassificationOptions(Section):
     )
     labels: list[str] = Field(
         default_factory=list,
-        description="Names of the classes in order, where the data holds 0, 1, ...; or all there may be. Default: as found.",
+        description="Class names: in the order of the indices if the data has 0, 1, ...; otherwise all allowed names. "
+        "Default: the names in the data.",
     )
-    new_head: bool = Field(default=False, description="Train a new head, even if the checkpoint has one.")
+    new_head: bool = Field(default=False, description="Train a new head even if the checkpoint has one.")
 
 
 CARD = TaskCard(

@@ -14,11 +14,12 @@ class ObjectDetectionOptions(Section):
     image_size: int | None = Field(
         default=None,
         ge=32,
-        description="Edge in pixels of the square that the model sees. Default: the processor's, or 640.",
+        description="Side of the square input in pixels. Default: the image processor's size, or 640.",
     )
     augment: Literal["none", "flip", "crop_flip"] = Field(
         default="none",
-        description="Chance changes of training images, boxes with them: mirrored, or also cropped and brightened.",
+        description="Random augmentation of training images and their boxes. flip: horizontal flip; crop_flip: also crop and "
+        "change the brightness.",
     )
     mean: list[float] = Field(
         default_factory=list, description="Per channel, after scaling to 0..1. Default: as trained."
@@ -28,10 +29,11 @@ class ObjectDetectionOptions(Section):
     )
     labels: list[str] = Field(
         default_factory=list,
-        description="Names of the classes in order, where the data holds 0, 1, ...; or all there may be. Default: as found.",
+        description="Class names: in the order of the indices if the data has 0, 1, ...; otherwise all allowed names. "
+        "Default: the names in the data.",
     )
     new_head: bool = Field(
-        default=False, description="Train new class weights, even if the checkpoint has them; boxes stay as trained."
+        default=False, description="Train new class weights even if the checkpoint has them. Its box weights are kept."
     )
 
 

@@ -17,26 +17,30 @@ METRICS = ("preference_accuracy", "reward_margin", "chosen_reward", "rejected_re
 class PreferenceOptions(Section):
     loss: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = Field(
         default="dpo",
-        description="dpo, ipo, orpo, simpo: pairs. kto: single replies with a label. orpo, simpo: no reference.",
+        description="dpo, ipo, orpo and simpo use pairs, kto single replies with a label. orpo and simpo need no reference model.",
     )
     beta: float | Literal["auto"] = Field(
         default="auto",
-        description="How far the model may move from the reference (orpo: weight of the odds). auto: 0.1, simpo 2.",
+        description="Strength of the constraint to stay close to the reference; orpo: weight of the odds ratio. auto: 0.1, for simpo 2.",
     )
-    margin: float = Field(default=1.0, ge=0, description="simpo: by how much the chosen reply should win (gamma).")
+    margin: float = Field(default=1.0, ge=0, description="simpo: target reward margin (gamma).")
     desirable_weight: float = Field(default=1.0, gt=0, description="kto: weight of desirable replies.")
     undesirable_weight: float = Field(default=1.0, gt=0, description="kto: weight of undesirable replies.")
     template: Literal["auto", "plain"] = Field(
-        default="auto", description="auto: the tokenizer's chat template where it has one; plain: Alpaca's headings."
+        default="auto",
+        description="auto: the chat template of the tokenizer, if it has one, otherwise plain. plain: Alpaca's headings.",
     )
-    system: str = Field(default="", description="System prompt of every conversation that has none of its own.")
+    system: str = Field(default="", description="System prompt for conversations that have none.")
     max_length: int = Field(
-        default=1024, ge=8, description="Tokens of a prompt with its reply at most, the model's own limit besides."
+        default=1024,
+        ge=8,
+        description="Maximum tokens of prompt and reply together; the model's own limit applies as well.",
     )
     on_long: Literal["truncate", "drop", "error"] = Field(
-        default="truncate", description="A longer one: cut its end, leave the example out (counted), or a bad row."
+        default="truncate",
+        description="Longer examples. truncate: cut the end; drop: skip the example (counted); error: report a bad row.",
     )
-    reply_length: int = Field(default=128, ge=1, description="Tokens generated at most, in answers to new prompts.")
+    reply_length: int = Field(default=128, ge=1, description="Maximum generated tokens when answering new prompts.")
 
     @property
     def resolved_beta(self) -> float:
@@ -48,8 +52,9 @@ class PreferenceOptions(Section):
 
 CARD = TaskCard(
     name="preference",
+    title="preference optimization",
     auto_model="AutoModelForCausalLM",
-    summary="Teach a language model which replies are better: DPO, IPO, ORPO, SimPO, KTO.",
+    summary="Align a language model with preferences: DPO, IPO, ORPO, SimPO, KTO.",
     columns={
         **COLUMNS,
         "completion": "kto: a reply.",

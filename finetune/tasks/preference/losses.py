@@ -84,7 +84,7 @@ def kto(
     Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8. desirable: bool [B].
 
     reference_point: z. The paper estimates it over the micro-batch, so that the loss of an example would depend on its
-    neighbours and on the number of ranks; here it is a constant, 0, its value where training starts. (TRL calls that loss
+    neighbors and on the number of ranks; here it is a constant, 0, its value where training starts. (TRL calls that loss
     apo_zero_unpaired.) Rewards: NaN on the side that a reply is not of.
     """
     sign = torch.where(desirable, 1.0, -1.0)

@@ -15,23 +15,27 @@ METRICS = ("preference_accuracy", "reward_margin", "chosen_reward", "rejected_re
 
 class RewardModelOptions(Section):
     max_length: int = Field(
-        default=1024, ge=8, description="Tokens of a prompt with its reply at most, the model's own limit besides."
+        default=1024,
+        ge=8,
+        description="Maximum tokens of prompt and reply together; the model's own limit applies as well.",
     )
     on_long: Literal["truncate", "drop", "error"] = Field(
-        default="truncate", description="A longer one: cut its end, leave the pair out (counted), or a bad row."
+        default="truncate",
+        description="Longer pairs. truncate: cut the end; drop: skip the pair (counted); error: report a bad row.",
     )
-    system: str = Field(default="", description="System prompt of every conversation that has none of its own.")
+    system: str = Field(default="", description="System prompt for conversations that have none.")
     centre: float = Field(
         default=0.0,
         ge=0,
-        description="Weight of (r_chosen + r_rejected)^2 in the loss, which keeps rewards around 0 (such as 0.01; "
-        "Eisenstein et al. 2023, arXiv 2312.09244).",
+        description="Weight of (r_chosen + r_rejected)^2 in the loss, which keeps rewards centered around 0; such as 0.01 "
+        "(Eisenstein et al. 2023, arXiv 2312.09244).",
     )
-    new_head: bool = Field(default=False, description="Train a new head, even if the checkpoint has one.")
+    new_head: bool = Field(default=False, description="Train a new head even if the checkpoint has one.")
 
 
 CARD = TaskCard(
     name="reward_model",
+    title="reward modeling",
     auto_model="AutoModelForSequenceClassification",
     summary="Train a model that scores replies, from pairs of a chosen and a rejected one.",
     columns=COLUMNS,

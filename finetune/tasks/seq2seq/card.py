@@ -11,24 +11,26 @@ from finetune.recipe.section import Section
 
 
 class Seq2SeqOptions(Section):
-    prefix: str = Field(default="", description='Put before every source, such as "translate German to English: ".')
+    prefix: str = Field(default="", description='Prefix of every source, such as "translate German to English: ".')
     max_source_length: int = Field(
-        default=256, ge=4, description="Tokens of a source at most, the model's limit besides."
+        default=256, ge=4, description="Maximum tokens of a source; the model's own limit applies as well."
     )
     max_target_length: int = Field(
-        default=128, ge=2, description="Tokens of a target at most; also of what is generated at evaluation."
+        default=128, ge=2, description="Maximum tokens of a target, and of the text generated in evaluation."
     )
     on_long: Literal["truncate", "drop", "error"] = Field(
-        default="truncate", description="A longer one: cut its end, leave the example out (counted), or a bad row."
+        default="truncate",
+        description="Longer examples. truncate: cut the end; drop: skip the example (counted); error: report a bad row.",
     )
-    beams: int = Field(default=1, ge=1, description="Beams of the generation at evaluation; 1: greedy.")
+    beams: int = Field(default=1, ge=1, description="Beams of beam search in evaluation. 1: greedy decoding.")
 
 
 CARD = TaskCard(
     name="seq2seq",
+    title="sequence-to-sequence generation",
     auto_model="AutoModelForSeq2SeqLM",
-    summary="Translate or summarise with an encoder-decoder model.",
-    columns={"source": "The text to translate or summarise.", "target": "What should come of it."},
+    summary="Translate or summarize with an encoder-decoder model.",
+    columns={"source": "The text to translate or summarize.", "target": "The expected text."},
     required=(("source",), ("target",)),
     metrics=("perplexity", "sacrebleu", "chrf", "rouge1", "rouge2", "rouge_l", "exact_match"),
     default_metrics=("perplexity", "sacrebleu", "chrf"),

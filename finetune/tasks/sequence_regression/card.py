@@ -14,22 +14,24 @@ METRICS = ("pearson", "spearman", "mse", "mae")
 
 class SequenceRegressionOptions(Section):
     max_length: int = Field(
-        default=256, ge=4, description="Tokens of an example at most, the model's own limit besides."
+        default=256, ge=4, description="Maximum tokens per example; the model's own limit applies as well."
     )
     on_long: Literal["truncate", "drop", "error"] = Field(
-        default="truncate", description="A longer text: cut its end, leave the example out (counted), or a bad row."
+        default="truncate",
+        description="Longer examples. truncate: cut the end; drop: skip the example (counted); error: report a bad row.",
     )
     loss: Literal["mse", "mae", "huber"] = Field(
-        default="mse", description="Squared error, absolute error, or squared up to 1 and absolute beyond (Huber)."
+        default="mse", description="mse: squared error; mae: absolute error; huber: squared up to 1, absolute beyond."
     )
-    new_head: bool = Field(default=False, description="Train a new head, even if the checkpoint has one.")
+    new_head: bool = Field(default=False, description="Train a new head even if the checkpoint has one.")
 
 
 CARD = TaskCard(
     name="sequence_regression",
+    title="text regression",
     auto_model="AutoModelForSequenceClassification",
     summary="Predict a number for a text, or for a pair of texts.",
-    columns={"text": "The text.", "text_pair": "A second text, to be compared with it.", "label": "The number."},
+    columns={"text": "The text.", "text_pair": "A second text, for pairs.", "label": "The number."},
     required=(("text",), ("label",)),
     metrics=METRICS,
     default_metrics=METRICS,

@@ -1,6 +1,6 @@
-"""Conversations: normalised, rendered by any chat template, and marked where the assistant speaks.
+"""Conversations: normalized, rendered by any chat template, and marked where the assistant speaks.
 
-What is learnt of an assistant's turn is what the model must produce itself: from where the generation prompt ends, through
+The supervised part of an assistant's turn is what the model must produce itself: from where the generation prompt ends, through
 the reply, to the end-of-turn mark.
 """
 
@@ -41,9 +41,9 @@ PLAIN_TEMPLATE = (
 )
 
 
-def normalise_messages(value: Any) -> list[Message]:
-    """As normalise_turns; what follows the last assistant turn is left out, as there is nothing to learn from it."""
-    messages = normalise_turns(value)
+def normalize_messages(value: Any) -> list[Message]:
+    """As normalize_turns; what follows the last assistant turn is dropped, because it has no supervised tokens."""
+    messages = normalize_turns(value)
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if not messages:
@@ -51,7 +51,7 @@ def normalise_messages(value: Any) -> list[Message]:
     return messages
 
 
-def normalise_turns(value: Any) -> list[Message]:
+def normalize_turns(value: Any) -> list[Message]:
     """[{"from": "human", "value": "Hi"}, ...] or [{"role": "user", "content": "Hi"}, ...] -> the latter.
 
     JSON text is read; content given as text parts is joined. Raises: BadRow.
@@ -63,10 +63,10 @@ def normalise_turns(value: Any) -> list[Message]:
             raise BadRow(f"messages are neither a list nor JSON: {error}") from error
     if not isinstance(value, (list, tuple)):
         raise BadRow(f"messages are a list of role and content, not {type(value).__name__}")
-    return [_normalise(message, index) for index, message in enumerate(value)]
+    return [_normalize(message, index) for index, message in enumerate(value)]
 
 
-def _normalise(message: Any, index: int) -> Message:
+def _normalize(message: Any, index: int) -> Message:
     if not isinstance(message, Mapping):
         raise BadRow(f"message {index + 1} is {type(message).__name__}, not a mapping of role and content")
     role = message.get("role", message.get("from"))
@@ -198,7 +198,7 @@ class ChatEncoder:
         return spans, closed
 
     def _turn_start(self, before: list[Message], text: str, content_start: int) -> int:
-        """Where the generation prompt ends: what stands between it and the reply (an empty <think> block) is learnt."""
+        """Where the generation prompt ends: what stands between it and the reply (an empty <think> block) is supervised."""
         try:
             prompt = self.render(before, add_generation_prompt=True)
         except BadRow:  # such as no message at all before the first turn

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row, Table
-from finetune.tasks.text.chat import Message, normalise_turns
+from finetune.tasks.text.chat import Message, normalize_turns
 
 COLUMNS = {
-    "prompt": "What is replied to: text, or a list of role and content.",
-    "messages": "The conversation that is replied to: a list of role and content (or from and value).",
-    "chosen": "The better reply: text, a message, or the whole conversation.",
-    "rejected": "The worse reply, likewise.",
+    "prompt": "The prompt: text, or a list of role and content.",
+    "messages": "The conversation before the reply: a list of role and content (or from and value).",
+    "chosen": "The preferred reply: text, a message, or the whole conversation.",
+    "rejected": "The other reply, in the same format.",
     "system": "System prompt of this row.",
 }
 PROMPTS = ("prompt", "messages", "chosen")
@@ -42,7 +42,7 @@ def read_reply(row: Row, role: str, system: str = "") -> tuple[list[Message], Me
     if isinstance(value, str) and not value.lstrip().startswith("[{"):
         turns = [{"role": "assistant", "content": value}]
     else:
-        turns = normalise_turns([value] if isinstance(value, Mapping) else value)
+        turns = normalize_turns([value] if isinstance(value, Mapping) else value)
     if not turns or turns[-1]["role"] != "assistant":
         raise BadRow(f"{role} does not end with a reply of the assistant")
     if not turns[-1]["content"].strip():
@@ -67,7 +67,7 @@ def _prompt(row: Row) -> list[Message]:
         raise BadRow("no prompt")
     if isinstance(value, str) and not value.lstrip().startswith("[{"):
         value = [{"role": "user", "content": value}]
-    turns = normalise_turns([value] if isinstance(value, Mapping) else value)
+    turns = normalize_turns([value] if isinstance(value, Mapping) else value)
     if not turns or not turns[-1]["content"].strip():
         raise BadRow("the prompt is empty")
     if turns[-1]["role"] == "assistant":

@@ -1,9 +1,9 @@
-r"""What a row of text data is (Alpaca, prompt and completion, conversation, plain text), as token ids with what is learnt.
+r"""What a row of text data is (Alpaca, prompt and completion, conversation, plain text), as token ids with the supervised ones.
 
 literal example, with a tokenizer whose chat template is ChatML:
     {"instruction": "Add.", "input": "1 1", "output": "2"}
     -> <|im_start|>user\\nAdd.\\n\\n1 1<|im_end|>\\n<|im_start|>assistant\\n2<|im_end|>\\n
-       learnt:                                                            ^^^^^^^^^^^
+       supervised:                                                        ^^^^^^^^^^^
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
-from finetune.tasks.text.chat import ChatEncoder, Message, Span, normalise_messages, normalise_turns, token_spans
+from finetune.tasks.text.chat import ChatEncoder, Message, Span, normalize_messages, normalize_turns, token_spans
 
 _KEYS = {"messages": ("messages",), "alpaca": ("instruction", "output"), "prompt_completion": ("prompt", "completion")}
 OPENING_TOKENS = 32  # of plain text, from which a sample is continued
@@ -39,7 +39,7 @@ def row_texts(row: Row, form: str) -> Iterator[str]:
     try:
         kind = form_of(row) if form == "auto" else form
         if kind == "messages":
-            yield from (message["content"] for message in normalise_messages(row["messages"]))
+            yield from (message["content"] for message in normalize_messages(row["messages"]))
         else:
             roles = {"text": ("text",), "alpaca": ("instruction", "input", "output")}.get(
                 kind, ("prompt", "completion")
@@ -106,7 +106,7 @@ class RowEncoder:
 
     def _prompt_messages(self, row: Row, form: str) -> list[Message]:
         if form == "messages":
-            messages = normalise_turns(row["messages"]) if row.get("messages") is not None else _missing("messages")
+            messages = normalize_turns(row["messages"]) if row.get("messages") is not None else _missing("messages")
             if messages and messages[-1]["role"] == "assistant":
                 messages = messages[:-1]
         else:
@@ -123,8 +123,8 @@ class RowEncoder:
         return ids, [(min(len(self.chat.encode_whole(messages[:-1], prompt=True)), len(ids)), len(ids))]
 
     def _within_limit(self, ids: list[int], spans: list[Span], reply_start: int) -> dict[str, Any]:
-        learnt = [(max(start, 1), end) for start, end in spans if end > max(start, 1)]
-        if not learnt:
+        supervised = [(max(start, 1), end) for start, end in spans if end > max(start, 1)]
+        if not supervised:
             raise BadRow("the reply is empty: there is nothing to learn")
         if len(ids) > self.limit:
             if self.on_long == "drop":
@@ -132,22 +132,22 @@ class RowEncoder:
             if self.on_long == "split":
                 return {
                     "input_ids": ids,
-                    "spans": [edge for span in learnt for edge in span],
+                    "spans": [edge for span in supervised for edge in span],
                     "reply_start": min(reply_start, self.limit - 1),
                 }
             if self.on_long == "error":
                 raise BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}")
-            if learnt[0][0] >= self.limit:
+            if supervised[0][0] >= self.limit:
                 raise BadRow(
-                    f"the prompt has {learnt[0][0]} tokens, longer than the limit: options.max_length {self.limit}"
+                    f"the prompt has {supervised[0][0]} tokens, longer than the limit: options.max_length {self.limit}"
                 )
-            learnt = [(start, min(end, self.limit)) for start, end in learnt if start < self.limit]
-            ids, reply_start = ids[: self.limit], min(reply_start, learnt[-1][0])
-        return {"input_ids": ids, "spans": [edge for span in learnt for edge in span], "reply_start": reply_start}
+            supervised = [(start, min(end, self.limit)) for start, end in supervised if start < self.limit]
+            ids, reply_start = ids[: self.limit], min(reply_start, supervised[-1][0])
+        return {"input_ids": ids, "spans": [edge for span in supervised for edge in span], "reply_start": reply_start}
 
     def _messages(self, row: Row, form: str) -> list[Message]:
         if form == "messages":
-            messages = normalise_messages(row["messages"]) if row.get("messages") is not None else _missing("messages")
+            messages = normalize_messages(row["messages"]) if row.get("messages") is not None else _missing("messages")
         elif form == "alpaca":
             messages = _turns(self._asked(row), _string(row, "output"))
         else:

@@ -13,19 +13,22 @@ from finetune.tasks.class_metrics import DEFAULT_METRICS, METRICS
 
 class TextClassificationOptions(Section):
     problem: Literal["single_label", "multi_label"] = Field(
-        default="single_label", description="One label an example, or any number (a list, or text with | between)."
+        default="single_label",
+        description="single_label: one label per example. multi_label: any number of labels (a list, or text separated by |).",
     )
     max_length: int = Field(
-        default=256, ge=4, description="Tokens of an example at most, the model's own limit besides."
+        default=256, ge=4, description="Maximum tokens per example; the model's own limit applies as well."
     )
     on_long: Literal["truncate", "drop", "error"] = Field(
-        default="truncate", description="A longer text: cut its end, leave the example out (counted), or a bad row."
+        default="truncate",
+        description="Longer examples. truncate: cut the end; drop: skip the example (counted); error: report a bad row.",
     )
     labels: list[str] = Field(
         default_factory=list,
-        description="Names of the classes in order, where the data holds 0, 1, ...; or all there may be. Default: as found.",
+        description="Class names: in the order of the indices if the data has 0, 1, ...; otherwise all allowed names. "
+        "Default: the names in the data.",
     )
-    new_head: bool = Field(default=False, description="Train a new head, even if the checkpoint has one.")
+    new_head: bool = Field(default=False, description="Train a new head even if the checkpoint has one.")
 
 
 CARD = TaskCard(
@@ -35,7 +38,7 @@ CARD = TaskCard(
     columns={
         "text": "The text.",
         "text_pair": "A second text, for pairs such as premise and hypothesis.",
-        "label": "The class: a name or a number; a list of them, or text with | between, for multi_label.",
+        "label": "The class: a name or a number. multi_label: a list of them, or text separated by |.",
     },
     required=(("text",), ("label",)),
     metrics=METRICS,

@@ -14,23 +14,24 @@ METRICS = ("entity_f1", "entity_precision", "entity_recall", "word_accuracy", "p
 
 class TokenClassificationOptions(Section):
     max_length: int = Field(
-        default=256, ge=4, description="Tokens of an example at most, the model's own limit besides."
+        default=256, ge=4, description="Maximum tokens per example; the model's own limit applies as well."
     )
     on_long: Literal["truncate", "drop", "error"] = Field(
         default="truncate",
-        description="A longer one: cut its end (words cut off count as untagged in the metrics), leave the example out "
-        "(counted), or a bad row.",
+        description="Longer examples. truncate: cut the end (the words cut off count as untagged in the metrics); drop: skip the "
+        "example (counted); error: report a bad row.",
     )
     label_on: Literal["first", "all"] = Field(
         default="first",
-        description="Pieces of a word that learn its tag: the first, or all (B- becomes I- on the later ones). "
-        "Predictions are read off the first.",
+        description="Supervised pieces of a word: the first, or all (B- becomes I- on the later ones). The prediction of a word "
+        "is that of its first piece.",
     )
     labels: list[str] = Field(
         default_factory=list,
-        description="Names of the tags in order, where the data holds 0, 1, ...; or all there may be. Default: as found.",
+        description="Tag names: in the order of the indices if the data has 0, 1, ...; otherwise all allowed names. "
+        "Default: the names in the data.",
     )
-    new_head: bool = Field(default=False, description="Train a new head, even if the checkpoint has one.")
+    new_head: bool = Field(default=False, description="Train a new head even if the checkpoint has one.")
 
 
 CARD = TaskCard(
@@ -39,7 +40,7 @@ CARD = TaskCard(
     summary="Tag every word of a text: named entities, parts of speech.",
     columns={
         "tokens": "The words: a list.",
-        "tags": "A tag for each word: a list of names or numbers.",
+        "tags": "One tag per word: a list of names or numbers.",
     },
     required=(("tokens",), ("tags",)),
     metrics=METRICS,

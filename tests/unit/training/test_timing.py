@@ -22,7 +22,7 @@ def session(device="cpu", world_size=2, other=None):
 def summarised(kept, step, **values):
     for name, value in values.items():
         setattr(kept, name, value)
-    return kept.summarise(step, kept.gather())
+    return kept.summarize(step, kept.gather())
 
 
 def test_the_bubble_is_the_mean_share_over_ranks():

@@ -1,4 +1,4 @@
-"""Proves that of a conversation exactly the assistant's words and their end marks are learnt, for any chat template.
+"""Proves that of a conversation exactly the assistant's words and end-of-turn tokens are supervised, for any chat template.
 
 The reference is written by hand: the text that the supervised tokens decode to, turn by turn.
 """
@@ -15,7 +15,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.errors import UserError
 from finetune.models.tokenizer import CHATML
 from finetune.models.tokenizer import _train as train_bpe
-from finetune.tasks.text.chat import ChatEncoder, ensure_template, normalise_messages, runs, token_spans
+from finetune.tasks.text.chat import ChatEncoder, ensure_template, normalize_messages, runs, token_spans
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -29,7 +29,7 @@ CHATML_UNMARKED = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# Marks that leave the end-of-turn token outside: it has to be learnt all the same.
+# Marks that leave the end-of-turn token outside: it must be supervised all the same.
 CHATML_SHORT_MARKS = CHATML.replace(
     "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}",
     "{{ message['content'] }}{% endgeneration %}{{ '<|im_end|>\\n' }}",
@@ -75,7 +75,7 @@ def tokenizer() -> Any:
     )
 
 
-def _learnt(tokenizer: Any, template: str, messages: list[dict[str, Any]]) -> list[str]:
+def _supervised(tokenizer: Any, template: str, messages: list[dict[str, Any]]) -> list[str]:
     tokenizer.chat_template = template
     ids, spans = ChatEncoder(tokenizer).encode(messages)
     return [tokenizer.decode(ids[start:end]) for start, end in spans]
@@ -96,7 +96,7 @@ def _learnt(tokenizer: Any, template: str, messages: list[dict[str, Any]]) -> li
     ids=["chatml", "chatml unmarked", "chatml short marks", "llama 3", "gemma", "mistral", "thinking", "weird"],
 )
 def test_learns_replies_and_their_ends(tokenizer: Any, template: str, expected: list[str]) -> None:
-    assert _learnt(tokenizer, template, TALK) == expected
+    assert _supervised(tokenizer, template, TALK) == expected
 
 
 def test_tokens_are_those_of_the_whole_text(tokenizer: Any) -> None:
@@ -213,7 +213,7 @@ def test_without_a_template_the_plain_layout_is_saved_with_the_tokenizer(tokeniz
     ],
 )
 def test_conversations_are_normalised(value: Any, expected: list[tuple[str, str]]) -> None:
-    assert [(message["role"], message["content"]) for message in normalise_messages(value)] == expected
+    assert [(message["role"], message["content"]) for message in normalize_messages(value)] == expected
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_conversations_are_normalised(value: Any, expected: list[tuple[str, str]
 )
 def test_what_is_no_conversation_is_a_bad_row(value: Any, why: str) -> None:
     with pytest.raises(BadRow, match=why):
-        normalise_messages(value)
+        normalize_messages(value)
 
 
 def test_runs_and_token_spans() -> None:

@@ -1,4 +1,4 @@
-"""Proves what of a row is learnt, whatever its form: shown as the literal text of the supervised tokens."""
+"""Proves which tokens of a row are supervised, in every format: shown as the literal text of the supervised tokens."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def test_alpaca_and_prompts_in_the_plain_layout() -> None:
     model = ModelSection(source="llama", init="config", tokenizer="train:300")
     tokenizer = load_tokenizer(model, lambda: iter(["Add. 1 1 2"]))
     encoder = _encoder(tokenizer, template="plain")
-    text, learnt = _shown(tokenizer, encoder(ALPACA))
+    text, supervised = _shown(tokenizer, encoder(ALPACA))
     assert text.endswith("### Instruction:\nAdd.\n\n### Input:\n1 1\n\n### Response:\n2<|endoftext|>")
-    assert learnt == ["2<|endoftext|>"]
+    assert supervised == ["2<|endoftext|>"]
     assert _shown(tokenizer, encoder({"prompt": "1 + 1 =", "completion": " 2"})) == (
         "1 + 1 = 2<|endoftext|>",
         [" 2<|endoftext|>"],

@@ -1,4 +1,4 @@
-"""Long examples in pieces: every supervised token of every example in exactly one piece, none without something learnt."""
+"""Long examples in pieces: every supervised token of every example in exactly one piece, none without a supervised token."""
 
 from types import SimpleNamespace
 
@@ -47,8 +47,8 @@ def test_pieces_hold_each_learnt_token_once(lengths, first, limit):
     assert len(found) == len(set(found))
     for row in rows.rows:  # all but a last piece that is one token long, with nothing before it to predict it from
         low, high = row["spans"]
-        learnt = {token for token in row["input_ids"][low:high].tolist() if token in found}
-        missing = set(row["input_ids"][low:high].tolist()) - learnt
+        supervised = {token for token in row["input_ids"][low:high].tolist() if token in found}
+        missing = set(row["input_ids"][low:high].tolist()) - supervised
         assert all((token - 100 * row["id"]) % limit == 0 for token in missing)
     assert split.ids.tolist() == sorted(set(split.ids.tolist()))
 
