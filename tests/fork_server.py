@@ -6,6 +6,7 @@ a pool of ranks that had to be killed is cheap to replace. Ends with its parent.
 
 import ctypes
 import faulthandler
+import functools
 import gc
 import importlib
 import importlib.util
@@ -17,6 +18,7 @@ import reprlib
 import signal
 import socket
 import sys
+import threading
 import traceback
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -30,7 +32,7 @@ PR_SET_PDEATHSIG = 1  # prctl: the kernel sends this signal when the parent dies
 def main() -> None:
     """Serve the session: {"environment", "log", "stacks"} and one descriptor forks a rank, {"reap": pid} awaits one."""
     _die_with_parent()
-    del sys.path[0]  # this file's folder, which Python put there: its neighbours are no top-level modules
+    del sys.path[0]  # this file's folder, which Python put there: its neighbors are no top-level modules
     control = socket.socket(fileno=int(sys.argv[1]))
     _import_heavy()
     gc.freeze()  # what is loaded now stays: collections in the ranks need not walk it
@@ -51,16 +53,46 @@ def main() -> None:
 
 
 def _import_heavy() -> None:
-    """Nothing here starts a thread (datasets would): forking stays safe."""
+    """What ranks would import, and load, each for itself: seconds per rank.
+
+    Nothing here starts a thread (datasets would): forking stays safe.
+    """
     for name in (
-        "torch",
-        "torch.distributed",
+        "torch._dynamo",
         "transformers.integrations.deepspeed",
+        "transformers.models.llama.modeling_llama",
         "accelerate",
-        "deepspeed",
+        "deepspeed.module_inject.auto_ep_layer",
+        "deepspeed.runtime.engine",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "peft",
+        "scipy.optimize",
         "pytest",
+        "finetune.distributed.engines.ddp",
+        "finetune.distributed.engines.deepspeed",
+        "finetune.distributed.engines.pipeline",
+        "finetune.app.workers.train",
+        "finetune.tasks.image_classification.task",
+        "finetune.tasks.object_detection.task",
     ):
         importlib.import_module(name)
+    if sys.platform == "linux":
+        _load_extensions()
+    cpuinfo = importlib.import_module("cpuinfo")  # which DeepSpeed's CPU Adam asks; it starts Python to find out
+    cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
+    cpuinfo.get_cpu_info()
+    assert threading.active_count() == 1, threading.enumerate()
+
+
+def _load_extensions() -> None:
+    """DeepSpeed's C++, compiled on a machine's first run: before any call's time is counted."""
+    from finetune.distributed.prebuild import prebuild
+    from finetune.errors import FinetuneError
+
+    try:
+        prebuild(print, cuda=False)
+    except FinetuneError as error:  # no compiler, say: the tests that need one will fail with the reason
+        print(error)
 
 
 def _be_a_rank(request: dict[str, Any], connection: Connection) -> int:

@@ -119,7 +119,7 @@ def test_an_example_that_is_not_in_the_split_is_named(ranks, tmp_path):
 
 
 class CheapExamples:
-    """A million of them in a few bytes."""
+    """Any number of them in a few bytes each."""
 
     def __init__(self, count):
         self.ids, self.costs = np.arange(count), np.ones(count, dtype=np.int64)
@@ -181,11 +181,9 @@ def peak_bytes(count):
         tracemalloc.stop()
 
 
-@pytest.mark.timeout(600)
-def test_memory_stays_flat_with_a_million_examples():
+def test_memory_stays_flat_with_the_number_of_examples():
     peak_bytes(100)  # imports
     small, _ = peak_bytes(20_000)
-    large, scalars = peak_bytes(1_000_000)
-    print(f"peak {small / 1e6:.1f} MB with 20,000 examples, {large / 1e6:.1f} MB with a million")
+    large, scalars = peak_bytes(120_000)
     assert scalars["loss"] == pytest.approx(0.5)
-    assert (large - small) / 980_000 < 64, "bytes per further example: its position, and that it was seen"
+    assert (large - small) / 100_000 < 64, "bytes per further example: its position, and that it was seen"
