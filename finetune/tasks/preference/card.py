@@ -17,11 +17,11 @@ METRICS = ("preference_accuracy", "reward_margin", "chosen_reward", "rejected_re
 class PreferenceOptions(Section):
     loss: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = Field(
         default="dpo",
-        description="dpo, ipo, orpo and simpo use pairs, kto single replies with a label. orpo and simpo need no reference model.",
+        description="dpo, ipo, orpo, simpo: from pairs; kto: from single, labeled replies. orpo, simpo: no reference model.",
     )
     beta: float | Literal["auto"] = Field(
         default="auto",
-        description="Strength of the constraint to stay close to the reference; orpo: weight of the odds ratio. auto: 0.1, for simpo 2.",
+        description="How closely the model stays to the reference; orpo: weight of the odds ratio. auto: 0.1, simpo: 2.",
     )
     margin: float = Field(default=1.0, ge=0, description="simpo: target reward margin (gamma).")
     desirable_weight: float = Field(default=1.0, gt=0, description="kto: weight of desirable replies.")
