@@ -18,13 +18,13 @@ class TokenClassificationOptions(Section):
     )
     on_long: Literal["truncate", "drop", "error"] = Field(
         default="truncate",
-        description="Longer examples. truncate: cut the end (the words cut off count as untagged in the metrics); drop: skip the "
+        description="Longer examples. truncate: cut the end (words cut off count as untagged in the metrics); drop: skip the "
         "example (counted); error: report a bad row.",
     )
     label_on: Literal["first", "all"] = Field(
         default="first",
-        description="Supervised pieces of a word: the first, or all (B- becomes I- on the later ones). The prediction of a word "
-        "is that of its first piece.",
+        description="Supervised pieces of a word: the first, or all (B- becomes I- on the later ones). The prediction for a "
+        "word is that of its first piece.",
     )
     labels: list[str] = Field(
         default_factory=list,
