@@ -1,10 +1,16 @@
-"""All metrics: their modules, whether higher is better, and the prediction fields they need. Imports nothing heavy."""
+"""All metrics: their modules, whether higher is better, and the prediction fields they need. Imports nothing heavy.
+
+A metric is one file in this folder; its class says what it needs (`inputs`, `higher_is_better`). Tasks list on their cards
+the fields of their predictions, and so take every metric that needs no others.
+"""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Literal
 
 from finetune.errors import UserError
@@ -27,45 +33,59 @@ class Entry:
     direction: Direction | None = "max"
 
 
-_CLASSES = ("prediction", "reference")
-_TAGS = ("tags", "reference_tags")
-_TEXTS = ("text", "reference_text")
-_VALUES = ("value", "target")
-_REWARDS = ("chosen_reward", "rejected_reward")
-
-CATALOGUE: dict[str, Entry] = {
-    "accuracy": Entry("accuracy", "Accuracy", _CLASSES),
-    "f1_macro": Entry("f1_macro", "F1Macro", _CLASSES),
-    "f1_micro": Entry("f1_micro", "F1Micro", _CLASSES),
-    "precision": Entry("precision", "Precision", _CLASSES),
-    "recall": Entry("recall", "Recall", _CLASSES),
-    "matthews": Entry("matthews", "Matthews", _CLASSES),
-    "roc_auc": Entry("roc_auc", "RocAuc", ("scores", "reference")),
-    "perplexity": Entry("perplexity", "Perplexity", ("loss", "weight"), "min"),
-    "entity_f1": Entry("entity_f1", "EntityF1", _TAGS),
-    "entity_precision": Entry("entity_precision", "EntityPrecision", _TAGS),
-    "entity_recall": Entry("entity_recall", "EntityRecall", _TAGS),
-    "word_accuracy": Entry("word_accuracy", "WordAccuracy", _TAGS),
-    "per_entity": Entry("per_entity", "PerEntity", _TAGS, None),
-    "map": Entry("map", "Map", ("detections", "objects")),
-    "sacrebleu": Entry("sacrebleu", "Sacrebleu", _TEXTS),
-    "chrf": Entry("chrf", "Chrf", _TEXTS),
-    "rouge1": Entry("rouge1", "Rouge1", _TEXTS),
-    "rouge2": Entry("rouge2", "Rouge2", _TEXTS),
-    "rouge_l": Entry("rouge_l", "RougeL", _TEXTS),
-    "exact_match": Entry("exact_match", "ExactMatch", _TEXTS),
-    "pearson": Entry("pearson", "Pearson", _VALUES),
-    "spearman": Entry("spearman", "Spearman", _VALUES),
-    "mse": Entry("mse", "Mse", _VALUES, "min"),
-    "mae": Entry("mae", "Mae", _VALUES, "min"),
-    "preference_accuracy": Entry("preference_accuracy", "PreferenceAccuracy", _REWARDS),
-    "reward_margin": Entry("reward_margin", "RewardMargin", _REWARDS),
-    "chosen_reward": Entry("chosen_reward", "ChosenReward", _REWARDS[:1]),
-    "rejected_reward": Entry("rejected_reward", "RejectedReward", _REWARDS[1:], "min"),
-    "confusion_matrix": Entry("confusion_matrix", "ConfusionMatrix", _CLASSES, None),
-    "per_class": Entry("per_class", "PerClass", _CLASSES, None),
+_FIELDS = {
+    "predictions": "prediction",
+    "references": "reference",
+    "prediction_scores": "scores",
+    "loss_sums": "loss",
+    "weights": "weight",
+    "values": "value",
+    "targets": "target",
+    "texts": "text",
+    "reference_texts": "reference_text",
+    "chosen_rewards": "chosen_reward",
+    "rejected_rewards": "rejected_reward",
 }
+"""An input of a metric -> the field of a prediction that feeds it; other inputs have the field's own name."""
+
+_BASE = "LocalMetric"
+_DEFAULT_INPUTS = ("predictions", "references")  # of the base class, as higher_is_better: True
+
+
+def _read_catalogue() -> dict[str, Entry]:
+    """Every file of this folder that defines a metric, from its syntax tree: importing one takes seconds."""
+    found: dict[str, Entry] = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if f"({_BASE})" not in source:
+            continue
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == _BASE for base in node.bases):
+                found[path.stem] = _entry(path.stem, node)
+    return found
+
+
+def _entry(module: str, node: ast.ClassDef) -> Entry:
+    values = {
+        target.id: ast.literal_eval(item.value)
+        for item in node.body
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(target := item.target, ast.Name)
+        and target.id in ("inputs", "higher_is_better")
+        and item.value is not None
+    }
+    fields = tuple(_FIELDS.get(name, name) for name in values.get("inputs", _DEFAULT_INPUTS))
+    directions: dict[bool | None, Direction | None] = {True: "max", False: "min", None: None}
+    return Entry(module, node.name, fields, directions[values.get("higher_is_better", True)])
+
+
+CATALOGUE: dict[str, Entry] = _read_catalogue()
 NAMES = tuple(CATALOGUE)
+
+
+def metrics_of(*fields: str) -> tuple[str, ...]:
+    """The metrics that a task can compute whose predictions have these fields."""
+    return tuple(name for name, entry in CATALOGUE.items() if set(entry.fields) <= set(fields))
 
 
 def direction(name: str) -> Direction:

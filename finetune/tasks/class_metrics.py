@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-METRICS = (
-    "accuracy", "f1_macro", "f1_micro", "precision", "recall", "matthews", "roc_auc", "confusion_matrix", "per_class",
-)  # fmt: skip
+from finetune.metrics.catalogue import metrics_of
+
+METRICS = metrics_of("prediction", "reference", "scores")
 DEFAULT_METRICS = ("accuracy", "f1_macro", "confusion_matrix", "per_class")

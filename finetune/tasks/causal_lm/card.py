@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune.metrics.catalogue import metrics_of
 from finetune.recipe.card import TaskCard
 from finetune.recipe.section import Section
 
@@ -55,7 +56,7 @@ CARD = TaskCard(
         "system": "System prompt of this row.",
     },
     required=(("messages", "instruction", "prompt", "text"),),
-    metrics=("perplexity", "exact_match", "rouge1", "rouge2", "rouge_l", "chrf", "sacrebleu"),
+    metrics=metrics_of("loss", "weight", "text", "reference_text"),
     default_metrics=("perplexity",),  # the others judge replies, which must be generated first: slow
     best="perplexity",
     unit="token",

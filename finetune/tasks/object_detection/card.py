@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune.metrics.catalogue import metrics_of
 from finetune.recipe.card import TaskCard
 from finetune.recipe.section import Section
 
@@ -46,7 +47,7 @@ CARD = TaskCard(
         "objects": "What it shows: {bbox: [[x, y, width, height], ...] in pixels, category: [name or number, ...]}.",
     },
     required=(("image",), ("objects",)),
-    metrics=("map",),
+    metrics=metrics_of("detections", "objects"),
     default_metrics=("map",),
     best="map",
     unit="object",

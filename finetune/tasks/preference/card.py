@@ -6,12 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune.metrics.catalogue import metrics_of
 from finetune.recipe.card import TaskCard
 from finetune.recipe.section import Section
 from finetune.tasks.text.preference_pairs import COLUMNS, PROMPTS
 
 REFERENCE_FREE = ("orpo", "simpo")  # losses that need no reference model
-METRICS = ("preference_accuracy", "reward_margin", "chosen_reward", "rejected_reward")
+DEFAULT_METRICS = ("preference_accuracy", "reward_margin", "chosen_reward", "rejected_reward")
 
 
 class PreferenceOptions(Section):
@@ -61,8 +62,8 @@ CARD = TaskCard(
         "label": "kto: true if the reply is desirable, false if not.",
     },
     required=((*PROMPTS, "completion"), ("chosen", "completion")),
-    metrics=METRICS,
-    default_metrics=METRICS,
+    metrics=metrics_of("chosen_reward", "rejected_reward"),
+    default_metrics=DEFAULT_METRICS,
     best="preference_accuracy",
     unit="example",
     options=PreferenceOptions,

@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune.metrics.catalogue import metrics_of
 from finetune.recipe.card import TaskCard
 from finetune.recipe.section import Section
 from finetune.tasks.text.preference_pairs import COLUMNS, PROMPTS
 
-METRICS = ("preference_accuracy", "reward_margin", "chosen_reward", "rejected_reward")
+DEFAULT_METRICS = ("preference_accuracy", "reward_margin", "chosen_reward", "rejected_reward")
 
 
 class RewardModelOptions(Section):
@@ -40,8 +41,8 @@ CARD = TaskCard(
     summary="Train a model that scores replies, from pairs of a chosen and a rejected one.",
     columns=COLUMNS,
     required=(PROMPTS, ("chosen",), ("rejected",)),
-    metrics=METRICS,
-    default_metrics=METRICS,
+    metrics=metrics_of("chosen_reward", "rejected_reward"),
+    default_metrics=DEFAULT_METRICS,
     best="preference_accuracy",
     unit="pair",
     options=RewardModelOptions,

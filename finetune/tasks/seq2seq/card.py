@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune.metrics.catalogue import metrics_of
 from finetune.recipe.card import TaskCard
 from finetune.recipe.section import Section
 
@@ -32,7 +33,7 @@ CARD = TaskCard(
     summary="Translate or summarize with an encoder-decoder model.",
     columns={"source": "The text to translate or summarize.", "target": "The expected text."},
     required=(("source",), ("target",)),
-    metrics=("perplexity", "sacrebleu", "chrf", "rouge1", "rouge2", "rouge_l", "exact_match"),
+    metrics=metrics_of("loss", "weight", "text", "reference_text"),
     default_metrics=("perplexity", "sacrebleu", "chrf"),
     best="sacrebleu",
     unit="token",

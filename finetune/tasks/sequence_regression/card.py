@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune.metrics.catalogue import metrics_of
 from finetune.recipe.card import TaskCard
 from finetune.recipe.section import Section
 
-METRICS = ("pearson", "spearman", "mse", "mae")
+DEFAULT_METRICS = ("pearson", "spearman", "mse", "mae")
 
 
 class SequenceRegressionOptions(Section):
@@ -33,8 +34,8 @@ CARD = TaskCard(
     summary="Predict a number for a text, or for a pair of texts.",
     columns={"text": "The text.", "text_pair": "A second text, for pairs.", "label": "The number."},
     required=(("text",), ("label",)),
-    metrics=METRICS,
-    default_metrics=METRICS,
+    metrics=metrics_of("value", "target"),
+    default_metrics=DEFAULT_METRICS,
     best="pearson",
     unit="example",
     options=SequenceRegressionOptions,

@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune.metrics.catalogue import metrics_of
 from finetune.recipe.card import TaskCard
 from finetune.recipe.section import Section
 
-METRICS = ("entity_f1", "entity_precision", "entity_recall", "word_accuracy", "per_entity")
+DEFAULT_METRICS = ("entity_f1", "entity_precision", "entity_recall", "word_accuracy", "per_entity")
 
 
 class TokenClassificationOptions(Section):
@@ -43,8 +44,8 @@ CARD = TaskCard(
         "tags": "One tag per word: a list of names or numbers.",
     },
     required=(("tokens",), ("tags",)),
-    metrics=METRICS,
-    default_metrics=METRICS,
+    metrics=metrics_of("tags", "reference_tags"),
+    default_metrics=DEFAULT_METRICS,
     best="entity_f1",
     unit="word",
     options=TokenClassificationOptions,
