@@ -20,7 +20,7 @@ def train_blind(*arguments):
     logging.disable(logging.CRITICAL)
     names = [
         "finetune.distributed.tracer.profile",
-        "finetune.training.timing.Timing.summarise",
+        "finetune.training.timing.Timing.summarize",
         "finetune.training.step_logger._memory_bytes",
         "finetune.tracking.wandb_mirror.WandbMirror.row",
         "finetune.tracking.console.Console.step",

@@ -96,7 +96,7 @@ def test_a_tracer_that_fails_on_another_rank_after_a_trace():
 @pytest.mark.parametrize(
     ("where", "name", "lost"),
     [
-        (Timing, "summarise", "step_seconds"),
+        (Timing, "summarize", "step_seconds"),
         (Timing, "_split", "step_seconds"),
         (step_logger_module, "_memory_bytes", "memory_bytes"),
     ],

@@ -19,7 +19,7 @@ def session(device="cpu", world_size=2, other=None):
     )
 
 
-def summarised(kept, step, **values):
+def summarized(kept, step, **values):
     for name, value in values.items():
         setattr(kept, name, value)
     return kept.summarize(step, kept.gather())
@@ -27,7 +27,7 @@ def summarised(kept, step, **values):
 
 def test_the_bubble_is_the_mean_share_over_ranks():
     kept = Timing(session(other=lambda data, wall, idle, trace: (data, wall, idle + 1.0, trace)), 10)
-    told = summarised(kept, 10, wall=4.0, idle=1.0, steps=2)
+    told = summarized(kept, 10, wall=4.0, idle=1.0, steps=2)
     assert told["bubble"] == pytest.approx((1 / 4 + 2 / 4) / 2)
     assert kept.idle == 0.0
     assert advise(told) == ("bubble", f"38% of each step is {timing.BUBBLE}")
@@ -38,7 +38,7 @@ def test_seconds_are_shared_out_as_the_traced_step_was():
     waits = Trace(computing=0.5, communicating=0.5, seconds=0.01)
     late = Trace(computing=0.9, communicating=0.1, seconds=0.01)
     kept = Timing(session(other=lambda data, wall, idle, trace: (data, wall, idle, late)), 10)
-    told = summarised(kept, 10, wall=9.0, data=1.0, steps=10, _fresh=waits)
+    told = summarized(kept, 10, wall=9.0, data=1.0, steps=10, _fresh=waits)
     assert told["step_seconds"] == pytest.approx(0.9)
     assert told["data_seconds"] == pytest.approx(0.1)
     assert told["compute_seconds"] == pytest.approx(0.7 * 0.9 - 0.1)
@@ -48,13 +48,13 @@ def test_seconds_are_shared_out_as_the_traced_step_was():
     assert "host_seconds" not in told
     assert sum(told[key] for key in told if key != "step_seconds") == pytest.approx(0.9)
     assert advise(told)[0] == "slowest_seconds"
-    again = summarised(kept, 20, wall=16.0, steps=10)  # not traced: the latest shares hold
+    again = summarized(kept, 20, wall=16.0, steps=10)  # not traced: the latest shares hold
     assert again["slowest_seconds"] == pytest.approx(0.2 * 1.6)
 
 
 def test_a_gpu_without_work_waits_for_its_host():
     kept = Timing(session("cuda", world_size=1), 1)
-    told = summarised(kept, 4, wall=2.0, data=0.1, steps=2, _fresh=Trace(0.6, 0.1, 0.01))
+    told = summarized(kept, 4, wall=2.0, data=0.1, steps=2, _fresh=Trace(0.6, 0.1, 0.01))
     assert told["host_seconds"] == pytest.approx(0.25)
     assert told["data_seconds"] == pytest.approx(0.05)
     assert sum(told[key] for key in told if key != "step_seconds") == pytest.approx(1.0)
@@ -64,14 +64,14 @@ def test_a_gpu_without_work_waits_for_its_host():
 def test_looking_costs_at_most_its_share_of_the_time():
     kept = Timing(session(), 10)
     assert [step for step in range(1, 31) if kept._is_due(step)] == [10, 20, 30]
-    summarised(kept, 10, wall=1.0, steps=10, _fresh=Trace(1.0, 0.0, seconds=0.02))
+    summarized(kept, 10, wall=1.0, steps=10, _fresh=Trace(1.0, 0.0, seconds=0.02))
     pause = 0.02 / timing.TRACING_SHARE / 0.1  # 40 steps of a tenth of a second
     assert [step for step in range(11, 71) if kept._is_due(step)] == [step for step in (50, 60, 70) if step >= pause]
 
 
 def test_a_rank_that_cannot_trace_ends_it_for_all():
     kept = Timing(session(other=lambda data, wall, idle, trace: (data, wall, idle, None)), 10)
-    told = summarised(kept, 10, wall=1.0, steps=10, _fresh=Trace(1.0, 0.0, 0.02))
+    told = summarized(kept, 10, wall=1.0, steps=10, _fresh=Trace(1.0, 0.0, 0.02))
     assert "compute_seconds" not in told
     assert not any(kept._is_due(step) for step in range(11, 200))
     alone = Timing(session(world_size=1), 1)
