@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.app.evaluated_data import check_evaluated_data, evaluation_name, reserve_folder
-from finetune.app.run_contents import run_recipe
+from finetune.app.run_contents import checkpoint_folder, run_recipe
 from finetune.app.supervise import plan_launch
 from finetune.distributed.launch import run_workers
 from finetune.terminal import print_line
@@ -23,6 +23,7 @@ def evaluate(
     opened = Run.open(run)
     loaded = run_recipe(opened, sets)
     check_evaluated_data(loaded.recipe, split, data)
+    checkpoint_folder(opened, checkpoint)
     launch = plan_launch(loaded, processes)
     folder = reserve_folder(opened, name or evaluation_name(checkpoint, split, data))
     arguments = ["evaluate", str(opened.path), "--checkpoint", checkpoint, "--split", split, "--name", folder.name]

@@ -9,7 +9,7 @@ from typing import Any
 from finetune.data.sources.preflight import check_data
 from finetune.data.sources.tables import open_split, open_tables
 from finetune.data.table import Table
-from finetune.errors import RecipeFaults, UserError
+from finetune.errors import Fault, UserError
 from finetune.recipe.data import SourceSection
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import CARDS
@@ -19,8 +19,8 @@ OTHER = "data"  # the name of a table that is no split of the recipe
 
 
 def check_evaluated_data(recipe: Recipe, split: str, data: list[str]) -> None:
-    """Raises: UserError if the recipe has no such split, or its rows are not there; RecipeFaults for a column that is
-    missing. Only what is evaluated is looked at: the training data may be gone.
+    """Raises: UserError if the recipe has no such split, or its rows or columns are not there. Only what is evaluated is
+    looked at: the training data may be gone.
     """
     sources = _sources(recipe, split, data)
     if sources is None:  # held out of the training data by a hash of each row
@@ -37,7 +37,18 @@ def check_evaluated_data(recipe: Recipe, split: str, data: list[str]) -> None:
             remedy="Bring the training data back, or evaluate other data: --data FILE.",
         )
     if faults:
-        raise RecipeFaults(faults)
+        raise UserError(
+            "the data cannot be evaluated:" + "".join(f"\n    {_describe(fault)}" for fault in faults),
+            where="--data" if data else f"data.{split}",
+            remedy="A column of another name is given by --set data.columns.ROLE=COLUMN, other files by --data FILE.",
+        )
+
+
+def _describe(fault: Fault) -> str:
+    """On one line, with the file. Its key is none of the recipe's where other data is evaluated."""
+    named = not fault.value or Path(fault.value).name in fault.message
+    there = f" (there is {fault.allowed})" if fault.allowed else ""
+    return (fault.message if named else f"{fault.value}: {fault.message}") + there
 
 
 def open_evaluated_table(recipe: Recipe, split: str, data: list[str]) -> Table:

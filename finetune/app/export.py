@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,14 +41,19 @@ def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
     torch.manual_seed(recipe.seed)
     model = task.build(portable_plan(opened, recipe), artifacts, Facts())
     put_weights(model, stored)
-    folder = output.with_name(output.name + ".adapter") if merge else output
     card = card_text(opened, recipe, figures_of(opened, stored.step), step=stored.step, merged=merge)
-    save_model(model, artifacts, recipe, folder, model.state_dict(), card)
-    if merge:
-        merge_adapter(folder, output)
-        _copy_companions(folder, output)
-        shutil.rmtree(folder)
+    if merge and recipe.model.init == "pretrained":
+        beside = output.with_name(output.name + ".adapter")
+        save_model(model, artifacts, recipe, beside, model.state_dict(), card)
+        merge_adapter(beside, output)
+        _copy_companions(beside, output)
+        shutil.rmtree(beside)
         share_modes(output)
+    else:
+        if merge:  # the base was made from the recipe: there are no files that it could be loaded from
+            merged: Any = model
+            model, recipe = merged.merge_and_unload(), recipe.model_copy(update={"adapter": None})
+        save_model(model, artifacts, recipe, output, model.state_dict(), card)
     print_line(f"model   {output}")
 
 

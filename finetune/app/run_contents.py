@@ -82,6 +82,11 @@ def find_checkpoint(run: Run, name: str) -> Checkpoint:
 
     Raises: UserError if there is none or it is damaged.
     """
+    return open_checkpoint(checkpoint_folder(run, name))
+
+
+def checkpoint_folder(run: Run, name: str) -> Path:
+    """The folder of `find_checkpoint`, unread. Raises: UserError if there is none."""
     folder = named_checkpoint(run.checkpoints, name)
     if folder is None and name == "best":
         folder = named_checkpoint(run.checkpoints, "latest")
@@ -93,4 +98,4 @@ def find_checkpoint(run: Run, name: str) -> Checkpoint:
             remedy=removal_remedy(run)
             or (f"The run has {', '.join(names)}." if names else "It was never saved: train it first."),
         )
-    return open_checkpoint(folder)
+    return folder

@@ -100,9 +100,9 @@ def workers(pool: Ranks, workplace: Path) -> Workers:
 
 @pytest.fixture(scope="session")
 def finetune(workplace: Path) -> Callable[..., Finished]:
-    """Run `python -m finetune ARGS` in the workplace to its end."""
+    """Run `python -m finetune ARGS` to its end, in the workplace unless it is given a folder."""
 
     def run(*args: str, timeout: float = MINUTES, **options: Any) -> Finished:
-        return run_finetune(list(args), timeout, folder=workplace, **options)
+        return run_finetune(list(args), timeout, **{"folder": workplace, **options})
 
     return run

@@ -1,10 +1,15 @@
 """Pretrained weights: every engine starts from them, with dropout from the first step, and gives shared memory back."""
 
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from tests.e2e import tiny
+from tests.e2e.conftest import MINUTES
+from tests.e2e.inside import train_here
+from tests.ranks import Ranks
 
 STEPS = ("training.epochs=null", "training.steps=6", "checkpoint.every=3", "checkpoint.keep=4", "evaluation.every=6")
 
@@ -12,15 +17,7 @@ STEPS = ("training.epochs=null", "training.steps=6", "checkpoint.every=3", "chec
 @pytest.fixture(scope="module")
 def pretrained(workplace):
     """A recipe that begins from a folder of weights, as one of the hub would."""
-    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, set_seed
-
-    from finetune.models.source import resolve_model
-
-    set_seed(3)
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(tiny.PACKAGE))
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(workplace / "weights")
-    tokenizer.save_pretrained(workplace / "weights")
+    tiny.write_weights(workplace / "weights")
     evaluation = {"metrics": ["accuracy"], "best": "loss", "samples": 0}
     tiny.write_recipe(workplace, "pretrained.yaml", model={"source": "./weights"}, evaluation=evaluation)
     return "pretrained.yaml"
@@ -46,7 +43,35 @@ def test_a_resumed_run_has_its_dropout_from_its_first_step(workers, pretrained, 
     assert found == {step: expected[step] for step in (4, 5, 6)}
 
 
-def test_no_run_leaves_anything_in_shared_memory(zero2):
-    assert not list(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*_pretrained*"))
-    before = set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*"))
-    assert all(not file.exists() or file.stat().st_mtime < zero2.stat().st_mtime for file in before)
+@pytest.fixture
+def fresh(tmp_path, cache):
+    """Ranks that have trained nothing: DeepSpeed makes its files once in a process."""
+    found = Ranks(tmp_path)
+    yield found.options(open_group=False, timeout=MINUTES)
+    found.close()
+
+
+def train_and_watch(*arguments):
+    """The shared-memory files of this training, before the session gives them up and after the end."""
+    from finetune.distributed import session
+
+    seen, give_up = [], session._unlink_shared_memory
+
+    def files():
+        owner = f"{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
+        return [file.name for file in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{owner}_*")]
+
+    def watched(rank):
+        seen.extend(files())
+        give_up(rank)
+
+    with mock.patch.object(session, "_unlink_shared_memory", watched):
+        train_here(*arguments)
+    return seen, files()
+
+
+def test_no_run_leaves_anything_in_shared_memory(fresh, workplace, pretrained):
+    run = workplace / "pretrained-watched"
+    told = fresh.run(2, train_and_watch, str(workplace), pretrained, str(run), list(STEPS), "auto", {})
+    assert all(before for before, _ in told), "DeepSpeed made no such file"
+    assert [after for _, after in told] == [[], []]

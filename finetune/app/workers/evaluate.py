@@ -40,7 +40,6 @@ def work(
     stored = StoredPlan.read(opened.plan_file)
     plan = plan_here(portable_recipe(opened, recipe), env.world_size if env else 1, stored)
     session = open_session(plan)
-    folder = _agree_on_folder(session, opened, name or evaluation_name(checkpoint, split, data), supervised)
     task, facts = load_task(recipe.task), Facts()
     with session.main_first():
         artifacts = run_artifacts(opened, recipe, _notify(session))
@@ -50,6 +49,7 @@ def work(
     engine = build_engine(session, plan, task, artifacts, datasets, facts, lambda text: None, trains=False)
     found = find_checkpoint(opened, checkpoint)
     load_checkpoint(engine, found)
+    folder = _agree_on_folder(session, opened, name or evaluation_name(checkpoint, split, data), supervised)
     cost = cost_model(load_config(plan.recipe.model))
     evaluator = Evaluator(task, plan, artifacts, engine, cost, list(plan.training.metrics))
     result = evaluator.evaluate(table.name, examples, out=folder / "predictions.jsonl")
