@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Tests of one process each run in as many processes as there are cores; those that start ranks do not.
 PARALLEL_PYTEST := $(PYTEST) -n auto --dist worksteal
-ONE_TRAINING := tests/e2e/test_launchers.py
+ONE_TRAINING := tests/e2e/test_artifacts.py::test_every_artifact_is_there
 export HF_HUB_OFFLINE ?= 1
 export WANDB_SILENT ?= true
 

@@ -12,7 +12,7 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, the same com
 
 
 class FinetuneError(Exception):
-    """A failure that is told without a traceback.
+    """A failure that is reported without a traceback.
 
     what: one sentence. where: file:line, row, rank or step. remedy: what to do about it.
     """
@@ -69,8 +69,8 @@ class Fault:
     depends_on: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        told = self.where.endswith(f" {self.key}")  # "--set training.epochs" names its key already
-        parts = [f"{self.where}: {self.message}" if told else f"{self.where}: {self.key}: {self.message}"]
+        named = self.where.endswith(f" {self.key}")  # "--set training.epochs" names its key already
+        parts = [f"{self.where}: {self.message}" if named else f"{self.where}: {self.key}: {self.message}"]
         if self.value:
             parts.append(f"    value    {self.value}")
         if self.allowed:

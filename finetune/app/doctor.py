@@ -49,7 +49,7 @@ def doctor(*, build: bool) -> int:
 
 
 def examine() -> Iterator[Finding]:
-    """Everything that is looked at, in the order in which it is told."""
+    """All checks, in the order of the report."""
     yield _python()
     yield from _machine()
     yield from _gpus()

@@ -60,7 +60,7 @@ def verify(*, recipe: str, sets: list[str], full: bool, steps: int, processes: i
     run_workers(launch, folder / "logs", lambda line: None)
     figures = read_figures(folder)
     differences = compare_all(figures, folder)
-    tell_table(figures, differences)
+    print_table(figures, differences)
     shutil.rmtree(folder)
     for name, difference in differences.items():
         if difference.first:
@@ -180,7 +180,7 @@ def _rms(values: Any) -> float:
     return math.sqrt(float((values * values).mean())) if values.size else 0.0
 
 
-def tell_table(figures: list[Figures], differences: dict[str, Difference]) -> None:
+def print_table(figures: list[Figures], differences: dict[str, Difference]) -> None:
     """A row for each reference and variant."""
     reference, rounded, *variants = figures
     metrics = list(reference["evaluation"])[:3]

@@ -15,7 +15,7 @@ class Batch:
 
     ids: example ids, [batch]. inputs: keyword arguments of the model's forward, tensors [batch, ...].
     targets: what only the loss and the metrics need; {} for examples that were encoded without targets.
-    meta: what decoding needs besides the outputs (such as the size of an image); neither for the model nor for the loss.
+    meta: what decoding needs in addition to the outputs (such as the size of an image); neither for the model nor for the loss.
     padding: positions that hold padding; positions: all positions (tokens or pixels), for the padding share.
     """
 

@@ -222,13 +222,13 @@ class Loop:
         figures = {"learning_rate": rate, "cost_imbalance": step.imbalance}
         self.step_logger.step(progress.step, self._epoch, result, figures, seconds=seconds, last=last)
         if self.rank_speed.measuring or self.rank_speed.watching:
-            told = self.rank_speed.note(step.index, step.cost, result, timing.own_seconds)
-            if told and self.session.is_main:
-                self.listener.message(told)
+            report = self.rank_speed.note(step.index, step.cost, result, timing.own_seconds)
+            if report and self.session.is_main:
+                self.listener.message(report)
         return result
 
     def _check_finite(self, result: StepResult) -> None:
-        """A loss that is no number ends the training; the weights in the last checkpoint are good."""
+        """A loss that is not finite ends the training; the weights in the last checkpoint are good."""
         broken_gradient = not math.isfinite(result.grad_norm) and self.session.accelerator.mixed_precision != "fp16"
         if result.finite and not broken_gradient:
             return
@@ -240,7 +240,7 @@ class Loop:
         raise TrainingFailed(
             f"the {what} is {result.loss if not result.finite else result.grad_norm}",
             where=f"step {self.progress.step + 1}" + (f", examples {nonfinite_ids[:32]}" if nonfinite_ids else ""),
-            remedy=f"{kept}; look at these rows, lower the learning rate or raise warmup",
+            remedy=f"{kept}; inspect these examples, lower the learning rate or increase warmup",
         )
 
     @property

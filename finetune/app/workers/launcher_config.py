@@ -1,4 +1,4 @@
-"""What `accelerate launch` was told of DeepSpeed beside the recipe: told to the user, because both speak."""
+"""Differences between the DeepSpeed settings of `accelerate launch` and the recipe, reported because the recipe wins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model cut into the stages of a pipeline, and what people are told of them."""
+"""Splits a model into the stages of a pipeline, and reports them."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ def text_dataset(
 ) -> Examples:
     """The rows of `table` with their targets, encoded once.
 
-    key: everything besides the tokenizer that the encoded examples depend on. limit: tokens that an example may have,
-    for what people are told. split_at: longer examples become several of at most that many tokens (0: never).
+    key: everything except the tokenizer that the encoded examples depend on. limit: tokens that an example may have,
+    for the reported counts. split_at: longer examples become several of at most that many tokens (0: never).
     """
     examples: Examples = encode(
         table,

@@ -1,0 +1,201 @@
+"""Proves what the loop does when: rows, evaluations, checkpoints, early stopping, a request to stop, a loss that is not finite.
+
+The loop runs for real on one rank, with the smallest engine and a tiny model; only the evaluation's figures are scripted.
+"""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.data.order.cost import CostModel
+from finetune.distributed.engines.engine import EngineOptions
+from finetune.distributed.session import Session
+from finetune.errors import Stopped, TrainingFailed
+from finetune.metrics.evaluation import Evaluation
+from finetune.training.checkpoint_reader import open_checkpoint
+from finetune.training.loop import Loop, OutputDirs
+from finetune.training.parameter_groups import make_optimizer
+from finetune.training.stop import StopRequest
+from tests.contract.examples import EXAMPLES
+from tests.engines.single import SingleEngine
+from tests.prepared import prepare
+
+STEPS_PER_EPOCH = 4  # eight rows, two a step
+EXAMPLE = next(example for example in EXAMPLES if example.task == "text_classification")
+
+
+class Recorder:
+    """Keeps what the loop reports. stop_at: requests a stop during that step."""
+
+    def __init__(self, stop, stop_at):
+        self.stop, self.stop_at, self.events, self.losses = stop, stop_at, [], []
+
+    def started(self, *, start_step, total_steps, steps_per_epoch, facts):
+        self.events.append(("started", start_step, total_steps, steps_per_epoch))
+
+    def step(self, *, step, epoch, progress):
+        self.losses.append(progress["loss"])
+        self.stop.requested = step + 1 == self.stop_at
+
+    def row(self, row):
+        self.events.append((row["split"], row["step"]))
+
+    def table(self, name, *, step, columns, rows):
+        self.events.append((name, step))
+
+    def checkpoint(self, path, *, step, best):
+        self.events.append(("best checkpoint" if best else "checkpoint", step))
+
+    def message(self, text):
+        self.events.append(("message", text))
+
+
+class ScriptedEvaluator:
+    """Validation losses in the order in which they are asked for."""
+
+    def __init__(self, losses):
+        self.losses = iter(losses)
+
+    def evaluate(self, split, examples, *, out=None, speeds=None):
+        return Evaluation(split, {"loss": next(self.losses)}, len(examples))
+
+
+def train(folder, sections, losses=(), *, stop_at=0, resume="", broken=None):
+    """Train on this rank. broken: id of an example whose loss is NaN. Returns plain values."""
+    folder = Path(folder)
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        ready = prepare(EXAMPLE.recipe(folder, **sections))
+    if losses:
+        ready.datasets["validation"] = ready.datasets["train"]
+    if broken is not None:
+        ready.task = _Broken(ready.task, broken)
+    torch.manual_seed(0)
+    session = Session.open(None, precision="fp32", cpu=True)
+    recipe = ready.plan.recipe
+    engine = SingleEngine(
+        session, ready.build(), lambda model: make_optimizer(model, recipe.training, "adamw"), EngineOptions(1.0)
+    )
+    output_dirs = OutputDirs(folder / "checkpoints", folder / "predictions")
+    for directory in (output_dirs.checkpoints, output_dirs.predictions):
+        directory.mkdir(exist_ok=True)
+    stop = StopRequest()
+    recorder = Recorder(stop, stop_at)
+    loop = Loop(
+        ready.task,
+        ready.plan,
+        ready.artifacts,
+        ready.datasets,
+        engine,
+        evaluator=ScriptedEvaluator(losses),
+        cost=CostModel(),
+        output_dirs=output_dirs,
+        listener=recorder,
+        stop=stop,
+    )
+    error = outcome = None
+    try:
+        outcome = loop.run(open_checkpoint(Path(resume)) if resume else None, None, {})
+    except (Stopped, TrainingFailed) as caught:
+        error = str(caught)
+    weights = {name: weight.detach().clone() for name, weight in engine.module.named_parameters()}
+    return {
+        "outcome": outcome,
+        "error": error,
+        "events": recorder.events,
+        "losses": recorder.losses,
+        "weights": weights,
+        "saved": sorted(str(path) for path in output_dirs.checkpoints.glob("step-*")),
+    }
+
+
+class _Broken:
+    """The task, with a loss that is NaN for batches with one of the examples."""
+
+    def __init__(self, task, broken):
+        self._task, self._broken = task, broken
+
+    def __getattr__(self, name):
+        return getattr(self._task, name)
+
+    def loss_sum(self, artifacts, outputs, batch):
+        return self._task.loss_sum(artifacts, outputs, batch) * (math.nan if self._broken in batch.ids else 1.0)
+
+
+def sections(*, every=STEPS_PER_EPOCH, samples=0, early_stopping=None, **training):
+    training = {"precision": "fp32", "global_batch": 2, "epochs": 2, "learning_rate": 1e-2, **training}
+    if early_stopping:
+        training["early_stopping"] = early_stopping
+    return {
+        "training": training,
+        "evaluation": {"best": "loss", "samples": samples},
+        "checkpoint": {"every": every, "keep": 2},
+        "tracking": {"wandb": "off", "log_every": 2},
+    }
+
+
+@pytest.fixture
+def loop_on_a_rank(ranks, tmp_path):
+    def run(*arguments, folder="run", **options):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return ranks.options(open_group=False, timeout=120).run(
+            1, train, str(tmp_path / folder), *arguments, **options
+        )[0]
+
+    return run
+
+
+def test_rows_evaluations_and_checkpoints_come_when_they_are_due(loop_on_a_rank):
+    done = loop_on_a_rank(sections(every=3, samples=1), [0.9, 0.8])
+    assert done["events"][0] == ("started", 0, 2 * STEPS_PER_EPOCH, STEPS_PER_EPOCH)
+    at = {
+        kind: [event[1] for event in done["events"] if event[0] == kind] for kind in ("train", "validation", "samples")
+    }
+    assert at == {"train": [1, 2, 4, 6, 8], "validation": [4, 8], "samples": [0, 8]}
+    kept = [event for event in done["events"] if "checkpoint" in event[0]]
+    assert kept == [("checkpoint", 3), ("best checkpoint", 4), ("checkpoint", 6), ("best checkpoint", 8)]
+    assert [Path(path).name for path in done["saved"]] == ["step-00000006", "step-00000008"]
+    assert (done["outcome"].steps, done["outcome"].best_step, done["outcome"].best_value) == (8, 8, 0.8)
+
+
+def test_early_stopping_ends_with_the_best_weights(loop_on_a_rank):
+    early = {"patience": 2}
+    done = loop_on_a_rank(sections(epochs=6, early_stopping=early), [0.9, 0.5, 0.7, 0.6, 0.1, 0.1])
+    outcome = done["outcome"]
+    assert (outcome.steps, outcome.best_step, outcome.best_value) == (16, 8, 0.5)
+    assert outcome.best["loss"] == 0.5 and outcome.last["loss"] == 0.6
+    shorter = loop_on_a_rank(sections(epochs=6, early_stopping=early), [0.9, 0.5], stop_at=8, folder="shorter")
+    assert "stopped after step 8 of 24" in shorter["error"]
+    assert all(torch.equal(done["weights"][name], weight) for name, weight in shorter["weights"].items())
+
+
+def test_a_stop_saves_and_the_rest_is_the_same(loop_on_a_rank):
+    whole = loop_on_a_rank(sections())
+    first = loop_on_a_rank(sections(), stop_at=3, folder="first")
+    assert "stopped after step 3 of 8; its checkpoint is saved" in first["error"]
+    assert [Path(path).name for path in first["saved"]] == ["step-00000003"]
+    rest = loop_on_a_rank(sections(), resume=first["saved"][0], folder="rest")
+    assert rest["events"][0] == ("started", 3, 8, STEPS_PER_EPOCH)
+    assert first["losses"] + rest["losses"] == whole["losses"] and len(whole["losses"]) == 8
+    assert all(torch.equal(rest["weights"][name], weight) for name, weight in whole["weights"].items())
+
+
+def test_a_stop_at_the_last_step_is_an_ordinary_end(loop_on_a_rank):
+    done = loop_on_a_rank(sections(), stop_at=8)
+    assert done["error"] is None and done["outcome"].steps == 8
+    assert done["outcome"].best_value is None and done["outcome"].best_step == 8  # nothing was validated
+
+
+def test_a_loss_that_is_not_finite_names_step_and_examples(loop_on_a_rank):
+    done = loop_on_a_rank(sections(every=1), broken=5)
+    clean = loop_on_a_rank(sections(every=1), folder="clean")
+    step = len(done["losses"]) + 1
+    assert 1 <= step <= STEPS_PER_EPOCH and done["losses"] == clean["losses"][: step - 1]
+    assert "the loss is nan" in done["error"] and f"step {step}" in done["error"]
+    assert "examples [" in done["error"] and "5" in done["error"].partition("examples")[2]
+    last = f"the checkpoint of step {step - 1} is good" if step > 1 else "no checkpoint was written yet"
+    assert last in done["error"]
+    assert all(weight.isfinite().all() for weight in done["weights"].values())
