@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from finetune.app.model_folder import card_text, save_model
 from finetune.app.run_contents import find_checkpoint, portable_plan, run_artifacts, run_recipe
 from finetune.errors import UserError
 from finetune.models.adapters import merge_adapter
+from finetune.recipe.machine import has_cuda
 from finetune.tasks import load_task
 from finetune.tasks.facts import Facts
 from finetune.terminal import print_line
@@ -30,6 +32,8 @@ def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
         raise UserError(
             "the folder is not empty", where=str(output), remedy="Give a new folder; nothing was overwritten."
         )
+    if not has_cuda():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, which transformers imports, warns that it found no GPU
     opened = Run.open(run)
     recipe = run_recipe(opened).recipe
     if merge and recipe.adapter is None:
