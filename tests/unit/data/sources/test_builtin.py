@@ -81,7 +81,7 @@ def test_docstrings_of_this_python_can_be_learned(tmp_path):
     model = RidgeClassifier().fit(words.fit_transform(r["text"] for r in train), [r["label"] for r in train])
     accuracy = model.score(words.transform(r["text"] for r in validation), [r["label"] for r in validation])
     majority = Counter(row["label"] for row in validation).most_common(1)[0][1] / len(validation)
-    assert majority < 0.25 and accuracy > 2 * majority, (majority, accuracy)
+    assert majority < 0.3 and accuracy > 2 * majority, (majority, accuracy)  # a distribution may leave out modules
 
 
 def test_splits_and_columns_are_as_declared(make_recipe, image_card):
