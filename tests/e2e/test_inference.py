@@ -166,6 +166,13 @@ def test_the_exported_model_predicts_as_the_training_did(name, checkpoint, merge
     assert json.loads((output / "artifacts.json").read_text())["task"] == "text_classification"
 
 
+def test_other_metrics_can_be_asked_for(run, pool):
+    pool.run(1, evaluate_here, str(run), sets=["evaluation.metrics=[f1_macro]"], name="other-metrics")
+    figures, _ = read_evaluation(run / "evaluations" / "other-metrics")
+    assert 0 <= figures["f1_macro"] <= 1 and "accuracy" not in figures
+    assert "accuracy" in row_of(run, STEPS)
+
+
 @pytest.mark.parametrize(("count", "stage"), [(2, "zero2"), (2, "zero3"), (1, "zero2"), (1, "none")])
 def test_the_figures_are_those_of_the_training_and_there_is_no_optimizer(count, stage, run, pool):
     before, name = digests(run), f"{count}-{stage}"

@@ -51,7 +51,10 @@ def work(
     load_checkpoint(engine, found)
     folder = _agree_on_folder(session, opened, name or evaluation_name(checkpoint, split, data), supervised)
     cost = cost_model(load_config(plan.recipe.model))
-    evaluator = Evaluator(task, plan, artifacts, engine, cost, list(plan.training.metrics))
+    metrics = recipe.evaluation.metrics  # as --set may say; None: those of the training
+    evaluator = Evaluator(
+        task, plan, artifacts, engine, cost, list(plan.training.metrics if metrics is None else metrics)
+    )
     result = evaluator.evaluate(table.name, examples, out=folder / "predictions.jsonl")
     if session.is_main:
         _publish(folder, opened, found, split, data, table, result)
