@@ -45,7 +45,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str
     needed = sum(tensor.nbytes for tensor in tensors.values())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path)
+        save_file(tensors, path)  # readable by its owner alone
+        path.chmod(path.parent.stat().st_mode & 0o666)  # like its neighbors: others may resume from a shared disk
         with path.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()

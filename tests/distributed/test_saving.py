@@ -2,6 +2,7 @@
 newest whole checkpoint is found, the only good one is never deleted. A save while training goes on changes no number.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -77,9 +78,14 @@ def save(engine, folder, step, *, best=False, keep=1):
 
 
 def in_a_fork(work):
-    """Run it in a forked process; how that ended: an exit code, or minus a signal."""
+    """Run it in a forked process; how that ended: an exit code, or minus a signal.
+
+    The parent's garbage is the parent's: collecting a process group whose threads are not in the child ends it.
+    """
+    gc.collect()
     child = os.fork()
     if child == 0:
+        gc.disable()
         try:
             work()
             os._exit(0)

@@ -38,6 +38,15 @@ def test_checkpoints_kept_are_the_newest_two_and_the_best(run):
     assert kept == newest | {(run / "checkpoints" / "best").read_text()}
 
 
+def test_files_may_be_read_by_whoever_may_read_new_ones(run, tmp_path):
+    (tmp_path / "new").touch()
+    files = [
+        path for part in ("model", "checkpoints", "artifacts", "predictions") for path in (run / part).rglob("*.*")
+    ]
+    found = {path.stat().st_mode & 0o777 for path in files if path.is_file()}
+    assert found == {(tmp_path / "new").stat().st_mode & 0o777} and len(files) > 10
+
+
 def test_every_step_has_its_row(run):
     rows = tiny.rows(run)
     assert [row["step"] for row in rows] == list(range(1, tiny.STEPS + 1))
