@@ -26,7 +26,7 @@ class ConfusionMatrix(LocalMetric):
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> dict[str, Any]:
         predictions, references = inputs
         names = class_names(labels, predictions, references)
-        if self.multi_label:
+        if self.multi_label or references.ndim == 2:
             counts = label_counts(predictions, references, len(names)).tolist()
             columns = ["label", "true_negative", "false_positive", "false_negative", "true_positive"]
             return {"columns": columns, "rows": [[name, *row] for name, row in zip(names, counts, strict=True)]}

@@ -7,15 +7,18 @@ from typing import ClassVar
 import numpy as np
 
 from finetune.metrics.metric import LocalMetric
-from finetune.metrics.spans import count_entities
+from finetune.metrics.spans import entity_figure
 
 
 class EntityF1(LocalMetric):
-    """tags, reference_tags: [examples], each a list of tags or of their indices in `labels`. None without examples."""
+    """tags, reference_tags: [examples], each a list of tags or of their indices in `labels`.
+
+    None without examples, and for tags without names (all numbers).
+    """
 
     inputs: ClassVar[tuple[str, ...]] = ("tags", "reference_tags")
     description = "Harmonic mean of entity precision and recall, over all entities together (as seqeval)."
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         tags, references = inputs
-        return count_entities(tags, references, labels).figures()[2] if len(tags) else None
+        return entity_figure(2, tags, references, labels)

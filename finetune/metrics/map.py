@@ -24,7 +24,7 @@ class Map(LocalMetric):
     """COCO mean average precision.
 
     detections: [examples], each {"boxes": [[x, y, w, h]], "labels": [int], "scores": [float]}.
-    objects: [examples], each {"boxes": [[x, y, w, h]], "labels": [int], "crowd": [0 or 1]}.
+    objects: [examples], each {"boxes": [[x, y, w, h]], "labels": [int], "crowd": [0 or 1]}; crowd: optional, default 0.
     Results are map, map50, map75, map_small, map_medium, map_large (None if there is no object of that size) and the
     table per_class_map. Without detections, map is 0.
     """
@@ -39,7 +39,8 @@ class Map(LocalMetric):
 
     def measure(self, arrays: Mapping[str, np.ndarray], *, labels: list[str] | None = None) -> dict[str, Any]:
         """{"map": number or None, ..., "per_class_map": table}."""
-        detections, objects = list(arrays["detections"]), list(arrays["objects"])
+        detections = list(arrays["detections"])
+        objects = [{"crowd": [0] * len(image["labels"]), **image} for image in arrays["objects"]]
         names = labels or _numbered_names(objects)
         counted = [
             label

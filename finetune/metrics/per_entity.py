@@ -23,5 +23,7 @@ class PerEntity(LocalMetric):
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> dict[str, Any]:
         tags, references = inputs
         counts = count_entities(tags, references, labels)
-        rows = [[entity, *counts.figures(entity), counts.references[entity]] for entity in counts.entities]
+        rows = []
+        if counts is not None:  # else the tags have no names, or there are none
+            rows = [[entity, *counts.figures(entity), counts.references[entity]] for entity in counts.entities]
         return {"columns": ["entity", "precision", "recall", "f1", "support"], "rows": rows}

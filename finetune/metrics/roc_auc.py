@@ -11,7 +11,8 @@ from finetune.metrics.metric import LocalMetric
 
 
 class RocAuc(LocalMetric):
-    """prediction_scores: float [examples, classes] (softmax: rows sum to 1), or [examples, labels] for multi-label.
+    """prediction_scores: float [examples, classes] (softmax: rows sum to 1), or [examples, labels] for multi-label; of two
+    classes also [examples], the scores of the second.
 
     Two classes: computed from the score of the second class. More classes, or multi-label: one class against the rest,
     averaged over the classes that have at least one positive and one negative example. None if no class has, or if a
@@ -25,6 +26,8 @@ class RocAuc(LocalMetric):
         scores, references = inputs
         if len(references) == 0 or not np.isfinite(scores).all():
             return None
+        if scores.ndim == 1:
+            scores = scores[:, None]
         if references.ndim == 2:
             pairs = list(zip(scores.T, references.T, strict=True))
         elif scores.shape[1] <= 2:

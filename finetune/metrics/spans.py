@@ -1,19 +1,29 @@
 """Entities in sequences of IOB tags: spans, and counts of correct, predicted and reference entities by type.
 
 A tag is O, or a prefix B, I, E, S, L or U, a dash and the entity type ("B-person"). Invalid sequences are read as by
-conlleval of the CoNLL shared tasks and by seqeval in default mode: an I without a preceding B starts an entity.
+conlleval of the CoNLL shared tasks and by seqeval in default mode: an I without a preceding B starts an entity. A
+lowercase o and the digit 0 among named tags are slips of the pen for O, never entities. Tags that are all numbers have no
+entities: which of them is O is unknown.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 Span = tuple[str, int, int]  # entity type, index of the first word, index after the last word
+OUTSIDE = ("O", "o", "0")
+NAMELESS = re.compile(r"-?[0-9]+|LABEL_[0-9]+")
 _SINGLE, _LAST = ("S", "U"), ("E", "L")  # prefixes of one-word entities and of last words
+
+
+def are_nameless(tags: Iterable[str]) -> bool:
+    """Whether tags are numbers, or generated names such as LABEL_3, so that nobody can say which of them are entities."""
+    return all(NAMELESS.fullmatch(tag) for tag in tags)
 
 
 def entity_spans(tags: Sequence[str]) -> list[Span]:
@@ -21,7 +31,7 @@ def entity_spans(tags: Sequence[str]) -> list[Span]:
     spans: list[Span] = []
     entity, start, ended = "", 0, True  # the current entity; none while `ended`
     for index, tag in enumerate([*tags, "O"]):
-        prefix, _, name = tag.partition("-") if tag != "O" else ("O", "", "")
+        prefix, _, name = tag.partition("-") if tag not in OUTSIDE else ("O", "", "")
         if prefix not in ("B", "I", "E", "L", "S", "U", "O"):
             prefix, name = "I", tag  # without prefixes, runs of the same tag are entities
         begins = prefix in ("B", *_SINGLE) or name != entity or ended
@@ -64,17 +74,37 @@ class EntityCounts:
         )
 
 
-def count_entities(tags: np.ndarray, references: np.ndarray, labels: Sequence[str] | None) -> EntityCounts:
-    """Count entities. tags, references: [examples], each a list of tags or of their indices in `labels`."""
+def count_entities(tags: np.ndarray, references: np.ndarray, labels: Sequence[str] | None) -> EntityCounts | None:
+    """Count entities. tags, references: [examples], each a list of tags or of their indices in `labels`.
+
+    None if there are no examples, or if the tags have no names (see are_nameless).
+    Raises: ValueError for sentences whose tags and references differ in number, and for indices without `labels`.
+    """
+    pairs = [
+        (_names(predicted, labels), _names(reference, labels))
+        for predicted, reference in zip(tags, references, strict=True)
+    ]
+    occurring = labels if labels is not None else {tag for pair in pairs for side in pair for tag in side}
+    if not pairs or are_nameless(occurring):
+        return None
     counts = EntityCounts()
-    for predicted_tags, reference_tags in zip(tags, references, strict=True):
-        predicted = set(entity_spans(_names(predicted_tags, labels)))
-        expected = set(entity_spans(_names(reference_tags, labels)))
+    for index, (predicted_tags, reference_tags) in enumerate(pairs):
+        if len(predicted_tags) != len(reference_tags):
+            raise ValueError(f"example {index} has {len(predicted_tags)} tags, but {len(reference_tags)} references")
+        predicted, expected = set(entity_spans(predicted_tags)), set(entity_spans(reference_tags))
         counts.predicted.update(entity for entity, _, _ in predicted)
         counts.references.update(entity for entity, _, _ in expected)
         counts.correct.update(entity for entity, _, _ in predicted & expected)
     return counts
 
 
+def entity_figure(index: int, tags: np.ndarray, references: np.ndarray, labels: Sequence[str] | None) -> float | None:
+    """Precision (index 0), recall (1) or F1 (2) of all entities together; None where count_entities is."""
+    counts = count_entities(tags, references, labels)
+    return None if counts is None else counts.figures()[index]
+
+
 def _names(tags: Sequence[int | str], labels: Sequence[str] | None) -> list[str]:
+    if labels is None and not all(isinstance(tag, str) for tag in tags):
+        raise ValueError(f'the tags {list(tags)[:5]} are numbers: give their names, labels=["O", "B-PER", ...]')
     return [tag if isinstance(tag, str) else (labels or [])[int(tag)] for tag in tags]
