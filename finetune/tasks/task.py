@@ -40,6 +40,8 @@ class Task(Protocol):
         """One example per row, in order; a BadRow, which says why, for a row that cannot be used.
 
         with_targets: read labels, replies or boxes as well. Without them rows need only what the model is asked.
+        An example may hold "notices", sentences on what of its row is left out or changed: they are counted over the
+        split, stored with it, and shown once with the first places, also when it is found in the cache.
         """
         ...
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.bad_rows import BadRow, BadRows, Listed
 from finetune.data.prepare.cache import digest, publish
+from finetune.data.prepare.notices import KEY, Notices
 from finetune.data.prepare.record_codec import Packer, unpack
 from finetune.data.prepare.records import RecordFile, RecordWriter
 from finetune.data.table import Row, Table
@@ -34,6 +35,7 @@ class EncodedExamples:
 
     ids, costs: int64 [examples].
     skipped: (location, reason) of the first 10,000 bad rows; skipped_count: the number of all bad rows.
+    notices: what was left out or changed in rows that are used.
     """
 
     def __init__(self, folder: Path, name: str = "") -> None:
@@ -45,6 +47,7 @@ class EncodedExamples:
         self.costs: np.ndarray = self._records.numbers("costs")
         self.skipped: list[Listed] = [(place, reason) for place, reason in facts["skipped"]]
         self.skipped_count: int = facts["skipped_count"]
+        self.notices = Notices(facts.get("notices", ()))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -104,7 +107,8 @@ def encode(
 ) -> EncodedExamples:
     """Encode every row of `table` with `function`, or load the result from the cache if table and key are the same.
 
-    function: rows -> for each of them {name: integer, list of integers, array, or any JSON value}, or a BadRow.
+    function: rows -> for each of them {name: integer, list of integers, array, or any JSON value}, or a BadRow. The
+    sentences under "notices" are not stored with the example but counted (`EncodedExamples.notices`).
     key: identifies everything that `function` and `cost` depend on: tokenizer hash, options, lengths, label names.
     on_bad_row: "error" or "skip". cost: encoded example -> its cost (tokens, pixels).
     notify: is called with progress lines and with a report of skipped rows.
@@ -138,7 +142,7 @@ def _write(
     cost: Callable[[dict[str, Any]], int],
     notify: Callable[[str], None] | None,
 ) -> None:
-    bad, packer, total = BadRows(), Packer(), len(table)
+    bad, notices, packer, total = BadRows(), Notices(), Packer(), len(table)
     progress = _Progress(table.name, total, notify)
     with RecordWriter(folder, tags=("ids", "costs")) as writer:
         for first, rows in _batches(table):
@@ -146,9 +150,16 @@ def _write(
                 if isinstance(encoded, BadRow):
                     bad.add(table.place(row_id), str(encoded))
                 else:
+                    if KEY in encoded and (kinds := encoded.pop(KEY)):
+                        notices.add(table.place(row_id), kinds)
                     writer.append(packer.pack(encoded), row_id, int(cost(encoded)))
             progress.update(first + len(rows))
-    facts = {"layouts": packer.layouts, "skipped": bad.listed, "skipped_count": bad.count}
+    facts = {
+        "layouts": packer.layouts,
+        "skipped": bad.listed,
+        "skipped_count": bad.count,
+        "notices": notices.listed,
+    }
     (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
 
 

@@ -41,14 +41,15 @@ def text_dataset(
     key: everything except the tokenizer that the encoded examples depend on. limit: tokens that an example may have,
     for the reported counts. split_at: longer examples become several of at most that many tokens (0: never).
     """
-    examples: Examples = encode(
+    encoded = encode(
         table,
         lambda rows: task.encode(artifacts, rows, with_targets=True),
         key=json.dumps([fingerprint(artifacts.processor), *key]),
         on_bad_row=plan.recipe.data.on_bad_row,
         cost=cost,
     )
-    examples, dropped = drop_marked(examples)
+    facts.notes.extend(f"{table.name}: {line}" for line in encoded.notices.lines())
+    examples, dropped = drop_marked(encoded)
     if split_at:
         examples = SplitExamples(examples, split_at)
     describe_lengths(facts, table.name, examples, limit, dropped)
