@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.values import is_missing
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
 
@@ -56,13 +57,15 @@ class ColumnSpec:
     """The columns that a task needs from a source.
 
     columns: role -> column, as the recipe maps them.
-    required: roles that every row must have, each entry a tuple of alternatives. Usually those of the card; fewer where
-    no labels are needed, as in prediction.
+    required: roles in which every row must have a value, each entry a tuple of alternatives. Usually those of the card;
+    fewer where no labels are needed, as in prediction, or where a row may have none.
+    present: roles for which the source must have a column; None: the same.
     """
 
     card: TaskCard
     columns: Mapping[str, str]
     required: Required
+    present: Required | None = None
 
     def resolve(self, available: Sequence[str], where: str) -> dict[str, str]:
         """{role: column} for the roles that the data has.
@@ -70,7 +73,9 @@ class ColumnSpec:
         available: the columns of the data, in order. where: name of the source, for the error message.
         Raises: UserError if a mapped or required column is missing.
         """
-        mapping, faults = resolve_columns(self.columns, available, self.card, self.required)
+        mapping, faults = resolve_columns(
+            self.columns, available, self.card, self.required if self.present is None else self.present
+        )
         if faults:
             messages = [f.message + (f" (did you mean {f.nearest}?)" if f.nearest else "") for f in faults]
             remedy = f"The data has the columns {', '.join(available)}; map roles to them with data.columns."
@@ -116,11 +121,11 @@ def resolve_columns(
 
 
 def apply_roles(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
-    """The row with roles in place of the mapped column names; other columns keep their names; nulls are left out."""
-    under_roles = {role: row[column] for role, column in mapping.items() if row.get(column) is not None}
+    """The row with roles in place of the mapped column names; other columns keep their names; nulls and NaN are left out."""
+    under_roles = {role: row[column] for role, column in mapping.items() if not is_missing(row.get(column))}
     sources = set(mapping.values())
     for name, value in row.items():
-        if name not in mapping and name not in sources and value is not None:
+        if name not in mapping and name not in sources and not is_missing(value):
             under_roles[name] = value
     return under_roles
 

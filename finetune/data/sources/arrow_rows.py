@@ -11,6 +11,7 @@ from finetune.data.bad_rows import BadRows
 from finetune.data.columns import Required
 from finetune.data.formats.lines import unreadable
 from finetune.data.prepare.cache import digest, publish
+from finetune.data.values import NO_NUMBER, OddValues, without_nan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +47,8 @@ class ArrowRows:
             if column not in self._columns and column not in mapping.values():
                 self._columns[column] = (table.column(column), class_names.get(column))
         self.classes: Mapping[str, Sequence[str]] = {role: names for role, (_, names) in self._columns.items() if names}
-        self.bad = BadRows("skip")
+        self._with_floats = {role for role, (column, _) in self._columns.items() if holds_floats(column.type)}
+        self.bad, self.odd = BadRows("skip"), self._odd_values(mapping)
         self._index = self._complete_rows(table.num_rows, mapping, required, limit)
         self._length = table.num_rows if self._index is None else len(self._index)
         if limit is not None:
@@ -72,6 +74,30 @@ class ArrowRows:
             return None
         return np.flatnonzero(complete)[:limit]
 
+    def _odd_values(self, mapping: Mapping[str, str]) -> OddValues:
+        """NaN and infinity in the columns of roles."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        odd = OddValues()
+        for role, name in mapping.items():
+            column, _ = self._columns[role]
+            if pa.types.is_floating(column.type):
+                rows = pc.indices_nonzero(pc.fill_null(pc.invert(pc.is_finite(column)), False))
+                if len(rows):
+                    odd.add(NO_NUMBER, name, f"{self._name} row {rows[0].as_py()}", len(rows))
+        return odd
+
+    def _value(self, role: str, row: int) -> Any:
+        """The value of a role in a row of the files; None for null, NaN, and the index of a row without a class."""
+        column, names = self._columns[role]
+        value = column[row].as_py()
+        if role in self._with_floats:
+            value = without_nan(value)
+        if names:
+            return None if value == UNLABELED else named_value(value, names)
+        return value
+
     def _present(self, role: str) -> np.ndarray:
         """Which rows have a value in a role, bool [rows]."""
         import pyarrow as pa
@@ -79,6 +105,8 @@ class ArrowRows:
 
         column, names = self._columns[role]
         present = pc.is_valid(column)
+        if pa.types.is_floating(column.type):
+            present = pc.fill_null(pc.is_finite(column), False)
         if names and pa.types.is_integer(column.type):
             present = pc.and_(present, pc.fill_null(pc.not_equal(column, UNLABELED), False))
         return present.to_numpy()
@@ -91,28 +119,31 @@ class ArrowRows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._row(index)
-        values = {}
-        for role, (column, names) in self._columns.items():
-            value = column[row].as_py()
-            if value is not None:
-                values[role] = named_value(value, names) if names else value
-        return values
+        values = {role: self._value(role, row) for role in self._columns}
+        return {role: value for role, value in values.items() if value is not None}
 
     def values(self, role: str) -> Iterator[Any]:
         """The values of one role, None where a row has none; other columns are not read."""
         if role not in self._columns:
             yield from (None for _ in range(len(self)))
             return
-        column, names = self._columns[role]
         for index in range(len(self)):
-            value = column[self._row(index)].as_py()
-            yield named_value(value, names) if names else value
+            yield self._value(role, self._row(index))
 
     def place(self, index: int) -> str:
         return f"{self._name} row {self._row(index)}"
 
     def __reduce__(self) -> tuple[type[ArrowRows], tuple[Any, ...]]:
         return ArrowRows, self._arguments
+
+
+def holds_floats(kind: pa.DataType) -> bool:
+    """Whether values of a type are, or contain, floating-point numbers."""
+    import pyarrow as pa
+
+    if pa.types.is_floating(kind):
+        return True
+    return any(holds_floats(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def named_value(value: Any, names: Sequence[str]) -> Any:

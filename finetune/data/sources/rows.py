@@ -16,9 +16,11 @@ from finetune.data.formats.registry import READERS
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.records import RecordFile, RecordWriter
 from finetune.data.sources.locate import display_path
+from finetune.data.values import OddValues, check_text, without_nan
 from finetune.recipe.data import SourceSection
 
-VERSION = 1  # of the layout on disk and of the rows that readers return for a file
+VERSION = 2  # of the layout on disk and of the rows that readers return for a file
+WORDLESS = ("csv", "tsv")  # formats without a null, so that NA or nan in a cell may stand for one
 PATH_ROLES = ("image",)  # text in these roles is a path, relative to the file that contains it
 
 
@@ -26,11 +28,13 @@ class Rows(Protocol):
     """Rows of one file or set, with roles as keys.
 
     fingerprint: identifies the content. classes: role -> class names, if the data declares them. bad: rows left out.
+    odd: values that are read otherwise than they may be meant.
     """
 
     fingerprint: str
     classes: Mapping[str, Sequence[str]]
     bad: BadRows
+    odd: OddValues
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -47,6 +51,7 @@ class RecordRows:
         self.classes: Mapping[str, Sequence[str]] = {}
         listed = [(display_path(path) + suffix, reason) for suffix, reason in facts["bad"]]
         self.bad = BadRows("skip", listed, facts["bad_count"])
+        self.odd = OddValues((kind, name, count, display_path(path) + at) for kind, name, count, at in facts["odd"])
         self._folder, self._path = folder, path
         self._records = RecordFile(folder)
         self._lines = self._records.numbers("line")
@@ -91,7 +96,12 @@ def convert_file(
     key = digest("file", VERSION, identity, dict(mapping), required, limit)
     read = partial(READERS[file_format], path, source)
     return RecordRows(
-        publish("rows", key, lambda folder: _write(folder, read(), mapping, required, limit, path.parent)), path
+        publish(
+            "rows",
+            key,
+            lambda folder: _write(folder, read(), mapping, required, limit, path.parent, words=file_format in WORDLESS),
+        ),
+        path,
     )
 
 
@@ -115,23 +125,41 @@ def _write(
     required: Required,
     limit: int | None,
     base: Path,
+    *,
+    words: bool = False,
 ) -> None:
-    bad = BadRows("skip")
+    bad, odd = BadRows("skip"), OddValues()
     with RecordWriter(folder, tags=("line",)) as writer:
         for line, raw in rows:
             try:
                 if isinstance(raw, BadRow):
                     raise raw
+                odd.look(raw, mapping.values(), f":{line}", words=words)
                 row = _with_paths(apply_roles(raw, mapping), base)
                 check_required(row, required, mapping)
+                record = _record(row, mapping)
             except BadRow as error:
                 bad.add(f":{line}" if line else "" if isinstance(raw, BadRow) else f"/{raw['image']}", str(error))
                 continue
-            writer.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"), line)
+            writer.append(record, line)
             if writer.count == limit:
                 break
-    facts = {"bad": bad.listed, "bad_count": bad.count}
+    facts = {"bad": bad.listed, "bad_count": bad.count, "odd": odd.to_list()}
     (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
+
+
+def _record(row: dict[str, Any], mapping: Mapping[str, str]) -> bytes:
+    """The row as JSON; NaN inside of lists and mappings becomes null. Raises: BadRow for text that is no text.
+
+    In columns that the task does not read, and in names of files, halves of surrogate pairs stay as they are.
+    """
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except ValueError:  # NaN, or half of a surrogate pair: rare, so only such rows are looked through
+        for role, column in mapping.items():
+            if role not in PATH_ROLES:
+                check_text(row.get(role), column)
+        return json.dumps(without_nan(row), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def _with_paths(row: dict[str, Any], base: Path) -> dict[str, Any]:

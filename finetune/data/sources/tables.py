@@ -10,6 +10,7 @@ from finetune.data.prepare.hold_out import hold_out
 from finetune.data.sources.joined_table import JoinedTable, PartRows
 from finetune.data.sources.open_source import Notify, open_source
 from finetune.data.table import Table
+from finetune.data.values import OddValues
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
 from finetune.recipe.data import SourceSection
@@ -62,13 +63,16 @@ def open_split(
     Raises: UserError as open_tables does.
     """
     parts: list[PartRows] = []
-    bad = BadRows(on_bad_row)
+    bad, odd = BadRows(on_bad_row), OddValues()
     for source in sources:
         spec = ColumnSpec(card, {**columns, **source.columns}, card.required if required is None else required)
         source_limit = min((rows for rows in (source.limit, limit) if rows is not None), default=None)
         for rows, mapping in open_source(name, source, spec, source_limit, notify):
             bad.extend(rows.bad)
+            odd.extend(rows.odd)
             parts.append((rows, mapping))
+    for note in odd.notes():
+        notify(f"{name}: {note}")
     bad.enforce_policy(name)
     table = _limited(name, sources, parts, bad, limit)
     if not len(table):

@@ -1,0 +1,110 @@
+r"""Values of a row: what counts as no value (null, NaN, infinity), and text that cannot be encoded.
+
+{"text": NaN}             no value: the row is bad where text is needed, and an empty input where it is not
+{"text": "x \ud83d"}      half of an emoji, cut by something that counts UTF-16 units: a bad row
+csv: a cell NA, nan, null text, because csv has no null; counted, so that nobody trains on the word unawares
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from finetune.data.bad_rows import BadRow
+
+# What pandas reads as a missing value (pandas.read_csv, na_values), without the empty cell.
+MISSING_WORDS = frozenset(
+    (
+        *("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+        *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+    )
+)
+LONGEST_WORD = max(map(len, MISSING_WORDS))
+NO_NUMBER, WORD = "no number", "word"  # kinds of odd values
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is none: null, NaN, infinity."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def without_nan(value: Any) -> Any:
+    """The value with None in place of every NaN and infinity inside of lists and mappings."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return value
+
+
+def lone_surrogate(value: Any) -> str | None:
+    """The first half of a surrogate pair in a text, or in the texts inside of lists and mappings; None if there is none."""
+    if isinstance(value, str):
+        if value.isascii():
+            return None
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return value[error.start]
+        return None
+    if isinstance(value, Mapping):
+        value = (part for item in value.items() for part in item)
+    elif not isinstance(value, (list, tuple)):
+        return None
+    return next((found for item in value if (found := lone_surrogate(item)) is not None), None)
+
+
+def check_text(value: Any, name: str) -> None:
+    """Raises: BadRow if a text in `value`, also inside of lists and mappings, cannot be encoded. name: its column."""
+    found = lone_surrogate(value)
+    if found is not None:
+        raise BadRow(
+            f"{name} holds half of a surrogate pair (\\u{ord(found):04x}), which is no character: the text was cut in "
+            "the middle of one"
+        )
+
+
+class OddValues:
+    """Counts of values that are read otherwise than a reader may expect, by kind and column, each with the first place."""
+
+    def __init__(self, counts: Iterable[tuple[str, str, int, str]] = ()) -> None:
+        self._counts = {(kind, column): (count, first) for kind, column, count, first in counts}
+
+    def add(self, kind: str, column: str, place: str, count: int = 1) -> None:
+        """Count a value. place: of the first one."""
+        before, first = self._counts.get((kind, column), (0, place))
+        self._counts[kind, column] = before + count, first
+
+    def look(self, row: Mapping[str, Any], columns: Iterable[str], place: str, *, words: bool) -> None:
+        """Count the odd values in some columns of a row. words: also cells that hold just a word such as NA."""
+        for column in columns:
+            value = row.get(column)
+            if isinstance(value, float) and not math.isfinite(value):
+                self.add(NO_NUMBER, column, place)
+            elif words and isinstance(value, str) and len(value) <= LONGEST_WORD and value.strip() in MISSING_WORDS:
+                self.add(WORD, column, place)
+
+    def extend(self, other: OddValues) -> None:
+        """Add the counts of another part."""
+        for kind, column, count, first in other.to_list():
+            self.add(kind, column, first, count)
+
+    def to_list(self) -> list[tuple[str, str, int, str]]:
+        """[(kind, column, count, first place)], as the constructor takes them."""
+        return [(kind, column, count, first) for (kind, column), (count, first) in self._counts.items()]
+
+    def notes(self) -> list[str]:
+        """One line for each kind and column."""
+        lines = []
+        for kind, column, count, first in self.to_list():
+            values = "1 value" if count == 1 else f"{count:,} values"
+            if kind == NO_NUMBER:
+                lines.append(f"{values} of {column} NaN or infinite: read as no value (first: {first})")
+            else:
+                lines.append(
+                    f"{values} of {column} just a word such as nan, null, None or NA: read as text (first: {first})"
+                )
+        return lines
