@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from finetune.recipe.section import Section
 
@@ -14,6 +15,8 @@ FileFormat = Literal[
     "json",
     "csv",
     "tsv",
+    "xlsx",
+    "text",
     "conll",
     "parallel",
     "parquet",
@@ -33,15 +36,39 @@ class SourceSection(Section):
         min_length=1,
     )
     format: FileFormat = Field(default="auto", description="auto: by the file extension; no extension: a hub id.")
-    split: str = Field(default="", description="Split of a hub or built-in dataset. Default: the name of the key.")
-    subset: str = Field(default="", description="Configuration name of a hub dataset, such as sst2 of glue.")
+    split: str = Field(
+        default="",
+        description="Split of a hub or built-in dataset, or of a folder whose files or subfolders are named by split. "
+        "Default: the name of the key.",
+    )
+    subset: str = Field(
+        default="", description="Configuration name of a hub dataset or of a copy of one, such as sst2 of glue."
+    )
     revision: str = Field(default="main", description="Branch, tag or commit on the hub.")
     columns: dict[str, str] = Field(default_factory=dict, description="Overrides data.columns for this source.")
     header: list[str] = Field(
-        default_factory=list, description="Column names of a csv, tsv or conll file that has no header line."
+        default_factory=list, description="Column names of a csv, tsv, xlsx or conll file that has no header line."
+    )
+    encoding: str = Field(
+        default="utf-8",
+        description="Encoding of a text file, such as cp1252 (Excel on Windows). A byte order mark is recognized.",
+    )
+    sheet: str = Field(default="", description="Sheet of an xlsx workbook. Default: the first.")
+    sample_by: Literal["line", "paragraph", "document"] = Field(
+        default="line", description="What is a row of a text file: a line, lines up to a blank one, or the whole file."
     )
     images: str = Field(default="", description="Image folder of a coco file. Default: the folder of the file.")
     limit: int | None = Field(default=None, ge=1, description="Use only the first N rows.")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        """Refuses what Python cannot decode text with."""
+        try:
+            "".encode(value)
+        except LookupError:
+            raise PydanticCustomError("encoding", "not the name of an encoding") from None
+        return value
 
 
 class DataSection(Section):

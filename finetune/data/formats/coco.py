@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.formats.lines import NumberedRow, open_binary
+from finetune.data.formats.compression import open_binary
+from finetune.data.formats.lines import NumberedRow
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 

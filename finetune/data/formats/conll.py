@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.formats.lines import NumberedRow, decode, numbered_lines
+from finetune.data.formats.encodings import decode
+from finetune.data.formats.lines import NumberedRow, numbered_lines
 from finetune.recipe.data import SourceSection
 
 DOCUMENT_MARK = "-DOCSTART-"
@@ -25,9 +26,9 @@ def read_conll(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     num_columns = len(names)
     words: list[list[str]] = []  # of the current sentence, one list of cells per word
     first, bad = 0, None
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(path, source.encoding):
         try:
-            cells = _cells(decode(line))
+            cells = _cells(decode(line, source.encoding))
         except BadRow as error:
             cells, bad = [""], bad or (number, error)
         if not cells:

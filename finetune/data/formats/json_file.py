@@ -5,18 +5,25 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.formats.lines import NumberedRow, json_kind, open_binary, parse_object, read_jsonl, unreadable
+from finetune.data.formats.compression import READ_ERRORS, unreadable
+from finetune.data.formats.encodings import encoding_hint, open_utf8
+from finetune.data.formats.json_values import DECODER, as_row, json_error, parse_object
+from finetune.data.formats.lines import NumberedRow, numbered_lines, read_jsonl
+from finetune.data.split_names import split_of
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
 CHUNK_CHARS = 1 << 20  # read at a time
 MAX_ROW_CHARS = 1 << 28  # of one row; limits how far a file that is not JSON is read
 SPACE = re.compile(r"[ \t\r\n]*")
+NUMBER = re.compile(r"[-+.0-9eE]*")
+TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|["\[\]{}]', re.DOTALL)  # a quote alone: the string goes on after the window
+DEPTHS = {"[": 1, "{": 1, "]": -1, "}": -1}
 DATA_FIRST = re.compile(r'\{[ \t\r\n]*"data"[ \t\r\n]*:[ \t\r\n]*\[')
 
 
@@ -25,22 +32,21 @@ def read_json(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
 
     Raises: UserError with line and column of the first syntax error, because rows after it cannot be found.
     """
-    text = _JsonStream(path)
+    text = _JsonStream(path, source.encoding)
     text.skip_space()
     if text.skip(DATA_FIRST) or text.skip(re.compile(r"\[")):
         yield from _elements(text)
-    elif _is_json_lines(path):
+    elif _is_json_lines(path, source.encoding):
         yield from read_jsonl(path, source)
     else:
-        yield from _objects(text)
+        yield from _objects(text, path)
 
 
-def _is_json_lines(path: Path) -> bool:
-    """Whether the first non-blank line is a complete object: JSON lines in a file named .json."""
-    with open_binary(path) as file:
-        line = next((line for line in file if not line.isspace()), b"").removeprefix(b"\xef\xbb\xbf")
+def _is_json_lines(path: Path, encoding: str) -> bool:
+    """Whether the first non-blank line is a complete object, and not the only one: JSON lines in a file named .json."""
+    lines = (line for _, line in numbered_lines(path, encoding) if not line.isspace())
     try:
-        return "data" not in parse_object(line.decode("utf-8"))
+        return "data" not in parse_object(next(lines, b"").decode("utf-8")) and next(lines, None) is not None
     except (BadRow, UnicodeDecodeError):
         return False
 
@@ -50,7 +56,7 @@ def _elements(text: _JsonStream) -> Iterator[NumberedRow]:
     text.skip_space()
     while not text.at("]"):
         line = text.line
-        yield line, _as_row(text.value())
+        yield line, text.row()
         text.skip_space()
         if text.at(","):
             text.advance(1)
@@ -59,28 +65,42 @@ def _elements(text: _JsonStream) -> Iterator[NumberedRow]:
             raise text.fault("expected ',' or ']' after a row")
 
 
-def _objects(text: _JsonStream) -> Iterator[NumberedRow]:
+def _objects(text: _JsonStream, path: Path) -> Iterator[NumberedRow]:
     """A sequence of values. An object whose "data" is a list stands for the rows of this list."""
     while not text.at_end():
-        line, value = text.line, text.value()
+        line, row = text.line, text.row()
         text.skip_space()
-        if isinstance(value, dict) and isinstance(value.get("data"), list):
-            yield from ((line, _as_row(item)) for item in value["data"])
+        if isinstance(row, dict) and isinstance(row.get("data"), list):
+            yield from ((line, as_row(item, 0)) for item in row["data"])
         else:
-            yield line, _as_row(value)
+            if isinstance(row, dict):
+                _check_orientation(row, f"{path}:{line}")
+            yield line, row
 
 
-def _as_row(value: Any) -> dict[str, Any] | BadRow:
-    return value if isinstance(value, dict) else BadRow(f"not a JSON object, but {json_kind(value)}")
+def _check_orientation(row: Mapping[str, Any], where: str) -> None:
+    """Raises: UserError for what is no row but a table by columns, as pandas writes it, or several tables."""
+    tables = list(row.values())
+    first = list(tables[0]) if tables and isinstance(tables[0], dict) else []
+    numbered = bool(first) and first == [str(index) for index in range(len(first))]
+    if numbered and all(isinstance(table, dict) and list(table) == first for table in tables):
+        raise UserError(
+            "contains columns rather than rows, as to_json of pandas writes them",
+            where=where,
+            remedy="Write rows: to_json(path, orient='records', lines=True).",
+        )
+    if len(row) > 1 and all(split_of(name) for name in row) and all(isinstance(table, list) for table in tables):
+        raise UserError(
+            f"contains several splits: {', '.join(row)}", where=where, remedy="Write each of them to its own file."
+        )
 
 
 class _JsonStream:
     """A JSON file read through a sliding window of characters. line: current line number, from 1."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._file = path, open_binary(path)
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder()
+    def __init__(self, path: Path, encoding: str) -> None:
+        self._path, self._file = path, open_utf8(path, encoding)
+        self._decoder, self._encoding = codecs.getincrementaldecoder("utf-8-sig")(), encoding
         self._window, self._at, self._done = "", 0, False
         self.line = 1
 
@@ -95,11 +115,10 @@ class _JsonStream:
         except UnicodeDecodeError as error:
             line = self.line + self._window.count("\n", self._at) + error.object[: error.start].count(b"\n")
             where = f"{self._path}:{line}"
-            remedy = "Convert it, for example: iconv -f latin1 -t utf-8 OLD > NEW"
-            raise UserError(
-                f"not UTF-8 (byte 0x{error.object[error.start]:02x})", where=where, remedy=remedy
-            ) from error
-        except (OSError, EOFError) as error:
+            what = f"not {self._encoding.upper()} (byte 0x{error.object[error.start]:02x})"
+            hint = encoding_hint(error.object[max(error.start - 40, 0) : error.start + 40], self._encoding)
+            raise UserError(what, where=where, remedy=f"{hint[0].upper()}{hint[1:]}.") from error
+        except READ_ERRORS as error:
             raise unreadable(self._path, error) from error
         self._window, self._at = self._window[self._at :] + text, 0
         if self._done:
@@ -138,22 +157,49 @@ class _JsonStream:
             self.advance(match.end() - self._at)
         return bool(match)
 
-    def value(self) -> Any:
-        """The next JSON value. Raises: UserError if there is none, or if it is invalid."""
+    def row(self) -> dict[str, Any] | BadRow:
+        """The next JSON value as a row. Raises: UserError if there is none, or if it is invalid."""
         while True:
             try:
-                value, end = self._json.raw_decode(self._window, self._at)
-                complete = end < len(self._window) or self._done
+                value, end = DECODER.raw_decode(self._window, self._at)
+                if end < len(self._window) or self._done:
+                    brackets = self._window.count("[", self._at, end) + self._window.count("{", self._at, end)
+                    self.advance(end - self._at)
+                    return as_row(value, brackets)
             except json.JSONDecodeError as error:
-                complete, end = False, -1
-                if self._done or len(self._window) - self._at > MAX_ROW_CHARS:
+                if self._done:
                     raise self.fault(error.msg, error.pos) from error
-            except RecursionError as error:
-                raise self.fault("nested too deeply") from error
-            if complete:
-                self.advance(end - self._at)
-                return value
-            self._read_more()
+            except BadRow as bad:  # of a value within this one, too, so its end is still to be found
+                self._skip_value()
+                return bad
+            except (ValueError, RecursionError) as error:
+                self._skip_value()
+                return BadRow(f"not JSON: {json_error(error)}")
+            self._read_more_of_row()
+
+    def _read_more_of_row(self) -> None:
+        if len(self._window) - self._at > MAX_ROW_CHARS:
+            raise self.fault(f"a value of more than {MAX_ROW_CHARS:,} characters")
+        if not self._read_more() and self._done:
+            raise self.fault("the file ends inside a value")
+
+    def _skip_value(self) -> None:
+        """Skip a value that is JSON, but cannot be parsed. Raises: UserError if it has no end."""
+        position, depth = self._at, 0
+        while True:
+            match = TOKEN.search(self._window, position) if self._window[self._at] in "[{" else None
+            if match and match[0] != '"':
+                position, depth = match.end(), depth + DEPTHS.get(match[0], 0)
+                if depth == 0:
+                    break
+                continue
+            number = NUMBER.match(self._window, self._at)
+            if number and number[0] and (number.end() < len(self._window) or self._done):
+                position = number.end()
+                break
+            position = (match.start() if match else len(self._window)) - self._at  # the window is cut there
+            self._read_more_of_row()
+        self.advance(position - self._at)
 
     def fault(self, message: str, position: int | None = None) -> UserError:
         """The error for invalid JSON at a position of the window; None: the current one."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.formats.lines import NumberedRow, decode, numbered_lines
+from finetune.data.formats.encodings import decode
+from finetune.data.formats.lines import NumberedRow, numbered_lines
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
@@ -45,7 +46,7 @@ def read_parallel(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     Raises: UserError if the files have different numbers of lines.
     """
     files = parallel_files(path)
-    readers = [numbered_lines(file) for file in files.values()]
+    readers = [numbered_lines(file, source.encoding) for file in files.values()]
     for number, lines in enumerate(zip_longest(*readers), start=1):
         ended = [name for name, line in zip(files, lines, strict=True) if line is None]
         if ended:
@@ -54,14 +55,14 @@ def read_parallel(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
                 where=f"{path}:{number}",
                 remedy="Parallel files must have equal numbers of lines. A missing line mismatches all lines after it.",
             )
-        yield number, _row(list(files), [line for _, line in lines])
+        yield number, _row(list(files), [line for _, line in lines], source.encoding)
 
 
-def _row(names: list[str], lines: list[bytes]) -> dict[str, Any] | BadRow:
+def _row(names: list[str], lines: list[bytes], encoding: str) -> dict[str, Any] | BadRow:
     row = {}
     for name, line in zip(names, lines, strict=True):
         try:
-            row[name] = decode(line).strip()
+            row[name] = decode(line, encoding).strip()
         except BadRow as error:
             return BadRow(f"{name}: {error}")
         if not row[name]:

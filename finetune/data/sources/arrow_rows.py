@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.bad_rows import BadRows
 from finetune.data.columns import Required
-from finetune.data.formats.lines import unreadable
+from finetune.data.formats.compression import unreadable
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.values import NO_NUMBER, OddValues, without_nan
 

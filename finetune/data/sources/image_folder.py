@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetune.data.formats.lines import unreadable
+from finetune.data.formats.compression import unreadable
 from finetune.data.sources.locate import display_path
 from finetune.errors import UserError
 

@@ -10,17 +10,19 @@ from typing import Any, Protocol
 
 from finetune.data.bad_rows import BadRow, BadRows
 from finetune.data.columns import Required, apply_roles, check_required
-from finetune.data.formats.lines import NumberedRow, unreadable
+from finetune.data.formats.compression import unreadable
+from finetune.data.formats.lines import NumberedRow
 from finetune.data.formats.parallel_text import parallel_files
-from finetune.data.formats.registry import READERS
+from finetune.data.formats.registry import READ_OPTIONS, READERS
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.records import RecordFile, RecordWriter
 from finetune.data.sources.locate import display_path
 from finetune.data.values import OddValues, check_text, without_nan
 from finetune.recipe.data import SourceSection
 
-VERSION = 2  # of the layout on disk and of the rows that readers return for a file
+VERSION = 3  # of the layout on disk and of the rows that readers return for a file
 WORDLESS = ("csv", "tsv")  # formats without a null, so that NA or nan in a cell may stand for one
+ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # json.dumps makes one for each row
 PATH_ROLES = ("image",)  # text in these roles is a path, relative to the file that contains it
 
 
@@ -92,7 +94,7 @@ def convert_file(
         stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError as error:
         raise unreadable(path, error) from error
-    identity = (str(path.resolve()), stats, file_format, list(source.header), source.images)
+    identity = (str(path.resolve()), stats, file_format, source.model_dump(include=set(READ_OPTIONS)))
     key = digest("file", VERSION, identity, dict(mapping), required, limit)
     read = partial(READERS[file_format], path, source)
     return RecordRows(
@@ -154,7 +156,7 @@ def _record(row: dict[str, Any], mapping: Mapping[str, str]) -> bytes:
     In columns that the task does not read, and in names of files, halves of surrogate pairs stay as they are.
     """
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        return ENCODER.encode(row).encode("utf-8")
     except ValueError:  # NaN, or half of a surrogate pair: rare, so only such rows are looked through
         for role, column in mapping.items():
             if role not in PATH_ROLES:

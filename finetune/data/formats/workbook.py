@@ -1,0 +1,149 @@
+"""Reader of Excel workbooks (.xlsx): one sheet, whose first row that is not empty names the columns."""
+
+from __future__ import annotations
+
+import datetime
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from finetune.data.bad_rows import BadRow
+from finetune.data.columns import nearest_name
+from finetune.data.formats.compression import unreadable
+from finetune.data.formats.delimited import check_header
+from finetune.data.formats.lines import NumberedRow
+from finetune.errors import UserError
+from finetune.recipe.data import SourceSection
+
+Cells = Sequence[Any]  # cells of openpyxl, with `value`, `data_type` and `coordinate`
+
+
+def read_workbook(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
+    """The rows of a sheet with their numbers in Excel. Empty rows and cells are left out.
+
+    Whole numbers are integers, dates are ISO text, formulas the values that Excel stored. A cell with an error, or a
+    formula without a stored value, makes its row bad.
+    Raises: UserError if the file is no workbook, or has no such sheet.
+    """
+    header = check_header(source.header, path, 1) if source.header else None
+    for number, cells in _numbered_cells(path, source):
+        if all(cell.value is None for cell, _ in cells):
+            continue
+        if header is None:
+            while cells and cells[-1][0].value is None:
+                cells.pop()
+            names = ["" if cell.value is None else str(_plain(cell.value)) for cell, _ in cells]
+            header = check_header(names, path, number)
+            continue
+        try:
+            yield number, _row(header, cells)
+        except BadRow as bad:
+            yield number, bad
+
+
+def _row(header: Sequence[str], cells: list[tuple[Any, bool]]) -> dict[str, Any]:
+    row = {}
+    for index, (cell, unsaved) in enumerate(cells):
+        if unsaved:
+            raise BadRow(f"the formula in {cell.coordinate} has no stored value; open and save the file in Excel")
+        if cell.value is None:
+            continue
+        if cell.data_type == "e":
+            raise BadRow(f"{cell.coordinate} is an error ({cell.value})")
+        if index >= len(header):
+            raise BadRow(f"{cell.coordinate} has a value, but the header has {len(header)} columns")
+        row[header[index]] = _plain(cell.value)
+    return row
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it. Excel does not tell 1 from 1.0, so whole numbers are integers."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, datetime.datetime):
+        return value.date().isoformat() if value.time() == datetime.time() else value.isoformat(" ")
+    return value if isinstance(value, (str, int, float, bool)) else str(value)
+
+
+def _numbered_cells(path: Path, source: SourceSection) -> Iterator[tuple[int, list[tuple[Any, bool]]]]:
+    """(row number in Excel, [(cell, whether it is a formula without a stored value)])."""
+    with _opened(path, values=True) as book:
+        rows = _sheet(book, path, source).iter_rows()
+        if not _has_formulas(path):
+            for number, cells in enumerate(rows, start=1):
+                yield number, [(cell, False) for cell in cells]
+            return
+        with _opened(path, values=False) as formulas:
+            pairs = zip_longest(rows, _sheet(formulas, path, source).iter_rows(), fillvalue=())
+            for number, (cells, written) in enumerate(pairs, start=1):
+                both = zip(cells, written, strict=False)
+                yield (
+                    number,
+                    [
+                        (cell if cell.value is not None else other, cell.value is None and other.value is not None)
+                        for cell, other in both
+                    ],
+                )
+
+
+def _has_formulas(path: Path) -> bool:
+    """Whether any sheet has a formula: an element <f> in its XML."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.startswith("xl/worksheets/") and name.endswith(".xml"):
+                with archive.open(name) as file:
+                    tail = b""
+                    while chunk := file.read(1 << 20):
+                        if b"<f>" in tail + chunk or b"<f " in tail + chunk:
+                            return True
+                        tail = chunk[-2:]
+    return False
+
+
+@contextmanager
+def _opened(path: Path, *, values: bool) -> Iterator[Any]:
+    """The workbook, read row by row. values: the stored values of formulas rather than the formulas."""
+    import openpyxl
+    from openpyxl.utils.exceptions import InvalidFileException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about styles and validation rules, which are not read
+            book = openpyxl.load_workbook(path, read_only=True, data_only=values, keep_links=False)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError) as error:
+        remedy = "Save it as .xlsx or .csv; workbooks with a password and those of an old Excel (.xls) cannot be read."
+        raise UserError("is not an .xlsx workbook", where=str(path), remedy=remedy) from error
+    try:
+        yield book
+    finally:
+        book.close()
+
+
+def _sheet(book: Any, path: Path, source: SourceSection) -> Any:
+    """The sheet of a source: by name, or the first one. Raises: UserError if there is none."""
+    names = [sheet.title for sheet in book.worksheets]
+    if not names or (source.sheet and source.sheet not in names):
+        near = nearest_name(source.sheet, names)
+        raise UserError(
+            f"has no sheet {source.sheet!r}" + (f"; did you mean {near!r}?" if near else ""),
+            where=str(path),
+            remedy=f"Set `sheet:` to one of {', '.join(names)}.",
+        )
+    sheet = book[source.sheet or names[0]]
+    sheet.reset_dimensions()  # some programs write wrong ones, and cells outside would be left out
+    return sheet
+
+
+def workbook_notes(path: Path, source: SourceSection) -> list[str]:
+    """Which of several sheets is read."""
+    with _opened(path, values=True) as book:
+        names = [sheet.title for sheet in book.worksheets]
+    if source.sheet or len(names) < 2:
+        return []
+    return [f"sheet {names[0]!r} is read; others are not: {', '.join(names[1:])}; `sheet:` chooses one"]
