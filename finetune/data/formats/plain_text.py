@@ -19,7 +19,8 @@ def read_text(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
 
     A bad line makes its paragraph or document bad. Raises: UserError if the file cannot be read.
     """
-    first, lines, size, bad = 0, [], 0, None
+    first, size, bad = 0, 0, None
+    lines: list[str] = []
     for number, raw in numbered_lines(path, source.encoding):
         blank = raw.isspace()
         if blank and source.sample_by == "paragraph":
