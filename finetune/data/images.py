@@ -5,15 +5,39 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.image_values import base64_bytes, image_bytes, shorten
+from finetune.data.pixels import UPPER_BITS, WIDE, ValueRange, scale_values, to_rgb, unknown_range
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 1 << 28  # 268 megapixels: guards against small files that unpack to gigabytes
+# Pillow's decoders that are used. Others run external programs (EPS: Ghostscript), or have no use in a data set.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "DIB", "QOI")
+OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # format -> part that Pillow may be built without
+EXTENSIONS = {  # in lower case -> the format that its files have
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    **dict.fromkeys((".png", ".apng"), "PNG"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm", ".pfm"), "PPM"),
+    **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG2000"),
+    **dict.fromkeys((".avif", ".avifs"), "AVIF"),
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".bmp": "BMP",
+    ".dib": "DIB",
+    ".mpo": "MPO",
+    ".qoi": "QOI",
+}
+# How files begin whose format has no decoder in Pillow, but a name that a message can say.
+SIGNATURES = ((b"%PDF", 0, "PDF"), (b"<svg", 0, "SVG"), (b"<?xml", 0, "SVG or other XML"), (b"ftyphe", 4, "HEIC"))
+RECOGNIZED = ("EPS", "PSD", "ICO", "ICNS", "DDS", "SGI", "SUN", "WMF", "FITS", "HDF5")  # by Pillow, but not decoded
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 UPRIGHT = {  # EXIF orientation -> name of the transposition that turns the image upright
     2: "FLIP_LEFT_RIGHT",
@@ -37,24 +61,56 @@ BROKEN = (
     struct.error,
 )
 ORIENTATION = 0x0112  # EXIF tag
+FRAMES = "the image has several frames or pages; the first is used"
 
 
-def decode_image(value: Any) -> Image.Image:
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image.
+
+    rgb: upright. stored_size: (width, height) of the pixels as stored. orientation: EXIF's, 1 to 8.
+    notices: what was left out or changed, such as FRAMES.
+    """
+
+    rgb: Image.Image
+    stored_size: tuple[int, int]
+    orientation: int
+    notices: tuple[str, ...]
+
+
+def decode_image(value: Any, value_range: ValueRange | None = None) -> Image.Image:
     """Decode an image to RGB, rotated upright as its EXIF data says, all pixels read.
 
-    value: bytes, {"bytes": ..., "path": ...}, a path, a PIL image, or a uint8 array [h, w] or [h, w, c].
-    Transparent pixels are blended with white; of 16-bit grayscale the upper byte is kept.
+    value: bytes, {"bytes": ..., "path": ...}, a path, a data URI, base64 text, a PIL image, or an array [h, w] or [h, w, c].
+    value_range: the values that become black and white in images with more than 8 bits per channel; None: as the file says.
     Raises: BadRow if the image is corrupt, truncated, missing or of an unknown form.
     """
+    return read_image(value, value_range).rgb
+
+
+def read_image(value: Any, value_range: ValueRange | None = None) -> Picture:
+    """As decode_image, with what else is known of the image."""
     from PIL import Image
 
-    image = _open(value)
+    image = _open(value, value_range)
     try:
+        several = bool(getattr(image, "is_animated", False))
+        raw_mode = _raw_mode(image)
         image.load()
-        rgb, transposition = _as_rgb(image), UPRIGHT.get(_orientation(image))
-        return rgb if transposition is None else rgb.transpose(Image.Transpose[transposition])
-    except BROKEN as error:
+        _check_transparency(image, raw_mode)
+        rgb, *changes = to_rgb(image, value_range)
+        orientation = _orientation(image)
+        if orientation in UPRIGHT:
+            rgb = rgb.transpose(Image.Transpose[UPRIGHT[orientation]])
+    except (*BROKEN, Image.DecompressionBombError) as error:
         raise BadRow(f"broken image{_name(value)}: {error}") from error
+    except BadRow as bad:
+        raise BadRow(f"image{_name(value)}: {bad}") from bad
+    if several:
+        changes.append(FRAMES)
+    if ";16" in raw_mode and image.mode not in WIDE:  # 16 bits per color
+        changes.append(UPPER_BITS)
+    return Picture(rgb, image.size, orientation, tuple(change for change in changes if change))
 
 
 def image_size(value: Any) -> tuple[int, int]:
@@ -62,9 +118,15 @@ def image_size(value: Any) -> tuple[int, int]:
 
     Raises: BadRow as decode_image does, except for broken pixels.
     """
-    image = _open(value)
+    image = _open(value, None)
     width, height = image.size
     return (height, width) if _orientation(image) in ROTATED else (width, height)
+
+
+def can_decode(extension: str) -> bool:
+    """Can files with this extension, such as ".jpg", be decoded by the installed Pillow?"""
+    kind = EXTENSIONS.get(extension.lower())
+    return kind is not None and (kind not in OPTIONAL or kind in _formats())
 
 
 def _orientation(image: Image.Image) -> int:
@@ -76,71 +138,138 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def _open(value: Any) -> Image.Image:
+def _open(value: Any, value_range: ValueRange | None) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(value, Image.Image):
         return value
     if hasattr(value, "dtype") or isinstance(value, list):
-        return _from_array(value)
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if value is None or (isinstance(value, (bytes, str)) and not value):
-        raise BadRow("no image")
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        value = io.BytesIO(value)
-    elif not isinstance(value, (str, Path)):
-        raise BadRow(f"an image must be bytes or a path, not {type(value).__name__}")
+        return _from_array(value, value_range)
+    content = _content(value)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(value)
+            image = Image.open(content, formats=_formats())
     except UnidentifiedImageError as error:
-        raise BadRow(f"not an image{_name(value)}") from error
+        raise BadRow(_unidentified(content, _name(value))) from error
     except (*BROKEN, Image.DecompressionBombError) as error:
-        raise BadRow(f"image{_name(value)} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or shorten(str(error))
+        raise BadRow(f"image{_name(value)} cannot be opened: {reason}") from error
     if image.width * image.height > MAX_PIXELS:
         raise BadRow(f"image{_name(value)} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
     return image
 
 
-def _from_array(value: Any) -> Image.Image:
+def _content(value: Any) -> io.BytesIO | str | Path:
+    """What PIL can open. Raises: BadRow if the value holds no image."""
+    if isinstance(value, dict):
+        known = [value[key] for key in ("bytes", "path") if value.get(key) is not None]
+        if not known and value and not {"bytes", "path"} & value.keys():
+            raise BadRow(f"an image object has bytes or path, not {shorten(', '.join(map(str, value)))}")
+        inner = known[0] if known else None
+        if isinstance(inner, str) and value.get("bytes") is not None:  # bytes in JSON
+            inner = image_bytes(inner) or base64_bytes(inner)
+        value = inner
+    if isinstance(value, str) and value:
+        inline = image_bytes(value)
+        value = value if inline is None else inline
+    if value is None or (isinstance(value, (bytes, bytearray, str)) and not value):
+        raise BadRow("no image")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return io.BytesIO(value)
+    if not isinstance(value, (str, Path)):
+        raise BadRow(f"an image must be bytes or a path, not {type(value).__name__}")
+    return value
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with."""
+    from PIL import Image, features
+
+    Image.init()
+    known = {**features.modules, **features.codecs}  # an older Pillow does not know AVIF
+    missing = {name for name, part in OPTIONAL.items() if part not in known or not features.check(part)}
+    return tuple(name for name in FORMATS if name in Image.OPEN and name not in missing)
+
+
+def _unidentified(content: io.BytesIO | str | Path, name: str) -> str:
+    """Why there is no decoder: another format, which is named if its first bytes say it, or no image at all."""
+    from PIL import Image
+
+    try:
+        if isinstance(content, io.BytesIO):
+            head = content.getvalue()[:32]
+        else:
+            with Path(content).open("rb") as file:
+                head = file.read(32)
+    except OSError:
+        return f"not an image{name}"
+    if not head:
+        return f"not an image{name}: the file is empty"
+    for start, offset, kind in SIGNATURES:
+        if head[offset:].startswith(start):
+            return f"image{name} is in the format {kind}, which is not read; convert it to PNG or JPEG"
+    for kind in RECOGNIZED:
+        accepts = Image.OPEN[kind][1] if kind in Image.OPEN else None
+        if accepts is not None and accepts(head[:16]) is True:
+            return f"image{name} is in the format {kind}, which is not read; convert it to PNG or JPEG"
+    return f"not an image{name}"
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the pixels of a PNG or TIFF are stored, such as "L;2" or "RGB;16B"; else "". Known only before they are loaded."""
+    tile = getattr(image, "tile", None)
+    if image.format not in ("PNG", "TIFF") or not tile:
+        return ""
+    arguments = tile[0][3]
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _check_transparency(image: Image.Image, raw_mode: str) -> None:
+    """The one color of a PNG that is transparent, in the scale of its loaded pixels.
+
+    Raises: BadRow for 16 bits per color, of which Pillow keeps 8: the color cannot be found any more.
+    """
+    key = image.info.get("transparency")
+    if key is None:
+        return
+    if raw_mode == "RGB;16B":
+        raise BadRow("16 bits per color with one transparent color; store it with an alpha channel, or with 8 bits")
+    factor = {"L;2": 85, "L;4": 17}.get(raw_mode)
+    if factor and isinstance(key, int):
+        image.info["transparency"] = key * factor
+
+
+def _from_array(value: Any, value_range: ValueRange | None) -> Image.Image:
     import numpy as np
     from PIL import Image
 
     try:
         pixels = np.asarray(value)
-        if pixels.dtype.kind in "iu" and pixels.size and pixels.min() >= 0 and pixels.max() <= 255:
-            pixels = pixels.astype(np.uint8)
         if pixels.ndim == 3 and pixels.shape[2] == 1:
             pixels = pixels[:, :, 0]
+        if pixels.dtype == np.uint16 and value_range is None:
+            if pixels.ndim == 2:
+                return Image.fromarray(np.ascontiguousarray(pixels))  # 16-bit grayscale, however dark it is
+            pixels = (pixels >> 8).astype(np.uint8)
+        if pixels.dtype != np.uint8 and value_range is not None and pixels.dtype.kind in "iuf":
+            pixels = scale_values(pixels, value_range)
+        elif pixels.dtype.kind in "iu" and pixels.size and pixels.min() >= 0 and pixels.max() <= 255:
+            pixels = pixels.astype(np.uint8)
         if pixels.dtype != np.uint8:
-            raise BadRow(f"an image array must hold values from 0 to 255, not {pixels.dtype}")
+            if pixels.dtype.kind in "iuf" and pixels.size:
+                hint = f"; {unknown_range(pixels, str(pixels.dtype))}"
+            else:
+                hint = ""
+            raise BadRow(f"an image array must hold values from 0 to 255, not {pixels.dtype}{hint}")
         return Image.fromarray(np.ascontiguousarray(pixels))
     except (TypeError, ValueError) as error:
         raise BadRow(f"an image array must be [height, width] or [height, width, channels]: {error}") from error
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    from PIL import Image
-
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # 16-bit grayscale; convert("RGB") would clip it to white
-        import numpy as np
-
-        wide = np.asarray(image).astype(np.int64)
-        if wide.size and wide.max() > 255:
-            wide = wide >> 8
-        return Image.fromarray(wide.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        background = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(background, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
 def _name(value: Any) -> str:
+    """A space and the path for messages, at most 100 characters; "" for bytes."""
     if isinstance(value, dict):
         value = value.get("path")
-    return f" {value}" if isinstance(value, (str, Path)) and str(value) else ""
+    return f" {shorten(str(value))}" if isinstance(value, (str, Path)) and str(value) else ""

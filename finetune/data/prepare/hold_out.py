@@ -57,7 +57,7 @@ def _file_digest(path: str) -> str:
         with Path(path).open("rb") as file:
             head = file.read(HEAD_BYTES)
         return hashlib.blake2b(head, digest_size=16).hexdigest() + str(Path(path).stat().st_size)
-    except OSError:
+    except (OSError, ValueError):  # such as a path with a null byte
         return path
 
 

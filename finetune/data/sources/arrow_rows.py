@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.bad_rows import BadRows
 from finetune.data.columns import Required
 from finetune.data.formats.compression import unreadable
+from finetune.data.image_values import files_digest
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.values import NO_NUMBER, OddValues, without_nan
 
@@ -39,7 +41,6 @@ class ArrowRows:
     ) -> None:
         self._arguments = (tuple(paths), name, dict(mapping), required, limit, fingerprint)
         self._name = name
-        self.fingerprint = digest("arrow", fingerprint, dict(mapping), required, limit)
         table = map_arrow(paths)
         class_names = class_columns(table.schema)
         self._columns = {role: (table.column(column), class_names.get(column)) for role, column in mapping.items()}
@@ -53,6 +54,29 @@ class ArrowRows:
         self._length = table.num_rows if self._index is None else len(self._index)
         if limit is not None:
             self._length = min(self._length, limit)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the files, how they are read, and of the images that they name."""
+        _, _, mapping, required, limit, files = self._arguments
+        images = files_digest(self._named_images()) if "image" in mapping else ""
+        return digest("arrow", files, mapping, required, limit, *([images] if images else []))
+
+    def _named_images(self) -> Iterator[str]:
+        """The paths in the image column, where it holds paths; bytes are not read."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column, kind = self._columns["image"][0], self._columns["image"][0].type
+        if pa.types.is_struct(kind):
+            names = {kind.field(index).name for index in range(kind.num_fields)}
+            if "path" not in names:
+                return
+            paths = pc.struct_field(column, "path")
+            column = paths.filter(pc.is_null(pc.struct_field(column, "bytes"))) if "bytes" in names else paths
+            kind = column.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            yield from (value.as_py() for value in column if value.is_valid)
 
     def _complete_rows(
         self, count: int, mapping: Mapping[str, str], required: Required, limit: int | None

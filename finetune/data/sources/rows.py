@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from finetune.data.formats.compression import unreadable
 from finetune.data.formats.lines import NumberedRow
 from finetune.data.formats.parallel_text import parallel_files
 from finetune.data.formats.registry import READ_OPTIONS, READERS
+from finetune.data.image_values import files_digest, named_file, resolve_image
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.records import RecordFile, RecordWriter
 from finetune.data.sources.locate import display_path
@@ -33,11 +34,12 @@ class Rows(Protocol):
     odd: values that are read otherwise than they may be meant.
     """
 
-    fingerprint: str
     classes: Mapping[str, Sequence[str]]
     bad: BadRows
     odd: OddValues
 
+    @property
+    def fingerprint(self) -> str: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, Any]: ...
     def values(self, role: str) -> Iterator[Any]: ...
@@ -49,7 +51,6 @@ class RecordRows:
 
     def __init__(self, folder: Path, path: Path) -> None:
         facts = json.loads((folder / "facts.json").read_text("utf-8"))
-        self.fingerprint = folder.name
         self.classes: Mapping[str, Sequence[str]] = {}
         listed = [(display_path(path) + suffix, reason) for suffix, reason in facts["bad"]]
         self.bad = BadRows("skip", listed, facts["bad_count"])
@@ -57,6 +58,15 @@ class RecordRows:
         self._folder, self._path = folder, path
         self._records = RecordFile(folder)
         self._lines = self._records.numbers("line")
+        self._names_files: bool = facts["names_files"]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the rows, and of size and modification time of the images that they name."""
+        return digest("rows", self._folder.name, *(files_digest(self.values(role)) for role in self._named_roles()))
+
+    def _named_roles(self) -> tuple[str, ...]:
+        return PATH_ROLES if self._names_files else ()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -117,7 +127,8 @@ def convert_images(
     """The images of a folder. listing: (path relative to folder, class, bytes, modification time) of each, in order."""
     key = digest("images", VERSION, str(folder.resolve()), listing, dict(mapping), required, limit)
     rows: Iterator[NumberedRow] = ((0, {"image": name, "label": label}) for name, label, _, _ in listing)
-    return RecordRows(publish("rows", key, lambda new: _write(new, rows, mapping, required, limit, folder)), folder)
+    path = publish("rows", key, lambda new: _write(new, rows, mapping, required, limit, folder, known=True))
+    return RecordRows(path, folder)
 
 
 def _write(
@@ -129,8 +140,10 @@ def _write(
     base: Path,
     *,
     words: bool = False,
+    known: bool = False,
 ) -> None:
-    bad, odd = BadRows("skip"), OddValues()
+    """known: sizes and modification times of the files that rows name are part of the key of this entry."""
+    bad, odd, names_files = BadRows("skip"), OddValues(), False
     with RecordWriter(folder, tags=("line",)) as writer:
         for line, raw in rows:
             try:
@@ -143,10 +156,11 @@ def _write(
             except BadRow as error:
                 bad.add(f":{line}" if line else "" if isinstance(raw, BadRow) else f"/{raw['image']}", str(error))
                 continue
+            names_files = names_files or (not known and any(named_file(row.get(role)) for role in PATH_ROLES))
             writer.append(record, line)
             if writer.count == limit:
                 break
-    facts = {"bad": bad.listed, "bad_count": bad.count, "odd": odd.to_list()}
+    facts = {"bad": bad.listed, "bad_count": bad.count, "odd": odd.to_list(), "names_files": names_files}
     (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
 
 
@@ -166,8 +180,8 @@ def _record(row: dict[str, Any], mapping: Mapping[str, str]) -> bytes:
 
 def _with_paths(row: dict[str, Any], base: Path) -> dict[str, Any]:
     for role in PATH_ROLES:
-        if isinstance(row.get(role), str) and not row[role].startswith("data:"):
-            row[role] = str(base / Path(row[role]).expanduser())
+        if row.get(role) is not None:
+            row[role] = resolve_image(row[role], base)
     return row
 
 

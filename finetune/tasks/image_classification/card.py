@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from finetune.recipe.card import TaskCard
-from finetune.recipe.section import Section
 from finetune.tasks.class_metrics import DEFAULT_METRICS, METRICS
+from finetune.tasks.vision.options import ImageOptions
 
 
-class ImageClassificationOptions(Section):
+class ImageClassificationOptions(ImageOptions):
     image_size: int | None = Field(
         default=None, ge=1, description="Side of the square input in pixels. Default: the image processor's size."
     )
@@ -52,7 +52,7 @@ CARD = TaskCard(
     name="image_classification",
     auto_model="AutoModelForImageClassification",
     summary="Classify an image: CNNs such as ResNet and ConvNeXt, and vision transformers.",
-    columns={"image": "The image: a file, or its bytes.", "label": "The class: a name or a number."},
+    columns={"image": "The image: a file, its bytes, or a data URI.", "label": "The class: a name or a number."},
     required=(("image",), ("label",)),
     metrics=METRICS,
     default_metrics=DEFAULT_METRICS,

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.images import decode_image
+from finetune.data.images import read_image
 from finetune.data.labels import Labels
+from finetune.data.pixels import ValueRange
+from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row, Table
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.inputs import encode_each
@@ -47,7 +49,8 @@ class ImageWithLabel:
 def image_transform(artifacts: TaskArtifacts, *, augment: str, seed: int) -> ImageTransform:
     """The transform of the artifacts' processor, with random augmentation or "none"."""
     height, width = artifacts.settings["image_size"]
-    return ImageTransform(artifacts.processor, (height, width), artifacts.settings["channels"], augment, seed)
+    channels, value_range = artifacts.settings["channels"], artifacts.options.value_range
+    return ImageTransform(artifacts.processor, (height, width), channels, augment, seed, value_range)
 
 
 def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
@@ -62,12 +65,11 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
     return encode_each(rows, encode)
 
 
-def check_rows(labels: Labels, rows: Sequence[Row]) -> list[dict[str, Any] | BadRow]:
-    """{"label": int} per row, once its image was decoded in full; or a BadRow."""
+def check_rows(labels: Labels, value_range: ValueRange | None, rows: Sequence[Row]) -> list[dict[str, Any] | BadRow]:
+    """{"label": int, "notices"} per row, once its image was decoded in full; or a BadRow."""
 
     def check(row: Row) -> dict[str, Any]:
         label = labels.index(row["label"])
-        decode_image(row["image"])
-        return {"label": label}
+        return {"label": label, NOTICES: list(read_image(row["image"], value_range).notices)}
 
     return encode_each(rows, check)

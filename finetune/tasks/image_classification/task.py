@@ -101,6 +101,7 @@ class ImageClassification:
         facts[table.name] = f"{len(checked):,} images of {width} x {height}{skipped}"
         counts = class_counts((example["label"] for example in checked), artifacts.labels)
         facts[f"{table.name} classes"] = counts
+        facts.notes.extend(f"{table.name}: {line}" for line in checked.notices.lines())
         ids = checked.ids.tolist()
         transform = image_transform(artifacts, augment=options.augment if training else "none", seed=plan.recipe.seed)
         mixup, cutmix = (options.mixup, options.cutmix) if training else (0.0, 0.0)
@@ -110,11 +111,11 @@ class ImageClassification:
     def _check(self, plan: Plan, artifacts: TaskArtifacts, table: Table) -> EncodedExamples:
         """{"label"} of each usable row. Found in the cache after the first time."""
         assert artifacts.classes is not None
-        labels = artifacts.classes.lookup
+        labels, value_range = artifacts.classes.lookup, artifacts.options.value_range
         return encode(
             table,
-            lambda rows: check_rows(labels, rows),
-            key=json.dumps([CARD.name, 1, labels.names]),
+            lambda rows: check_rows(labels, value_range, rows),
+            key=json.dumps([CARD.name, 2, labels.names, value_range]),
             on_bad_row=plan.recipe.data.on_bad_row,
             cost=lambda example: 1,
         )

@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.images import decode_image
+from finetune.data.pixels import ValueRange
 from finetune.data.prepare.encode import LazyExamples
 from finetune.errors import TrainingFailed
 
@@ -50,16 +51,24 @@ class ImageTransform:
     """An image, however the data holds it -> float32 [channels, height, width]. Picklable for loader processes.
 
     processor: an image processor with one fixed output size. augment: "none", "flip", "crop_flip" or "strong".
-    epoch: set by the loop; augmentation depends on it.
+    epoch: set by the loop; augmentation depends on it. value_range: see decode_image.
     """
 
-    def __init__(self, processor: Any, size: tuple[int, int], channels: int, augment: str, seed: int) -> None:
-        self.processor, self.size, self.channels = processor, size, channels
+    def __init__(
+        self,
+        processor: Any,
+        size: tuple[int, int],
+        channels: int,
+        augment: str,
+        seed: int,
+        value_range: ValueRange | None = None,
+    ) -> None:
+        self.processor, self.size, self.channels, self.value_range = processor, size, channels, value_range
         self.augment, self.seed, self.epoch = augment, seed, 0
 
     def __call__(self, value: Any, example_id: int) -> np.ndarray:
         """Raises: BadRow for an image that cannot be decoded."""
-        image = decode_image(value)
+        image = decode_image(value, self.value_range)
         if self.channels == 1:
             image = image.convert("L")
         box, rng = None, np.random.Generator(np.random.Philox(key=[self.seed, (self.epoch << 40) + example_id]))

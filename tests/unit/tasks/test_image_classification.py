@@ -158,3 +158,47 @@ def test_a_processor_that_keeps_shapes_is_replaced(tmp_path: Path) -> None:
     processor = load_processor(ModelSection(source="x", processor=str(tmp_path)), config)
     assert output_size(processor, config) == (32, 32)
     assert processor.image_mean == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+
+
+def test_what_is_changed_in_images_is_told_once_also_from_the_cache(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 0x4000, np.uint16)).save(tmp_path / "wide.png")
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    rows = [{"image": name, "label": name} for name in ("wide.png", "clear.png", "wide.png")]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for _ in range(2):
+        notes = _read(tmp_path / "train.jsonl", data={"train": str(tmp_path / "train.jsonl")}).facts.notes
+        assert [note.split(" (")[0] for note in notes] == [
+            "train: 2 rows: the image has more than 8 bits per channel; values are divided by 256",
+            "train: 1 row: transparent pixels are blended with white",
+        ]
+        assert "train.jsonl:1" in notes[0] and "train.jsonl:2" in notes[1]
+
+
+def test_a_value_range_reaches_training_and_prediction(tmp_path: Path) -> None:
+    for name, value in (("dark", 0.25), ("bright", 0.75)):
+        Image.new("F", (8, 8), value).save(tmp_path / f"{name}.tif")
+    rows = [{"image": f"{name}.tif", "label": name} for name in ("dark", "bright")]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"dark\.tif: pixels are floats from 0\.25.* set options\.value_range"):
+        _read(path, data={"train": str(path)})
+    prepared = _read(path, data={"train": str(path)}, options={"image_size": 8, "value_range": [0, 1]})
+    images = [prepared.datasets["train"][index]["pixel_values"] for index in range(2)]
+    assert images[0].max() < images[1].min()
+    rows = [{"image": str(tmp_path / row["image"])} for row in rows]
+    encoded = prepared.task.encode(prepared.artifacts, rows, with_targets=False)
+    np.testing.assert_array_equal(encoded[0]["pixel_values"], images[0])
+
+
+def test_a_missing_picture_that_is_put_in_place_is_seen(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"image": "a.png", "label": "x"}\n{"image": "b.png", "label": "y"}\n')
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"b\.png cannot be opened: No such file"):
+            _read(path, data={"train": str(path)})
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    assert len(_read(path, data={"train": str(path)}).datasets["train"]) == 2
+    (tmp_path / "b.png").write_bytes(b"damaged later")
+    with pytest.raises(UserError, match=r"not an image .*b\.png"):
+        _read(path, data={"train": str(path)})
