@@ -1,74 +1,171 @@
-"""Lists a folder of images with one subfolder per class, in a deterministic order."""
+"""Lists a folder of images with one subfolder per class, in a deterministic order, and says what it leaves out."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.data.formats.compression import unreadable
+from finetune.data.images import can_decode
 from finetune.data.sources.locate import display_path
 from finetune.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 COLUMNS = ("image", "label")
-SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test"}
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+TRAINING_NAMES = {"train", "training"}
+CLUTTER = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}  # of operating systems; like hidden files never looked at
+SHOWN = 10  # extensions or folders named in one message
 
 ImageEntry = tuple[str, str | None, int, int]  # (path relative to the folder, class, bytes, modification time in ns)
 
 
-def list_images(folder: Path) -> list[ImageEntry]:
-    """All images in a folder and its subfolders, sorted by class and name. An image outside of subfolders has no class.
+@dataclass
+class ImageListing:
+    """images: sorted by class and name. unread: extension -> number of other files. first_unread: one of them.
+
+    left_out: subfolders that are no classes, such as _old. nested: images below the folder of their class.
+    """
+
+    images: list[ImageEntry] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+    first_unread: str = ""
+    left_out: list[str] = field(default_factory=list)
+    nested: int = 0
+
+    def notices(self) -> list[str]:
+        """What was left out, a line each."""
+        lines = []
+        if self.unread:
+            count = self.unread.total()
+            files = "1 file is" if count == 1 else f"{count:,} files are"
+            lines.append(f"{files} left out, of no format that is read: {_counted(self.unread)} ({self.first_unread})")
+        if self.left_out:
+            lines.append(f"hidden folders with images are left out: {_shown(self.left_out)}")
+        if self.nested:
+            images = "1 image lies" if self.nested == 1 else f"{self.nested:,} images lie"
+            lines.append(f"{images} in folders below a class folder; the first level is the class")
+        return lines
+
+
+def list_images(folder: Path) -> ImageListing:
+    """All images in a folder and its subfolders. An image outside of subfolders has no class.
 
     Raises: UserError as find_classes does.
     """
-    return list(_walk(folder, find_classes(folder)))
+    listing = ImageListing()
+    try:
+        for label in (None, *find_classes(folder)):
+            start = folder if label is None else folder / label
+            for path, is_image in _files(start, recursive=label is not None):
+                name = os.path.relpath(path, folder)
+                if is_image:
+                    stat = path.stat()
+                    listing.images.append((name, label, stat.st_size, stat.st_mtime_ns))
+                    listing.nested += label is not None and path.parent != start
+                else:
+                    listing.unread[path.suffix.lower() or "no extension"] += 1
+                    listing.first_unread = listing.first_unread or name
+        listing.left_out = [name for name in _hidden_folders(folder) if _has_images(folder / name)]
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return listing
 
 
 def find_classes(folder: Path) -> list[str]:
     """The classes (subfolders), A to Z, without listing all files.
 
-    Raises: UserError if there is no image, or if the subfolders are splits rather than classes.
+    Raises: UserError if there is no image, if a class has none, or if subfolders are splits rather than classes.
     """
     try:
-        classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] not in "._")
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        classes = [name for name in names if name[0] not in "._" and name.lower() not in CLUTTER]
+        _refuse_splits(folder, classes)
+        empty = [name for name in classes if not _has_images(folder / name)]
+        loose = any(is_image for _, is_image in _files(folder, recursive=False))
     except OSError as error:
         raise unreadable(folder, error) from error
-    if classes and {name.lower() for name in classes} <= SPLIT_NAMES:
+    if not loose and len(empty) == len(classes):
+        unread = Counter(_contents(folder, "")) + Counter(kind for name in classes for kind in _contents(folder, name))
         raise UserError(
-            f"contains splits ({', '.join(classes)}), not classes",
+            "contains no images and no data file" + (f", but {_counted(unread)}" if unread else ""),
             where=display_path(folder),
-            remedy=f"Use one of them as the source, such as {display_path(folder / classes[0])}, or set `split:`.",
+            remedy="An image folder has one subfolder per class, with .jpg, .jpeg, .png, .webp ... files.",
         )
-    if next(_walk(folder, classes), None) is None:
+    if empty:
+        contents = [f"{name} ({_counted(Counter(_contents(folder, name))) or 'empty'})" for name in empty]
         raise UserError(
-            "contains no images and no data file",
+            f"{len(empty)} of {len(classes)} classes have no image that can be read: {_shown(contents)}",
             where=display_path(folder),
-            remedy=f"An image folder has one subfolder per class, with {', '.join(EXTENSIONS[:4])} ... files.",
+            remedy="Convert the files to JPEG or PNG, or remove the folder, or put an underscore before its name.",
         )
     return classes
 
 
-def _walk(folder: Path, classes: list[str]) -> Iterator[ImageEntry]:
-    try:
-        for name, size, time in _images(folder, folder, recursive=False):
-            yield name, None, size, time
-        for label in classes:
-            for name, size, time in _images(folder / label, folder, recursive=True):
-                yield name, label, size, time
-    except OSError as error:
-        raise unreadable(folder, error) from error
+def _refuse_splits(folder: Path, names: Sequence[str]) -> None:
+    """Raises: UserError if subfolders are splits: all of them, or train and another one, or one with classes in it."""
+    splits = [name for name in names if name.lower() in SPLIT_NAMES]
+    kinds = {name.lower() in TRAINING_NAMES for name in splits}
+    if not splits or (
+        len(splits) < len(names) and len(kinds) < 2 and not any(_holds_classes(folder / s) for s in splits)
+    ):
+        return
+    others = [name for name in names if name not in splits]
+    beside = f" beside other folders ({_shown(others)})" if others else ""
+    raise UserError(
+        f"contains splits ({', '.join(splits)}){beside}, not classes",
+        where=display_path(folder),
+        remedy=f"Use one of them as the source, such as {display_path(folder / splits[0])}, or set `split:`.",
+    )
 
 
-def _images(folder: Path, root: Path, *, recursive: bool) -> Iterator[tuple[str, int, int]]:
-    """(path relative to root, bytes, modification time in ns) of the images in a folder, sorted by name."""
+def _holds_classes(folder: Path) -> bool:
+    """Does a folder have images in its subfolders only?"""
+    return not any(is_image for _, is_image in _files(folder, recursive=False)) and _has_images(folder)
+
+
+def _has_images(folder: Path) -> bool:
+    return any(is_image for _, is_image in _files(folder, recursive=True))
+
+
+def _contents(folder: Path, name: str) -> Iterator[str]:
+    """The extension of each file in a subfolder; of the folder itself for "", not recursively."""
+    for path, _ in _files(folder / name, recursive=bool(name)):
+        yield path.suffix.lower() or "no extension"
+
+
+def _hidden_folders(folder: Path) -> list[str]:
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and entry.name[0] in "._" and entry.name.lower() not in CLUTTER
+    )
+
+
+def _files(folder: Path, *, recursive: bool, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, bool]]:
+    """(path, whether it is an image by its name) of the files in a folder, sorted by name, without hidden ones.
+
+    above: the real paths of the folders that this one lies in, so that links in a circle are not followed.
+    """
+    above = (*above, os.path.realpath(folder)) if recursive else ()
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name.lower() in CLUTTER:
                 continue
             if entry.is_dir():
-                if recursive:
-                    yield from _images(Path(entry.path), root, recursive=True)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                stat = entry.stat()
-                yield os.path.relpath(entry.path, root), stat.st_size, stat.st_mtime_ns
+                if recursive and not (entry.is_symlink() and os.path.realpath(entry.path) in above):
+                    yield from _files(Path(entry.path), recursive=True, above=above)
+            else:
+                path = Path(entry.path)
+                yield path, can_decode(path.suffix)
+
+
+def _counted(kinds: Counter[str]) -> str:
+    """.heic 3, .txt 1"""
+    return _shown([f"{kind} {count:,}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))])
+
+
+def _shown(items: Sequence[str]) -> str:
+    return ", ".join(items[:SHOWN]) + (f", ... and {len(items) - SHOWN} more" if len(items) > SHOWN else "")

@@ -32,7 +32,7 @@ def open_source(
     remaining = limit
     for path in located.files:
         if located.format == "imagefolder":
-            rows, mapping = _open_images(path, spec, remaining)
+            rows, mapping = _open_images(name, path, spec, remaining, notify)
         elif located.format in READERS:
             rows, mapping = _open_text(path, located.format, source, spec, remaining)
         else:
@@ -49,10 +49,12 @@ def _open_text(path: Path, file_format: str, source: SourceSection, spec: Column
     return convert_file(path, file_format, source, mapping, spec.required, limit), mapping
 
 
-def _open_images(folder: Path, spec: ColumnSpec, limit: int | None) -> PartRows:
+def _open_images(name: str, folder: Path, spec: ColumnSpec, limit: int | None, notify: Notify) -> PartRows:
     listing = list_images(folder)
+    for line in listing.notices():
+        notify(f"{name}: {display_path(folder)}: {line}")
     mapping = spec.resolve(COLUMNS, display_path(folder))
-    return convert_images(folder, listing, mapping, spec.required, limit), mapping
+    return convert_images(folder, listing.images, mapping, spec.required, limit), mapping
 
 
 def _open_arrow(path: Path, file_format: str, spec: ColumnSpec, limit: int | None) -> PartRows:

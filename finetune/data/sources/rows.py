@@ -21,7 +21,7 @@ from finetune.data.sources.locate import display_path
 from finetune.data.values import OddValues, check_text, without_nan
 from finetune.recipe.data import SourceSection
 
-VERSION = 3  # of the layout on disk and of the rows that readers return for a file
+VERSION = 4  # of the layout on disk and of the rows that readers return for a file
 WORDLESS = ("csv", "tsv")  # formats without a null, so that NA or nan in a cell may stand for one
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # json.dumps makes one for each row
 PATH_ROLES = ("image",)  # text in these roles is a path, relative to the file that contains it
