@@ -30,6 +30,12 @@ class Table(Protocol):
         ...
 
 
+def role_values(table: Table, role: str) -> Iterator[Any]:
+    """The values of one role, None where a row has none; other columns, such as images, are not decoded if possible."""
+    values = getattr(table, "values", None)
+    return iter(values(role)) if values is not None else (row.get(role) for row in table)
+
+
 class Examples(Protocol):
     """Encoded examples of one split, ready for `collate`; index i is row id `self.ids[i]`.
 

@@ -1,13 +1,15 @@
 """Reader of object annotations in COCO format: one JSON file for many images, read as one row per image.
 
 A row is {"image": path, "objects": {"bbox": [[x, y, width, height], ...], "category": [name, ...], "id": [...],
-"iscrowd": [...]}, "image_id": ...}; boxes in pixels from the top left corner, as in COCO. Images without boxes are
-rows too. The whole JSON file is held in memory while it is converted (train2017 of COCO: about 3 GB).
+"iscrowd": [...]}, "image_id": ..., "width": ..., "height": ...}; boxes in pixels from the top left corner, as in COCO.
+Images without boxes are rows too. The whole JSON file is held in memory while it is converted (train2017 of COCO: about 3 GB).
 """
 
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from finetune.recipe.data import SourceSection
 ANNOTATIONS = "_annotations.coco.json"  # the name that exporters use
 EXTENSION = ".coco.json"
 COLUMNS = ("image", "objects")
+NOTICES = "coco_notices"  # key of a row: sentences on its annotations for the report
+REPEATED_ID = "an annotation id occurs more than once in the file"
 _TABLES = ("images", "annotations", "categories")
 
 
@@ -36,24 +40,39 @@ def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     """One row per image, in the order of the file. Line numbers are 0; bad rows name the image or annotation.
 
     source.images: the folder that file names are relative to; default: the folder of the JSON file.
-    Raises: UserError if the file is not in COCO format.
+    Raises: UserError if the file is not in COCO format, two categories cannot be told apart, or an image lies outside of
+    the folder.
     """
     content = _load(path)
-    names = {category["id"]: str(category["name"]) for category in content["categories"]}
-    objects: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in content["images"]}
+    names = _category_names(path, content)
+    objects: dict[Any, list[Mapping[str, Any]]] = {_key(image["id"]): [] for image in content["images"]}
+    seen: Counter[Any] = Counter(_key(annotation.get("id")) for annotation in content["annotations"])
     for annotation in content["annotations"]:
-        if annotation.get("image_id") not in objects:
-            yield 0, BadRow(f"annotation {annotation.get('id')}: there is no image {annotation.get('image_id')!r}")
+        image_id = annotation.get("image_id")
+        if _key(image_id) not in objects:
+            yield 0, BadRow(f"annotation {annotation.get('id')}: there is no image {image_id!r}"[:300])
         else:
-            objects[annotation["image_id"]].append(annotation)
+            objects[_key(image_id)].append(annotation)
     folder = Path(source.images).expanduser() if source.images else path.parent
-    for image in content["images"]:
-        row: dict[str, Any] = {"image": str(folder / str(image["file_name"])), "image_id": image["id"]}
+    files = [_image_path(path, folder, index, image["file_name"]) for index, image in enumerate(content["images"])]
+    ids, listed = Counter(_key(image["id"]) for image in content["images"]), Counter(map(os.path.normpath, files))
+    for image, file in zip(content["images"], files, strict=True):
+        annotations = objects[_key(image["id"])]
+        row: dict[str, Any] = {"image": file, "image_id": image["id"]}
+        row.update({key: image[key] for key in ("width", "height") if image.get(key) is not None})
         try:
-            row["objects"] = _columns(objects[image["id"]], names)
+            if ids[_key(image["id"])] > 1:
+                raise BadRow(
+                    f"several images have the id {image['id']!r}, so its annotations belong to none for certain"
+                )
+            if (times := listed[os.path.normpath(file)]) > 1:
+                raise BadRow(f"the file is listed {times} times, so each entry has only some of its boxes")
+            row["objects"] = _columns(annotations, names)
         except BadRow as bad:
-            yield 0, BadRow(f"{image['file_name']}: {bad}")
+            yield 0, BadRow(f"{image['file_name']}: {bad}"[:300])
             continue
+        if any(annotation.get("id") is not None and seen[_key(annotation["id"])] > 1 for annotation in annotations):
+            row[NOTICES] = [REPEATED_ID]
         yield 0, row
 
 
@@ -61,16 +80,72 @@ def _columns(annotations: list[Mapping[str, Any]], names: Mapping[Any, str]) -> 
     """The annotations of an image as columns. Raises: BadRow for one without a box or with an unknown category."""
     columns: dict[str, list[Any]] = {"bbox": [], "category": [], "id": [], "iscrowd": []}
     for annotation in annotations:
-        name = names.get(annotation.get("category_id"))
+        category = annotation.get("category_id")
+        name = names.get(_key(category))
         if name is None:
-            raise BadRow(f"annotation {annotation.get('id')}: there is no category {annotation.get('category_id')!r}")
+            raise BadRow(f"annotation {annotation.get('id')}: there is no category {category!r}")
         if annotation.get("bbox") is None:
-            raise BadRow(f"annotation {annotation.get('id')} has no bbox")
+            other = "; a segmentation alone is not read" if annotation.get("segmentation") else ""
+            raise BadRow(f"annotation {annotation.get('id')} has no bbox{other}")
+        crowd = annotation.get("iscrowd") or 0
         columns["bbox"].append(annotation["bbox"])
         columns["category"].append(name)
         columns["id"].append(annotation.get("id"))
-        columns["iscrowd"].append(int(bool(annotation.get("iscrowd", 0))))
+        columns["iscrowd"].append(int(crowd) if isinstance(crowd, bool) else crowd)
     return columns
+
+
+def _key(value: Any) -> Any:
+    """An id as a key: 3 and 3.0 are the same, 1 and true are not, and lists are ids of nothing."""
+    return value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else repr(value)
+
+
+def _category_names(path: Path, content: Mapping[str, Any]) -> dict[Any, str]:
+    """Category id -> name. Raises: UserError for two categories with the same id, or with the same name and both in use."""
+    names: dict[Any, str] = {}
+    for index, category in enumerate(content["categories"]):
+        key, name = _key(category["id"]), category["name"]
+        if not isinstance(name, (str, int)) or isinstance(name, bool) or not str(name).strip():
+            raise UserError(
+                f"categories[{index}] has the name {name!r}", where=str(path), remedy="Give each category a name."
+            )
+        if key in names and names[key] != str(name):
+            raise UserError(
+                f"the category id {category['id']!r} has two names, {names[key]!r} and {str(name)!r}",
+                where=str(path),
+                remedy="Give each category an id of its own.",
+            )
+        names[key] = str(name)
+    used: dict[str, Any] = {}
+    for key in dict.fromkeys(_key(annotation.get("category_id")) for annotation in content["annotations"]):
+        if key in names and used.setdefault(names[key].strip(), key) != key:
+            raise UserError(
+                f"the categories {used[names[key].strip()]!r} and {key!r} are both named {names[key]!r}",
+                where=str(path),
+                remedy="Rename one of them, or use one id for both if they are one class.",
+            )
+    return names
+
+
+def _image_path(path: Path, folder: Path, index: int, file_name: Any) -> str:
+    """The path of an image, inside of the image folder.
+
+    A name with ".." that leaves it may be relative to the JSON file instead.
+    Raises: UserError if both lie outside of the folder. Links are not followed: what they name is inside.
+    """
+    if not isinstance(file_name, str) or not file_name.strip():
+        raise UserError(
+            f"images[{index}] has the file_name {file_name!r}"[:300], where=str(path), remedy="Name a file."
+        )
+    inside = os.path.abspath(folder)  # noqa: PTH100 - resolve() would follow links
+    for base in (folder, path.parent):
+        if os.path.abspath(base / file_name).startswith(os.path.join(inside, "")):  # noqa: PTH100, PTH118
+            return str(base / file_name)
+    raise UserError(
+        f"images[{index}] names a file outside of the folder of images: {file_name[:200]}",
+        where=str(path),
+        remedy=f"Set `images:` of the source to a folder that contains all images (now {folder}).",
+    )
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from pydantic import Field
 
 from finetune.metrics.catalogue import metrics_of
 from finetune.recipe.card import TaskCard
-from finetune.recipe.section import Section
+from finetune.tasks.vision.options import ImageOptions
 
 
-class ObjectDetectionOptions(Section):
+class ObjectDetectionOptions(ImageOptions):
     image_size: int | None = Field(
         default=None,
         ge=32,
@@ -21,6 +21,14 @@ class ObjectDetectionOptions(Section):
         default="none",
         description="Random augmentation of training images and their boxes. flip: horizontal flip; crop_flip: also crop and "
         "change the brightness.",
+    )
+    box_format: Literal["xywh", "xyxy", "cxcywh", "normalized_xywh", "normalized_xyxy", "normalized_cxcywh"] | None = (
+        Field(
+            default=None,
+            description="What the four numbers of a box are: xywh: left, top, width, height; xyxy: left, top, right, bottom; "
+            "cxcywh: center, width, height; in pixels, or normalized_: as shares of the image's width and height. Default: "
+            "xywh, and an error if the boxes of a split contradict it.",
+        )
     )
     mean: list[float] = Field(
         default_factory=list, description="Per channel, after scaling to 0..1. Default: as trained."
@@ -43,7 +51,7 @@ CARD = TaskCard(
     auto_model="AutoModelForObjectDetection",
     summary="Find objects in images: D-FINE, RT-DETRv2, Deformable DETR, YOLOS.",
     columns={
-        "image": "The image: a file, or its bytes.",
+        "image": "The image: a file, its bytes, or a data URI.",
         "objects": "What it shows: {bbox: [[x, y, width, height], ...] in pixels, category: [name or number, ...]}.",
     },
     required=(("image",), ("objects",)),

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.images import decode_image
+from finetune.data.formats.coco import NOTICES as FILE_NOTICES
+from finetune.data.images import Picture, read_image
 from finetune.data.labels import Labels, in_order, label_text
+from finetune.data.pixels import ValueRange
 from finetune.data.prepare.encode import EncodedExamples
-from finetune.data.table import Row, Table
+from finetune.data.prepare.notices import KEY as NOTICES
+from finetune.data.table import Row, Table, role_values
 from finetune.errors import UserError
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.inputs import encode_each
-from finetune.tasks.vision.boxes import Objects, check_objects, xywh
+from finetune.tasks.vision.boxes import Objects, check_objects, objects_columns, xywh
 from finetune.tasks.vision.detection_transforms import DetectionTransform
+from finetune.tasks.vision.frames import find_frame
 
 
 class ImageWithBoxes:
@@ -48,7 +53,7 @@ def objects_in_pixels(objects: Objects) -> dict[str, Any]:
 def detection_transform(artifacts: TaskArtifacts, *, augment: str, seed: int) -> DetectionTransform:
     """The transform of the artifacts' processor, with random augmentation or "none"."""
     height, width = artifacts.settings["image_size"]
-    return DetectionTransform(artifacts.processor, (height, width), augment, seed)
+    return DetectionTransform(artifacts.processor, (height, width), augment, seed, artifacts.options.value_range)
 
 
 def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
@@ -57,14 +62,12 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
     """
     transform, classes = detection_transform(artifacts, augment="none", seed=0), artifacts.classes
     assert classes is not None
+    reading = Reading.of(artifacts)
 
     def encode(row: Row) -> dict[str, Any]:
-        image = decode_image(row.get("image"))
-        size = [image.width, image.height]
-        objects = Objects([], [], [])
-        if with_targets:
-            objects = usable_objects(row.get("objects"), classes.lookup, image.width, image.height, skip=False)
-        example = {**transform(row["image"], objects, 0), "size": size, "place": ""}
+        picture = read_image(row.get("image"), reading.value_range)
+        objects = usable_objects(row, picture, reading, skip=False) if with_targets else Objects([], [], [])
+        example = {**transform(picture.rgb, objects, 0), "size": list(picture.rgb.size), "place": ""}
         if with_targets:
             return {**example, "objects": objects_in_pixels(objects)}
         return {name: example[name] for name in ("pixel_values", "size", "place")}
@@ -72,29 +75,52 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
     return encode_each(rows, encode)
 
 
-def usable_objects(value: Any, labels: Labels, width: int, height: int, *, skip: bool) -> Objects:
+@dataclass(frozen=True)
+class Reading:
+    """How images and boxes are read: the classes, and the options box_format and value_range."""
+
+    labels: Labels
+    box_format: str
+    value_range: ValueRange | None
+
+    @classmethod
+    def of(cls, artifacts: TaskArtifacts) -> Reading:
+        assert artifacts.classes is not None
+        options = artifacts.options
+        return cls(artifacts.classes.lookup, options.box_format or "xywh", options.value_range)
+
+    def key(self) -> list[Any]:
+        """What the result of a check depends on, besides the row."""
+        return [self.labels.names, self.box_format, self.value_range]
+
+
+def usable_objects(row: Row, picture: Picture, reading: Reading, *, skip: bool) -> Objects:
     """The objects of an image. skip: bad boxes are left out and listed; else they make the row a bad one.
 
     Raises: BadRow.
     """
-    objects = check_objects(value, labels, width, height)
+    frame = find_frame(row, picture)
+    objects = check_objects(row.get("objects"), reading.labels, frame, reading.box_format)
     if objects.bad and not skip:
         raise BadRow("; ".join(f"annotation {name}: {why}" for name, why in objects.bad))
+    if objects.corners:
+        objects.notices.extend(frame.notices)
     return objects
 
 
-def check_rows(labels: Labels, rows: Sequence[Row], *, skip: bool) -> list[dict[str, Any] | BadRow]:
+def check_rows(reading: Reading, rows: Sequence[Row], *, skip: bool) -> list[dict[str, Any] | BadRow]:
     """Per row its objects with corners inside the image, once the image was decoded in full; or a BadRow."""
 
     def check(row: Row) -> dict[str, Any]:
-        width, height = decode_image(row["image"]).size
-        objects = usable_objects(row["objects"], labels, width, height, skip=skip)
+        picture = read_image(row["image"], reading.value_range)
+        objects = usable_objects(row, picture, reading, skip=skip)
         return {
             "corners": objects.corners,
             "labels": objects.labels,
             "crowd": objects.crowd,
-            "size": [width, height],
+            "size": list(picture.rgb.size),
             "bad": [list(one) for one in objects.bad],
+            NOTICES: [*picture.notices, *objects.notices, *row.get(FILE_NOTICES, ())],
         }
 
     return encode_each(rows, check)
@@ -106,17 +132,19 @@ def class_names_of(table: Table) -> list[str]:
     if named_by_data:
         return list(named_by_data)
     names: set[str] = set()
-    for row in table:
-        try:
-            names.update(map(label_text, _categories(row["objects"])))
-        except BadRow:
-            continue  # reported, with its place, when boxes are checked
+    for objects in role_values(table, "objects"):
+        for category in _categories(objects):
+            try:
+                names.add(label_text(category))
+            except BadRow:
+                continue  # reported, with its place, when boxes are checked
     if not names:
         raise UserError("no box at all: there is nothing to learn", where=table.name, remedy="Check data.columns.")
     return in_order(names)
 
 
 def _categories(objects: Any) -> list[Any]:
-    if isinstance(objects, dict):
-        return list(objects.get("category") or [])
-    return [one.get("category") for one in objects if isinstance(one, dict)] if isinstance(objects, list) else []
+    try:
+        return objects_columns(objects)[1]
+    except BadRow:
+        return []

@@ -46,9 +46,11 @@ from finetune.tasks.batch import Answer, Batch, Score
 from finetune.tasks.classes import choose_classes, label_settings, trained_labels
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
+from finetune.tasks.object_detection.box_format import check_box_format
 from finetune.tasks.object_detection.card import CARD
 from finetune.tasks.object_detection.data import (
     ImageWithBoxes,
+    Reading,
     check_rows,
     class_names_of,
     detection_transform,
@@ -106,17 +108,19 @@ class ObjectDetection:
 
     def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:
         """A split whose images are decoded when they are fetched; every image and box is checked once, in any run."""
-        assert artifacts.classes is not None
-        policy, labels = plan.recipe.data.on_bad_row, artifacts.classes.lookup
+        policy, reading = plan.recipe.data.on_bad_row, Reading.of(artifacts)
+        if artifacts.options.box_format is None and (note := check_box_format(table)):
+            facts.notes.append(note)
         checked = encode(
             table,
-            lambda rows: check_rows(labels, rows, skip=policy == "skip"),
-            key=json.dumps([CARD.name, 1, labels.names, policy]),
+            lambda rows: check_rows(reading, rows, skip=policy == "skip"),
+            key=json.dumps([CARD.name, 2, reading.key(), policy]),
             on_bad_row=policy,
             cost=lambda example: 1,
         )
         height, width = artifacts.settings["image_size"]
         _describe(facts, table, checked, artifacts.labels, f"{width} x {height}")
+        facts.notes.extend(f"{table.name}: {line}" for line in checked.notices.lines())
         augment = artifacts.options.augment if table.name == "train" else "none"
         transform = detection_transform(artifacts, augment=augment, seed=plan.recipe.seed)
         indices = {int(row_id): index for index, row_id in enumerate(checked.ids)}
@@ -269,6 +273,8 @@ def _describe(facts: Facts, table: Table, checked: Any, names: Sequence[str], si
         more = f"\n  ... and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
         listed = "".join(f"\n  {line}" for line in bad[:SHOWN])
         facts[f"{table.name} boxes left out"] = f"{len(bad):,}{listed}{more}"
+        boxes_left_out = "1 box" if len(bad) == 1 else f"{len(bad):,} boxes"
+        facts.notes.append(f"{table.name}: {boxes_left_out} left out{listed}{more}")
 
 
 def _clear(detections: dict[str, Any]) -> list[int]:

@@ -14,8 +14,15 @@ from typing import Any
 import numpy as np
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.image_values import shorten
 from finetune.data.labels import Labels
+from finetune.tasks.vision.frames import Frame
 
+BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "normalized_xywh", "normalized_xyxy", "normalized_cxcywh")
+SHOWN_ID = 60  # characters of an annotation id in messages
+CLIPPED = "boxes reach up to 1.5 pixels beyond the image; they are cut at its edge"
+REPEATED = "the same box of the same class occurs more than once; each is learned"
+ROUNDING = 0.01  # pixels beyond the edge that come from rounded numbers and are not reported
 SLACK = 1.5  # pixels that a box may reach beyond the image: annotation tools round
 LEFT_OVER = 0.25  # share of a box that a crop must keep, or the box is dropped
 CROP_AREA = (0.4, 1.0)
@@ -24,37 +31,48 @@ CROP_SHAPE = (0.6, 1.7)
 
 @dataclass(frozen=True)
 class Objects:
-    """What lies in one image. corners: [[left, top, right, bottom], ...]. bad: (annotation id, why) of those left out."""
+    """What lies in one image. corners: [[left, top, right, bottom], ...]. bad: (annotation id, why) of those left out.
+
+    notices: what to report of the boxes that are kept.
+    """
 
     corners: list[list[float]]
     labels: list[int]
     crowd: list[int]
     bad: list[tuple[str, str]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
-def check_objects(objects: Any, labels: Labels, width: int, height: int) -> Objects:
-    """The objects of an image of width x height pixels; those that cannot be used are in `bad`, with the reason.
+def check_objects(objects: Any, labels: Labels, frame: Frame, form: str = "xywh") -> Objects:
+    """The objects of an image, in the pixels of the upright image; those that cannot be used are in `bad`, with the reason.
 
-    A box that reaches at most 1.5 pixels beyond the image is clipped at its edge.
+    frame: the pixels on which the boxes were drawn. form: what the four numbers of a box are, one of BOX_FORMATS.
+    A box that reaches at most 1.5 pixels beyond the frame is clipped at its edge.
     Raises: BadRow if `objects` has not the form {"bbox": [[x, y, w, h], ...], "category": [...]}.
     """
-    boxes, categories, ids, crowds = _columns(objects)
+    columns = objects_columns(objects)
     found = Objects([], [], [])
-    for index, (box, category) in enumerate(zip(boxes, categories, strict=True)):
-        name = str(ids[index]) if index < len(ids) else str(index)
+    for index, (box, category, name, crowd) in enumerate(zip(*columns, strict=True)):
         try:
-            corners = _corners(box, width, height)
-            label = labels.index(category)
+            corners, clipped = _corners(box, frame.width, frame.height, form)
+            label, flag = labels.index(category), _crowd(crowd)
         except BadRow as bad:
-            found.bad.append((name, str(bad)))
+            found.bad.append((str(index if name is None else name)[:SHOWN_ID], str(bad)))
             continue
-        found.corners.append(corners)
+        if clipped:
+            found.notices.append(CLIPPED)
+        found.corners.append(frame.to_upright(corners))
         found.labels.append(label)
-        found.crowd.append(int(bool(crowds[index])) if index < len(crowds) else 0)
+        found.crowd.append(flag)
+    if len({(label, *corners) for label, corners in zip(found.labels, found.corners, strict=True)}) < len(found.labels):
+        found.notices.append(REPEATED)
     return found
 
 
-def _columns(objects: Any) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]]:
+def objects_columns(objects: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    """(boxes, categories, annotation ids, crowd flags) of a row's objects, equally long; None for an id or flag that is
+    not given. Raises: BadRow.
+    """
     if isinstance(objects, (list, tuple)):  # a list of objects, as JSON lines often hold them
         if not all(isinstance(one, Mapping) for one in objects):
             raise BadRow("objects is no list of {bbox, category}")
@@ -63,32 +81,82 @@ def _columns(objects: Any) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any],
         raise BadRow("no objects")
     if not isinstance(objects, Mapping):
         raise BadRow(f"objects is {{bbox: [...], category: [...]}}, not {type(objects).__name__}")
-    boxes, categories = objects.get("bbox"), objects.get("category")
+    boxes, categories = _listed(objects, "bbox"), _listed(objects, "category")
     if boxes is None or categories is None:
-        raise BadRow(f"objects needs bbox and category, but has {', '.join(map(str, objects)) or 'nothing'}")
+        present = ", ".join(map(str, objects))[:200]
+        raise BadRow(f"objects needs bbox and category, but has {present or 'nothing'}")
     if len(boxes) != len(categories):
         raise BadRow(f"objects has {len(boxes)} boxes and {len(categories)} categories")
-    return boxes, categories, objects.get("id") or (), objects.get("iscrowd") or ()
+    others = [_listed(objects, key) or [None] * len(boxes) for key in ("id", "iscrowd")]
+    for key, values in zip(("id", "iscrowd"), others, strict=True):
+        if len(values) != len(boxes):
+            raise BadRow(f"objects has {len(boxes)} boxes and {len(values)} values of {key}")
+    return boxes, categories, others[0], others[1]
 
 
-def _corners(box: Any, width: int, height: int) -> list[float]:
-    """Corners inside the image. Raises: BadRow for a box without area, or that lies beyond the image."""
+def _listed(objects: Mapping[str, Any], key: str) -> list[Any] | None:
+    """A column of the objects; None if it is absent. Raises: BadRow if it is not a list."""
+    value: Any = objects.get(key)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise BadRow(f"{key} of objects is a list with one value per box, not {type(value).__name__}")
+    return None if value is None else list(value)
+
+
+def _crowd(value: Any) -> int:
+    if value is None:
+        return 0
+    if value in (0, 1, "0", "1"):
+        return int(value)
+    raise BadRow(f"iscrowd is {value!r}, not 0 or 1"[:200])
+
+
+def box_numbers(box: Any) -> tuple[float, float, float, float]:
+    """The four numbers of a box. Raises: BadRow if it has not four of them."""
     try:
-        x, y, wide, high = (float(value) for value in box)
+        a, b, c, d = (float(value) for value in box)
     except (TypeError, ValueError) as error:
-        raise BadRow(f"box {box} is not [x, y, width, height]") from error
-    shown = f"box [{x:g}, {y:g}, {wide:g}, {high:g}]"
-    if not all(math.isfinite(value) for value in (x, y, wide, high)):
+        four = isinstance(box, (list, tuple)) and len(box) == 4
+        why = "holds a value that is not a number" if four else "is not [x, y, width, height]"
+        raise BadRow(f"box {shorten(str(box))} {why}") from error
+    return a, b, c, d
+
+
+def as_xywh(
+    box: tuple[float, float, float, float], form: str, width: float, height: float
+) -> tuple[float, float, float, float]:
+    """A box of a format of BOX_FORMATS in an image of width x height -> left, top, width, height in pixels."""
+    a, b, c, d = box
+    if form.startswith("normalized_"):
+        a, b, c, d = a * width, b * height, c * width, d * height
+    if form.endswith("xyxy"):
+        return a, b, c - a, d - b
+    return (a - c / 2, b - d / 2, c, d) if form.endswith("cxcywh") else (a, b, c, d)
+
+
+def _corners(box: Any, width: float, height: float, form: str) -> tuple[list[float], bool]:
+    """(corners inside the image, whether they were clipped to it).
+
+    Raises: BadRow for a box without area, or that lies beyond the image.
+    """
+    numbers = box_numbers(box)
+    shown = "box [" + ", ".join(f"{value:g}" for value in numbers) + "]"
+    if not all(math.isfinite(value) for value in numbers):
         raise BadRow(f"{shown} holds a value that is not a number")
+    x, y, wide, high = as_xywh(numbers, form, width, height)
+    size = f"the image of {width:g} x {height:g} pixels"
     if wide <= 0 or high <= 0:
         raise BadRow(f"{shown} has no area")
+    if form == "xywh" and (wide < 1 or high < 1) and all(0 <= value <= 1 for value in numbers):
+        raise BadRow(f"{shown} is no larger than one pixel; for shares of the image, set options.box_format")
     if min(x, y) < -SLACK or x + wide > width + SLACK or y + high > height + SLACK:
         where = "outside" if x >= width or y >= height or x + wide <= 0 or y + high <= 0 else "partly outside"
-        raise BadRow(f"{shown} lies {where} the image of {width} x {height} pixels")
+        raise BadRow(f"{shown} lies {where} {size}")
     corners = [max(x, 0.0), max(y, 0.0), min(x + wide, float(width)), min(y + high, float(height))]
     if corners[2] - corners[0] <= 0 or corners[3] - corners[1] <= 0:
-        raise BadRow(f"{shown} lies outside the image of {width} x {height} pixels")
-    return corners
+        raise BadRow(f"{shown} lies outside {size}")
+    return corners, min(x, y) < -ROUNDING or x + wide > width + ROUNDING or y + high > height + ROUNDING
 
 
 def mirror(corners: np.ndarray, width: int) -> np.ndarray:

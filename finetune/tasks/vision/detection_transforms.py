@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from finetune.data.images import decode_image
+from finetune.data.pixels import ValueRange
 from finetune.tasks.vision.boxes import Objects, center_boxes, crop, mirror, random_window
 
 BRIGHTNESS = (0.7, 1.3)
@@ -20,18 +21,21 @@ class DetectionTransform:
     """(image, its objects, id) -> pixels and targets. Picklable for loader processes.
 
     processor: an image processor with one fixed output size (height, width). augment: "none", "flip" or "crop_flip".
-    epoch: set by the loop; augmentation depends on it.
+    epoch: set by the loop; augmentation depends on it. value_range: see decode_image.
     """
 
-    def __init__(self, processor: Any, size: tuple[int, int], augment: str, seed: int) -> None:
+    def __init__(
+        self, processor: Any, size: tuple[int, int], augment: str, seed: int, value_range: ValueRange | None = None
+    ) -> None:
         self.processor, self.size, self.augment, self.seed, self.epoch = processor, size, augment, seed, 0
+        self.value_range = value_range
 
     def __call__(self, value: Any, objects: Objects, example_id: int) -> dict[str, Any]:
         """{"pixel_values": float32 [3, H, W], "boxes": float32 [n, 4] centred, "class_labels": int64 [n]}.
 
         Crowds (COCO's iscrowd) are no targets. Raises: BadRow for an image that cannot be decoded.
         """
-        image = decode_image(value)
+        image = decode_image(value, self.value_range)
         single = [index for index, crowd in enumerate(objects.crowd) if not crowd]
         corners = np.array([objects.corners[index] for index in single], np.float64).reshape(-1, 4)
         labels = np.array([objects.labels[index] for index in single], np.int64)

@@ -297,3 +297,44 @@ def test_a_new_head_keeps_the_boxes(tmp_path: Path) -> None:
         answers = prepared.answers(prepared.task.forward(tuned, batch), batch)
     assert [len(one.values["detections"]["boxes"]) for one in answers] == [36, 36, 36]  # 12 queries x 3 classes
     assert max(answers[0].values["detections"]["scores"]) < 0.6  # it begins by seeing little
+
+
+def test_boxes_follow_the_size_that_the_file_gives(tmp_path: Path) -> None:
+    """The images of 60 x 40 are listed as 120 x 80, and one of them is stored turned."""
+    coco(tmp_path, [box(0, 1, 10, 10, 40, 20), box(1, 1, 2, 2, 30, 10)], images=2)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "1.png", exif=exif)
+    path = tmp_path / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    for image, size in zip(content["images"], ((120, 80), (60, 40)), strict=True):
+        image["width"], image["height"] = size
+    path.write_text(json.dumps(content), encoding="utf-8")
+    prepared = read(tmp_path)
+    examples = prepared.datasets["train"]
+    assert examples[0]["objects"]["boxes"] == [[5.0, 5.0, 20.0, 10.0]]
+    assert list(examples[1]["size"]) == [40, 60] and examples[1]["objects"]["boxes"] == [[28.0, 2.0, 10.0, 30.0]]
+    assert len(prepared.facts.notes) == 2
+    content["images"][0]["height"] = 100
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"0\.png: width and height say 120 x 100 pixels, but the image has 60 x 40"):
+        read(tmp_path)
+
+
+def test_boxes_of_another_form_are_an_error_until_the_recipe_says_so(tmp_path: Path) -> None:
+    coco(tmp_path, [box(0, 1, 0.1, 0.1, 0.5, 0.5), box(1, 2, 0.2, 0.2, 0.3, 0.25)])
+    for policy in ("error", "skip"):
+        with pytest.raises(UserError, match="no box is larger than one pixel"):
+            read(tmp_path, on_bad_row=policy)
+    prepared = read(tmp_path, options={"image_size": 64, "box_format": "normalized_xywh"})
+    assert prepared.datasets["train"][0]["objects"]["boxes"] == [[6.0, 4.0, 30.0, 20.0]]
+    rows = [{"image": str(tmp_path / "0.png"), "objects": {"bbox": [[0.1, 0.1, 0.5, 0.5]], "category": ["cat"]}}]
+    encoded = prepared.task.encode(prepared.artifacts, rows, with_targets=True)
+    assert encoded[0]["objects"]["boxes"] == [[6.0, 4.0, 30.0, 20.0]]
+    with pytest.raises(UserError, match="no larger than one pixel"):
+        read(tmp_path, options={"image_size": 64, "box_format": "xywh"})
+
+
+def test_boxes_that_are_left_out_are_told_before_the_first_step(tmp_path: Path) -> None:
+    prepared = read(coco(tmp_path, [*GOOD, box(1, 1, 5, 5, 0, 10)]), on_bad_row="skip")
+    assert any(note.startswith("train: 1 box left out") and "has no area" in note for note in prepared.facts.notes)
