@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(("data", "models", "metrics", "terminal"), 2),
     "planning": 3,
     **dict.fromkeys(("tasks", "distributed"), 4),
-    **dict.fromkeys(("training", "inference", "tracking"), 5),
+    **dict.fromkeys(("training", "inference", "tracking", "inspection"), 5),
     "app": 6,
     "cli": 7,
     "__main__": 8,

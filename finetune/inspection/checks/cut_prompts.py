@@ -1,0 +1,24 @@
+"""prompt-cut: rows whose prompt alone is longer than the limit, so that nothing of the reply is left."""
+
+from __future__ import annotations
+
+from finetune.inspection.findings import Finding
+from finetune.inspection.inspection import Inspection, report_rows
+
+
+def check(inspection: Inspection) -> list[Finding]:
+    """Rows that are refused at the recipe's limit on tokens, and would not be without it."""
+    reasons = {
+        (name, one.id): one.reason
+        for name, split in inspection.splits.items()
+        for one in split.left_out
+        if one.cause == "length"
+    }
+    return report_rows(
+        "prompt-cut",
+        "error" if inspection.stops else "warn",
+        "rows leave no room for what is to be learned: they are longer than the limit on tokens",
+        [(inspection.splits[name], row) for name, row in reasons],
+        lambda split, row: reasons[split.name, row],
+        remedy="Raise options.max_length, or leave long rows out with options.on_long: drop.",
+    )

@@ -1,0 +1,130 @@
+"""The contents of a split's rows: hashes for duplicates, lengths, characters, and MinHash signatures of texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.data.table import Row, Table
+from finetune.inspection.characters import CharacterCounter
+from finetune.inspection.similar import Signatures
+
+TARGETS = frozenset({"label", "tags", "objects", "desirable"})  # roles that are answers, not contents
+BLOCK = 4096  # rows looked at together
+SPEAKER = frozenset({"role", "from"})
+
+
+@dataclass
+class Contents:
+    """hashes: uint64 [rows], equal for rows of equal content; 0 for rows without any. characters: int [rows].
+
+    traits: of the characters of each row, uint16 [rows]; see characters.Trait. sources: names of files; source_of: the
+    source of each row, int [rows]. signatures: for near duplicates; None for rows without text.
+    """
+
+    hashes: np.ndarray
+    characters: np.ndarray
+    traits: np.ndarray
+    sources: list[str]
+    source_of: np.ndarray
+    counter: CharacterCounter
+    signatures: Signatures | None = None
+    blank: list[int] = field(default_factory=list)
+
+
+def content_roles(columns: Mapping[str, str]) -> tuple[str, ...]:
+    """The roles of a task's card that are contents: all but labels."""
+    return tuple(role for role in columns if role not in TARGETS)
+
+
+def row_text(row: Row, roles: Sequence[str]) -> str:
+    """All texts of a row under `roles`, one per line; the names of speakers are left out."""
+    return "\n".join(part for role in roles for part in _texts(row.get(role), role))
+
+
+def _texts(value: Any, role: str = "") -> Iterator[str]:
+    if role == "image":
+        return
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in SPEAKER:
+                yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        if value and all(isinstance(item, str) for item in value):
+            yield " ".join(value)
+        else:
+            for item in value:
+                yield from _texts(item)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield str(value)
+
+
+def content_hash(row: Row, text: str) -> int:
+    """Equal for rows of equal content: of the text without surrounding blanks, or of the bytes of the image; 0 for none."""
+    data = text.strip().encode("utf-8", "surrogatepass")
+    image = row.get("image")
+    if image is not None:
+        data += _image_bytes(image)
+    if not data:
+        return 0
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
+
+
+def _image_bytes(value: Any) -> bytes:
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path") or b""
+    if isinstance(value, (bytes, bytearray)):
+        return hashlib.blake2b(value).digest()
+    if isinstance(value, str):
+        try:
+            return hashlib.blake2b(Path(value).read_bytes()).digest()
+        except (OSError, ValueError):
+            return value.encode("utf-8", "surrogatepass")
+    if hasattr(value, "tobytes"):
+        return hashlib.blake2b(value.tobytes()).digest()
+    return repr(value).encode()
+
+
+def source_of(place: str) -> str:
+    """The source of a row: train.jsonl:17 -> train.jsonl, a.parquet row 3 -> a.parquet, cats/1.png -> cats."""
+    file, separator, line = place.rpartition(":")
+    if separator and line.isdecimal():
+        return file
+    file, separator, line = place.rpartition(" row ")
+    if separator and line.isdecimal():
+        return file
+    return str(Path(place).parent)
+
+
+def read_contents(
+    table: Table, roles: Sequence[str], *, similar: Signatures | None, tick: Callable[[int], None]
+) -> Contents:
+    """One pass over the rows of a table. similar: collects signatures. tick: is called with the rows that are done."""
+    count, counter = len(table), CharacterCounter()
+    hashes, traits = np.zeros(count, np.uint64), np.zeros(count, np.uint16)
+    characters, source = np.zeros(count, np.int64), np.zeros(count, np.int32)
+    names: dict[str, int] = {}
+    contents = Contents(hashes, characters, traits, [], source, counter, similar)
+    for start in range(0, count, BLOCK):
+        texts = []
+        for index in range(start, min(start + BLOCK, count)):
+            row = table[index]
+            text = row_text(row, roles)
+            texts.append(text)
+            hashes[index] = content_hash(row, text)
+            source[index] = names.setdefault(source_of(table.place(index)), len(names))
+        ids = slice(start, start + len(texts))
+        characters[ids] = list(map(len, texts))
+        traits[ids] = counter.add(texts)
+        if similar is not None:
+            similar.add(start, texts)
+        tick(start + len(texts))
+    contents.sources = list(names)
+    return contents

@@ -1,0 +1,172 @@
+"""The text of each token, and who says it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.data.bad_rows import BadRow
+from finetune.data.table import Row
+from finetune.tasks.text.chat import normalize_turns
+
+LOST = "\ufffd"  # what decoding gives for a part of a character
+MAX_BYTES = 4  # of a character in UTF-8
+CONTINUED = "·"  # stands for the further tokens of a character
+SPEAKERS = {
+    "system": "system",
+    **dict.fromkeys(("instruction", "input", "prompt"), "user"),
+    **dict.fromkeys(("output", "completion", "chosen", "rejected", "target"), "assistant"),
+    **dict.fromkeys(("text", "text_pair", "source", "tokens"), "text"),
+}
+SPECIAL, TEMPLATE = "special", "template"  # roles of tokens that nobody says
+_PROBE = tuple(f"\ue000{index}\ue001" for index in range(4))
+_TAIL = 12  # characters of a template before a turn, by which its place is recognized
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds; tokens that continue a character add "·"."""
+    texts: list[str] = []
+    place = 0
+    while place < len(ids):
+        text = _added(tokenizer, ids, place, place + 1)
+        size = 1
+        while LOST in text and size < MAX_BYTES and place + size < len(ids):
+            longer = _added(tokenizer, ids, place, place + size + 1)
+            size += 1
+            if LOST not in longer:
+                text = longer
+                break
+        else:
+            size = 1
+        texts += [text, *[CONTINUED] * (size - 1)]
+        place += size
+    return texts
+
+
+def _added(tokenizer: Any, ids: Sequence[int], start: int, end: int) -> str:
+    """What the tokens from start to end add to the one before them (its presence decides about a blank)."""
+    if not start:
+        return _decode(tokenizer, ids[start:end])
+    before = _decode(tokenizer, ids[start - 1 : start])
+    both = _decode(tokenizer, ids[start - 1 : end])
+    return both[len(before) :] if both.startswith(before) else _decode(tokenizer, ids[start:end])
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def token_roles(tokenizer: Any, ids: Sequence[int], texts: Sequence[str], row: Row, name: str) -> list[str]:
+    """Who says each token: system, user, assistant, tool, text; "special" for marks; "template" for what a template adds.
+
+    texts: of the tokens. name: of the sequence ("chosen", "rejected", "source", "target", "").
+    The turns of the row are found in the text one after the other.
+    """
+    special = set(tokenizer.all_special_ids) | {
+        index for index, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    shown = ["" if text == CONTINUED else text for text in texts]
+    whole = "".join(shown)
+    lead = _leads(tokenizer)
+    spans, cursor = [], 0
+    for speaker, content in row_turns(row, name):
+        found = _find(whole, content, cursor, lead.get(speaker, ""))
+        if found is not None:
+            spans.append((*found, speaker))
+            cursor = found[1]
+    roles, position, current = [], 0, 0
+    for index, text in zip(ids, shown, strict=True):
+        middle = position + len(text) / 2
+        while current < len(spans) and spans[current][1] <= middle:
+            current += 1
+        inside = current < len(spans) and spans[current][0] <= middle
+        roles.append(SPECIAL if int(index) in special else spans[current][2] if inside else TEMPLATE)
+        position += len(text)
+    return roles
+
+
+def row_turns(row: Row, name: str) -> list[tuple[str, str]]:
+    """(speaker, text) of each turn of a row, in the order of a conversation."""
+    turns: list[tuple[str, str]] = []
+    answers = {"chosen": "rejected", "rejected": "chosen", "source": "target", "target": "source"}
+    for role, speaker in (("messages", ""), *SPEAKERS.items()):
+        value = row.get(role)
+        if value is not None and role != answers.get(name):
+            turns += _turns(value, speaker)
+    return turns
+
+
+def _turns(value: Any, speaker: str) -> list[tuple[str, str]]:
+    if isinstance(value, str) and value.lstrip()[:2] == "[{":
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return [(speaker, value)]
+    if isinstance(value, Mapping):
+        value = [value]
+    if isinstance(value, (list, tuple)):
+        if all(isinstance(item, str) for item in value):
+            return [(speaker, " ".join(value))]
+        try:
+            return [(str(turn["role"]), str(turn["content"])) for turn in normalize_turns(value)]
+        except BadRow:
+            return []
+    return [(speaker or "text", str(value))]
+
+
+def _find(whole: str, content: str, cursor: int, lead: str) -> tuple[int, int] | None:
+    """Where a turn stands in the text from `cursor` on: behind what the template puts before it, else anywhere."""
+    for text in dict.fromkeys((content, content.strip())):
+        if not text:
+            continue
+        for before in (lead, ""):
+            start = whole.find(before + text, cursor)
+            if start >= 0:
+                return start + len(before), start + len(before) + len(text)
+        start = whole.find(lead + text[:_TAIL], cursor) + len(lead)
+        if start >= cursor + len(lead) and text.startswith(whole[start:]):  # the limit cut it
+            return start, len(whole)
+    return None
+
+
+def group_turns(roles: Sequence[str], texts: Sequence[str]) -> list[tuple[str, int, int]]:
+    """(speaker, start, end) of each turn, over all tokens: marks and template text are with the turn that they are about.
+
+    What stands between two turns belongs to the first one up to its end mark and the blanks after it, else to the second.
+    """
+    runs: list[list[Any]] = []
+    for place, role in enumerate(roles):
+        if role in (SPECIAL, TEMPLATE):
+            continue
+        if runs and runs[-1][0] == role and SPECIAL not in roles[runs[-1][2] : place]:
+            runs[-1][2] = place + 1
+        else:
+            runs.append([role, place, place + 1])
+    if not runs:
+        return [(TEMPLATE, 0, len(roles))] if roles else []
+    runs[0][1], runs[-1][2] = 0, len(roles)
+    for one, other in itertools.pairwise(runs):
+        border = one[2]
+        marks = [place for place in range(one[2], other[1]) if roles[place] == SPECIAL]
+        if marks:
+            border = marks[0] + 1
+            while border < other[1] and roles[border] != SPECIAL and texts[border].isspace():
+                border += 1
+        one[2] = other[1] = border
+    return [(role, start, end) for role, start, end in runs]
+
+
+def _leads(tokenizer: Any) -> dict[str, str]:
+    """The last characters that the chat template puts before a turn of the user and of the assistant."""
+    if not tokenizer.chat_template:
+        return {}
+    turns = [{"role": ("user", "assistant")[index % 2], "content": mark} for index, mark in enumerate(_PROBE)]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        user = text[text.index(_PROBE[1]) + len(_PROBE[1]) : text.index(_PROBE[2])]
+        assistant = text[text.index(_PROBE[0]) + len(_PROBE[0]) : text.index(_PROBE[1])]
+    except Exception:  # a template may refuse anything; the turns are then found by their text alone
+        return {}
+    return {"user": user[-_TAIL:], "assistant": assistant[-_TAIL:]}
