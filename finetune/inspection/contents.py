@@ -14,6 +14,7 @@ from finetune.data.table import Row, Table
 from finetune.inspection.characters import CharacterCounter
 from finetune.inspection.similar import Signatures
 
+OPTIONAL = frozenset({"input", "system", "text_pair", "label", "tags"})  # roles that may be blank
 TARGETS = frozenset({"label", "tags", "objects", "desirable"})  # roles that are answers, not contents
 BLOCK = 4096  # rows looked at together
 SPEAKER = frozenset({"role", "from"})
@@ -24,7 +25,8 @@ class Contents:
     """hashes: uint64 [rows], equal for rows of equal content; 0 for rows without any. characters: int [rows].
 
     traits: of the characters of each row, uint16 [rows]; see characters.Trait. sources: names of files; source_of: the
-    source of each row, int [rows]. signatures: for near duplicates; None for rows without text.
+    source of each row, int [rows]. signatures: for near duplicates; None for rows without text. blank: rows with a text that
+    is empty.
     """
 
     hashes: np.ndarray
@@ -64,6 +66,28 @@ def _texts(value: Any, role: str = "") -> Iterator[str]:
                 yield from _texts(item)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield str(value)
+
+
+def has_blank(row: Row, roles: Sequence[str]) -> bool:
+    """Whether a text that must be there is empty or blank, also the text of a turn."""
+    for role in roles:
+        value = row.get(role)
+        if role in OPTIONAL or value is None:
+            continue
+        if isinstance(value, str) and not value.strip():
+            return True
+        if isinstance(value, (list, tuple)) and (not value or any(map(_is_blank_turn, value))):
+            return True
+    return False
+
+
+def _is_blank_turn(turn: Any) -> bool:
+    if isinstance(turn, str):
+        return not turn.strip()
+    if not isinstance(turn, Mapping):
+        return False
+    content = turn.get("content", turn.get("value"))
+    return not turn.get("tool_calls") and (content is None or (isinstance(content, str) and not content.strip()))
 
 
 def content_hash(row: Row, text: str) -> int:
@@ -119,6 +143,8 @@ def read_contents(
             text = row_text(row, roles)
             texts.append(text)
             hashes[index] = content_hash(row, text)
+            if has_blank(row, roles):
+                contents.blank.append(index)
             source[index] = names.setdefault(source_of(table.place(index)), len(names))
         ids = slice(start, start + len(texts))
         characters[ids] = list(map(len, texts))

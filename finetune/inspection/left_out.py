@@ -5,7 +5,7 @@ Both are found by encoding rows once more with `Task.encode`: as the recipe says
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,12 +14,12 @@ import numpy as np
 from finetune.data.bad_rows import BadRow
 from finetune.data.images import decode_image
 from finetune.data.table import Row, Table
+from finetune.inspection.contents import has_blank
 from finetune.inspection.sequences import token_sequences
 from finetune.inspection.tokens import length_limits
 from finetune.tasks.artifacts import TaskArtifacts
 
 UNREACHED = 1 << 30  # tokens
-OPTIONAL = frozenset({"input", "system", "text_pair", "label", "tags"})  # roles that may be blank
 Cause = Literal["empty", "length", "unlearned", "image", "boxes", "dropped", "other"]
 CHECKED = 2000  # rows encoded once more, at most, to find a cause or what was cut
 _CHUNK = 256
@@ -92,9 +92,10 @@ def _cause(task: Any, artifacts: TaskArtifacts, row: Row) -> Cause:
         return "boxes" if "objects" in task.card.columns else "other"
     if length_limits(artifacts) and not isinstance(_again(task, without_limits(artifacts), row), BadRow):
         return "length"
-    if _has_blank(row, tuple(task.card.columns)):
+    if has_blank(row, tuple(task.card.columns)):
         return "empty"
-    if "messages" in row and "assistant" not in speakers(row["messages"]):
+    spoken = speakers(row["messages"]) if "messages" in row else []
+    if spoken and "assistant" not in spoken:
         return "unlearned"
     options = artifacts.options
     if getattr(options, "train_on", "") == "reply":
@@ -106,27 +107,6 @@ def _cause(task: Any, artifacts: TaskArtifacts, row: Row) -> Cause:
 
 def _again(task: Any, artifacts: TaskArtifacts, row: Row) -> Any:
     return task.encode(artifacts, [row], with_targets=True)[0]
-
-
-def _has_blank(row: Row, roles: Sequence[str]) -> bool:
-    for role in roles:
-        value = row.get(role)
-        if role in OPTIONAL or value is None:
-            continue
-        if isinstance(value, str) and not value.strip():
-            return True
-        if isinstance(value, (list, tuple)) and (not value or any(map(_is_blank_turn, value))):
-            return True
-    return False
-
-
-def _is_blank_turn(turn: Any) -> bool:
-    if isinstance(turn, str):
-        return not turn.strip()
-    if not isinstance(turn, Mapping):
-        return False
-    content = turn.get("content", turn.get("value"))
-    return not turn.get("tool_calls") and (content is None or (isinstance(content, str) and not content.strip()))
 
 
 def speakers(messages: Any) -> list[str]:

@@ -9,7 +9,7 @@ import jinja2
 from finetune.inspection.characters import visible
 from finetune.inspection.report import InspectionReport
 from finetune.inspection.statistics import Histogram
-from finetune.inspection.terminal_report import describe_padding
+from finetune.inspection.terminal_report import bin_name, describe_padding
 
 LISTED = 100  # rows of a finding
 
@@ -37,8 +37,8 @@ def draw_bars(drawn: Histogram) -> list[dict[str, str | float]]:
     bars: list[dict[str, str | float]] = []
     for index, count in enumerate(drawn.counts):
         low, high = drawn.edges[index], drawn.edges[index + 1]
-        name = f"{low:,.0f} to {high - 1:,.0f}" if drawn.unit == "tokens" else f"{low:.3g} to {high:.3g}"
-        high_bar = 120 * count / most
+        name = bin_name(low, high, whole=drawn.unit == "tokens")
+        high_bar = 112 * count / most
         bars.append(
             {
                 "x": round(index * wide + 2, 1),

@@ -28,8 +28,9 @@ class Box:
 
 @dataclass(frozen=True)
 class Picture:
-    """width, height: of the model's input. labels: of the image, or of its boxes. mixed: share of its own label, and the
-    partner's label, under mixup or CutMix; "" without.
+    """width, height: of the model's input. labels: of the image, or of its boxes. left_out: boxes that a random crop has
+    left outside. mixed: share of its own label, and the partner's label, under mixup or CutMix; "" without.
+    augment: the random augmentation of epoch 0, "none" outside train. uri: the thumbnail.
     """
 
     width: int
@@ -37,12 +38,23 @@ class Picture:
     channels: int
     labels: tuple[str, ...]
     boxes: tuple[Box, ...]
+    left_out: int
     mixed: str
+    augment: str
     uri: str
 
+    @property
+    def summary(self) -> str:
+        """Size, colors and augmentation, for people."""
+        colors = "gray" if self.channels == 1 else f"{self.channels} channels"
+        how = "not augmented" if self.augment == "none" else f"augmented ({self.augment}) as in epoch 0"
+        boxes = "1 box" if self.left_out == 1 else f"{self.left_out} boxes"
+        cut = f", {boxes} outside the crop" if self.left_out else ""
+        return f"{self.width} x {self.height} pixels, {colors}, {how}{cut}"
 
-def make_picture(artifacts: TaskArtifacts, example: Mapping[str, Any]) -> Picture:
-    """From the pixels of an encoded example, float32 [channels, height, width]."""
+
+def make_picture(artifacts: TaskArtifacts, example: Mapping[str, Any], *, augment: str) -> Picture:
+    """From the pixels of an encoded example, float32 [channels, height, width]. augment: as the options name it."""
     pixels = np.asarray(example["pixel_values"])
     channels, height, width = pixels.shape
     names = artifacts.labels
@@ -51,15 +63,19 @@ def make_picture(artifacts: TaskArtifacts, example: Mapping[str, Any]) -> Pictur
             names[int(label)],
             ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height),
         )
-        for (x, y, w, h), label in zip(example.get("boxes", ()), example.get("class_labels", ()), strict=True)
+        for (x, y, w, h), label in zip(
+            np.asarray(example.get("boxes", ())).tolist(), example.get("class_labels", ()), strict=True
+        )
     )
+    objects = example.get("objects", {})
+    left_out = sum(not crowd for crowd in objects.get("crowd", ())) - len(boxes)
     labels = tuple(box.label for box in boxes) if "boxes" in example else _own_label(names, example)
     mixed = ""
     if "partner" in example:
         share = float(example["share"])
         mixed = f"{share:.0%} {names[int(example['label'])]}, {1 - share:.0%} {names[int(example['partner'])]}"
     image = _draw(restore(pixels, artifacts.processor), boxes, names)
-    return Picture(width, height, channels, labels, boxes, mixed, _uri(image))
+    return Picture(width, height, channels, labels, boxes, left_out, mixed, augment, _uri(image))
 
 
 def _own_label(names: list[str], example: Mapping[str, Any]) -> tuple[str, ...]:

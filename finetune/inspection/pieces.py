@@ -21,7 +21,7 @@ SPEAKERS = {
     **dict.fromkeys(("text", "text_pair", "source", "tokens"), "text"),
 }
 SPECIAL, TEMPLATE = "special", "template"  # roles of tokens that nobody says
-_PROBE = tuple(f"\ue000{index}\ue001" for index in range(4))
+_PROBE = tuple(f"\ue000{index}\ue001" for index in range(4))  # texts that no template holds
 _TAIL = 12  # characters of a template before a turn, by which its place is recognized
 
 
@@ -159,14 +159,20 @@ def group_turns(roles: Sequence[str], texts: Sequence[str]) -> list[tuple[str, i
 
 
 def _leads(tokenizer: Any) -> dict[str, str]:
-    """The last characters that the chat template puts before a turn of the user and of the assistant."""
+    """The last characters that the chat template puts before a turn of each speaker, where it can be asked."""
     if not tokenizer.chat_template:
         return {}
-    turns = [{"role": ("user", "assistant")[index % 2], "content": mark} for index, mark in enumerate(_PROBE)]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-        user = text[text.index(_PROBE[1]) + len(_PROBE[1]) : text.index(_PROBE[2])]
-        assistant = text[text.index(_PROBE[0]) + len(_PROBE[0]) : text.index(_PROBE[1])]
-    except Exception:  # a template may refuse anything; the turns are then found by their text alone
-        return {}
-    return {"user": user[-_TAIL:], "assistant": assistant[-_TAIL:]}
+    found: dict[str, str] = {}
+    for speakers in (("user", "assistant", "user", "assistant"), ("system", "user")):
+        turns = [{"role": role, "content": mark} for role, mark in zip(speakers, _PROBE, strict=False)]
+        try:
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        except Exception:  # a template may refuse anything; turns are then found by their text alone
+            continue
+        end = 0
+        for turn in turns:
+            start = text.find(turn["content"], end)
+            if start >= 0:
+                found[turn["role"]] = text[max(end, start - _TAIL) : start]
+                end = start + len(turn["content"])
+    return found

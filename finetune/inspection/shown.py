@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,6 @@ class ShownRow:
     labels: tuple[str, ...] = ()
     picture: Picture | None = None
     problem: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def choose_rows(split: InspectedSplit, count: int, seed: int) -> list[tuple[int, str]]:
@@ -122,7 +121,8 @@ def _show(inspection: Inspection, split: InspectedSplit, position: int, why: str
     shown = tuple(
         _show_sequence(artifacts.processor, one, split.table[row_id], *cuts.get(one.name, ("", 0))) for one in sequences
     )
-    picture = make_picture(artifacts, example) if "pixel_values" in example else None
+    augment = getattr(artifacts.options, "augment", "none") if split.name == "train" else "none"
+    picture = make_picture(artifacts, example, augment=augment) if "pixel_values" in example else None
     labels: Sequence[str] = ()
     if split.tokens is None:
         labels = picture.labels if picture is not None else ()

@@ -141,12 +141,16 @@ def _fit(text: str, width: int) -> str:
     return text + "..."
 
 
+def bin_name(low: float, high: float, *, whole: bool) -> str:
+    """The values of a bin: "40-59", "7", "0.5 to 0.75"."""
+    if not whole:
+        return f"{low:.3g} to {high:.3g}"
+    return f"{low:,.0f}" if high - low <= 1 else f"{low:,.0f}-{high - 1:,.0f}"
+
+
 def _histogram(drawn: Histogram, style: Style) -> Iterator[str]:
     whole = drawn.unit == "tokens"
-    names = [
-        f"{low:,.0f}-{high - 1:,.0f}" if whole else f"{low:.3g} to {high:.3g}"
-        for low, high in zip(drawn.edges, drawn.edges[1:], strict=False)
-    ]
+    names = [bin_name(low, high, whole=whole) for low, high in zip(drawn.edges, drawn.edges[1:], strict=False)]
     wide = max(map(len, names))
     room = max(8, min(60, style.width - wide - 14))
     most = max(drawn.counts)
@@ -172,7 +176,8 @@ def _padding(padding: Padding, style: Style) -> Iterator[str]:
 def describe_padding(padding: Padding) -> str:
     """One line: what the micro-batches of the first steps hold."""
     span = f"the first {padding.steps:,} of {padding.of_steps:,} steps per epoch, on one rank"
-    text = f"packing {padding.packing}: {padding.micro_batches:,} micro-batches in {span}; {padding.share:.1%} padding"
+    count = "1 micro-batch" if padding.micro_batches == 1 else f"{padding.micro_batches:,} micro-batches"
+    text = f"packing {padding.packing}: {count} in {span}; {padding.share:.1%} padding"
     return text + (f"; packs of {padding.capacity:,} tokens are {padding.filled:.1%} full" if padding.free else "")
 
 
@@ -217,8 +222,7 @@ def _rows(rows: Sequence[ShownRow], style: Style, whole: bool) -> Iterator[str]:
 def _picture(row: ShownRow, style: Style) -> Iterator[str]:
     picture = row.picture
     assert picture is not None
-    colors = "gray" if picture.channels == 1 else f"{picture.channels} channels"
-    yield f"  image  {picture.width} x {picture.height} pixels, {colors}, as augmented in epoch 0"
+    yield from _wrap(f"  image  {picture.summary}", style.width, "         ")
     if picture.mixed:
         yield f"  mixed  {visible(picture.mixed)}"
     elif picture.labels and not picture.boxes:

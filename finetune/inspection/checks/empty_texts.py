@@ -7,7 +7,7 @@ from finetune.inspection.inspection import Inspection, report_rows
 
 
 def check(inspection: Inspection) -> list[Finding]:
-    """Rows that are refused because a text is blank, and used rows without any content."""
+    """Rows that are refused because a text is blank, and used rows with an empty turn."""
     reasons = {
         (name, one.id): one.reason
         for name, split in inspection.splits.items()
@@ -15,13 +15,14 @@ def check(inspection: Inspection) -> list[Finding]:
         if one.cause == "empty"
     }
     rows = [(inspection.splits[name], row) for name, row in reasons]
-    for split in inspection.splits.values():
-        rows += [(split, row) for row in split.rows_at(range(len(split.row_ids))) if not split.contents.hashes[row]]
+    for name, split in inspection.splits.items():
+        used = set(split.row_ids.tolist())
+        rows += [(split, row) for row in split.contents.blank if row in used and (name, row) not in reasons]
     return report_rows(
         "empty-text",
         "error" if inspection.stops and reasons else "warn",
         "rows hold an empty text",
         rows,
-        lambda split, row: reasons.get((split.name, row), "the row has no text"),
+        lambda split, row: reasons.get((split.name, row), "the text of a turn is empty"),
         remedy="Remove the rows, or skip them with data.on_bad_row: skip.",
     )
