@@ -113,7 +113,8 @@ def _interpolation_of(processor: Any) -> str:
 
 
 def _load(source: str, model: ModelSection) -> Any:
-    from transformers import AutoImageProcessor
+    # Older releases export a placeholder from the top that asks for torchvision; the class itself does without it.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     with model_errors(source):
         where = resolve_model(source)

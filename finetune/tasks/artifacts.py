@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard

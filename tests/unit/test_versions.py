@@ -1,0 +1,68 @@
+"""Every name and keyword of torch, transformers, accelerate, peft and DeepSpeed that `finetune` uses exists in the installed
+versions and in the oldest that pyproject.toml admits (recorded in tests/versions/oldest.json from an environment of them).
+"""
+
+import json
+
+import pytest
+
+from tests.versions import signatures
+from tests.versions.methods import ATTRIBUTES, METHODS
+from tests.versions.oldest import RECORDED, lower_bounds
+from tests.versions.usage import PACKAGE, used_names
+
+USED = {name: keywords | METHODS.get(name, set()) for name, keywords in used_names().items()}
+USED |= {name: keywords for name, keywords in METHODS.items() if name not in USED}
+OLDEST = json.loads(RECORDED.read_text("utf-8"))
+
+
+def refused(signature, keywords):
+    """The keywords that a signature does not take."""
+    if signature == signatures.UNKNOWN or signatures.ANY in signature:
+        return []
+    return sorted(keywords - set(signature))
+
+
+def test_the_syntax_trees_show_what_is_used():
+    assert len(USED) > 200
+    assert {"is_causal", "enable_gqa"} <= USED["torch.nn.functional.scaled_dot_product_attention"]
+    assert USED["accelerate.DeepSpeedPlugin"] == {"hf_ds_config"}
+
+
+@pytest.mark.parametrize("name", sorted(USED))
+def test_the_installed_version_has_it(name):
+    signature = signatures.signature_of(name)
+    assert signature != signatures.MISSING, f"{name} is not in the installed version"
+    assert not refused(signature, USED[name]), f"{name} takes {signature}"
+
+
+def test_the_oldest_versions_are_those_of_pyproject():
+    bounds = {name: version.rstrip(".0") for name, version in lower_bounds().items()}
+    recorded = {name: version.partition("+")[0].rstrip(".0") for name, version in OLDEST["versions"].items()}
+    assert recorded == bounds, "run python -m tests.versions.oldest FOLDER"
+
+
+@pytest.mark.parametrize("name", sorted(USED))
+def test_the_oldest_admitted_version_has_it(name):
+    assert name in OLDEST["signatures"], f"{name} is not recorded: run python -m tests.versions.oldest FOLDER"
+    signature = OLDEST["signatures"][name]
+    assert signature != signatures.MISSING, f"{name} is younger than the oldest admitted version"
+    assert not refused(signature, USED[name]), f"the oldest admitted {name} takes {signature}"
+
+
+@pytest.mark.parametrize("name", sorted(ATTRIBUTES))
+def test_attributes_that_libraries_set_are_still_there(name):
+    assert signatures.names_attribute(ATTRIBUTES[name], name), f"{ATTRIBUTES[name]} does not name {name} any more"
+    assert OLDEST["attributes"][name], f"the oldest admitted {ATTRIBUTES[name]} does not name {name}"
+
+
+def test_the_list_of_attributes_is_no_longer_than_what_is_used():
+    sources = "\n".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py"))
+    assert len(sources) > 500_000
+    assert [name for name in ATTRIBUTES if name not in sources] == []
+
+
+def test_a_keyword_that_a_signature_lacks_is_found():
+    assert refused(["query", "scale"], {"scale", "enable_gqa"}) == ["enable_gqa"]
+    assert refused(["query", signatures.ANY], {"enable_gqa"}) == []
+    assert signatures.signature_of("torch.nn.no_such_name") == signatures.MISSING
