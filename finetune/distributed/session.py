@@ -13,11 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from torch.distributed.distributed_c10d import _get_default_store
 
 from finetune.distributed.engines.accelerator import GIVE_UP_AFTER, open_accelerator
 from finetune.distributed.env import DistributedEnv, as_environ, from_environ
 from finetune.distributed.failure import PeerFailed
 
+ARRIVAL_SECONDS = 0.01  # between two looks at the store
 GLOO_LETS_GO = 0.05  # seconds, in which this thread does not hold Python's lock
 
 
@@ -52,6 +54,7 @@ class Session:
         self.local_rank: int = accelerator.local_process_index
         self.local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
         self.device: torch.device = accelerator.device
+        self._arrivals: dict[str, int] = {}  # place -> how often this rank has come there
         # Numbers and objects of the control plane travel over gloo, so that they never queue behind gradients.
         self._control = dist.new_group(backend="gloo", timeout=GIVE_UP_AFTER) if self.device.type != "cpu" else None
 
@@ -124,6 +127,21 @@ class Session:
     def wait(self) -> None:
         """Wait until every rank calls it. All ranks call it."""
         self.sum(0.0)
+
+    def arrive(self, place: str, *, seconds: float | None) -> bool:
+        """Whether every rank has come to this place, or does within `seconds` (None: within the limit of collectives).
+
+        All ranks call it, but a rank may have missed collectives before: this is none, it counts in the group's store.
+        """
+        self._arrivals[place] = self._arrivals.get(place, 0) + 1
+        key, expected = f"finetune/{place}", self._arrivals[place] * self.world_size
+        store = _get_default_store()
+        ends = time.monotonic() + (GIVE_UP_AFTER.total_seconds() if seconds is None else seconds)
+        arrived = store.add(key, 1)
+        while arrived < expected and time.monotonic() < ends:
+            time.sleep(ARRIVAL_SECONDS)
+            arrived = store.add(key, 0)
+        return arrived >= expected
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

@@ -23,7 +23,6 @@ from finetune.recipe.recipe import Recipe
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
 from finetune.tasks.task import Datasets, Task
-from finetune.tasks.vision.drawing import Pictures
 from finetune.training.checkpoint import Saver, check_space
 from finetune.training.checkpoint_reader import Checkpoint, load_checkpoint
 from finetune.training.checkpoint_writer import clear_leftovers
@@ -31,6 +30,7 @@ from finetune.training.learning_rate import learning_rate
 from finetune.training.microbatch_planner import MicroBatchPlanner
 from finetune.training.progress import Progress
 from finetune.training.rank_speed import RankSpeedEstimator
+from finetune.training.samples import Samples
 from finetune.training.step import StepResult, seed_step, train_step
 from finetune.training.step_logger import StepLogger
 from finetune.training.steps import ASSIGNED_AHEAD, ScheduledSteps, StepSource
@@ -101,9 +101,17 @@ class Loop:
         )
         self.schedule = self.planner.schedule(self.recipe, plan.training.balance_window)
         self.output_dirs, self.stop = output_dirs, stop
-        self.pictures = Pictures(output_dirs.predictions / "pictures") if self.session.is_main else None
         self.step_logger = StepLogger(self.session, listener, self.recipe.tracking.log_every)
         self.listener = listener
+        self.samples = Samples(
+            task,
+            artifacts,
+            engine,
+            listener,
+            self.step_logger.telemetry,
+            pictures=output_dirs.predictions / "pictures",
+            count=self.recipe.evaluation.samples,
+        )
         self.saver = Saver(
             engine,
             output_dirs.checkpoints,
@@ -149,7 +157,7 @@ class Loop:
             )
         self.engine.model.train()  # what is loaded pretrained comes in evaluation mode
         if self.progress.step == 0:
-            self._show_samples("before")
+            self.samples.show(self.datasets, "before", 0)
         for result in self.steps():
             improved = self._evaluate() if self._due(self.recipe.evaluation.every) else False
             if improved or result.stop or self._due(self.recipe.checkpoint.every):
@@ -275,45 +283,6 @@ class Loop:
                 self.listener.table(prefix + table, step=self.progress.step, columns=columns, rows=rows)
         return result
 
-    def _show_samples(self, when: str) -> None:
-        """A few examples in full, before and after: a table for the report."""
-        split = "validation" if "validation" in self.datasets else "train"
-        examples = self.datasets[split]
-        count = min(self.recipe.evaluation.samples, len(examples))
-        if not count:
-            return
-        chosen = [examples[index] for index in range(count)]
-        telemetry = self.step_logger.telemetry
-        if self._sampling_communicates:  # a rank that continues alone would leave the others waiting
-            shown = self._sample(chosen)
-        else:
-            shown = telemetry.run("showing samples", lambda: self._sample(chosen), [])
-        if self.pictures is not None and self.pictures.problem:
-            telemetry.switch_off("drawing samples", self.pictures.problem)
-        if self.session.is_main and shown:
-            columns = ["when", *shown[0]]
-            rows = [[when, *sample.values()] for sample in shown]
-            self.listener.table("samples", step=self.progress.step, columns=columns, rows=rows)
-
-    @property
-    def _sampling_communicates(self) -> bool:
-        """Whether ranks need each other for the answers of the model, because each holds a part of it."""
-        engine = self.engine
-        return engine.shards_weights or self.session.split > 1 or engine.generating_model is not engine.module
-
-    def _sample(self, chosen: list[Any]) -> list[dict[str, str]]:
-        self.engine.model.eval()
-        try:
-            return self.task.sample(
-                self.artifacts,
-                self.engine.generating_model,
-                chosen,
-                synced=self.engine.shards_weights,
-                pictures=self.pictures,
-            )
-        finally:
-            self.engine.model.train()
-
     def _save(self, improved: bool) -> None:
         self.engine.align_buffers()
         self.saver.begin(self.progress.step, self.progress.to_dict(), best=improved)
@@ -328,7 +297,7 @@ class Loop:
         best = self.saver.best
         if best is not None and best.step != self.progress.step:
             load_checkpoint(self.engine, best)
-        self._show_samples("after")
+        self.samples.show(self.datasets, "after", self.progress.step)
         progress = self.progress
         best_step = best.step if best is not None else progress.step
         return Outcome(

@@ -1,4 +1,4 @@
-"""What training can do without: measured, drawn or told while it works, switched off once it fails."""
+"""What training can do without: measured, drawn or reported while it works, switched off once it fails."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ class Telemetry:
 
     def run(self, name: str, call: Callable[[], T], otherwise: T) -> T:
         """The value of `call`. Its first exception is reported, and from then on the value is `otherwise`."""
-        if name in self._off:
+        if self.is_off(name):
             return otherwise
         try:
             return call()
         except Exception as error:
             self.switch_off(name, f"{type(error).__name__}: {error}")
             return otherwise
+
+    def is_off(self, name: str) -> bool:
+        """Whether it has failed before."""
+        return name in self._off
 
     def switch_off(self, name: str, reason: str) -> None:
         """Reported once; `run` does nothing under this name from now on."""

@@ -47,6 +47,37 @@ def train_without_samples(*arguments):
         mock.patch.stopall()
 
 
+def train_with_late_fault(*arguments):
+    """Samples raise on every rank the first time, which is after the model has answered."""
+    from finetune.tasks.text_classification.task import TextClassification
+
+    real = TextClassification.sample
+
+    def sample(*rest, **options):
+        real(*rest, **options)
+        raise ValueError(f"broken on rank {os.environ['RANK']}")
+
+    with mock.patch.object(TextClassification, "sample", sample):
+        train_here(*arguments)
+
+
+def train_with_one_late_fault(*arguments):
+    """The same on rank 1 alone."""
+    (train_with_late_fault if os.environ["RANK"] == "1" else train_here)(*arguments)
+
+
+@pytest.mark.parametrize("train", [train_with_late_fault, train_with_one_late_fault])
+def test_samples_that_fail_where_ranks_need_each_other_are_switched_off_on_all(pool: Ranks, tmp_path, train):
+    example = next(one for one in EXAMPLES if one.task == "text_classification")
+    training = {"precision": "fp32", "steps": 2, "global_batch": 4}
+    recipe = example.recipe(tmp_path, training=training, parallel={"deepspeed": "zero3"}, tracking={"wandb": "off"})
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    pool.run(2, train, str(tmp_path), "recipe.yaml", str(tmp_path / "run"), [], "auto", {})
+    said = (tmp_path / "run" / "logs" / "said-0.txt").read_text()
+    assert said.count("showing samples failed and is switched off; training goes on (ValueError: broken on rank") == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "done"
+
+
 def test_a_training_whose_telemetry_all_fails_is_as_good(pool: Ranks, tmp_path):
     example = next(one for one in EXAMPLES if one.task == "object_detection")
     training = {"precision": "fp32", "steps": 8, "global_batch": 4, "learning_rate": 1e-3}
