@@ -122,15 +122,20 @@ def covered(spans: np.ndarray) -> float:
 
 
 def _on_gpu(events: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Spans, in ns, of kernels and copies, and of NCCL's kernels. Raises: AttributeError under torch 2.11, whose events do
-    not say which of them are mere annotations.
-    """
+    """Spans, in ns, of kernels and copies, and of NCCL's kernels."""
     kernels: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
     for event in events:
-        if event.device_type() == torch.autograd.DeviceType.CUDA and event.activity_type() not in NO_WORK:
+        if event.device_type() == torch.autograd.DeviceType.CUDA and _is_work(event):
             start = event.start_ns()
             kernels["nccl" in event.name()].append((start, start + event.duration_ns()))
     return _spans(kernels[0]), _spans(kernels[1])
+
+
+def _is_work(event: Any) -> bool:
+    """Whether an event on a GPU's timeline is a kernel or a copy. torch 2.11 tells annotations only; waits, by name."""
+    if hasattr(event, "activity_type"):
+        return event.activity_type() not in NO_WORK
+    return not event.is_user_annotation() and not event.name().endswith(" Sync")
 
 
 def _on_cpu(events: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -60,22 +60,50 @@ def test_nothing_seen_is_no_trace():
     assert tracer.stop() is None
 
 
-def test_a_gpus_timeline_holds_kernels_and_what_is_no_work():
-    """As Kineto tells a GPU's: two kernels, of which NCCL's runs half beside the other; a marker and the host's calls."""
-    gpu, host = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
-    told = [
-        ("ampere_sgemm_128x64", gpu, "kernel", 0, 100),
-        ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", gpu, "kernel", 50, 100),
-        ("Memcpy HtoD", gpu, "gpu_memcpy", 200, 10),
-        ("nccl:all_reduce", gpu, "gpu_user_annotation", 0, 500),
-        ("cudaLaunchKernel", host, "cuda_runtime", 0, 400),
-    ]
-    names = ("name", "device_type", "activity_type", "start_ns", "duration_ns")
-    events = [SimpleNamespace(**{n: lambda v=v: v for n, v in zip(names, row, strict=True)}) for row in told]
-    computing, communicating = _on_gpu(events)
+GPU, HOST = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+TIMELINE = [  # two kernels, of which NCCL's runs half beside the other; a marker, a wait and the host's calls
+    ("ampere_sgemm_128x64", GPU, "kernel", 0, 100),
+    ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", GPU, "kernel", 50, 100),
+    ("Memcpy HtoD", GPU, "gpu_memcpy", 200, 10),
+    ("nccl:all_reduce", GPU, "gpu_user_annotation", 0, 500),
+    ("Stream Sync", GPU, "cuda_sync", 0, 450),
+    ("cudaLaunchKernel", HOST, "cuda_runtime", 0, 400),
+]
+
+
+def of_torch_2_12(name, device, kind, start, length):
+    """An event as Kineto returns it from torch 2.12 on."""
+    values = {"name": name, "device_type": device, "activity_type": kind, "start_ns": start, "duration_ns": length}
+    return SimpleNamespace(**{key: lambda value=value: value for key, value in values.items()})
+
+
+def of_torch_2_11(name, device, kind, start, length):
+    """The same in torch 2.11, which has no activity_type."""
+    event = of_torch_2_12(name, device, kind, start, length)
+    del event.activity_type
+    event.is_user_annotation = lambda: kind.endswith("user_annotation")
+    return event
+
+
+@pytest.mark.parametrize("made", [of_torch_2_11, of_torch_2_12])
+def test_a_gpus_timeline_holds_kernels_and_what_is_no_work(made):
+    computing, communicating = _on_gpu([made(*row) for row in TIMELINE])
     assert computing.tolist() == [[0, 100], [200, 210]]
     assert communicating.tolist() == [[50, 150]]
     assert covered(np.concatenate([computing, communicating])) - covered(computing) == 50
+
+
+def test_events_that_say_neither_are_not_measured():
+    event = of_torch_2_11(*TIMELINE[0])
+    del event.is_user_annotation
+    tracer = Tracer(CPU)
+    tracer._profile = SimpleNamespace(
+        stop=lambda: None, profiler=SimpleNamespace(kineto_results=SimpleNamespace(events=lambda: [event]))
+    )
+    tracer.device = torch.device("cuda")
+    tracer._finish_kernels = lambda: None
+    assert tracer.stop() is None
+    assert "is_user_annotation" in tracer.failure and not tracer.running
 
 
 def test_a_stopwatch_adds_its_blocks_up():

@@ -55,7 +55,7 @@ def _read(rows: Path, **sections: Any) -> Prepared:
 
 
 def test_any_image_becomes_one_size_as_the_saved_processor_makes_it(pictures: Path, tmp_path: Path) -> None:
-    from transformers import AutoImageProcessor
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     prepared = _read(pictures)
     batch, example = prepared.batch(), prepared.datasets["train"][1]
