@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -75,7 +76,8 @@ def _import_heavy() -> None:
         "finetune.tasks.image_classification.task",
         "finetune.tasks.object_detection.task",
     ):
-        importlib.import_module(name)
+        with suppress(ModuleNotFoundError):  # the oldest DeepSpeed that is admitted has fewer
+            importlib.import_module(name)
     if sys.platform == "linux":
         _load_extensions()
     cpuinfo = importlib.import_module("cpuinfo")  # which DeepSpeed's CPU Adam asks; it starts Python to find out
