@@ -59,7 +59,14 @@ def open_evaluated_table(recipe: Recipe, split: str, data: list[str]) -> Table:
         table: Any = open_tables(recipe, card)[split]
     else:
         name = OTHER if data else split
-        table = open_split(name, sources, card, columns=section.columns, on_bad_row=section.on_bad_row)
+        table = open_split(
+            name,
+            sources,
+            card,
+            columns=section.columns,
+            on_bad_row=section.on_bad_row,
+            values=card.required_values(recipe.options),
+        )
     if table.name == "train":  # or its images would be augmented
         table.name = "train (evaluated)"
     return table

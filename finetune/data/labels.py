@@ -1,28 +1,33 @@
-"""Class names: collected from the training data in a deterministic order, and mapped to class indices."""
+"""Labels: what a class is called however it is written, and the index that the model has for it.
+
+Two labels are one class if they differ only in how they are written: Unicode form (NFC, NFD), white space around or between
+words, the case of true and false, and 1, "1", 1.0, "1.0". Names that differ in anything else, as in case, are kept apart.
+"""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.columns import nearest_name
-from finetune.data.table import Table
-from finetune.errors import UserError
+from finetune.data.label_forms import NAMES, LabelForm, split_labels, vector_positions
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]*")
-MAX_CLASSES = 100_000
-SEPARATOR = "|"  # between the labels of a multi-label row that is text
+WHOLE = re.compile(r"(0|-?[1-9][0-9]*)\.0*")  # a whole number, written as a float
+BOOLEANS = ("true", "false")
 
 
 def label_text(value: Any) -> str:
-    """The class name of a label value: 1, "1", " 1 " and 1.0 all become "1"; true becomes "true".
+    """A label as text, in Unicode form NFC and without superfluous white space: 1 and 1.0 become "1", true "true".
 
     Raises: BadRow if the value is not a label.
     """
     if isinstance(value, str):
-        text = value.strip()
+        text = value if value.isascii() else unicodedata.normalize("NFC", value)
+        text = " ".join(text.split())
     elif isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, int):
@@ -40,69 +45,31 @@ def label_text(value: Any) -> str:
     return text
 
 
-def label_texts(value: Any) -> list[str]:
-    """The class names of a multi-label value, a list or text separated by "|", without duplicates. May be empty."""
-    if isinstance(value, str):
-        items: Iterable[Any] = [part for part in value.split(SEPARATOR) if part.strip()]
-    elif isinstance(value, (list, tuple)):
-        items = value
-    else:
-        items = [value]
-    return list(dict.fromkeys(label_text(item) for item in items))
-
-
-def class_names(tables: Mapping[str, Table], role: str = "label", *, several: bool = False) -> list[str]:
-    """The class names of tables["train"]: in the data's own order if it declares them, integers by value, else A to Z.
-
-    several: a row holds a list of labels, or "a|b". Bad labels are ignored here; encoding reports them with their rows.
-    Raises: UserError if there are fewer than two classes (with `several`: none), or more than 100,000.
-    """
-    table = tables["train"]
-    declared: Mapping[str, Sequence[str]] = getattr(table, "classes", {})
-    if role in declared:
-        return list(declared[role])
-    names: set[str] = set()
-    for value in _values(table, role):
-        try:
-            names.update(label_texts(value) if several else (label_text(value),))
-        except BadRow:
-            continue
-        if len(names) > MAX_CLASSES:
-            raise UserError(
-                f"the column {table.columns.get(role, role)} has more than {MAX_CLASSES:,} distinct values",
-                where=table.name,
-                remedy=f"It is probably not the label: map another column with data.columns: {{{role}: <column>}}.",
-            )
-    minimum = 1 if several else 2
-    if len(names) < minimum:
-        raise UserError(
-            f"at least {minimum} class{'es are' if minimum > 1 else ' is'} needed, but the column "
-            f"{table.columns.get(role, role)} holds " + (f"only {', '.join(sorted(names))!r}" if names else "none"),
-            where=table.name,
-            remedy=f"Check data.columns: {{{role}: <column>}} and data.limit.",
-        )
-    return in_order(names)
+def label_key(text: str) -> str:
+    """What a label is compared by: "True" -> "true", "1.0" -> "1", any other text of `label_text` as it is."""
+    if text[0] in "tTfF" and text.lower() in BOOLEANS:
+        return text.lower()
+    whole = WHOLE.fullmatch(text)
+    return whole[1] if whole else text
 
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Sorted class names: by value if all are integers ("2" before "10"), else by code point."""
     names = list(names)
-    return sorted(names, key=int) if all(INTEGER.fullmatch(name) for name in names) else sorted(names)
-
-
-def _values(table: Table, role: str) -> Iterable[Any]:
-    """The values of one role, without decoding whole rows (such as images) if the table supports it."""
-    if hasattr(table, "values"):
-        return table.values(role)
-    return (row.get(role) for row in table)
+    if all(INTEGER.fullmatch(label_key(name)) for name in names):
+        return sorted(names, key=lambda name: int(label_key(name)))
+    return sorted(names)
 
 
 class Labels:
-    """Maps class names to indices and back. names: in the order of their indices."""
+    """Maps labels to class indices. names: in the order of their indices. form: how several labels of a row are written."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = list(names)
-        self._index = {name: index for index, name in enumerate(self.names)}
+    def __init__(self, names: Sequence[str], form: LabelForm = NAMES) -> None:
+        self.names, self.form = list(names), form
+        self._index: dict[str, int] = {}
+        for index, name in enumerate(self.names):
+            self._index.setdefault(label_key(label_text(name)), index)
+        self._index.update({name: index for index, name in enumerate(self.names)})  # exactly as written comes first
 
     def __len__(self) -> int:
         return len(self.names)
@@ -110,16 +77,43 @@ class Labels:
     def index(self, value: Any) -> int:
         """The index of a label value. Raises: BadRow, with the nearest name, if it is not among the classes."""
         name = label_text(value)
-        if name not in self._index:
+        index = self._index.get(name)
+        if index is None:
+            index = self._index.get(label_key(name))
+        if index is None:
             near = nearest_name(name, self.names)
             hint = f"; did you mean {near!r}?" if near else f"; the {len(self)} classes are {self._listed()}"
             raise BadRow(f"label {name!r} does not occur in the training data{hint}")
-        return self._index[name]
+        return index
 
     def indices(self, value: Any) -> list[int]:
-        """The indices of a multi-label value (a list, or "a|b"), ascending. Raises: BadRow as `index` does."""
-        return sorted(self.index(name) for name in label_texts(value))
+        """The indices of a multi-label value, as `form` says it is written, ascending; [] for none.
+
+        Raises: BadRow as `index` does, and for a value of another form.
+        """
+        items = split_labels(value, self.form)
+        if self.form.length:
+            return vector_positions(items, self.form.length)
+        return sorted({self.index(item) for item in items})
 
     def _listed(self) -> str:
         shown = ", ".join(self.names[:10])
         return shown if len(self) <= 10 else f"{shown}, ..."
+
+
+def look_alikes(names: Iterable[str]) -> list[list[str]]:
+    """Names that people may take for one: they differ in case, compatibility form (ﬁ, fi), invisible characters, zeros."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        folded = unicodedata.normalize("NFKC", name).casefold()
+        visible = "".join(mark for mark in folded if unicodedata.category(mark) != "Cf" and not mark.isspace())
+        groups.setdefault(visible.lstrip("0") if visible.isdecimal() else visible, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def spellings_by_class(spellings: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """{text of a label: count} -> {class name: {text: count}}: the text itself, or where there are several, their key."""
+    by_key: dict[str, dict[str, int]] = {}
+    for text, count in spellings.items():
+        by_key.setdefault(label_key(text), {})[text] = count
+    return {next(iter(texts)) if len(texts) == 1 else key: texts for key, texts in by_key.items()}

@@ -22,6 +22,8 @@ class TaskCard:
     unit: the unit of loss ("token", "example", "image"), for progress lines. packing: the automatic
     data.packing; packings: what the task supports. balance_window: steps over which padded examples are balanced by
     length, where it is automatic.
+    class_role: the role that names classes, "" for none: held-out rows leave a row of each class in training.
+    several: (option, value) with which a row may have any number of labels in class_role, or none.
     splits: ways its models can be split over ranks ("tensor", "pipeline").
     auto_model: the class of transformers that makes its models, such as AutoModelForCausalLM.
     title: the task in words, for model cards; "": its name.
@@ -46,3 +48,15 @@ class TaskCard:
     decodes: bool = False
     micro_batch: int = 16  # examples per forward pass on one rank, if the recipe says auto and there are more
     splits: tuple[str, ...] = ()
+    class_role: str = ""
+    several: tuple[str, str] | None = None
+
+    def has_label_sets(self, options: object) -> bool:
+        """Whether a row may have any number of labels, given the recipe's `options` section."""
+        return self.several is not None and getattr(options, self.several[0], None) == self.several[1]
+
+    def required_values(self, options: object) -> tuple[tuple[str, ...], ...]:
+        """`required`, without the roles that need a column, but not a value in every row."""
+        if not self.has_label_sets(options):
+            return self.required
+        return tuple(roles for roles in self.required if roles != (self.class_role,))

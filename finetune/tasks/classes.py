@@ -13,11 +13,21 @@ import torch
 from torch.nn import functional
 
 from finetune.data.columns import nearest_name
-from finetune.data.labels import Labels, class_names
+from finetune.data.label_forms import NAMES, LabelForm
+from finetune.data.labels import Labels, label_key
+from finetune.data.prepare.label_survey import (
+    class_names,
+    column_name,
+    label_form,
+    label_notes,
+    look_alike_notes,
+    whole_table,
+)
 from finetune.data.table import Table
 from finetune.errors import UserError
 from finetune.models.losses import binary_cross_entropy_each, cross_entropy_each, cross_entropy_sum
 from finetune.tasks.batch import Answer, Batch, Score
+from finetune.tasks.facts import Facts
 
 
 @dataclass(frozen=True)
@@ -30,14 +40,17 @@ class Classes:
     names: list[str]
     lookup: Labels
 
-    def to_dict(self) -> dict[str, list[str]]:
-        """{"names": ..., "written": ...}: written: the labels as the data writes them, by index."""
-        return {"names": list(self.names), "written": list(self.lookup.names)}
+    def to_dict(self) -> dict[str, Any]:
+        """{"names": ..., "written": ..., "form": ...}: written: the labels as the data writes them, by index. form: how
+        several labels of a row are written.
+        """
+        return {"names": list(self.names), "written": list(self.lookup.names), "form": self.lookup.form.to_dict()}
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Sequence[str]]) -> Classes:
-        """What `to_dict` gave."""
-        return cls(list(stored["names"]), Labels(stored["written"]))
+    def from_dict(cls, stored: Mapping[str, Any]) -> Classes:
+        """What `to_dict` gave; an earlier version had no form."""
+        form = LabelForm(**stored["form"]) if "form" in stored else NAMES
+        return cls(list(stored["names"]), Labels(stored["written"], form))
 
 
 def label_settings(names: Sequence[str]) -> dict[str, Any]:
@@ -46,50 +59,123 @@ def label_settings(names: Sequence[str]) -> dict[str, Any]:
 
 
 def decide_classes(
-    tables: Mapping[str, Table], stated: Sequence[str], trained: Sequence[str] | None, *, several: bool, where: str
+    tables: Mapping[str, Table],
+    stated: Sequence[str],
+    trained: Sequence[str] | None,
+    *,
+    where: str,
+    facts: Facts,
+    role: str = "label",
 ) -> Classes:
-    """The classes of a run. stated: options.labels. trained: labels of the checkpoint's own head, None if it has none or
-    the recipe asks for a new one. where: the model's name, for the error.
+    """The classes of a run with one label per row. stated: options.labels. trained: labels of the checkpoint's own head,
+    None if it has none or the recipe asks for a new one. where: the model's name, for the error.
 
     A trained head keeps its classes and their order if those of the data are among them; generated names
-    (LABEL_0, ...) fit any data with as many classes.
+    (LABEL_0, ...) fit any data with as many classes. Classes that look alike become a note in `facts`.
     Raises: UserError if the classes of the data do not fit the trained head.
     """
-    return choose_classes(class_names(tables, several=several), stated, trained, where=where)
+    classes = choose_classes(class_names(tables, role), stated, trained, where=where)
+    facts.notes += look_alike_notes(classes.lookup.names, column_name(tables["train"], role))
+    return classes
+
+
+def decide_label_sets(
+    tables: Mapping[str, Table],
+    stated: Sequence[str],
+    trained: Sequence[str] | None,
+    *,
+    separator: str,
+    where: str,
+    facts: Facts,
+) -> Classes:
+    """As decide_classes, for rows with any number of labels; how they are written becomes a note in `facts`.
+
+    separator: options.label_separator.
+    Raises: UserError as decide_classes does, and for vectors whose length is not the number of names.
+    """
+    whole, column = whole_table(tables), column_name(tables["train"], "label")
+    form, told = label_form(whole, "label", stated=stated, separator=separator)
+    facts.notes.append(told)
+    if form.length:
+        return _classes_by_position(form, stated, trained, where=where, column=column)
+    classes = choose_classes(class_names(tables, kind=form), stated, trained, where=where, form=form)
+    facts.notes += look_alike_notes(classes.lookup.names, column)
+    return classes
+
+
+def _classes_by_position(
+    form: LabelForm, stated: Sequence[str], trained: Sequence[str] | None, *, where: str, column: str
+) -> Classes:
+    length = form.length
+    if stated and len(stated) != length:
+        raise UserError(
+            f"the column {column} holds vectors of {length} values, but options.labels has {_listed(stated)}",
+            where=where,
+            remedy="Give one name for each position, in order.",
+        )
+    if trained is not None and (
+        len(trained) != length or (stated and not _generated(trained) and set(stated) != set(trained))
+    ):
+        raise _misfit(list(stated) or [f"LABEL_{index}" for index in range(length)], trained, where)
+    names = list(stated or trained or [f"LABEL_{index}" for index in range(length)])
+    return Classes(names, Labels(names, form))
+
+
+def describe_labels(
+    facts: Facts, table: Table, classes: Classes, *, role: str = "label", several: bool = False
+) -> None:
+    """Notes on how the labels of a split are written, and how many of its rows have none."""
+    facts.notes += label_notes(table, role, classes.lookup, several=several)
 
 
 def choose_classes(
-    in_data: Sequence[str], stated: Sequence[str], trained: Sequence[str] | None, *, where: str
+    in_data: Sequence[str],
+    stated: Sequence[str],
+    trained: Sequence[str] | None,
+    *,
+    where: str,
+    form: LabelForm = NAMES,
 ) -> Classes:
     """As decide_classes, for class names that were collected already."""
     names = list(stated or in_data)
     if trained is not None:
-        generated = list(trained) == [f"LABEL_{index}" for index in range(len(trained))]
-        if generated and len(trained) == len(names):
-            return Classes(names, _lookup(names, in_data))
+        if _generated(trained) and len(trained) == len(names):
+            return Classes(names, _lookup(names, in_data, form))
         if not _fits(names, trained) or (stated and set(stated) != set(trained)):
-            raise UserError(
-                f"the labels do not fit the head that {where} was trained with\n"
-                f"  data   {_listed(names)}\n  model  {_listed(trained)}",
-                remedy="Train a new head: options.new_head: true. Or write the labels as the model does.",
-            )
+            raise _misfit(names, trained, where)
         names = list(trained)
-    return Classes(names, _lookup(names, in_data))
+    return Classes(names, _lookup(names, in_data, form))
+
+
+def _generated(trained: Sequence[str]) -> bool:
+    return list(trained) == [f"LABEL_{index}" for index in range(len(trained))]
+
+
+def _misfit(names: Sequence[str], trained: Sequence[str], where: str) -> UserError:
+    return UserError(
+        f"the labels do not fit the head that {where} was trained with\n"
+        f"  data   {_listed(names)}\n  model  {_listed(trained)}",
+        remedy="Train a new head: options.new_head: true. Or write the labels as the model does.",
+    )
+
+
+def _keys(names: Iterable[str]) -> set[str]:
+    return {label_key(name) for name in names}
 
 
 def _fits(in_data: Sequence[str], names: Sequence[str]) -> bool:
-    return set(in_data) <= set(names) or _are_numbers(in_data, len(names))
+    return _keys(in_data) <= _keys(names) or _are_numbers(in_data, len(names))
 
 
-def _lookup(names: Sequence[str], in_data: Sequence[str]) -> Labels:
+def _lookup(names: Sequence[str], in_data: Sequence[str], form: LabelForm) -> Labels:
     """By name; by index where the data writes numbers below C, none of which is a name."""
-    if not set(in_data) & set(names) and _are_numbers(in_data, len(names)):
-        return Labels([str(index) for index in range(len(names))])
-    return Labels(names)
+    if not _keys(in_data) & _keys(names) and _are_numbers(in_data, len(names)):
+        return Labels([str(index) for index in range(len(names))], form)
+    return Labels(names, form)
 
 
 def _are_numbers(in_data: Iterable[str], count: int) -> bool:
-    return all(name.isdecimal() and int(name) < count for name in in_data)
+    return all(key.isdecimal() and int(key) < count for key in map(label_key, in_data))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from finetune.recipe.identity import training_values
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
+from finetune.tasks.choice import choosing_metric
 from finetune.tasks.task import Datasets, Task
 from finetune.training.checkpoint import Saver, check_space
 from finetune.training.checkpoint_reader import Checkpoint, load_checkpoint
@@ -127,7 +128,7 @@ class Loop:
             passes=engine.passes,
             shards_weights=engine.shards_weights,
         )
-        self.progress = Progress(plan.training.best_metric, plan.training.best_mode)
+        self.progress = Progress(*choosing_metric(plan, artifacts))
         self.total_steps = plan.training.total_steps(self.schedule.steps_per_epoch)
         self.source: StepSource = ScheduledSteps(
             self.schedule,

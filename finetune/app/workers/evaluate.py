@@ -45,6 +45,8 @@ def work(
         artifacts = run_artifacts(opened, recipe, _notify(session))
         table = open_evaluated_table(recipe, split, data)
         datasets = encode_tables(plan, task, artifacts, [table], facts)
+    for note in facts.notes:
+        _notify(session)(note)
     (examples,) = datasets.values()
     engine = build_engine(session, plan, task, artifacts, datasets, facts, lambda text: None, trains=False)
     found = find_checkpoint(opened, checkpoint)

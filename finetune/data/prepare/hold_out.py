@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.table import Row
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 VERSION = 1
+SHOWN = 10  # classes named in a note
 HEAD_BYTES = 1 << 16  # an image file is identified by its size and this many first bytes
 
 
@@ -61,16 +64,54 @@ def _file_digest(path: str) -> str:
         return path
 
 
+class RowClasses(Protocol):
+    """The classes of each row, in order of their ids. identity: what they depend on besides the rows."""
+
+    @property
+    def identity(self) -> list[Any]: ...
+
+    def __iter__(self) -> Iterator[Sequence[str]]: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """train, held: ids of rows, ascending, int64. moved: how many rows changed sides for the sake of classes, which are
+    `classes`.
+    """
+
+    train: np.ndarray
+    held: np.ndarray
+    moved: int = 0
+    classes: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """A line that tells what was moved."""
+        rows = "1 row" if self.moved == 1 else f"{self.moved:,} rows"
+        names = ", ".join(self.classes[:SHOWN]) + (", ..." if len(self.classes) > SHOWN else "")
+        return (
+            f"validation: {rows} went back to train, which had no other row of {len(self.classes):,} classes ({names})"
+        )
+
+
 def hold_out(
-    rows: Iterable[Row], count: int, fingerprint: str, *, fraction: float, seed: int, roles: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(training ids, validation ids), ascending, int64: a row is held out if its hash is below `fraction` of the range.
+    rows: Iterable[Row],
+    count: int,
+    fingerprint: str,
+    *,
+    fraction: float,
+    seed: int,
+    roles: Sequence[str],
+    classes: RowClasses | None = None,
+) -> Split:
+    """Split the rows: one is held out if its hash is below `fraction` of the range.
 
     Duplicates have the same hash, so they are all in one split. Both splits get at least one row: if no row (or every
-    row) is below the threshold, the rows with the smallest (largest) hash are moved. The hashes are cached.
+    row) is below the threshold, the rows with the smallest (largest) hash are moved. A class that would be left without a
+    training row gets back the row with its largest hash. Hashes and moves are cached.
 
     rows: `count` rows in order of their ids. fingerprint: identifies their content. roles: the roles of the task.
-    Raises: UserError if there are no two different rows.
+    classes: those of each row, for tasks that have classes.
+    Raises: UserError if there are no two different rows, or if every row is the only one of its class.
     """
     import numpy as np
 
@@ -81,11 +122,75 @@ def hold_out(
     folder = publish("splits", digest("split", VERSION, fingerprint, seed, list(roles)), write)
     hashes = np.frombuffer((folder / "hashes.u64").read_bytes(), np.uint64)
     held = choose(hashes, fraction)
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    if classes is None:
+        return Split(np.flatnonzero(~held), np.flatnonzero(held))
+
+    def write_kept(folder: Path) -> None:
+        kept, names = keep_classes(hashes, held, classes)
+        (folder / "held.i64").write_bytes(np.flatnonzero(kept).astype("<i8").tobytes())
+        moved = int((kept != held).sum())
+        (folder / "moved.json").write_text(json.dumps({"moved": moved, "classes": names}), "utf-8")
+
+    key = digest("kept classes", VERSION, fingerprint, seed, list(roles), fraction, classes.identity)
+    folder = publish("splits", key, write_kept)
+    ids = np.frombuffer((folder / "held.i64").read_bytes(), "<i8").astype(np.int64)
+    facts = json.loads((folder / "moved.json").read_text("utf-8"))
+    return Split(np.setdiff1d(np.arange(count), ids), ids, facts["moved"], tuple(facts["classes"]))
 
 
 def _hashes(rows: Iterable[Row], roles: Sequence[str], seed: int) -> Iterator[int]:
     return (row_hash(row, roles, seed) for row in rows)
+
+
+def keep_classes(
+    hashes: np.ndarray, held: np.ndarray, classes: Iterable[Sequence[str]]
+) -> tuple[np.ndarray, list[str]]:
+    """(mask of the held-out rows, classes that got a row back) so that each class has a training row.
+
+    A class without one gets the held-out row with its largest hash, and the duplicates of that row. If none is held out
+    then, the rows with the smallest hash are that leave every class a row.
+    Raises: UserError if there are none.
+    """
+    import numpy as np
+
+    held, trained, total = held.copy(), set[str](), Counter[str]()
+    of_row: dict[int, frozenset[str]] = {}
+    names_of: list[frozenset[str]] = []
+    shared: dict[frozenset[str], frozenset[str]] = {}  # rows have few different sets of classes
+    for row, names in enumerate(classes):
+        found = frozenset(names)
+        names_of.append(shared.setdefault(found, found))
+        total.update(found)
+        if held[row]:
+            of_row[row] = found
+        else:
+            trained |= found
+    given: list[str] = []
+    rows_of: dict[str, list[int]] = {}
+    for row, found in of_row.items():
+        for name in found - trained:
+            rows_of.setdefault(name, []).append(row)
+    for name in sorted(rows_of):
+        if name in trained:  # with a row of another class
+            continue
+        row = max(rows_of[name], key=lambda row: int(hashes[row]))
+        same = np.flatnonzero(hashes == hashes[row])
+        held[same] = False
+        given.append(name)
+        trained.update(*(names_of[index] for index in same.tolist()))
+    if held.any():
+        return held, given
+    for value in np.unique(hashes).tolist():
+        same = np.flatnonzero(hashes == value)
+        lost = Counter(name for row in same.tolist() for name in names_of[row])
+        if all(total[name] > count for name, count in lost.items()):
+            held[same] = True
+            return held, given
+    raise UserError(
+        "no validation rows can be held out: every row is the only one of its class",
+        where="data.validation_fraction",
+        remedy="Give more rows, a file under data.validation, or validation_fraction: 0.",
+    )
 
 
 def choose(hashes: np.ndarray, fraction: float) -> np.ndarray:

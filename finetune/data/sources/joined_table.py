@@ -24,6 +24,7 @@ class JoinedTable:
     chosen: ids of the rows that belong to the table, int64, ascending; None: all rows.
     note: describes the choice; part of the fingerprint.
     fingerprint: identifies the content. classes: role -> class names, if the data declares them.
+    whole: the table from which this one and the held-out rows were chosen; None if no rows were held out.
     skipped: (location, reason) of the first 10,000 bad rows; skipped_count: the number of all bad rows.
     """
 
@@ -40,6 +41,7 @@ class JoinedTable:
         first = self._parts[0].classes
         same = all(dict(rows.classes) == dict(first) for rows in self._parts)
         self.classes: Mapping[str, Sequence[str]] = first if same else {}
+        self.whole: JoinedTable | None = None
         self.skipped: list[Listed] = bad.listed
         self.skipped_count = bad.count
 

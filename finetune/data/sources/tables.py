@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from finetune.data.bad_rows import BadRows
 from finetune.data.columns import ColumnSpec, Required
 from finetune.data.prepare.hold_out import hold_out
+from finetune.data.prepare.label_survey import row_classes
 from finetune.data.sources.joined_table import JoinedTable, PartRows
 from finetune.data.sources.open_source import Notify, open_source
 from finetune.data.table import Table
@@ -36,12 +37,19 @@ def open_tables(recipe: Recipe, card: TaskCard, *, notify: Notify = _silent) -> 
         if sources:
             limit = data.limit if name == "train" else None
             tables[name] = open_split(
-                name, sources, card, columns=data.columns, on_bad_row=data.on_bad_row, limit=limit, notify=notify
+                name,
+                sources,
+                card,
+                columns=data.columns,
+                on_bad_row=data.on_bad_row,
+                limit=limit,
+                values=card.required_values(recipe.options),
+                notify=notify,
             )
     if data.validation_fraction and not data.validation:
         whole = tables["train"]
         assert isinstance(whole, JoinedTable)
-        tables["train"], tables["validation"] = _held_out(whole, data.validation_fraction, recipe.seed, card)
+        tables["train"], tables["validation"] = _held_out(whole, recipe, card, notify)
     return tables
 
 
@@ -54,18 +62,21 @@ def open_split(
     on_bad_row: str,
     limit: int | None = None,
     required: Required | None = None,
+    values: Required | None = None,
     notify: Notify = _silent,
 ) -> JoinedTable:
     """Open one split: its sources, joined in order.
 
     columns: role -> column, for all sources; those of a source take precedence.
-    required: roles that every row must have, each entry a tuple of alternatives; None: those of the card.
+    required: roles that every source must have, each entry a tuple of alternatives; None: those of the card.
+    values: those of them in which every row must have a value; None: all.
     Raises: UserError as open_tables does.
     """
     parts: list[PartRows] = []
     bad, odd = BadRows(on_bad_row), OddValues()
     for source in sources:
-        spec = ColumnSpec(card, {**columns, **source.columns}, card.required if required is None else required)
+        present = card.required if required is None else required
+        spec = ColumnSpec(card, {**columns, **source.columns}, present if values is None else values, present)
         source_limit = min((rows for rows in (source.limit, limit) if rows is not None), default=None)
         for rows, mapping in open_source(name, source, spec, source_limit, notify):
             bad.extend(rows.bad)
@@ -94,9 +105,24 @@ def _limited(
     return table.choose(name, np.arange(limit), f"limit {limit}")
 
 
-def _held_out(whole: JoinedTable, fraction: float, seed: int, card: TaskCard) -> tuple[Table, Table]:
-    train, held = hold_out(
-        whole, len(whole), whole.fingerprint, fraction=fraction, seed=seed, roles=tuple(card.columns)
+def _held_out(whole: JoinedTable, recipe: Recipe, card: TaskCard, notify: Notify) -> tuple[Table, Table]:
+    fraction, seed = recipe.data.validation_fraction, recipe.seed
+    split = hold_out(
+        whole,
+        len(whole),
+        whole.fingerprint,
+        fraction=fraction,
+        seed=seed,
+        roles=tuple(card.columns),
+        classes=row_classes(whole, card, recipe.options),
     )
     note = f"{whole.fingerprint} fraction {fraction} seed {seed}"
-    return whole.choose("train", train, f"train {note}"), whole.choose("validation", held, f"validation {note}")
+    if split.moved:
+        note += f" moved {split.moved}"
+        notify(split.describe())
+    train, held = (
+        whole.choose("train", split.train, f"train {note}"),
+        whole.choose("validation", split.held, f"validation {note}"),
+    )
+    train.whole = whole
+    return train, held

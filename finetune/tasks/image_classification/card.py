@@ -63,4 +63,5 @@ CARD = TaskCard(
     label_smoothing=True,
     micro_batch=32,
     splits=("pipeline",),
+    class_role="label",
 )

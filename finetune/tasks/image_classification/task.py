@@ -34,6 +34,7 @@ from finetune.tasks.classes import (
     class_scores,
     classification_loss_sum,
     decide_classes,
+    describe_labels,
     label_settings,
     label_tensor,
     name_of,
@@ -73,7 +74,7 @@ class ImageClassification:
         trained = None
         if recipe.model.init == "pretrained" and not options.new_head:
             trained = trained_labels(config, HEAD)
-        classes = decide_classes(tables, options.labels, trained, several=False, where=recipe.model.source)
+        classes = decide_classes(tables, options.labels, trained, where=recipe.model.source, facts=facts)
         size = output_size(processor, config)
         assert size is not None, "load_processor promises one size"
         settings: dict[str, Any] = {
@@ -96,6 +97,7 @@ class ImageClassification:
         """A split whose images are decoded when they are fetched; every image and label is checked once, in any run."""
         checked, options, training = self._check(plan, artifacts, table), artifacts.options, table.name == "train"
         assert artifacts.classes is not None
+        describe_labels(facts, table, artifacts.classes)
         skipped = f", {checked.skipped_count:,} bad rows skipped" if checked.skipped_count else ""
         height, width = artifacts.settings["image_size"]
         facts[table.name] = f"{len(checked):,} images of {width} x {height}{skipped}"

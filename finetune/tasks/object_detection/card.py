@@ -62,4 +62,5 @@ CARD = TaskCard(
     decodes=True,
     options=ObjectDetectionOptions,
     micro_batch=8,
+    class_role="objects",
 )

@@ -14,7 +14,13 @@ from finetune.tasks.class_metrics import DEFAULT_METRICS, METRICS
 class TextClassificationOptions(Section):
     problem: Literal["single_label", "multi_label"] = Field(
         default="single_label",
-        description="single_label: one label per example. multi_label: any number of labels (a list, or text separated by |).",
+        description="single_label: one label per example. multi_label: any number of labels, or none: a list of names, a "
+        "vector of 0 and 1, or text (see label_separator).",
+    )
+    label_separator: Literal["auto", "none", "|", ";", ","] = Field(
+        default="auto",
+        description="multi_label: the mark between the labels of a text. auto: decided over the whole column, and reported; "
+        "none: each text is one label.",
     )
     max_length: int = Field(
         default=256, ge=4, description="Maximum tokens per example; the model's own limit applies as well."
@@ -38,7 +44,7 @@ CARD = TaskCard(
     columns={
         "text": "The text.",
         "text_pair": "A second text, for pairs such as premise and hypothesis.",
-        "label": "The class: a name or a number. multi_label: a list of them, or text separated by |.",
+        "label": "The class: a name or a number. multi_label: a list of them, a vector of 0 and 1, or text.",
     },
     required=(("text",), ("label",)),
     metrics=METRICS,
@@ -48,4 +54,6 @@ CARD = TaskCard(
     options=TextClassificationOptions,
     label_smoothing=True,
     balance_window=16,
+    class_role="label",
+    several=("problem", "multi_label"),
 )

@@ -25,6 +25,8 @@ from finetune.tasks.classes import (
     class_scores,
     classification_loss_sum,
     decide_classes,
+    decide_label_sets,
+    describe_labels,
     label_settings,
     label_tensor,
     name_of,
@@ -56,8 +58,12 @@ class TextClassification:
         trained = None
         if recipe.model.init == "pretrained" and not options.new_head:
             trained = trained_labels(config, SEQUENCE_HEAD)
-        several = options.problem == "multi_label"
-        classes = decide_classes(tables, options.labels, trained, several=several, where=recipe.model.source)
+        where = recipe.model.source
+        if options.problem == "multi_label":
+            separator = options.label_separator
+            classes = decide_label_sets(tables, options.labels, trained, separator=separator, where=where, facts=facts)
+        else:
+            classes = decide_classes(tables, options.labels, trained, where=where, facts=facts)
         settings = {
             "max_length": usable_length(options.max_length, tokenizer, config),
             "label_smoothing": recipe.training.label_smoothing,
@@ -72,7 +78,8 @@ class TextClassification:
         """A split, encoded through the cache."""
         options, limit, classes = artifacts.options, artifacts.settings["max_length"], artifacts.classes
         assert classes is not None
-        key = [CARD.name, 1, limit, options.on_long, options.problem, classes.names, classes.lookup.names]
+        describe_labels(facts, table, classes, several=_several(artifacts))
+        key = [CARD.name, 2, limit, options.on_long, options.problem, classes.to_dict()]
         return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit)
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:

@@ -50,4 +50,5 @@ CARD = TaskCard(
     unit="word",
     options=TokenClassificationOptions,
     label_smoothing=True,
+    class_role="tags",
 )

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForTokenClassification
 
-from finetune.data.labels import class_names
+from finetune.data.label_forms import NAMES
 from finetune.data.prepare.cache import publish
+from finetune.data.prepare.label_survey import class_names, column_name
 from finetune.data.table import Examples, Row, Table
 from finetune.models.config import load_config
 from finetune.models.losses import IGNORE, cross_entropy_each, cross_entropy_sum
@@ -23,7 +24,7 @@ from finetune.models.tokenizer import load_tokenizer
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Batch, Score
-from finetune.tasks.classes import choose_classes, label_settings, trained_labels
+from finetune.tasks.classes import choose_classes, describe_labels, label_settings, trained_labels
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
 from finetune.tasks.task import Encoded
@@ -32,6 +33,7 @@ from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.lengths import pad_rows, usable_length
 from finetune.tasks.token_classification.card import CARD
 from finetune.tasks.token_classification.data import OUTSIDE, encode_rows, input_words, tagged_text, training_texts
+from finetune.tasks.token_classification.tag_names import settle_metrics, tag_notes
 from finetune.tasks.vision.drawing import Pictures
 
 HEAD = "ForTokenClassification"
@@ -51,11 +53,13 @@ class TokenClassification:
         trained = None
         if recipe.model.init == "pretrained" and not options.new_head:
             trained = trained_labels(config, HEAD)
-        in_data = class_names(tables, "tags", several=True)
+        in_data = class_names(tables, "tags", kind=NAMES)
         classes = choose_classes(in_data, options.labels, trained, where=recipe.model.source)
+        facts.notes += tag_notes(classes.names, column_name(tables["train"], "tags"))
         settings = {
             "max_length": usable_length(options.max_length, tokenizer, config),
             "label_smoothing": recipe.training.label_smoothing,
+            **settle_metrics(plan, classes.names, facts),
         }
         return TaskArtifacts(CARD.name, options, tokenizer, classes, settings)
 
@@ -67,6 +71,7 @@ class TokenClassification:
         """A split, encoded through the cache."""
         options, limit, classes = artifacts.options, artifacts.settings["max_length"], artifacts.classes
         assert classes is not None
+        describe_labels(facts, table, classes, role="tags", several=True)
         key = [CARD.name, 1, limit, options.on_long, options.label_on, classes.names, classes.lookup.names]
         return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit)
 

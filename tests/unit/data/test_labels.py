@@ -3,13 +3,16 @@
 import pytest
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.labels import Labels, class_names, in_order, label_text, label_texts
+from finetune.data.label_forms import NAMES, split_labels
+from finetune.data.labels import Labels, in_order, label_text, look_alikes
+from finetune.data.prepare.label_survey import class_names, label_notes
 from finetune.data.sources.rows import MemoryTable
 from finetune.errors import UserError
 
 
 def names_of(*labels, several=False):
-    return class_names({"train": MemoryTable("train", [{"label": label} for label in labels])}, several=several)
+    table = MemoryTable("train", [{"label": label} for label in labels])
+    return class_names({"train": table}, kind=NAMES if several else None)
 
 
 def test_numbers_are_ordered_by_value_and_names_by_letter():
@@ -32,8 +35,56 @@ def test_values_that_are_not_labels(value):
     assert names_of("a", "b", value) == ["a", "b"]  # reported later, by encoding, with its location
 
 
+@pytest.mark.parametrize(
+    ("written", "one"),
+    [
+        ((True, "True", "true", "TRUE"), "true"),
+        ((1, "1", 1.0, "1.0", " 1 ", "1."), "1"),
+        (("cafe\u0301", "caf\u00e9"), "caf\u00e9"),
+        (("New  York", " New York", "New\u00a0York\n"), "New York"),
+    ],
+)
+def test_ways_to_write_one_class(written, one):
+    assert set(names_of(*written, "other")) == {one, "other"}
+    assert {Labels([one, "other"]).index(value) for value in written} == {0}
+    assert {Labels([written[0], "other"]).index(value) for value in written} == {0}
+
+
+def test_one_way_to_write_a_class_is_its_name():
+    assert names_of("True", "False") == ["False", "True"] and names_of(True, False) == ["false", "true"]
+    assert names_of("1.0", "0.0", "10.0") == ["0.0", "1.0", "10.0"]
+
+
+def test_case_tells_classes_apart():
+    assert names_of("Good", "good", "bad") == ["Good", "bad", "good"]
+    assert look_alikes(["Good", "bad", "good", "bad\u200b", "01", "1", "\ufb01n", "fin", "x"]) == [
+        ["Good", "good"],
+        ["bad", "bad\u200b"],
+        ["01", "1"],
+        ["\ufb01n", "fin"],
+    ]
+
+
+def test_what_was_unified_is_told_with_counts():
+    table = MemoryTable("train", [{"label": label} for label in ["True", "true", "true", "false", None, []]])
+    labels = Labels(class_names({"train": table}))
+    (note,) = label_notes(table, "label", labels, several=False)
+    assert note.startswith("train: 1 class of label written in more than one way")
+    assert 'true: "true" 2, "True" 1' in note
+    other = MemoryTable("validation", [{"label": "False"}, {"label": "true"}])
+    (note,) = label_notes(other, "label", labels, several=False)
+    assert 'false: "False" 1' in note and "true" not in note.split("training:")[1].replace("false", "")
+    assert label_notes(MemoryTable("test", [{"label": "true"}]), "label", labels, several=False) == []
+
+
+def test_rows_without_a_label_are_counted():
+    table = MemoryTable("train", [{"label": label} for label in (["a"], [], None, "", "a|b")])
+    (note,) = label_notes(table, "label", Labels(["a", "b"]), several=True)
+    assert note == "train: 3 of 5 rows have no label: none of the classes applies to them"
+
+
 def test_several_labels_per_row():
-    assert label_texts("b| a|b|") == ["b", "a"] and label_texts(["x", 1]) == ["x", "1"] and label_texts([]) == []
+    assert split_labels("b| a|b|", NAMES) == ["b", " a", "b"] and split_labels(["x", 1], NAMES) == ["x", 1]
     assert names_of("b|a", ["c"], several=True) == ["a", "b", "c"]
     assert Labels(["a", "b", "c"]).indices("c|a") == Labels(["a", "b", "c"]).indices(["a", "c"]) == [0, 2]
 

@@ -19,6 +19,7 @@ from finetune.tasks.classes import (
     label_tensor,
     name_of,
 )
+from finetune.tasks.facts import Facts
 
 
 class _Rows(list[dict[str, Any]]):
@@ -27,7 +28,7 @@ class _Rows(list[dict[str, Any]]):
 
 def _decide(found: list[Any], stated: list[str], trained: list[str] | None) -> tuple[list[str], list[str]]:
     tables: Any = {"train": _Rows({"label": label} for label in found)}
-    classes = decide_classes(tables, stated, trained, several=False, where="some/model")
+    classes = decide_classes(tables, stated, trained, where="some/model", facts=Facts())
     return classes.names, classes.lookup.names
 
 
@@ -50,7 +51,7 @@ def test_classes(found: list[Any], stated: list[str], trained: Any, expected: An
 
 def test_classes_survive_json() -> None:
     tables: Any = {"train": _Rows({"label": label} for label in (0, 1))}
-    classes = decide_classes(tables, ["no", "yes"], None, several=False, where="some/model")
+    classes = decide_classes(tables, ["no", "yes"], None, where="some/model", facts=Facts())
     restored = Classes.from_dict(json.loads(json.dumps(classes.to_dict())))
     assert restored.names == ["no", "yes"] and [restored.lookup.index(label) for label in (0, "1")] == [0, 1]
 

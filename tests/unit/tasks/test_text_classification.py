@@ -58,6 +58,64 @@ def test_several_labels(tmp_path: Path) -> None:
     assert [len(answer.values["prediction"]) for answer in answers] == [3, 3, 3]
 
 
+@pytest.mark.parametrize("number", [int, float, bool])
+def test_label_vectors_are_classes_by_position(tmp_path: Path, number: Any) -> None:
+    vectors = [[1, 0, 1], [0, 0, 1], [1, 1, 0]]
+    rows = [{"text": "t", "label": [number(bit) for bit in vector]} for vector in vectors]
+    prepared = _read(tmp_path, rows, options={"problem": "multi_label"})
+    assert prepared.batch().targets["labels"].tolist() == vectors
+    assert prepared.artifacts.labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert prepared.facts.notes == ["label: vectors of 3 values, 0 or 1: classes by position"]
+    options = {"problem": "multi_label", "labels": ["joy", "anger", "fear"]}
+    assert _read(tmp_path, rows, options=options).artifacts.labels == ["joy", "anger", "fear"]
+    with pytest.raises(UserError, match=r"vectors of 3 values, but options\.labels has 2: joy, anger"):
+        _read(tmp_path, rows, options={**options, "labels": ["joy", "anger"]})
+    with pytest.raises(
+        UserError, match=r"train\.jsonl:4: a label vector of 2 values, but those of the training data have 3"
+    ):
+        _read(tmp_path, [*rows, {"text": "t", "label": [1, 1]}], options={"problem": "multi_label"})
+
+
+def test_label_vectors_survive_the_artifacts(tmp_path: Path) -> None:
+    from finetune.tasks import CARDS
+    from finetune.tasks.artifacts import load_artifacts
+
+    rows = [{"text": "t", "label": [1, 0, 1]}, {"text": "u", "label": [0, 0, 1]}]
+    prepared = _read(tmp_path, rows, options={"problem": "multi_label"})
+    prepared.artifacts.save(tmp_path / "saved")
+    loaded = load_artifacts(tmp_path / "saved", CARDS["text_classification"])
+    (example,) = prepared.task.encode(loaded, rows[:1], with_targets=True)
+    assert example["label"] == [0, 2]
+
+
+def test_rows_without_a_label_are_learnt_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\none,"joy, fear"\ntwo,\nthree,fear\n', encoding="utf-8")
+    prepared = _read(tmp_path, [], data={"train": str(path)}, options={"problem": "multi_label"})
+    assert prepared.batch().targets["labels"].tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert "1 of 2 texts hold several labels, split at ','" in prepared.facts.notes[0]
+    assert prepared.facts.notes[1] == "train: 1 of 3 rows have no label: none of the classes applies to them"
+    with pytest.raises(UserError, match="no column for label"):
+        path.write_text("text\none\n", encoding="utf-8")
+        _read(tmp_path, [], data={"train": str(path)}, options={"problem": "multi_label"})
+
+
+def test_commas_stay_in_the_name_of_a_single_label(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "Paris, France"}, {"text": "b", "label": "Rome, Italy"}]
+    assert _read(tmp_path, rows).artifacts.labels == ["Paris, France", "Rome, Italy"]
+
+
+def test_one_class_in_two_files_written_differently(tmp_path: Path) -> None:
+    other = tmp_path / "dev.csv"
+    other.write_text("text,label\na,False\nb,True\n", encoding="utf-8")
+    rows = [{"text": "a", "label": True}, {"text": "b", "label": False}]
+    prepared = _read(tmp_path, rows, data={"train": str(tmp_path / "train.jsonl"), "validation": str(other)})
+    assert prepared.artifacts.labels == ["false", "true"]
+    assert [prepared.datasets["validation"][index]["label"] for index in (0, 1)] == [0, 1]
+    (note,) = prepared.facts.notes
+    assert note.startswith("validation: 2 classes of label written in more than one way, or otherwise than in training")
+
+
 def test_batches_are_padded_to_the_longest_and_long_ones_to_a_multiple_of_eight(tmp_path: Path) -> None:
     prepared = _read(tmp_path, [{"text": "ab cd ef gh ij", "label": 0}, {"text": "a", "label": 1}])
     examples = [prepared.datasets["train"][index] for index in (0, 1)]

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from finetune.errors import UserError
+from finetune.metrics import MetricSet
+from finetune.tasks.choice import choosing_metric
 from finetune.tasks.text.words import token_words
 from tests.prepared import Prepared, prepare
 
@@ -112,3 +114,48 @@ def test_blanks_before_a_word_and_tokens_over_two_words() -> None:
     words, text = ["ab", "cd", "e"], "ab cd e"
     assert token_words([(0, 0), (0, 2), (2, 5), (5, 7), (0, 0)], words, text) == [-1, 0, 1, 2, -1]
     assert token_words([(0, 1), (1, 4), (4, 5), (6, 7)], words, text) == [0, 0, 1, 2]
+
+
+NUMBERED = [{"tokens": ["Ann", "saw", "me"], "tags": [1, 0, 0]}, {"tokens": ["old", "Ann"], "tags": [2, 0]}]
+
+
+def test_tags_without_names_have_no_entity_figure(tmp_path: Path) -> None:
+    prepared = _read(tmp_path, NUMBERED, training={"precision": "fp32"})
+    (note,) = prepared.facts.notes
+    assert note.startswith("THE TAGS HAVE NO NAMES (0, 1, 2)") and "word_accuracy chooses the best checkpoint" in note
+    assert "options.labels: [O, B-PER, I-PER]" in note
+    assert choosing_metric(prepared.plan, prepared.artifacts) == ("word_accuracy", "max")
+    metrics = MetricSet(prepared.plan.training.metrics, **prepared.task.metric_options(prepared.artifacts))
+    metrics.add([{"tags": [0, 0, 0], "reference_tags": [1, 0, 0]}])
+    assert metrics.compute().scalars == {"word_accuracy": pytest.approx(2 / 3)}
+    named = _read(tmp_path, NUMBERED, options={"labels": ["O", "B-PER", "I-PER"]})
+    assert not named.facts.notes and choosing_metric(named.plan, named.artifacts) == ("entity_f1", "max")
+
+
+def test_entity_figures_that_were_asked_for_need_names(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the tags have no names .0, 1, 2.* entity_f1 cannot be computed") as caught:
+        _read(tmp_path, NUMBERED, evaluation={"metrics": ["entity_f1"], "best": "entity_f1"})
+    assert "options.labels" in caught.value.remedy
+    assert not _read(tmp_path, NUMBERED, evaluation={"metrics": ["word_accuracy"], "best": "loss"}).facts.notes
+
+
+def test_a_zero_or_a_small_o_among_names_is_told(tmp_path: Path) -> None:
+    rows = [*ROWS, {"tokens": ["a", "b"], "tags": ["0", "o"]}]
+    told = " ".join(_read(tmp_path, rows).facts.notes)
+    assert (
+        "'o' and '0' among the tags of tags: counted as O" in told and "look alike are kept apart: 'O' and 'o'" in told
+    )
+
+
+def test_names_of_tags_in_a_typed_file_are_kept(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Sequence, Value
+
+    features = Features(
+        {"tokens": Sequence(Value("string")), "ner_tags": Sequence(ClassLabel(names=["O", "B-x", "I-x"]))}
+    )
+    Dataset.from_list(
+        [{"tokens": ["a", "b"], "ner_tags": [1, 0]}, {"tokens": ["c"], "ner_tags": [0]}], features=features
+    ).to_parquet(tmp_path / "a.parquet")
+    prepared = _read(tmp_path, [], data={"train": str(tmp_path / "a.parquet")})
+    assert prepared.artifacts.labels == ["O", "B-x", "I-x"] and not prepared.facts.notes
+    assert prepared.datasets["train"][0]["tags"].tolist() == [1, 0]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.prepare.hold_out import choose, row_hash
+from finetune.data.prepare.hold_out import choose, keep_classes, row_hash
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 
@@ -110,3 +110,63 @@ def test_an_image_is_hashed_by_content_not_by_name(tmp_path):
     assert one == two != three
     packed = [row_hash({"image": {"bytes": b"pixels", "path": name}}, ("image",), 1) for name in "xy"]
     assert packed[0] == packed[1]
+
+
+def test_the_split_of_a_data_set_never_changes(split):
+    """Pinned: rows that moved would change the validation data of runs that users resume and compare."""
+    _, validation = split(rows(60))
+    assert [row["id"] for row in validation] == [5, 11, 14, 15, 18, 21, 28, 37, 42, 44, 46, 54]
+
+
+def masks(hashes, held, classes):
+    mask, names = keep_classes(np.array(hashes, np.uint64), np.array(held, bool), classes)
+    return mask.astype(int).tolist(), names
+
+
+def test_a_class_gets_back_its_row_of_the_largest_hash():
+    assert masks([1, 2, 9, 8], [1, 1, 0, 0], ["a", "b", "a", "b"]) == ([1, 1, 0, 0], [])
+    assert masks([1, 3, 2, 9], [1, 1, 1, 0], ["a", "b", "b", "a"]) == ([1, 0, 1, 0], ["b"])
+    assert masks([1, 3, 3, 9], [1, 1, 1, 0], ["a", "b", "b", "a"]) == ([1, 0, 0, 0], ["b"])  # duplicates stay together
+    # one row brings back two classes; a row without a class stays where it is
+    assert masks([1, 3, 4, 9], [1, 1, 1, 0], [["a", "b"], ["b", "c"], [], ["a"]]) == ([1, 0, 1, 0], ["b"])
+
+
+def test_if_every_held_out_row_goes_back_another_is_held_out():
+    assert masks([1, 5, 7], [1, 0, 0], ["a", "b", "b"]) == ([0, 1, 0], ["a"])
+    with pytest.raises(UserError, match="every row is the only one of its class"):
+        masks([1, 5], [1, 0], ["a", "b"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 50), st.sets(st.sampled_from("abcde"), max_size=3)), min_size=4, max_size=30))
+def test_every_class_is_in_training_and_nothing_else_moves(pairs):
+    hashes = np.array([number for number, _ in pairs], np.uint64)
+    held = hashes < 20
+    try:
+        kept, names = keep_classes(hashes, held, [found for _, found in pairs])
+    except UserError:
+        return
+    classes = [found for _, found in pairs]
+    assert set().union(*classes) == set().union(*(found for found, out in zip(classes, kept, strict=True) if not out))
+    assert kept.any() and not set(hashes[kept].tolist()) & set(hashes[~kept].tolist())
+    if not names and held.any():
+        assert (kept == held).all()
+
+
+def test_the_tool_accepts_its_own_split(tmp_path, make_recipe, text_card):
+    """Each of 40 classes has few rows, so that some are held out altogether; with moves, from the cache too."""
+    from dataclasses import replace
+
+    path, said = tmp_path / "a.jsonl", []
+    data = [{"text": f"text {index}", "label": f"class {index % 40}"} for index in range(80)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in data))
+    card, recipe = replace(text_card, class_role="label"), make_recipe(train=str(path), validation_fraction=0.4)
+    plain = open_tables(recipe, text_card)
+    for _ in range(2):
+        tables = open_tables(recipe, card, notify=said.append)
+        found = {name: set(table.values("label")) for name, table in tables.items()}
+        assert len(found["train"]) == 40 and found["validation"] < found["train"]
+    missing = set(plain["validation"].values("label")) - set(plain["train"].values("label"))
+    assert len(missing) > 2 and len(plain["validation"]) - len(tables["validation"]) == len(missing)
+    assert set(texts(tables["validation"])) < set(texts(plain["validation"]))
+    assert said[0] == said[1] and f"{len(missing)} rows went back to train" in said[0]
