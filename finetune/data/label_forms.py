@@ -167,7 +167,7 @@ def decide_form(
 ) -> tuple[LabelForm, str]:
     """(how the labels of a column are written, a line that tells it), from all its values.
 
-    stated: the names of the classes, if the recipe gives them: the separator is the one that yields them. separator: "auto",
+    stated: the names of the classes, if the recipe gives them: the separator is the one that yields them. separator: "from_data",
     "none", or the separator that the recipe gives. same: text of a label -> what names are compared by.
     Raises: UserError if every row is a list of one value, 0 or 1, which may be a vector or a name.
     """
@@ -220,7 +220,7 @@ def decide_form(
 def _separator(
     asked: str, texts: int, listed: int, holding: Counter[str], fitting: Counter[str], blank: _Evidence
 ) -> str:
-    if asked != "auto":
+    if asked != "from_data":
         return "" if asked == "none" else asked
     if 2 * listed > texts:
         return LIST

@@ -100,7 +100,7 @@ def _count(table: Table, role: str, kind: Kind) -> Survey:
 
 
 def label_form(
-    table: Table, role: str, *, stated: Sequence[str] = (), separator: str = "auto"
+    table: Table, role: str, *, stated: Sequence[str] = (), separator: str = "from_data"
 ) -> tuple[LabelForm, str]:
     """(how several labels of a row are written, a line that tells it); see decide_form."""
     own, column = getattr(table, "fingerprint", None), column_name(table, role)
@@ -191,7 +191,7 @@ def row_classes(table: Table, card: TaskCard, options: Any) -> RowClasses | None
     if not role:
         return None
     if card.has_label_sets(options):
-        stated, separator = getattr(options, "labels", ()), getattr(options, "label_separator", "auto")
+        stated, separator = getattr(options, "labels", ()), getattr(options, "label_separator", "from_data")
         return RowClasses(table, role, label_form(table, role, stated=stated, separator=separator)[0])
     return RowClasses(table, role, None if role == "label" else NAMES)
 

@@ -17,9 +17,9 @@ class TextClassificationOptions(Section):
         description="single_label: one label per example. multi_label: any number of labels, or none: a list of names, a "
         "vector of 0 and 1, or text (see label_separator).",
     )
-    label_separator: Literal["auto", "none", "|", ";", ","] = Field(
-        default="auto",
-        description="multi_label: the mark between the labels of a text. auto: decided over the whole column, and reported; "
+    label_separator: Literal["from_data", "none", "|", ";", ","] = Field(
+        default="from_data",
+        description="multi_label: the mark between the labels of a text. from_data: decided over the whole column, and reported; "
         "none: each text is one label.",
     )
     max_length: int = Field(

@@ -13,13 +13,13 @@ from finetune.data.labels import Labels, label_key, label_text
 from finetune.errors import UserError
 
 
-def form_of(*values: Any, stated: tuple[str, ...] = (), separator: str = "auto") -> LabelForm:
+def form_of(*values: Any, stated: tuple[str, ...] = (), separator: str = "from_data") -> LabelForm:
     same = lambda text: label_key(label_text(text))  # noqa: E731
     return decide_form(values, stated=stated, separator=separator, column="label", same=same)[0]
 
 
 def told(*values: Any, **more: Any) -> str:
-    return decide_form(values, stated=(), separator="auto", column="label", **more)[1]
+    return decide_form(values, stated=(), separator="from_data", column="label", **more)[1]
 
 
 @pytest.mark.parametrize(
