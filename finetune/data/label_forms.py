@@ -167,8 +167,8 @@ def decide_form(
 ) -> tuple[LabelForm, str]:
     """(how the labels of a column are written, a line that tells it), from all its values.
 
-    stated: the names of the classes, if the recipe gives them: the separator is the one that yields them. separator: "from_data",
-    "none", or the separator that the recipe gives. same: text of a label -> what names are compared by.
+    stated: the names of the classes, if the recipe gives them: the separator is the one that yields them. separator:
+    "from_data", "none", or the separator that the recipe gives. same: text of a label -> what names are compared by.
     Raises: UserError if every row is a list of one value, 0 or 1, which may be a vector or a name.
     """
     lists, rows, texts, listed = _Evidence(), 0, 0, 0

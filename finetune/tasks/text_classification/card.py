@@ -19,8 +19,8 @@ class TextClassificationOptions(Section):
     )
     label_separator: Literal["from_data", "none", "|", ";", ","] = Field(
         default="from_data",
-        description="multi_label: the mark between the labels of a text. from_data: decided over the whole column, and reported; "
-        "none: each text is one label.",
+        description="multi_label: the mark between the labels of a text. from_data: decided over the whole column, and "
+        "reported; none: each text is one label.",
     )
     max_length: int = Field(
         default=256, ge=4, description="Maximum tokens per example; the model's own limit applies as well."
