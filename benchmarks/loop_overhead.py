@@ -38,6 +38,7 @@ def worker(folder: Path, blocks: int, steps: int) -> None:
     from finetune.app.machine import plan_here
     from finetune.app.opening import open_recipe
     from finetune.app.workers.context import open_session, set_up
+    from finetune.app.workers.preparing import ready
     from finetune.app.workers.train import make_loop
     from finetune.data.order.loader import iterate_batches
     from finetune.events import SilentListener
@@ -51,7 +52,7 @@ def worker(folder: Path, blocks: int, steps: int) -> None:
     recipe = open_recipe(str(folder / "overhead.yaml")).recipe
     plan = plan_here(recipe, int(os.environ["WORLD_SIZE"]))
     session = open_session(plan)
-    context = set_up(session, plan, lambda text: None)
+    context = set_up(session, plan, ready(recipe), lambda text: None)
     run = Run.open(folder / "run")
     listener = Journal(run) if session.is_main else SilentListener()
     output_dirs = OutputDirs(run.checkpoints, run.predictions)

@@ -44,6 +44,7 @@ def worker(folder: Path, steps: int) -> None:
     from finetune.app.machine import plan_here
     from finetune.app.opening import open_recipe
     from finetune.app.workers.context import open_session, set_up
+    from finetune.app.workers.preparing import ready
     from finetune.app.workers.train import make_loop
     from finetune.events import SilentListener
     from finetune.training.loop import OutputDirs
@@ -51,7 +52,7 @@ def worker(folder: Path, steps: int) -> None:
 
     recipe = open_recipe(str(folder / "pipeline.yaml")).recipe
     session = open_session(plan := plan_here(recipe, int(os.environ["WORLD_SIZE"])))
-    context = set_up(session, plan, lambda text: None)
+    context = set_up(session, plan, ready(recipe), lambda text: None)
     output_dirs = OutputDirs(folder / "checkpoints", folder / "predictions")
     loop = make_loop(context, output_dirs, SilentListener(), StopRequest())
     p2p = getattr(context.engine, "p2p", None)

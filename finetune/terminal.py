@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +24,37 @@ def say(text: str) -> None:
     """Prints a line to stderr; workers of a launcher prefix it with their rank."""
     rank = os.environ.get("RANK", "")
     typer.echo(f"[rank {rank}] {text}" if rank not in ("", "0") else text, err=True)
+
+
+class ProgressLine:
+    """Progress on stdout: one line that is rewritten in a terminal, elsewhere a new line every few seconds."""
+
+    REWRITE_SECONDS, LINE_SECONDS, BAR = 0.2, 5.0, 24
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._shown = time.monotonic()  # what takes less than a period shows nothing
+        self._open = False
+
+    def show(self, text: str, share: float) -> None:
+        """Show a line such as "train: 5,120 of 100,000 rows", unless one was shown a moment ago. share: 0 to 1."""
+        now = time.monotonic()
+        if now - self._shown < (self.REWRITE_SECONDS if self._terminal else self.LINE_SECONDS):
+            return
+        self._shown = now
+        if not self._terminal:
+            print_line(text)
+            return
+        filled = round(self.BAR * min(max(share, 0.0), 1.0))
+        line = f"[{'#' * filled}{'.' * (self.BAR - filled)}] {text}"[: shutil.get_terminal_size().columns - 1]
+        print(f"\r{line}\x1b[K", end="", flush=True)
+        self._open = True
+
+    def close(self) -> None:
+        """Remove the line from the terminal."""
+        if self._open:
+            print("\r\x1b[K", end="", flush=True)
+            self._open = False
 
 
 def print_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.app.evaluated_data import check_evaluated_data, evaluation_name, reserve_folder
+from finetune.app.preparation import Request, ensure_prepared
 from finetune.app.run_contents import checkpoint_folder, run_recipe
 from finetune.app.supervise import plan_launch
 from finetune.distributed.launch import run_workers
@@ -25,6 +26,7 @@ def evaluate(
     check_evaluated_data(loaded.recipe, split, data)
     checkpoint_folder(opened, checkpoint)
     launch = plan_launch(loaded, processes)
+    ensure_prepared(Request.of(loaded.recipe, opened.path, split, tuple(data)))
     folder = reserve_folder(opened, name or evaluation_name(checkpoint, split, data))
     arguments = ["evaluate", str(opened.path), "--checkpoint", checkpoint, "--split", split, "--name", folder.name]
     for option, values in (("--data", data), ("--set", sets)):

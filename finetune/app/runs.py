@@ -17,17 +17,28 @@ ROOT = Path("runs")
 def choose_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | None:
     """The run to resume, or a new one; None if `run_dir` holds this recipe's run, done already.
 
+    Raises: UserError as find_run does.
+    """
+    run = find_run(loaded, run_dir, resume)
+    if run is None:
+        return Run.create(loaded.recipe, ROOT, path=run_dir)
+    if run.status == "done":
+        print_line(f"nothing to do: {run.path} is done; its model is in {run.model}")
+        return None
+    run.write_recipe(loaded.recipe)
+    return run
+
+
+def find_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | None:
+    """The run that `choose_run` would resume or find done; None where it would make a new one. Writes nothing.
+
     Raises: UserError if the folder belongs to another recipe, or another process trains it.
     """
     recipe = loaded.recipe
     if run_dir is None:
-        unfinished = Run.newest_unfinished(recipe, ROOT) if resume == "auto" else None
-        if unfinished is None:
-            return Run.create(recipe, ROOT)
-        unfinished.write_recipe(recipe)
-        return unfinished
+        return Run.newest_unfinished(recipe, ROOT) if resume == "auto" else None
     if not (run_dir / "run.json").is_file():
-        return Run.create(recipe, ROOT, path=run_dir)
+        return None
     run = Run.open(run_dir)
     if resume == "never":
         raise UserError(
@@ -47,8 +58,4 @@ def choose_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run |
             where=str(run_dir),
             remedy="Wait for its end or stop it (kill -TERM saves first), then start the same command again.",
         )
-    if run.status == "done":
-        print_line(f"nothing to do: {run.path} is done; its model is in {run.model}")
-        return None
-    run.write_recipe(recipe)
     return run

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from finetune.app.opening import open_recipe
-from finetune.app.runs import choose_run
+from finetune.app.preparation import Request, ensure_prepared
+from finetune.app.runs import choose_run, find_run
 from finetune.app.supervise import check_recipe, plan_launch, supervise
 from finetune.terminal import print_line
 
@@ -26,6 +27,11 @@ def train(
         print_line(f"note: {warning}")
     check_recipe(loaded)
     launch = plan_launch(loaded, processes)  # what it refuses leaves no run folder
+    found = find_run(loaded, run_dir, resume)
+    if found is None or found.status != "done":
+        ensure_prepared(
+            Request.of(loaded.recipe, None if found is None else found.path)
+        )  # what it refuses leaves none, either
     run = choose_run(loaded, run_dir, resume)
     if run is None:
         return

@@ -7,6 +7,7 @@ import torch
 
 from finetune.app.machine import plan_here
 from finetune.app.workers.context import open_session, set_up
+from finetune.app.workers.preparing import ready
 from finetune.app.workers.train import make_loop
 from finetune.events import SilentListener
 from finetune.recipe.recipe import recipe_type
@@ -55,7 +56,7 @@ def open_pictures(values, folder, messages=None):
     recipe = recipe_type(CARDS["image_classification"])(**values)
     torch.set_num_threads(1)
     plan = plan_here(recipe, int(os.environ["WORLD_SIZE"]))
-    context = set_up(open_session(plan), plan, (messages if messages is not None else []).append)
+    context = set_up(open_session(plan), plan, ready(recipe), (messages if messages is not None else []).append)
     output_dirs = OutputDirs(Path(folder) / "checkpoints", Path(folder) / "predictions")
     for directory in (output_dirs.checkpoints, output_dirs.predictions):
         directory.mkdir(parents=True, exist_ok=True)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from finetune.app.workers.preparing import PreparedData
 from finetune.app.workers.stages import cut_into_stages
-from finetune.data.sources.tables import open_tables
-from finetune.data.table import Table
 from finetune.distributed.engines.engine import Engine, EngineOptions
 from finetune.distributed.engines.registry import open_engine
 from finetune.distributed.session import Session
+from finetune.errors import UserError
 from finetune.events import Listener
 from finetune.inference.evaluation import Evaluator
 from finetune.inference.reference_logprobs import add_reference_logprobs
@@ -23,8 +22,8 @@ from finetune.models.config import load_config
 from finetune.models.freeze import freeze_weights
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
-from finetune.tasks import CARDS, load_task
-from finetune.tasks.artifacts import TaskArtifacts, has_artifacts, load_artifacts
+from finetune.tasks import load_task
+from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.task import Datasets, Task
 from finetune.training.loop import Loop, OutputDirs
@@ -52,36 +51,30 @@ def open_session(plan: Plan) -> Session:
     return Session.open(plan.deepspeed, precision=plan.precision, cpu=plan.device == "cpu", split=plan.split)
 
 
-def set_up(session: Session, plan: Plan, notify: Notify, *, stored: Path | None = None) -> TrainingContext:
-    """Data, model, optimizer, engine. All ranks call it.
+def set_up(session: Session, plan: Plan, data: PreparedData, notify: Notify) -> TrainingContext:
+    """Model, optimizer, engine, over data that was prepared before the session was opened. All ranks call it.
 
-    stored: the folder of the artifacts of the run that is resumed; they are taken from there if it has some.
+    Raises: UserError if the machines have prepared different data.
     """
-    task, facts = load_task(plan.recipe.task), Facts()
-    with session.main_first():
-        artifacts, datasets = prepare_data(plan, task, facts, notify, stored=stored)
-    for note in (*plan.notes, *facts.notes):
+    task, facts = load_task(plan.recipe.task), data.facts
+    check_same_data(session, data)
+    for note in (*data.messages, *plan.notes, *facts.notes):
         notify(note)
-    engine = build_engine(session, plan, task, artifacts, datasets, facts, notify)
-    add_reference_logprobs(task, plan, artifacts, datasets, engine, notify=notify)
-    return TrainingContext(session, plan, task, artifacts, datasets, facts, engine)
+    engine = build_engine(session, plan, task, data.artifacts, data.datasets, facts, notify)
+    add_reference_logprobs(task, plan, data.artifacts, data.datasets, engine, notify=notify)
+    return TrainingContext(session, plan, task, data.artifacts, data.datasets, facts, engine)
 
 
-def prepare_data(
-    plan: Plan, task: Task, facts: Facts, notify: Notify, *, stored: Path | None = None
-) -> tuple[TaskArtifacts, Datasets]:
-    """The artifacts and every split, encoded. Any rank may call it: all find the same in the cache."""
-    tables = open_tables(plan.recipe, task.card, notify=notify)
-    if stored is not None and has_artifacts(stored):
-        artifacts = load_artifacts(stored, CARDS[plan.recipe.task])
-    else:
-        artifacts = task.prepare(plan, tables, facts)
-    return artifacts, encode_tables(plan, task, artifacts, tables.values(), facts)
-
-
-def encode_tables(plan: Plan, task: Task, artifacts: TaskArtifacts, tables: Iterable[Table], facts: Facts) -> Datasets:
-    """Split name -> encoded examples."""
-    return {table.name: task.dataset(plan, artifacts, table, facts) for table in tables}
+def check_same_data(session: Session, data: PreparedData) -> None:
+    """All ranks call it. Raises: UserError if they do not have the same examples."""
+    found = session.all_gather((data.digests, {name: len(examples) for name, examples in data.datasets.items()}))
+    different = [rank for rank, other in enumerate(found) if other != found[0]]
+    if different:
+        raise UserError(
+            f"rank {different[0]} has prepared other data than rank 0",
+            where="data",
+            remedy="Copy the same data files to all machines, or put them on storage that they share.",
+        )
 
 
 def build_engine(

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from finetune.app.evaluated_data import evaluation_name, open_evaluated_table, reserve_folder
+from finetune.app.evaluated_data import evaluation_name, reserve_folder
 from finetune.app.machine import plan_here
-from finetune.app.run_contents import find_checkpoint, portable_recipe, run_artifacts, run_recipe
-from finetune.app.workers.context import build_engine, encode_tables, open_session
+from finetune.app.run_contents import find_checkpoint, portable_recipe, run_recipe
+from finetune.app.workers.context import build_engine, check_same_data, open_session
 from finetune.app.workers.logs import redirect_output
-from finetune.data.prepare.content_digest import content_digest
+from finetune.app.workers.preparing import ready
 from finetune.distributed.env import from_environ
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.session import Session
@@ -22,7 +22,6 @@ from finetune.models.config import load_config
 from finetune.planning.shape import cost_model
 from finetune.planning.stored import StoredPlan
 from finetune.tasks import load_task
-from finetune.tasks.facts import Facts
 from finetune.terminal import print_line
 from finetune.tracking.atomic_files import publish_json
 from finetune.tracking.run import Run
@@ -39,16 +38,15 @@ def work(
     recipe = run_recipe(opened, sets).recipe
     stored = StoredPlan.read(opened.plan_file)
     plan = plan_here(portable_recipe(opened, recipe), env.world_size if env else 1, stored)
-    session = open_session(plan)
-    task, facts = load_task(recipe.task), Facts()
-    with session.main_first():
-        artifacts = run_artifacts(opened, recipe, _notify(session))
-        table = open_evaluated_table(recipe, split, data)
-        datasets = encode_tables(plan, task, artifacts, [table], facts)
-    for note in facts.notes:
-        _notify(session)(note)
-    (examples,) = datasets.values()
-    engine = build_engine(session, plan, task, artifacts, datasets, facts, lambda text: None, trains=False)
+    prepared = ready(recipe, opened.path, split, tuple(data))
+    session, task = open_session(plan), load_task(recipe.task)
+    check_same_data(session, prepared)
+    if session.is_main:
+        for message in (*prepared.messages, *prepared.facts.notes):
+            print_line(message)
+    artifacts, datasets = prepared.artifacts, prepared.datasets
+    ((name_of_split, examples),) = datasets.items()
+    engine = build_engine(session, plan, task, artifacts, datasets, prepared.facts, lambda text: None, trains=False)
     found = find_checkpoint(opened, checkpoint)
     load_checkpoint(engine, found)
     folder = _agree_on_folder(session, opened, name or evaluation_name(checkpoint, split, data), supervised)
@@ -57,16 +55,13 @@ def work(
     evaluator = Evaluator(
         task, plan, artifacts, engine, cost, list(plan.training.metrics if metrics is None else metrics)
     )
-    result = evaluator.evaluate(table.name, examples, out=folder / "predictions.jsonl")
+    result = evaluator.evaluate(name_of_split, examples, out=folder / "predictions.jsonl")
     if session.is_main:
-        _publish(folder, opened, found, split, data, table, result)
+        described = {"rows": prepared.rows[name_of_split], "digest": prepared.digests[name_of_split]}
+        _publish(folder, found, split, data, described, result)
         if not supervised:
             print_line((folder / "figures.json").read_text(encoding="utf-8"))
     session.close()
-
-
-def _notify(session: Session) -> Any:
-    return print_line if session.is_main else lambda text: None
 
 
 def _agree_on_folder(session: Session, run: Run, name: str, supervised: str | None) -> Path:
@@ -78,10 +73,10 @@ def _agree_on_folder(session: Session, run: Run, name: str, supervised: str | No
 
 
 def _publish(
-    folder: Path, run: Run, checkpoint: Checkpoint, split: str, data: list[str], table: Any, result: Any
+    folder: Path, checkpoint: Checkpoint, split: str, data: list[str], described: dict[str, Any], result: Any
 ) -> None:
     """figures.json: what was evaluated, and the figures. tables.json: confusion matrix, worst examples and the like."""
-    described = {"sources": data} if data else {"split": split}
+    described = {**({"sources": data} if data else {"split": split}), **described}
     publish_json(
         folder / "figures.json",
         {
@@ -89,7 +84,7 @@ def _publish(
             "split": "" if data else split,
             "examples": result.num_examples,
             **result.scalars,
-            "data": {**described, "rows": len(table), "digest": content_digest(table)},
+            "data": described,
             "folder": str(folder),
             "time": time.time(),
         },

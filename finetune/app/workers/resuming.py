@@ -29,6 +29,14 @@ def find_stored_plan(recipe: Recipe, run_dir: Path | None, resume: str) -> Store
     return None if run is None else StoredPlan.read(run.plan_file)
 
 
+def find_resumed_run(recipe: Recipe, run_dir: Path | None, resume: str) -> Path | None:
+    """The folder of the run that will be resumed, if there is one: `choose_run` comes to the same. Reads only."""
+    if run_dir is not None:
+        return run_dir
+    run = Run.newest_unfinished(recipe, ROOT) if resume == "auto" else None
+    return None if run is None else run.path
+
+
 def check_same_plan(session: Session, plan: Plan) -> None:
     """All ranks call it. Raises: UserError if they do not see the same run folder."""
     plans = session.all_gather(plan.training)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.app.machine import plan_alone
-from finetune.app.workers.context import prepare_data
+from finetune.app.workers.preparing import ready
 from finetune.models.config import load_config
 from finetune.models.shrink import shrunken, without_dropout
 from finetune.recipe.recipe import Recipe
@@ -58,6 +58,5 @@ def with_model(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 
 def read_subject(recipe: Recipe) -> Subject:
     """The task with its plan for one process, its artifacts and data."""
-    plan, task = plan_alone(recipe), load_task(recipe.task)
-    artifacts, datasets = prepare_data(plan, task, Facts(), lambda text: None)
-    return Subject(task, plan, artifacts, datasets)
+    data = ready(recipe)
+    return Subject(load_task(recipe.task), plan_alone(recipe), data.artifacts, data.datasets)

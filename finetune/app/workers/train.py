@@ -17,7 +17,8 @@ from finetune.app.workers.context import TrainingContext, make_loop, open_sessio
 from finetune.app.workers.describe import describe, forecast_bytes
 from finetune.app.workers.launcher_config import compare_with_launcher
 from finetune.app.workers.logs import redirect_output
-from finetune.app.workers.resuming import check_same_plan, find_checkpoints, find_stored_plan
+from finetune.app.workers.preparing import PreparedData, ready
+from finetune.app.workers.resuming import check_same_plan, find_checkpoints, find_resumed_run, find_stored_plan
 from finetune.distributed.env import from_environ
 from finetune.distributed.failure import clear_failures, report_failures
 from finetune.distributed.launch import SUPERVISED
@@ -43,27 +44,29 @@ from finetune.training.telemetry import Telemetry
 
 def work(*, recipe: str, sets: list[str], run_dir: Path | None, resume: str, **supervision: Any) -> None:
     """This process as one of N. supervision: options for the supervising process alone (processes, restarts)."""
-    stop = StopRequest().listen()
     env = from_environ()
     rank = env.rank if env else 0
     supervised = os.environ.get(SUPERVISED)
+    if supervised:
+        redirect_output(rank, Path(supervised))
     loaded = open_recipe(recipe, sets)
     stored = find_stored_plan(loaded.recipe, run_dir, resume)  # on all ranks, before anything is written
     plan = plan_here(loaded.recipe, env.world_size if env else 1, stored)
-    if supervised:
-        redirect_output(rank, Path(supervised))
-    elif rank == 0:
+    if not supervised and rank == 0:
         for line in compare_with_launcher(os.environ, plan):
             print_line(line)
+    resumed = find_resumed_run(loaded.recipe, run_dir, resume)
+    data = ready(loaded.recipe, resumed)  # a signal ends it at once: there is nothing to save yet
+    stop = StopRequest().listen()
     session = open_session(plan)
     check_same_plan(session, plan)
     run = _agree_on_run(session, loaded, run_dir, resume)
     if run is not None and supervised:
-        _train(session, loaded.recipe, plan, run, resume, stop)
+        _train(session, loaded.recipe, plan, data, run, resume, stop)
     elif run is not None:
         redirect_output(rank, run.logs)
         with report_failures(rank, run.logs, supervised=False):
-            _train(session, loaded.recipe, plan, run, resume, stop)
+            _train(session, loaded.recipe, plan, data, run, resume, stop)
     session.close()
 
 
@@ -82,12 +85,14 @@ def _agree_on_run(session: Session, loaded: LoadedRecipe, run_dir: Path | None, 
     return Run.open(Path(path)) if path else None
 
 
-def _train(session: Session, recipe: Recipe, plan: Plan, run: Run, resume: str, stop: StopRequest) -> None:
+def _train(
+    session: Session, recipe: Recipe, plan: Plan, data: PreparedData, run: Run, resume: str, stop: StopRequest
+) -> None:
     listener: Listener = make_listeners(run, recipe) if session.is_main else SilentListener()
     try:
-        context = set_up(session, plan, listener.message, stored=run.artifacts)
+        context = set_up(session, plan, data, listener.message)
         if session.is_main:
-            _write_contract(context, run)
+            _write_contract(context, data, run)
         loop = make_loop(context, OutputDirs(run.checkpoints, run.predictions), listener, stop)
         start, best = find_checkpoints(session, run, recipe, resume, listener)
         outcome = loop.run(start, best, facts=describe(context))
@@ -111,10 +116,10 @@ def _report(run: Run) -> None:
     write_report(run.path)
 
 
-def _write_contract(context: TrainingContext, run: Run) -> None:
+def _write_contract(context: TrainingContext, data: PreparedData, run: Run) -> None:
     """plan.json, and artifacts/: what other verbs, and other machines, know the run by. Rank 0 only."""
     publish_json(run.plan_file, {**context.plan.to_dict(), "state_bytes": forecast_bytes(context).to_dict()})
-    context.artifacts.save(run.artifacts)
+    data.save_artifacts(run.artifacts)
     module: Any = context.engine.module
     if all(weight.requires_grad for weight in module.parameters()):  # so that checkpoints hold the whole model
         module.config.save_pretrained(run.artifacts / MODEL)

@@ -18,6 +18,7 @@ from finetune.app.opening import open_recipe
 from finetune.app.workers.context import make_loop, open_session, set_up
 from finetune.app.workers.layouts import Variant, make_variants
 from finetune.app.workers.logs import redirect_output
+from finetune.app.workers.preparing import ready
 from finetune.app.workers.small_model import choose_model, read_subject, with_model
 from finetune.distributed.env import from_environ
 from finetune.distributed.launch import SUPERVISED
@@ -104,9 +105,10 @@ def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> F
         plan = plan_here(recipe, variant.ranks)
     except UserError as error:
         return Figures(variant.name, refused=error.what)
+    data = ready(recipe)
     session = open_session(plan)
     try:
-        context = set_up(session, plan, lambda text: None)
+        context = set_up(session, plan, data, lambda text: None)
     except UserError as error:
         if variant.pipeline == 1:
             raise

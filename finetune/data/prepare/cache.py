@@ -1,4 +1,9 @@
-"""Cache of converted data on disk. Entries are published by rename, so they are complete or absent."""
+"""Cache of converted data on disk. Entries are published by rename, so they are complete or absent.
+
+An entry is a folder `<kind>/<key>`. While a process makes it, that process holds the lock `<kind>/<key>.lock`, and others that
+want the same entry wait (locks.py). What an interrupted process leaves of an entry that can be continued is in
+`<kind>/<key>.partial-<host>`.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,27 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError
+from finetune.data.prepare.locks import exclusive, take_from_use
+from finetune.errors import Stopped, UserError
 
 UNUSED_SECONDS = 30 * 86_400  # entries not opened for this long are removed
 ABANDONED_SECONDS = 86_400  # incomplete entries of crashed processes are removed after this
+PARTIAL_SECONDS = 7 * 86_400  # and those that the same command would continue after this
+ABOUT = "about.json"  # what an entry was made from, for `finetune cache`
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit, Stopped)  # after these, partial work is kept
+
+Notify = Callable[[str], None]
 
 
 def cache_folder() -> Path:
@@ -31,30 +46,90 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def publish(kind: str, key: str, write: Callable[[Path], None]) -> Path:
+_recorded: ContextVar[dict[Path, None] | None] = ContextVar("recorded", default=None)
+
+
+@contextmanager
+def recorded_entries() -> Iterator[dict[Path, None]]:
+    """The paths of all entries that are opened or made inside, as keys in order."""
+    found: dict[Path, None] = {}
+    token = _recorded.set(found)
+    try:
+        yield found
+    finally:
+        _recorded.reset(token)
+
+
+def find_entry(kind: str, key: str) -> Path | None:
+    """The path of a complete entry, whose time of last use becomes now; None if there is none."""
+    final = cache_folder() / kind / key
+    if not final.is_dir():
+        return None
+    _opened(final)
+    return final
+
+
+def _opened(entry: Path) -> None:
+    touch(entry)
+    recorded = _recorded.get()
+    if recorded is not None:
+        recorded[entry] = None
+
+
+def publish(
+    kind: str,
+    key: str,
+    write: Callable[[Path], None],
+    *,
+    about: str = "",
+    notify: Notify | None = None,
+    resumable: bool = False,
+) -> Path:
     """Path of the cache entry `kind/key`, which `write(folder)` creates if it does not exist.
 
-    Any number of processes may call it at the same time: each writes a copy of its own, the first rename wins, and the
-    other copies are removed.
+    Any number of processes may call it at the same time: one writes, the others wait for it; if it ends before, the next
+    one takes over.
+
+    about: what the entry is made from, such as "train.jsonl", for people. notify: is called with a line if it has to wait.
+    resumable: after an interruption, `write` is called next time with the folder as it was left.
     Raises: UserError if the disk is full or read-only.
     """
+    found = find_entry(kind, key)
+    if found is not None:
+        return found
     final = cache_folder() / kind / key
-    if final.is_dir():
-        _touch(final)
-        return final
-    incomplete: Path | None = None
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _prune(final.parent)
-        incomplete = Path(tempfile.mkdtemp(prefix=f"{key}.incomplete-", dir=final.parent))
-        write(incomplete)
-        _rename(incomplete, final)
+        lock = final.with_name(f"{key}.lock")
+        with exclusive(lock, about or kind, notify, finished=final.is_dir) as held:
+            if not final.is_dir():
+                _make(final, write, about, resumable=resumable and held)
     except OSError as error:
         raise _as_user_error(error, final.parent) from error
-    finally:
-        if incomplete is not None:
-            shutil.rmtree(incomplete, ignore_errors=True)
+    _opened(final)
     return final
+
+
+def _make(final: Path, write: Callable[[Path], None], about: str, *, resumable: bool) -> None:
+    if resumable:
+        incomplete = final.with_name(f"{final.name}.partial-{_host()}")
+        incomplete.mkdir(exist_ok=True)
+        os.utime(incomplete)
+    else:
+        incomplete = Path(tempfile.mkdtemp(prefix=f"{final.name}.incomplete-", dir=final.parent))
+        incomplete.chmod(0o777 & ~_umask())
+    keep = False
+    try:
+        write(incomplete)
+        (incomplete / ABOUT).write_text(json.dumps({"about": about, "made": time.time()}), "utf-8")
+        _rename(incomplete, final)
+    except INTERRUPTIONS:
+        keep = resumable
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(incomplete, ignore_errors=True)
 
 
 def _rename(incomplete: Path, final: Path) -> None:
@@ -65,23 +140,69 @@ def _rename(incomplete: Path, final: Path) -> None:
             raise
 
 
-def _touch(folder: Path) -> None:
+def _host() -> str:
+    """The name of this machine, as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:64]
+
+
+def _umask() -> int:
+    value = os.umask(0o077)
+    os.umask(value)
+    return value
+
+
+def touch(folder: Path) -> None:
+    """Set the time of last use of an entry."""
     try:
         os.utime(folder)
     except OSError:  # a read-only cache can still be read
         return
 
 
+def is_partial(name: str) -> bool:
+    """Whether a name in a folder of the cache is that of an entry that is not complete."""
+    return ".incomplete-" in name or ".partial-" in name or ".removed-" in name
+
+
 def _prune(parent: Path) -> None:
-    """Remove old unused and incomplete entries. On POSIX, open memory maps of them stay valid."""
+    """Remove old unused and incomplete entries. An entry that a process uses stays."""
     now = time.time()
     for entry in parent.iterdir():
         try:
             age = now - entry.stat().st_mtime
         except OSError:  # removed by another process
             continue
-        if age > (ABANDONED_SECONDS if ".incomplete-" in entry.name else UNUSED_SECONDS):
-            shutil.rmtree(entry, ignore_errors=True)
+        if ".partial-" in entry.name:
+            limit = PARTIAL_SECONDS
+        else:
+            limit = ABANDONED_SECONDS if is_partial(entry.name) else UNUSED_SECONDS
+        if age > limit and entry.is_dir():
+            remove_entry(entry)
+
+
+def remove_entry(entry: Path) -> bool:
+    """Remove an entry of the cache, complete or not, unless a process uses it. Returns whether it was removed."""
+    if is_partial(entry.name):
+        shutil.rmtree(entry, ignore_errors=True)
+        return True
+    try:
+        file = take_from_use(entry)
+    except OSError:  # no locks here, or read-only: what was opened within a day may be in use
+        if time.time() - entry.stat().st_mtime < ABANDONED_SECONDS:
+            return False
+        shutil.rmtree(entry, ignore_errors=True)
+        return not entry.exists()
+    if file is None:
+        return False
+    try:
+        aside = entry.with_name(f"{entry.name}.removed-{os.getpid()}")
+        entry.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
 
 
 def _as_user_error(error: OSError, folder: Path) -> Exception:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.bad_rows import BadRow, BadRows, Listed
 from finetune.data.prepare.cache import digest, publish
+from finetune.data.prepare.chunk_writer import ChunkRecords, ChunkWriter, replace_layouts
+from finetune.data.prepare.file_digest import package_versions, source_digest
+from finetune.data.prepare.memory import limited_memory, worker_bytes
+from finetune.data.prepare.pool import Chunk, map_chunks
 from finetune.data.prepare.notices import KEY, Notices
-from finetune.data.prepare.record_codec import Packer, unpack
-from finetune.data.prepare.records import RecordFile, RecordWriter
+from finetune.data.prepare.progress import Meter, current_stage
+from finetune.data.prepare.record_codec import Layout, Packer, unpack
+from finetune.data.prepare.records import RecordFile
 from finetune.data.table import Row, Table
-from finetune.units import format_seconds
 
 if TYPE_CHECKING:
     import numpy as np
 
 VERSION = 1  # of the layout on disk
 ROWS = 256  # encoded together
-PROGRESS_SECONDS = 5.0  # between two progress lines
-
+POOL_ROWS = 2_000  # from so many rows on, worker processes encode
+POOL_SECONDS = 3.0  # and fewer rows, if they would take longer than that
 
 EncodeRows = Callable[[Sequence[Row]], Sequence["dict[str, Any] | BadRow"]]
 
@@ -107,19 +112,25 @@ def encode(
 ) -> EncodedExamples:
     """Encode every row of `table` with `function`, or load the result from the cache if table and key are the same.
 
+    Inside the stage of preparation (progress.py) many rows are encoded by its workers; the result is the same. An
+    encoding that is interrupted continues where it was.
+
     function: rows -> for each of them {name: integer, list of integers, array, or any JSON value}, or a BadRow. The
     sentences under "notices" are not stored with the example but counted (`EncodedExamples.notices`).
-    key: identifies everything that `function` and `cost` depend on: tokenizer hash, options, lengths, label names.
+    key: identifies everything that `function` and `cost` depend on: tokenizer hash, options, lengths, label names. Versions
+    of libraries, and our own code, are added here.
     on_bad_row: "error" or "skip". cost: encoded example -> its cost (tokens, pixels).
-    notify: is called with progress lines and with a report of skipped rows.
-    Any process may call it; processes that encode the same table at the same time publish the same result.
+    notify: is called with a report of skipped rows, and if another process encodes the same.
+    Any process may call it; of several at the same time, one encodes.
     Raises: UserError that lists the bad rows if on_bad_row is "error".
     """
-    fingerprint = table_fingerprint(table)
     folder = publish(
         "examples",
-        digest("examples", VERSION, fingerprint, key),
-        lambda folder: _write(folder, table, function, cost, notify),
+        digest("examples", VERSION, table_fingerprint(table), key, package_versions(), source_digest("data", "tasks")),
+        lambda folder: _write(folder, EncodeJob(table, function, cost)),
+        about=f"{table.name}: {getattr(table, 'origin', '')}".removesuffix(": "),
+        notify=notify,
+        resumable=True,
     )
     examples = EncodedExamples(folder, table.name)
     bad = BadRows(on_bad_row, examples.skipped, examples.skipped_count)
@@ -135,57 +146,110 @@ def table_fingerprint(table: Table) -> str:
     return own if isinstance(own, str) else digest("rows", [dict(row) for row in table])
 
 
-def _write(
-    folder: Path,
-    table: Table,
-    function: EncodeRows,
-    cost: Callable[[dict[str, Any]], int],
-    notify: Callable[[str], None] | None,
-) -> None:
-    bad, notices, packer, total = BadRows(), Notices(), Packer(), len(table)
-    progress = _Progress(table.name, total, notify)
-    with RecordWriter(folder, tags=("ids", "costs")) as writer:
-        for first, rows in _batches(table):
-            for row_id, encoded in enumerate(function(rows), start=first):
-                if isinstance(encoded, BadRow):
-                    bad.add(table.place(row_id), str(encoded))
-                else:
-                    if KEY in encoded and (kinds := encoded.pop(KEY)):
-                        notices.add(table.place(row_id), kinds)
-                    writer.append(packer.pack(encoded), row_id, int(cost(encoded)))
-            progress.update(first + len(rows))
-    facts = {
-        "layouts": packer.layouts,
-        "skipped": bad.listed,
-        "skipped_count": bad.count,
-        "notices": notices.listed,
-    }
-    (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
+class EncodeJob:
+    """Encodes chunks of a table's rows; see pool.DivisibleJob."""
+
+    def __init__(self, table: Table, function: EncodeRows, cost: Callable[[dict[str, Any]], int]) -> None:
+        self.table, self.function, self.cost = table, function, cost
+
+    def run(self, chunk: Chunk) -> ChunkRecords:
+        """The records of rows [first, last), with "ids" and "costs" as their numbers."""
+        ids = range(*chunk)
+        rows = read_rows(self.table, *chunk)
+        packer, records = Packer(), []
+        sizes, row_ids, costs = array("q"), array("q"), array("q")
+        bad: list[Listed] = []
+        notices = Notices()
+        for row_id, encoded in zip(ids, self._encode(rows), strict=True):
+            if isinstance(encoded, BadRow):
+                bad.append((self.table.place(row_id), str(encoded)))
+                continue
+            if KEY in encoded and (kinds := encoded.pop(KEY)):
+                notices.add(self.table.place(row_id), kinds)
+            record = packer.pack(encoded)
+            records.append(record)
+            sizes.append(len(record))
+            row_ids.append(row_id)
+            costs.append(int(self.cost(encoded)))
+        return ChunkRecords(b"".join(records), sizes, (row_ids, costs), packer.layouts, bad, notices)
+
+    def _encode(self, rows: Sequence[Row]) -> Sequence[dict[str, Any] | BadRow]:
+        """Together; where that needs too much memory, one by one, so that a row that needs it all is a bad one."""
+        try:
+            return self.function(rows)
+        except MemoryError:
+            return [self._encode_alone(row) for row in rows]
+
+    def _encode_alone(self, row: Row) -> dict[str, Any] | BadRow:
+        try:
+            (encoded,) = self.function([row])
+            return encoded
+        except MemoryError:
+            return BadRow("encoding it needs more memory than there is")
+
+    def describe(self, chunk: Chunk) -> str:
+        """Where the rows are: "train.jsonl:257 to train.jsonl:512"."""
+        first, last = self.table.place(chunk[0]), self.table.place(chunk[1] - 1)
+        return first if first == last else f"{first} to {last}"
+
+    def lost(self, chunk: Chunk, why: str) -> ChunkRecords:
+        """A row that ends every worker is a bad one."""
+        return ChunkRecords(b"", array("q"), (array("q"), array("q")), (), [(self.table.place(chunk[0]), why)])
+
+    def join(self, results: Sequence[ChunkRecords]) -> ChunkRecords:
+        """The results of single rows as one."""
+        packer_layouts: list[Layout] = []
+        joined = ChunkRecords(b"", array("q"), (array("q"), array("q")), packer_layouts, [])
+        data: list[bytes] = []
+        bad: list[Listed] = []
+        for one in results:
+            for layout in one.layouts:
+                if layout not in packer_layouts:
+                    packer_layouts.append(layout)
+            indices = [packer_layouts.index(layout) for layout in one.layouts]
+            data.append(replace_layouts(one.data, one.sizes, indices))
+            joined.sizes.extend(one.sizes)
+            for column, more in zip(joined.numbers, one.numbers, strict=True):
+                column.extend(more)
+            bad += one.bad
+            joined.notices.extend(one.notices)
+        joined.data, joined.bad = b"".join(data), bad
+        return joined
 
 
-def _batches(table: Table) -> Iterator[tuple[int, list[Row]]]:
-    """(id of the first row, rows), ROWS at a time."""
-    rows: list[Row] = []
-    for row_id, row in enumerate(table):
-        rows.append(row)
-        if len(rows) == ROWS:
-            yield row_id + 1 - len(rows), rows
-            rows = []
-    if rows:
-        yield len(table) - len(rows), rows
+def _write(folder: Path, job: EncodeJob) -> None:
+    total, stage = len(job.table), current_stage()
+    with ChunkWriter(folder, tags=("ids", "costs")) as writer:
+        meter = Meter(job.table.name, total, doing="encoding", done=writer.next_unit)
+        chunks = [(first, min(first + ROWS, total)) for first in range(writer.next_unit, total, ROWS)]
+        with limited_memory(worker_bytes(1)):
+            for chunk, records in _results(job, chunks, stage.workers):
+                writer.append(records, chunk[1])
+                meter.update(chunk[1])
+        meter.close()
+        facts = {
+            "layouts": writer.layouts,
+            "skipped": writer.bad.listed,
+            "skipped_count": writer.bad.count,
+            "notices": writer.notices.listed,
+        }
+        (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
+        writer.finish()
 
 
-class _Progress:
-    """Reports the progress of encoding every few seconds."""
+def _results(job: EncodeJob, chunks: Sequence[Chunk], workers: int) -> Iterator[tuple[Chunk, ChunkRecords]]:
+    """By the pool where that is worth its start: for many rows, or for rows that turn out to take long."""
+    first = 0
+    if len(chunks) * ROWS < POOL_ROWS:
+        started = time.monotonic()
+        for first, chunk in enumerate(chunks, start=1):
+            yield chunk, job.run(chunk)
+            if (time.monotonic() - started) / first * (len(chunks) - first) > POOL_SECONDS:
+                break
+    yield from map_chunks(job, chunks[first:], workers=workers)
 
-    def __init__(self, name: str, total: int, notify: Callable[[str], None] | None) -> None:
-        self._name, self._total, self._notify = name, total, notify
-        self._started = self._reported = time.monotonic()
 
-    def update(self, done: int) -> None:
-        now = time.monotonic()
-        if self._notify is None or now - self._reported < PROGRESS_SECONDS:
-            return
-        self._reported = now
-        left = (now - self._started) / done * (self._total - done)
-        self._notify(f"{self._name}: {done:,} of {self._total:,} rows encoded, {format_seconds(left)} left")
+def read_rows(table: Table, first: int, last: int) -> list[Row]:
+    """Rows [first, last) of a table, in one piece if it can do that."""
+    together = getattr(table, "rows_between", None)
+    return together(first, last) if together is not None else [table[index] for index in range(first, last)]

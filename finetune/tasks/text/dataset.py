@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from finetune.data.prepare.encode import encode
-from finetune.data.table import Examples, Table
+from finetune.data.table import Examples, Row, Table
 from finetune.models.tokenizer import fingerprint
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
-from finetune.tasks.task import Task
+from finetune.tasks.task import Encoded, Task
 from finetune.tasks.text.lengths import describe_lengths
 from finetune.tasks.text.selection import SplitExamples, drop_marked
 
@@ -22,6 +23,11 @@ Cost = Callable[[dict[str, Any]], int]
 def num_tokens(example: dict[str, Any]) -> int:
     """The cost of an example that is one sequence."""
     return len(example["input_ids"])
+
+
+def encode_with_targets(task: Task, artifacts: TaskArtifacts, rows: Sequence[Row]) -> list[Encoded]:
+    """`task.encode`, as a function that can be sent to a worker process."""
+    return task.encode(artifacts, rows, with_targets=True)
 
 
 def text_dataset(
@@ -43,7 +49,7 @@ def text_dataset(
     """
     encoded = encode(
         table,
-        lambda rows: task.encode(artifacts, rows, with_targets=True),
+        partial(encode_with_targets, task, artifacts),
         key=json.dumps([fingerprint(artifacts.processor), *key]),
         on_bad_row=plan.recipe.data.on_bad_row,
         cost=cost,

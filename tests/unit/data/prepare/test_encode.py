@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.prepare import chunk_writer
 from finetune.data.prepare import encode as encode_module
 from finetune.data.prepare.encode import LazyExamples, encode
+from finetune.data.prepare.progress import Stage, entered
 from finetune.data.prepare.record_codec import Packer, unpack
 from finetune.data.sources.rows import MemoryTable
 from finetune.errors import UserError
@@ -30,19 +32,20 @@ def length(example):
     return len(example["input_ids"])
 
 
-def each(function):
-    """A function of one row as one of many, as tasks have it."""
+class each:  # noqa: N801 - used as a decorator is
+    """A function of one row as one of many, as tasks have it; picklable if the function is."""
 
-    def encode_rows(rows):
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, rows):
         encoded = []
         for row in rows:
             try:
-                encoded.append(function(row))
+                encoded.append(self.function(row))
             except BadRow as bad:
                 encoded.append(bad)
         return encoded
-
-    return encode_rows
 
 
 def run(on_bad_row="skip", rows=ROWS, function=letters, key="letters", notify=None):
@@ -136,11 +139,118 @@ def test_processes_that_encode_at_the_same_time_agree(cache):
     assert len(list((cache / "examples").iterdir())) == 1  # and no incomplete folder
 
 
-def test_progress_is_reported(monkeypatch):
-    monkeypatch.setattr(encode_module, "PROGRESS_SECONDS", 0.0)
-    lines: list[str] = []
-    run(rows=ROWS * 50, notify=lines.append)
-    assert "train: 256 of 1,000 rows encoded" in lines[0]
+class Shown:
+    """Progress that is kept."""
+
+    def __init__(self):
+        self.lines, self.closed = [], 0
+
+    def show(self, text, share):
+        self.lines.append((text, share))
+
+    def close(self):
+        self.closed += 1
+
+
+def test_progress_is_reported():
+    shown = Shown()
+    with entered(Stage(progress=shown)):
+        run(rows=ROWS * 50)
+    assert "encoding train: 256 of 1,000 rows, " in shown.lines[0][0] and "rows/s" in shown.lines[0][0]
+    assert shown.lines[0][1] == 0.256 and shown.lines[-1][1] == 1.0 and shown.closed == 1
+
+
+MANY = [{"text": "ab" * (index % 50), "label": index % 3} for index in range(5_000)]
+
+
+def in_layouts(row):
+    """Bad rows, and three layouts that alternate."""
+    if row["label"] == 1 and len(row["text"]) % 7 == 0:
+        raise BadRow(f"{len(row['text'])} letters")
+    example = letters(row) if len(row["text"]) != 8 else {"input_ids": [1], "notices": ["eight letters"]}
+    return {**example, "long": [2**40]} if len(row["text"]) > 60 else example
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("about.json", ".in-use")}
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_gives_the_same_bytes(workers, monkeypatch, tmp_path):
+    monkeypatch.setattr(encode_module, "ROWS", 64)
+    alone = run(rows=MANY, function=in_layouts)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with entered(Stage(workers=workers)):
+        together = run(rows=MANY, function=in_layouts)
+    assert together.folder != alone.folder and together.skipped_count == alone.skipped_count > 100
+    assert files_of(together.folder) == files_of(alone.folder)
+
+
+@pytest.mark.parametrize("after", [0, 1, 7, 30])
+def test_an_interrupted_encoding_continues_with_the_same_result(after, monkeypatch, tmp_path, cache):
+    monkeypatch.setattr(encode_module, "ROWS", 64)
+    whole = files_of(run(rows=MANY, function=in_layouts).folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(chunk_writer, "COMMIT_SECONDS", 0.0)
+    seen = []
+
+    def dies(row):
+        if len(seen) >= after * 64:
+            raise KeyboardInterrupt
+        seen.append(row)
+        return in_layouts(row)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(rows=MANY, function=dies)
+    (left,) = (tmp_path / "finetune" / "examples").iterdir()
+    with (left / "rows.bin").open("ab") as file:  # written, but not in the journal any more
+        file.write(b"half a record")
+    with (left / "journal.jsonl").open("ab") as file:
+        file.write(b'{"next": 99')
+    again = []
+
+    def counts(row):
+        again.append(row)
+        return in_layouts(row)
+
+    assert files_of(run(rows=MANY, function=counts).folder) == whole
+    assert len(again) == len(MANY) - after * 64
+    assert [path.name for path in (tmp_path / "finetune" / "examples").iterdir()] == [
+        again and left.name.partition(".")[0]
+    ]
+
+
+def test_files_that_are_shorter_than_the_journal_are_written_anew(monkeypatch, tmp_path):
+    monkeypatch.setattr(encode_module, "ROWS", 64)
+    monkeypatch.setattr(chunk_writer, "COMMIT_SECONDS", 0.0)
+    whole = files_of(run(rows=MANY, function=in_layouts).folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    seen = []
+
+    def dies(row):
+        seen.append(row)
+        if len(seen) > 640:
+            raise KeyboardInterrupt
+        return in_layouts(row)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(rows=MANY, function=dies)
+    (left,) = (tmp_path / "finetune" / "examples").iterdir()
+    (left / "rows.bin").write_bytes(b"")
+    assert files_of(run(rows=MANY, function=in_layouts).folder) == whole
+
+
+def test_a_row_that_needs_all_memory_is_a_bad_row():
+    def hungry(row):
+        if row["text"] == "ab" * 3:
+            raise MemoryError
+        return letters(row)
+
+    examples = run(function=hungry)
+    assert examples.skipped == [
+        ("train row 3", "encoding it needs more memory than there is"),
+        ("train row 4", "eight letters"),
+    ]
 
 
 def test_speed():

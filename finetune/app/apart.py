@@ -1,0 +1,105 @@
+"""Run a function in a child of this process, as if it ran here: errors, Ctrl-C and SIGTERM are this process's own.
+
+The memory of the child is returned when it ends, and what it imports does not slow this process down.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import FrameType
+from typing import Any
+
+from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError
+
+PATIENCE = 1.0  # seconds between asking the child to end and ending it
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}  # before the child imports anything
+
+
+def run_apart(target: str, *arguments: Any, doing: str) -> Any:
+    """The value of the function `target` ("package.module:name") of picklable arguments, called in a new process.
+
+    doing: for messages, such as "prepares the data".
+    Raises: what the function raises; KeyboardInterrupt on Ctrl-C, Stopped on SIGTERM: the child has ended by then;
+    TrainingFailed if the child is killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    with _environment(ENVIRONMENT):
+        process = context.Process(target=_run, args=(sender, target, arguments))
+        process.start()
+    sender.close()
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not receiver.poll(0.1) and not asked:
+            pass
+        outcome = None if asked else receiver.recv()
+    except EOFError:
+        outcome = None
+    finally:
+        if asked:
+            process.terminate()
+            process.join(PATIENCE)
+            process.kill()
+        process.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        if signal.SIGINT in asked:
+            raise KeyboardInterrupt
+        raise Stopped(f"the process that {doing} was stopped; run the same command to continue")
+    if outcome is None:
+        raise _unexplained(process.exitcode or 0, doing)
+    done, value = outcome
+    if not done:
+        raise value
+    return value
+
+
+def _unexplained(code: int, doing: str) -> FinetuneError:
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    cause = "; the system may have run out of memory (see dmesg)" if code == -signal.SIGKILL else ""
+    remedy = "Run the same command to continue where it was."
+    return TrainingFailed(f"the process that {doing} {how}{cause}", remedy=remedy)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """These variables for a process that is started inside; those that are set already stay."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _run(sender: Any, target: str, arguments: tuple[Any, ...]) -> None:
+    """In the child. Ctrl-C is its parent's to decide; SIGTERM, which it also gets at the end of its parent, ends it at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+    home, _, name = target.partition(":")
+    try:
+        outcome: tuple[bool, Any] = (True, getattr(import_module(home), name)(*arguments))
+    except FinetuneError as error:
+        outcome = (False, error)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        outcome = (False, UserError(error.strerror or str(error), where=str(error.filename or "")))
+    sender.send(outcome)
+    sender.close()

@@ -1,0 +1,245 @@
+"""Preparation of data: a stage of its own, done once per machine, before any process group exists.
+
+What a training or an evaluation needs of its data (task artifacts, encoded splits, facts for people) is made once and
+published in the cache as `prepared/<key>`; ranks only map it. The key is made of what the recipe says, the identity of files
+(size and times, not contents), versions of libraries, and our own source code, so that it is known in milliseconds and
+without torch. Who prepares:
+
+- `finetune train`, `evaluate` and `prepare`: a child of this process (apart.py), if there is no such entry yet. Its memory
+  is returned when it ends, and Ctrl-C ends it within a second. If there is an entry, nothing is started or imported.
+- under another launcher (torchrun, accelerate, deepspeed, srun): local rank 0 of each machine, in its own process; the
+  other ranks look for the entry every tenth of a second (workers/preparing.py). No collective is involved, so preparation
+  may take longer than any collective may.
+
+Machines with disks of their own prepare for themselves; machines that share a cache prepare once (data/prepare/locks.py).
+After the ranks have met, they compare what they found.
+
+The parts (rows of files, tables, splits, encoded examples) are cache entries of their own, whose keys are made of contents:
+files that were only moved or touched lead to a new `prepared` entry, but are not encoded again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.app.apart import run_apart
+from finetune.data.prepare.cache import cache_folder, digest, find_entry, touch
+from finetune.data.prepare.file_digest import folder_digest, package_versions, source_digest
+from finetune.data.prepare.locks import use
+from finetune.data.sources.identity import folder_identity, hub_commit, source_identity
+from finetune.errors import FinetuneError, UserError
+from finetune.models.source import resolve_model
+from finetune.recipe.data import SourceSection
+from finetune.recipe.model import ModelSection
+from finetune.recipe.recipe import Recipe, recipe_type
+from finetune.tasks import CARDS
+
+KIND = "prepared"
+MANIFEST = "prepared.json"
+ARTIFACTS = "artifacts"
+FORMAT = 1
+# Sections of a recipe that shape the data; of `training`, these keys only. A test compares them with what tasks read.
+SECTIONS = ("task", "seed", "model", "data", "options")
+TRAINING_KEYS = ("label_smoothing",)
+MACHINE_KEYS = {"data": ("workers",), "model": ("dtype", "quantization", "gradient_checkpointing", "freeze")}
+SHAPING_ROOMS = ("data", "tasks", "models", "recipe", "planning")  # whose source code shapes the result
+KEPT = ("packing", "capacity")  # of plan.json: kept when a run is resumed
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
+POLL_SECONDS = 0.1
+QUIET_SECONDS = 60.0  # without anybody who prepares, after which a waiting rank does it itself
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names that a request's cache entry may have: that of a new run, and that of a run which keeps something else.
+
+    kept: what the run has decided already; see Request.kept.
+    """
+
+    new: str
+    resumed: str
+    kept: Mapping[str, Any]
+
+    @property
+    def published(self) -> str:
+        """The name under which it is published."""
+        return self.resumed if self.kept else self.new
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be prepared: the splits of a recipe, or for an evaluation one split or other files.
+
+    values: the recipe as JSON values. run: the folder of the run that is resumed or evaluated; its plan and artifacts are
+    kept. split, data: as `finetune evaluate` takes them; "" and () for a training.
+    """
+
+    values: Mapping[str, Any]
+    run: Path | None = None
+    split: str = ""
+    data: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, recipe: Recipe, run: Path | None = None, split: str = "", data: tuple[str, ...] = ()) -> Request:
+        """The request for a recipe."""
+        return cls(recipe.model_dump(mode="json"), run, split, data)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe again; as plain values it can be sent to another process."""
+        return recipe_type(CARDS[self.values["task"]])(**self.values)
+
+    def names(self) -> Names:
+        """The names of its cache entry. Raises: UserError for sources that are missing."""
+        try:
+            about = self._about()
+        except OSError as error:
+            raise UserError(f"cannot be read: {error.strerror}", where=str(error.filename or "data")) from error
+        kept = self.kept()
+        return Names(digest(KIND, *about, {}), digest(KIND, *about, kept), kept)
+
+    def _about(self) -> list[Any]:
+        shaping = {name: self.values[name] for name in SECTIONS}
+        for section, keys in MACHINE_KEYS.items():
+            shaping[section] = {name: value for name, value in shaping[section].items() if name not in keys}
+        shaping["training"] = {name: self.values["training"][name] for name in TRAINING_KEYS}
+        code = [package_versions(), source_digest(*SHAPING_ROOMS)]
+        return [FORMAT, code, shaping, self.split, self.data, self._sources(), self._model()]
+
+    def _sources(self) -> list[Any]:
+        """The identity of everything that is read."""
+        if self.data:
+            return [source_identity(SourceSection(source=source), "data") for source in self.data]
+        data = self.recipe.data
+        splits = {"train": data.train, "validation": data.validation, "test": data.test}
+        if self.split and splits.get(self.split):
+            splits = {self.split: splits[self.split]}
+        elif self.split:  # held out of the training data
+            splits = {"train": data.train}
+        return [[name, [source_identity(source, name) for source in splits[name]]] for name in splits]
+
+    def _model(self) -> list[Any]:
+        """The identity of tokenizer, processor and configuration."""
+        model: ModelSection = self.recipe.model
+        return [_model_identity(source, model.revision) for source in (model.source, model.tokenizer, model.processor)]
+
+    def kept(self) -> dict[str, Any]:
+        """What the run has decided already: {"packing", "capacity", "artifacts": digest}; {} for a new run."""
+        if self.run is None:
+            return {}
+        found: dict[str, Any] = {}
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            training = json.loads((self.run / "plan.json").read_text("utf-8"))["training"]
+            found.update({name: training[name] for name in KEPT if name in training})
+        if (self.run / ARTIFACTS / "artifacts.json").is_file():
+            found["artifacts"] = artifacts_digest(self.run / ARTIFACTS)
+        return found
+
+
+def artifacts_digest(folder: Path) -> str:
+    """Digest of the files of task artifacts, without the model's configuration that a run keeps beside them."""
+    return folder_digest(folder, without=("model",))
+
+
+def _model_identity(source: str, revision: str) -> list[Any]:
+    if not source or source.startswith("train:"):
+        return [source]
+    where = resolve_model(source)
+    if Path(where).is_dir():
+        return [where, folder_identity(Path(where), ignore=WEIGHTS)]
+    if "/" not in where:  # a model type, such as llama, or a name of the hub's first days
+        return [where, revision]
+    return [where, hub_commit(where, revision, "model")]
+
+
+def find_prepared(names: Names) -> Path | None:
+    """The folder of the published entry, marked as in use by this process; None if there is none."""
+    for name in dict.fromkeys((names.new, names.resumed)):
+        folder = find_entry(KIND, name)
+        manifest = read_manifest(folder) if folder is not None else None
+        if folder is None or manifest is None:
+            continue
+        if any(manifest["kept"].get(key) != value for key, value in names.kept.items()):
+            continue
+        parts = [Path(part) for part in manifest["entries"]]
+        if all(use(part) for part in (folder, *parts)):
+            for part in parts:
+                touch(part)
+            return folder
+    return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What was prepared; None if it cannot be read."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+        return manifest if manifest["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def ensure_prepared(request: Request, workers: int | None = None) -> Path:
+    """The folder of the entry; prepared by a child of this process if there is none. No torch in this process.
+
+    workers: processes that encode; None: one for each core.
+    Raises: UserError for data that cannot be used; KeyboardInterrupt, Stopped or TrainingFailed if it does not end.
+    """
+    names = request.names()
+    found = find_prepared(names)
+    if found is not None:
+        return found
+    target = "finetune.app.workers.preparing:prepare_apart"
+    return Path(run_apart(target, request, names, workers, doing="prepares the data"))
+
+
+def wait_for_prepared(names: Names) -> Path | None:
+    """Look for the entry until another process of this machine has published it; None if nobody prepares it.
+
+    Raises: PreparationFailed if that process reports that it failed.
+    """
+    began = quiet_since = time.time()
+    lock, failed = _beside(names, "lock"), _beside(names, "failed")
+    while True:
+        found = find_prepared(names)
+        if found is not None:
+            return found
+        if lock.exists():
+            quiet_since = time.time()
+        if _time_in(failed) > began:
+            raise PreparationFailed("another process failed while preparing the data")
+        if time.time() - quiet_since > QUIET_SECONDS:
+            return None
+        time.sleep(POLL_SECONDS)
+
+
+def report_failure(names: Names) -> None:
+    """Let those who wait for this entry know that it will not come."""
+    with suppress(OSError):
+        _beside(names, "failed").write_text(repr(time.time()), "utf-8")
+
+
+def clear_failure(names: Names) -> None:
+    """What an earlier process reported does not count any more."""
+    with suppress(OSError):
+        _beside(names, "failed").unlink(missing_ok=True)
+
+
+class PreparationFailed(FinetuneError):
+    """The process that this one waited for failed, and reports why itself."""
+
+
+def _beside(names: Names, extension: str) -> Path:
+    return cache_folder() / KIND / f"{names.published}.{extension}"
+
+
+def _time_in(path: Path) -> float:
+    try:
+        return float(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return 0.0

@@ -1,0 +1,237 @@
+"""The stage of preparation itself, where torch and transformers are loaded; app/preparation.py says when it runs, and where.
+
+The entry `prepared/<key>` holds
+
+    prepared.json     what was prepared, from what; facts and messages for people; the other cache entries that belong to it
+    artifacts/        the TaskArtifacts, as a run folder has them
+    datasets.pickle   the splits as tasks made them: they refer to files of the cache
+    arrays.bin        their arrays, mapped rather than read: ranks share them, and start equally fast for any number of rows
+
+Pickles run code when they are loaded. The cache belongs to the user, like the compiled files that Python keeps; an entry that
+another user owns is not loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.app.evaluated_data import open_evaluated_table
+from finetune.app.machine import plan_alone
+from finetune.app.preparation import (
+    ARTIFACTS,
+    FORMAT,
+    KEPT,
+    KIND,
+    MANIFEST,
+    Names,
+    PreparationFailed,
+    Request,
+    artifacts_digest,
+    clear_failure,
+    find_prepared,
+    read_manifest,
+    report_failure,
+    wait_for_prepared,
+)
+from finetune.app.run_contents import portable_recipe, run_artifacts
+from finetune.data.prepare.cache import publish, recorded_entries
+from finetune.data.prepare.locks import use
+from finetune.data.prepare.memory import default_workers
+from finetune.data.prepare.progress import Stage, entered
+from finetune.data.sources.tables import open_tables
+from finetune.data.table import Table
+from finetune.distributed.env import from_environ
+from finetune.distributed.failure import PeerFailed
+from finetune.errors import UserError
+from finetune.planning.plan import Plan
+from finetune.planning.stored import StoredPlan
+from finetune.recipe.recipe import Recipe
+from finetune.tasks import CARDS, load_task
+from finetune.tasks.artifacts import FILE, MODEL, TaskArtifacts, has_artifacts, load_artifacts
+from finetune.tasks.facts import Facts
+from finetune.tasks.task import Datasets, Task
+from finetune.terminal import ProgressLine, print_line
+from finetune.tracking.run import Run
+
+Notify = Callable[[str], None]
+ALIGNMENT = 64  # bytes, of arrays in arrays.bin
+
+
+@dataclass
+class PreparedData:
+    """What ranks need of the data. messages: lines that preparation had for the user, such as skipped rows.
+
+    digests: split -> digest of its rows; the same on every machine that has the same data.
+    """
+
+    folder: Path
+    artifacts: TaskArtifacts
+    datasets: Datasets
+    facts: Facts
+    messages: list[str]
+    digests: dict[str, str]
+    rows: dict[str, int]
+
+    def save_artifacts(self, folder: Path) -> None:
+        """Copy the artifacts into a run folder, byte by byte, so that a resumed run finds the same prepared data."""
+        source = self.folder / ARTIFACTS
+        if has_artifacts(folder) and artifacts_digest(folder) == artifacts_digest(source):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in source.iterdir():
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+        beside = folder / f".{FILE}"
+        shutil.copyfile(source / FILE, beside)
+        beside.replace(folder / FILE)
+
+
+def ready(recipe: Recipe, run: Path | None = None, split: str = "", data: tuple[str, ...] = ()) -> PreparedData:
+    """The prepared data for this rank: mapped if it is there; else local rank 0 prepares it, and the others wait.
+
+    Every rank calls it, before the process group is opened: no rank waits in a collective.
+    Raises: UserError as `prepare` does; PeerFailed on a rank that waited for one that failed.
+    """
+    request = Request.of(recipe, run, split, data)
+    names, env = request.names(), from_environ()
+    folder = find_prepared(names)
+    if folder is None and env is not None and env.local_rank > 0:
+        try:
+            folder = wait_for_prepared(names)
+        except PreparationFailed as error:
+            raise PeerFailed(error.what) from None
+    if folder is None:
+        folder = prepare(request, names, Stage(default_workers(), ProgressLine()))
+    return load(folder, recipe)
+
+
+def prepare_apart(request: Request, names: Names, workers: int | None) -> str:
+    """In a child of the process that supervises (app/preparation.py)."""
+    return str(prepare(request, names, Stage(workers or default_workers(), ProgressLine())))
+
+
+def prepare(request: Request, names: Names, stage: Stage) -> Path:
+    """Prepare and publish. The entry is marked as in use by this process.
+
+    Raises: UserError that names files and rows for data that cannot be used.
+    """
+    clear_failure(names)
+    try:
+        with entered(stage):
+            folder = publish(
+                KIND,
+                names.published,
+                lambda folder: _write(folder, request),
+                about=request.recipe.name,
+                notify=print_line,
+            )
+    except BaseException:
+        report_failure(names)
+        raise
+    use(folder)
+    return folder
+
+
+def _write(folder: Path, request: Request) -> None:
+    recipe, facts = request.recipe, Facts()
+    messages: list[str] = []
+    with recorded_entries() as entries:
+        plan, artifacts, tables, origin = _read(request, recipe, facts, messages.append)
+        task = load_task(recipe.task)
+        datasets = encode_tables(plan, task, artifacts, tables, facts)
+    if origin is None:
+        artifacts.save(folder / ARTIFACTS)
+    else:
+        shutil.copytree(origin, folder / ARTIFACTS, ignore=shutil.ignore_patterns(MODEL))
+    _write_datasets(folder, datasets)
+    kept = {name: getattr(plan.training, name) for name in KEPT}
+    manifest = {
+        "format": FORMAT,
+        "recipe": recipe.name,
+        "kept": {**kept, "artifacts": artifacts_digest(folder / ARTIFACTS)},
+        "facts": facts.values,
+        "notes": facts.notes,
+        "messages": messages,
+        "rows": {table.name: len(table) for table in tables},
+        "examples": {name: len(examples) for name, examples in datasets.items()},
+        "digests": {table.name: getattr(table, "fingerprint", "") for table in tables},
+        "entries": [str(entry) for entry in entries],
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False), "utf-8")
+
+
+def _read(
+    request: Request, recipe: Recipe, facts: Facts, notify: Notify
+) -> tuple[Plan, TaskArtifacts, list[Table], Path | None]:
+    """(plan, artifacts, tables, the run's folder of artifacts if they come from there)."""
+    run = None if request.run is None else Run(request.run)
+    stored = None if run is None else StoredPlan.read(run.plan_file)
+    if request.split or request.data:
+        assert run is not None, "a run is evaluated"
+        artifacts = run_artifacts(run, recipe, notify)
+        table = open_evaluated_table(recipe, request.split, list(request.data))
+        return plan_alone(portable_recipe(run, recipe), stored), artifacts, [table], run.artifacts
+    plan, card = plan_alone(recipe, stored), CARDS[recipe.task]
+    tables = open_tables(recipe, card, notify=notify)
+    if run is not None and has_artifacts(run.artifacts):
+        return plan, load_artifacts(run.artifacts, card), list(tables.values()), run.artifacts
+    return plan, load_task(recipe.task).prepare(plan, tables, facts), list(tables.values()), None
+
+
+def encode_tables(plan: Plan, task: Task, artifacts: TaskArtifacts, tables: Iterable[Table], facts: Facts) -> Datasets:
+    """Split name -> encoded examples."""
+    return {table.name: task.dataset(plan, artifacts, table, facts) for table in tables}
+
+
+def _write_datasets(folder: Path, datasets: Datasets) -> None:
+    """datasets.pickle, and arrays.bin with its arrays one behind the other, each with its size before it."""
+    buffers: list[pickle.PickleBuffer] = []
+    text = pickle.dumps(datasets, protocol=5, buffer_callback=buffers.append)
+    views = [buffer.raw() for buffer in buffers]
+    with (folder / "arrays.bin").open("wb") as file:
+        for view in views:
+            file.write(view)
+            file.write(bytes(-view.nbytes % ALIGNMENT))
+    (folder / "datasets.pickle").write_bytes(pickle.dumps(([view.nbytes for view in views], text)))
+
+
+def _load_datasets(folder: Path) -> Datasets:
+    sizes, text = pickle.loads((folder / "datasets.pickle").read_bytes())
+    path = folder / "arrays.bin"
+    mapped = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
+    views, start = [], 0
+    for size in sizes:
+        views.append(mapped[start : start + size].data)
+        start += size + -size % ALIGNMENT
+    datasets: Datasets = pickle.loads(text, buffers=views)
+    return datasets
+
+
+def load(folder: Path, recipe: Recipe) -> PreparedData:
+    """The content of an entry, mapped. Raises: UserError if it belongs to another user."""
+    owner = (folder / "datasets.pickle").stat().st_uid
+    if hasattr(os, "getuid") and owner not in (os.getuid(), 0):
+        raise UserError(
+            "the prepared data in the cache belongs to another user",
+            where=str(folder),
+            remedy="Set XDG_CACHE_HOME to a folder of your own.",
+        )
+    manifest = read_manifest(folder)
+    assert manifest is not None, f"{folder} was found a moment ago"
+    return PreparedData(
+        folder,
+        load_artifacts(folder / ARTIFACTS, CARDS[recipe.task]),
+        _load_datasets(folder),
+        Facts(manifest["facts"], manifest["notes"]),
+        manifest["messages"],
+        manifest["digests"],
+        manifest["rows"],
+    )

@@ -1,0 +1,72 @@
+"""What the data of a recipe is, told without reading it: names, sizes and times of files, versions of sets.
+
+Preparation that was done for the same identity is found again in milliseconds, for any number of rows. If it changes, contents
+are compared (prepare/file_digest.py), so that files that were only moved or touched are not encoded again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from finetune.data.formats.parallel_text import parallel_files
+from finetune.data.prepare.file_digest import file_stat
+from finetune.data.sources.locate import locate
+from finetune.recipe.data import SourceSection
+
+HUB_SECONDS = 5.0  # to ask the hub for the commit of a name
+
+
+def source_identity(source: SourceSection, name: str) -> list[Any]:
+    """JSON values that change if the rows of a source for the split `name` may have changed.
+
+    Raises: UserError if the source is missing; OSError if a file cannot be looked at.
+    """
+    located = locate(source)
+    if located.format == "builtin":
+        from finetune.data.sources.builtin import find_builtin
+
+        set_name, builtin, split = find_builtin(source, name)
+        return ["builtin", set_name, split, builtin.version]
+    if located.format == "hub":
+        return ["hub", source.source, hub_commit(source.source, source.revision, "dataset")]
+    if located.format == "imagefolder":
+        from finetune.data.sources.image_folder import list_images
+
+        return ["images", [[str(folder.resolve()), list_images(folder)] for folder in located.files]]
+    return [located.format, [stat for path in located.files for stat in _stats(path, located.format)]]
+
+
+def _stats(path: Path, file_format: str) -> Iterable[list[Any]]:
+    files = parallel_files(path).values() if file_format == "parallel" else [path]
+    for file in files:
+        yield [str(file.resolve()), *file_stat(file)]
+
+
+def folder_identity(folder: Path, *, ignore: tuple[str, ...] = ()) -> list[Any]:
+    """Names, sizes and times of the files directly inside a folder, except those with an extension to ignore."""
+    with os.scandir(folder) as entries:
+        files = sorted(entry.path for entry in entries if entry.is_file() and not entry.name.endswith(ignore))
+    return [[path, *file_stat(Path(path))] for path in files]
+
+
+def hub_commit(name: str, revision: str, kind: str) -> str:
+    """The commit that a revision of a hub repository stands for; the one in the local cache where the hub cannot be
+    reached, and the revision itself if there is none. kind: "model" or "dataset".
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            found = huggingface_hub.HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_SECONDS)
+            return str(found.sha)
+        except Exception:  # no network, a proxy, a private or unknown name: it is reported when it is opened
+            pass
+    reference = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / revision
+    try:
+        return reference.read_text("utf-8").strip()
+    except OSError:
+        return revision
