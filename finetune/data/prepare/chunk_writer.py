@@ -48,7 +48,8 @@ class ChunkWriter:
     """Appends chunks to `folder/<name>.bin`, `.ends` and a file per tag. Use it as a context manager.
 
     next_unit: the first unit (row, or byte of a file) that is not done yet: 0 in a new folder.
-    layouts: of all records so far. bad, notices: rows that were left out, and what is to be said of others. count: records so far.
+    layouts: of all records so far. bad: rows that were left out. notices: of the others.
+    count: records so far.
     extra: any JSON value of the caller, given back as it was at `next_unit`.
     """
 

@@ -14,8 +14,8 @@ from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.chunk_writer import ChunkRecords, ChunkWriter, replace_layouts
 from finetune.data.prepare.file_digest import package_versions, source_digest
 from finetune.data.prepare.memory import limited_memory, worker_bytes
-from finetune.data.prepare.pool import Chunk, map_chunks
 from finetune.data.prepare.notices import KEY, Notices
+from finetune.data.prepare.pool import Chunk, map_chunks
 from finetune.data.prepare.progress import Meter, current_stage
 from finetune.data.prepare.record_codec import Layout, Packer, unpack
 from finetune.data.prepare.records import RecordFile

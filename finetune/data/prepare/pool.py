@@ -34,6 +34,8 @@ Chunk = tuple[int, int]  # [first, last) of the units of a job, such as rows or 
 
 AHEAD = 2  # chunks that a worker has at a time: the one it computes, and the next
 BUFFERED = 8  # chunks per worker that may be ahead of the slowest one
+# Threads of libraries that prepare themselves for a fork: the allocator of pyarrow.
+FORK_SAFE = {"jemalloc_bg_thd"}
 ALONE_DEATHS = 3  # of workers that computed one chunk alone, before the whole work is given up
 
 
@@ -237,7 +239,8 @@ def _may_fork() -> bool:
     """Whether this process has one thread, so that a fork of it has no lock that nobody will release."""
     if sys.platform != "linux":
         return False
-    return len(list(Path("/proc/self/task").iterdir())) == 1
+    names = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    return len([name for name in names if name not in FORK_SAFE]) == 1
 
 
 def _can_be_sent(job: Job) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.prepare import chunk_writer
+from finetune.data.prepare import chunk_writer, pool
 from finetune.data.prepare import encode as encode_module
 from finetune.data.prepare.encode import LazyExamples, encode
 from finetune.data.prepare.progress import Stage, entered
@@ -175,8 +175,9 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("about.json", ".in-use")}
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_any_number_of_workers_gives_the_same_bytes(workers, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("workers", "fork"), [(2, True), (3, True), (2, False)])
+def test_any_number_of_workers_gives_the_same_bytes(workers, fork, monkeypatch, tmp_path):
+    monkeypatch.setattr(pool, "_may_fork", lambda: fork)
     monkeypatch.setattr(encode_module, "ROWS", 64)
     alone = run(rows=MANY, function=in_layouts)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -19,6 +19,13 @@ from finetune.errors import TrainingFailed, UserError
 ROOT = Path(__file__).resolve().parents[4]
 
 
+@pytest.fixture(autouse=True)
+def fork(monkeypatch, request):
+    """The tests' own process may have threads; it is forked all the same, but where a test is about that."""
+    if "threads" not in request.node.name:
+        monkeypatch.setattr(pool_module, "_may_fork", lambda: True)
+
+
 class Squares:
     """Squares of numbers; `act` is called with each of them before."""
 
@@ -70,6 +77,11 @@ def test_a_process_with_threads_spawns_its_workers():
     finally:
         waiting.set()
         thread.join()
+
+
+def test_a_job_that_cannot_be_sent_is_done_alone_where_threads_forbid_to_fork(monkeypatch):
+    monkeypatch.setattr(pool_module, "_may_fork", lambda: False)
+    assert flat(Squares(lambda unit: None), 2) == SQUARES
 
 
 def refuse(unit):
