@@ -13,7 +13,7 @@ SCHEMA = {f"recipe/{name}.py" for name in ("data", "evaluation", "model", "paral
 ALLOWED = {
     ("cli.py", ""): "--resume is a mode of running",
     ("app/train.py", ""): "--resume",
-    ("app/runs.py", "choose_run"): "--resume",
+    ("app/runs.py", "find_run"): "--resume",
     ("app/supervise.py", "supervise"): "--resume",
     ("app/supervise.py", "plan_launch"): "parallel.processes, decided before there is a plan",
     ("app/workers/resuming.py", ""): "--resume",
