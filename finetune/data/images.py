@@ -98,7 +98,7 @@ def read_image(value: Any, value_range: ValueRange | None = None) -> Picture:
         raw_mode = _raw_mode(image)
         image.load()
         _check_transparency(image, raw_mode)
-        rgb, *changes = to_rgb(image, value_range)
+        rgb, changes = to_rgb(image, value_range)
         orientation = _orientation(image)
         if orientation in UPRIGHT:
             rgb = rgb.transpose(Image.Transpose[UPRIGHT[orientation]])
@@ -107,10 +107,10 @@ def read_image(value: Any, value_range: ValueRange | None = None) -> Picture:
     except BadRow as bad:
         raise BadRow(f"image{_name(value)}: {bad}") from bad
     if several:
-        changes.append(FRAMES)
+        changes += (FRAMES,)
     if ";16" in raw_mode and image.mode not in WIDE:  # 16 bits per color
-        changes.append(UPPER_BITS)
-    return Picture(rgb, image.size, orientation, tuple(change for change in changes if change))
+        changes += (UPPER_BITS,)
+    return Picture(rgb, image.size, orientation, changes)
 
 
 def image_size(value: Any) -> tuple[int, int]:

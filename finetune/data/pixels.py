@@ -25,11 +25,15 @@ BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a va
 
 BLENDED = f"transparent pixels are blended with {BACKGROUND}"
 UPPER_BITS = "the image has more than 8 bits per channel; values are divided by 256 (12 bits: by 16)"
+NARROW = (
+    "the image has 16 bits per pixel, but no value of more than 12: it becomes almost black. If that is not meant, set "
+    "options.value_range for the whole data set"
+)
 RANGED = "the image has more than 8 bits per channel; options.value_range is mapped to 0..255"
 
 
-def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> tuple[Image.Image, str]:
-    """(the image in mode RGB, what was done to its pixels: BLENDED, UPPER_BITS, RANGED or "").
+def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> tuple[Image.Image, tuple[str, ...]]:
+    """(the image in mode RGB, what was done to its pixels: BLENDED, UPPER_BITS, NARROW, RANGED).
 
     image: its pixels are loaded. value_range: for more than 8 bits per channel; None: as the file says.
     Raises: BadRow for a mode without a rule, and for 32-bit integers or floats without value_range.
@@ -39,10 +43,10 @@ def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> tuple[I
     if image.has_transparency_data:
         return _blend(image)
     if image.mode == "RGB":
-        return image, ""
+        return image, ()
     if image.mode not in CONVERTED:
         raise BadRow(f"pixels of mode {image.mode} cannot be converted to RGB")
-    return image.convert("RGB"), ""
+    return image.convert("RGB"), ()
 
 
 def scale_values(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
@@ -69,25 +73,28 @@ def unknown_range(values: np.ndarray, kind: str) -> BadRow:
     )
 
 
-def _from_wide(image: Image.Image, value_range: ValueRange | None) -> tuple[Image.Image, str]:
+def _from_wide(image: Image.Image, value_range: ValueRange | None) -> tuple[Image.Image, tuple[str, ...]]:
     """One channel of 16 bits, 32-bit integers or floats."""
     import numpy as np
     from PIL import Image
 
     values = np.asarray(image)
+    notices: tuple[str, ...] = (RANGED,)
     if value_range is not None:
-        gray, notice = scale_values(values, value_range), RANGED
+        gray = scale_values(values, value_range)
     else:
         bits = _bits(image)
         if bits is None:
             raise unknown_range(values, "32-bit integers" if image.mode == "I" else "floats")
-        gray, notice = (values.astype(np.int64) >> (bits - 8)).clip(0, 255).astype(np.uint8), UPPER_BITS
+        gray = (values.astype(np.int64) >> (bits - 8)).clip(0, 255).astype(np.uint8)
+        narrow = bits == 16 and values.max(initial=0) < 1 << 12
+        notices = (UPPER_BITS, NARROW) if narrow else (UPPER_BITS,)
     if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts only 8 bits and less
         gray = 255 - gray
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         gray = np.where(values == transparent, np.uint8(255), gray)
-    return Image.fromarray(gray).convert("RGB"), notice
+    return Image.fromarray(gray).convert("RGB"), notices
 
 
 def _bits(image: Image.Image) -> int | None:
@@ -104,13 +111,13 @@ def _tag(image: Image.Image, tag: int) -> int | None:
     return values if isinstance(values, int) else next(iter(values or ()), None)
 
 
-def _blend(image: Image.Image) -> tuple[Image.Image, str]:
+def _blend(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """Transparent pixels blended with the background."""
     from PIL import Image
 
     rgba = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
     extrema: Any = rgba.getextrema()
     if extrema[3][0] == 255:  # an alpha channel, all of it opaque
-        return rgba.convert("RGB"), ""
+        return rgba.convert("RGB"), ()
     background = Image.new("RGBA", rgba.size, BACKGROUND)
-    return Image.alpha_composite(background, rgba).convert("RGB"), BLENDED
+    return Image.alpha_composite(background, rgba).convert("RGB"), (BLENDED,)

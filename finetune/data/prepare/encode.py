@@ -54,6 +54,13 @@ class EncodedExamples:
         self.skipped_count: int = facts["skipped_count"]
         self.notices = Notices(facts.get("notices", ()))
 
+    def report(self) -> list[str]:
+        """What is to be said of the rows before the first step: those left out, and what was changed in others."""
+        bad = BadRows("skip", self.skipped, self.skipped_count)
+        rows = "1 row is" if bad.count == 1 else f"{bad.count:,} rows are"
+        lines = [f"{rows} skipped, {len(self):,} kept\n{bad.summary()}"] if bad.count else []
+        return [f"{self.name}: {line}" for line in (*lines, *self.notices.lines())]
+
     def __len__(self) -> int:
         return len(self._records)
 

@@ -23,6 +23,9 @@ BATCH_ROWS = 256  # rows per record batch when converting; small enough for batc
 UNLABELED = -1  # the class index of rows without a label
 
 
+ClassNames = Sequence[str] | Mapping[str, Any]  # of a column; of the keys of its structs
+
+
 class ArrowRows:
     """Rows of memory-mapped Arrow files, with roles as keys. Class indices become class names. Pickles as paths.
 
@@ -47,7 +50,9 @@ class ArrowRows:
         for column in table.column_names:
             if column not in self._columns and column not in mapping.values():
                 self._columns[column] = (table.column(column), class_names.get(column))
-        self.classes: Mapping[str, Sequence[str]] = {role: names for role, (_, names) in self._columns.items() if names}
+        self.classes: Mapping[str, Sequence[str]] = _declared_classes(
+            {role: names for role, (_, names) in self._columns.items() if names}
+        )
         self._with_floats = {role for role, (column, _) in self._columns.items() if holds_floats(column.type)}
         self.bad, self.odd = BadRows("skip"), self._odd_values(mapping)
         self._index = self._complete_rows(table.num_rows, mapping, required, limit)
@@ -170,27 +175,52 @@ def holds_floats(kind: pa.DataType) -> bool:
     return any(holds_floats(kind.field(index).type) for index in range(kind.num_fields))
 
 
-def named_value(value: Any, names: Sequence[str]) -> Any:
-    """The name of a class index, or of each index in a list; any other value is returned as it is."""
+def named_value(value: Any, names: ClassNames) -> Any:
+    """The name of a class index, or of each index in a list or under a key; any other value is returned as it is."""
     if isinstance(value, list):
         return [named_value(item, names) for item in value]
+    if isinstance(names, Mapping):
+        if not isinstance(value, dict):
+            return value
+        return {key: named_value(item, names[key]) if key in names else item for key, item in value.items()}
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
-def class_columns(schema: pa.Schema) -> dict[str, list[str]]:
-    """{column: class names}, from the metadata that `datasets` writes into the schema of Arrow and Parquet files."""
+def class_columns(schema: pa.Schema) -> dict[str, ClassNames]:
+    """{column: class names, or {key: class names} of its structs}, from the metadata that `datasets` writes into the schema
+    of Arrow and Parquet files.
+    """
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
-    class_names = {}
-    for column, feature in features.items():
-        while isinstance(feature, dict) and "feature" in feature:  # a list of classes
-            feature = feature["feature"]
-        names = feature.get("names") if isinstance(feature, dict) else None
-        if names:
-            class_names[column] = [str(name) for name in names]
-    return class_names
+    found = {column: _class_names(feature) for column, feature in features.items()}
+    return {column: names for column, names in found.items() if names}
+
+
+def _declared_classes(columns: Mapping[str, ClassNames]) -> dict[str, Sequence[str]]:
+    """{"label": names}, and {"objects.category": names} for the keys of structs."""
+    declared: dict[str, Sequence[str]] = {}
+    for role, names in columns.items():
+        if isinstance(names, Mapping):
+            declared.update({f"{role}.{key}": inner for key, inner in _declared_classes(names).items()})
+        else:
+            declared[role] = names
+    return declared
+
+
+def _class_names(feature: Any) -> ClassNames:
+    """Of one feature: its class names, those of the keys of its structs, or [] if it has none."""
+    while isinstance(feature, dict) and "feature" in feature and ("_type" in feature or len(feature) == 1):
+        feature = feature["feature"]  # a list of classes
+    if isinstance(feature, list) and len(feature) == 1:  # a list, as older versions write it
+        return _class_names(feature[0])
+    if not isinstance(feature, dict):
+        return []
+    if isinstance(feature.get("names"), list) and feature.get("_type", "ClassLabel") == "ClassLabel":
+        return [str(name) for name in feature["names"]]
+    inner = {key: _class_names(item) for key, item in feature.items() if isinstance(item, (dict, list))}
+    return {key: names for key, names in inner.items() if names}
 
 
 def map_arrow(paths: Sequence[Path]) -> pa.Table:

@@ -103,7 +103,7 @@ class ImageClassification:
         facts[table.name] = f"{len(checked):,} images of {width} x {height}{skipped}"
         counts = class_counts((example["label"] for example in checked), artifacts.labels)
         facts[f"{table.name} classes"] = counts
-        facts.notes.extend(f"{table.name}: {line}" for line in checked.notices.lines())
+        facts.notes.extend(checked.report())
         ids = checked.ids.tolist()
         transform = image_transform(artifacts, augment=options.augment if training else "none", seed=plan.recipe.seed)
         mixup, cutmix = (options.mixup, options.cutmix) if training else (0.0, 0.0)

@@ -128,7 +128,7 @@ def check_rows(reading: Reading, rows: Sequence[Row], *, skip: bool) -> list[dic
 
 def class_names_of(table: Table) -> list[str]:
     """Names of classes in the training data: whole numbers by value, else A to Z. Raises: UserError if there are none."""
-    named_by_data = getattr(table, "classes", {}).get("objects")
+    named_by_data = getattr(table, "classes", {}).get("objects.category")
     if named_by_data:
         return list(named_by_data)
     names: set[str] = set()

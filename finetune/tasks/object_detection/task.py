@@ -120,7 +120,7 @@ class ObjectDetection:
         )
         height, width = artifacts.settings["image_size"]
         _describe(facts, table, checked, artifacts.labels, f"{width} x {height}")
-        facts.notes.extend(f"{table.name}: {line}" for line in checked.notices.lines())
+        facts.notes.extend(checked.report())
         augment = artifacts.options.augment if table.name == "train" else "none"
         transform = detection_transform(artifacts, augment=augment, seed=plan.recipe.seed)
         indices = {int(row_id): index for index, row_id in enumerate(checked.ids)}

@@ -54,7 +54,7 @@ def text_dataset(
         on_bad_row=plan.recipe.data.on_bad_row,
         cost=cost,
     )
-    facts.notes.extend(f"{table.name}: {line}" for line in encoded.notices.lines())
+    facts.notes.extend(encoded.report())
     examples, dropped = drop_marked(encoded)
     if split_at:
         examples = SplitExamples(examples, split_at)

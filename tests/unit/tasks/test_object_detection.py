@@ -338,3 +338,28 @@ def test_boxes_of_another_form_are_an_error_until_the_recipe_says_so(tmp_path: P
 def test_boxes_that_are_left_out_are_told_before_the_first_step(tmp_path: Path) -> None:
     prepared = read(coco(tmp_path, [*GOOD, box(1, 1, 5, 5, 0, 10)]), on_bad_row="skip")
     assert any(note.startswith("train: 1 box left out") and "has no area" in note for note in prepared.facts.notes)
+
+
+def test_class_names_that_a_dataset_of_the_hub_declares(tmp_path: Path) -> None:
+    """The names are in the schema, the rows hold indices, inside of the structs of a column."""
+    import datasets
+
+    Image.new("RGB", (60, 40)).save(tmp_path / "0.png")
+    category = datasets.ClassLabel(names=["zebra", "ant", "never seen"])
+    features = {
+        "image": datasets.Value("string"),
+        "objects": {"bbox": [[datasets.Value("float32")]], "category": [category]},
+    }
+    row = {"image": str(tmp_path / "0.png"), "objects": {"bbox": [[5, 5, 20, 20], [30, 5, 20, 20]], "category": [1, 0]}}
+    path = tmp_path / "set.parquet"
+    datasets.Dataset.from_list([row], features=datasets.Features(features)).to_parquet(path)
+    prepared = read(path)
+    assert prepared.artifacts.labels == ["zebra", "ant", "never seen"]
+    assert prepared.datasets["train"][0]["class_labels"].tolist() == [1, 0]
+
+
+def test_images_that_are_skipped_are_listed_before_the_first_step(tmp_path: Path) -> None:
+    coco(tmp_path, GOOD)
+    (tmp_path / "1.png").write_bytes(b"no image")
+    notes = read(tmp_path, on_bad_row="skip").facts.notes
+    assert notes[0].startswith("train: 1 row is skipped, 2 kept") and "1.png: not an image" in notes[0]
