@@ -128,7 +128,7 @@ def test_loss_does_not_depend_on_how_the_batch_is_split(example: TinyExample, tm
 
 
 class _UnknownLogits(nn.Module):
-    """A model whose logits have a shape but no values."""
+    """A model whose logits have a shape but no values. The loss head itself: tests/unit/models/test_linear_loss.py."""
 
     def __init__(self, logits: torch.Tensor) -> None:
         super().__init__()
@@ -179,22 +179,22 @@ def test_predictions_add_up_to_the_loss_and_carry_each_id_once(example: TinyExam
 
 
 def _forward(ready: Prepared, model: Any, batch: Batch, dtype: torch.dtype | None = None) -> tuple[Any, torch.Tensor]:
-    """Outputs, and the logits they come from, which are rounded to `dtype`."""
-    logits = []
-
-    def keep(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        logits.append(output if dtype is None else output.to(dtype))
-        return logits[-1]
-
+    """Outputs, and logits of the same shape as those they come from, which are rounded to `dtype`. A language model, whose
+    loss never sees all of its logits, rounds what its head reads.
+    """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    handle = head.register_forward_hook(keep) if head is not None else None
+    if head is None:
+        outputs = ready.task.forward(model, batch)
+        outputs.logits = outputs.logits if dtype is None else outputs.logits.to(dtype)
+        return outputs, outputs.logits
+    handle = (
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype).to(inputs[0].dtype),)) if dtype else None
+    )
     outputs = ready.task.forward(model, batch)
     if handle is not None:
         handle.remove()
-    if not logits:
-        keep(None, None, outputs.logits)
-        outputs.logits = logits[0]
-    return outputs, logits[0]
+    rows, columns = batch.targets["labels"].shape
+    return outputs, torch.zeros(rows, columns, model.config.vocab_size)
 
 
 def test_a_dummy_changes_nothing_but_reaches_every_weight(example: TinyExample, tmp_path: Path) -> None:

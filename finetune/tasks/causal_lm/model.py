@@ -7,13 +7,13 @@ from typing import Any
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from finetune.models.loss_head import install_loss_head
 from finetune.models.segmented import use_segmented_attention
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.text.building import build_text_model
 from finetune.tasks.text.chat import ChatEncoder
+from finetune.tasks.text.supervised_tokens import note_loss_head
 
 
 def build_language_model(plan: Plan, artifacts: TaskArtifacts, facts: Facts, *, packed: bool) -> nn.Module:
@@ -36,7 +36,7 @@ def build_language_model(plan: Plan, artifacts: TaskArtifacts, facts: Facts, *, 
         has_head=False,
         before_adapter=finish,
     )
-    install_loss_head(model)
+    note_loss_head(model, facts)
     return model
 
 

@@ -17,7 +17,6 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 from finetune.data.prepare.cache import publish
 from finetune.data.table import Examples, Row, Table
 from finetune.models.config import load_config
-from finetune.models.loss_head import install_loss_head
 from finetune.models.losses import IGNORE
 from finetune.models.tokenizer import fresh_settings, load_tokenizer
 from finetune.planning.plan import Plan
@@ -32,6 +31,7 @@ from finetune.tasks.text.building import build_text_model
 from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.inputs import SHOWN_CHARACTERS
 from finetune.tasks.text.lengths import pad_rows, padded_width, usable_length
+from finetune.tasks.text.supervised_tokens import note_loss_head
 from finetune.tasks.vision.drawing import Pictures
 
 
@@ -84,7 +84,7 @@ class Seq2Seq:
             settings=settings,
             has_head=False,
         )
-        install_loss_head(model)
+        note_loss_head(model, facts)
         return model
 
     def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
@@ -101,10 +101,16 @@ class Seq2Seq:
         labels = np.full((len(examples), padded_width(max(lengths))), IGNORE, np.int64)
         for row, example in zip(labels, examples, strict=True):
             row[: len(example["labels"])] = example["labels"]
+        targets = np.flatnonzero(labels != IGNORE)
         return Batch(
             ids=ids,
             inputs=inputs,
-            targets={"labels": torch.from_numpy(labels), "units": sum(lengths)},
+            targets={
+                "labels": torch.from_numpy(labels),
+                "target_positions": torch.from_numpy(targets),
+                "target_ids": torch.from_numpy(labels.reshape(-1)[targets]),
+                "units": sum(lengths),
+            },
             meta={"label_smoothing": artifacts.settings["label_smoothing"]},
             padding=padding + labels.size - sum(lengths),
             positions=positions + labels.size,
@@ -115,7 +121,7 @@ class Seq2Seq:
         return int(batch.targets["units"])
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """{"loss_sum": [], "token_losses": [B * T]}; logits of the first target token alone for a batch without targets,
+        """{"loss_sum": [], "token_losses": [N target tokens]}; for a batch without targets logits of the first target token,
         whose answers come from `generate`.
         """
         bare: Any = getattr(model, "module", model)
@@ -127,7 +133,8 @@ class Seq2Seq:
             **batch.inputs,
             decoder_input_ids=bare.prepare_decoder_input_ids_from_labels(labels=labels),
             use_cache=False,
-            target_ids=labels.flatten(),
+            target_ids=batch.targets["target_ids"],
+            target_positions=batch.targets["target_positions"],
             label_smoothing=batch.meta["label_smoothing"],
         )
 
@@ -142,8 +149,9 @@ class Seq2Seq:
 
     def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
         """Loss and number of target tokens of each example; the target as text, shortened."""
-        labels = batch.targets["labels"]
-        sums = outputs["token_losses"].detach().view(labels.shape).double().sum(dim=1).tolist()
+        labels, each = batch.targets["labels"], outputs["token_losses"].detach().double()
+        rows_of = batch.targets["target_positions"] // labels.shape[1]
+        sums = each.new_zeros(len(labels)).index_add(0, rows_of, each).tolist()
         counts = (labels != IGNORE).sum(dim=1).tolist()
         rows = zip(batch.ids, sums, counts, _targets(artifacts, batch), strict=True)
         return [Score(id, loss, count, shown={"target": text[:SHOWN_CHARACTERS]}) for id, loss, count, text in rows]

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from finetune.models.loss_head import install_loss_head
 from finetune.models.losses import IGNORE
 from finetune.tasks.batch import Batch
+from finetune.tasks.facts import Facts
 
 
 def supervised_targets(labels: np.ndarray) -> dict[str, torch.Tensor]:
@@ -28,11 +31,17 @@ def supervised_targets(labels: np.ndarray) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
 
+def note_loss_head(model: nn.Module, facts: Facts) -> None:
+    """Install the loss head, and report a model whose loss needs the logits of all tokens, which takes memory."""
+    if reason := install_loss_head(model):
+        facts["loss head"] = f"logits of all tokens are computed: {reason}"
+
+
 def forward_with_loss(model: Any, batch: Batch, *, per_token: bool = False) -> Any:
     """The model's loss over the batch's supervised tokens, computed by its loss head inside the forward pass.
 
     per_token: with gradients for the loss of each token (preference losses). A batch without targets gives the model's
-    plain outputs. Needs `install_loss_head` (models/loss_head.py).
+    plain outputs. Needs `note_loss_head`.
     """
     if not batch.targets:
         return model(**batch.inputs, use_cache=False)

@@ -1,0 +1,202 @@
+"""Cross-entropy of a linear head, without ever holding the logits of all tokens.
+
+The vocabulary is taken in blocks whose float32 logits fit a budget of bytes. The forward pass adds up each row's normalizer
+over the blocks; the backward pass computes each block's logits again, and from them the block's rows of the weight's
+gradient, once and for all. Other implementations take the rows in chunks and compute gradients in the forward pass: three
+matrix products instead of four, but the gradient of the whole weight is read and written for every chunk (in float32 twice
+its size, or rounded each time), and the incoming gradient is multiplied afterwards, when float16 has underflowed already.
+
+Matrix products run in the dtype of the weight (or autocast's), everything else in float32, the normalizers in float64. Nothing
+is asked of the device.
+
+Shapes: N rows (supervised tokens), H hidden size, V vocabulary, W width of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from finetune.models.losses import IGNORE
+
+BLOCK_BYTES = 64 * 2**20  # of float32 logits at once
+_NARROWEST = 256  # columns of a block, whatever the number of rows: below, matrix products waste a GPU
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What a model does to the output x of its head: cap * tanh(scale * x / cap); without a cap, scale * x."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        scaled = logits if self.scale == 1.0 else logits * self.scale
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
+
+    @property
+    def is_identity(self) -> bool:
+        return self.scale == 1.0 and self.cap is None
+
+
+def linear_losses(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_ids: Tensor,
+    transform: LogitTransform,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of each row, with gradients: float32 [N], 0 where the target is -100.
+
+    hidden: [N, H]. weight: [V, H]. bias: [V]. target_ids: int64 [N]. With zero rows, the result is still connected to the
+    graph.
+    """
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    losses: Tensor = _LinearLosses.apply(hidden, weight, bias, target_ids, _Options(transform, label_smoothing, dtype))
+    return losses
+
+
+def sum_losses(losses: Tensor) -> Tensor:
+    """Their sum, added up in float64: thousands of rows in float32 would lose a digit."""
+    return losses.sum(dtype=torch.float64).to(losses.dtype)
+
+
+def column_blocks(rows: int, vocabulary: int) -> list[slice]:
+    """Blocks of about equal width whose float32 logits fit BLOCK_BYTES."""
+    widest = max(_NARROWEST, BLOCK_BYTES // (4 * max(1, rows)))
+    count = max(1, -(-vocabulary // widest))
+    width = -(-vocabulary // count)
+    return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """dtype: of the matrix products. wide: of log-probabilities, float64 for a model in float64."""
+
+    transform: LogitTransform
+    label_smoothing: float
+    dtype: torch.dtype
+
+    @property
+    def wide(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+
+class _LinearLosses(Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor, options: _Options
+    ) -> Tensor:
+        normalizer = hidden.new_full(hidden.shape[:1], -torch.inf, dtype=torch.float64)
+        at_target, total = torch.zeros_like(normalizer), torch.zeros_like(normalizer)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for block in _blocks(hidden, weight, bias, target_ids, options):
+                normalizer = torch.logaddexp(normalizer, block.normalizer())
+                at_target = torch.where(block.inside, block.logits.gather(1, block.column).squeeze(1), at_target)
+                if options.label_smoothing:
+                    total += block.logits.sum(dim=1, dtype=torch.float64)
+        ctx.options = options
+        ctx.save_for_backward(hidden, weight, bias, target_ids, normalizer, at_target)
+        losses = normalizer - at_target
+        if smoothing := options.label_smoothing:
+            losses = (1.0 - smoothing) * losses + smoothing * (normalizer - total / len(weight))
+        return torch.where(target_ids != IGNORE, losses, 0.0).to(options.wide)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, incoming: Tensor) -> Any:  # type: ignore[override]
+        hidden, weight, bias, target_ids, normalizer, at_target = ctx.saved_tensors
+        options: _Options = ctx.options
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        factor = torch.where(target_ids != IGNORE, incoming, 0.0).to(options.wide).unsqueeze(1)
+        # p - 1 at the target, without cancellation: of a confident row, p in float32 is 1 but for a few bits
+        at_target = torch.expm1(at_target - normalizer).to(options.wide).unsqueeze(1)
+        normalizer = normalizer.to(options.wide).unsqueeze(1)
+        d_hidden = torch.zeros_like(hidden, dtype=options.wide) if wants_hidden else None
+        d_weight = torch.empty_like(weight) if wants_weight else None
+        d_bias = torch.empty_like(bias) if wants_bias and bias is not None else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for block in _blocks(hidden, weight, bias, target_ids, options):
+                d_logits = block.d_logits(normalizer, at_target, factor)
+                if d_hidden is not None:
+                    _add_product(d_hidden, d_logits, block.weight)
+                if d_weight is not None:
+                    d_weight[block.columns] = d_logits.T @ block.hidden
+                if d_bias is not None:
+                    d_bias[block.columns] = d_logits.sum(dim=0, dtype=options.wide)
+        return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, d_bias, None, None
+
+
+class _Block:
+    """Logits of all rows for some columns of the vocabulary.
+
+    logits: [N, W] as the model makes them of its head. column: int64 [N, 1], the target's in this block, any other where it
+    is not `inside`, bool [N].
+    """
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor, columns: slice, options: _Options
+    ) -> None:
+        """hidden: in options.dtype."""
+        self.hidden, self.columns, self.options = hidden, columns, options
+        self.vocabulary = len(weight)
+        self.weight = weight[columns].to(options.dtype)
+        added = None if bias is None else bias[columns].to(options.dtype)
+        logits = hidden @ self.weight.T if added is None else torch.addmm(added, hidden, self.weight.T)
+        self.logits = logits if options.transform.is_identity else options.transform(logits.to(options.wide))
+        self.inside = (target_ids >= columns.start) & (target_ids < columns.stop)
+        self.column = (target_ids - columns.start).clamp(0, columns.stop - columns.start - 1).unsqueeze(1)
+
+    def normalizer(self) -> Tensor:
+        """log sum exp of each row: float64 [N].
+
+        The largest log-probability is minus the logarithm of the sum of exp(logit - largest), in one pass of a fused kernel.
+        """
+        largest = torch.log_softmax(self.logits, dim=1, dtype=self.options.wide).amax(dim=1)
+        return self.logits.amax(dim=1).double() - largest.double()
+
+    def d_logits(self, normalizer: Tensor, at_target: Tensor, factor: Tensor) -> Tensor:
+        """Gradient of the losses to the head's output, times factor: [N, W] in options.dtype. Gives the logits up.
+
+        normalizer, at_target (p - 1), factor: [N, 1].
+        """
+        options, smoothing = self.options, self.options.label_smoothing
+        transform, spread, slope = options.transform, smoothing / self.vocabulary, None
+        if transform.cap is not None:
+            slope = 1.0 - (self.logits / transform.cap).square_()
+        gradient = (self.logits - normalizer).exp_()
+        del self.logits
+        held = gradient.gather(1, self.column)
+        gradient.scatter_(1, self.column, torch.where(self.inside.unsqueeze(1), at_target + smoothing, held))
+        if smoothing:
+            gradient.sub_(spread)
+        if slope is not None:
+            gradient.mul_(slope)
+        factor = factor if transform.scale == 1.0 else factor * transform.scale
+        return gradient.mul_(factor).to(options.dtype)
+
+
+def _blocks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor, options: _Options
+) -> Iterator[_Block]:
+    """One after the other: a block is gone before the next one is made, if nobody keeps it."""
+    hidden = hidden.to(options.dtype)
+    for columns in column_blocks(len(hidden), len(weight)):
+        yield _Block(hidden, weight, bias, target_ids, columns, options)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, without rounding the sum to the dtype of the product."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
