@@ -9,6 +9,7 @@ from finetune.app.opening import open_recipe
 from finetune.app.preparation import Request, ensure_prepared
 from finetune.app.runs import choose_run, find_run
 from finetune.app.supervise import check_recipe, plan_launch, supervise
+from finetune.distributed.launch import die_with_parent
 from finetune.terminal import print_line
 
 
@@ -22,6 +23,7 @@ def train(
     if any(name.startswith("ACCELERATE_") for name in os.environ):
         print_line("note: accelerate started one process, without ranks; the ranks are started from here")
         print_line("      (on a CPU it starts several only with --use_deepspeed, or ds_configs/accelerate/cpu.yaml)")
+        die_with_parent()  # accelerate does not pass signals on: when it is ended, this process saves and stops
     loaded = open_recipe(recipe, sets)
     for warning in loaded.warnings:
         print_line(f"note: {warning}")

@@ -73,7 +73,7 @@ def run_workers(launch: Launch, logs: Path, notify: Callable[[str], None]) -> No
         process = subprocess.Popen(
             command, stderr=log, env=launch.environment(logs, mark), start_new_session=True, preexec_fn=die_with_parent
         )
-        watcher = _Watcher(process, mark, logs, notify)
+        watcher = _Watcher(process, mark, logs, notify, alone=launch.processes == 1 and not launch.deepspeed)
         with watcher.signals_passed_on():
             watcher.wait()
     _raise_outcome(process.returncode, watcher, logs, said_from)
@@ -98,10 +98,22 @@ def _raise_outcome(code: int, watcher: _Watcher, logs: Path, said_from: int) -> 
 
 
 class _Watcher:
-    """Waits for the launcher, and ends what is left some seconds after a first failure."""
+    """Waits for the launcher, and ends what is left some seconds after a first failure.
 
-    def __init__(self, process: subprocess.Popen[bytes], mark: str, logs: Path, notify: Callable[[str], None]) -> None:
+    alone: the launcher starts one process without telling it a rank.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        mark: str,
+        logs: Path,
+        notify: Callable[[str], None],
+        *,
+        alone: bool = False,
+    ) -> None:
         self.process, self.mark, self.logs, self.notify = process, mark, logs, notify
+        self.alone = alone
         self.interrupts, self.aborted = 0, False
         self._asked: set[int] = set()
 
@@ -148,14 +160,22 @@ class _Watcher:
                     worker.send_signal(signal.SIGTERM)
 
     def workers(self) -> list[psutil.Process]:
-        """The ranks: the oldest process of each RANK, since the children of a rank inherit the variable."""
+        """The ranks: the oldest process of each RANK, since the children of a rank inherit the variable.
+
+        accelerate launch sets no RANK for a single process without DeepSpeed: that is the oldest child of the launcher.
+        """
         found: dict[str, psutil.Process] = {}
-        for child in sorted(self._family(), key=lambda child: child.create_time()):
+        for child in self._oldest_first():
             with suppress(psutil.Error):
                 rank = child.environ().get("RANK", "")
-                if rank:
+                if rank or (self.alone and child.ppid() == self.process.pid):
                     found.setdefault(rank, child)
         return list(found.values())
+
+    def _oldest_first(self) -> list[psutil.Process]:
+        """The processes of the launch without the launcher itself."""
+        family = [child for child in self._family() if child.pid != self.process.pid]
+        return sorted(family, key=lambda child: child.create_time())
 
     def _family(self) -> list[psutil.Process]:
         """Every living process with this launch's mark: ranks are in sessions of their own, and may be orphans."""
