@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from finetune.app.model_folder import card_text, save_model
 from finetune.app.run_contents import find_checkpoint, portable_plan, run_artifacts, run_recipe
 from finetune.errors import UserError
-from finetune.models.adapters import merge_adapter
+from finetune.models.adapters import bring_base
+from finetune.models.load import quiet_transformers
+from finetune.models.merging import Comparison, check_equal, compare, outputs_of, random_inputs
+from finetune.models.merging import merge as merge_adapter
 from finetune.recipe.machine import has_cuda
+from finetune.recipe.recipe import Recipe
 from finetune.tasks import load_task
+from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.terminal import print_line
-from finetune.tracking.atomic_files import share_modes
 from finetune.tracking.figures import figures_of
 from finetune.tracking.run import Run
 from finetune.training.checkpoint_reader import Checkpoint, CheckpointTensors
@@ -26,7 +35,8 @@ from finetune.training.checkpoint_reader import Checkpoint, CheckpointTensors
 def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
     """Write a run's checkpoint (best, latest, a step's name) to `output`. merge: merge the adapter into its base.
 
-    Raises: UserError if output holds something already, or there is no such checkpoint.
+    Raises: UserError if output holds something already, there is no such checkpoint, or the merged model does not give
+    the outputs of the adapter; then nothing is left at `output`.
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(
@@ -41,24 +51,74 @@ def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
             "the run has no adapter to merge", where=str(run), remedy="Leave out --merge: its model is whole."
         )
     stored = find_checkpoint(opened, checkpoint)
-    artifacts, task = run_artifacts(opened, recipe, print_line), load_task(recipe.task)
-    torch.manual_seed(recipe.seed)
-    model = task.build(portable_plan(opened, recipe), artifacts, Facts())
-    put_weights(model, stored)
+    artifacts = run_artifacts(opened, recipe, print_line)
     card = card_text(opened, recipe, figures_of(opened, stored.step), step=stored.step, merged=merge)
-    if merge and recipe.model.init == "pretrained":
-        beside = output.with_name(output.name + ".adapter")
-        save_model(model, artifacts, recipe, beside, model.state_dict(), card)
-        merge_adapter(beside, output)
-        _copy_companions(beside, output)
-        shutil.rmtree(beside)
-        share_modes(output)
-    else:
-        if merge:  # the base was made from the recipe: there are no files that it could be loaded from
-            merged: Any = model
-            model, recipe = merged.merge_and_unload(), recipe.model_copy(update={"adapter": None})
-        save_model(model, artifacts, recipe, output, model.state_dict(), card)
+    with _published(output) as folder, quiet_transformers():
+        if merge:
+            compared = _write_merged(opened, recipe, artifacts, stored, folder, card)
+            print_line(f"merged model equals the adapter: {compared}")
+        else:
+            model = _build(opened, recipe, artifacts, stored)
+            save_model(model, artifacts, recipe, folder, model.state_dict(), card)
+            if recipe.adapter is not None and recipe.model.init == "config":
+                bring_base(folder, model.unload().save_pretrained)
+                print_line("the base, random weights that exist nowhere else, is in base/")
     print_line(f"model   {output}")
+
+
+@contextmanager
+def _published(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that takes its place at the end, and disappears after an error."""
+    beside = output.with_name(output.name + ".incomplete")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        yield beside
+        if output.is_dir():
+            output.rmdir()  # it is empty
+        beside.rename(output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _build(run: Run, recipe: Recipe, artifacts: TaskArtifacts, checkpoint: Checkpoint) -> Any:
+    """The model with the weights of a checkpoint, whole, in one process."""
+    torch.manual_seed(recipe.seed)
+    model = load_task(recipe.task).build(portable_plan(run, recipe), artifacts, Facts())
+    put_weights(model, checkpoint)
+    return model
+
+
+def _write_merged(
+    run: Run, recipe: Recipe, artifacts: TaskArtifacts, checkpoint: Checkpoint, folder: Path, card: str
+) -> Comparison:
+    """Merge, write to `folder`, load from there, and compare with the adapter. At most one model is in memory.
+
+    An adapter of a quantized base is merged into the weights before their quantization, and compared with the adapter
+    on those. Raises: UserError if the outputs differ.
+    """
+    unquantized = recipe.model.model_copy(update={"quantization": "none"})
+    model = _build(run, recipe.model_copy(update={"model": unquantized}), artifacts, checkpoint)
+    size, rows = artifacts.settings.get("image_size") or (), predicted_rows(run, artifacts)
+    inputs = random_inputs(model, image_size=size, token_rows=rows)
+    expected = outputs_of(model, inputs)
+    merged = merge_adapter(model)
+    save_model(merged, artifacts, recipe.model_copy(update={"adapter": None}), folder, merged.state_dict(), card)
+    kind, dtype, device = type(merged), merged.dtype, merged.device
+    del model, merged
+    compared = compare(expected, outputs_of(kind.from_pretrained(folder).to(device), inputs), dtype)
+    check_equal(compared, str(folder))
+    return compared
+
+
+def predicted_rows(run: Run, artifacts: TaskArtifacts, count: int = 4) -> list[list[int]]:
+    """Token ids of a few texts in the run's predictions; [] where there are none."""
+    tokenizer, files = artifacts.processor, sorted(run.predictions.glob("*.jsonl"))
+    if not files or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return []
+    with files[-1].open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in itertools.islice(file, count)]
+    texts = [" ".join(value for value in row.values() if isinstance(value, str)) for row in rows]
+    return [tokenizer(text)["input_ids"] for text in texts if text]
 
 
 def put_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
@@ -74,11 +134,3 @@ def put_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name in stored.keys & tensors.keys():
             tensors[name].copy_(stored.whole(name))
-
-
-def _copy_companions(folder: Path, output: Path) -> None:
-    """The tokenizer or processor, the artifacts and the card of an adapter's folder beside the merged weights."""
-    for file in folder.iterdir():
-        belongs = not file.name.startswith("adapter_") and not (output / file.name).exists()
-        if belongs and file.suffix in (".json", ".md", ".jinja", ".txt", ".model"):
-            shutil.copy2(file, output / file.name)

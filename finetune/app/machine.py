@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from finetune.app.starting import start_model
 from finetune.models.config import load_config
 from finetune.models.device import uses_cuda
 from finetune.models.load import model_class
@@ -23,6 +24,7 @@ def plan_here(recipe: Recipe, ranks: int, stored: StoredPlan | None = None) -> P
 
     Raises: UserError for what cannot be trained this way.
     """
+    recipe, start = start_model(recipe)
     cuda, card, config = uses_cuda(), CARDS[recipe.task], load_config(recipe.model)
     known: dict[str, Any] = {
         "machine": Machine(ranks, "cuda" if cuda else "cpu", cuda and torch.cuda.is_bf16_supported()),
@@ -32,12 +34,13 @@ def plan_here(recipe: Recipe, ranks: int, stored: StoredPlan | None = None) -> P
     resolved = resolve_training(recipe, card, **known)
     kept = stored.over(resolved) if stored else None
     plan = resolve(recipe, card, **known, kept=kept, zero_settings=_zero_settings(recipe, config))
-    note = stored.differences(plan, resolved) if stored else ""
-    return replace(plan, notes=(note,)) if note else plan
+    notes = [start, stored.differences(plan, resolved) if stored else ""]
+    return replace(plan, notes=(*plan.notes, *filter(None, notes)))
 
 
 def plan_alone(recipe: Recipe, stored: StoredPlan | None = None) -> Plan:
     """The plan of one process that holds the whole model, in the dtype that the recipe's engine would hold it in."""
+    recipe = start_model(recipe)[0]
     parallel = ParallelSection(deepspeed="none", micro_batch=recipe.parallel.micro_batch)
     plan = plan_here(recipe.model_copy(update={"parallel": parallel}), 1, stored)
     machine = replace(plan.machine, weights_dtype=weights_dtype(recipe, plan.precision))

@@ -1,8 +1,8 @@
 """Reference log-probabilities: what the model says of every reply before training, kept as columns of the examples.
 
 So preference tuning has its reference without a second model in memory, under any ZeRO stage; a fresh adapter changes
-nothing, so the reference is its base. Each example is computed once, by some rank, and found in the cache by later
-runs and by resumed ones.
+nothing, so the reference is its base; of an adapter that is continued, the reference is the adapter as it was. Each
+example is computed once, by some rank, and found in the cache by later runs and by resumed ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.errors import TrainingFailed
 from finetune.inference.runner import BatchRunner
-from finetune.models.source import resolve_model
+from finetune.models.adapter_source import source_files
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.task import Datasets, ReferenceTask, Task, reference_columns
@@ -105,13 +105,4 @@ def _key(plan: Plan, examples: Examples, names: Sequence[str]) -> str:
     recipe = plan.recipe
     adapter = recipe.adapter.model_dump() if recipe.adapter is not None else None
     parts = [recipe.model.model_dump(), recipe.seed, plan.training.precision, adapter, list(names)]
-    return digest(KIND, 1, inner.folder.name, digest(kept.tolist()), parts, _weights(recipe.model.source))
-
-
-def _weights(source: str) -> list[Any]:
-    """Files of a local model by size and time; a hub id is named by its revision, which the recipe holds."""
-    folder = Path(resolve_model(source)) if source else Path()
-    if not source or not folder.is_dir():
-        return []
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return digest(KIND, 1, inner.folder.name, digest(kept.tolist()), parts, source_files(recipe.model))

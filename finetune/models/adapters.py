@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-from collections.abc import Sequence
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
+from finetune.models.adapter_source import BASE, CONFIG, MARK, AdapterSource
 from finetune.models.device import uses_cuda
-from finetune.models.source import resolve_model
 from finetune.recipe.model import AdapterSection
 
 if TYPE_CHECKING:
@@ -45,7 +48,8 @@ def add_adapter(
     else:
         targets = list(adapter.targets)
         _check_targets(model, targets)
-    if new_tokens and not uses_cuda() and any(hasattr(weight, "ds_id") for weight in model.parameters()):
+    saved, rows = _rows_to_train(model, saved, targets, new_tokens)
+    if rows and not uses_cuda() and any(hasattr(weight, "ds_id") for weight in model.parameters()):
         raise UserError(
             "new tokens with an adapter: without CUDA, peft cannot train single rows of embeddings that ZeRO-3 shards",
             where="parallel.deepspeed",
@@ -60,86 +64,74 @@ def add_adapter(
         use_rslora=adapter.kind == "rslora",
         use_dora=adapter.kind == "dora",
         task_type=task_type,
-        trainable_token_indices={name: list(new_tokens) for name in _embedding_names(model)} if new_tokens else None,
+        trainable_token_indices=rows or None,
     )
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        model.enable_input_require_grads()  # type: ignore[operator]  # otherwise checkpointed blocks get no gradient
-    with torch.random.fork_rng(devices=[]):
+    embed_with_gradients(model)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # merging separates them
         torch.default_generator.manual_seed(seed)
         return get_peft_model(model, config)  # type: ignore[arg-type]
 
 
 def save_adapter(model: nn.Module, folder: Path, *, state_dict: dict[str, Any] | None = None) -> None:
     """Write the adapter as peft does, and beside it the model's configuration: its class and the labels of a new head.
+    A base that was merged here, and exists nowhere else, comes along in base/.
 
     state_dict: the gathered weights of the adapter and the saved modules, where the model itself is sharded. Rank 0 only.
     """
     wrapped: Any = model
-    wrapped.save_pretrained(
-        folder, safe_serialization=True, **({} if state_dict is None else {"state_dict": state_dict})
-    )
+    given = {} if state_dict is None else {"state_dict": state_dict}
+    # The embeddings of the base are not saved again: new rows are in the adapter, by row or as whole modules.
+    wrapped.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False, **given)
     inner = wrapped.get_base_model()
     config = copy.deepcopy(inner.config)
     config.architectures = [type(inner).__name__]  # the base's own configuration may name another head
     config.save_pretrained(folder)
+    merged = Path(getattr(inner, "name_or_path", "") or "")
+    if (merged / MARK).is_file():
+        bring_base(folder, lambda base: _link_files(merged, base))
 
 
-def merge_adapter(folder: Path, output: Path, *, base: str = "") -> None:
-    """Write the complete model to `output`: the base that adapter `folder` names (or `base`), with the adapter merged.
-
-    A config.json beside the adapter (labels of a new head) is used where there is one. Single process.
-    Raises: UserError if the folder has no adapter, or its base cannot be found.
-    """
-    import transformers
-    from peft import PeftModel
-
-    from finetune.models.config import model_errors
-
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise UserError("the folder has no adapter", where=str(folder), remedy="It must have adapter_config.json.")
-    adapter = json.loads(path.read_text(encoding="utf-8"))
-    source = base or adapter.get("base_model_name_or_path") or ""
-    with model_errors(source):
-        where = resolve_model(source)
-        config = transformers.AutoConfig.from_pretrained(folder if (folder / "config.json").is_file() else where)
-        kind = _merged_class(config, adapter.get("task_type"))
-        vocabulary, rows = _vocabularies(config, transformers.AutoConfig.from_pretrained(where))
-        if hasattr(config, "quantization_config"):  # merged into the unquantized weights
-            del config.quantization_config
-        model = kind.from_pretrained(where, config=config, use_safetensors=True, ignore_mismatched_sizes=True)
-        if vocabulary > rows:  # the adapter brings the new rows
-            model.resize_token_embeddings(vocabulary)
-    merged: Any = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[operator]
-    merged.save_pretrained(output)
-    for kept in sorted(folder.iterdir()):
-        if kept.name.startswith(("token", "special_tokens", "chat_template", "vocab", "merges", "preprocessor")):
-            (output / kept.name).write_bytes(kept.read_bytes())
+def bring_base(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill base/ of the adapter's folder, and name it as the adapter's base, where `folder` will be."""
+    write(folder / BASE)
+    path, final = folder / CONFIG, folder.with_name(folder.name.removesuffix(".incomplete"))
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = str(final.resolve() / BASE)
+    path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
-def _vocabularies(config: Any, base: Any) -> tuple[int, int]:
-    """Rows of the embeddings of the tuned model and of its base. Sets those of `config` to the base's, so that its weights
-    load.
-    """
-    texts = config.get_text_config(), base.get_text_config()
-    tuned_rows, base_rows = (int(getattr(text, "vocab_size", None) or 0) for text in texts)
-    if tuned_rows > base_rows:
-        texts[0].vocab_size = base_rows
-    return tuned_rows, base_rows
+def _link_files(source: Path, folder: Path) -> None:
+    """The files of `source` in `folder`, without taking space where the disk is the same."""
+    folder.mkdir(parents=True)
+    for file in source.iterdir():
+        try:
+            os.link(file, folder / file.name)
+        except OSError:
+            shutil.copy2(file, folder / file.name)
 
 
-def _merged_class(config: Any, task_type: str | None) -> Any:
-    """By peft's task type; other tasks (images) by the class in the configuration beside the adapter."""
-    import transformers
+def embed_with_gradients(model: Any) -> None:
+    """Let embeddings give outputs with gradients, without which checkpointed blocks pass none on."""
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        model.enable_input_require_grads()
 
-    autos = {
-        "CAUSAL_LM": "AutoModelForCausalLM",
-        "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-        "SEQ_CLS": "AutoModelForSequenceClassification",
-        "TOKEN_CLS": "AutoModelForTokenClassification",
-    }
-    names = [autos[task_type]] if task_type in autos else [*(config.architectures or ()), "AutoModel"]
-    return next(getattr(transformers, name) for name in names if hasattr(transformers, name))
+
+def check_same_modules(model: nn.Module, adapter: AdapterSection, source: AdapterSource) -> None:
+    """Raises: UserError if adapter.targets names other modules than those that the adapter `source` is on."""
+    theirs = {name for name, _ in model.named_modules() if _is_named(name, source.targets or ())}
+    if adapter.targets == "all-linear":
+        ours = set(_linear_names(model, [*source.saved_modules, *adapter.save_modules]))
+    else:
+        _check_targets(model, adapter.targets)
+        ours = {name for name, _ in model.named_modules() if _is_named(name, adapter.targets)}
+    if ours != theirs:
+        raise UserError(
+            f"adapter.targets names {len(ours)} modules, the adapter that is continued is on {len(theirs)}: "
+            f"{source.describe()}",
+            where=str(source.folder),
+            remedy="Leave out adapter.targets to train the adapter further, or set adapter.start: merge to add a new one.",
+        )
 
 
 def _linear_names(model: nn.Module, saved: Sequence[str]) -> list[str]:
@@ -159,14 +151,49 @@ def _linear_names(model: nn.Module, saved: Sequence[str]) -> list[str]:
     return names
 
 
-def _embedding_names(model: nn.Module) -> list[str]:
-    """Full names of the input embeddings, and of the output embeddings unless they are tied."""
+def _rows_to_train(
+    model: nn.Module, saved: list[str], targets: Sequence[str], new_tokens: Sequence[int]
+) -> tuple[list[str], dict[str, list[int]]]:
+    """Modules that are trained whole, and {embeddings: rows} of those of which only the rows of new tokens are.
+
+    Embeddings that are trained whole have the new rows already. Raises: UserError if an adapter is on embeddings: it does
+    not save the rows that it is added to.
+    """
+    if not new_tokens:
+        return saved, {}
+    inputs, outputs = _embedding_names(model)
+    names = [inputs, outputs] if outputs else [inputs]
+    if low_rank := [name for name in names if _is_named(name, targets)]:
+        raise UserError(
+            f"adapter.targets has {low_rank[0]}, to whose rows model.new_tokens adds: an adapter does not save new rows",
+            remedy=f"Move {low_rank[0].rpartition('.')[2]} from adapter.targets to adapter.save_modules, which trains all "
+            "rows.",
+        )
+    whole = [name for name in names if _is_named(name, saved)]
+    if not whole and outputs and _is_tied(model):
+        names = [inputs]  # peft lets the output embeddings follow
+    elif whole == [outputs] and _is_tied(model):  # peft cannot train rows of the one without the other
+        return [*saved, inputs], {}
+    return saved, {name: list(new_tokens) for name in names if name not in whole}
+
+
+def _embedding_names(model: nn.Module) -> tuple[str, str]:
+    """Full names of the input and output embeddings; "" for output embeddings that the model lacks."""
     inputs, outputs = model.get_input_embeddings(), None  # type: ignore[operator]
     if hasattr(model, "get_output_embeddings"):
         outputs = model.get_output_embeddings()  # type: ignore[operator]
-    if outputs is not None and outputs.weight is inputs.weight:
-        outputs = None
-    return [name for name, module in model.named_modules() if module is inputs or (outputs and module is outputs)]
+    names = {module: name for name, module in model.named_modules()}
+    return names[inputs], names.get(outputs, "") if outputs is not None else ""
+
+
+def _is_tied(model: Any) -> bool:
+    outputs = model.get_output_embeddings()
+    return outputs is not None and outputs.weight is model.get_input_embeddings().weight
+
+
+def _is_named(name: str, requested: Sequence[str]) -> bool:
+    """Whether the module `name` is one of `requested`, which are full names or ends of them."""
+    return any(name == one or name.endswith(f".{one}") for one in requested)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -185,7 +212,7 @@ def _can_carry(module: nn.Module) -> bool:
 def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
     names = [name for name, module in model.named_modules() if _can_carry(module)]
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        if not any(_is_named(name, [target]) for name in names):
             raise _unknown_module("adapter.targets", target, names)
 
 

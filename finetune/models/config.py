@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
+from finetune.models.adapter_source import adapter_of
 from finetune.models.source import resolve_model
 from finetune.recipe.model import ModelSection
 
@@ -26,17 +27,26 @@ def load_config(model: ModelSection, **overrides: Any) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     asked = {**model.config, **overrides}
-    with model_errors(model.source):
-        if is_model_type(model):
+    if is_model_type(model):
+        with model_errors(model.source):
             default = AutoConfig.for_model(model.source)
             _check_keys(default, model.config)
             return AutoConfig.for_model(model.source, **asked)
-        where = resolve_model(model.source)
+    adapter = adapter_of(model)
+    where = adapter.holder(["config.json"]) if adapter else resolve_model(model.source)
+    with model_errors(where, f"{where} (the base of the adapter {model.source})" if adapter else model.source):
         _check_folder(where)
-        options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        options = {"revision": "main" if adapter else model.revision, "trust_remote_code": model.trust_remote_code}
         config = AutoConfig.from_pretrained(where, **options)
         _check_keys(config, model.config)
         return AutoConfig.from_pretrained(where, **options, **asked) if asked else config
+
+
+def stored_config(source: str, model: ModelSection) -> PreTrainedConfig:
+    """The configuration of the base `source` of an adapter, as it is stored."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
 
 
 def is_model_type(model: ModelSection) -> bool:
@@ -76,12 +86,6 @@ def _check_folder(where: str) -> None:
     folder = Path(where)
     if not folder.is_dir() or (folder / "config.json").is_file():
         return
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(
-            "model.source is the folder of an adapter, not of a whole model",
-            where=where,
-            remedy="Merge it first: finetune export RUN --merge --output DIR",
-        )
     inside = sorted(str(path.parent.relative_to(folder)) for path in folder.glob("*/config.json"))
     held = sorted(path.name for path in folder.iterdir())[:8]
     raise UserError(
@@ -94,8 +98,8 @@ def _check_folder(where: str) -> None:
 
 
 @contextmanager
-def model_errors(source: str) -> Iterator[None]:
-    """Turn what transformers and the hub client raise into UserErrors; other errors pass."""
+def model_errors(source: str, shown: str = "") -> Iterator[None]:
+    """Turn what transformers and the hub client raise into UserErrors; other errors pass. shown: the name in messages."""
     from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,
@@ -110,7 +114,8 @@ def model_errors(source: str) -> Iterator[None]:
         raise UserError(f"model.config: {_last_line(error)}", remedy="Correct the value in the recipe.") from None
     except SafetensorError as error:
         raise UserError(
-            f"the weights of {source} are damaged: {_first_line(error)}", remedy="Copy or download the model again."
+            f"the weights of {shown or source} are damaged: {_first_line(error)}",
+            remedy="Copy or download the model again.",
         ) from None
     except OSError as error:
         chain = _causes(error)
@@ -128,7 +133,7 @@ def model_errors(source: str) -> Iterator[None]:
                 "It needs the network once (hf download NAME fills the cache); or set model.source to a folder, or to "
                 "package:<package>/<folder>."
             )
-        raise UserError(f"the model {source} {what}", remedy=remedy) from None
+        raise UserError(f"the model {shown or source} {what}", remedy=remedy) from None
 
 
 def _missing_weights_remedy(folder: Path) -> str:

@@ -27,6 +27,19 @@ def head_names(model: nn.Module) -> list[str]:
     ]
 
 
+def embedding_modules(model: Any) -> list[Any]:
+    """The input and output embeddings that the model has; [] for a model of images."""
+    found = []
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        try:
+            module = getattr(model, name)()
+        except (AttributeError, NotImplementedError):
+            continue
+        if isinstance(getattr(module, "weight", None), nn.Parameter):
+            found.append(module)
+    return found
+
+
 def replace_head(model: Any, names: Sequence[str], config: PreTrainedConfig, *, dtype: torch.dtype, seed: int) -> None:
     """Replace the modules `names` (dotted) of `model` by randomly initialized ones with the shapes of `config`.
 

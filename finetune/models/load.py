@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
-from finetune.models.config import load_config, model_errors
-from finetune.models.head import head_names, replace_head
+from finetune.models.adapter_source import AdapterSource, adapter_of
+from finetune.models.config import load_config, model_errors, stored_config
+from finetune.models.head import embedding_modules, head_names, replace_head
 from finetune.models.quantized import keep_layout, quantization_options
 from finetune.models.source import resolve_model
 from finetune.recipe.model import ModelSection
@@ -81,7 +82,7 @@ def load_model(
     """
     import torch
 
-    with torch.random.fork_rng(devices=[]), model_errors(model.source), _attention(model), _quiet():
+    with torch.random.fork_rng(devices=[]), _source_errors(model), _attention(model), quiet_transformers():
         torch.default_generator.manual_seed(seed)
         kind = _model_class(auto_class, model, config)
         if model.init == "config":
@@ -95,6 +96,12 @@ def load_model(
             loaded.resize_token_embeddings(vocabulary)  # gathers under ZeRO-3, keeps ties
     _prepare(loaded, model, dtype)
     return loaded, loading
+
+
+def _source_errors(model: ModelSection) -> AbstractContextManager[None]:
+    if (adapter := adapter_of(model)) is None:
+        return model_errors(model.source)
+    return model_errors(adapter.base, f"{adapter.base} (the base of the adapter {adapter.folder})")
 
 
 def _embedding_rows(loaded: Any) -> int:
@@ -165,17 +172,26 @@ def _load_pretrained(
     heads: Callable[[Any], list[str]],
 ) -> tuple[Any, Loading]:
     labels: dict[int, str] = dict(config.id2label or {})  # type: ignore[assignment,arg-type]
-    if new_head:  # load the head as it is stored, so that every shape fits, and replace it afterwards
-        config.id2label = load_config(model).id2label
+    adapter = adapter_of(model)
+    if new_head and adapter:
+        raise UserError(
+            "options.new_head: an adapter that is continued brings its own head",
+            where=str(adapter.folder),
+            remedy="Leave out options.new_head, or set adapter.start: merge to begin with a new head and a new adapter.",
+        )
+    if new_head or adapter:  # load the head as it is stored, so that every shape fits, and replace it afterwards
+        stored = stored_config(adapter.base, model) if adapter else load_config(model)
+        config.id2label = stored.id2label
+    rows = _take_rows(config, stored) if adapter else 0
     options: dict[str, Any] = {"trust_remote_code": True} if model.trust_remote_code else {}
     if model.attention != "auto":
         options["attn_implementation"] = model.attention
     options |= quantization_options(model, kind, config, dtype, heads)
     try:
         loaded, info = kind.from_pretrained(
-            resolve_model(model.source),
+            adapter.base if adapter else resolve_model(model.source),
             config=config,
-            revision=model.revision,
+            revision="main" if adapter else model.revision,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
@@ -191,13 +207,52 @@ def _load_pretrained(
         raise
     keep_layout(loaded)
     missing = set(info["missing_keys"])
-    renewed = [name for name in heads(loaded) if new_head or any(key.startswith(f"{name}.") for key in missing)]
+    found = _brought_modules(loaded, adapter) if adapter else heads(loaded)
+    renewed = [name for name in found if new_head or adapter or any(key.startswith(f"{name}.") for key in missing)]
     missing = {key for key in missing if not any(key.startswith(f"{name}.") for name in renewed)}
     _check_body(loaded, missing, model)
-    if renewed:
+    if adapter:
+        _check_base(missing, adapter)
+    if renewed or adapter:
         config.id2label, config.label2id = labels, {name: index for index, name in labels.items()}
+        loaded.config.id2label, loaded.config.label2id = config.id2label, config.label2id
+    if renewed:
         replace_head(loaded, renewed, config, dtype=dtype, seed=seed)
-    return loaded, Loading(tuple(sorted(missing)), tuple(sorted(info["unexpected_keys"])), tuple(renewed))
+    if rows and rows > _embedding_rows(loaded):
+        loaded.resize_token_embeddings(rows)  # the adapter brings the new ones
+    return loaded, Loading(
+        tuple(sorted(missing)), tuple(sorted(info["unexpected_keys"])), () if adapter else tuple(renewed)
+    )
+
+
+def _take_rows(config: Any, stored: Any) -> int:
+    """Give `config` the vocabulary of the stored base, and return its own."""
+    ours, theirs = config.get_text_config(), stored.get_text_config()
+    rows = int(getattr(ours, "vocab_size", None) or 0)
+    if rows:
+        ours.vocab_size = theirs.vocab_size
+    return rows
+
+
+def _brought_modules(loaded: Any, adapter: AdapterSource) -> list[str]:
+    """Heads that the adapter brings whole: the base may lack them, or have them for other labels."""
+    inner = {id(module) for module in embedding_modules(loaded)}
+    return [
+        name
+        for name, module in loaded.named_modules()
+        if id(module) not in inner and any(name == one or name.endswith(f".{one}") for one in adapter.saved_modules)
+    ]
+
+
+def _check_base(missing: set[str], adapter: AdapterSource) -> None:
+    """Raises: UserError if the base lacks weights: the adapter was trained on random ones that are in no file."""
+    if missing:
+        raise UserError(
+            f"the base {adapter.base} of the adapter lacks {len(missing)} weights, which were random when the adapter was "
+            f"trained and are in no file: {_some(sorted(missing))}",
+            where=str(adapter.folder),
+            remedy="Start from the whole model: finetune export RUN --output DIR --merge, and model.source: DIR.",
+        )
 
 
 def _check_body(loaded: nn.Module, missing: set[str], model: ModelSection) -> None:
@@ -230,8 +285,8 @@ def _attention(model: ModelSection) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' own report and bar would come once a rank; what matters is in Loading."""
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own report and bar, which would come once per rank; what matters is in Loading."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
+from finetune.models.adapter_source import find_adapter
 from finetune.models.config import model_errors
 from finetune.models.source import resolve_model
 from finetune.recipe.model import ModelSection
@@ -117,7 +118,8 @@ def _load(source: str, model: ModelSection) -> Any:
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     with model_errors(source):
-        where = resolve_model(source)
+        adapter = find_adapter(source)
+        where = adapter.holder(["preprocessor_config.json"]) if adapter else resolve_model(source)
         folder = Path(where)
         if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
             raise UserError(
@@ -125,7 +127,7 @@ def _load(source: str, model: ModelSection) -> Any:
                 where=where,
                 remedy="Set model.processor to a hub id or folder that has one.",
             )
-        revision = model.revision if not model.processor else "main"
+        revision = "main" if model.processor or adapter else model.revision
         return AutoImageProcessor.from_pretrained(
             where, revision=revision, trust_remote_code=model.trust_remote_code, backend="pil"
         )

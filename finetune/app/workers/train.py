@@ -95,8 +95,8 @@ def _train(
             _write_contract(context, data, run)
         loop = make_loop(context, OutputDirs(run.checkpoints, run.predictions), listener, stop)
         start, best = find_checkpoints(session, run, recipe, resume, listener)
-        outcome = loop.run(start, best, facts=describe(context))
-        summary = _finish(loop, context, run, outcome)
+        outcome = loop.run(start, best, facts={**describe(context), "model": recipe.model.source})
+        summary = _finish(loop, context, run, recipe, outcome)
     except (Stopped, KeyboardInterrupt):
         _end(session, listener, "stopped")
         raise
@@ -132,7 +132,7 @@ def _end(session: Session, listener: Listener, status: str) -> None:
             listener.finished(status=status, summary={})
 
 
-def _finish(loop: Loop, context: TrainingContext, run: Run, outcome: Outcome) -> dict[str, Any]:
+def _finish(loop: Loop, context: TrainingContext, run: Run, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:
     """The test split on the best weights, the model for `from_pretrained`, and the figures for people."""
     test = loop.measure("test").scalars if "test" in context.datasets else {}
     summary = {
@@ -151,7 +151,7 @@ def _finish(loop: Loop, context: TrainingContext, run: Run, outcome: Outcome) ->
         context.engine,
         context.artifacts,
         run,
-        context.plan.recipe,
+        recipe,
         run.model,
         figures=figures,
         step=outcome.best_step,

@@ -18,9 +18,9 @@ from transformers import AutoModelForImageClassification
 
 from finetune.data.prepare.encode import EncodedExamples, encode
 from finetune.data.table import Examples, Row, Table
-from finetune.models.adapters import add_adapter
 from finetune.models.batchnorm import freeze_batchnorm
 from finetune.models.config import load_config
+from finetune.models.continuing import adapt
 from finetune.models.head import head_names
 from finetune.models.load import load_model
 from finetune.models.processor import load_processor, model_size, num_channels, output_size
@@ -137,7 +137,7 @@ class ImageClassification:
         if plan.training.batch_norm == "frozen":
             freeze_batchnorm(model)
         if recipe.adapter is not None:
-            model = add_adapter(model, recipe.adapter, None, head_names(model), seed=recipe.seed)
+            model = adapt(model, recipe, None, head_names(model))
         return model
 
     def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:

@@ -22,9 +22,9 @@ from transformers import AutoModelForObjectDetection
 from finetune.data.bad_rows import SHOWN
 from finetune.data.prepare.encode import encode
 from finetune.data.table import Examples, Row, Table
-from finetune.models.adapters import add_adapter
 from finetune.models.batchnorm import freeze_batchnorm
 from finetune.models.config import load_config
+from finetune.models.continuing import adapt
 from finetune.models.detection import (
     DetectionOutputs,
     box_units,
@@ -147,7 +147,7 @@ class ObjectDetection:
         defer_loss(model)
         cast_inputs(model)
         if recipe.adapter is not None:
-            model = add_adapter(model, recipe.adapter, None, class_modules(model), seed=recipe.seed)
+            model = adapt(model, recipe, None, class_modules(model))
         return model
 
     def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from finetune.models.adapters import add_adapter
+from finetune.models.continuing import adapt
 from finetune.models.head import head_names
 from finetune.models.load import load_config, load_model
 from finetune.models.tokenizer import fresh_settings, new_token_ids, set_padding
@@ -54,12 +54,11 @@ def build_text_model(
         before_adapter(model)
     if recipe.adapter is None:
         return model
-    return add_adapter(
+    return adapt(
         model,
-        recipe.adapter,
+        recipe,
         adapter_type,
         head_names(model) if has_head else [],
-        seed=recipe.seed,
         new_tokens=new_token_ids(recipe.model, tokenizer, loading.grown),
     )
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from finetune.errors import UserError
-from finetune.models.adapters import add_adapter, merge_adapter
+from finetune.models.adapters import add_adapter
 from finetune.models.head import head_names
 from finetune.models.load import load_config, load_model
 from finetune.recipe.model import AdapterSection, ModelSection
@@ -82,8 +82,3 @@ def test_gradients_reach_the_adapter_through_checkpointing(tiny_bert: Path) -> N
     adapted(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
     grads = [weight.grad for name, weight in adapted.named_parameters() if "lora_B" in name]
     assert grads and all(grad is not None and grad.any() for grad in grads)
-
-
-def test_a_folder_without_an_adapter_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no adapter"):
-        merge_adapter(tmp_path, tmp_path / "out")

@@ -1,0 +1,152 @@
+"""A source of a model that is an adapter: its folder, the base that it names, and what the folder holds. No torch here.
+
+Nothing of the folder runs: adapter_config.json is data, and weights are read from safetensors only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.models.source import looks_like_path, resolve_model
+from finetune.recipe.model import ModelSection
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+MARK = "merged_adapter.json"  # in the folder of a base that was merged here, and exists nowhere else
+BASE = "base"  # folder of a base that exists nowhere else, inside the adapter's folder
+PROCESSOR_FILES = ("*token*", "vocab*", "merges*", "chat_template*", "*processor_config.json", "spiece*")
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """settings: of adapter_config.json. base: hub id or folder of the model that it was trained on."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    base: str
+
+    @property
+    def weights(self) -> Path:
+        """The file of its weights. Raises: UserError if there is none, or only a pickled one."""
+        path = self.folder / WEIGHTS
+        if path.is_file():
+            return path
+        if (self.folder / PICKLE).is_file():
+            raise UserError(
+                f"the adapter has pickled weights ({PICKLE}), which can run code and are refused",
+                where=str(self.folder),
+                remedy="Convert them once where you trust them: safetensors.torch.save_file(torch.load("
+                f"'{PICKLE}', weights_only=True), '{WEIGHTS}')",
+            )
+        raise UserError(f"the adapter has no {WEIGHTS}", where=str(self.folder), remedy="Copy the whole folder.")
+
+    @property
+    def saved_modules(self) -> tuple[str, ...]:
+        """Modules that the adapter brings whole, such as a head."""
+        return tuple(self.settings.get("modules_to_save") or ())
+
+    @property
+    def kind(self) -> str:
+        """As `adapter.kind` calls it."""
+        return "dora" if self.settings.get("use_dora") else "rslora" if self.settings.get("use_rslora") else "lora"
+
+    @property
+    def targets(self) -> list[str] | None:
+        """Names of the modules that it is on; None for a pattern."""
+        targets = self.settings.get("target_modules")
+        return sorted(targets) if isinstance(targets, list) else None
+
+    def holder(self, patterns: Sequence[str]) -> str:
+        """The adapter's folder if it has files like `patterns`, else the base."""
+        return str(self.folder) if any(any(self.folder.glob(pattern)) for pattern in patterns) else self.base
+
+    def describe(self) -> str:
+        """One line: lora, rank 8, alpha 16, on q_proj, v_proj."""
+        targets = self.targets
+        shown = str(self.settings.get("target_modules")) if targets is None else ", ".join(targets[:6])
+        more = f" and {len(targets) - 6} more" if targets and len(targets) > 6 else ""
+        return (
+            f"{self.kind}, rank {self.settings.get('r')}, alpha {self.settings.get('lora_alpha'):g}, on {shown}{more}"
+        )
+
+
+def adapter_of(model: ModelSection) -> AdapterSource | None:
+    """The adapter that model.source names; None for a whole model, or one with random weights.
+
+    Raises: UserError for an adapter that cannot be used, or whose base is missing.
+    """
+    return find_adapter(model.source) if model.source and model.init == "pretrained" else None
+
+
+def find_adapter(source: str) -> AdapterSource | None:
+    """The adapter in the folder (or run folder) `source`; None if there is none, as for every hub id.
+
+    Raises: UserError for an adapter of another kind than LoRA, or whose base is missing.
+    """
+    folder = Path(resolve_model(source))
+    path = folder / CONFIG
+    if not path.is_file() or any(folder.glob("model*.safetensors")):
+        return None
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(settings["peft_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the adapter cannot be read: {error}", where=str(path), remedy="Copy it again.") from None
+    if kind != "LORA":
+        raise UserError(
+            f"model.source is an adapter of the kind {kind}; LoRA adapters (rsLoRA and DoRA too) can be started from",
+            where=str(folder),
+            remedy="Merge it with peft (merge_and_unload), save the model, and start from that folder.",
+        )
+    if settings.get("megatron_config"):
+        raise UserError(
+            "the adapter names a Python module to import (megatron_core)",
+            where=str(path),
+            remedy="Set megatron_config: null in it if its layers are plain ones.",
+        )
+    return AdapterSource(folder, settings, _find_base(folder, settings.get("base_model_name_or_path") or ""))
+
+
+def _find_base(folder: Path, named: str) -> str:
+    """Beside the adapter, else where it says. Raises: UserError that names both."""
+    if (folder / BASE / "config.json").is_file():
+        return str(folder / BASE)
+    if not named:
+        raise UserError(
+            "the adapter does not name its base model",
+            where=str(folder / CONFIG),
+            remedy="If its base was random weights (model.init: config), export it again from its run: with the base "
+            "beside it (finetune export RUN --output DIR), or merged (--merge).",
+        )
+    for path in (Path(named).expanduser(), folder / named):
+        if path.is_dir():
+            return str(path)
+    if looks_like_path(named):
+        raise UserError(
+            f"the base model of the adapter {folder} is not there: {named}",
+            where=str(folder / CONFIG),
+            remedy="Bring it back, or write its new place into base_model_name_or_path of that file.",
+        )
+    return resolve_model(named)
+
+
+def source_files(model: ModelSection) -> list[Any]:
+    """What changes when the weights of model.source change: name, size and time of its files, and those of an adapter's
+    base; a hub id is named by its revision.
+    """
+    if not model.source or model.init != "pretrained":
+        return []
+    adapter = adapter_of(model)
+    return _files(resolve_model(model.source)) + (["base", adapter.base, *_files(adapter.base)] if adapter else [])
+
+
+def _files(source: str) -> list[Any]:
+    folder = Path(source)
+    if not folder.is_dir():
+        return []
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]

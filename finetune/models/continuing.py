@@ -1,0 +1,115 @@
+"""Starts from an adapter: trains it further on its base, or writes the merged model that a training starts from."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.errors import UserError
+from finetune.models.adapter_source import MARK, PROCESSOR_FILES, AdapterSource, adapter_of
+from finetune.models.adapters import add_adapter, check_same_modules, embed_with_gradients
+from finetune.models.config import load_config
+from finetune.models.load import load_model, quiet_transformers
+from finetune.models.merging import Comparison, check_equal, compare, merge, outputs_of, random_inputs
+from finetune.recipe.model import AdapterSection, ModelSection
+from finetune.recipe.recipe import Recipe
+
+COPIES = (".modules_to_save.", ".token_adapter.", ".base_layer.")  # of embeddings, which peft may save a second time
+
+
+def adapt(
+    model: nn.Module,
+    recipe: Recipe,
+    task_type: str | None,
+    head_modules: Sequence[str],
+    *,
+    new_tokens: Sequence[int] = (),
+) -> nn.Module:
+    """`model` with the recipe's adapter: the one that model.source names, or a new one (see add_adapter). All ranks call it."""
+    assert recipe.adapter is not None, "a recipe with an adapter"
+    if (source := adapter_of(recipe.model)) is None:
+        return add_adapter(model, recipe.adapter, task_type, head_modules, seed=recipe.seed, new_tokens=new_tokens)
+    return continue_adapter(model, source, recipe.adapter)
+
+
+def continue_adapter(model: Any, source: AdapterSource, adapter: AdapterSection | None = None) -> nn.Module:
+    """`model`, the base, inside a peft model with the weights of the adapter `source`, which are trained. All ranks call it.
+
+    adapter: the recipe's section; its dropout is used, and its targets must be the adapter's.
+    Raises: UserError for weights that do not fit the model, and for targets that are others than the adapter's.
+    """
+    from peft import PeftConfig, get_peft_model
+    from safetensors.torch import load_file
+
+    state = load_file(source.weights)
+    config: Any = PeftConfig.from_pretrained(str(source.folder))
+    config.inference_mode = False
+    if adapter is not None:
+        config.lora_dropout = adapter.dropout
+        if source.targets is not None and adapter.targets != source.targets:
+            check_same_modules(model, adapter, source)
+    embed_with_gradients(model)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # merging separates them
+        try:
+            adapted = get_peft_model(model, config)
+            _load_weights(adapted, state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"the weights of the adapter do not fit its base {source.base}: {_first_lines(error)}",
+                where=str(source.folder),
+                remedy="They belong to another model, or to other new tokens or labels.",
+            ) from error
+    return adapted
+
+
+def _first_lines(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _load_weights(adapted: Any, state: Mapping[str, torch.Tensor]) -> None:
+    """Every trained weight from `state`, and nothing of it left over. Raises: ValueError otherwise."""
+    from peft import set_peft_model_state_dict
+
+    trained = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
+    if any(hasattr(weight, "ds_id") for weight in trained.values()):  # whole modules, sharded by ZeRO-3
+        raise ValueError("parallel.deepspeed: ZeRO-3 shards modules that the adapter brings whole; use zero2 or none")
+    result: Any = set_peft_model_state_dict(adapted, dict(state))
+    missing = sorted(trained.keys() & set(result.missing_keys))
+    unused = sorted(key for key in result.unexpected_keys if not any(part in key for part in COPIES))
+    if missing or unused:
+        names = missing or unused
+        raise ValueError(f"{'missing' if missing else 'unused'}: {', '.join(names[:4])} ({len(names)} in all)")
+
+
+def write_merged(auto_class: Any, model: ModelSection, source: AdapterSource, folder: Path) -> Comparison:
+    """Write `source` merged into its base to `folder`, in the data type of the base, with its tokenizer or processor.
+
+    The outputs of what was written are compared with the adapter's. Single process.
+    Raises: UserError if they differ, or the base lacks weights.
+    """
+    plain = model.model_copy(update={"quantization": "none", "gradient_checkpointing": False, "attention": "auto"})
+    config: Any = load_config(plain)
+    dtype = getattr(torch, model.dtype) if model.dtype != "auto" else config.dtype or torch.float32
+    with quiet_transformers():
+        base, _ = load_model(auto_class, plain, config, dtype=dtype, seed=0)
+        adapted: Any = continue_adapter(base, source)
+        inputs = random_inputs(adapted)
+        expected = outputs_of(adapted, inputs)
+        merged = merge(adapted)
+        merged.save_pretrained(folder)
+        kind = type(merged)
+        del base, adapted, merged
+        compared = compare(expected, outputs_of(kind.from_pretrained(folder), inputs), dtype)
+    check_equal(compared, str(source.folder))
+    for pattern in PROCESSOR_FILES:
+        for file in sorted(Path(source.holder([pattern])).glob(pattern)):
+            shutil.copy2(file, folder / file.name)
+    (folder / MARK).write_text("{}\n", encoding="utf-8")
+    return compared
