@@ -89,14 +89,14 @@ def _load_weights(adapted: Any, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def write_merged(auto_class: Any, model: ModelSection, source: AdapterSource, folder: Path) -> Comparison:
-    """Write `source` merged into its base to `folder`, in the data type of the base, with its tokenizer or processor.
+    """Write `source` merged into its base to `folder`, in the data type that its configuration says, with its tokenizer or processor.
 
     The outputs of what was written are compared with the adapter's. Single process.
     Raises: UserError if they differ, or the base lacks weights.
     """
-    plain = model.model_copy(update={"quantization": "none", "gradient_checkpointing": False, "attention": "auto"})
+    plain = ModelSection(source=model.source, config=model.config, trust_remote_code=model.trust_remote_code)
     config: Any = load_config(plain)
-    dtype = getattr(torch, model.dtype) if model.dtype != "auto" else config.dtype or torch.float32
+    dtype = config.dtype or torch.float32
     with quiet_transformers():
         base, _ = load_model(auto_class, plain, config, dtype=dtype, seed=0)
         adapted: Any = continue_adapter(base, source)
