@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,8 @@ def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
     stored = find_checkpoint(opened, checkpoint)
     artifacts = run_artifacts(opened, recipe, print_line)
     card = card_text(opened, recipe, figures_of(opened, stored.step), step=stored.step, merged=merge)
-    with _published(output) as folder, quiet_transformers():
+    with _published(output) as folder, quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of peft's use of transformers
         if merge:
             compared = _write_merged(opened, recipe, artifacts, stored, folder, card)
             print_line(f"merged model equals the adapter: {compared}")

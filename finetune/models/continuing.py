@@ -89,9 +89,10 @@ def _load_weights(adapted: Any, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def write_merged(auto_class: Any, model: ModelSection, source: AdapterSource, folder: Path) -> Comparison:
-    """Write `source` merged into its base to `folder`, in the data type that its configuration says, with its tokenizer or processor.
+    """Write `source` merged into its base to `folder`, with its tokenizer or processor.
 
-    The outputs of what was written are compared with the adapter's. Single process.
+    The weights have the data type that the configuration says. The outputs of what was written are compared with the
+    adapter's. Single process.
     Raises: UserError if they differ, or the base lacks weights.
     """
     plain = ModelSection(source=model.source, config=model.config, trust_remote_code=model.trust_remote_code)

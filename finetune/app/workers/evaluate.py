@@ -18,10 +18,12 @@ from finetune.distributed.env import from_environ
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.session import Session
 from finetune.inference.evaluation import Evaluator
+from finetune.inference.reference_logprobs import add_reference_logprobs
 from finetune.models.config import load_config
 from finetune.planning.shape import cost_model
 from finetune.planning.stored import StoredPlan
 from finetune.tasks import load_task
+from finetune.tasks.task import reference_columns
 from finetune.terminal import print_line
 from finetune.tracking.atomic_files import publish_json
 from finetune.tracking.run import Run
@@ -37,16 +39,21 @@ def work(
     redirect_output(env.rank if env else 0, Path(supervised or opened.logs))
     recipe = run_recipe(opened, sets).recipe
     stored = StoredPlan.read(opened.plan_file)
-    plan = plan_here(portable_recipe(opened, recipe), env.world_size if env else 1, stored)
-    prepared = ready(recipe, opened.path, split, tuple(data))
-    session, task = open_session(plan), load_task(recipe.task)
+    prepared, task = ready(recipe, opened.path, split, tuple(data)), load_task(recipe.task)
+    compares = bool(reference_columns(task, prepared.artifacts))  # with the model as training began
+    built = recipe if compares else portable_recipe(opened, recipe)
+    plan = plan_here(built, env.world_size if env else 1, stored)
+    session = open_session(plan)
     check_same_data(session, prepared)
     if session.is_main:
         for message in (*prepared.messages, *prepared.facts.notes):
             print_line(message)
     artifacts, datasets = prepared.artifacts, prepared.datasets
-    ((name_of_split, examples),) = datasets.items()
     engine = build_engine(session, plan, task, artifacts, datasets, prepared.facts, lambda text: None, trains=False)
+    add_reference_logprobs(
+        task, plan, artifacts, datasets, engine, notify=print_line if session.is_main else lambda text: None
+    )
+    ((name_of_split, examples),) = datasets.items()
     found = find_checkpoint(opened, checkpoint)
     load_checkpoint(engine, found)
     folder = _agree_on_folder(session, opened, name or evaluation_name(checkpoint, split, data), supervised)
