@@ -75,11 +75,6 @@ class ModelSection(Section):
 
 
 class AdapterSection(Section):
-    start: Literal["continue", "merge"] = Field(
-        default="continue",
-        description="What becomes of an adapter that model.source names. continue: it is trained further, and kind, rank, "
-        "alpha, targets and save_modules are its own. merge: it is merged into its base, and a new adapter is added.",
-    )
     kind: Literal["lora", "rslora", "dora"] = Field(default="lora", description="Kind of low-rank adapter (peft).")
     rank: int = Field(
         default=8, ge=1, description="Rank of the update matrices. A higher rank can learn more and costs more."
@@ -94,4 +89,9 @@ class AdapterSection(Section):
     save_modules: list[str] = Field(
         default_factory=list,
         description="Modules trained and saved in full beside the adapter. The task adds new heads itself.",
+    )
+    start: Literal["continue", "merge"] = Field(
+        default="continue",
+        description="What becomes of an adapter that model.source names. continue: it is trained further, and kind, rank, "
+        "alpha, targets and save_modules are its own. merge: it is merged into its base, and a new adapter is added.",
     )
