@@ -34,6 +34,7 @@ from finetune.data.prepare.file_digest import folder_digest, package_versions, s
 from finetune.data.prepare.locks import use
 from finetune.data.sources.identity import folder_identity, hub_commit, source_identity
 from finetune.errors import FinetuneError, UserError
+from finetune.models.adapter_source import find_adapter
 from finetune.models.source import resolve_model
 from finetune.recipe.data import SourceSection
 from finetune.recipe.model import ModelSection
@@ -152,7 +153,9 @@ def _model_identity(source: str, revision: str) -> list[Any]:
         return [source]
     where = resolve_model(source)
     if Path(where).is_dir():
-        return [where, folder_identity(Path(where), ignore=WEIGHTS)]
+        adapter = find_adapter(source)  # whose base may have the tokenizer
+        base = [_model_identity(adapter.base, "main")] if adapter else []
+        return [where, folder_identity(Path(where), ignore=WEIGHTS), *base]
     if "/" not in where:  # a model type, such as llama, or a name of the hub's first days
         return [where, revision]
     return [where, hub_commit(where, revision, "model")]
