@@ -13,7 +13,7 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,14 +28,20 @@ BLANK = " "  # between the values of a vector: 1 0 1
 @dataclass(frozen=True)
 class LabelForm:
     """separator: between the labels of a text; "" for none, "[]" where the text is a list. length: of vectors of 0 and 1;
-    0: labels are names.
+    0: labels are names. bits: names that stand for 0 and 1 in a vector, where a typed file names the numbers.
     """
 
     separator: str = "|"
     length: int = 0
+    bits: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "bits": list(self.bits)}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> LabelForm:
+        """What `to_dict` gave."""
+        return cls(stored["separator"], stored["length"], tuple(stored["bits"]))
 
 
 NAMES = LabelForm()
@@ -73,11 +79,14 @@ def split_labels(value: Any, form: LabelForm) -> list[Any]:
     return [part for part in text.split(form.separator) if part.strip()] if form.separator else [text]
 
 
-def vector_positions(items: list[Any], length: int) -> list[int]:
-    """[1, 0, 1] -> [0, 2]; [] -> []. Raises: BadRow for another length, and for values other than 0 and 1."""
+def vector_positions(items: list[Any], length: int, names: Sequence[str] = ()) -> list[int]:
+    """[1, 0, 1] -> [0, 2]; [] -> []. names: of 0 and 1, if they have any.
+
+    Raises: BadRow for another length, and for values other than 0 and 1.
+    """
     if not items:
         return []
-    bits = [_bit(item) for item in items]
+    bits = [_bit(item, names) for item in items]
     if None in bits:
         raise BadRow(f"a label vector holds 0 and 1 only, not {items[bits.index(None)]!r}")
     if len(bits) != length:
@@ -85,7 +94,9 @@ def vector_positions(items: list[Any], length: int) -> list[int]:
     return [position for position, bit in enumerate(bits) if bit]
 
 
-def _bit(item: Any) -> int | None:
+def _bit(item: Any, names: Sequence[str]) -> int | None:
+    if item in names:
+        return list(names).index(item)
     if isinstance(item, (bool, int, float)):
         return int(item) if item in (0, 1) else None
     return _BITS.get(item.strip().lower()) if isinstance(item, str) else None
@@ -134,6 +145,7 @@ def _unquoted(quote: str, text: str) -> str:
 class _Evidence:
     """What speaks for vectors among the lists of a column (or its texts, split at one separator)."""
 
+    names: Sequence[str] = ()  # of 0 and 1, if they have any
     filled: int = 0  # rows with an item
     single: int = 0  # of one value, 0 or 1
     repeated: int = 0  # of 0 and 1 with one of them more than once: no list of names is written so
@@ -143,8 +155,8 @@ class _Evidence:
         if not items:
             return
         self.filled += 1
-        bits = [_bit(item) for item in items]
-        if None in bits:
+        bits = [_bit(item, self.names) for item in items]
+        if None in bits or (self.names and len(bits) < 2):
             return
         if len(bits) == 1:
             self.single += 1
@@ -163,15 +175,23 @@ class _Evidence:
 
 
 def decide_form(
-    values: Iterable[Any], *, stated: Collection[str], separator: str, column: str, same: Any = str
+    values: Iterable[Any],
+    *,
+    stated: Collection[str],
+    separator: str,
+    column: str,
+    same: Any = str,
+    declared: Sequence[str] = (),
 ) -> tuple[LabelForm, str]:
     """(how the labels of a column are written, a line that tells it), from all its values.
 
     stated: the names of the classes, if the recipe gives them: the separator is the one that yields them. separator:
     "from_data", "none", or the separator that the recipe gives. same: text of a label -> what names are compared by.
+    declared: names of the classes in a typed file, which has put the first two in place of 0 and 1.
     Raises: UserError if every row is a list of one value, 0 or 1, which may be a vector or a name.
     """
-    lists, rows, texts, listed = _Evidence(), 0, 0, 0
+    bits = tuple(declared[:2])
+    lists, rows, texts, listed = _Evidence(bits), 0, 0, 0
     split = {mark: _Evidence() for mark in (*SEPARATORS, BLANK)}
     holding: Counter[str] = Counter()
     fitting: Counter[str] = Counter()
@@ -204,7 +224,7 @@ def decide_form(
     mark = _separator(separator, texts, listed, holding, fitting, split[BLANK])
     evidence = split[mark] if mark in split and texts > listed else lists
     length = evidence.length()
-    if {"0", "1"} <= names:
+    if {"0", "1"} <= names or (declared and length != len(declared)):
         length = 0
     if evidence.filled and evidence.single == evidence.filled and evidence is lists:
         if not stated:
@@ -213,7 +233,7 @@ def decide_form(
                 remedy="Say it with the names: options.labels: [NAME] for one class, [NAME, NAME] for two.",
             )
         length = 1 if len(stated) == 1 and names != {"0"} and names != {"1"} else 0
-    form = LabelForm(mark if mark != BLANK or length else "", length)
+    form = LabelForm(mark if mark != BLANK or length else "", length, bits if length else ())
     return form, f"{column}: {_told(form, holding[mark], texts, example.get(mark, ''))}"
 
 

@@ -93,7 +93,7 @@ class Labels:
         """
         items = split_labels(value, self.form)
         if self.form.length:
-            return vector_positions(items, self.form.length)
+            return vector_positions(items, self.form.length, self.form.bits)
         return sorted({self.index(item) for item in items})
 
     def _listed(self) -> str:

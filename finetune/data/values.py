@@ -102,9 +102,9 @@ class OddValues:
         for kind, column, count, first in self.to_list():
             values = "1 value" if count == 1 else f"{count:,} values"
             if kind == NO_NUMBER:
-                lines.append(f"{values} of {column} NaN or infinite: read as no value (first: {first})")
+                lines.append(f"{column}: {values} NaN or infinite, read as no value (first: {first})")
             else:
                 lines.append(
-                    f"{values} of {column} just a word such as nan, null, None or NA: read as text (first: {first})"
+                    f"{column}: {values} just a word such as nan, null, None or NA, read as text (first: {first})"
                 )
         return lines

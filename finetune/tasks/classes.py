@@ -18,6 +18,7 @@ from finetune.data.labels import Labels, label_key
 from finetune.data.prepare.label_survey import (
     class_names,
     column_name,
+    declared_names,
     label_form,
     label_notes,
     look_alike_notes,
@@ -49,7 +50,7 @@ class Classes:
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Classes:
         """What `to_dict` gave; an earlier version had no form."""
-        form = LabelForm(**stored["form"]) if "form" in stored else NAMES
+        form = LabelForm.from_dict(stored["form"]) if "form" in stored else NAMES
         return cls(list(stored["names"]), Labels(stored["written"], form))
 
 
@@ -95,10 +96,12 @@ def decide_label_sets(
     """
     whole, column = whole_table(tables), column_name(tables["train"], "label")
     form, told = label_form(whole, "label", stated=stated, separator=separator)
-    facts.notes.append(told)
     if form.length:
-        return _classes_by_position(form, stated, trained, where=where, column=column)
-    classes = choose_classes(class_names(tables, kind=form), stated, trained, where=where, form=form)
+        names = list(stated) or declared_names(whole, "label")
+        classes = _classes_by_position(form, names, trained, where=where, column=column)
+    else:
+        classes = choose_classes(class_names(tables, kind=form), stated, trained, where=where, form=form)
+    facts.notes.append(f"{told}; classes {_listed(classes.names)}")
     facts.notes += look_alike_notes(classes.lookup.names, column)
     return classes
 

@@ -88,9 +88,10 @@ class Split:
         """A line that tells what was moved."""
         rows = "1 row" if self.moved == 1 else f"{self.moved:,} rows"
         names = ", ".join(self.classes[:SHOWN]) + (", ..." if len(self.classes) > SHOWN else "")
-        return (
-            f"validation: {rows} went back to train, which had no other row of {len(self.classes):,} classes ({names})"
-        )
+        if not names:  # nothing was held out, and now something is
+            return f"validation: {rows} held out, the smallest hash whose classes have other rows"
+        count = "the class" if len(self.classes) == 1 else f"{len(self.classes):,} classes:"
+        return f"validation: {rows} went back to train, which had no other row of {count} {names}"
 
 
 def hold_out(

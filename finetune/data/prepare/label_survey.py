@@ -57,6 +57,12 @@ def column_name(table: Table, role: str) -> str:
     return table.columns.get(role, role)
 
 
+def declared_names(table: Table, role: str) -> list[str]:
+    """Class names that the data itself declares, in order; [] for none."""
+    classes: Mapping[str, Sequence[str]] = getattr(table, "classes", {})
+    return list(classes.get(role, ()))
+
+
 def whole_table(tables: Mapping[str, Table]) -> Table:
     """The training rows, with those that were held out of them: what both hold is known of all of them."""
     return getattr(tables["train"], "whole", None) or tables["train"]
@@ -85,7 +91,7 @@ def _count(table: Table, role: str, kind: Kind) -> Survey:
         try:
             items = [value] if kind is None else split_labels(value, kind)
             if kind is not None and kind.length:
-                items = vector_positions(items, kind.length)
+                items = vector_positions(items, kind.length, kind.bits)
         except BadRow:
             continue  # reported with its place when it is encoded
         unlabeled += not items
@@ -107,7 +113,14 @@ def label_form(
 
     def decide() -> tuple[LabelForm, str]:
         values = column_values(table, role)
-        return decide_form(values, stated=stated, separator=separator, column=column, same=_compared)
+        return decide_form(
+            values,
+            stated=stated,
+            separator=separator,
+            column=column,
+            same=_compared,
+            declared=declared_names(table, role),
+        )
 
     if not isinstance(own, str):
         return decide()
@@ -118,7 +131,7 @@ def label_form(
 
     key = digest("label form", VERSION, own, role, list(stated), separator)
     form, told = json.loads((publish("labels", key, write) / "form.json").read_text("utf-8"))
-    return LabelForm(**form), told
+    return LabelForm.from_dict(form), told
 
 
 def _compared(text: Any) -> str:
@@ -133,9 +146,8 @@ def class_names(tables: Mapping[str, Table], role: str = "label", *, kind: Kind 
     Raises: UserError if there are fewer than two classes (with several per row: none), or more than 100,000.
     """
     table = whole_table(tables)
-    declared: Mapping[str, Sequence[str]] = getattr(table, "classes", {})
-    if role in declared:
-        return list(declared[role])
+    if declared := declared_names(table, role):
+        return declared
     names = list(spellings_by_class(survey(table, role, kind).texts))
     minimum = 2 if kind is None else 1
     if len(names) < minimum:
@@ -179,7 +191,7 @@ class RowClasses:
                 value = [one.get("category") for one in value if isinstance(one, Mapping)]
             items = [value] if self.kind is None else split_labels(value, self.kind)
             if self.kind is not None and self.kind.length:
-                return [str(position) for position in vector_positions(items, self.kind.length)]
+                return [str(position) for position in vector_positions(items, self.kind.length, self.kind.bits)]
             return [_compared(item) for item in items]
         except BadRow:
             return []
@@ -229,8 +241,8 @@ def _unified(found: Survey, labels: Labels, column: str) -> list[str]:
         for name, spellings in shown[:SHOWN]
     )
     more = f"; and {len(shown) - SHOWN:,} more classes" if len(shown) > SHOWN else ""
-    several = "1 class" if len(shown) == 1 else f"{len(shown):,} classes"
-    return [f"{several} of {column} written in more than one way, or otherwise than in training: {told}{more}"]
+    several = "1 class is" if len(shown) == 1 else f"{len(shown):,} classes are"
+    return [f"{column}: {several} written in more than one way, or otherwise than in training: {told}{more}"]
 
 
 def _name_of(written: str) -> str:
@@ -246,4 +258,4 @@ def look_alike_notes(names: Sequence[str], column: str) -> list[str]:
         return []
     told = "; ".join(" and ".join(map(repr, group)) for group in groups[:SHOWN])
     more = f"; and {len(groups) - SHOWN:,} more" if len(groups) > SHOWN else ""
-    return [f"classes of {column} that look alike are kept apart: {told}{more}"]
+    return [f"{column}: classes that look alike are kept apart: {told}{more}"]

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.values import check_text
 from finetune.errors import UserError
 
 Message = dict[str, Any]
@@ -61,6 +62,7 @@ def normalize_turns(value: Any) -> list[Message]:
             value = json.loads(value)
         except json.JSONDecodeError as error:
             raise BadRow(f"messages are neither a list nor JSON: {error}") from error
+        check_text(value, "messages")  # JSON inside of a text was not looked through when the file was read
     if not isinstance(value, (list, tuple)):
         raise BadRow(f"messages are a list of role and content, not {type(value).__name__}")
     return [_normalize(message, index) for index, message in enumerate(value)]

@@ -49,5 +49,5 @@ def tag_notes(names: Sequence[str], column: str) -> list[str]:
     slips = [name for name in OUTSIDE if name in names and name != "O"]
     if slips and any(name.startswith(PREFIXES) for name in names):
         written = " and ".join(map(repr, slips))
-        notes.append(f"{written} among the tags of {column}: counted as O, outside of any entity, but a tag of its own")
+        notes.append(f"{column}: {written} among the tags: counted as O, outside of any entity, but a tag of its own")
     return notes

@@ -152,3 +152,13 @@ def test_lists_written_as_text(text: str, items: Any) -> None:
 def test_positions_by_hand() -> None:
     assert vector_positions(["1", 0.0, True], 3) == [0, 2] and vector_positions([0, 0], 2) == []
     assert split_labels({"a"}, LabelForm()) == ["a"] and split_labels(7, LabelForm()) == [7]
+
+
+def test_vectors_of_a_typed_file_that_names_the_numbers() -> None:
+    """Sequence(ClassLabel(names=[a, b, c])) holding vectors: the file says b, a, b for 1, 0, 1."""
+    rows, declared = [["b", "a", "b"], ["a", "a", "b"]], ["a", "b", "c"]
+    form, _ = decide_form(rows, stated=(), separator="from_data", column="label", declared=declared)
+    assert form == LabelForm("|", 3, ("a", "b")) == LabelForm.from_dict(form.to_dict())
+    assert [Labels(declared, form).indices(row) for row in (*rows, [0, 1, 1])] == [[0, 2], [2], [1, 2]]
+    indices = [["a", "b"], ["c"], ["b", "a", "c"], ["a"]]
+    assert decide_form(indices, stated=(), separator="from_data", column="label", declared=declared)[0].length == 0

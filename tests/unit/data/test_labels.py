@@ -69,7 +69,7 @@ def test_what_was_unified_is_told_with_counts():
     table = MemoryTable("train", [{"label": label} for label in ["True", "true", "true", "false", None, []]])
     labels = Labels(class_names({"train": table}))
     (note,) = label_notes(table, "label", labels, several=False)
-    assert note.startswith("train: 1 class of label written in more than one way")
+    assert note.startswith("train: label: 1 class is written in more than one way")
     assert 'true: "true" 2, "True" 1' in note
     other = MemoryTable("validation", [{"label": "False"}, {"label": "true"}])
     (note,) = label_notes(other, "label", labels, several=False)

@@ -65,7 +65,9 @@ def test_label_vectors_are_classes_by_position(tmp_path: Path, number: Any) -> N
     prepared = _read(tmp_path, rows, options={"problem": "multi_label"})
     assert prepared.batch().targets["labels"].tolist() == vectors
     assert prepared.artifacts.labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
-    assert prepared.facts.notes == ["label: vectors of 3 values, 0 or 1: classes by position"]
+    assert prepared.facts.notes == [
+        "label: vectors of 3 values, 0 or 1: classes by position; classes 3: LABEL_0, LABEL_1, LABEL_2"
+    ]
     options = {"problem": "multi_label", "labels": ["joy", "anger", "fear"]}
     assert _read(tmp_path, rows, options=options).artifacts.labels == ["joy", "anger", "fear"]
     with pytest.raises(UserError, match=r"vectors of 3 values, but options\.labels has 2: joy, anger"):
@@ -113,7 +115,9 @@ def test_one_class_in_two_files_written_differently(tmp_path: Path) -> None:
     assert prepared.artifacts.labels == ["false", "true"]
     assert [prepared.datasets["validation"][index]["label"] for index in (0, 1)] == [0, 1]
     (note,) = prepared.facts.notes
-    assert note.startswith("validation: 2 classes of label written in more than one way, or otherwise than in training")
+    assert note.startswith(
+        "validation: label: 2 classes are written in more than one way, or otherwise than in training"
+    )
 
 
 def test_batches_are_padded_to_the_longest_and_long_ones_to_a_multiple_of_eight(tmp_path: Path) -> None:

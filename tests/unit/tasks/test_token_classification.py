@@ -142,9 +142,7 @@ def test_entity_figures_that_were_asked_for_need_names(tmp_path: Path) -> None:
 def test_a_zero_or_a_small_o_among_names_is_told(tmp_path: Path) -> None:
     rows = [*ROWS, {"tokens": ["a", "b"], "tags": ["0", "o"]}]
     told = " ".join(_read(tmp_path, rows).facts.notes)
-    assert (
-        "'o' and '0' among the tags of tags: counted as O" in told and "look alike are kept apart: 'O' and 'o'" in told
-    )
+    assert "tags: 'o' and '0' among the tags: counted as O" in told and "look alike are kept apart: 'O' and 'o'" in told
 
 
 def test_names_of_tags_in_a_typed_file_are_kept(tmp_path: Path) -> None:

@@ -237,3 +237,10 @@ def test_runs_and_token_spans() -> None:
     assert runs([]) == [] and runs([1]) == [(0, 1)]
     assert token_spans([(0, 2), (2, 5), (5, 6)], [(3, 6)]) == [(1, 3)]
     assert token_spans([(0, 0), (0, 2), (2, 4), (4, 6), (6, 8)], [(2, 4), (6, 8)]) == [(2, 3), (4, 5)]
+
+
+def test_half_of_a_surrogate_pair_in_json_text_is_a_bad_row() -> None:
+    whole = r'[{"role": "user", "content": "x \ud83d\ude00"}, {"role": "assistant", "content": "y"}]'
+    assert normalize_messages(whole)[0]["content"] == "x \U0001f600"
+    with pytest.raises(BadRow, match="messages holds half of a surrogate pair"):
+        normalize_messages(whole.replace(r"\ude00", ""))
