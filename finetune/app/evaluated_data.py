@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ def check_evaluated_data(recipe: Recipe, split: str, data: list[str]) -> None:
     """Raises: UserError if the recipe has no such split, or its rows or columns are not there. Only what is evaluated is
     looked at: the training data may be gone.
     """
-    sources = _sources(recipe, split, data)
+    sources, name = _sources(recipe, split, data), OTHER if data else split
     if sources is None:  # held out of the training data by a hash of each row
-        sources = recipe.data.train
+        sources, name = recipe.data.train, "train"
     section = recipe.data.model_copy(
         update={"train": sources, "validation": (), "test": (), "validation_fraction": 0.0}
     )
-    faults = check_data(recipe.model_copy(update={"data": section}), CARDS[recipe.task])
+    faults = check_data(recipe.model_copy(update={"data": section}), CARDS[recipe.task], as_split=name)
     held_out = not data and sources is recipe.data.train and split != "train"
     if faults and held_out:
         raise UserError(
@@ -94,9 +95,9 @@ def _sources(recipe: Recipe, split: str, data: list[str]) -> tuple[SourceSection
 
 
 def _absolute(source: str) -> str:
-    """A path of the current folder in full; hub ids and built-in sets as they are."""
+    """A path of the current folder in full, with links as they are; hub ids and built-in sets as they are."""
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    return os.path.abspath(path) if path.exists() else source  # noqa: PTH100 - the extension of a link counts
 
 
 def evaluation_name(checkpoint: str, split: str, data: list[str]) -> str:

@@ -67,28 +67,36 @@ class ColumnSpec:
     required: Required
     present: Required | None = None
 
-    def resolve(self, available: Sequence[str], where: str) -> dict[str, str]:
+    def resolve(
+        self, available: Sequence[str], where: str, *, nested: Sequence[str] = (), hint: str = ""
+    ) -> dict[str, str]:
         """{role: column} for the roles that the data has.
 
         available: the columns of the data, in order. where: name of the source, for the error message.
+        nested: dotted names of values inside of columns, such as translation.en. hint: put before the remedy.
         Raises: UserError if a mapped or required column is missing.
         """
         mapping, faults = resolve_columns(
-            self.columns, available, self.card, self.required if self.present is None else self.present
+            self.columns, available, self.card, self.required if self.present is None else self.present, nested
         )
         if faults:
             messages = [f.message + (f" (did you mean {f.nearest}?)" if f.nearest else "") for f in faults]
             remedy = f"The data has the columns {', '.join(available)}; map roles to them with data.columns."
-            raise UserError("; ".join(messages), where=where, remedy=remedy)
+            raise UserError("; ".join(messages), where=where, remedy=f"{hint} {remedy}".lstrip())
         return mapping
 
 
 def resolve_columns(
-    explicit: Mapping[str, str], available: Sequence[str], card: TaskCard, required: Required
+    explicit: Mapping[str, str],
+    available: Sequence[str],
+    card: TaskCard,
+    required: Required,
+    nested: Sequence[str] = (),
 ) -> tuple[dict[str, str], list[ColumnFault]]:
     """({role: column} for the roles that the data has, faults).
 
-    explicit: role -> column, as the recipe maps them. available: the columns of the data, in order.
+    explicit: role -> column, as the recipe maps them. available: the columns of the data, in order. nested: dotted names of
+    values inside of columns, which only `explicit` can name.
     """
     mapping: dict[str, str] = {}
     faults: list[ColumnFault] = []
@@ -96,11 +104,13 @@ def resolve_columns(
     for role, column in explicit.items():
         if role not in card.columns:
             continue  # an unknown role is a fault of the recipe and reported there
-        if column in available:
+        if column in available or column in nested:
             mapping[role] = column
         else:
             message = f"the data has no column {column!r}"
-            faults.append(ColumnFault(role, column, message, nearest_name(column, available), allowed))
+            known = [*available, *nested]
+            shown = ", ".join(known) if "." in column else allowed
+            faults.append(ColumnFault(role, column, message, nearest_name(column, known), shown))
     taken = set(explicit.values()) | {role for role in card.columns if role not in explicit}
     for role in card.columns:
         if role in explicit:
@@ -120,9 +130,19 @@ def resolve_columns(
     return mapping, faults
 
 
+def value_at(row: Mapping[str, Any], column: str) -> Any:
+    """The value of a column; of translation.en the value inside of the column translation. None if there is none."""
+    value = row.get(column)
+    if value is None and "." in column:
+        value = row
+        for part in column.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def apply_roles(row: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
     """The row with roles in place of the mapped column names; other columns keep their names; nulls and NaN are left out."""
-    under_roles = {role: row[column] for role, column in mapping.items() if not is_missing(row.get(column))}
+    under_roles = {role: value for role, column in mapping.items() if not is_missing(value := value_at(row, column))}
     sources = set(mapping.values())
     for name, value in row.items():
         if name not in mapping and name not in sources and not is_missing(value):

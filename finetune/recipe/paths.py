@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -13,7 +14,7 @@ from finetune.recipe.draft import SPLITS, Draft
 from finetune.recipe.shelf import list_deepspeed_configs
 from finetune.recipe.yaml import KeyPath
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".conll", ".parquet", ".arrow", ".txt")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".xlsx", ".conll", ".parquet", ".arrow", ".txt")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
@@ -36,7 +37,9 @@ def absolute_paths(draft: Draft, recipe_folder: Path) -> None:
         elif isinstance(value, str) and is_local(value, base):
             if path == ("model", "source") and draft.get(("model", "init")) == "config" and is_model_type(value):
                 continue  # the architecture, although a folder has its name; ./name means the folder
-            _replace(draft, path, str((base / Path(value).expanduser()).resolve()))
+            local = base / Path(value).expanduser()
+            # The name of a data file says how it is read, so links to it are not followed.
+            _replace(draft, path, os.path.abspath(local) if path[0] == "data" else str(local.resolve()))  # noqa: PTH100
 
 
 def path_keys(draft: Draft) -> Iterator[KeyPath]:

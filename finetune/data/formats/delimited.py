@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.formats.encodings import decode
+from finetune.data.formats.encodings import decode, encoding_mark
 from finetune.data.formats.lines import NumberedRow, numbered_lines
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
@@ -184,6 +185,20 @@ def _divides(sample: Sequence[str], separator: str, width: int) -> bool:
     return len(widths) == 1 and min(widths) > 1
 
 
+def csv_columns(path: Path, source: SourceSection) -> list[str]:
+    """The names of the columns of a csv file that `read_csv` can read."""
+    return _columns(path, source, csv_separator(path, source))
+
+
+def tsv_columns(path: Path, source: SourceSection) -> list[str]:
+    """The names of the columns of a tsv file that `read_tsv` can read."""
+    return _columns(path, source, "\t")
+
+
+def _columns(path: Path, source: SourceSection, separator: str) -> list[str]:
+    return check_header(source.header or _first_rows(path, source, separator)[0], path, 1)
+
+
 def csv_notes(path: Path, source: SourceSection) -> list[str]:
     """What a user should know about how a csv file is read."""
     separator = csv_separator(path, source)
@@ -197,18 +212,33 @@ def tsv_notes(path: Path, source: SourceSection) -> list[str]:
 
 
 def _header_notes(path: Path, source: SourceSection, separator: str) -> list[str]:
-    if source.header:
-        return []
-    cells, _ = _first_rows(path, source, separator)
-    unnamed = [f"column_{index}" for index, name in enumerate(cells, start=1) if not name.strip()]
-    return [f"columns without a name are called {', '.join(unnamed)}"] if unnamed else []
+    marked = encoding_mark(path)
+    notes = [f"read as {marked.upper()}, as its byte order mark says"] if marked else []
+    if not source.header:
+        cells, _ = _first_rows(path, source, separator)
+        unnamed = [f"column_{index}" for index, name in enumerate(cells, start=1) if not name.strip()]
+        if unnamed:
+            notes.append(f"columns without a name are called {', '.join(unnamed)}")
+        spaced = [name.strip() for name in cells if name.strip() and name != name.strip()]
+        if spaced:
+            notes.append(f"spaces around the names of columns are left out: {', '.join(spaced)}")
+    return notes
 
 
-def header_hint(path: Path, source: SourceSection, file_format: str) -> str:
+def csv_hint(path: Path, source: SourceSection) -> str:
     """A remedy if the first line looks like a row rather than a header, else ""."""
+    return _header_hint(path, source, csv_separator(path, source))
+
+
+def tsv_hint(path: Path, source: SourceSection) -> str:
+    """As csv_hint, for a tsv file."""
+    return _header_hint(path, source, "\t")
+
+
+def _header_hint(path: Path, source: SourceSection, separator: str) -> str:
     if source.header:
         return ""
-    header, row = _first_rows(path, source, csv_separator(path, source) if file_format == "csv" else "\t")
+    header, row = _first_rows(path, source, separator)
     same = len(header) == len(row) and any(a == b for a, b in zip(header, row, strict=True))
     if not any(_is_value(name) for name in header) and not same:
         return ""
@@ -216,12 +246,19 @@ def header_hint(path: Path, source: SourceSection, file_format: str) -> str:
 
 
 def _first_rows(path: Path, source: SourceSection, separator: str) -> tuple[list[str], list[str]]:
-    lines = (line.decode("utf-8", "replace") for _, line in numbered_lines(path, source.encoding) if line.strip())
-    rows = csv.reader(lines, delimiter=separator)
-    try:
+    """The first two rows, without blank lines: [] where there is none, or where it cannot be read."""
+    lines = (
+        line.decode("utf-8", "replace") for _, line in numbered_lines(path, source.encoding) if line.strip(b" \r\n")
+    )
+    if separator == "\t":
+        rows = ([_unquoted(cell) for cell in line.rstrip("\r\n").split("\t")] for line in lines)
         return next(rows, []), next(rows, [])
-    except csv.Error:
-        return [], []
+    read = csv.reader(lines, delimiter=separator)
+    found: list[list[str]] = []
+    with suppress(csv.Error):
+        found = [*found, *islice(read, 1)]
+        found = [*found, *islice(read, 1)]
+    return (*found, [], [])[0], (*found, [], [])[1]
 
 
 def _is_value(name: str) -> bool:

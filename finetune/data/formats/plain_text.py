@@ -58,3 +58,8 @@ def text_notes(path: Path, source: SourceSection) -> list[str]:
             break
     is_table = source.sample_by == "line" and len(tabs) == 1 and tabs != {0}
     return ["each line has tabs; to read it as a table, set `format: tsv` or `format: conll`"] if is_table else []
+
+
+def text_hint(path: Path, source: SourceSection) -> str:
+    """What to do if a column other than `text` is wanted."""
+    return "A text file has the column `text` alone. If it is a table, set `format:` to tsv, csv or conll."

@@ -10,12 +10,21 @@ from pathlib import Path
 from finetune.data.formats import coco
 from finetune.data.formats.compression import without_compression
 from finetune.data.formats.conll import read_conll
-from finetune.data.formats.delimited import csv_notes, read_csv, read_tsv, tsv_notes
+from finetune.data.formats.delimited import (
+    csv_columns,
+    csv_hint,
+    csv_notes,
+    read_csv,
+    read_tsv,
+    tsv_columns,
+    tsv_hint,
+    tsv_notes,
+)
 from finetune.data.formats.json_file import read_json
 from finetune.data.formats.lines import Reader, read_jsonl
 from finetune.data.formats.parallel_text import read_parallel
-from finetune.data.formats.plain_text import read_text, text_notes
-from finetune.data.formats.workbook import read_workbook, workbook_notes
+from finetune.data.formats.plain_text import read_text, text_hint, text_notes
+from finetune.data.formats.workbook import read_workbook, workbook_columns, workbook_notes
 from finetune.recipe.data import SourceSection
 
 # Formats read row by row with line numbers. Parquet and Arrow files are opened by sources/arrow_rows.py.
@@ -30,6 +39,16 @@ READERS: Mapping[str, Reader] = {
     "parallel": read_parallel,
     "coco": coco.read_coco,
 }
+
+# The columns of formats with a header.
+HEADERS: Mapping[str, Callable[[Path, SourceSection], list[str]]] = {
+    "csv": csv_columns,
+    "tsv": tsv_columns,
+    "xlsx": workbook_columns,
+}
+
+# What to do if a column is not found, "" if nothing can be said.
+HINTS: Mapping[str, Callable[[Path, SourceSection], str]] = {"csv": csv_hint, "tsv": tsv_hint, "text": text_hint}
 
 # What a user should know about how a file is read, seen in its first rows.
 NOTES: Mapping[str, Callable[[Path, SourceSection], list[str]]] = {

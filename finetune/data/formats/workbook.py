@@ -29,20 +29,30 @@ def read_workbook(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     formula without a stored value, makes its row bad.
     Raises: UserError if the file is no workbook, or has no such sheet.
     """
-    header = check_header(source.header, path, 1) if source.header else None
+    header = None
     for number, cells in _numbered_cells(path, source):
-        if all(cell.value is None for cell, _ in cells):
-            continue
         if header is None:
-            while cells and cells[-1][0].value is None:
-                cells.pop()
-            names = ["" if cell.value is None else str(_plain(cell.value)) for cell, _ in cells]
-            header = check_header(names, path, number)
-            continue
+            header = check_header(source.header, path, 1) if source.header else _names(cells, path, number)
+            if not source.header:
+                continue
         try:
             yield number, _row(header, cells)
         except BadRow as bad:
             yield number, bad
+
+
+def _names(cells: list[tuple[Any, bool]], path: Path, number: int) -> list[str]:
+    names = ["" if cell.value is None else str(_plain(cell.value)) for cell, _ in cells]
+    while names and not names[-1]:
+        names.pop()
+    return check_header(names, path, number)
+
+
+def workbook_columns(path: Path, source: SourceSection) -> list[str]:
+    """The names of the columns of a sheet."""
+    rows = _numbered_cells(path, source)
+    number, cells = next(rows, (1, []))
+    return check_header(source.header, path, 1) if source.header else _names(cells, path, number)
 
 
 def _row(header: Sequence[str], cells: list[tuple[Any, bool]]) -> dict[str, Any]:
@@ -70,7 +80,13 @@ def _plain(value: Any) -> Any:
 
 
 def _numbered_cells(path: Path, source: SourceSection) -> Iterator[tuple[int, list[tuple[Any, bool]]]]:
-    """(row number in Excel, [(cell, whether it is a formula without a stored value)])."""
+    """(row number in Excel, [(cell, whether it is a formula without a stored value)]) of the rows that are not empty."""
+    for number, cells in _all_cells(path, source):
+        if any(cell.value is not None for cell, _ in cells):
+            yield number, cells
+
+
+def _all_cells(path: Path, source: SourceSection) -> Iterator[tuple[int, list[tuple[Any, bool]]]]:
     with _opened(path, values=True) as book:
         rows = _sheet(book, path, source).iter_rows()
         if not _has_formulas(path):
@@ -144,6 +160,10 @@ def workbook_notes(path: Path, source: SourceSection) -> list[str]:
     """Which of several sheets is read."""
     with _opened(path, values=True) as book:
         names = [sheet.title for sheet in book.worksheets]
+    notes = []
+    unnamed = [name for name in ([] if source.header else workbook_columns(path, source)) if name.startswith("column_")]
+    if unnamed:
+        notes.append(f"columns without a name are called {', '.join(unnamed)}")
     if source.sheet or len(names) < 2:
-        return []
-    return [f"sheet {names[0]!r} is read; others are not: {', '.join(names[1:])}; `sheet:` chooses one"]
+        return notes
+    return [*notes, f"sheet {names[0]!r} is read; others are not: {', '.join(names[1:])}; `sheet:` chooses one"]

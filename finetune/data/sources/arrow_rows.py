@@ -13,6 +13,7 @@ from finetune.data.columns import Required
 from finetune.data.formats.compression import unreadable
 from finetune.data.image_values import files_digest
 from finetune.data.prepare.cache import digest, publish
+from finetune.data.sources.arrow_values import column_at, is_plain, plain
 from finetune.data.values import NO_NUMBER, OddValues, without_nan
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class ArrowRows:
         self._name = name
         table = map_arrow(paths)
         class_names = class_columns(table.schema)
-        self._columns = {role: (table.column(column), class_names.get(column)) for role, column in mapping.items()}
+        self._columns = {role: (column_at(table, column), class_names.get(column)) for role, column in mapping.items()}
         for column in table.column_names:
             if column not in self._columns and column not in mapping.values():
                 self._columns[column] = (table.column(column), class_names.get(column))
@@ -54,6 +55,7 @@ class ArrowRows:
             {role: names for role, (_, names) in self._columns.items() if names}
         )
         self._with_floats = {role for role, (column, _) in self._columns.items() if holds_floats(column.type)}
+        self._odd_types = {role for role, (column, _) in self._columns.items() if not is_plain(column.type)}
         self.bad, self.odd = BadRows("skip"), self._odd_values(mapping)
         self._index = self._complete_rows(table.num_rows, mapping, required, limit)
         self._length = table.num_rows if self._index is None else len(self._index)
@@ -121,6 +123,8 @@ class ArrowRows:
         """The value of a role in a row of the files; None for null, NaN, and the index of a row without a class."""
         column, names = self._columns[role]
         value = column[row].as_py()
+        if role in self._odd_types:
+            value = plain(value)
         if role in self._with_floats:
             value = without_nan(value)
         if names:

@@ -3,102 +3,102 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.data.columns import nearest_name
-from finetune.data.formats import coco
 from finetune.data.formats.parallel_text import is_parallel, parallel_files
-from finetune.data.formats.registry import EXTENSIONS, format_of
+from finetune.data.formats.registry import READ_OPTIONS, advice, format_of
+from finetune.data.sources.folder_contents import group_by_split
+from finetune.data.sources.folders import distinct, locate_in_folder, same_format
+from finetune.data.sources.located import Located, display_path, listed
+from finetune.data.split_names import split_of
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
+__all__ = ["BUILTIN", "Located", "display_path", "locate"]
+
 BUILTIN = "builtin:"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-# Files that `Dataset.save_to_disk` of `datasets` writes beside the rows.
-METADATA_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
-@dataclass(frozen=True)
-class Located:
-    """The format and the files of a source. files: the folder of an imagefolder; empty for hub and builtin."""
+def locate(source: SourceSection, name: str) -> Located:
+    """The format and the files of a source for the split `name`. Reads names, and what describes a folder; no rows.
 
-    format: str
-    files: tuple[Path, ...]
-
-
-def display_path(path: Path | str) -> str:
-    """The path for messages: relative to the current folder if it is inside, else absolute."""
-    full = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links and change the name
-    return full.removeprefix(str(Path.cwd()) + os.sep)
-
-
-def locate(source: SourceSection) -> Located:
-    """The format and the files of a source. Reads names only, no contents.
-
-    Raises: UserError if nothing is found, or the format is unknown or ambiguous.
+    Raises: UserError if nothing is found, the format is unknown or ambiguous, or an option of the source has no effect.
     """
-    name, requested = source.source, source.format
-    if requested == "builtin" or name.startswith(BUILTIN):
+    located = _locate(source, name)
+    _check_options(source, located.format)
+    return located
+
+
+def _locate(source: SourceSection, name: str) -> Located:
+    requested = source.format
+    if requested == "builtin" or source.source.startswith(BUILTIN):
         return Located("builtin", ())
     if requested == "hub":
         return Located("hub", ())
-    path = Path(name).expanduser()
-    if requested == "parallel" or (requested == "auto" and is_parallel(name)):
+    path = Path(source.source).expanduser()
+    if requested == "parallel" or (requested == "auto" and is_parallel(source.source)):
         parallel_files(path)
+        _no_split(path, source)
         return Located("parallel", (path,))
     if path.is_dir():
-        return _locate_in_folder(path, source)
+        return locate_in_folder(path, source, name)
     if path.exists():
+        _no_split(path, source)
         return Located(_format_or_raise(path, requested), (path,))
-    if glob.has_magic(name):
-        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        files = sorted(Path(match) for match in matches if Path(match).is_file())
-        if not files:
-            raise UserError(
-                "no file matches", where=display_path(path), remedy="Check the pattern and the current folder."
-            )
-        return _same_format(path, files, requested)
-    if requested == "auto" and HUB_ID.fullmatch(name) and not format_of(path):
+    if glob.has_magic(source.source):
+        return _locate_pattern(path, source, name)
+    if requested == "auto" and HUB_ID.fullmatch(source.source) and not format_of(path) and not path.is_symlink():
         return Located("hub", ())
     raise _missing(path)
 
 
-def _locate_in_folder(path: Path, source: SourceSection) -> Located:
-    requested = source.format
-    if source.split and (path / source.split).is_dir():
-        path = path / source.split
-    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    if requested in ("auto", "coco") and (annotations := coco.find_annotations(path)) is not None:
-        return Located("coco", (annotations,))
-    if requested == "coco" and len(jsons := [file for file in files if format_of(file) == "json"]) == 1:
-        return Located("coco", (jsons[0],))
-    if requested != "imagefolder":
-        rows = [file for file in files if format_of(file) and file.name not in METADATA_FILES]
-        if requested != "auto":
-            rows = [file for file in rows if format_of(file) == requested]
-        if rows:
-            return _same_format(path, rows, requested)
-        if requested != "auto":
+def _locate_pattern(path: Path, source: SourceSection, name: str) -> Located:
+    """All files that match. Files named for another split are read as the pattern says, and reported."""
+    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    found = sorted(Path(match) for match in matches if Path(match).is_file())
+    if not found:
+        raise UserError("no file matches", where=display_path(path), remedy="Check the pattern and the current folder.")
+    _no_split(path, source)
+    files, notes = distinct(found)
+    others = [
+        file.name
+        for label, group in group_by_split(files).items()
+        for file in group
+        if name and split_of(label) not in ("", name)
+    ]
+    told = [f"{display_path(path)}: {listed([file.name for file in files])} are read"] if len(files) > 1 else []
+    if others:
+        told.append(f"{display_path(path)}: {name} reads files that are named for another split: {listed(others)}")
+    if source.format == "auto":
+        for file in files:
+            _format_or_raise(file, source.format)
+    return Located(same_format(path, files, source.format), tuple(files), (*told, *notes))
+
+
+def _no_split(path: Path, source: SourceSection) -> None:
+    for option in ("split", "subset"):
+        if value := getattr(source, option):
             raise UserError(
-                f"contains no {requested} file",
+                f"`{option}: {value}` has no effect on files",
                 where=display_path(path),
-                remedy="Give the file itself, or another folder.",
+                remedy=f"Remove it. It is for folders and hub datasets{'' if option == 'subset' else ', and built-in ones'}.",
             )
-    return Located("imagefolder", (path,))
 
 
-def _same_format(path: Path, files: list[Path], requested: str) -> Located:
-    formats = {_format_or_raise(file, requested) for file in files}
-    if len(formats) > 1:
-        raise UserError(
-            f"contains files of several formats: {', '.join(sorted(formats))}",
-            where=display_path(path),
-            remedy="Choose one with `format:`, or list each as a separate source.",
-        )
-    return Located(formats.pop(), tuple(files))
+def _check_options(source: SourceSection, file_format: str) -> None:
+    """Raises: UserError for an option that is set, but has no effect on the format."""
+    applicable = {**READ_OPTIONS, "revision": ("hub",)}
+    for option, formats in applicable.items():
+        default = SourceSection.model_fields[option].get_default(call_default_factory=True)
+        if getattr(source, option) != default and file_format not in formats:
+            raise UserError(
+                f"`{option}:` has no effect on {file_format} data",
+                where=source.source,
+                remedy=f"Remove it. It is for {', '.join(formats)}.",
+            )
 
 
 def _format_or_raise(path: Path, requested: str) -> str:
@@ -109,13 +109,15 @@ def _format_or_raise(path: Path, requested: str) -> str:
     raise UserError(
         f"the format of the data cannot be inferred from the extension {path.suffix!r}",
         where=display_path(path),
-        remedy=f"Set `format:` to one of {', '.join(dict.fromkeys(EXTENSIONS.values()))}, coco.",
+        remedy=advice(path),
     )
 
 
 def _missing(path: Path) -> UserError:
     parent = path.parent
     where = display_path(path)
+    if path.is_symlink():
+        return UserError(f"is a link to {path.readlink()}, which is not there", where=where, remedy="Mend the link.")
     if not parent.is_dir():
         return UserError("no such file, and its folder does not exist", where=where, remedy="Check the path.")
     near = nearest_name(path.name, (entry.name for entry in parent.iterdir()))

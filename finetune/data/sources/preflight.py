@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from finetune.data.columns import ColumnSpec, nearest_name, resolve_columns
-from finetune.data.sources.locate import BUILTIN, display_path, locate
-from finetune.data.sources.peek import columns_of
+from finetune.data.sources.locate import BUILTIN, locate
+from finetune.data.sources.located import display_path
+from finetune.data.sources.peek import Head, head_of
 from finetune.errors import Fault, UserError
 from finetune.recipe.card import TaskCard
 from finetune.recipe.data import SourceSection
 from finetune.recipe.recipe import Recipe
 
+MAX_FILES = 100  # of one source; the others are looked at when they are read
 UNLOCATED = ""  # the caller knows the line of a key in the recipe
 
 
-def check_data(recipe: Recipe, card: TaskCard) -> list[Fault]:
+def check_data(recipe: Recipe, card: TaskCard, *, as_split: str = "") -> list[Fault]:
     """All faults that are visible in names, headers and first rows. No file is read to its end; the hub is not contacted.
+
+    as_split: the split whose files are looked for in folders, and whose name hub and built-in sets default to. Default: the
+    key of the source.
 
     `where` of a fault is "": the caller finds the line in the recipe by the key, such as data.train.0.source or
     data.columns.text. There is at most one fault per key: a column missing in train and validation is reported once.
     """
     faults: dict[str, Fault] = {}
-    for fault in _all_faults(recipe, card):
+    for fault in _all_faults(recipe, card, as_split):
         faults.setdefault(fault.key, fault)
     return list(faults.values())
 
 
-def _all_faults(recipe: Recipe, card: TaskCard) -> Iterator[Fault]:
+def _all_faults(recipe: Recipe, card: TaskCard, as_split: str) -> Iterator[Fault]:
     data = recipe.data
     yield from _unknown_roles("data.columns", data.columns, card)
     for name, sources in (("train", data.train), ("validation", data.validation), ("test", data.test)):
@@ -36,7 +42,7 @@ def _all_faults(recipe: Recipe, card: TaskCard) -> Iterator[Fault]:
             yield from _unknown_roles(f"{key}.columns", source.columns, card)
             spec = ColumnSpec(card, {**data.columns, **source.columns}, card.required)
             try:
-                yield from _source_faults(name, key, source, spec)
+                yield from _source_faults(as_split or name, key, source, spec)
             except UserError as error:
                 prefix = f"{error.where}: " if error.where and error.where != source.source else ""
                 yield Fault(UNLOCATED, f"{key}.source", f"{prefix}{error.what}. {error.remedy}", source.source)
@@ -52,12 +58,18 @@ def _unknown_roles(key: str, columns: dict[str, str], card: TaskCard) -> Iterato
 
 
 def _source_faults(name: str, key: str, source: SourceSection, spec: ColumnSpec) -> Iterator[Fault]:
-    located = locate(source)
+    located = locate(source, name)
     if located.format == "builtin":
         yield from _builtin_faults(name, key, source, spec)
-    for path in located.files:
-        columns = columns_of(path, located.format, source)
-        yield from _column_faults(key, source, spec, columns, display_path(path))
+    for path in _sampled(located.files):
+        yield from _column_faults(key, source, spec, head_of(path, located.format, source), display_path(path))
+
+
+def _sampled(files: Sequence[Path]) -> Sequence[Path]:
+    """All files, or 100 of many, the first and the last among them."""
+    if len(files) <= MAX_FILES:
+        return files
+    return [files[index * (len(files) - 1) // (MAX_FILES - 1)] for index in range(MAX_FILES)]
 
 
 def _builtin_faults(name: str, key: str, source: SourceSection, spec: ColumnSpec) -> Iterator[Fault]:
@@ -77,16 +89,15 @@ def _builtin_faults(name: str, key: str, source: SourceSection, spec: ColumnSpec
             UNLOCATED, f"{key}.split", f"{source.source} has no split {split!r}", split, ", ".join(builtin.splits), near
         )
     else:
-        yield from _column_faults(key, source, spec, list(builtin.columns), source.source)
+        yield from _column_faults(key, source, spec, Head(list(builtin.columns), [], []), source.source)
 
 
-def _column_faults(
-    key: str, source: SourceSection, spec: ColumnSpec, available: list[str], where: str
-) -> Iterator[Fault]:
-    _, faults = resolve_columns(spec.columns, available, spec.card, spec.required)
+def _column_faults(key: str, source: SourceSection, spec: ColumnSpec, head: Head, where: str) -> Iterator[Fault]:
+    _, faults = resolve_columns(spec.columns, head.columns, spec.card, spec.required, head.nested)
+    hint = f". {head.hint}" if head.hint else ""
     for fault in faults:
         section = f"{key}.columns" if fault.role in source.columns else "data.columns"
         value = fault.column if fault.role in spec.columns else ""
         yield Fault(
-            UNLOCATED, f"{section}.{fault.role}", f"{where}: {fault.message}", value, fault.allowed, fault.nearest
+            UNLOCATED, f"{section}.{fault.role}", f"{where}: {fault.message}{hint}", value, fault.allowed, fault.nearest
         )

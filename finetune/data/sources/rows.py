@@ -17,7 +17,7 @@ from finetune.data.formats.registry import READ_OPTIONS, READERS
 from finetune.data.image_values import files_digest, named_file, resolve_image
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.records import RecordFile, RecordWriter
-from finetune.data.sources.locate import display_path
+from finetune.data.sources.located import display_path
 from finetune.data.values import OddValues, check_text, without_nan
 from finetune.recipe.data import SourceSection
 

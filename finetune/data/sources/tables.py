@@ -10,6 +10,7 @@ from finetune.data.prepare.hold_out import hold_out
 from finetune.data.prepare.label_survey import row_classes
 from finetune.data.sources.joined_table import JoinedTable, PartRows
 from finetune.data.sources.open_source import Notify, open_source
+from finetune.data.sources.split_notes import split_notes
 from finetune.data.table import Table
 from finetune.data.values import OddValues
 from finetune.errors import UserError
@@ -46,6 +47,8 @@ def open_tables(recipe: Recipe, card: TaskCard, *, notify: Notify = _silent) -> 
                 values=card.required_values(recipe.options),
                 notify=notify,
             )
+    for note in split_notes(data):
+        notify(note)
     if data.validation_fraction and not data.validation:
         whole = tables["train"]
         assert isinstance(whole, JoinedTable)

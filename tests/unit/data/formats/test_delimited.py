@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.formats import delimited
-from finetune.data.formats.delimited import csv_notes, header_hint, read_csv, read_tsv, tsv_notes
+from finetune.data.formats.delimited import csv_columns, csv_hint, csv_notes, read_csv, read_tsv, tsv_hint, tsv_notes
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
@@ -163,9 +163,14 @@ def test_columns_without_a_name_are_reported(tmp_path):
     [("a film,1\nb film,0\n", True), ("a film,good\nb film,good\n", True), ("text,label\na,1\n", False)],
 )
 def test_a_first_line_that_looks_like_a_row(tmp_path, content, looks):
-    for file_format, mark in (("csv", ","), ("csv", ";"), ("tsv", "\t")):
+    for hint, mark in ((csv_hint, ","), (csv_hint, ";"), (tsv_hint, "\t")):
         (tmp_path / "x.csv").write_text(content.replace(",", mark))
-        assert ("header: [" in header_hint(tmp_path / "x.csv", SOURCE, file_format)) == looks
+        assert ("header: [" in hint(tmp_path / "x.csv", SOURCE)) == looks
+
+
+def test_a_column_that_is_empty_in_the_first_rows_is_a_column(tmp_path):
+    (tmp_path / "x.csv").write_text('text,"label"\n' + "a,\n" * 2_000 + "b,1\n")
+    assert csv_columns(tmp_path / "x.csv", SOURCE) == ["text", "label"]
 
 
 CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff\r"), max_size=12)

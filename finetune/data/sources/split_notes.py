@@ -1,0 +1,31 @@
+"""What a user should know about the splits of a recipe together: files in two of them, validation data that is not used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from finetune.data.sources.locate import locate
+from finetune.data.sources.located import display_path, listed
+from finetune.data.split_names import split_of
+from finetune.recipe.data import DataSection, SourceSection
+
+
+def split_notes(data: DataSection) -> Iterator[str]:
+    """One line each. Raises: UserError as locate does."""
+    train = _files("train", data.train)
+    for name, sources in (("validation", data.validation), ("test", data.test)):
+        same = [display_path(path) for identity, path in _files(name, sources).items() if identity in train]
+        if same:
+            yield f"{name} reads files that train reads, too: {listed(same)}"
+    if not data.validation:
+        for source in data.train:
+            if any(split_of(label) == "validation" for label in locate(source, "train").left):
+                where = display_path(Path(source.source).expanduser())
+                yield f"{where} has validation data that is not used; data.validation: {where} evaluates on it"
+
+
+def _files(name: str, sources: Sequence[SourceSection]) -> dict[tuple[int, int], Path]:
+    """The files of a split by what they are on disk, links followed."""
+    files = (path for source in sources for path in locate(source, name).files if path.exists())
+    return {(stat.st_dev, stat.st_ino): path for path in files for stat in [path.stat()]}
