@@ -24,7 +24,7 @@ def source_identity(source: SourceSection, name: str) -> list[Any]:
 
     Raises: UserError if the source is missing; OSError if a file cannot be looked at.
     """
-    located = locate(source)
+    located = locate(source, name)
     if located.format == "builtin":
         from finetune.data.sources.builtin import find_builtin
 
