@@ -18,6 +18,7 @@ from finetune.units import format_number
 SHOWN_ROWS = 5  # of a finding
 SHOWN_TOKENS = 400  # of a sequence, where several rows are shown
 ROLE_WIDTH = 11
+NARROW = 24  # columns to which cells are cut, at most
 COLORS = {
     "error": "1;31",
     "warn": "1;33",
@@ -96,7 +97,8 @@ def _findings(findings: Sequence[Finding], style: Style) -> Iterator[str]:
             where = f"{row.split} row {row.id}, {row.place}" if row.id is not None else f"{row.split}, {row.place}"
             yield from _wrap(f"{' ' * 7}{visible(where)}: {visible(row.note)}".rstrip(": "), style.width, " " * 9)
         if one.count > SHOWN_ROWS and one.rows:
-            yield f"{' ' * 7}and {one.count - len(one.rows[:SHOWN_ROWS]):,} more (--html and --json list them)"
+            more = f"{' ' * 7}and {one.count - len(one.rows[:SHOWN_ROWS]):,} more (--html and --json list them)"
+            yield from _wrap(more, style.width, " " * 7)
         for text in (one.remedy, f"Looked at {one.sampled}." if one.sampled else ""):
             yield from (style.paint(line, "faint") for line in _wrap(f"{' ' * 7}{text}", style.width, " " * 7) if text)
 
@@ -107,11 +109,14 @@ def _heading(title: str, style: Style) -> Iterator[str]:
 
 
 def _table(table: Table, style: Style) -> Iterator[str]:
-    """Columns as wide as their cells; the widest one is cut where the line is too narrow."""
+    """Columns as wide as their cells; wide ones are cut, or each row becomes a list, where the line is too narrow."""
     lines = [tuple(visible(cell) for cell in row) for row in (table.head, *table.rows)]
     widths = [max(cell_len(row[column]) for row in lines) for column in range(len(table.head))]
-    while sum(widths) + 2 * len(widths) > style.width and max(widths) > 8:
+    while sum(widths) + 2 * len(widths) > style.width and max(widths) > NARROW:
         widths[widths.index(max(widths))] -= 1
+    if sum(widths) + 2 * len(widths) > style.width:
+        yield from _list(lines, style)
+        return
     for number, row in enumerate(lines):
         cells = [
             _pad(cell, width, right=index > 0 and _is_figure(lines, index))
@@ -121,6 +126,14 @@ def _table(table: Table, style: Style) -> Iterator[str]:
         yield style.paint(line, "faint") if number == 0 else line
     if table.hidden:
         yield f"  and {table.hidden:,} more"
+
+
+def _list(lines: Sequence[Sequence[str]], style: Style) -> Iterator[str]:
+    """One line per cell: "  train", "    rows 200"."""
+    for name, *cells in lines[1:]:
+        yield from _wrap(f"  {name}", style.width, "  ")
+        for head, cell in zip(lines[0][1:], cells, strict=True):
+            yield from _wrap(f"    {head} {cell}", style.width, "      ")
 
 
 def _is_figure(lines: Sequence[Sequence[str]], column: int) -> bool:
@@ -170,7 +183,8 @@ def _padding(padding: Padding, style: Style) -> Iterator[str]:
         borders = f"; borders at {', '.join(map(str, micro.borders[1:-1][:12]))}" if len(micro.borders) > 2 else ""
         yield from _wrap(f"  {number}. {rows}{more}{borders}{free}{padded}", style.width, "     ")
     if len(padding.first) > 3:
-        yield f"  and {len(padding.first) - 3} more micro-batches in the first step"
+        more = f"  and {len(padding.first) - 3} more micro-batches in the first step"
+        yield from _wrap(more, style.width, "  ")
 
 
 def describe_padding(padding: Padding) -> str:
@@ -191,7 +205,7 @@ def _prompt(report: InspectionReport, style: Style) -> Iterator[str]:
         "  ",
     )
     one = report.prompt
-    yield f"  train row {one.row}, {visible(one.place)}"
+    yield from _wrap(f"  train row {one.row}, {visible(one.place)}", style.width, "  ")
     parts = (("both", one.shared), ("prompt ends", one.prompt_rest), ("training", one.trained_rest))
     for name, text in parts:
         if text:
@@ -204,7 +218,7 @@ def _rows(rows: Sequence[ShownRow], style: Style, whole: bool) -> Iterator[str]:
     if any(row.sequences for row in rows):
         added = f"{style.added[0]}added by the template or tokenizer{style.added[1]}"
         legend = f"{style.begin}learned{style.end}  {added}  tokens are separated by {style.bar}"
-        yield "  " + style.paint(legend, "faint")
+        yield from (style.paint(line, "faint") for line in _wrap(f"  {legend}", style.width, "  "))
     for row in rows:
         yield ""
         head = f"{row.split} row {row.id} · {visible(row.place)} · {row.why}"
@@ -245,7 +259,7 @@ def _sequence(sequence: ShownSequence, style: Style, limit: int) -> Iterator[str
     hidden = sequence.length - min(limit, len(sequence.tokens))
     if hidden:
         more = "" if sequence.hidden else " (--row shows them)"
-        yield f"  {'':{ROLE_WIDTH}} ... {hidden:,} more tokens{more}"
+        yield from _wrap(f"  {'':{ROLE_WIDTH}} ... {hidden:,} more tokens{more}", style.width, " " * (ROLE_WIDTH + 3))
     if sequence.cut_tokens:
         text = visible(sequence.cut_text, line_feed=style.feed, tab=style.tab)
         cut = f"  {'cut':{ROLE_WIDTH}} {sequence.cut_tokens:,} tokens: {text}"
