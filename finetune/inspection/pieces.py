@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import unicodedata
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,11 +70,13 @@ def token_roles(tokenizer: Any, ids: Sequence[int], texts: Sequence[str], row: R
         index for index, token in tokenizer.added_tokens_decoder.items() if token.special
     }
     shown = ["" if text == CONTINUED else text for text in texts]
-    whole = "".join(shown)
-    lead = _leads(tokenizer)
+    turns = row_turns(row, name)
+    if {speaker for speaker, _ in turns} == {"text"}:  # nobody else can have said anything
+        return [SPECIAL if int(index) in special else "text" for index in ids]
+    letters, lead = _Letters("".join(shown)), _leads(tokenizer)
     spans, cursor = [], 0
-    for speaker, content in row_turns(row, name):
-        found = _find(whole, content, cursor, lead.get(speaker, ""))
+    for speaker, content in turns:
+        found = letters.find(content, cursor, lead.get(speaker, ""))
         if found is not None:
             spans.append((*found, speaker))
             cursor = found[1]
@@ -85,6 +89,49 @@ def token_roles(tokenizer: Any, ids: Sequence[int], texts: Sequence[str], row: R
         roles.append(SPECIAL if int(index) in special else spans[current][2] if inside else TEMPLATE)
         position += len(text)
     return roles
+
+
+class _Letters:
+    """A decoded text to search in, without regard to blanks, case and accents, which tokenizers may change."""
+
+    def __init__(self, whole: str) -> None:
+        self.text, self.places = _squeeze(whole)
+        self.places.append(len(whole))
+
+    def find(self, content: str, cursor: int, lead: str) -> tuple[int, int] | None:
+        """[start, end) of a turn in the whole text from `cursor` on: behind what the template puts before it, else anywhere.
+
+        Of a turn that was cut, or that the tokenizer does not know in part, what is there of it from its beginning on.
+        """
+        sought, lead = _squeeze(content)[0], _squeeze(lead)[0]
+        if not sought:
+            return None
+        first = bisect_left(self.places, cursor)
+        for before in dict.fromkeys((lead, "")):
+            for wanted in (sought, sought[:_TAIL]):
+                start = self.text.find(before + wanted, first) + len(before)
+                if start >= first + len(before):
+                    length = shared_length(sought, self.text[start : start + len(sought)])
+                    return self.places[start], self.places[start + length - 1] + 1
+        return None
+
+
+def shared_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items two sequences have in common at their beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), min(len(one), len(other)))
+
+
+def _squeeze(text: str) -> tuple[str, list[int]]:
+    """A text without blanks, case and accents, and the place of each of its characters."""
+    kept: list[str] = []
+    places: list[int] = []
+    for place, character in enumerate(text):
+        for part in unicodedata.normalize("NFKD", character).casefold():
+            if not part.isspace() and unicodedata.category(part) != "Mn":
+                kept.append(part)
+                places.append(place)
+    return "".join(kept), places
 
 
 def row_turns(row: Row, name: str) -> list[tuple[str, str]]:
@@ -114,21 +161,6 @@ def _turns(value: Any, speaker: str) -> list[tuple[str, str]]:
         except BadRow:
             return []
     return [(speaker or "text", str(value))]
-
-
-def _find(whole: str, content: str, cursor: int, lead: str) -> tuple[int, int] | None:
-    """Where a turn stands in the text from `cursor` on: behind what the template puts before it, else anywhere."""
-    for text in dict.fromkeys((content, content.strip())):
-        if not text:
-            continue
-        for before in (lead, ""):
-            start = whole.find(before + text, cursor)
-            if start >= 0:
-                return start + len(before), start + len(before) + len(text)
-        start = whole.find(lead + text[:_TAIL], cursor) + len(lead)
-        if start >= cursor + len(lead) and text.startswith(whole[start:]):  # the limit cut it
-            return start, len(whole)
-    return None
 
 
 def group_turns(roles: Sequence[str], texts: Sequence[str]) -> list[tuple[str, int, int]]:

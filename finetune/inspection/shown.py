@@ -11,9 +11,17 @@ import numpy as np
 from finetune.data.bad_rows import BadRow
 from finetune.errors import UserError
 from finetune.inspection.inspection import Inspection
-from finetune.inspection.left_out import find_cuts, without_limits
+from finetune.inspection.left_out import without_limits
 from finetune.inspection.pictures import Picture, make_picture
-from finetune.inspection.pieces import SPECIAL, TEMPLATE, group_turns, token_roles, token_texts
+from finetune.inspection.pieces import (
+    CONTINUED,
+    SPECIAL,
+    TEMPLATE,
+    group_turns,
+    shared_length,
+    token_roles,
+    token_texts,
+)
 from finetune.inspection.sequences import TokenSequence, token_sequences
 from finetune.inspection.split import InspectedSplit
 
@@ -134,24 +142,24 @@ def _show(inspection: Inspection, split: InspectedSplit, position: int, why: str
 
 
 def _cut_texts(inspection: Inspection, split: InspectedSplit, position: int) -> dict[str, tuple[str, int]]:
-    """Sequence -> (text that was cut, its tokens). A target keeps its end mark, so the text is that before it."""
+    """Sequence -> (text that was cut, its tokens). What an encoder closes a text with ([SEP]) is kept, and stands behind it."""
     task, artifacts = inspection.task, inspection.artifacts
     assert split.tokens is not None
     if position not in split.tokens.at_limit:
         return {}
-    cuts = find_cuts(task, artifacts, split.table, [position], split.row_ids, split.examples)
-    if not cuts:
-        return {}
     rows = [split.table[int(split.row_ids[position])]]
-    whole = {
-        one.name: one.ids
-        for one in token_sequences(task, artifacts, task.encode(without_limits(artifacts), rows, with_targets=True)[0])
-    }
-    decode = artifacts.processor.decode
-    return {
-        cut.name: (decode(whole[cut.name][cut.kept : cut.kept + CUT_TOKENS].tolist()), cut.whole - cut.kept)
-        for cut in cuts
-    }
+    encoded = task.encode(without_limits(artifacts), rows, with_targets=True)[0]
+    if isinstance(encoded, BadRow):
+        return {}
+    found = {}
+    kept = token_sequences(task, artifacts, split.examples[position])
+    for short, whole in zip(kept, token_sequences(task, artifacts, encoded), strict=True):
+        cut = len(whole.ids) - len(short.ids)
+        if cut > 0:
+            start = shared_length(short.ids.tolist(), whole.ids.tolist())
+            texts = token_texts(artifacts.processor, whole.ids[: min(start + cut, start + CUT_TOKENS)].tolist())
+            found[short.name] = ("".join(text for text in texts[start:] if text != CONTINUED), cut)
+    return found
 
 
 def _show_sequence(tokenizer: Any, sequence: TokenSequence, row: Any, cut_text: str, cut_tokens: int) -> ShownSequence:

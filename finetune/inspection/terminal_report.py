@@ -18,6 +18,7 @@ from finetune.units import format_number
 SHOWN_ROWS = 5  # of a finding
 SHOWN_TOKENS = 400  # of a sequence, where several rows are shown
 ROLE_WIDTH = 11
+FIGURE = frozenset("0123456789.,%() -~")  # characters of cells that are aligned on the right
 NARROW = 24  # columns to which cells are cut, at most
 COLORS = {
     "error": "1;31",
@@ -137,7 +138,7 @@ def _list(lines: Sequence[Sequence[str]], style: Style) -> Iterator[str]:
 
 
 def _is_figure(lines: Sequence[Sequence[str]], column: int) -> bool:
-    return all(not row[column] or row[column][0] in "0123456789-~" for row in lines[1:])
+    return all(not set(row[column]) - FIGURE for row in lines[1:])
 
 
 def _pad(text: str, width: int, *, right: bool) -> str:

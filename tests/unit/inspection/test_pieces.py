@@ -85,3 +85,15 @@ def test_marks_belong_to_the_turn_that_they_end() -> None:
     assert group_turns(roles, texts) == [("user", 0, 5), ("assistant", 5, 9)]
     assert group_turns(["template", "special"], ["x", "<e>"]) == [("template", 0, 2)]
     assert group_turns([], []) == []
+
+
+def test_a_tokenizer_that_changes_case_and_blanks() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(PACKAGE))
+    row = {"source": "Über  Größe,\nAND more", "target": "x"}
+    ids = tokenizer(f"translate: {row['source']}")["input_ids"]
+    texts = token_texts(tokenizer, ids)
+    roles = token_roles(tokenizer, ids, texts, {**row, "system": "translate"}, "source")
+    spoken = "".join(text for text, role in zip(texts, roles, strict=True) if role == "text")
+    assert spoken.replace(" ", "") == "ubergroße,andmore"
+    assert roles[0] == roles[-1] == "special"
+    assert roles[1] == "system"
