@@ -177,7 +177,7 @@ def sampled(values, folder):
     context, loop = pictures.open_pictures(values, folder, messages)
     rows = []
     loop.listener.table = lambda name, **table: rows.append((name, table["rows"]))
-    loop._show_samples("before")
+    loop.samples.show(context.datasets, "before", 0)
     return messages, rows, context.facts.values.get("pipeline")
 
 

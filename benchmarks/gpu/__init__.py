@@ -1,0 +1,1 @@
+"""Our training beside its fastest peers on one GPU."""
