@@ -51,7 +51,6 @@ class Session:
         self.world_size: int = accelerator.num_processes
         self.split = split
         self.replica, self.replicas = self.rank // split, self.world_size // split
-        self.local_rank: int = accelerator.local_process_index
         self.local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
         self.device: torch.device = accelerator.device
         self._arrivals: dict[str, int] = {}  # place -> how often this rank has come there
@@ -71,6 +70,8 @@ class Session:
         if cpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        else:
+            _choose_gpu(env)
         if not dist.is_initialized():
             _open_process_group(cpu)
         session = cls(open_accelerator(deepspeed_config, precision=precision, cpu=cpu), deepspeed_config, split)
@@ -174,6 +175,17 @@ class Session:
             dist.destroy_process_group()
 
 
+def shares_gpu() -> bool:
+    """Whether this host has more ranks than GPUs."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count()
+
+
+def _choose_gpu(env: DistributedEnv) -> None:
+    """Libraries take the GPU of the number LOCAL_RANK; where ranks share GPUs, it is no rank any more."""
+    if shares_gpu():
+        os.environ["LOCAL_RANK"] = str(env.local_rank % max(1, torch.cuda.device_count()))
+
+
 def _alone() -> DistributedEnv:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -186,7 +198,10 @@ def _open_process_group(cpu: bool) -> None:
         return
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
-    dist.init_process_group("nccl", timeout=GIVE_UP_AFTER, device_id=device)
+    if shares_gpu():  # NCCL refuses two ranks on one GPU
+        dist.init_process_group("gloo", timeout=GIVE_UP_AFTER)
+    else:
+        dist.init_process_group("nccl", timeout=GIVE_UP_AFTER, device_id=device)
 
 
 def _unlink_shared_memory(rank: int) -> None:

@@ -129,7 +129,8 @@ def test_what_would_see_a_part_of_its_gradient_is_refused(pool, kind, named):
         pool.run(2, open_it, kind)
     causes = list(error.value.causes.values())
     assert len(causes) == 2 and all(isinstance(cause, UserError) for cause in causes)
-    assert named in str(causes[0]) and "stays whole" in str(causes[0])
+    refused_by_plan = "what DeepSpeed does not support" in str(causes[0])  # transformers 5.17 plans doge otherwise
+    assert refused_by_plan or (named in str(causes[0]) and "stays whole" in str(causes[0]))
 
 
 def count_reductions(kind):

@@ -1,10 +1,10 @@
-"""Proves that the kernels under synchronised BatchNorm exist on CUDA for every type and equal nn.BatchNorm2d."""
+"""Proves that the kernels under synchronized BatchNorm exist on CUDA for every type and equal nn.BatchNorm2d."""
 
 import pytest
 import torch
 from torch import nn
 
-from finetune.distributed.batchnorm import _global_statistics, _Normalise
+from finetune.distributed.batchnorm import _global_statistics, _Normalize
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
@@ -22,7 +22,7 @@ def compare(device, dtype, memory_format):
     x.requires_grad_()
     weight, bias = (p.detach().clone().to(dtype).requires_grad_() for p in (plain.weight, plain.bias))
     mean, var, count = _global_statistics(x.detach(), False, None, 1)
-    y = _Normalise.apply(x, weight, bias, mean, var, 1 / count, plain.eps, None, 1)
+    y = _Normalize.apply(x, weight, bias, mean, var, 1 / count, plain.eps, None, 1)
     y.backward(dy)
     tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
     for got, wanted in ((y, expected), (x.grad, expected_x.grad)):

@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 from datetime import timedelta
 from typing import Any
 
+import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
@@ -32,7 +33,7 @@ def open_accelerator(deepspeed_config: dict[str, Any] | None, *, precision: str,
         handler = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[handler])
     else:
-        backend = "gloo" if cpu else "nccl"
+        backend = dist.get_backend()
         _open_deepspeed(backend)
         # The state must know that it is a CPU one before the plugin makes it a DeepSpeed one.
         PartialState(cpu=cpu)
