@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.app.apart import run_apart
-from finetune.data.prepare.cache import cache_folder, digest, find_entry, touch
+from finetune.data.prepare.cache import cache_folder, digest, find_entry, remove_entry, touch
 from finetune.data.prepare.file_digest import folder_digest, package_versions, source_digest
 from finetune.data.prepare.locks import use
+from finetune.data.prepare.named_files import named_files_changed
 from finetune.data.sources.identity import folder_identity, hub_commit, source_identity
 from finetune.errors import FinetuneError, UserError
 from finetune.models.adapter_source import find_adapter
@@ -170,12 +171,25 @@ def find_prepared(names: Names) -> Path | None:
             continue
         if any(manifest["kept"].get(key) != value for key, value in names.kept.items()):
             continue
+        if named_files_changed(folder):
+            _discard(folder, manifest)
+            continue
         parts = [Path(part) for part in manifest["entries"]]
         if all(use(part) for part in (folder, *parts)):
             for part in parts:
                 touch(part)
             return folder
     return None
+
+
+def _discard(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Remove an entry whose images have changed, unless another process has replaced it meanwhile.
+
+    If a run uses it, it is only put aside: what that run has opened stays open, and it is removed a day later.
+    """
+    if read_manifest(folder) == manifest and not remove_entry(folder):
+        with suppress(OSError):
+            folder.rename(folder.with_name(f"{folder.name}.removed-{time.time_ns()}"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

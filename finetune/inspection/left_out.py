@@ -86,7 +86,7 @@ def _cause(task: Any, artifacts: TaskArtifacts, row: Row) -> Cause:
     """The first that applies."""
     if "image" in task.card.columns:
         try:
-            decode_image(row.get("image"))
+            decode_image(row.get("image"), artifacts.options.value_range)
         except BadRow:
             return "image"
         return "boxes" if "objects" in task.card.columns else "other"

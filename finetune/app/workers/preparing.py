@@ -45,6 +45,7 @@ from finetune.app.run_contents import portable_recipe, run_artifacts
 from finetune.data.prepare.cache import publish, recorded_entries
 from finetune.data.prepare.locks import use
 from finetune.data.prepare.memory import default_workers
+from finetune.data.prepare.named_files import list_named_files, write_named_files
 from finetune.data.prepare.progress import Stage, entered
 from finetune.data.sources.tables import open_tables
 from finetune.data.table import Table
@@ -145,6 +146,7 @@ def _write(folder: Path, request: Request) -> None:
     messages: list[str] = []
     with recorded_entries() as entries:
         plan, artifacts, tables, origin = _read(request, recipe, facts, messages.append)
+        images = list_named_files(tables)
         task = load_task(recipe.task)
         datasets = encode_tables(plan, task, artifacts, tables, facts)
     if origin is None:
@@ -152,6 +154,7 @@ def _write(folder: Path, request: Request) -> None:
     else:
         shutil.copytree(origin, folder / ARTIFACTS, ignore=shutil.ignore_patterns(MODEL))
     _write_datasets(folder, datasets)
+    write_named_files(folder, *images)
     kept = {name: getattr(plan.training, name) for name in KEPT}
     manifest = {
         "format": FORMAT,

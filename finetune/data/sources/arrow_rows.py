@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.bad_rows import BadRows
 from finetune.data.columns import Required
 from finetune.data.formats.compression import unreadable
-from finetune.data.image_values import files_digest
+from finetune.data.image_values import files_digest, named_file
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.sources.arrow_values import column_at, is_plain, plain
 from finetune.data.values import NO_NUMBER, OddValues, without_nan
@@ -66,14 +66,16 @@ class ArrowRows:
     def fingerprint(self) -> str:
         """Of the files, how they are read, and of the images that they name."""
         _, _, mapping, required, limit, files = self._arguments
-        images = files_digest(self._named_images()) if "image" in mapping else ""
-        return digest("arrow", files, mapping, required, limit, *([images] if images else []))
+        images = [files_digest(self.named_files())] if "image" in mapping else []
+        return digest("arrow", files, mapping, required, limit, *images)
 
-    def _named_images(self) -> Iterator[str]:
+    def named_files(self) -> Iterator[str]:
         """The paths in the image column, where it holds paths; bytes are not read."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        if "image" not in self._columns:
+            return
         column, kind = self._columns["image"][0], self._columns["image"][0].type
         if pa.types.is_struct(kind):
             names = {kind.field(index).name for index in range(kind.num_fields)}
@@ -83,7 +85,7 @@ class ArrowRows:
             column = paths.filter(pc.is_null(pc.struct_field(column, "bytes"))) if "bytes" in names else paths
             kind = column.type
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            yield from (value.as_py() for value in column if value.is_valid)
+            yield from filter(None, (named_file(value.as_py()) for value in column))
 
     def _complete_rows(
         self, count: int, mapping: Mapping[str, str], required: Required, limit: int | None

@@ -82,6 +82,10 @@ class JoinedTable:
             return compress(chain.from_iterable(rows.values(role) for rows in self._parts), mask)
         return chain.from_iterable(rows.values(role) for rows in self._parts)
 
+    def named_files(self) -> Iterator[str]:
+        """Paths of the images that rows of the parts name."""
+        return chain.from_iterable(rows.named_files() for rows in self._parts)
+
     def place(self, index: int) -> str:
         rows, inner = self._locate(index)
         return rows.place(inner)

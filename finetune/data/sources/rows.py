@@ -44,6 +44,7 @@ class Rows(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
     def values(self, role: str) -> Iterator[Any]: ...
     def place(self, index: int) -> str: ...
+    def named_files(self) -> Iterator[str]: ...
 
 
 class RecordRows:
@@ -63,10 +64,12 @@ class RecordRows:
     @cached_property
     def fingerprint(self) -> str:
         """Of the rows, and of size and modification time of the images that they name."""
-        return digest("rows", self._folder.name, *(files_digest(self.values(role)) for role in self._named_roles()))
+        return digest("rows", self._folder.name, *([files_digest(self.named_files())] if self._names_files else []))
 
-    def _named_roles(self) -> tuple[str, ...]:
-        return PATH_ROLES if self._names_files else ()
+    def named_files(self) -> Iterator[str]:
+        """Paths of the images that rows name, except in folders of images, whose listing is part of the fingerprint."""
+        for role in PATH_ROLES if self._names_files else ():
+            yield from filter(None, map(named_file, self.values(role)))
 
     def __len__(self) -> int:
         return len(self._records)

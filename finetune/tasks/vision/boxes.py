@@ -116,7 +116,7 @@ def box_numbers(box: Any) -> tuple[float, float, float, float]:
     """The four numbers of a box. Raises: BadRow if it has not four of them."""
     try:
         a, b, c, d = (float(value) for value in box)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         four = isinstance(box, (list, tuple)) and len(box) == 4
         why = "holds a value that is not a number" if four else "is not [x, y, width, height]"
         raise BadRow(f"box {shorten(str(box))} {why}") from error

@@ -19,6 +19,7 @@ UNDECIDED = (
     "EXIF data rotates or mirrors the image, and width and height do not say whether its boxes were drawn before; "
     "they are taken as drawn after"
 )
+MAX_SIDE = 1_000_000  # pixels; more is no size
 ROUNDED = 1.0  # pixels by which a resized image may differ from the exact ratio
 
 
@@ -74,12 +75,13 @@ def declared_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
 
     Raises: BadRow for values that are not whole numbers.
     """
-    values = row.get("width"), row.get("height")
+    values: tuple[Any, Any] = row.get("width"), row.get("height")
     if not values[0] or not values[1]:
         return None
     sizes = []
     for name, value in zip(("width", "height"), values, strict=True):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):
+        number = not isinstance(value, bool) and isinstance(value, (int, float))
+        if not number or not 0 < value <= MAX_SIDE or value % 1:
             raise BadRow(f"{name} is {value!r}, not the image's {name} in pixels"[:200])
         sizes.append(int(value))
     return sizes[0], sizes[1]
