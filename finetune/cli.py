@@ -207,6 +207,49 @@ def train(
 
 
 @app.command(
+    short_help="Read, split and encode the data of a recipe.",
+    epilog=_examples(
+        "finetune prepare my.yaml",
+        "finetune prepare my.yaml --workers 4 --set data.on_bad_row=skip",
+    ),
+)
+def prepare(
+    recipe: RecipeName,
+    sets: Sets = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, metavar="N", help="Worker processes. Default: one for each core.")
+    ] = None,
+) -> None:
+    """Prepare the data of a recipe now, without a GPU: read the files, hold out rows, encode every row, report bad ones.
+
+    `finetune train` does the same before it starts the ranks, and finds what was prepared. An interrupted preparation
+    continues where it was.
+    """
+    from finetune.app import prepare as verb
+
+    verb.prepare(recipe=recipe, sets=list(sets or ()), workers=workers)
+
+
+@app.command(
+    short_help="List or remove prepared data.",
+    epilog=_examples("finetune cache", "finetune cache --prune --older-than 7", "finetune cache --prune"),
+)
+def cache(
+    prune: Annotated[bool, typer.Option("--prune", help="Remove entries instead of listing them.")] = False,
+    older_than: Annotated[
+        float | None, typer.Option("--older-than", min=0, metavar="DAYS", help="Only entries not used for so long.")
+    ] = None,
+) -> None:
+    """List the cache of prepared data: what each entry was made from, its size and last use; or remove entries.
+
+    Entries that a running training uses are never removed. What is removed is prepared again when it is needed.
+    """
+    from finetune.app import cache as verb
+
+    verb.cache(prune=prune, older_than=older_than)
+
+
+@app.command(
     short_help="Evaluate a checkpoint of a run.",
     epilog=_examples(
         "finetune evaluate runs/quickstart/20260101-120000",

@@ -171,9 +171,9 @@ def test_verbs_and_their_ranks_do_not_import_each_other() -> None:
     """The command and its part on a rank (app/<verb>.py, app/workers/<verb>.py) meet in app/dispatch.py alone, by name."""
     app = PACKAGE / "app"
     workers = {path.stem for path in (app / "workers").glob("*.py")}
-    verbs = {path.stem for path in app.glob("*.py")} & (workers | {"export", "report", "doctor", "recipes"}) - {
-        "__init__"
-    }
+    verbs = {path.stem for path in app.glob("*.py")} & (
+        workers | {"export", "report", "doctor", "recipes", "prepare", "cache"}
+    ) - {"__init__"}
     assert {"train", "evaluate", "verify"} < verbs
     names = [f"finetune.app.{verb}" for verb in verbs] + [f"finetune.app.workers.{verb}" for verb in verbs & workers]
     inside = [found for found in IMPORTS if room_of(found.file) == "app" and is_under(found.module, "finetune.app")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.formats.compression import READ_ERRORS, unreadable
@@ -44,16 +44,9 @@ def numbered_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[int, byte
     Raises: UserError if the file cannot be read, or is not text.
     """
     with open_utf8(path, encoding) as file:
-        limit = MAX_LINE_BYTES
         try:
-            for number, line in enumerate(iter(partial(file.readline, limit), b""), start=1):
-                if number == 1:
-                    line = line.removeprefix(UTF8_MARK)
-                if len(line) == limit and line[-1:] != b"\n":
-                    line = LongLine(line[:80])
-                    while (rest := file.readline(1 << 20)) and rest[-1:] != b"\n":
-                        pass
-                yield number, line
+            for number, line in enumerate(_lines(file), start=1):
+                yield number, line.removeprefix(UTF8_MARK) if number == 1 else line
         except READ_ERRORS as error:  # a disk error, a truncated .gz
             raise unreadable(path, error) from error
         except UnicodeError as error:  # UTF-16 and UTF-32, which cannot be read on after an error
@@ -61,13 +54,57 @@ def numbered_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[int, byte
             raise UserError(f"cannot be decoded: {error}", where=str(path), remedy=remedy) from error
 
 
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    limit = MAX_LINE_BYTES
+    for line in iter(partial(file.readline, limit), b""):
+        if len(line) == limit and line[-1:] != b"\n":
+            line = LongLine(line[:80])
+            _skip_line(file)
+        yield line
+
+
+def _skip_line(file: BinaryIO) -> None:
+    """Read to the end of the current line."""
+    while (rest := file.readline(1 << 20)) and rest[-1:] != b"\n":
+        pass
+
+
 def read_jsonl(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     """Read JSON lines: one object per line; blank lines are skipped."""
-    encoding = source.encoding
-    for number, line in numbered_lines(path, encoding):
+    for number, line in numbered_lines(path, source.encoding):
         if not line.isspace():
-            try:
-                yield number, parse_object(decode(line, encoding))
-            except BadRow as bad:
-                cut = line[-1:] != b"\n" and str(bad).startswith("not JSON")
-                yield number, BadRow(f"{bad}; the file ends with this line, so it may be incomplete") if cut else bad
+            yield number, _parse(line, source.encoding)
+
+
+def read_jsonl_between(
+    path: Path, source: SourceSection, first: int, last: int, *, counted: list[int]
+) -> Iterator[NumberedRow]:
+    """The JSON lines of a UTF-8 file that start at bytes [first, last), numbered from 1.
+
+    counted: at the end, its only item is the number of these lines, blank ones included.
+    Raises: UserError if the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if first:
+                file.seek(first - 1)
+                _skip_line(file)
+            start = file.tell()
+            lines = _lines(file)
+            while start < last and (line := next(lines, None)) is not None:
+                counted[0] += 1
+                if start == 0:
+                    line = line.removeprefix(UTF8_MARK)
+                if not line.isspace():
+                    yield counted[0], _parse(line, source.encoding)
+                start = file.tell()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _parse(line: bytes, encoding: str) -> dict[str, Any] | BadRow:
+    try:
+        return parse_object(decode(line, encoding))
+    except BadRow as bad:
+        cut = line[-1:] != b"\n" and str(bad).startswith("not JSON")
+        return BadRow(f"{bad}; the file ends with this line, so it may be incomplete") if cut else bad

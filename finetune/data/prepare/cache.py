@@ -178,6 +178,8 @@ def _prune(parent: Path) -> None:
             limit = ABANDONED_SECONDS if is_partial(entry.name) else UNUSED_SECONDS
         if age > limit and entry.is_dir():
             remove_entry(entry)
+        elif age > limit and entry.suffix == ".failed":  # see app/preparation.py
+            entry.unlink(missing_ok=True)
 
 
 def remove_entry(entry: Path) -> bool:

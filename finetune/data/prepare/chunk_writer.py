@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from finetune.data.bad_rows import BadRows, Listed
 from finetune.data.prepare.notices import Notices
@@ -66,7 +66,7 @@ class ChunkWriter:
         self.extra: Any = None
         self._stored_layouts, self._stored_bad = 0, 0
 
-    def __enter__(self) -> ChunkWriter:
+    def __enter__(self) -> Self:
         good = self._read_journal(self._folder / JOURNAL)
         self._files = [_open(path) for path in self._paths]
         if any(os.fstat(file.fileno()).st_size < end for file, end in zip(self._files, self._ends(), strict=True)):

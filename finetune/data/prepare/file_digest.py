@@ -61,7 +61,7 @@ def file_digest(path: Path) -> str:
     return found
 
 
-def files_digest(paths: Sequence[Path]) -> str:
+def contents_digest(paths: Sequence[Path]) -> str:
     """Digest of the contents of several files in order. Raises: OSError."""
     return digest("files", [file_digest(path) for path in paths])
 

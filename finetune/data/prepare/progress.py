@@ -59,7 +59,7 @@ def entered(stage: Stage) -> Iterator[None]:
 
 
 class Meter:
-    """Measures how fast a number of units is worked off, and shows it. name: "train". doing: "encoding"."""
+    """Measures how fast units are worked off, and shows it. name: "train". total: 0 if it is not known. doing: "encoding"."""
 
     def __init__(self, name: str, total: int, *, doing: str, unit: str = "rows", done: int = 0) -> None:
         self.name, self.total, self.doing, self.unit = name, total, doing, unit
@@ -70,7 +70,8 @@ class Meter:
         seconds = max(time.monotonic() - self._started, 1e-6)
         rate = (done - self._first) / seconds
         left = f", {format_seconds((self.total - done) / rate)} left" if rate and done < self.total else ""
-        text = f"{self.doing} {self.name}: {done:,} of {self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s{left}"
+        of = f" of {self.total:,}" if self.total else ""
+        text = f"{self.doing} {self.name}: {done:,}{of} {self.unit}, {rate:,.0f} {self.unit}/s{left}"
         current_stage().progress.show(text, done / max(self.total, 1))
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +94,16 @@ class RecordFile:
     def __getitem__(self, index: int) -> np.ndarray:
         """Record `index` as uint8 [bytes], read-only."""
         return self._bytes[int(self._ends[index - 1]) if index else 0 : int(self._ends[index])]
+
+    def between(self, first: int, last: int) -> list[bytes]:
+        """Records [first, last), read from the file in one piece: reading all of them in turn keeps no memory mapped."""
+        start = int(self._ends[first - 1]) if first else 0
+        ends = (self._ends[first:last] - start).tolist()
+        if not ends:
+            return []
+        with (self._folder / f"{self._name}.bin").open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), ends[-1], start)
+        return [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
     def __reduce__(self) -> tuple[type[RecordFile], tuple[Path, str]]:
         return RecordFile, (self._folder, self._name)

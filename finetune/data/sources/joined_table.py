@@ -15,6 +15,8 @@ from finetune.data.table import Row
 if TYPE_CHECKING:
     import numpy as np
 
+TOGETHER = 256  # rows read in one piece
+SPARSE = 4  # a piece of so many times as many rows as are wanted is not read
 PartRows = tuple[Rows, dict[str, str]]  # rows of a file or set, and its mapping role -> column
 
 
@@ -69,8 +71,22 @@ class JoinedTable:
         rows, inner = self._locate(index)
         return rows[inner]
 
+    def rows_between(self, first: int, last: int) -> list[Row]:
+        """Rows [first, last), read in one piece where their part can do that and they lie close together."""
+        if last <= first:
+            return []
+        (rows, start), (other, end) = self._locate(first), self._locate(last - 1)
+        together = getattr(rows, "rows_between", None)
+        if rows is not other or together is None or end - start >= SPARSE * (last - first):
+            return [self[index] for index in range(first, last)]
+        found = together(start, end + 1)
+        if self._chosen is None:
+            return found
+        return [found[index] for index in (self._chosen[first:last] - self._chosen[first]).tolist()]
+
     def __iter__(self) -> Iterator[Row]:
-        return (self[index] for index in range(len(self)))
+        for first in range(0, len(self), TOGETHER):
+            yield from self.rows_between(first, min(first + TOGETHER, len(self)))
 
     def values(self, role: str) -> Iterator[Any]:
         """The values of one role, None where a row has none; other columns, such as images, are not decoded."""

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune.data.bad_rows import BadRow, BadRows
-from finetune.data.columns import Required, apply_roles, check_required
+from finetune.data.bad_rows import BadRows
+from finetune.data.columns import Required
 from finetune.data.formats.compression import unreadable
 from finetune.data.formats.lines import NumberedRow
 from finetune.data.formats.parallel_text import parallel_files
 from finetune.data.formats.registry import READ_OPTIONS, READERS
-from finetune.data.image_values import files_digest, named_file, resolve_image
+from finetune.data.image_values import files_digest
 from finetune.data.prepare.cache import digest, publish
-from finetune.data.prepare.records import RecordFile, RecordWriter
+from finetune.data.prepare.file_digest import contents_digest, file_stat, source_digest
+from finetune.data.prepare.records import RecordFile
 from finetune.data.sources.located import display_path
-from finetune.data.values import OddValues, check_text, without_nan
+from finetune.data.sources.row_conversion import (
+    PATH_ROLES,
+    LinesJob,
+    RowConverter,
+    is_divisible,
+    write_lines,
+    write_rows,
+)
+from finetune.data.values import OddValues
+from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
-VERSION = 4  # of the layout on disk and of the rows that readers return for a file
+VERSION = 5  # of the layout on disk and of the rows that readers return for a file
 WORDLESS = ("csv", "tsv")  # formats without a null, so that NA or nan in a cell may stand for one
-ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # json.dumps makes one for each row
-PATH_ROLES = ("image",)  # text in these roles is a path, relative to the file that contains it
+TOGETHER = 1_000  # rows read in one piece
 
 
 class Rows(Protocol):
@@ -77,8 +86,15 @@ class RecordRows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return json.loads(self._records[index].tobytes().decode("utf-8", "surrogatepass"))
 
+    def rows_between(self, first: int, last: int) -> list[dict[str, Any]]:
+        """Rows [first, last), read in one piece."""
+        records = self._records.between(first, last)
+        return [json.loads(record.decode("utf-8", "surrogatepass")) for record in records]
+
     def values(self, role: str) -> Iterator[Any]:
-        return (self[index].get(role) for index in range(len(self)))
+        for first in range(0, len(self), TOGETHER):
+            for row in self.rows_between(first, min(first + TOGETHER, len(self))):
+                yield row.get(role)
 
     def place(self, index: int) -> str:
         line = int(self._lines[index])
@@ -98,26 +114,32 @@ def convert_file(
 ) -> RecordRows:
     """The rows of a text file, converted or loaded from the cache.
 
-    The cache entry is reused while the path, size, modification time, format, columns and limit are the same.
+    The cache entry is reused while content, format, columns and limit are the same, wherever the file lies.
     file_format: a key of READERS. mapping: role -> column.
-    Raises: UserError if the file cannot be read. Bad rows do not raise; they are listed in `bad` of the result.
+    Raises: UserError if the file cannot be read, or changes meanwhile. Bad rows do not raise; they are listed in `bad` of
+    the result.
     """
     files = list(parallel_files(path).values()) if file_format == "parallel" else [path]
     try:
-        stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        stats, content = [file_stat(file) for file in files], contents_digest(files)
     except OSError as error:
         raise unreadable(path, error) from error
-    identity = (str(path.resolve()), stats, file_format, source.model_dump(include=set(READ_OPTIONS)))
-    key = digest("file", VERSION, identity, dict(mapping), required, limit)
-    read = partial(READERS[file_format], path, source)
-    return RecordRows(
-        publish(
-            "rows",
-            key,
-            lambda folder: _write(folder, read(), mapping, required, limit, path.parent, words=file_format in WORDLESS),
-        ),
-        path,
-    )
+    named = file_format == "coco" or any(role in mapping for role in PATH_ROLES)  # paths are part of the rows
+    identity = (content, path.suffixes[-2:], str(path.parent.resolve()) if named else "", file_format)
+    options = source.model_dump(include=set(READ_OPTIONS))
+    key = digest("file", VERSION, identity, options, dict(mapping), required, limit, source_digest("data"))
+    converter = RowConverter(dict(mapping), required, path.parent, words=file_format in WORDLESS)
+    name, divisible = display_path(path), is_divisible(path, file_format, source, limit)
+
+    def write(folder: Path) -> None:
+        if divisible:
+            write_lines(folder, LinesJob(path, source, converter), name)
+        else:
+            write_rows(folder, READERS[file_format](path, source), converter, limit, name)
+        if [file_stat(file) for file in files] != stats:
+            raise UserError("the file changed while it was read", where=name, remedy="Run the same command again.")
+
+    return RecordRows(publish("rows", key, write, about=name, resumable=divisible), path)
 
 
 def convert_images(
@@ -130,62 +152,10 @@ def convert_images(
     """The images of a folder. listing: (path relative to folder, class, bytes, modification time) of each, in order."""
     key = digest("images", VERSION, str(folder.resolve()), listing, dict(mapping), required, limit)
     rows: Iterator[NumberedRow] = ((0, {"image": name, "label": label}) for name, label, _, _ in listing)
-    path = publish("rows", key, lambda new: _write(new, rows, mapping, required, limit, folder, known=True))
-    return RecordRows(path, folder)
-
-
-def _write(
-    folder: Path,
-    rows: Iterator[NumberedRow],
-    mapping: Mapping[str, str],
-    required: Required,
-    limit: int | None,
-    base: Path,
-    *,
-    words: bool = False,
-    known: bool = False,
-) -> None:
-    """known: sizes and modification times of the files that rows name are part of the key of this entry."""
-    bad, odd, names_files = BadRows("skip"), OddValues(), False
-    with RecordWriter(folder, tags=("line",)) as writer:
-        for line, raw in rows:
-            try:
-                if isinstance(raw, BadRow):
-                    raise raw
-                odd.look(raw, mapping.values(), f":{line}", words=words)
-                row = _with_paths(apply_roles(raw, mapping), base)
-                check_required(row, required, mapping)
-                record = _record(row, mapping)
-            except BadRow as error:
-                bad.add(f":{line}" if line else "" if isinstance(raw, BadRow) else f"/{raw['image']}", str(error))
-                continue
-            names_files = names_files or (not known and any(named_file(row.get(role)) for role in PATH_ROLES))
-            writer.append(record, line)
-            if writer.count == limit:
-                break
-    facts = {"bad": bad.listed, "bad_count": bad.count, "odd": odd.to_list(), "names_files": names_files}
-    (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
-
-
-def _record(row: dict[str, Any], mapping: Mapping[str, str]) -> bytes:
-    """The row as JSON; NaN inside of lists and mappings becomes null. Raises: BadRow for text that is no text.
-
-    In columns that the task does not read, and in names of files, halves of surrogate pairs stay as they are.
-    """
-    try:
-        return ENCODER.encode(row).encode("utf-8")
-    except ValueError:  # NaN, or half of a surrogate pair: rare, so only such rows are looked through
-        for role, column in mapping.items():
-            if role not in PATH_ROLES:
-                check_text(row.get(role), column)
-        return json.dumps(without_nan(row), ensure_ascii=False).encode("utf-8", "surrogatepass")
-
-
-def _with_paths(row: dict[str, Any], base: Path) -> dict[str, Any]:
-    for role in PATH_ROLES:
-        if row.get(role) is not None:
-            row[role] = resolve_image(row[role], base)
-    return row
+    converter, name = RowConverter(dict(mapping), required, folder, known=True), display_path(folder)
+    return RecordRows(
+        publish("rows", key, lambda new: write_rows(new, rows, converter, limit, name), about=name), folder
+    )
 
 
 class MemoryTable:

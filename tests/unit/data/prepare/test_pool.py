@@ -1,5 +1,6 @@
 """Tests that a pool gives what one process gives, in order, and that workers that raise, die or eat all memory are told."""
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -102,6 +103,7 @@ def test_an_exception_is_raised_at_the_turn_of_its_chunk_and_nobody_is_left():
 def die_at(*units, number=signal.SIGKILL):
     def act(unit):
         if unit in units:
+            faulthandler.disable()
             os.kill(os.getpid(), number)
 
     return act
