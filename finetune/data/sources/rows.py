@@ -14,7 +14,7 @@ from finetune.data.formats.compression import unreadable
 from finetune.data.formats.lines import NumberedRow
 from finetune.data.formats.parallel_text import parallel_files
 from finetune.data.formats.registry import READ_OPTIONS, READERS
-from finetune.data.image_values import files_digest
+from finetune.data.image_values import files_digest, named_file
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.file_digest import contents_digest, file_stat, source_digest
 from finetune.data.prepare.records import RecordFile
