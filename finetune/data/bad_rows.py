@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from finetune.errors import UserError
@@ -16,6 +16,21 @@ MAX_LISTED = 10_000  # bad rows kept in the list; the count has no limit
 
 class BadRow(Exception):
     """A row that cannot be used, and why. Raised by readers and encode functions; callers add the location."""
+
+
+class BadValue(BadRow):
+    """A bad row whose reason names columns by their roles: BadValue("{} is a list, not text", "output")."""
+
+    def __init__(self, reason: str, *roles: str) -> None:
+        super().__init__(reason.format(*roles))
+        self.reason, self.roles = reason, roles
+
+    def __reduce__(self) -> tuple[type[BadValue], tuple[str, ...]]:
+        return BadValue, (self.reason, *self.roles)
+
+    def with_columns(self, columns: Mapping[str, str]) -> BadRow:
+        """The same with the names that the columns have in the data. columns: role -> column."""
+        return BadRow(self.reason.format(*(columns.get(role, role) for role in self.roles)))
 
 
 class BadRows:

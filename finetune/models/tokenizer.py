@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
 from finetune.models.adapter_source import find_adapter
+from finetune.models.chat_layouts import CHATML
 from finetune.models.config import model_errors
 from finetune.models.source import resolve_model
 from finetune.recipe.model import ModelSection
@@ -20,17 +21,6 @@ TRAIN_SCHEME = "train:"
 TOKENIZER_FILES = ("*token*", "vocab*")
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MIN_VOCABULARY = 256 + 4  # all bytes, and the four special tokens
-
-# ChatML. The part between generation and endgeneration is the assistant's reply, including its end-of-turn token.
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
-    "{% else %}{{ message['content'] + '<|im_end|>\\n' }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 Publish = Callable[[str, str, Callable[[Path], Any]], Path]
 

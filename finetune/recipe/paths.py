@@ -46,6 +46,7 @@ def path_keys(draft: Draft) -> Iterator[KeyPath]:
     """Keys of the draft whose value may be a path."""
     yield from (("model", key) for key in ("source", "tokenizer", "processor"))
     yield ("parallel", "deepspeed")
+    yield ("options", "tools")
     for split in SPLITS:
         sources: Any = draft.get(("data", split))
         for index in range(len(sources) if isinstance(sources, list) else 0):

@@ -21,6 +21,9 @@ class CausalLMOptions(Section):
         "prompt and completion are used as they are. The template is saved with the tokenizer.",
     )
     system: str = Field(default="", description="System prompt for conversations that have none.")
+    tools: str = Field(
+        default="", description="JSON file of tool schemas, for conversations that have none of their own."
+    )
     train_on: Literal["reply", "all"] = Field(
         default="reply",
         description="Supervised tokens. reply: the assistant's replies with their end-of-turn tokens. all: all tokens.",
@@ -50,10 +53,12 @@ CARD = TaskCard(
         "instruction": "Alpaca: the instruction.",
         "input": "Alpaca: input of the instruction; may be empty.",
         "output": "Alpaca: the reply.",
-        "prompt": "The prompt of the model.",
-        "completion": "The expected continuation.",
+        "prompt": "The prompt of the model: text, or a list of role and content.",
+        "completion": "The expected continuation: text, or a list of role and content.",
         "text": "Plain text; all its tokens are supervised.",
         "system": "System prompt of this row.",
+        "history": "Alpaca: earlier turns, a list of [question, answer].",
+        "tools": "Schemas of the tools that the conversation may call: a list, or JSON text of one.",
     },
     required=(("messages", "instruction", "prompt", "text"),),
     metrics=metrics_of("loss", "weight", "text", "reference_text"),

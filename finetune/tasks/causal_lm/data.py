@@ -13,7 +13,6 @@ from finetune.data.table import Row, Table
 from finetune.models.losses import IGNORE
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
-from finetune.tasks.text.inputs import encode_each
 from finetune.tasks.text.lengths import pad_rows
 from finetune.tasks.text.padding_free import concatenate_rows, split_rows
 from finetune.tasks.text.row_formats import RowEncoder, row_texts
@@ -33,15 +32,15 @@ def row_encoder(artifacts: TaskArtifacts) -> RowEncoder:
         train_on=options.train_on,
         limit=settings["max_length"],
         on_long=options.on_long,
+        tools=settings.get("tools", ()),
     )
 
 
 def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
-    """{"input_ids", "spans", "reply_start"} per row, or a BadRow; without targets {"input_ids", "reply_start"}, which is
-    the prompt alone. Chat templates render one conversation at a time.
+    """{"input_ids", "spans", "reply_start", "notices"} per row, or a BadRow; without targets {"input_ids", "reply_start",
+    "notices"}, which is the prompt alone. All rows are rendered first, then tokenized together.
     """
-    encoder = row_encoder(artifacts)
-    return encode_each(rows, encoder if with_targets else encoder.encode_prompt)
+    return row_encoder(artifacts).encode(rows, with_targets=with_targets)
 
 
 def training_texts(table: Table, form: str) -> Iterator[str]:

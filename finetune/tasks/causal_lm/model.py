@@ -12,7 +12,7 @@ from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.text.building import build_text_model
-from finetune.tasks.text.chat import ChatEncoder
+from finetune.tasks.text.chat import chat_encoder
 from finetune.tasks.text.supervised_tokens import note_loss_head
 
 
@@ -43,4 +43,4 @@ def build_language_model(plan: Plan, artifacts: TaskArtifacts, facts: Facts, *, 
 def stop_tokens(tokenizer: Any) -> list[int]:
     """Tokens at which generation ends: end of text, and the chat template's end of turn."""
     eos = tokenizer.eos_token_id
-    return sorted({*ChatEncoder(tokenizer).end_of_turn(), *([] if eos is None else [eos])})
+    return sorted({*chat_encoder(tokenizer).end_of_turn(tokenizer), *([] if eos is None else [eos])})

@@ -40,6 +40,7 @@ from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.generation import generate_replies
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.supervised_tokens import forward_with_loss
+from finetune.tasks.text.tools_file import load_tools
 from finetune.tasks.vision.drawing import Pictures
 
 
@@ -68,6 +69,7 @@ class CausalLM:
             "own_template": own_template,
             "packing": packing,
             "capacity": capacity,
+            "tools": load_tools(options.tools),
         }
         return TaskArtifacts(CARD.name, options, tokenizer, settings=settings)
 
@@ -84,7 +86,7 @@ class CausalLM:
             artifacts,
             table,
             facts,
-            key=[CARD.name, 1, encoder.settings],
+            key=[CARD.name, 2, encoder.settings],
             limit=limit,
             split_at=limit if encoder.on_long == "split" else 0,
         )

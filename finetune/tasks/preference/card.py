@@ -32,6 +32,9 @@ class PreferenceOptions(Section):
         description="auto: the chat template of the tokenizer, if it has one, otherwise plain. plain: Alpaca's headings.",
     )
     system: str = Field(default="", description="System prompt for conversations that have none.")
+    tools: str = Field(
+        default="", description="JSON file of tool schemas, for conversations that have none of their own."
+    )
     max_length: int = Field(
         default=1024,
         ge=8,

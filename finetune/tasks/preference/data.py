@@ -8,46 +8,70 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.text.chat import ChatEncoder, Message
-from finetune.tasks.text.inputs import encode_each
-from finetune.tasks.text.preference_pairs import read_pair, read_prompt, read_reply
+from finetune.tasks.text.chat import chat_encoder
+from finetune.tasks.text.drafts import Draft, Tokens, encode_drafts
+from finetune.tasks.text.preference_pairs import equal_after_cut, read_pair, read_prompt, read_reply
+from finetune.tasks.text.row_formats import prompt_example
+from finetune.tasks.text.tool_calls import Tool
 
 
 class ReplyEncoder:
     """Rows -> {"input_ids", "span": [start, end) of the reply, "rejected_input_ids", "rejected_span"}; single (KTO):
     {"input_ids", "span", "desirable": 0 or 1}. Without targets {"input_ids", "reply_start"}: the prompt, to be replied to.
     Picklable.
+
+    A pair whose replies are equal within `limit` is left out (input_ids []), with a notice.
     """
 
-    def __init__(self, tokenizer: Any, single: bool, limit: int, on_long: str, system: str) -> None:
-        self.single, self.limit, self.on_long, self.system = single, limit, on_long, system
-        self.chat = ChatEncoder(tokenizer)
+    def __init__(
+        self, tokenizer: Any, single: bool, limit: int, on_long: str, system: str, tools: Sequence[Tool] = ()
+    ) -> None:
+        self.tokenizer, self.single, self.limit, self.on_long = tokenizer, single, limit, on_long
+        self.system, self.tools = system, tools
+
+    @property
+    def settings(self) -> list[Any]:
+        """Everything but the tokenizer that the result depends on."""
+        return [self.single, self.limit, self.on_long, self.system, list(self.tools)]
 
     def encode(self, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
-        """One example or BadRow per row. Chat templates render one conversation at a time."""
-        return encode_each(rows, self._example if with_targets else self._prompt)
+        """One example or BadRow per row. All rows are rendered first, then tokenized together."""
+        if with_targets:
+            return encode_drafts(self.tokenizer, rows, self._drafts, self._example)
+        return encode_drafts(self.tokenizer, rows, self._draft_prompt, self._prompt)
 
-    def _example(self, row: Row) -> dict[str, Any]:
+    def _drafts(self, row: Row) -> list[Draft]:
+        chat = chat_encoder(self.tokenizer)
         if self.single:
-            desirable = read_verdict(row.get("label"))
-            return {**self._reply(*read_reply(row, "completion", self.system)), "desirable": int(desirable)}
-        before, chosen, rejected = read_pair(row, self.system)
-        one, other = self._reply(before, chosen), self._reply(before, rejected)
-        if not one["input_ids"] or not other["input_ids"]:
+            read_verdict(row.get("label"))
+            return [chat.draft(read_reply(row, "completion", self.system, self.tools).conversation)]
+        return [chat.draft(reply.conversation) for reply in read_pair(row, self.system, self.tools)]
+
+    def _example(self, row: Row, tokens: Sequence[Tokens]) -> dict[str, Any]:
+        if self.single:
+            return {**self._reply(tokens[0]), "desirable": int(read_verdict(row.get("label")))}
+        one, other = (self._reply(each) for each in tokens)
+        notices = equal_after_cut(one["input_ids"], other["input_ids"], [each.ids for each in tokens], self.limit)
+        if notices or not one["input_ids"] or not other["input_ids"]:
             one = other = {"input_ids": [], "span": []}
-        return {**one, "rejected_input_ids": other["input_ids"], "rejected_span": other["span"]}
+        return {
+            **one,
+            "rejected_input_ids": other["input_ids"],
+            "rejected_span": other["span"],
+            "notices": notices,
+        }
 
-    def _prompt(self, row: Row) -> dict[str, Any]:
-        ids = self.chat.encode_whole(read_prompt(row, self.system), prompt=True)
-        if len(ids) >= self.limit:
-            raise BadRow(f"the prompt has {len(ids)} tokens, longer than the limit: options.max_length {self.limit}")
-        return {"input_ids": ids, "reply_start": len(ids)}
+    def _draft_prompt(self, row: Row) -> list[Draft]:
+        return [chat_encoder(self.tokenizer).draft_prompt(read_prompt(row, self.system, self.tools))]
 
-    def _reply(self, before: list[Message], reply: Message) -> dict[str, list[int]]:
-        ids, spans = self.chat.encode([*before, reply])
+    def _prompt(self, row: Row, tokens: Sequence[Tokens]) -> dict[str, Any]:
+        return prompt_example(tokens[0].ids, self.limit)
+
+    def _reply(self, tokens: Tokens) -> dict[str, list[int]]:
+        ids, spans = tokens.ids, tokens.spans
         if not spans:
             raise BadRow("the reply holds no token")
-        start, end = max(spans[-1][0], 1), spans[-1][1]
+        start, end = max(spans[0][0], 1), spans[-1][1]
         if len(ids) > self.limit:
             if self.on_long == "drop":
                 return {"input_ids": [], "span": []}
@@ -61,9 +85,15 @@ class ReplyEncoder:
 
 def reply_encoder(artifacts: TaskArtifacts) -> ReplyEncoder:
     """The encoder for the artifacts' tokenizer and limits."""
-    options = artifacts.options
-    limit = artifacts.settings["max_length"]
-    return ReplyEncoder(artifacts.processor, options.loss == "kto", limit, options.on_long, options.system)
+    options, settings = artifacts.options, artifacts.settings
+    return ReplyEncoder(
+        artifacts.processor,
+        options.loss == "kto",
+        settings["max_length"],
+        options.on_long,
+        options.system,
+        settings.get("tools", ()),
+    )
 
 
 def read_verdict(label: Any) -> bool:

@@ -38,6 +38,7 @@ from finetune.tasks.text.generation import generate_replies
 from finetune.tasks.text.lengths import pad_rows, usable_length
 from finetune.tasks.text.preference_pairs import pair_texts
 from finetune.tasks.text.supervised_tokens import forward_with_loss, label_rows, supervised_targets
+from finetune.tasks.text.tools_file import load_tools
 from finetune.tasks.vision.drawing import Pictures
 
 REFERENCE, REJECTED_REFERENCE = "reference", "rejected_reference"  # columns of reference log-probabilities
@@ -60,6 +61,7 @@ class Preference:
             "max_length": usable_length(options.max_length, tokenizer, load_config(recipe.model)),
             "label_smoothing": recipe.training.label_smoothing,
             "beta": options.resolved_beta,
+            "tools": load_tools(options.tools),
         }
         return TaskArtifacts(CARD.name, options, tokenizer, settings=settings)
 
@@ -76,7 +78,7 @@ class Preference:
             artifacts,
             table,
             facts,
-            key=[CARD.name, 1, encoder.single, limit, encoder.on_long, encoder.system],
+            key=[CARD.name, 2, encoder.settings],
             limit=limit * (1 if encoder.single else 2),
             cost=num_tokens,
         )

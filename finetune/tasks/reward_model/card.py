@@ -25,6 +25,9 @@ class RewardModelOptions(Section):
         description="Longer pairs. truncate: cut the end; drop: skip the pair (counted); error: report a bad row.",
     )
     system: str = Field(default="", description="System prompt for conversations that have none.")
+    tools: str = Field(
+        default="", description="JSON file of tool schemas, for conversations that have none of their own."
+    )
     centre: float = Field(
         default=0.0,
         ge=0,

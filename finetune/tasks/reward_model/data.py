@@ -8,73 +8,118 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.text.chat import ChatEncoder, Message
+from finetune.tasks.text.chat import ChatEncoder, chat_encoder
+from finetune.tasks.text.drafts import Draft, Tokens, tokenize
 from finetune.tasks.text.inputs import encode_each, resolve_on_long, tokenize_texts
-from finetune.tasks.text.preference_pairs import conversation_text, read_pair, read_reply
+from finetune.tasks.text.preference_pairs import Reply, equal_after_cut, read_pair, read_reply
+from finetune.tasks.text.tool_calls import Tool
 
 
 class PairEncoder:
     """Rows -> {"input_ids", "rejected_input_ids", and token_type_ids of both if the model takes them}. Picklable.
 
-    as_pair: prompt and reply as the two texts of an encoder such as BERT; else as a conversation.
+    as_pair: prompt and reply as the two texts of an encoder such as BERT; else as a conversation. A pair whose replies are
+    equal within `limit` is left out (input_ids []), with a notice.
     """
 
-    def __init__(self, tokenizer: Any, as_pair: bool, limit: int, on_long: str, system: str) -> None:
-        self.tokenizer, self.as_pair, self.limit, self.on_long, self.system = tokenizer, as_pair, limit, on_long, system
-        self.chat = None if as_pair else ChatEncoder(tokenizer)
+    def __init__(
+        self, tokenizer: Any, as_pair: bool, limit: int, on_long: str, system: str, tools: Sequence[Tool] = ()
+    ) -> None:
+        self.tokenizer, self.as_pair, self.limit, self.on_long = tokenizer, as_pair, limit, on_long
+        self.system, self.tools = system, tools
+
+    @property
+    def settings(self) -> list[Any]:
+        """Everything but the tokenizer that the result depends on."""
+        return [self.as_pair, self.limit, self.on_long, self.system, list(self.tools)]
 
     def encode(self, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
         """One pair or BadRow per row. Without targets a row may hold a single reply (completion) in place of a pair."""
+        on_long = resolve_on_long(self.on_long, with_targets=with_targets)
         read = encode_each(rows, lambda row: self._read(row, with_targets))
         replies = [reply for item in read if not isinstance(item, BadRow) for reply in item]
-        on_long = resolve_on_long(self.on_long, with_targets=with_targets)
         encoded = iter(self._encode_replies(replies, on_long))
-        return [item if isinstance(item, BadRow) else self._example([next(encoded) for _ in item]) for item in read]
+        examples: list[dict[str, Any] | BadRow] = []
+        for item in read:
+            if isinstance(item, BadRow):
+                examples.append(item)
+                continue
+            try:
+                examples.append(self._example(item, [next(encoded) for _ in item]))
+            except BadRow as bad:
+                examples.append(bad)
+        return examples
 
-    def _read(self, row: Row, with_targets: bool) -> list[tuple[list[Message], Message]]:
-        """(conversation up to the reply, reply) for the chosen and the rejected one, or for the only one."""
+    def _read(self, row: Row, with_targets: bool) -> list[Reply]:
+        """The chosen and the rejected reply, or the only one."""
         if not with_targets and (row.get("chosen") is None or row.get("rejected") is None):
             role = "completion" if row.get("completion") is not None else "chosen"
-            return [read_reply(row, role, self.system)]
-        before, chosen, rejected = read_pair(row, self.system)
-        return [(before, chosen), (before, rejected)]
+            return [read_reply(row, role, self.system, self.tools)]
+        return list(read_pair(row, self.system, self.tools))
 
-    def _encode_replies(
-        self, replies: Sequence[tuple[list[Message], Message]], on_long: str
-    ) -> list[dict[str, Any] | BadRow]:
-        if self.chat is None:
-            texts = [[conversation_text(before), reply["content"]] for before, reply in replies]
-            return list(tokenize_texts(self.tokenizer, texts, self.limit, on_long))
-        chat, encoded = self.chat, []
-        for before, reply in replies:
-            try:
-                encoded.append(self._within_limit(chat.encode_whole([*before, reply]), on_long))
-            except BadRow as bad:
-                encoded.append(bad)
-        return encoded
+    def _encode_replies(self, replies: Sequence[Reply], on_long: str) -> list[dict[str, Any] | BadRow]:
+        """{"input_ids", ..., "notices"} of each, or a BadRow."""
+        if self.as_pair:
+            encoded = tokenize_texts(self.tokenizer, [reply.texts for reply in replies], self.limit, on_long)
+            return [
+                item if isinstance(item, BadRow) else {**item, "notices": list(reply.notices)}
+                for reply, item in zip(replies, encoded, strict=True)
+            ]
+        chat = chat_encoder(self.tokenizer)
+        drafts = [self._draft(chat, reply) for reply in replies]
+        tokens = iter(tokenize(self.tokenizer, [draft for draft in drafts if isinstance(draft, Draft)]))
+        found = [draft if isinstance(draft, BadRow) else next(tokens) for draft in drafts]
+        return [item if isinstance(item, BadRow) else self._within_limit(item, on_long) for item in found]
 
-    def _within_limit(self, ids: list[int], on_long: str) -> dict[str, Any] | BadRow:
+    def _draft(self, chat: ChatEncoder, reply: Reply) -> Draft | BadRow:
+        try:
+            return chat.draft(reply.conversation, whole=True)
+        except BadRow as bad:
+            return bad
+
+    def _within_limit(self, tokens: Tokens, on_long: str) -> dict[str, Any] | BadRow:
+        ids, notices = tokens.ids, list(tokens.notices)
         if len(ids) > self.limit and on_long == "drop":
-            return {"input_ids": []}
+            return {"input_ids": [], "notices": notices}
         if len(ids) > self.limit and on_long == "error":
             return BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}")
-        return {"input_ids": ids[: self.limit]}
+        return {"input_ids": ids[: self.limit], "notices": notices}
 
-    def _example(self, replies: Sequence[dict[str, Any] | BadRow]) -> dict[str, Any] | BadRow:
-        bad = next((reply for reply in replies if isinstance(reply, BadRow)), None)
-        if bad is not None:
-            return bad
-        encoded: list[Any] = list(replies)
-        if len(encoded) == 1:
-            return encoded[0]
-        if any(not reply["input_ids"] for reply in encoded):  # too long, to be left out
-            return {"input_ids": [], "rejected_input_ids": []}
-        return {**encoded[0], **{f"rejected_{key}": value for key, value in encoded[1].items()}}
+    def _example(self, replies: Sequence[Reply], encoded: Sequence[dict[str, Any] | BadRow]) -> dict[str, Any]:
+        usable = []
+        for item in encoded:
+            if isinstance(item, BadRow):
+                raise item
+            usable.append(item)
+        if len(usable) == 1:
+            return usable[0]
+        notices = list(dict.fromkeys(notice for item in usable for notice in item.pop("notices")))
+        one, other = (item["input_ids"] for item in usable)
+        if one and list(one) == list(other):
+            whole = [self._whole_ids(reply) for reply in replies]
+            notices += equal_after_cut(one, other, whole, self.limit)
+            one = []
+        if not one or not other:  # too long or without a difference, to be left out
+            return {"input_ids": [], "rejected_input_ids": [], "notices": notices}
+        rejected = {f"rejected_{key}": value for key, value in usable[1].items()}
+        return {**usable[0], **rejected, "notices": notices}
+
+    def _whole_ids(self, reply: Reply) -> list[int]:
+        """All tokens of a reply and what comes before it."""
+        if self.as_pair:
+            return list(self.tokenizer(*reply.texts, verbose=False)["input_ids"])
+        tokens = tokenize(self.tokenizer, [chat_encoder(self.tokenizer).draft(reply.conversation, whole=True)])[0]
+        return tokens.ids if isinstance(tokens, Tokens) else []
 
 
 def pair_encoder(artifacts: TaskArtifacts) -> PairEncoder:
     """The encoder for the artifacts' tokenizer and limits."""
     options, settings = artifacts.options, artifacts.settings
     return PairEncoder(
-        artifacts.processor, settings["as_pair"], settings["max_length"], options.on_long, options.system
+        artifacts.processor,
+        settings["as_pair"],
+        settings["max_length"],
+        options.on_long,
+        options.system,
+        settings.get("tools", ()),
     )

@@ -33,6 +33,7 @@ from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.inputs import input_texts
 from finetune.tasks.text.lengths import pad_rows, usable_length
 from finetune.tasks.text.preference_pairs import pair_texts
+from finetune.tasks.text.tools_file import load_tools
 from finetune.tasks.vision.drawing import Pictures
 
 
@@ -51,7 +52,8 @@ class RewardModel:
             ensure_template(tokenizer, plain=False)
         facts["chat template"] = "none: prompt and reply as a pair" if as_pair else "the tokenizer's, or plain"
         limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
-        return TaskArtifacts(CARD.name, options, tokenizer, settings={"max_length": limit, "as_pair": as_pair})
+        settings = {"max_length": limit, "as_pair": as_pair, "tools": load_tools(options.tools)}
+        return TaskArtifacts(CARD.name, options, tokenizer, settings=settings)
 
     def encode(self, artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[Encoded]:
         """Pairs of replies, or single ones; see PairEncoder."""
@@ -59,14 +61,14 @@ class RewardModel:
 
     def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:
         """A split, encoded through the cache."""
-        options, limit = artifacts.options, artifacts.settings["max_length"]
+        limit = artifacts.settings["max_length"]
         return text_dataset(
             self,
             plan,
             artifacts,
             table,
             facts,
-            key=[CARD.name, 1, limit, options.on_long, options.system],
+            key=[CARD.name, 2, pair_encoder(artifacts).settings],
             limit=2 * limit,
             cost=lambda example: 2 * max(len(example["input_ids"]), len(example["rejected_input_ids"])),
         )

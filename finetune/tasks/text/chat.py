@@ -1,211 +1,231 @@
-"""Conversations: normalized, rendered by any chat template, and marked where the assistant speaks.
+"""Conversations as text to be tokenized, with the characters to learn, by the chat template of a tokenizer.
 
-The supervised part of an assistant's turn is what the model must produce itself: from where the generation prompt ends, through
-the reply, to the end-of-turn mark.
+What a conversation says must be in its text: a turn, a tool call or words beside it that the template leaves out make
+the row bad; thoughts, tool schemas and other keys that it leaves out, and words that it changes, become notices.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.values import check_text
 from finetune.errors import UserError
+from finetune.models.chat_layouts import PLAIN
+from finetune.tasks.text.chat_template import ChatTemplate, Span
+from finetune.tasks.text.conversations import Conversation, Message
+from finetune.tasks.text.drafts import Draft
+from finetune.tasks.text.reply_spans import Found, ReplyFinder
+from finetune.tasks.text.tool_calls import Tool, as_mapping
 
-Message = dict[str, Any]
-Span = tuple[int, int]  # [start, end), in characters of a text or in tokens
-
-_ROLES = {
-    **dict.fromkeys(("user", "human", "question"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "answer"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "observation", "function", "ipython"), "tool"),
-}
-_STAND_IN = "\ue000reply\ue001"  # private-use characters: no reply begins or ends with them, no template trims them
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-# For a tokenizer without a chat template: the layout of Stanford Alpaca, each reply ended by the end-of-text token.
-PLAIN_TEMPLATE = (
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n\\n' }}"
-    "{% else %}{{ 'Below is an instruction that describes a task. Write a response that appropriately completes the "
-    "request.\\n\\n' }}{% endif %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\\n\\n' if not loop.last }}"
-    "{% elif message['role'] != 'system' %}"
-    "{{ '### Instruction:\\n' + message['content'] + '\\n\\n### Response:\\n' }}"
-    "{% endif %}{% endfor %}"
-)
+_KNOWN_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "reasoning_content"})
+NO_TOOLS = "the chat template has no place for tool schemas: they are left out"
+EMPTY = "the reply is empty: there is nothing to learn"
+_ENCODERS: WeakKeyDictionary[Any, ChatEncoder] = WeakKeyDictionary()
 
 
-def normalize_messages(value: Any) -> list[Message]:
-    """As normalize_turns; what follows the last assistant turn is dropped, because it has no supervised tokens."""
-    messages = normalize_turns(value)
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()
-    if not messages:
-        raise BadRow("no assistant turn to learn from")
-    return messages
-
-
-def normalize_turns(value: Any) -> list[Message]:
-    """[{"from": "human", "value": "Hi"}, ...] or [{"role": "user", "content": "Hi"}, ...] -> the latter.
-
-    JSON text is read; content given as text parts is joined. Raises: BadRow.
-    """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise BadRow(f"messages are neither a list nor JSON: {error}") from error
-        check_text(value, "messages")  # JSON inside of a text was not looked through when the file was read
-    if not isinstance(value, (list, tuple)):
-        raise BadRow(f"messages are a list of role and content, not {type(value).__name__}")
-    return [_normalize(message, index) for index, message in enumerate(value)]
-
-
-def _normalize(message: Any, index: int) -> Message:
-    if not isinstance(message, Mapping):
-        raise BadRow(f"message {index + 1} is {type(message).__name__}, not a mapping of role and content")
-    role = message.get("role", message.get("from"))
-    if str(role).lower() not in _ROLES:
-        raise BadRow(f"message {index + 1} has the role {role!r}; known: {', '.join(_ROLES)}")
-    content = message.get("content", message.get("value"))
-    if isinstance(content, (list, tuple)):
-        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
-    if content is None and message.get("tool_calls"):
-        content = ""
-    if not isinstance(content, str):
-        raise BadRow(f"message {index + 1} has no content")
-    rest = {key: item for key, item in message.items() if key not in _NAMES and item is not None}
-    return {"role": _ROLES[str(role).lower()], "content": content, **rest}
-
-
-_NAMES = frozenset({"role", "content", "from", "value"})
+def chat_encoder(tokenizer: Any) -> ChatEncoder:
+    """The encoder for the templates that a tokenizer has now. What it finds out about them is kept with the tokenizer."""
+    known = _ENCODERS.get(tokenizer)
+    if known is None or known.sources != tokenizer.chat_template:
+        known = _ENCODERS[tokenizer] = ChatEncoder(tokenizer)
+    return known
 
 
 class ChatEncoder:
-    """Conversation -> token ids and the spans of tokens to learn. Picklable.
+    """Conversation -> text with the characters to learn. Holds no tokenizer.
 
-    Templates with {% generation %} marks are taken at their word; with any other, each reply is found by rendering the
-    conversation once more with a stand-in for it: what changes is the reply.
+    A tokenizer may have several templates; the one called tool_use is for conversations with tools.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.marked = bool(_GENERATION.search(tokenizer.chat_template))
-        self.takes_system = self._takes_system()
-
-    def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[Span]]:
-        """(ids, spans of supervised tokens). Raises: BadRow if the template refuses the conversation."""
-        prepared = self._prepare(messages)
-        return self._encode_marked(prepared) if self.marked else self._encode_found(prepared)
-
-    def encode_whole(self, messages: Sequence[Message], *, prompt: bool = False) -> list[int]:
-        """Ids without any mask; prompt: of a conversation that the assistant is to continue."""
-        text = self.render(self._prepare(messages), add_generation_prompt=prompt)
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """The conversation as text. Raises: BadRow with the template's own words if it refuses."""
-        from jinja2 import TemplateError
-
-        try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except (TemplateError, KeyError, IndexError, TypeError) as error:
-            raise BadRow(f"the chat template refuses this conversation: {error}") from error
-
-    def end_of_turn(self) -> list[int]:
-        """Special tokens that end a reply, for generation to stop at: [<|im_end|>]."""
-        messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _STAND_IN}]
-        closing = self.render(messages).partition(_STAND_IN)[2]
-        ids = self.tokenizer(closing.strip(), add_special_tokens=False)["input_ids"]
-        return [token for token in ids[:1] if token in self.tokenizer.added_tokens_decoder]
-
-    def _prepare(self, messages: Sequence[Message]) -> list[Message]:
-        """A system prompt goes into the first user turn where the template has no place for one."""
-        if self.takes_system or not messages or messages[0]["role"] != "system":
-            return list(messages)
-        system, rest = messages[0]["content"], [dict(message) for message in messages[1:]]
-        for message in rest:
-            if message["role"] == "user":
-                message["content"] = f"{system}\n\n{message['content']}"
-                return rest
-        return rest
-
-    def _takes_system(self) -> bool:
-        probe = [{"role": "system", "content": _STAND_IN}, {"role": "user", "content": "Hi"}]
-        try:
-            return _STAND_IN in self.render(probe)
-        except BadRow:
-            return False
-
-    def _encode_marked(self, messages: list[Message]) -> tuple[list[int], list[Span]]:
-        from jinja2 import TemplateError
-
-        try:
-            encoded = self.tokenizer.apply_chat_template(
-                messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-            )
-        except (TemplateError, KeyError, IndexError, TypeError) as error:
-            raise BadRow(f"the chat template refuses this conversation: {error}") from error
-        ids = list(encoded["input_ids"])
-        special = set(self.tokenizer.added_tokens_decoder)
-        spans = []
-        for start, end in runs(encoded["assistant_masks"]):
-            if ids[end - 1] not in special and end < len(ids) and ids[end] in special:
-                end += 1  # the mark that ends the turn stands right behind the marked part
-            spans.append((start, end))
-        return self._ended(ids, spans, closed=bool(spans) and ids[spans[-1][1] - 1] in special)
-
-    def _encode_found(self, messages: list[Message]) -> tuple[list[int], list[Span]]:
-        text = self.render(messages)
-        characters, closed = self._reply_spans(messages, text)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return self._ended(
-            list(encoded["input_ids"]), token_spans(encoded["offset_mapping"], characters), closed=closed
+        sources = self.sources = tokenizer.chat_template
+        default = _default_source(sources)
+        with_tools = sources.get("tool_use", default) if isinstance(sources, Mapping) else default
+        added = tokenizer.added_tokens_decoder.values()
+        self._ends = tuple(
+            {str(token.content) for token in added if token.special} | {tokenizer.eos_token or ""} - {""}
         )
+        self._default = ReplyFinder(ChatTemplate(tokenizer, default), self._ends)
+        self._with_tools = self._default
+        if with_tools != default:
+            self._with_tools = ReplyFinder(ChatTemplate(tokenizer, with_tools), self._ends)
 
-    def _ended(self, ids: list[int], spans: list[Span], *, closed: bool) -> tuple[list[int], list[Span]]:
-        """A last reply that no mark ends gets the end-of-text token, or the model would never learn to stop."""
-        eos = self.tokenizer.eos_token_id
-        if closed or not spans or eos is None or spans[-1][1] != len(ids):
-            return ids, spans
-        return [*ids, eos], [*spans[:-1], (spans[-1][0], len(ids) + 1)]
+    def draft(self, conversation: Conversation, *, whole: bool = False) -> Draft:
+        """The conversation with the turns to learn, or whole: without any span, which needs no mask.
 
-    def _reply_spans(self, messages: list[Message], text: str) -> tuple[list[Span], bool]:
-        """Characters of `text` to learn, a span for each assistant turn; and whether a mark ends the last one."""
-        spans, closed = [], False
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            other_message = {**message, "content": _STAND_IN}
-            other = self.render([*messages[:index], other_message, *messages[index + 1 :]])
-            if other.count(_STAND_IN) != 1:
-                raise _unmaskable("it shows a reply not at all, or more than once")
-            start = _common_prefix(text, other)
-            end = len(text) - _common_suffix(text[start:], other[start:])
-            closing = self.render([*messages[:index], other_message]).partition(_STAND_IN)[2]
-            mark = closing.rstrip() or closing
-            closed = bool(mark) and text.startswith(mark, end)
-            spans.append((self._turn_start(messages[:index], text, start), end + len(mark) * closed))
-        if any(after[0] < before[1] for before, after in itertools.pairwise(spans)):
-            raise _unmaskable("its replies overlap")
-        return spans, closed
+        Raises: BadRow; UserError for a template whose replies cannot be found at all.
+        """
+        finder = self._finder(conversation)
+        template, tools = finder.template, list(conversation.tools)
+        messages, names, notices = self._prepare(template, conversation)
+        learnt = [index for index, name in enumerate(names) if name in conversation.learnt]
+        if whole:
+            text = template.render(messages, tools)
+            notices += _check(template, messages, names, tools, text)
+            return Draft(text, reply_start=self._last_start(template, messages, tools, text), notices=tuple(notices))
+        found = finder.find(messages, tools)
+        notices += found.notices
+        spans = [span for index in learnt for span in found.spans.get(index, ())]
+        if not found.exact:
+            notices += _check(template, messages, names, tools, found.text)
+            spans = []
+            for index in learnt:
+                spans += self._worth_learning(messages[index], names[index], found, index, notices)
+        if not spans:
+            raise BadRow(EMPTY)
+        return Draft(found.text, spans, marked=template.marked, closed=found.closed, notices=tuple(notices))
 
-    def _turn_start(self, before: list[Message], text: str, content_start: int) -> int:
-        """Where the generation prompt ends: what stands between it and the reply (an empty <think> block) is supervised."""
+    def draft_prompt(self, conversation: Conversation) -> Draft:
+        """The conversation up to where the assistant is to continue."""
+        template, tools = self._finder(conversation).template, list(conversation.tools)
+        messages, names, notices = self._prepare(template, conversation)
+        text = template.render(messages, tools, prompt=True)
+        notices += _check(template, messages, names, tools, text)
+        return Draft(text, reply_start=len(text), notices=tuple(notices))
+
+    def end_of_turn(self, tokenizer: Any) -> list[int]:
+        """Special tokens that end a reply or a tool call, for generation to stop at: [<|im_end|>]."""
+        ends = set()
+        for finder in {id(one): one for one in (self._default, self._with_tools)}.values():
+            texts = [(finder.template.closing or "").strip(), finder.template.call_ending.rstrip()]
+            first, last = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+            ends |= {token for token in (*first[:1], *last[-1:]) if token in tokenizer.added_tokens_decoder}
+        return sorted(ends)
+
+    def _finder(self, conversation: Conversation) -> ReplyFinder:
+        return self._with_tools if conversation.tools else self._default
+
+    def _prepare(
+        self, template: ChatTemplate, conversation: Conversation
+    ) -> tuple[list[Message], list[int], list[str]]:
+        """(messages as the template takes them, the position of each in the conversation, notices)."""
+        notices = list(conversation.notices)
+        if conversation.tools and not template.takes_tools:
+            notices.append(NO_TOOLS)
+        messages = []
+        for index, message in enumerate(conversation.messages):
+            if message.get("tool_calls"):
+                form = template.call_form
+                if form is None:
+                    raise BadRow(f"message {index + 1} calls a tool, and the chat template has no place for tool calls")
+                message = template.prepare_call(message, form)
+            messages.append(_without_unused(template, message, notices) if len(message) > 2 else message)
+        names = list(range(len(messages)))
+        if messages and messages[0]["role"] == "system" and not template.takes_system:
+            messages, names = _with_moved_system(messages), names[1:]
+            notices.append("the chat template has no place for a system prompt: it is put before the first user turn")
+        return messages, names, notices
+
+    def _worth_learning(
+        self, message: Message, name: int, found: Found, index: int, notices: list[str]
+    ) -> Sequence[Span]:
+        """The spans of a turn, checked against what it says; none of a turn that is empty as the template writes it."""
+        spans = found.spans.get(index, ())
+        said = "".join(found.text[start:end] for start, end in spans)
+        calls = message.get("tool_calls", ())
+        called = [call["function"]["name"] for call in calls]
+        for function in called:
+            if said.count(function) < called.count(function):
+                raise BadRow(f"the chat template leaves out the call of {function} in message {name + 1}")
+        for value in _leaves([as_mapping(call["function"]["arguments"], "arguments") for call in calls]):
+            if not _is_in(value, said):
+                notices.append("the chat template changes the arguments of a tool call")
+        bare = said.rstrip()
+        for end in self._ends:
+            bare = bare.removesuffix(end)
+        if bare.strip():
+            return spans
+        notices.append("a reply is empty as the chat template writes it: it is not learnt")
+        return []
+
+    def _last_start(
+        self, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Tool], text: str
+    ) -> int | None:
+        """Where the last reply begins, as far as the generation prompt says it."""
+        last = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=0)
         try:
-            prompt = self.render(before, add_generation_prompt=True)
-        except BadRow:  # such as no message at all before the first turn
-            return content_start
-        return len(prompt) if len(prompt) <= content_start and text.startswith(prompt) else content_start
+            prompt = template.render(messages[:last], tools, prompt=True)
+        except BadRow:
+            return 0
+        return min(len(prompt), len(text))
+
+
+def _default_source(sources: Any) -> str:
+    """The template of a tokenizer that has one, or the one called default of several."""
+    if isinstance(sources, Mapping):
+        return str(sources.get("default") or next(iter(sources.values())))
+    return str(sources)
+
+
+def _without_unused(template: ChatTemplate, message: Message, notices: list[str]) -> Message:
+    """The message without keys that the template does not use. Those that hold words or lists become notices."""
+    kept = dict(message)
+    for key, value in message.items():
+        if key in _KNOWN_KEYS or template.uses_key(message["role"], key, value):
+            continue
+        del kept[key]
+        holds = isinstance(value, (str, list, tuple, Mapping)) and len(value) > 0
+        if holds and not (key == "name" and message["role"] == "tool"):
+            notices.append(f"the chat template does not use {key!r} of the {message['role']}'s messages")
+    return kept
+
+
+def _with_moved_system(messages: list[Message]) -> list[Message]:
+    """Without the system turn, its words before those of the first user turn."""
+    system, rest = messages[0]["content"], [dict(message) for message in messages[1:]]
+    for message in rest:
+        if message["role"] == "user":
+            message["content"] = f"{system}\n\n{message['content']}"
+            return rest
+    raise BadRow("the chat template has no place for a system prompt, and there is no user turn to put it before")
+
+
+def _check(
+    template: ChatTemplate, messages: Sequence[Message], names: Sequence[int], tools: Sequence[Tool], text: str
+) -> Iterator[str]:
+    """Notices on words that are not in the text as the row has them. Raises: BadRow for a turn that is left out."""
+    changed = [index for index, message in enumerate(messages) if not _is_in(message.get("content", ""), text)]
+    left_out = template.left_out(messages, tools)
+    if left_out:
+        index = min(left_out)
+        beside = " beside its tool calls" if messages[index].get("tool_calls") else ""
+        role = messages[index]["role"]
+        raise BadRow(f"the chat template leaves out the words of message {names[index] + 1} ({role}){beside}")
+    last = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
+    for index, message in enumerate(messages):
+        thoughts = [message.get("reasoning_content", "")]
+        words = message.get("content", "")
+        if index in changed:
+            thought, mark, rest = words.rpartition("</think>")
+            if mark:
+                thoughts.append(thought.rpartition("<think>")[2])
+                words = rest
+            if not _is_in(words, text):
+                yield f"the chat template changes words of the {message['role']}, or leaves some out"
+        if not all(_is_in(thought, text) for thought in thoughts):
+            which = "the last reply" if index == last else "replies before the last one"
+            yield f"the chat template leaves out the thoughts of {which}: they are not learnt"
+
+
+def _is_in(words: str, text: str) -> bool:
+    """Whether words stand in a text, bare or inside a JSON string."""
+    words = words.strip()
+    return words in text or any(json.dumps(words, ensure_ascii=ascii)[1:-1] in text for ascii in (False, True))
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The texts inside a JSON value, without the keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item)
 
 
 def ensure_template(tokenizer: Any, *, plain: bool) -> bool:
@@ -215,10 +235,6 @@ def ensure_template(tokenizer: Any, *, plain: bool) -> bool:
     Raises: UserError without an end-of-text token, which the layout needs.
     """
     if tokenizer.chat_template and not plain:
-        if isinstance(tokenizer.chat_template, dict):
-            tokenizer.chat_template = tokenizer.chat_template.get("default") or next(
-                iter(tokenizer.chat_template.values())
-            )
         return True
     if tokenizer.eos_token is None:
         raise UserError(
@@ -227,47 +243,5 @@ def ensure_template(tokenizer: Any, *, plain: bool) -> bool:
         )
     ids = tokenizer("a")["input_ids"]
     begins = tokenizer.bos_token is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
-    tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
+    tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN
     return False
-
-
-def token_spans(offsets: Sequence[Span], characters: Sequence[Span]) -> list[Span]:
-    """Runs of tokens that share a character with one of the spans; tokens without characters belong to none.
-
-    [(0, 2), (2, 5), (5, 6)], [(3, 6)] -> [(1, 3)]
-    """
-    found: list[Span] = []
-    position = 0
-    for start, end in characters:
-        while position < len(offsets) and offsets[position][1] <= start:
-            position += 1
-        first = position
-        while position < len(offsets) and offsets[position][0] < end:
-            position += 1
-        if position > first:
-            found.append((first, position))
-    return found
-
-
-def runs(mask: Sequence[int]) -> list[Span]:
-    """[0, 1, 1, 0, 1] -> [(1, 3), (4, 5)]."""
-    padded = [0, *mask, 0]
-    edges = [index for index in range(len(mask) + 1) if padded[index] != padded[index + 1]]
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def _common_prefix(one: str, other: str) -> int:
-    limit = min(len(one), len(other))
-    return next((index for index in range(limit) if one[index] != other[index]), limit)
-
-
-def _common_suffix(one: str, other: str) -> int:
-    return _common_prefix(one[::-1], other[::-1])
-
-
-def _unmaskable(why: str) -> UserError:
-    return UserError(
-        f"the chat template cannot be masked: {why}",
-        remedy="Put {% generation %} ... {% endgeneration %} around the assistant's part of the template, set "
-        "options.template: plain, or learn whole conversations with options.train_on: all.",
-    )

@@ -7,11 +7,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from finetune.data.bad_rows import BadRow
+from finetune.data.bad_rows import BadRow, BadValue
 from finetune.data.table import Row, Table
-from finetune.tasks.text.chat import Message, normalize_turns
+from finetune.tasks.text.conversations import (
+    Conversation,
+    Message,
+    Turns,
+    holds_messages,
+    is_empty,
+    messages_texts,
+    read_turns,
+    text_turns,
+)
+from finetune.tasks.text.row_values import read_history, row_tools, with_system
+from finetune.tasks.text.tool_calls import Tool
 
 COLUMNS = {
     "prompt": "The prompt: text, or a list of role and content.",
@@ -19,60 +34,106 @@ COLUMNS = {
     "chosen": "The preferred reply: text, a message, or the whole conversation.",
     "rejected": "The other reply, in the same format.",
     "system": "System prompt of this row.",
+    "history": "Earlier turns: a list of [question, answer].",
+    "tools": "Schemas of the tools that the conversation may call: a list, or JSON text of one.",
 }
 PROMPTS = ("prompt", "messages", "chosen")
 
 
-def read_pair(row: Row, system: str = "") -> tuple[list[Message], Message, Message]:
-    """(conversation up to the reply, chosen reply, rejected reply). Raises: BadRow."""
-    before, chosen = read_reply(row, "chosen", system)
-    other, rejected = read_reply(row, "rejected", system)
-    if before != other:
+@dataclass(frozen=True)
+class Reply:
+    """A conversation up to a reply, the reply, and what else the template gets."""
+
+    before: Sequence[Message]
+    message: Message
+    tools: Sequence[Tool] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def conversation(self) -> Conversation:
+        """The whole, of which the reply alone is learnt."""
+        return Conversation([*self.before, self.message], frozenset({len(self.before)}), self.tools, self.notices)
+
+    @property
+    def texts(self) -> list[str]:
+        """[what comes before, the reply], for models that read a pair of texts."""
+        return ["\n\n".join(map(message_text, self.before)), message_text(self.message)]
+
+
+def read_pair(row: Row, system: str = "", tools: Sequence[Tool] = ()) -> tuple[Reply, Reply]:
+    """(chosen, rejected), with the same conversation before them. Raises: BadRow."""
+    chosen, rejected = (read_reply(row, role, system, tools) for role in ("chosen", "rejected"))
+    if list(chosen.before) != list(rejected.before):
         raise BadRow("chosen and rejected answer different prompts")
-    if chosen["content"] == rejected["content"]:
+    if chosen.message == rejected.message:
         raise BadRow("chosen and rejected are the same")
-    return before, chosen, rejected
+    return chosen, rejected
 
 
-def read_reply(row: Row, role: str, system: str = "") -> tuple[list[Message], Message]:
-    """(conversation up to the reply, the reply) for the reply under `role`. Raises: BadRow."""
+def read_reply(row: Row, role: str, system: str = "", tools: Sequence[Tool] = ()) -> Reply:
+    """The reply under `role`, with what comes before it. Raises: BadRow."""
     value = row.get(role)
     if value is None:
-        raise BadRow(f"no {role}")
-    if isinstance(value, str) and not value.lstrip().startswith("[{"):
-        turns = [{"role": "assistant", "content": value}]
-    else:
-        turns = normalize_turns([value] if isinstance(value, Mapping) else value)
-    if not turns or turns[-1]["role"] != "assistant":
-        raise BadRow(f"{role} does not end with a reply of the assistant")
-    if not turns[-1]["content"].strip():
-        raise BadRow(f"{role} is empty")
-    before = turns[:-1] or _prompt(row)
-    system = str(row.get("system") or system)
-    if system and before[0]["role"] != "system":
-        before = [{"role": "system", "content": system}, *before]
-    return before, turns[-1]
+        raise BadValue("no {}", role)
+    turns = read_turns(value, role) if _is_talk(value) else text_turns("assistant", json_text(value, role))
+    if not turns.messages or turns.messages[-1]["role"] != "assistant":
+        raise BadValue("{} does not end with a reply of the assistant", role)
+    if is_empty(turns.messages[-1]):
+        raise BadValue("{} is empty", role)
+    reply, before = turns.messages[-1], turns
+    del turns.messages[-1], turns.marks[-1]
+    has_prompt = row.get("prompt") is not None or row.get("messages") is not None
+    if not before.messages:
+        before = _prompt(row)
+    elif before.messages[0]["role"] not in ("user", "system") and has_prompt:  # the assistant's turns go on from it
+        prompt = _prompt(row)
+        prompt.extend(before)
+        before = prompt
+    elif has_prompt and not _holds_prompt(before, row):
+        before.notices.append(f"the prompt is not used: {role} holds a whole conversation without it")
+    notices: list[str] = []
+    schemas = row_tools(row, tools, notices, strict=False) or _inner_tools(row)
+    with_system(row, system, before)
+    return Reply(before.messages, reply, schemas, (*before.notices, *notices))
 
 
-def read_prompt(row: Row, system: str = "") -> list[Message]:
+def read_prompt(row: Row, system: str = "", tools: Sequence[Tool] = ()) -> Conversation:
     """The conversation to reply to, without any reply. Raises: BadRow."""
-    before = _prompt(row)
-    system = str(row.get("system") or system)
-    return [{"role": "system", "content": system}, *before] if system and before[0]["role"] != "system" else before
+    turns, notices = _prompt(row), list[str]()
+    schemas = row_tools(row, tools, notices, strict=False) or _inner_tools(row)
+    with_system(row, system, turns)
+    return Conversation(turns.messages, tools=schemas, notices=(*turns.notices, *notices))
 
 
-def _prompt(row: Row) -> list[Message]:
-    value = row["prompt"] if row.get("prompt") is not None else row.get("messages")
-    if value is None:
-        raise BadRow("no prompt")
-    if isinstance(value, str) and not value.lstrip().startswith("[{"):
-        value = [{"role": "user", "content": value}]
-    turns = normalize_turns([value] if isinstance(value, Mapping) else value)
-    if not turns or not turns[-1]["content"].strip():
-        raise BadRow("the prompt is empty")
-    if turns[-1]["role"] == "assistant":
-        raise BadRow("the prompt ends with a reply of the assistant: there is nothing to reply to")
-    return turns
+def equal_after_cut(
+    chosen: Sequence[int], rejected: Sequence[int], whole: Sequence[Sequence[int]], limit: int
+) -> list[str]:
+    """A notice if two replies, cut to `limit` tokens, are the same: there is nothing to prefer, and the pair is left out.
+
+    whole: the tokens of both before the cut. Raises: BadRow if they were the same already.
+    """
+    if not chosen or list(chosen) != list(rejected):
+        return []
+    if list(whole[0]) == list(whole[1]):
+        raise BadRow("chosen and rejected are the same as the chat template writes them")
+    return [f"chosen and rejected are equal within options.max_length {limit}: the pair is left out"]
+
+
+def json_text(value: Any, role: str) -> str:
+    """A reply of any JSON type as text: numbers, booleans, lists and mappings as JSON writes them. Raises: BadRow."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadValue(f"{{}} is {value}, not text", role)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError as error:
+        raise BadValue(f"{{}} is {type(value).__name__}, not text", role) from error
+
+
+def message_text(message: Message) -> str:
+    """All that a message says, as text."""
+    return "\n".join(text for text in messages_texts([message]) if text)
 
 
 def pair_texts(table: Table, replies: tuple[str, ...] = ("chosen", "rejected")) -> Iterator[str]:
@@ -80,13 +141,46 @@ def pair_texts(table: Table, replies: tuple[str, ...] = ("chosen", "rejected")) 
     for row in table:
         for position, role in enumerate(replies):
             try:
-                before, reply = read_reply(row, role)
+                reply = read_reply(row, role)
             except (BadRow, KeyError, IndexError):
                 continue
-            yield from (turn["content"] for turn in ([] if position else before))
-            yield reply["content"]
+            yield from messages_texts([] if position else reply.before)
+            yield from messages_texts([reply.message])
 
 
-def conversation_text(messages: list[Message]) -> str:
-    """A conversation as plain text, for tokenizers without turns."""
-    return "\n\n".join(message["content"] for message in messages)
+def _is_talk(value: Any) -> bool:
+    """Whether a value is messages; a list of mappings is meant to be, so that what is wrong with it is said."""
+    return holds_messages(value) or (
+        isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value)
+    )
+
+
+def _prompt(row: Row) -> Turns:
+    value = row["prompt"] if row.get("prompt") is not None else row.get("messages")
+    if value is None:
+        raise BadRow("no prompt")
+    if isinstance(value, Mapping) and "messages" in value:  # OpenAI: {"messages": [...], "tools": [...]}
+        value = value["messages"]
+    turns = read_turns(value, "prompt") if _is_talk(value) else text_turns("user", json_text(value, "prompt"))
+    if not turns.messages or is_empty(turns.messages[-1]):
+        raise BadRow("the prompt is empty")
+    if turns.messages[-1]["role"] == "assistant":
+        raise BadRow("the prompt ends with a reply of the assistant: there is nothing to reply to")
+    earlier = read_history(row)
+    earlier.extend(turns)
+    return earlier
+
+
+def _inner_tools(row: Row) -> Sequence[Tool]:
+    """Tool schemas inside the prompt, as OpenAI writes preference data."""
+    value, notices = row.get("prompt"), list[str]()
+    return row_tools(value, (), notices, strict=True) if isinstance(value, Mapping) else ()
+
+
+def _holds_prompt(before: Turns, row: Row) -> bool:
+    """Whether the words of the row's prompt are in the conversation."""
+    try:
+        asked = _prompt(row).messages[-1]["content"].strip()
+    except BadRow:
+        return True  # such as an empty prompt
+    return any(asked in message["content"] for message in before.messages)

@@ -8,12 +8,24 @@ literal example, with a tokenizer whose chat template is ChatML:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from finetune.data.bad_rows import BadRow
+from finetune.data.bad_rows import BadRow, BadValue
 from finetune.data.table import Row
-from finetune.tasks.text.chat import ChatEncoder, Message, Span, normalize_messages, normalize_turns, token_spans
+from finetune.tasks.text.chat import EMPTY, chat_encoder
+from finetune.tasks.text.conversations import (
+    Conversation,
+    Turns,
+    holds_messages,
+    is_empty,
+    messages_texts,
+    read_turns,
+    text_turns,
+)
+from finetune.tasks.text.drafts import Draft, Tokens, encode_drafts
+from finetune.tasks.text.row_values import read_history, row_string, row_tools, with_system
+from finetune.tasks.text.tool_calls import Tool
 
 _KEYS = {"messages": ("messages",), "alpaca": ("instruction", "output"), "prompt_completion": ("prompt", "completion")}
 OPENING_TOKENS = 32  # of plain text, from which a sample is continued
@@ -30,8 +42,11 @@ def form_of(row: Row, *, with_reply: bool = True) -> str:
             return form
     if row.get("text") is not None:
         return "text"
-    have = ", ".join(key for key in row if row[key] is not None)
-    raise BadRow(f"neither messages, nor instruction and output, nor prompt and completion, nor text; it has {have}")
+    have = [key for key in row if row[key] is not None]
+    listed = ", ".join(["{}"] * len(have)) or "nothing"
+    raise BadValue(
+        f"neither messages, nor instruction and output, nor prompt and completion, nor text; it has {listed}", *have
+    )
 
 
 def row_texts(row: Row, form: str) -> Iterator[str]:
@@ -39,14 +54,44 @@ def row_texts(row: Row, form: str) -> Iterator[str]:
     try:
         kind = form_of(row) if form == "auto" else form
         if kind == "messages":
-            yield from (message["content"] for message in normalize_messages(row["messages"]))
+            yield from messages_texts(to_learn(read_turns(row["messages"])).messages)
+        elif kind == "prompt_completion" and (holds_messages(row["prompt"]) or holds_messages(row["completion"])):
+            for role, speaker in (("prompt", "user"), ("completion", "assistant")):
+                yield from messages_texts(_turns_or_text(row, role, speaker).messages)
         else:
             roles = {"text": ("text",), "alpaca": ("instruction", "input", "output")}.get(
                 kind, ("prompt", "completion")
             )
             yield from (str(row[role]) for role in roles if row.get(role))
+            yield from messages_texts(read_history(row).messages)
     except (BadRow, KeyError):
         return
+
+
+def to_learn(turns: Turns, tools: Sequence[Tool] = (), *, first: int = 0, whole: bool = False) -> Conversation:
+    """A conversation of which the assistant's turns are learnt: those from position `first` on that the row does not
+    exclude and that say something. What follows the last of them is left out, unless the conversation is learnt whole.
+
+    Raises: BadRow if there is none.
+    """
+    messages, marks, notices = turns.messages, turns.marks, list(turns.notices)
+    replies = [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
+    if not replies:
+        raise BadRow("no assistant turn to learn from")
+    wanted = [index for index in replies if marks[index] is not False]
+    learnt = [index for index in wanted if not is_empty(messages[index])]
+    if not learnt:
+        raise BadRow(EMPTY if wanted else "no turn is left to learn: the row excludes every reply (weight: 0)")
+    if len(learnt) < len(wanted):
+        notices.append("an empty reply is not learnt: it would teach to end at once")
+    if whole:
+        if len(wanted) < len(replies):
+            notices.append("weight: 0 has no effect: options.train_on: all learns all tokens")
+        return Conversation(messages, frozenset(learnt), tools, tuple(notices))
+    behind = range(learnt[-1] + 1, len(messages))
+    if any(messages[index]["role"] != "assistant" for index in behind):
+        notices.append("turns after the last reply are left out: nothing in them is learnt")
+    return Conversation(messages[: learnt[-1] + 1], frozenset(learnt), tools, tuple(notices))
 
 
 class RowEncoder:
@@ -54,78 +99,143 @@ class RowEncoder:
 
     spans: of tokens to learn, never empty, from position 1 on. reply_start: where the last reply begins.
     own_template: the chat template came with the tokenizer, so that prompts and completions are turns of a conversation.
+    tools: schemas for conversations that have none of their own.
     """
 
     def __init__(
-        self, tokenizer: Any, *, form: str, own_template: bool, system: str, train_on: str, limit: int, on_long: str
+        self,
+        tokenizer: Any,
+        *,
+        form: str,
+        own_template: bool,
+        system: str,
+        train_on: str,
+        limit: int,
+        on_long: str,
+        tools: Sequence[Tool] = (),
     ) -> None:
         self.tokenizer, self.form, self.own_template = tokenizer, form, own_template
-        self.system, self.train_on, self.limit, self.on_long = system, train_on, limit, on_long
-        self.chat = ChatEncoder(tokenizer)
+        self.system, self.train_on, self.limit, self.on_long, self.tools = system, train_on, limit, on_long, tools
 
     @property
     def settings(self) -> list[Any]:
         """Everything but the tokenizer that the result depends on."""
-        return [self.form, self.own_template, self.system, self.train_on, self.limit, self.on_long]
+        return [self.form, self.own_template, self.system, self.train_on, self.limit, self.on_long, list(self.tools)]
 
-    def __call__(self, row: Row) -> dict[str, Any]:
-        """Raises: BadRow if the row holds nothing to learn, or nothing within the limit."""
-        form = form_of(row) if self.form == "auto" else self.form
+    def encode(self, rows: Sequence[Row], *, with_targets: bool = True) -> list[dict[str, Any] | BadRow]:
+        """One example or BadRow per row. Without targets {"input_ids", "reply_start": their number}: what the model is
+        given to reply to. Of a conversation that ends with a reply, that is everything before it.
+        """
+        if with_targets:
+            return encode_drafts(self.tokenizer, rows, self._draft, self._finish)
+        return encode_drafts(self.tokenizer, rows, self._draft_prompt, self._finish_prompt)
+
+    def _form(self, row: Row, *, with_reply: bool = True) -> str:
+        return form_of(row, with_reply=with_reply) if self.form == "auto" else self.form
+
+    def _draft(self, row: Row) -> list[Draft]:
+        form = self._form(row)
         if form == "text":
-            ids, spans = self._text(_string(row, "text"))
-        elif form == "prompt_completion" and not self.own_template:
-            ids, spans = self._verbatim(_string(row, "prompt"), _string(row, "completion"))
-        else:
-            ids, spans = self._conversation(self._messages(row, form))
-        reply_start = min(OPENING_TOKENS, len(ids) // 2) if form == "text" else spans[-1][0] if spans else 0
-        if self.train_on == "all":
+            text = row_string(row, "text")
+            if not text.strip():
+                raise BadRow("text is empty")
+            return [Draft(text, [(0, len(text))], special=True, finished=True)]
+        if self._is_verbatim(row, form):
+            prompt, completion = row_string(row, "prompt"), row_string(row, "completion")
+            whole = prompt + completion
+            if not completion.strip():
+                raise BadRow(EMPTY)
+            return [Draft(whole, [(len(prompt), len(whole))], special=True, finished=True)]
+        conversation = self._conversation(row, form)
+        return [chat_encoder(self.tokenizer).draft(conversation, whole=self.train_on == "all")]
+
+    def _finish(self, row: Row, tokens: Sequence[Tokens]) -> dict[str, Any]:
+        """Raises: BadRow if the row holds nothing to learn, or nothing within the limit."""
+        ids, spans, reply_start = tokens[0].ids, tokens[0].spans, tokens[0].reply_start
+        if self._form(row) == "text":
+            reply_start = min(OPENING_TOKENS, len(ids) // 2)
+        if self.train_on == "all" or self._form(row) == "text":
             spans = [(0, len(ids))]
         return self._within_limit(ids, spans, max(1, reply_start))
 
-    def encode_prompt(self, row: Row) -> dict[str, Any]:
-        """What the model is given to reply to: {"input_ids", "reply_start": their number}. Needs no reply in the row.
+    def _draft_prompt(self, row: Row) -> list[Draft]:
+        form = self._form(row, with_reply=False)
+        if form == "text" or self._is_verbatim(row, form):
+            text = row_string(row, "text" if form == "text" else "prompt")
+            if not text.strip():
+                raise BadRow("the prompt is empty")
+            return [Draft(text, special=True)]
+        return [chat_encoder(self.tokenizer).draft_prompt(self._prompt_conversation(row, form))]
 
-        Of a conversation that ends with a reply, everything before that reply. Raises: BadRow.
-        """
-        form = form_of(row, with_reply=False) if self.form == "auto" else self.form
-        if form == "text":
-            ids = self._prompt_ids(_string(row, "text"))
-        elif form == "prompt_completion" and not self.own_template:
-            ids = self._prompt_ids(_string(row, "prompt"))
-        else:
-            ids = self.chat.encode_whole(self._prompt_messages(row, form), prompt=True)
-        if len(ids) >= self.limit:
-            raise BadRow(f"the prompt has {len(ids)} tokens, longer than the limit: options.max_length {self.limit}")
-        return {"input_ids": ids, "reply_start": len(ids)}
+    def _finish_prompt(self, row: Row, tokens: Sequence[Tokens]) -> dict[str, Any]:
+        return prompt_example(tokens[0].ids, self.limit)
 
-    def _prompt_ids(self, text: str) -> list[int]:
-        ids = list(self.tokenizer(text, verbose=False)["input_ids"]) if text.strip() else []
-        if not ids:
-            raise BadRow("the prompt is empty")
-        return ids
+    def _is_verbatim(self, row: Row, form: str) -> bool:
+        """Whether prompt and completion are used as they are: texts, and no template that came with the tokenizer."""
+        if form != "prompt_completion" or self.own_template:
+            return False
+        if holds_messages(row.get("prompt")) or holds_messages(row.get("completion")):
+            return False
+        for role in ("history", "tools"):
+            if row.get(role) not in (None, "", [], "[]"):
+                reason = (
+                    "{} has no place in prompt and completion as they are: they would need a chat template, or the "
+                )
+                raise BadValue(reason + "columns instruction and output", role)
+        return True
 
-    def _prompt_messages(self, row: Row, form: str) -> list[Message]:
+    def _conversation(self, row: Row, form: str) -> Conversation:
+        notices: list[str] = []
+        tools = row_tools(row, self.tools, notices, strict=form == "messages")
+        first = 0
         if form == "messages":
-            messages = normalize_turns(row["messages"]) if row.get("messages") is not None else _missing("messages")
-            if messages and messages[-1]["role"] == "assistant":
-                messages = messages[:-1]
+            turns = read_turns(_present(row, "messages"))
+        elif form == "alpaca":
+            turns = self._asked(row)
+            turns.extend(text_turns("assistant", row_string(row, "output")))
         else:
-            asked = self._asked(row) if form == "alpaca" else _string(row, "prompt")
-            messages = [{"role": "user", "content": asked}]
-        if not messages or not messages[-1]["content"].strip():
+            turns = read_history(row)
+            turns.extend(_turns_or_text(row, "prompt", "user"))
+            first = len(turns.messages) if holds_messages(row.get("prompt")) else 0
+            turns.extend(_turns_or_text(row, "completion", "assistant"))
+        if form != "messages" and is_empty(turns.messages[-1]):
+            raise BadRow(EMPTY)
+        added = with_system(row, self.system, turns)
+        turns.notices += notices
+        return to_learn(turns, tools, first=first + added, whole=self.train_on == "all")
+
+    def _prompt_conversation(self, row: Row, form: str) -> Conversation:
+        notices: list[str] = []
+        tools = row_tools(row, self.tools, notices, strict=form == "messages")
+        if form == "messages":
+            turns = read_turns(_present(row, "messages"))
+            if turns.messages and turns.messages[-1]["role"] == "assistant":
+                del turns.messages[-1], turns.marks[-1]
+        elif form == "alpaca":
+            turns = self._asked(row)
+        else:
+            turns = read_history(row)
+            turns.extend(_turns_or_text(row, "prompt", "user"))
+        if not turns.messages or is_empty(turns.messages[-1]):
             raise BadRow("the prompt is empty")
-        return self._with_system(row, messages)
+        with_system(row, self.system, turns)
+        return Conversation(turns.messages, tools=tools, notices=(*turns.notices, *notices))
 
-    def _conversation(self, messages: list[Message]) -> tuple[list[int], list[Span]]:
-        if self.train_on == "reply":
-            return self.chat.encode(messages)
-        ids = self.chat.encode_whole(messages)  # needs no mask, so any template will do
-        return ids, [(min(len(self.chat.encode_whole(messages[:-1], prompt=True)), len(ids)), len(ids))]
+    def _asked(self, row: Row) -> Turns:
+        """Earlier turns, and the instruction with its input."""
+        instruction = row_string(row, "instruction")
+        given = row_string(row, "input") if row.get("input") is not None else ""
+        if given.strip():
+            heading = "" if self.own_template else "### Input:\n"
+            instruction = f"{instruction}\n\n{heading}{given}"
+        turns = read_history(row)
+        turns.extend(text_turns("user", instruction))
+        return turns
 
-    def _within_limit(self, ids: list[int], spans: list[Span], reply_start: int) -> dict[str, Any]:
+    def _within_limit(self, ids: list[int], spans: Sequence[tuple[int, int]], reply_start: int) -> dict[str, Any]:
         supervised = [(max(start, 1), end) for start, end in spans if end > max(start, 1)]
         if not supervised:
-            raise BadRow("the reply is empty: there is nothing to learn")
+            raise BadRow(EMPTY)
         if len(ids) > self.limit:
             if self.on_long == "drop":
                 return {"input_ids": [], "spans": [], "reply_start": 0}
@@ -145,60 +255,24 @@ class RowEncoder:
             ids, reply_start = ids[: self.limit], min(reply_start, supervised[-1][0])
         return {"input_ids": ids, "spans": [edge for span in supervised for edge in span], "reply_start": reply_start}
 
-    def _messages(self, row: Row, form: str) -> list[Message]:
-        if form == "messages":
-            messages = normalize_messages(row["messages"]) if row.get("messages") is not None else _missing("messages")
-        elif form == "alpaca":
-            messages = _turns(self._asked(row), _string(row, "output"))
-        else:
-            messages = _turns(_string(row, "prompt"), _string(row, "completion"))
-        return self._with_system(row, messages)
 
-    def _with_system(self, row: Row, messages: list[Message]) -> list[Message]:
-        system = str(row.get("system") or self.system)
-        if system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": system}, *messages]
-        return messages
-
-    def _asked(self, row: Row) -> str:
-        instruction, given = _string(row, "instruction"), str(row.get("input") or "")
-        if not given.strip():
-            return instruction
-        return f"{instruction}\n\n{given}" if self.own_template else f"{instruction}\n\n### Input:\n{given}"
-
-    def _text(self, text: str) -> tuple[list[int], list[Span]]:
-        if not text.strip():
-            raise BadRow("text is empty")
-        ids = self._closed(list(self.tokenizer(text, verbose=False)["input_ids"]))
-        return ids, [(0, len(ids))]
-
-    def _verbatim(self, prompt: str, completion: str) -> tuple[list[int], list[Span]]:
-        text = prompt + completion
-        encoded = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
-        spans = token_spans(encoded["offset_mapping"], [(len(prompt), len(text))])
-        ids = self._closed(list(encoded["input_ids"]))
-        return ids, [(spans[0][0], len(ids))] if spans else []
-
-    def _closed(self, ids: list[int]) -> list[int]:
-        """Ended by the end-of-text token, once."""
-        eos = self.tokenizer.eos_token_id
-        return ids if eos is None or (ids and ids[-1] == eos) else [*ids, eos]
+def prompt_example(ids: list[int], limit: int) -> dict[str, Any]:
+    """A prompt to be replied to. Raises: BadRow if it is empty or leaves no room for a reply."""
+    if not ids:
+        raise BadRow("the prompt is empty")
+    if len(ids) >= limit:
+        raise BadRow(f"the prompt has {len(ids)} tokens, longer than the limit: options.max_length {limit}")
+    return {"input_ids": ids, "reply_start": len(ids)}
 
 
-def _turns(asked: str, reply: str) -> list[Message]:
-    if not reply.strip():
-        raise BadRow("the reply is empty: there is nothing to learn")
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
+def _turns_or_text(row: Row, role: str, speaker: str) -> Turns:
+    """The messages under a role, or its text as one turn of `speaker`."""
+    if holds_messages(row.get(role)):
+        return read_turns(row[role], role)
+    return text_turns(speaker, row_string(row, role))
 
 
-def _string(row: Row, role: str) -> str:
-    value = row.get(role)
-    if value is None:
-        _missing(role)
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise BadRow(f"{role} is {type(value).__name__}, not text")
-    return str(value)
-
-
-def _missing(role: str) -> Any:
-    raise BadRow(f"no {role}")
+def _present(row: Row, role: str) -> Any:
+    if row.get(role) is None:
+        raise BadValue("no {}", role)
+    return row[role]

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from finetune.data.bad_rows import BadRow
 from finetune.errors import UserError
-from finetune.models.tokenizer import CHATML
+from finetune.models.chat_layouts import CHATML
 from finetune.models.tokenizer import _train as train_bpe
-from finetune.tasks.text.chat import ChatEncoder, ensure_template, normalize_messages, runs, token_spans
+from finetune.tasks.text.chat import chat_encoder, ensure_template
+from finetune.tasks.text.conversations import read_turns
+from finetune.tasks.text.drafts import Tokens, token_spans, tokenize
+from finetune.tasks.text.row_formats import to_learn
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -75,9 +78,16 @@ def tokenizer() -> Any:
     )
 
 
+def _encode(tokenizer: Any, messages: Any, tools: Any = ()) -> tuple[list[int], list[tuple[int, int]]]:
+    """(ids, spans of supervised tokens)."""
+    tokens = tokenize(tokenizer, [chat_encoder(tokenizer).draft(to_learn(read_turns(messages), tools))])[0]
+    assert isinstance(tokens, Tokens)
+    return tokens.ids, tokens.spans
+
+
 def _supervised(tokenizer: Any, template: str, messages: list[dict[str, Any]]) -> list[str]:
     tokenizer.chat_template = template
-    ids, spans = ChatEncoder(tokenizer).encode(messages)
+    ids, spans = _encode(tokenizer, messages)
     return [tokenizer.decode(ids[start:end]) for start, end in spans]
 
 
@@ -102,7 +112,7 @@ def test_learns_replies_and_their_ends(tokenizer: Any, template: str, expected: 
 def test_tokens_are_those_of_the_whole_text(tokenizer: Any) -> None:
     """The model meets at inference what it was trained on: one tokenisation, one beginning mark."""
     tokenizer.chat_template = LLAMA_3
-    ids, _ = ChatEncoder(tokenizer).encode(TALK)
+    ids, _ = _encode(tokenizer, TALK)
     text = tokenizer.apply_chat_template(TALK, tokenize=False)
     assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids.count(tokenizer.convert_tokens_to_ids("<|begin|>")) == 1
@@ -110,13 +120,17 @@ def test_tokens_are_those_of_the_whole_text(tokenizer: Any) -> None:
 
 def test_marked_and_unmarked_templates_agree(tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML
-    marked = ChatEncoder(tokenizer).encode(TALK)
+    marked = _encode(tokenizer, TALK)
     tokenizer.chat_template = CHATML_UNMARKED
-    assert ChatEncoder(tokenizer).encode(TALK) == marked
+    assert _encode(tokenizer, TALK) == marked
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.text(max_size=12), st.text(min_size=1, max_size=12)), min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.tuples(st.text(max_size=12), st.text(min_size=1, max_size=12).filter(str.strip)), min_size=1, max_size=3
+    )
+)
 def test_any_words_agree_too(turns: list[tuple[str, str]]) -> None:
     tokenizer = _cached_tokenizer()
     messages = [
@@ -127,7 +141,7 @@ def test_any_words_agree_too(turns: list[tuple[str, str]]) -> None:
     found = []
     for template in (CHATML, CHATML_UNMARKED):
         tokenizer.chat_template = template
-        found.append(ChatEncoder(tokenizer).encode(messages))
+        found.append(_encode(tokenizer, messages))
     ids, spans = found[0]
     assert found[1] == found[0]
     assert len(spans) == len(turns)
@@ -156,28 +170,26 @@ _CACHE: list[Any] = []
 
 def test_a_system_prompt_moves_where_the_template_has_no_place_for_it(tokenizer: Any) -> None:
     tokenizer.chat_template = GEMMA
-    encoder = ChatEncoder(tokenizer)
-    ids, _ = encoder.encode(TALK)
-    assert not encoder.takes_system
+    ids, _ = _encode(tokenizer, TALK)
     assert "<|head|>user\nBe brief.\n\nHi there<|eot|>" in tokenizer.decode(ids)
 
 
 def test_a_refused_conversation_is_a_bad_row(tokenizer: Any) -> None:
     tokenizer.chat_template = GEMMA
     with pytest.raises(BadRow, match="Roles must alternate"):
-        ChatEncoder(tokenizer).encode([{"role": "assistant", "content": "I begin."}])
+        _encode(tokenizer, [{"role": "assistant", "content": "I begin."}])
 
 
 def test_a_template_without_replies_is_told(tokenizer: Any) -> None:
     tokenizer.chat_template = DROPS_REPLIES
     with pytest.raises(UserError, match="cannot be masked") as caught:
-        ChatEncoder(tokenizer).encode(TALK)
+        _encode(tokenizer, TALK)
     assert "{% generation %}" in caught.value.remedy
 
 
 def test_generation_stops_at_the_end_of_turn(tokenizer: Any) -> None:
     tokenizer.chat_template = LLAMA_3
-    assert ChatEncoder(tokenizer).end_of_turn() == [tokenizer.convert_tokens_to_ids("<|eot|>")]
+    assert chat_encoder(tokenizer).end_of_turn(tokenizer) == [tokenizer.convert_tokens_to_ids("<|eot|>")]
 
 
 def test_without_a_template_the_plain_layout_is_saved_with_the_tokenizer(tokenizer: Any, tmp_path: Any) -> None:
@@ -187,7 +199,7 @@ def test_without_a_template_the_plain_layout_is_saved_with_the_tokenizer(tokeniz
     assert ensure_template(tokenizer, plain=False) is False
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    ids, spans = ChatEncoder(loaded).encode(TALK)
+    ids, spans = _encode(loaded, TALK)
     assert loaded.decode(ids) == (
         "Be brief.\n\n### Instruction:\nHi there\n\n### Response:\nHello.<|endoftext|>\n\n"
         "### Instruction:\nTwo words?\n\n### Response:\n  Good day\n<|endoftext|>"
@@ -213,7 +225,7 @@ def test_without_a_template_the_plain_layout_is_saved_with_the_tokenizer(tokeniz
     ],
 )
 def test_conversations_are_normalised(value: Any, expected: list[tuple[str, str]]) -> None:
-    assert [(message["role"], message["content"]) for message in normalize_messages(value)] == expected
+    assert [(message["role"], message["content"]) for message in to_learn(read_turns(value)).messages] == expected
 
 
 @pytest.mark.parametrize(
@@ -229,18 +241,16 @@ def test_conversations_are_normalised(value: Any, expected: list[tuple[str, str]
 )
 def test_what_is_no_conversation_is_a_bad_row(value: Any, why: str) -> None:
     with pytest.raises(BadRow, match=why):
-        normalize_messages(value)
+        to_learn(read_turns(value))
 
 
-def test_runs_and_token_spans() -> None:
-    assert runs([0, 1, 1, 0, 1]) == [(1, 3), (4, 5)]
-    assert runs([]) == [] and runs([1]) == [(0, 1)]
+def test_token_spans() -> None:
     assert token_spans([(0, 2), (2, 5), (5, 6)], [(3, 6)]) == [(1, 3)]
     assert token_spans([(0, 0), (0, 2), (2, 4), (4, 6), (6, 8)], [(2, 4), (6, 8)]) == [(2, 3), (4, 5)]
 
 
 def test_half_of_a_surrogate_pair_in_json_text_is_a_bad_row() -> None:
     whole = r'[{"role": "user", "content": "x \ud83d\ude00"}, {"role": "assistant", "content": "y"}]'
-    assert normalize_messages(whole)[0]["content"] == "x \U0001f600"
+    assert read_turns(whole).messages[0]["content"] == "x \U0001f600"
     with pytest.raises(BadRow, match="messages holds half of a surrogate pair"):
-        normalize_messages(whole.replace(r"\ude00", ""))
+        read_turns(whole.replace(r"\ude00", ""))

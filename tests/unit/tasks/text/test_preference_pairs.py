@@ -36,8 +36,10 @@ USER, GOOD, BAD = (
     ],
 )
 def test_one_pair_in_many_forms(row: dict[str, Any]) -> None:
-    assert read_pair(row) == ([USER], GOOD, BAD)
-    assert read_pair(row, "Be kind.")[0] == [{"role": "system", "content": "Be kind."}, USER]
+    chosen, rejected = read_pair(row)
+    assert chosen.before == rejected.before == [USER]
+    assert (chosen.message, rejected.message) == (GOOD, BAD)
+    assert read_pair(row, "Be kind.")[0].before == [{"role": "system", "content": "Be kind."}, USER]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,14 @@ def _encoder(tokenizer: Any, *, template: str = "auto", **options: Any) -> RowEn
     return RowEncoder(tokenizer, own_template=own, **settings)
 
 
+def _example(encoder: RowEncoder, row: dict[str, Any], *, with_targets: bool = True) -> dict[str, Any]:
+    """The example of one row. Raises: BadRow."""
+    found = encoder.encode([row], with_targets=with_targets)[0]
+    if isinstance(found, BadRow):
+        raise found
+    return found
+
+
 def _shown(tokenizer: Any, example: dict[str, Any]) -> tuple[str, list[str]]:
     ids, spans = example["input_ids"], example["spans"]
     pairs = zip(spans[::2], spans[1::2], strict=True)
@@ -42,7 +50,7 @@ def _shown(tokenizer: Any, example: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 def test_alpaca_with_a_chat_template(tokenizer: Any) -> None:
-    example = _encoder(tokenizer)(ALPACA)
+    example = _example(_encoder(tokenizer), ALPACA)
     assert _shown(tokenizer, example) == (
         "<|im_start|>user\nAdd.\n\n1 1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n",
         ["2<|im_end|>"],
@@ -54,58 +62,58 @@ def test_alpaca_and_prompts_in_the_plain_layout() -> None:
     model = ModelSection(source="llama", init="config", tokenizer="train:300")
     tokenizer = load_tokenizer(model, lambda: iter(["Add. 1 1 2"]))
     encoder = _encoder(tokenizer, template="plain")
-    text, supervised = _shown(tokenizer, encoder(ALPACA))
+    text, supervised = _shown(tokenizer, _example(encoder, ALPACA))
     assert text.endswith("### Instruction:\nAdd.\n\n### Input:\n1 1\n\n### Response:\n2<|endoftext|>")
     assert supervised == ["2<|endoftext|>"]
-    assert _shown(tokenizer, encoder({"prompt": "1 + 1 =", "completion": " 2"})) == (
+    assert _shown(tokenizer, _example(encoder, {"prompt": "1 + 1 =", "completion": " 2"})) == (
         "1 + 1 = 2<|endoftext|>",
         [" 2<|endoftext|>"],
     )
 
 
 def test_every_turn_is_learnt_and_a_sample_asks_for_the_last(tokenizer: Any) -> None:
-    example = _encoder(tokenizer)(TALK)
+    example = _example(_encoder(tokenizer), TALK)
     assert _shown(tokenizer, example)[1] == ["Yes?<|im_end|>", "Bye.<|im_end|>"]
     assert tokenizer.decode(example["input_ids"][example["reply_start"] :]) == "Bye.<|im_end|>\n"
 
 
 def test_plain_text_is_learnt_whole_but_for_its_first_token(tokenizer: Any) -> None:
-    example = _encoder(tokenizer)({"text": "Hi Bye"})
+    example = _example(_encoder(tokenizer), {"text": "Hi Bye"})
     assert example["spans"] == [1, len(example["input_ids"])]
     assert tokenizer.decode(example["input_ids"]) == "Hi Bye<|endoftext|>"
 
 
 def test_a_system_prompt_is_the_rows_own_or_the_recipes(tokenizer: Any) -> None:
     encoder = _encoder(tokenizer, system="Be kind.")
-    assert _shown(tokenizer, encoder(ALPACA))[0].startswith("<|im_start|>system\nBe kind.<|im_end|>\n")
-    assert "Be short." in _shown(tokenizer, encoder({**ALPACA, "system": "Be short."}))[0]
+    assert _shown(tokenizer, _example(encoder, ALPACA))[0].startswith("<|im_start|>system\nBe kind.<|im_end|>\n")
+    assert "Be short." in _shown(tokenizer, _example(encoder, {**ALPACA, "system": "Be short."}))[0]
 
 
 def test_train_on_all(tokenizer: Any) -> None:
-    example = _encoder(tokenizer, train_on="all")(TALK)
+    example = _example(_encoder(tokenizer, train_on="all"), TALK)
     assert example["spans"] == [1, len(example["input_ids"])]
     assert tokenizer.decode(example["input_ids"][example["reply_start"] :]).startswith("Bye.")
 
 
 def test_a_cut_never_leaves_a_row_without_anything_to_learn(tokenizer: Any) -> None:
-    whole = _encoder(tokenizer)(TALK)
+    whole = _example(_encoder(tokenizer), TALK)
     first, last = whole["spans"][0], len(whole["input_ids"])
     for limit in range(1, last + 1):
         encoder = _encoder(tokenizer, limit=limit)
         if limit <= first:
             with pytest.raises(BadRow, match=f"the prompt has {first} tokens, longer than the limit"):
-                encoder(TALK)
+                _example(encoder, TALK)
             continue
-        example = encoder(TALK)
+        example = _example(encoder, TALK)
         assert example["input_ids"] == whole["input_ids"][:limit]
         assert sum(example["spans"][1::2]) > sum(example["spans"][::2])
         assert max(example["spans"]) <= limit and 1 <= example["reply_start"] < limit
 
 
 def test_long_rows_are_dropped_or_told(tokenizer: Any) -> None:
-    assert _encoder(tokenizer, limit=9, on_long="drop")(TALK)["input_ids"] == []
+    assert _example(_encoder(tokenizer, limit=9, on_long="drop"), TALK)["input_ids"] == []
     with pytest.raises(BadRow, match=r"more than options\.max_length 9"):
-        _encoder(tokenizer, limit=9, on_long="error")(TALK)
+        _example(_encoder(tokenizer, limit=9, on_long="error"), TALK)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +128,7 @@ def test_long_rows_are_dropped_or_told(tokenizer: Any) -> None:
 )
 def test_a_row_with_nothing_to_learn_is_bad(tokenizer: Any, row: dict[str, Any], why: str) -> None:
     with pytest.raises(BadRow, match=why):
-        _encoder(tokenizer)(row)
+        _example(_encoder(tokenizer), row)
 
 
 def test_forms_and_texts() -> None:
