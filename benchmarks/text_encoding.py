@@ -1,6 +1,6 @@
 """Rows per second of processor time of encoding text: instructions and conversations, under a marked and an unmarked chat template.
 
-    python -m benchmarks.text_encoding
+python -m benchmarks.text_encoding
 """
 
 from __future__ import annotations
@@ -15,7 +15,26 @@ from finetune.recipe.model import ModelSection
 from finetune.tasks.causal_lm.card import CausalLMOptions
 from finetune.tasks.causal_lm.data import encode_rows
 
-WORDS = "the of and to in is you that it he was for on are as with his they I at be this have from or one had by".split()
+WORDS = (
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "you",
+    "that",
+    "it",
+    "he",
+    "was",
+    "for",
+    "on",
+    "are",
+    "as",
+    "with",
+    "his",
+    "they",
+)
 UNMARKED = (  # Llama 3's manner: no generation marks, contents are stripped
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n\\n' + m['content'] | trim + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n\\n' }}{% endif %}"
