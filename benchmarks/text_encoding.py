@@ -1,4 +1,4 @@
-"""Rows per second of processor time of encoding text: instructions and conversations, under a marked and an unmarked chat template.
+"""Rows per second of processor time of encoding text: instructions and chats, with a marked and an unmarked template.
 
 python -m benchmarks.text_encoding
 """
