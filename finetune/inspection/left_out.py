@@ -111,10 +111,10 @@ def _again(task: Any, artifacts: TaskArtifacts, row: Row) -> Any:
 
 def speakers(messages: Any) -> list[str]:
     """The roles of a conversation's turns, in the words of chat templates; [] if it is none that can be read."""
-    from finetune.tasks.text.chat import normalize_turns
+    from finetune.tasks.text.conversations import read_turns
 
     try:
-        return [str(turn["role"]) for turn in normalize_turns(messages)]
+        return [str(turn["role"]) for turn in read_turns(messages).messages]
     except BadRow:
         return []
 

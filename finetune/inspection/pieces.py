@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
-from finetune.tasks.text.chat import normalize_turns
+from finetune.tasks.text.conversations import read_turns
 
 LOST = "\ufffd"  # what decoding gives for a part of a character
 MAX_BYTES = 4  # of a character in UTF-8
@@ -157,7 +157,7 @@ def _turns(value: Any, speaker: str) -> list[tuple[str, str]]:
         if all(isinstance(item, str) for item in value):
             return [(speaker, " ".join(value))]
         try:
-            return [(str(turn["role"]), str(turn["content"])) for turn in normalize_turns(value)]
+            return [(str(turn["role"]), str(turn["content"])) for turn in read_turns(value).messages]
         except BadRow:
             return []
     return [(speaker or "text", str(value))]
