@@ -39,7 +39,11 @@ def load_config(model: ModelSection, **overrides: Any) -> PreTrainedConfig:
         options = {"revision": "main" if adapter else model.revision, "trust_remote_code": model.trust_remote_code}
         config = AutoConfig.from_pretrained(where, **options)
         _check_keys(config, model.config)
-        return AutoConfig.from_pretrained(where, **options, **asked) if asked else config
+        if asked:
+            config = AutoConfig.from_pretrained(where, **options, **asked)
+    if adapter and hasattr(config, "quantization_config") and not _is_quantized(adapter.base, model):
+        del config.quantization_config  # how the base was held while the adapter was trained
+    return config
 
 
 def stored_config(source: str, model: ModelSection) -> PreTrainedConfig:
@@ -47,6 +51,10 @@ def stored_config(source: str, model: ModelSection) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+
+
+def _is_quantized(base: str, model: ModelSection) -> bool:
+    return hasattr(stored_config(base, model), "quantization_config")
 
 
 def is_model_type(model: ModelSection) -> bool:

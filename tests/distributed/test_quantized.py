@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from finetune.errors import UserError
-from finetune.models.adapters import add_adapter, merge_adapter, save_adapter
+from finetune.models.adapter_source import adapter_of
+from finetune.models.adapters import add_adapter, save_adapter
+from finetune.models.continuing import continue_adapter, write_merged
 from finetune.models.load import load_config, load_model
 from finetune.models.quantized import stored_bytes
 from finetune.recipe.model import AdapterSection, ModelSection
@@ -70,14 +72,24 @@ def test_the_body_is_packed_and_the_head_is_whole(base):
 
 
 def test_the_adapter_goes_into_the_whole_weights(ranks, base, tmp_path):
-    ranks.options(open_group=False).run(1, trained, base, "4bit", "none", tmp_path / "adapter")
-    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
-    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     from transformers import AutoModelForCausalLM
 
+    ranks.options(open_group=False).run(1, trained, base, "4bit", "none", tmp_path / "adapter")
+    adapter = ModelSection(source=str(tmp_path / "adapter"))
+    write_merged(AutoModelForCausalLM, adapter, adapter_of(adapter), tmp_path / "merged")
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     merged, plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), load(base, "none")
     change = merged.model.layers[0].mlp.up_proj.weight - plain.model.layers[0].mlp.up_proj.weight
     assert 0 < torch.linalg.matrix_rank(change) <= 4
+
+
+def test_an_adapter_of_a_quantized_base_is_continued_on_one(ranks, base, tmp_path):
+    ranks.options(open_group=False).run(1, trained, base, "4bit", "none", tmp_path / "adapter")
+    model = ModelSection(source=str(tmp_path / "adapter"), quantization="4bit")
+    continued = continue_adapter(load(model.source, "4bit"), adapter_of(model))
+    assert continued.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight.dtype == torch.uint8
+    assert any("lora_B" in name and weight.any() for name, weight in continued.named_parameters())
+    assert load(model.source, "none").model.layers[0].mlp.up_proj.weight.dtype == torch.float32
 
 
 def test_what_is_missing_is_named(base, monkeypatch):

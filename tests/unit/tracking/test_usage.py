@@ -11,7 +11,9 @@ torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
 from transformers import AutoConfig, AutoTokenizer  # noqa: E402
 
-from finetune.models.adapters import add_adapter, merge_adapter, save_adapter  # noqa: E402
+from finetune.models.adapter_source import find_adapter  # noqa: E402
+from finetune.models.adapters import add_adapter, save_adapter  # noqa: E402
+from finetune.models.continuing import write_merged  # noqa: E402
 from finetune.models.head import head_names  # noqa: E402
 from finetune.models.load import load_config, load_model  # noqa: E402
 from finetune.models.source import resolve_model  # noqa: E402
@@ -123,7 +125,7 @@ def test_an_adapter_with_a_head_of_its_own_and_merged(tmp_path, base, task, task
     assert torch.allclose(logits(names["model"], names["tokenizer"]), logits(model, tokens), atol=1e-6)
     assert names["model"].config.id2label == LABELS["id2label"]
 
-    merge_adapter(adapter, merged)
+    write_merged(auto, ModelSection(source=str(adapter)), find_adapter(str(adapter)), merged)
     card = model_card(recipe, {}, facts=facts, merged=True)
     assert header(card)["library_name"] == "transformers" and "peft" not in card.split("## Training")[0].lower()
     names = loaded_by(card, merged)
@@ -149,7 +151,7 @@ def test_an_adapter_of_a_language_model_and_merged(tmp_path, new_tokens):
     inputs = {"input_ids": torch.tensor([[5, 9, len(tokens) - 1]])}
     expected = model.eval()(**inputs).logits
     assert torch.allclose(names["model"].eval()(**inputs).logits, expected, atol=1e-6)
-    merge_adapter(adapter, merged)
+    write_merged(auto, ModelSection(source=str(adapter)), find_adapter(str(adapter)), merged)
     names = loaded_by(model_card(recipe, {}, merged=True), merged)
     assert torch.allclose(names["model"].eval()(**inputs).logits, expected, atol=1e-5)
 
