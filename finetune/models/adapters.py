@@ -49,12 +49,8 @@ def add_adapter(
         targets = list(adapter.targets)
         _check_targets(model, targets)
     saved, rows = _rows_to_train(model, saved, targets, new_tokens)
-    if rows and not uses_cuda() and any(hasattr(weight, "ds_id") for weight in model.parameters()):
-        raise UserError(
-            "new tokens with an adapter: without CUDA, peft cannot train single rows of embeddings that ZeRO-3 shards",
-            where="parallel.deepspeed",
-            remedy="Set parallel.deepspeed: zero2 or none, or train all weights.",
-        )
+    if rows:
+        check_rows_can_be_trained(model)
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft takes any number
@@ -109,6 +105,16 @@ def _link_files(source: Path, folder: Path) -> None:
             os.link(file, folder / file.name)
         except OSError:
             shutil.copy2(file, folder / file.name)
+
+
+def check_rows_can_be_trained(model: nn.Module) -> None:
+    """Raises: UserError where peft cannot train single rows of embeddings."""
+    if not uses_cuda() and any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        raise UserError(
+            "new tokens with an adapter: without CUDA, peft cannot train single rows of embeddings that ZeRO-3 shards",
+            where="parallel.deepspeed",
+            remedy="Set parallel.deepspeed: zero2 or none, or train all weights.",
+        )
 
 
 def embed_with_gradients(model: Any) -> None:

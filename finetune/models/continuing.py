@@ -13,7 +13,7 @@ from torch import nn
 
 from finetune.errors import UserError
 from finetune.models.adapter_source import MARK, PROCESSOR_FILES, AdapterSource, adapter_of
-from finetune.models.adapters import add_adapter, check_same_modules, embed_with_gradients
+from finetune.models.adapters import add_adapter, check_rows_can_be_trained, check_same_modules, embed_with_gradients
 from finetune.models.config import load_config
 from finetune.models.load import load_model, quiet_transformers
 from finetune.models.merging import Comparison, check_equal, compare, merge, outputs_of, random_inputs
@@ -54,6 +54,8 @@ def continue_adapter(model: Any, source: AdapterSource, adapter: AdapterSection 
         config.lora_dropout = adapter.dropout
         if source.targets is not None and adapter.targets != source.targets:
             check_same_modules(model, adapter, source)
+    if config.trainable_token_indices:
+        check_rows_can_be_trained(model)
     embed_with_gradients(model)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # merging separates them

@@ -133,11 +133,23 @@ def _summary(recipe: Recipe, merged: bool) -> str:
         adapter = f"{_ADAPTERS.get(recipe.adapter.kind, recipe.adapter.kind)} adapter of rank {recipe.adapter.rank}"
         if merged:
             return f"{model} fine-tuned for {title} with a {adapter}, which is merged into the weights."
-        return f"A {adapter} for {model}, trained for {title}. It needs that base model."
+        return f"A {adapter} for {model}, trained for {title}. {_needed_base(recipe)}"
     if recipe.model.init == "config":
         return f"{model} trained for {title} from random weights."
     frozen = ", with some of its weights frozen" if recipe.model.freeze else ""
     return f"{model} fine-tuned for {title}{frozen}."
+
+
+def _needed_base(recipe: Recipe) -> str:
+    """Where the adapter's base is."""
+    if recipe.model.init == "config":
+        return (
+            "Its base is random weights that exist nowhere else: `finetune export` of its run writes them into `base/`, and "
+            "`finetune export --merge` a whole model."
+        )
+    if recipe.adapter is not None and recipe.adapter.start == "merge":
+        return "It needs that base model; where that was an adapter, `base/` has it, merged."
+    return "It needs that base model."
 
 
 def _training(recipe: Recipe, facts: Mapping[str, Any]) -> dict[str, str]:

@@ -52,6 +52,13 @@ def test_an_adapter_of_a_local_model_names_no_folder():
     assert "A LoRA adapter of rank 4 for `llama`, trained for language modeling." in card.text
 
 
+def test_a_base_that_exists_nowhere_else_is_named_with_its_remedy():
+    random = make_recipe(task="causal_lm", adapter={"rank": 4}, model={"source": "llama", "init": "config"})
+    assert "exist nowhere else" in model_card(random, {}) and "`finetune export --merge`" in model_card(random, {})
+    assert "`base/` has it, merged" in model_card(make_recipe(task="causal_lm", adapter={"start": "merge"}), {})
+    assert "base/" not in model_card(make_recipe(task="causal_lm", adapter={"rank": 4}), {})
+
+
 def test_a_merged_adapter_is_a_model_of_transformers():
     recipe = make_recipe(task="causal_lm", adapter={"rank": 4, "kind": "dora"})
     card = ModelCard(model_card(recipe, {"loss": 2.0}, merged=True))
