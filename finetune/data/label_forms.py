@@ -41,10 +41,11 @@ class LabelForm:
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> LabelForm:
         """What `to_dict` gave."""
-        return cls(stored["separator"], stored["length"], tuple(stored["bits"]))
+        return cls(stored["separator"], stored["length"], tuple(stored.get("bits", ())))
 
 
 NAMES = LabelForm()
+TAGS = LabelForm(LIST)  # of the words of a sentence: a list, or a list written as text
 _ITEM = re.compile(
     r"""\s*(?:(?P<quote>['"])(?P<text>(?:\\.|(?!(?P=quote)).)*)(?P=quote)|(?P<bare>[^,'"\[\]{}()]+?))\s*(?:,|\Z|(?=['"]))""",
     re.DOTALL,
@@ -105,7 +106,7 @@ def _bit(item: Any, names: Sequence[str]) -> int | None:
 def parse_list(text: str) -> list[Any] | None:
     """The items of a list written as text; None if the text is none.
 
-    "['a', 'b']", '["a", "b"]', "[a, b]", "['a' 'b']", "[1 0 1]", "('a', 'b')"; "(a)" and "a, b" are no lists.
+    "['a', 'b']", '["a", "b"]', "[a, b]", "['a' 'b']", "[1 0 1]", "('a', 'b')"; "(a)", "a, b" and "['a' ... 'b']" are none.
     """
     if text[:1] not in _BRACKETS or text[-1:] != _BRACKETS[text[0]]:
         return None
@@ -119,7 +120,7 @@ def parse_list(text: str) -> list[Any] | None:
     body, quoted = text[1:-1].strip().removesuffix(","), 0
     items: list[Any] = []
     if _NUMBERS.fullmatch(body):
-        return list(body.split()) if text[0] == "[" else None
+        return list(body.split()) if text[0] == "[" and "..." not in body.split() else None
     position = 0
     while position < len(body):
         match = _ITEM.match(body, position)
@@ -128,6 +129,8 @@ def parse_list(text: str) -> list[Any] | None:
         if match["quote"]:
             items.append(_unquoted(match["quote"], match["text"]))
             quoted += 1
+        elif "..." in match["bare"].split():  # NumPy leaves out the middle of long arrays
+            return None
         else:
             items.append(None if match["bare"] in ("None", "nan", "null") else match["bare"])
         position = match.end()

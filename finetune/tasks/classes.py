@@ -16,6 +16,7 @@ from finetune.data.columns import nearest_name
 from finetune.data.label_forms import NAMES, LabelForm
 from finetune.data.labels import Labels, label_key
 from finetune.data.prepare.label_survey import (
+    Kind,
     class_names,
     column_name,
     declared_names,
@@ -124,11 +125,9 @@ def _classes_by_position(
     return Classes(names, Labels(names, form))
 
 
-def describe_labels(
-    facts: Facts, table: Table, classes: Classes, *, role: str = "label", several: bool = False
-) -> None:
-    """Notes on how the labels of a split are written, and how many of its rows have none."""
-    facts.notes += label_notes(table, role, classes.lookup, several=several)
+def describe_labels(facts: Facts, table: Table, classes: Classes, *, role: str = "label", kind: Kind = None) -> None:
+    """Notes on how the labels of a split are written, and how many of its rows have none. kind: None for one per row."""
+    facts.notes += label_notes(table, role, classes.lookup, kind=kind)
 
 
 def choose_classes(

@@ -136,7 +136,9 @@ def hold_out(
     folder = publish("splits", key, write_kept)
     ids = np.frombuffer((folder / "held.i64").read_bytes(), "<i8").astype(np.int64)
     facts = json.loads((folder / "moved.json").read_text("utf-8"))
-    return Split(np.setdiff1d(np.arange(count), ids), ids, facts["moved"], tuple(facts["classes"]))
+    train = np.ones(count, bool)
+    train[ids] = False
+    return Split(np.flatnonzero(train), ids, facts["moved"], tuple(facts["classes"]))
 
 
 def _hashes(rows: Iterable[Row], roles: Sequence[str], seed: int) -> Iterator[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.label_forms import NAMES, LabelForm, decide_form, split_labels, vector_positions
+from finetune.data.label_forms import TAGS, LabelForm, decide_form, split_labels, vector_positions
 from finetune.data.labels import Labels, in_order, label_key, label_text, look_alikes, spellings_by_class
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.table import Table
@@ -205,16 +205,16 @@ def row_classes(table: Table, card: TaskCard, options: Any) -> RowClasses | None
     if card.has_label_sets(options):
         stated, separator = getattr(options, "labels", ()), getattr(options, "label_separator", "from_data")
         return RowClasses(table, role, label_form(table, role, stated=stated, separator=separator)[0])
-    return RowClasses(table, role, None if role == "label" else NAMES)
+    return RowClasses(table, role, None if role == "label" else TAGS)
 
 
-def label_notes(table: Table, role: str, labels: Labels, *, several: bool) -> list[str]:
+def label_notes(table: Table, role: str, labels: Labels, *, kind: Kind) -> list[str]:
     """What was unified in a column, and how many rows have no label: one line each, with counts."""
-    found = survey(table, role, labels.form if several else None)
+    found = survey(table, role, kind)
     notes = []
-    if several and found.unlabeled:
+    if kind is not None and kind != TAGS and found.unlabeled:
         notes.append(f"{found.unlabeled:,} of {found.rows:,} rows have no label: none of the classes applies to them")
-    if not (several and labels.form.length):
+    if kind is None or not kind.length:
         notes += _unified(found, labels, column_name(table, role))
     return [f"{table.name}: {note}" for note in notes]
 

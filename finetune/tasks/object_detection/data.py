@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.formats.coco import NOTICES as FILE_NOTICES
 from finetune.data.images import Picture, read_image
-from finetune.data.labels import Labels, in_order, label_text
+from finetune.data.labels import Labels, in_order, label_text, spellings_by_class
 from finetune.data.pixels import ValueRange
 from finetune.data.prepare.encode import EncodedExamples
 from finetune.data.prepare.notices import KEY as NOTICES
@@ -131,16 +132,16 @@ def class_names_of(table: Table) -> list[str]:
     named_by_data = getattr(table, "classes", {}).get("objects.category")
     if named_by_data:
         return list(named_by_data)
-    names: set[str] = set()
+    names: Counter[str] = Counter()
     for objects in role_values(table, "objects"):
         for category in _categories(objects):
             try:
-                names.add(label_text(category))
+                names[label_text(category)] += 1
             except BadRow:
                 continue  # reported, with its place, when boxes are checked
     if not names:
         raise UserError("no box at all: there is nothing to learn", where=table.name, remedy="Check data.columns.")
-    return in_order(names)
+    return in_order(spellings_by_class(names))
 
 
 def _categories(objects: Any) -> list[Any]:

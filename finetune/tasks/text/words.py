@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.label_forms import parse_list
 from finetune.data.labels import Labels
 from finetune.data.table import Row
 from finetune.models.losses import IGNORE
@@ -92,9 +93,17 @@ class WordEncoder:
 
 
 def word_list(value: Any, role: str) -> list[str]:
-    """Words or tags as text. Raises: BadRow if the value is not a list, is empty, or holds an empty word."""
+    """Words or tags as text; a list may be written as text, as pandas writes it into a csv: "['EU', 'rejects']".
+
+    Raises: BadRow if the value is not a list, is empty, or holds an empty word.
+    """
     if value is None:
         raise BadRow(f"no {role}")
+    if isinstance(value, str):
+        items = parse_list(value.strip())
+        if items is None:
+            raise BadRow(f"{role} are a list, not text")
+        value = items
     if not isinstance(value, (list, tuple)):
         raise BadRow(f"{role} are a list, not {type(value).__name__}")
     for index, item in enumerate(value):

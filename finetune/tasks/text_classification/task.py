@@ -78,7 +78,7 @@ class TextClassification:
         """A split, encoded through the cache."""
         options, limit, classes = artifacts.options, artifacts.settings["max_length"], artifacts.classes
         assert classes is not None
-        describe_labels(facts, table, classes, several=_several(artifacts))
+        describe_labels(facts, table, classes, kind=classes.lookup.form if _several(artifacts) else None)
         key = [CARD.name, 2, limit, options.on_long, options.problem, classes.to_dict()]
         return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit)
 

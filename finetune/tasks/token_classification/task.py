@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForTokenClassification
 
-from finetune.data.label_forms import NAMES
+from finetune.data.label_forms import TAGS
 from finetune.data.prepare.cache import publish
 from finetune.data.prepare.label_survey import class_names, column_name
 from finetune.data.table import Examples, Row, Table
@@ -53,7 +53,7 @@ class TokenClassification:
         trained = None
         if recipe.model.init == "pretrained" and not options.new_head:
             trained = trained_labels(config, HEAD)
-        in_data = class_names(tables, "tags", kind=NAMES)
+        in_data = class_names(tables, "tags", kind=TAGS)
         classes = choose_classes(in_data, options.labels, trained, where=recipe.model.source)
         facts.notes += tag_notes(classes.names, column_name(tables["train"], "tags"))
         settings = {
@@ -71,7 +71,7 @@ class TokenClassification:
         """A split, encoded through the cache."""
         options, limit, classes = artifacts.options, artifacts.settings["max_length"], artifacts.classes
         assert classes is not None
-        describe_labels(facts, table, classes, role="tags", several=True)
+        describe_labels(facts, table, classes, role="tags", kind=TAGS)
         key = [CARD.name, 1, limit, options.on_long, options.label_on, classes.names, classes.lookup.names]
         return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit)
 

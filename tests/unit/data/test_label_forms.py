@@ -142,6 +142,9 @@ def test_lists_and_text_in_one_column() -> None:
         ("a, b", None),
         ("[['a'], ['b']]", None),
         ("[don't, x]", None),
+        ("['a' 'b' ... 'y' 'z']", None),
+        ("[0 1 ... 1 0]", None),
+        ("['wait ... what']", ["wait ... what"]),
         ("", None),
     ],
 )

@@ -68,18 +68,18 @@ def test_case_tells_classes_apart():
 def test_what_was_unified_is_told_with_counts():
     table = MemoryTable("train", [{"label": label} for label in ["True", "true", "true", "false", None, []]])
     labels = Labels(class_names({"train": table}))
-    (note,) = label_notes(table, "label", labels, several=False)
+    (note,) = label_notes(table, "label", labels, kind=None)
     assert note.startswith("train: label: 1 class is written in more than one way")
     assert 'true: "true" 2, "True" 1' in note
     other = MemoryTable("validation", [{"label": "False"}, {"label": "true"}])
-    (note,) = label_notes(other, "label", labels, several=False)
+    (note,) = label_notes(other, "label", labels, kind=None)
     assert 'false: "False" 1' in note and "true" not in note.split("training:")[1].replace("false", "")
-    assert label_notes(MemoryTable("test", [{"label": "true"}]), "label", labels, several=False) == []
+    assert label_notes(MemoryTable("test", [{"label": "true"}]), "label", labels, kind=None) == []
 
 
 def test_rows_without_a_label_are_counted():
     table = MemoryTable("train", [{"label": label} for label in (["a"], [], None, "", "a|b")])
-    (note,) = label_notes(table, "label", Labels(["a", "b"]), several=True)
+    (note,) = label_notes(table, "label", Labels(["a", "b"]), kind=NAMES)
     assert note == "train: 3 of 5 rows have no label: none of the classes applies to them"
 
 

@@ -86,7 +86,7 @@ def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
         "train.jsonl:4: tokens is empty",
         "train.jsonl:5: tokens: item 2 is '', not a word",
         "train.jsonl:6: tags: item 1 is None, not a word",
-        "train.jsonl:7: tokens are a list, not str",
+        "train.jsonl:7: tokens are a list, not text",
     ):
         assert told in str(caught.value)
     prepared = _read(tmp_path, rows, data={"train": str(tmp_path / "train.jsonl"), "on_bad_row": "skip"})
@@ -157,3 +157,11 @@ def test_names_of_tags_in_a_typed_file_are_kept(tmp_path: Path) -> None:
     prepared = _read(tmp_path, [], data={"train": str(tmp_path / "a.parquet")})
     assert prepared.artifacts.labels == ["O", "B-x", "I-x"] and not prepared.facts.notes
     assert prepared.datasets["train"][0]["tags"].tolist() == [1, 0]
+
+
+def test_lists_of_words_and_tags_in_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("tokens,tags\n\"['Ann', 'left']\",\"['B-x', 'O']\"\n\"['she']\",['O']\n", encoding="utf-8")
+    prepared = _read(tmp_path, [], data={"train": str(path)})
+    assert prepared.artifacts.labels == ["B-x", "O"] and not prepared.facts.notes
+    assert [prepared.datasets["train"][index]["tags"].tolist() for index in (0, 1)] == [[0, 1], [1]]
