@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def source_identity(source: SourceSection, name: str) -> list[Any]:
     if located.format == "imagefolder":
         from finetune.data.sources.image_folder import list_images
 
-        return ["images", [[str(folder.resolve()), asdict(list_images(folder))] for folder in located.files]]
+        return ["images", [[str(folder.resolve()), list_images(folder).identity()] for folder in located.files]]
     return [located.format, [stat for path in located.files for stat in _stats(path, located.format)]]
 
 

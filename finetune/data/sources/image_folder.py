@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from finetune.data.formats.compression import unreadable
 from finetune.data.images import can_decode
@@ -34,6 +35,10 @@ class ImageListing:
     first_unread: str = ""
     left_out: list[str] = field(default_factory=list)
     nested: int = 0
+
+    def identity(self) -> list[Any]:
+        """JSON values that change with what is read or left out."""
+        return [self.images, sorted(self.unread.items()), self.first_unread, self.left_out]
 
     def notices(self) -> list[str]:
         """What was left out, a line each."""

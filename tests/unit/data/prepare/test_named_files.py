@@ -13,6 +13,7 @@ from finetune.app.preparation import Request, find_prepared
 from finetune.app.workers.preparing import load, prepare
 from finetune.data.prepare.named_files import FILE, list_named_files, named_files_changed, write_named_files
 from finetune.data.prepare.progress import Stage
+from finetune.recipe.data import SourceSection
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS
 from finetune.terminal import ProgressLine
@@ -78,3 +79,18 @@ def test_a_picture_that_was_skipped_is_used_once_it_is_there(recipe: Recipe, tmp
     assert prepared_images(recipe) == 3
     (tmp_path / "a.png").write_bytes(b"damaged")
     assert prepared_images(recipe) == 2
+
+
+def test_a_folder_of_classes_is_known_by_its_files(recipe: Recipe, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "folder" / name / "0.png")
+    data = recipe.data.model_copy(update={"train": (SourceSection(source=str(tmp_path / "folder")),)})
+    recipe = recipe.model_copy(update={"data": data})
+    names = {Request.of(recipe).names().new}
+    assert prepared_images(recipe) == 2
+    for extra in ("two/1.heic", "_old/0.png", "one/2.png"):
+        (tmp_path / "folder" / extra).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "folder" / extra, "PNG")
+        names.add(Request.of(recipe).names().new)
+    assert len(names) == 4 and prepared_images(recipe) == 3
