@@ -11,24 +11,29 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.values import is_missing
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
+from finetune.recipe.column_pairs import PAIRS, find_pairs
 
 Required = tuple[tuple[str, ...], ...]  # a row must have at least one role of each entry
 
 SAMPLED_ROWS = 1_000  # rows read to find the columns of a file without a header
 
-# Used when the recipe maps no column to a role and the data has none of the role's own name. The first match is taken.
+# Used when the recipe maps no column to a role, the data has none of the role's own name, and no pair (column_pairs) is
+# complete. The first match is taken.
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "text": ("sentence", "sentence1", "text1", "premise", "question1", "content", "review", "document"),
     "text_pair": ("sentence2", "text2", "hypothesis", "question2"),
     "label": ("labels", "class", "target", "category", "sentiment", "intent", "fine_label"),
     "labels": ("label", "classes", "tags", "categories"),
     "image": ("img", "picture", "photo", "file_name", "image_path"),
-    "prompt": ("instruction", "question", "query"),
+    "prompt": ("instruction", "question", "query", "input"),  # replies: see column_pairs
     "completion": ("response", "answer", "output", "reply"),
-    "instruction": ("prompt", "question", "query"),
+    "instruction": ("prompt", "question", "query", "problem"),
     "input": ("context",),
     "output": ("response", "answer", "completion", "reply"),
-    "messages": ("conversations", "conversation", "dialogue"),
+    "messages": ("conversations", "conversation", "dialogue", "dialog", "chat"),
+    "system": ("system_prompt",),
+    "tools": ("functions",),
+    "source": ("document", "article", "inputs", "input", "prompt", "question"),
     "tokens": ("words",),
     "tags": ("ner_tags", "pos_tags", "labels"),
 }
@@ -111,12 +116,17 @@ def resolve_columns(
             known = [*available, *nested]
             shown = ", ".join(known) if "." in column else allowed
             faults.append(ColumnFault(role, column, message, nearest_name(column, known), shown))
-    taken = set(explicit.values()) | {role for role in card.columns if role not in explicit}
+    pairs = find_pairs(card.columns, explicit, available)
+    mapping.update(pairs)
+    taken = {*explicit.values(), *pairs.values(), *(role for role in card.columns if role not in explicit)}
+    paired = {role for pair in PAIRS if set(pair) <= set(card.columns) for role in pair} if pairs else set()
     for role in card.columns:
-        if role in explicit:
+        if role in explicit or role in pairs:
             continue
-        if role in available and role not in explicit.values():
+        if role in available and role not in explicit.values() and role not in pairs.values():
             mapping[role] = role
+            continue
+        if role in paired and not (role == "prompt" and "chosen" in pairs):
             continue
         alias = next((name for name in ALIASES.get(role, ()) if name in available and name not in taken), None)
         if alias is not None:

@@ -28,6 +28,7 @@ class TaskCard:
     auto_model: the class of transformers that makes its models, such as AutoModelForCausalLM.
     title: the task in words, for model cards; "": its name.
     decodes: examples are decoded when they are fetched (images), so loader processes pay off.
+    unhashed: columns that do not count when validation rows are held out by a hash of their content.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TaskCard:
     decodes: bool = False
     micro_batch: int = 16  # examples per forward pass on one rank, if the recipe says auto and there are more
     splits: tuple[str, ...] = ()
+    unhashed: tuple[str, ...] = ()
     class_role: str = ""
     several: tuple[str, str] | None = None
 

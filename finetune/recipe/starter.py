@@ -12,6 +12,7 @@ from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
+from finetune.recipe.column_pairs import find_pairs
 from finetune.recipe.paths import is_local
 from finetune.recipe.yaml import one_line
 
@@ -102,7 +103,7 @@ def peek_columns(path: Path) -> list[str]:
 def guess_columns(card: TaskCard, columns: Sequence[str]) -> dict[str, str]:
     """Role -> column of the data, as far as the names allow; no column is used for two roles."""
     free = {column.lower(): column for column in columns}
-    found: dict[str, str] = {}
+    found = {role: free.pop(column) for role, column in find_pairs(card.columns, {}, list(free)).items()}
     for round_ in (_same, _also_called, _near):
         for role in card.columns:
             column = round_(role, list(free)) if role not in found else None

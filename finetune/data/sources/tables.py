@@ -116,7 +116,7 @@ def _held_out(whole: JoinedTable, recipe: Recipe, card: TaskCard, notify: Notify
         whole.fingerprint,
         fraction=fraction,
         seed=seed,
-        roles=tuple(card.columns),
+        roles=tuple(role for role in card.columns if role not in card.unhashed),
         classes=row_classes(whole, card, recipe.options),
     )
     note = f"{whole.fingerprint} fraction {fraction} seed {seed}"

@@ -70,4 +70,5 @@ CARD = TaskCard(
     packing="padding_free",
     packings=("none", "padding_free", "packed"),
     splits=("tensor",),
+    unhashed=("history", "tools"),
 )

@@ -74,4 +74,5 @@ CARD = TaskCard(
     micro_batch=4,
     balance_window=16,
     splits=("tensor",),
+    unhashed=("input", "history", "tools"),
 )

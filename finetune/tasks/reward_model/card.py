@@ -52,4 +52,5 @@ CARD = TaskCard(
     micro_batch=8,
     balance_window=16,
     splits=("tensor",),
+    unhashed=("input", "history", "tools"),
 )

@@ -22,6 +22,7 @@ from finetune.tasks.text.tool_calls import Tool, as_mapping
 
 _KNOWN_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "reasoning_content"})
 NO_TOOLS = "the chat template has no place for tool schemas: they are left out"
+UNMARKED = "the chat template marks nothing in it as the assistant's: there is nothing to learn"
 EMPTY = "the reply is empty: there is nothing to learn"
 _ENCODERS: WeakKeyDictionary[Any, ChatEncoder] = WeakKeyDictionary()
 
@@ -75,7 +76,7 @@ class ChatEncoder:
             for index in learnt:
                 spans += self._worth_learning(messages[index], names[index], found, index, notices)
         if not spans:
-            raise BadRow(EMPTY)
+            raise BadRow(UNMARKED if template.marked and not any(found.spans.values()) else EMPTY)
         return Draft(found.text, spans, marked=template.marked, closed=found.closed, notices=tuple(notices))
 
     def draft_prompt(self, conversation: Conversation) -> Draft:
@@ -124,6 +125,9 @@ class ChatEncoder:
     ) -> Sequence[Span]:
         """The spans of a turn, checked against what it says; none of a turn that is empty as the template writes it."""
         spans = found.spans.get(index, ())
+        if not spans:
+            notices.append("the chat template does not mark a reply as the assistant's: it is not learnt")
+            return []
         said = "".join(found.text[start:end] for start, end in spans)
         calls = message.get("tool_calls", ())
         called = [call["function"]["name"] for call in calls]

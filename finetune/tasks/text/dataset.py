@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from finetune.data.bad_rows import BadValue
 from finetune.data.prepare.encode import encode
 from finetune.data.table import Examples, Row, Table
 from finetune.models.tokenizer import fingerprint
@@ -25,9 +26,24 @@ def num_tokens(example: dict[str, Any]) -> int:
     return len(example["input_ids"])
 
 
-def encode_with_targets(task: Task, artifacts: TaskArtifacts, rows: Sequence[Row]) -> list[Encoded]:
-    """`task.encode`, as a function that can be sent to a worker process."""
-    return task.encode(artifacts, rows, with_targets=True)
+def encode_with_targets(
+    task: Task, artifacts: TaskArtifacts, columns: Mapping[str, str], rows: Sequence[Row]
+) -> list[Encoded]:
+    """`task.encode`, as a function that can be sent to a worker process. Reasons name columns as the data does.
+
+    columns: role -> column.
+    """
+    encoded = task.encode(artifacts, rows, with_targets=True)
+    return [item.with_columns(columns) if isinstance(item, BadValue) else item for item in encoded]
+
+
+def describe_columns(facts: Facts, table: Table, plan: Plan) -> None:
+    """A note on columns that were recognized by their names, which are not those of the roles that they have."""
+    data = plan.recipe.data
+    mapped = {*data.columns, *(role for source in data.train for role in source.columns)}
+    found = [f"{column} as {role}" for role, column in table.columns.items() if role != column and role not in mapped]
+    if found:
+        facts.notes.append(f"{table.name}: columns read by their names: {', '.join(found)} (change with data.columns)")
 
 
 def text_dataset(
@@ -49,11 +65,13 @@ def text_dataset(
     """
     encoded = encode(
         table,
-        partial(encode_with_targets, task, artifacts),
+        partial(encode_with_targets, task, artifacts, dict(table.columns)),
         key=json.dumps([fingerprint(artifacts.processor), *key]),
         on_bad_row=plan.recipe.data.on_bad_row,
         cost=cost,
     )
+    if table.name == "train":
+        describe_columns(facts, table, plan)
     facts.notes.extend(encoded.report())
     examples, dropped = drop_marked(encoded)
     if split_at:

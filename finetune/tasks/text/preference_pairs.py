@@ -30,6 +30,7 @@ from finetune.tasks.text.tool_calls import Tool
 
 COLUMNS = {
     "prompt": "The prompt: text, or a list of role and content.",
+    "input": "Input of the prompt, put behind it, as in Alpaca; may be empty.",
     "messages": "The conversation before the reply: a list of role and content (or from and value).",
     "chosen": "The preferred reply: text, a message, or the whole conversation.",
     "rejected": "The other reply, in the same format.",
@@ -82,7 +83,7 @@ def read_reply(row: Row, role: str, system: str = "", tools: Sequence[Tool] = ()
         raise BadValue("{} is empty", role)
     reply, before = turns.messages[-1], turns
     del turns.messages[-1], turns.marks[-1]
-    has_prompt = row.get("prompt") is not None or row.get("messages") is not None
+    has_prompt = any(row.get(name) is not None for name in ("prompt", "messages", "input"))
     if not before.messages:
         before = _prompt(row)
     elif before.messages[0]["role"] not in ("user", "system") and has_prompt:  # the assistant's turns go on from it
@@ -156,12 +157,21 @@ def _is_talk(value: Any) -> bool:
 
 
 def _prompt(row: Row) -> Turns:
-    value = row["prompt"] if row.get("prompt") is not None else row.get("messages")
+    """What is to be replied to: prompt (with its input) or messages, behind the history; OpenAI's input alone."""
+    value, given = row.get("prompt"), row.get("input")
+    if value is None:
+        value = row["messages"] if row.get("messages") is not None else given
+        given = None
     if value is None:
         raise BadRow("no prompt")
     if isinstance(value, Mapping) and "messages" in value:  # OpenAI: {"messages": [...], "tools": [...]}
         value = value["messages"]
-    turns = read_turns(value, "prompt") if _is_talk(value) else text_turns("user", json_text(value, "prompt"))
+    if _is_talk(value):
+        turns = read_turns(value, "prompt")
+    else:
+        text = json_text(value, "prompt")
+        given = "" if given is None else json_text(given, "input")
+        turns = text_turns("user", f"{text}\n\n{given}" if given.strip() else text)
     if not turns.messages or is_empty(turns.messages[-1]):
         raise BadRow("the prompt is empty")
     if turns.messages[-1]["role"] == "assistant":
@@ -173,8 +183,8 @@ def _prompt(row: Row) -> Turns:
 
 def _inner_tools(row: Row) -> Sequence[Tool]:
     """Tool schemas inside the prompt, as OpenAI writes preference data."""
-    value, notices = row.get("prompt"), list[str]()
-    return row_tools(value, (), notices, strict=True) if isinstance(value, Mapping) else ()
+    value = row.get("prompt") if row.get("prompt") is not None else row.get("input")
+    return row_tools(value, (), [], strict=True) if isinstance(value, Mapping) else ()
 
 
 def _holds_prompt(before: Turns, row: Row) -> bool:

@@ -79,7 +79,8 @@ class ReplyFinder:
             raise UserError(
                 "the chat template cannot be masked: it shows a reply not at all, or more than once", remedy=REMEDY
             )
-        if not tools and all(len(message) == 2 for message in messages):  # role and content alone
+        simple = not tools and all(len(message) == 2 for message in messages)  # role and content alone
+        if simple and not self.template.marked:
             skeleton = self._skeleton(messages)
             text = self.template.render(messages)
             found = skeleton and fill(skeleton, [message["content"] for message in messages], text)
