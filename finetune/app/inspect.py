@@ -9,11 +9,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from finetune.app.machine import plan_alone
 from finetune.app.opening import open_recipe
 from finetune.app.supervise import check_recipe
+from finetune.data.prepare.memory import default_workers
+from finetune.data.prepare.progress import SilentProgress, Stage, entered
 from finetune.data.sources.tables import open_tables
 from finetune.data.table import Table
 from finetune.errors import EXIT_DONE, EXIT_FAILED, UserError
@@ -57,6 +59,9 @@ def inspect(
     loaded = open_recipe(recipe, sets)
     check_recipe(loaded)
     plan = plan_alone(loaded.recipe)
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # with threads of its own, this process could not be forked
     inspection = open_inspection(plan, _Progress())
     if split not in inspection.splits:
         raise UserError(
@@ -77,27 +82,29 @@ def inspect(
     return EXIT_FAILED if strict and fails_strict(report.findings) else EXIT_DONE
 
 
-def open_inspection(plan: Plan, tick: Any) -> Inspection:
+def open_inspection(plan: Plan, progress: InspectionProgress) -> Inspection:
     """Prepare the data as training does, and read it. Rows that would end the training become findings instead."""
     task, stops = load_task(plan.recipe.task), plan.recipe.data.on_bad_row != "skip"
-    try:
-        artifacts, tables, datasets, notes = prepare(plan, task)
-    except UserError:
-        if not stops:
-            raise
-        data = plan.recipe.data.model_copy(update={"on_bad_row": "skip"})
-        plan = replace(plan, recipe=plan.recipe.model_copy(update={"data": data}))
-        artifacts, tables, datasets, notes = prepare(plan, task)
-    return inspect_data(task, plan, artifacts, tables, datasets, notes=notes, stops=stops, tick=tick)
+    with entered(Stage(default_workers(), progress)):
+        try:
+            artifacts, tables, datasets, notes = prepare(plan, task)
+        except UserError:
+            if not stops:
+                raise
+            data = plan.recipe.data.model_copy(update={"on_bad_row": "skip"})
+            plan = replace(plan, recipe=plan.recipe.model_copy(update={"data": data}))
+            artifacts, tables, datasets, notes = prepare(plan, task)
+            notes.insert(0, "training would stop at the rows that cannot be used; they are left out here")
+    return inspect_data(task, plan, artifacts, tables, datasets, notes=notes, stops=stops, tick=progress.tick)
 
 
 def prepare(plan: Plan, task: Any) -> tuple[TaskArtifacts, dict[str, Table], Datasets, list[str]]:
     """(artifacts, tables, encoded splits, notes), through the same functions and the same cache as training."""
-    facts = Facts()
-    tables = open_tables(plan.recipe, task.card)
+    facts, messages = Facts(), list[str]()
+    tables = open_tables(plan.recipe, task.card, notify=messages.append)
     artifacts = task.prepare(plan, tables, facts)
     datasets = {name: task.dataset(plan, artifacts, table, facts) for name, table in tables.items()}
-    return artifacts, tables, datasets, [*plan.notes, *facts.notes]
+    return artifacts, tables, datasets, [*messages, *plan.notes, *facts.notes]
 
 
 def padding_of(inspection: Inspection) -> Padding | None:
@@ -147,14 +154,31 @@ def _encodable(line: str) -> str:
     return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
-class _Progress:
-    """Reports every few seconds how far the reading is."""
+class InspectionProgress(Protocol):
+    """Shows how far preparing (as data/prepare/progress.py has it) and reading are."""
+
+    def show(self, text: str, share: float) -> None: ...
+    def close(self) -> None: ...
+    def tick(self, what: str, done: int, total: int) -> None: ...
+
+
+class _Progress(SilentProgress):
+    """A line every few seconds, on stderr: what is printed on stdout is the report."""
 
     def __init__(self) -> None:
         self._reported = time.monotonic()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def show(self, text: str, share: float) -> None:
         now = time.monotonic()
         if now - self._reported >= PROGRESS_SECONDS:
             self._reported = now
-            say(f"{what}: {done:,} of {total:,}")
+            say(text)
+
+    def tick(self, what: str, done: int, total: int) -> None:
+        self.show(f"{what}: {done:,} of {total:,}", done / max(total, 1))
+
+
+class SilentInspection(SilentProgress):
+    """Shows nothing."""
+
+    def tick(self, what: str, done: int, total: int) -> None: ...

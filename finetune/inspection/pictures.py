@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from finetune.tasks.artifacts import TaskArtifacts
 
 EDGE = 320  # pixels of the longer side of a thumbnail, at most
-SMALL = 160  # at least
+SMALL = 240  # at least
 
 
 @dataclass(frozen=True)

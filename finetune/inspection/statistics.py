@@ -79,7 +79,9 @@ def length_table(splits: dict[str, InspectedSplit]) -> Table:
         )
         cells += [learned, _cut_share(split), f"{out:,}"]
         rows.append(tuple(cells))
-    return Table(head, tuple(rows))
+    known = [column for column in range(len(head)) if any(row[column] != "-" for row in rows)]
+    lines = [tuple(line[column] for column in known) for line in (head, *rows)]
+    return Table(lines[0], tuple(lines[1:]))
 
 
 def _cut_share(split: InspectedSplit) -> str:

@@ -63,11 +63,14 @@ ASCII = {"begin": "[[", "end": "]]", "added": "{}", "bar": "|", "block": "#", "r
 
 def render(report: InspectionReport, style: Style, *, whole_rows: bool = False) -> Iterator[str]:
     """The lines of a report. whole_rows: all tokens of the rows that are shown."""
-    yield style.paint(_fit(report.title, style.width), "title")
-    yield from _wrap(report.subtitle, style.width)
+    yield style.paint(_fit(visible(report.title), style.width), "title")
+    yield from _wrap(visible(report.subtitle), style.width)
     yield from _findings(report.findings, style)
     for note in report.notes:
-        yield from _wrap(f"note: {note}", style.width, "      ")
+        first, *rest = visible(note, line_feed="\n").split("\n")
+        yield from _wrap(f"note: {first}", style.width, "      ")
+        for line in rest:
+            yield from _wrap(f"      {line}", style.width, "        ")
     yield from _heading("Splits", style)
     yield from _table(report.lengths, style)
     for title, drawn in report.histograms:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.app.inspect import open_inspection, padding_of
+from finetune.app.inspect import SilentInspection, open_inspection, padding_of
 from finetune.app.machine import plan_alone
 from finetune.inspection.checks import run_checks
 from finetune.inspection.findings import Finding
@@ -135,25 +135,25 @@ class Data:
     model: dict[str, Any]
     on_bad_row: str = "error"
 
-    def inspection(self) -> Inspection:
+    def write(self) -> dict[str, Any]:
+        """Write the files; the recipe as plain values."""
         for name, rows in (("train", self.train), ("validation", self.validation)):
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (self.folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        values = {
+        files = {name: str(self.folder / f"{name}.jsonl") for name in ("train", "validation")}
+        return {
             "name": "inspected",
             "task": self.task,
             "model": self.model,
-            "data": {
-                "train": str(self.folder / "train.jsonl"),
-                "validation": str(self.folder / "validation.jsonl"),
-                "on_bad_row": self.on_bad_row,
-            },
+            "data": {**files, "on_bad_row": self.on_bad_row},
             "options": self.options,
             "training": {"precision": "fp32", "global_batch": 8},
             "parallel": {"deepspeed": "none"},
         }
-        recipe = recipe_type(CARDS[self.task])(**values)
-        return open_inspection(plan_alone(recipe), lambda what, done, total: None)
+
+    def inspection(self) -> Inspection:
+        recipe = recipe_type(CARDS[self.task])(**self.write())
+        return open_inspection(plan_alone(recipe), SilentInspection())
 
     def findings(self) -> list[Finding]:
         return run_checks(self.inspection())
