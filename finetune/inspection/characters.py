@@ -39,7 +39,9 @@ SHAPING = {
 WINDOWS = {ord(bytes([byte]).decode("cp1252", "ignore") or "\0"): byte for byte in range(0x80, 0xA0)}
 WINDOWS.pop(0, None)
 _BYTES = re.compile("[\x80-\xff" + "".join(map(re.escape, map(chr, WINDOWS))) + "]{2,}")
-_WORD = re.compile(r"[^\W\d_]{2,}")
+_WORD = re.compile(r"[^\W\d_]{3,}")
+# Cyrillic and Greek letters that look like Latin ones.
+LOOKALIKES = set("аеорсухіјѕԁһкАВЕКМНОРСТУХІЈЅ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧονικρυχα")
 
 
 def traits_of(code: int) -> int:
@@ -131,14 +133,18 @@ def find_mojibake(text: str) -> str:
 
 
 def find_mixed_word(text: str) -> str:
-    """A word with Latin and Cyrillic or Greek letters, with the odd ones named; "" if there is none."""
+    """A word of Latin letters and Cyrillic or Greek ones that look like Latin ones, with the rarer named; "" if none.
+
+    Other letters may stand beside Latin ones on purpose, as in formulas.
+    """
     for word in _WORD.findall(text):
-        scripts = Counter(script_of(ord(character)) for character in word)
-        foreign = [name for name in ("Cyrillic", "Greek") if scripts.get(name)]
-        if scripts.get("Latin") and foreign:
-            rarer = min(("Latin", *foreign), key=lambda name: scripts[name])
-            odd = "".join(dict.fromkeys(letter for letter in word if script_of(ord(letter)) == rarer))
-            return f"{word}, where {odd} is {rarer}"
+        scripts = Counter(script_of(ord(letter)) for letter in word)
+        foreign = [letter for letter in word if script_of(ord(letter)) in ("Cyrillic", "Greek")]
+        if not scripts.get("Latin") or not foreign or not set(foreign) <= LOOKALIKES:
+            continue
+        rarer = min(("Latin", script_of(ord(foreign[0]))), key=lambda name: scripts[name])
+        odd = "".join(dict.fromkeys(letter for letter in word if script_of(ord(letter)) == rarer))
+        return f"{word}, where {odd} is {rarer}"
     return ""
 
 

@@ -327,13 +327,24 @@ def _wrap(text: str, width: int, indent: str = "") -> Iterator[str]:
     lead = text[: len(text) - len(text.lstrip(" "))]
     line, empty = lead, True
     for word in text.strip(" ").split(" "):
-        if not empty and cell_len(f"{line} {word}") > width:
+        if not empty and cell_len(f"{line} {word}") > width >= cell_len(indent + word):
             yield line
             line, empty = indent, True
-        for piece in _chunks(word, width - len(indent)) if cell_len(line) + cell_len(word) > width else (word,):
+        for piece in _pieces(word, width - cell_len(line) - 1, width - len(indent)):
             if not empty and cell_len(line) + cell_len(piece) + 1 > width:
                 yield line
                 line, empty = indent, True
             line += piece if empty else f" {piece}"
             empty = False
     yield line
+
+
+def _pieces(word: str, first: int, room: int) -> Iterator[str]:
+    """A word that fits on a line, or parts of it: the first has `first` columns, the others `room`."""
+    if cell_len(word) <= max(first, room):
+        yield word
+        return
+    start = next(_chunks(word, first)) if first > 8 else ""
+    if start:
+        yield start
+    yield from _chunks(word[len(start) :], room)

@@ -20,9 +20,14 @@ def check(inspection: Inspection) -> list[Finding]:
         "error",
         "rows of equal content have different labels",
         [(train, row) for row in differing],
-        lambda split, row: (
-            f"{', '.join(labels[row][:5])}, but {', '.join(labels[differing[row]][:5])} at "
-            f"{train.table.place(differing[row])}"
-        ),
+        lambda split, row: f"{_difference(labels[row], labels[differing[row]])} at {train.table.place(differing[row])}",
         remedy="Decide for one label.",
     )
+
+
+def _difference(own: list[str], other: list[str]) -> str:
+    """What differs: "bad, but good", or of tags the first that do: "label 3: O, but B-person"."""
+    if len(own) == len(other) > 1:
+        place = next(index for index, (one, two) in enumerate(zip(own, other, strict=True)) if one != two)
+        return f"label {place + 1}: {own[place]}, but {other[place]}"
+    return f"{', '.join(own) or 'none'}, but {', '.join(other) or 'none'}"
