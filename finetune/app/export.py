@@ -85,8 +85,14 @@ def _published(output: Path) -> Iterator[Path]:
 def _build(run: Run, recipe: Recipe, artifacts: TaskArtifacts, checkpoint: Checkpoint) -> Any:
     """The model with the weights of a checkpoint, whole, in one process."""
     torch.manual_seed(recipe.seed)
-    model = load_task(recipe.task).build(portable_plan(run, recipe), artifacts, Facts())
+    facts = Facts()
+    model = load_task(recipe.task).build(portable_plan(run, recipe), artifacts, facts)
     put_weights(model, checkpoint)
+    if recipe.adapter is not None and (missing := facts.simple().get("missing weights")):
+        print_line(
+            f"note: {recipe.model.source} lacks weights ({missing}): they were drawn from the recipe's seed, and are in a "
+            "merged model only, not beside an adapter"
+        )
     return model
 
 

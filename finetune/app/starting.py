@@ -27,7 +27,10 @@ def take_adapter_values(loaded: LoadedRecipe) -> LoadedRecipe:
     Raises: RecipeFaults for values that are not those of the adapter.
     """
     section = loaded.recipe.adapter
-    if section is None or section.start == "merge" or (source := adapter_of(loaded.recipe.model)) is None:
+    if not Path(loaded.recipe.model.source).is_dir():  # a hub id, or a package that may not be installed here
+        return loaded
+    source = adapter_of(loaded.recipe.model)
+    if source is None or section is None or section.start == "merge":
         return loaded
     own, faults, origins = _values_of(source), [], dict(loaded.origins)
     taken: dict[str, Any] = {}

@@ -157,10 +157,12 @@ def random_inputs(
         pixels = torch.randn(ROWS, int(getattr(config, "num_channels", 3) or 3), *size, generator=draw)
         return {"pixel_values": pixels.to(device, next(model.parameters()).dtype)}
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    ids = torch.randint(0, vocabulary, (ROWS, LENGTH), generator=draw)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 2 * LENGTH
+    length = max(2, min(LENGTH, int(positions) // 2))  # some models begin to count behind the padding token
+    ids = torch.randint(0, vocabulary, (ROWS, length), generator=draw)
     for row in token_rows:
-        if len(row) >= LENGTH:
-            ids = torch.cat([ids, torch.tensor([list(row[:LENGTH])])])
+        if len(row) >= length:
+            ids = torch.cat([ids, torch.tensor([list(row[:length])])])
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids.flip(1)

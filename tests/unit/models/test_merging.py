@@ -129,6 +129,25 @@ def test_encoder_decoders_merge(make: Any, targets: list[str], tmp_path: Path) -
     assert_same(expected, found)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_rounding_of_half_precision_is_no_difference_but_a_lost_adapter_is(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = adapted(causal().to(dtype), targets=["embed_tokens", "q_proj"])
+    with model.disable_adapter():
+        bare = outputs_of(model, random_inputs(model))
+    expected, found, loaded = merged_outputs(model, tmp_path)
+    assert loaded.dtype == dtype and compare(expected, found, dtype).equal
+    assert not compare(expected, bare, dtype).equal
+
+
+def test_a_model_of_few_positions_is_compared_within_them() -> None:
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL, max_position_embeddings=16))
+    assert random_inputs(model)["input_ids"].shape == (4, 8)
+    assert len(random_inputs(model, token_rows=[[1] * 9, [1] * 3])["input_ids"]) == 5
+
+
 def test_heads_merge(tmp_path: Path) -> None:
     expected, found, _ = merged_outputs(
         adapted(reward(), heads=("score",), targets=["q_proj", "embed_tokens"]), tmp_path
