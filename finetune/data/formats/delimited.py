@@ -148,7 +148,7 @@ def check_header(names: Sequence[str], path: Path, line: int, fault: tuple[int, 
         raise UserError(
             f"the header cannot be read: {fault[1]}",
             where=f"{path}:{fault[0]}",
-            remedy="The first line names the columns. Fix it, or give the names with `header:` if there is no such line.",
+            remedy="If the file has no header, name the columns with `header:`.",
         )
     names = [str(name).strip() or f"column_{index}" for index, name in enumerate(names, start=1)]
     duplicate = next((name for name in names if names.count(name) > 1), None)

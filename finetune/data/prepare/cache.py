@@ -34,6 +34,10 @@ INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit, Stopped)  # after
 Notify = Callable[[str], None]
 
 
+PRUNE_SECONDS = 2.0  # between looks at the same folder
+_pruned: dict[Path, float] = {}  # folder -> when it was last looked at
+
+
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/finetune, or ~/.cache/finetune."""
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -100,7 +104,7 @@ def publish(
     final = cache_folder() / kind / key
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _prune(final.parent)
+        _prune_sometimes(final.parent)
         lock = final.with_name(f"{key}.lock")
         with exclusive(lock, about or kind, notify, finished=final.is_dir) as held:
             if not final.is_dir():
@@ -162,6 +166,14 @@ def touch(folder: Path) -> None:
 def is_partial(name: str) -> bool:
     """Whether a name in a folder of the cache is that of an entry that is not complete."""
     return ".incomplete-" in name or ".partial-" in name or ".removed-" in name
+
+
+def _prune_sometimes(parent: Path) -> None:
+    """Prune a folder, but not for each of thousands of entries that are made in a row."""
+    now = time.monotonic()
+    if now - _pruned.get(parent, -PRUNE_SECONDS) >= PRUNE_SECONDS:
+        _prune(parent)
+        _pruned[parent] = time.monotonic()
 
 
 def _prune(parent: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 from array import array
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -11,7 +14,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+SMALL_BYTES = 4_096  # a file of one page is read rather than mapped
 BUFFER_BYTES = 1 << 20  # records are written in blocks of about this size
+
+
+@cache
+def allow_open_files() -> None:
+    """Let this process open as many files as the system permits: 1,024, the usual limit, are few for folders of parts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class RecordWriter:
@@ -80,8 +93,9 @@ class RecordFile:
         import numpy as np
 
         path = self._folder / f"{self._name}.{tag}"
-        if path.stat().st_size == 0:  # an empty file cannot be mapped
-            return np.empty(0, dtype)
+        if path.stat().st_size <= SMALL_BYTES:  # an empty file cannot be mapped, and each map keeps a file open
+            return np.fromfile(path, dtype)
+        allow_open_files()
         return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)  # indexing a plain array is faster
 
     def numbers(self, tag: str) -> np.ndarray:

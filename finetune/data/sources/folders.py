@@ -141,7 +141,8 @@ def _choose(
         return groups[label], (), ()
     used = listed([path.name for path in groups[label]])
     others = listed([path.name for other in left for path in groups[other]])
-    return groups[label], left, (f"{display_path(folder)}: {used} is read; left to other splits: {others}",)
+    verb = "is" if len(groups[label]) == 1 else "are"
+    return groups[label], left, (f"{display_path(folder)}: {used} {verb} read; left to other splits: {others}",)
 
 
 def _label(groups: Groups, folder: Path, source: SourceSection, name: str) -> str:

@@ -41,7 +41,8 @@ def test_the_first_of_two_writers_wins(cache):
     assert [entry.name for entry in (cache / "kind").iterdir()] == ["key"]
 
 
-def test_old_and_incomplete_entries_are_removed(cache):
+def test_old_and_incomplete_entries_are_removed(cache, monkeypatch):
+    monkeypatch.setattr(cache_module, "PRUNE_SECONDS", 0.0)
     old, half, young = publish("kind", "old", put("")), cache / "kind" / "k.incomplete-x", publish("kind", "a", put(""))
     half.mkdir()
     os.utime(old, (0, time.time() - cache_module.UNUSED_SECONDS - 9))

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -302,3 +305,22 @@ def test_the_same_files_in_two_splits_are_reported(tmp_path, make_recipe, text_c
     sets = {"train": str(tmp_path), "validation": str(tmp_path / "b.jsonl")}
     open_tables(make_recipe(**sets), text_card, notify=said.append)
     assert any("validation reads files that train reads, too" in line and "b.jsonl" in line for line in said)
+
+
+def test_a_folder_of_many_files_needs_few_open_files(tmp_path):
+    """600 files, with at most 100 open ones allowed."""
+    for index in range(600):
+        (tmp_path / f"part-{index:05d}.jsonl").write_text(json.dumps({"text": f"t {index}", "label": 1}) + "\n")
+    script = """
+        import resource, sys
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+        from finetune.data.sources.tables import open_split
+        from finetune.recipe.card import TaskCard
+        from finetune.recipe.data import SourceSection
+        card = TaskCard("t", "", {"text": "", "label": ""}, (("text",), ("label",)), (), (), "", "")
+        table = open_split("train", [SourceSection(source=sys.argv[1])], card, columns={}, on_bad_row="error")
+        print(len(table), table[599]["text"])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4])
+    assert done.stdout == "600 t 599\n"

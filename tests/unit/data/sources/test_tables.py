@@ -2,6 +2,8 @@
 message or skipped, also from the cache.
 """
 
+import datetime
+import decimal
 import json
 import pickle
 import subprocess
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from finetune.data.sources.preflight import check_data
 from finetune.data.sources.tables import open_split, open_tables
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
@@ -296,3 +299,75 @@ def test_real_sets(shared_data, make_recipe, text_card, image_card):
     assert {row["label"] for row in tables["validation"]} == {"0", "1"}
     tables = open_tables(make_recipe(train=str(shared_data / "cifar10" / "train.parquet")), image_card)
     assert len(tables["train"]) == 8000 and len(set(tables["train"].values("label"))) == 10
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet"])
+def test_values_inside_of_columns_have_dotted_names(tmp_path, make_recipe, text_card, form):
+    rows = [{"translation": {"en": {"x": "a"}, "de": "b"}, "label": "c"}, {"translation": {"de": "d"}, "label": "c"}]
+    path = tmp_path / f"a.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist([*rows, {"label": "c"}]), path)
+    else:
+        text = (
+            json.dumps([*rows, {"label": "c"}])
+            if form == "json"
+            else "\n".join(map(json.dumps, [*rows, {"label": "c"}]))
+        )
+        path.write_text(text)
+    recipe = make_recipe(train=str(path), columns={"text": "translation.en.x"}, on_bad_row="skip")
+    assert check_data(recipe, text_card) == []
+    table = open_tables(recipe, text_card)["train"]
+    assert [(row["text"], row["label"]) for row in table] == [("a", "c")] and list(table.values("text")) == ["a"]
+    assert [reason for _, reason in table.skipped] == ["no value in column translation.en.x"] * 2
+    with pytest.raises(UserError, match=r"no column 'translation.dee'.*did you mean translation.de"):
+        open_tables(make_recipe(train=str(path), columns={"text": "translation.dee"}), text_card)
+    (fault,) = check_data(make_recipe(train=str(path), columns={"text": "translation.dee"}), text_card)
+    assert fault.nearest == "translation.de" and "translation.en.x" in fault.allowed
+
+
+def test_a_dot_in_the_name_of_a_column_is_part_of_it(tmp_path, make_recipe, text_card):
+    (tmp_path / "a.csv").write_text("my.text,label\na,1\n")
+    recipe = make_recipe(train=str(tmp_path / "a.csv"), columns={"text": "my.text"})
+    assert open_tables(recipe, text_card)["train"][0] == {"text": "a", "label": "1"}
+
+
+def test_typed_values_are_plain(tmp_path, make_recipe, text_card):
+    when = datetime.datetime(2024, 2, 3, 4, 5, 6)
+    columns = {
+        "text": pa.array(["a"], pa.large_string()),
+        "label": pa.array(["good"]).dictionary_encode(),
+        "price": pa.array([decimal.Decimal("4.50")]),
+        "count": pa.array([decimal.Decimal("4.00")]),
+        "time": pa.array([when], pa.timestamp("ns")),
+        "day": pa.array([when.date()]),
+        "span": pa.array([datetime.timedelta(seconds=90)]),
+        "map": pa.array([[("k", when.date())]], pa.map_(pa.string(), pa.date32())),
+        "list": pa.array([[{"d": when.date()}]]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    row = open_tables(make_recipe(train=str(tmp_path / "a.parquet")), text_card)["train"][0]
+    assert json.loads(json.dumps(row)) == row == {
+        "text": "a", "label": "good", "price": 4.5, "count": 4, "time": "2024-02-03 04:05:06", "day": "2024-02-03",
+        "span": "0:01:30", "map": {"k": "2024-02-03"}, "list": [{"d": "2024-02-03"}],
+    }  # fmt: skip
+
+
+def test_notes_on_files_are_counted(tmp_path, make_recipe, text_card):
+    for name in "ab":
+        (tmp_path / f"{name}.csv").write_text("text;label\na;1\n")
+    said: list[str] = []
+    open_tables(make_recipe(train=str(tmp_path)), text_card, notify=said.append)
+    assert any(line.endswith("a.csv and 1 more: cells are separated by semicolons") for line in said)
+
+
+def test_a_first_line_that_is_a_row_and_a_list_named_jsonl(tmp_path, make_recipe, text_card):
+    (tmp_path / "a.csv").write_text("a film,1\nb film,0\n")
+    faults = check_data(make_recipe(train=str(tmp_path / "a.csv")), text_card)
+    assert len(faults) == 2 and all("header: [text, label]" in fault.message for fault in faults)
+    with pytest.raises(UserError, match="no column for text") as error:
+        open_tables(make_recipe(train=str(tmp_path / "a.csv")), text_card)
+    assert "header: [text, label]" in error.value.remedy
+    for content in ('[\n{"text": "a", "label": 1},\n{"text": "b", "label": 1}]', '{\n"text": "a",\n"label": 1}'):
+        (tmp_path / "a.jsonl").write_text(content)
+        (fault,) = check_data(make_recipe(train={"source": str(tmp_path / "a.jsonl"), "limit": 1}), text_card)
+        assert "set `format: json`" in fault.message
