@@ -36,6 +36,12 @@ def role_values(table: Table, role: str) -> Iterator[Any]:
     return iter(values(role)) if values is not None else (row.get(role) for row in table)
 
 
+def read_rows(table: Table, first: int, last: int) -> list[Row]:
+    """Rows [first, last) of a table, in one piece if it can do that."""
+    together = getattr(table, "rows_between", None)
+    return together(first, last) if together is not None else [table[index] for index in range(first, last)]
+
+
 class Examples(Protocol):
     """Encoded examples of one split, ready for `collate`; index i is row id `self.ids[i]`.
 

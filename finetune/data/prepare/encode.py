@@ -19,7 +19,7 @@ from finetune.data.prepare.pool import Chunk, map_chunks
 from finetune.data.prepare.progress import Meter, current_stage
 from finetune.data.prepare.record_codec import Layout, Packer, unpack
 from finetune.data.prepare.records import RecordFile
-from finetune.data.table import Row, Table
+from finetune.data.table import Row, Table, read_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -254,9 +254,3 @@ def _results(job: EncodeJob, chunks: Sequence[Chunk], workers: int) -> Iterator[
             if (time.monotonic() - started) / first * (len(chunks) - first) > POOL_SECONDS:
                 break
     yield from map_chunks(job, chunks[first:], workers=workers)
-
-
-def read_rows(table: Table, first: int, last: int) -> list[Row]:
-    """Rows [first, last) of a table, in one piece if it can do that."""
-    together = getattr(table, "rows_between", None)
-    return together(first, last) if together is not None else [table[index] for index in range(first, last)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune.data.prepare.cache import digest, publish
-from finetune.data.table import Row
+from finetune.data.prepare.pool import Chunk, map_chunks
+from finetune.data.prepare.progress import Meter, current_stage
+from finetune.data.table import Row, Table, read_rows
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
 VERSION = 1
+ROWS = 2_000  # hashed together
 SHOWN = 10  # classes named in a note
 HEAD_BYTES = 1 << 16  # an image file is identified by its size and this many first bytes
 
@@ -95,7 +99,7 @@ class Split:
 
 
 def hold_out(
-    rows: Iterable[Row],
+    rows: Table,
     count: int,
     fingerprint: str,
     *,
@@ -110,15 +114,14 @@ def hold_out(
     row) is below the threshold, the rows with the smallest (largest) hash are moved. A class that would be left without a
     training row gets back the row with its largest hash. Hashes and moves are cached.
 
-    rows: `count` rows in order of their ids. fingerprint: identifies their content. roles: the roles of the task.
+    rows: a table of `count` rows. fingerprint: identifies their content. roles: the roles of the task.
     classes: those of each row, for tasks that have classes.
     Raises: UserError if there are no two different rows, or if every row is the only one of its class.
     """
     import numpy as np
 
     def write(folder: Path) -> None:
-        hashes = np.fromiter(_hashes(rows, roles, seed), np.uint64, count)
-        (folder / "hashes.u64").write_bytes(hashes.tobytes())
+        (folder / "hashes.u64").write_bytes(_hashes(rows, count, roles, seed))
 
     folder = publish("splits", digest("split", VERSION, fingerprint, seed, list(roles)), write)
     hashes = np.frombuffer((folder / "hashes.u64").read_bytes(), np.uint64)
@@ -141,8 +144,30 @@ def hold_out(
     return Split(np.flatnonzero(train), ids, facts["moved"], tuple(facts["classes"]))
 
 
-def _hashes(rows: Iterable[Row], roles: Sequence[str], seed: int) -> Iterator[int]:
-    return (row_hash(row, roles, seed) for row in rows)
+class HashJob:
+    """Hashes chunks of a table's rows; see pool.Job."""
+
+    def __init__(self, table: Table, roles: Sequence[str], seed: int) -> None:
+        self.table, self.roles, self.seed = table, tuple(roles), seed
+
+    def run(self, chunk: Chunk) -> bytes:
+        """The hashes of rows [first, last), uint64."""
+        return array("Q", (row_hash(row, self.roles, self.seed) for row in read_rows(self.table, *chunk))).tobytes()
+
+    def describe(self, chunk: Chunk) -> str:
+        """The place of the first row."""
+        return self.table.place(chunk[0])
+
+
+def _hashes(table: Table, count: int, roles: Sequence[str], seed: int) -> bytes:
+    meter = Meter(table.name, count, doing="splitting")
+    chunks = [(first, min(first + ROWS, count)) for first in range(0, count, ROWS)]
+    found = []
+    for chunk, hashes in map_chunks(HashJob(table, roles, seed), chunks, workers=current_stage().workers):
+        found.append(hashes)
+        meter.update(chunk[1])
+    meter.close()
+    return b"".join(found)
 
 
 def keep_classes(

@@ -13,6 +13,7 @@ sent is done by this process alone.
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import pickle
@@ -32,6 +33,7 @@ from finetune.errors import TrainingFailed
 
 Chunk = tuple[int, int]  # [first, last) of the units of a job, such as rows or bytes
 
+MIN_CHUNKS = 2  # for each worker, or fewer are started
 AHEAD = 2  # chunks that a worker has at a time: the one it computes, and the next
 BUFFERED = 8  # chunks per worker that may be ahead of the slowest one
 # Threads of libraries that prepare themselves for a fork: the allocator of pyarrow.
@@ -88,7 +90,7 @@ def map_chunks(job: Job, chunks: Sequence[Chunk], *, workers: int) -> Iterator[t
     When the iterator is closed or an exception passes through, all workers have ended.
     Raises: TrainingFailed where workers die again and again.
     """
-    workers = min(workers, len(chunks))
+    workers = min(workers, len(chunks) // MIN_CHUNKS)
     if workers <= 1 or not (_may_fork() or _can_be_sent(job)):
         for chunk in chunks:
             yield chunk, job.run(chunk)
@@ -260,6 +262,7 @@ def _work(connection: Connection, job: Job, memory: int, parent: int, close: Seq
     for other in close:
         other.close()
     limit_memory(memory)
+    gc.freeze()  # what was there before the fork is not looked at, so its pages stay shared
     try:
         while True:
             connection.send(_result(job, connection.recv()))

@@ -54,18 +54,22 @@ class SplitExamples:
         self.skipped_count: int = getattr(examples, "skipped_count", 0)
         lengths = np.asarray(examples.costs, np.int64)
         self.split_count = int((lengths > limit).sum())
-        parts = [(row, start) for row, length in enumerate(lengths.tolist()) for start in range(0, length, limit)]
-        self._parts = [part for part in parts if lengths[part[0]] <= limit or self._spans(*part)]
-        self.ids: np.ndarray = np.array(
-            [int(examples.ids[row]) * PARTS + start // limit for row, start in self._parts], np.int64
-        )
-        self.costs: np.ndarray = np.array([min(limit, lengths[row] - start) for row, start in self._parts], np.int64)
+        counts = -(-lengths // limit)
+        rows = np.repeat(np.arange(len(lengths)), counts)
+        parts = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        kept = lengths[rows] <= limit  # whole examples; of the others, parts with something to learn
+        for index in np.flatnonzero(~kept).tolist():
+            kept[index] = bool(self._spans(int(rows[index]), int(parts[index]) * limit))
+        self._rows, parts = rows[kept], parts[kept]
+        self._starts: np.ndarray = parts * limit
+        self.ids: np.ndarray = np.asarray(examples.ids, np.int64)[self._rows] * PARTS + parts
+        self.costs: np.ndarray = np.minimum(limit, lengths[self._rows] - self._starts)
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row, start = self._parts[index]
+        row, start = int(self._rows[index]), int(self._starts[index])
         example = self.examples[row]
         return {
             **example,

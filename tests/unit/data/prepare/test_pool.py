@@ -172,7 +172,7 @@ def test_the_workers_end_with_their_parent(number):
         "class Sleep:\n"
         "    def run(self, chunk): time.sleep(60)\n"
         "print('begun', flush=True)\n"
-        "list(map_chunks(Sleep(), [(0, 1), (1, 2)], workers=2))\n"
+        "list(map_chunks(Sleep(), [(0, 1), (1, 2), (2, 3), (3, 4)], workers=2))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
     parent.stdout.readline()
