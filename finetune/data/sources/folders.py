@@ -73,12 +73,19 @@ def _subset(folder: Path, source: SourceSection) -> Path:
 
 
 def _split_folders(contents: FolderContents, source: SourceSection) -> Groups | None:
-    """The subfolders by split, if they are splits: all of them are named so, one holds data, or `split:` names one."""
+    """The subfolders by split, if they are splits: all of them are named so, train and another one are, one holds data, or
+    `split:` names one.
+    """
+    exact = {split_of(path.name) for path in contents.folders} - {""}
     groups = group_by_split(contents.folders)
     named = [path for label, paths in groups.items() if label for path in paths]
     if source.split in (path.name for path in contents.folders):
         return {path.name: [path] for path in contents.folders}
-    if named and (len(named) == len(contents.folders) or any(_is_split(path) for path in named)):
+    if named and (
+        len(named) == len(contents.folders)
+        or ("train" in exact and len(exact) > 1)
+        or any(_is_split(path) for path in named)
+    ):
         several = next((paths for label, paths in groups.items() if label and len(paths) > 1), None)
         return groups if several is None else {path.name: [path] for path in contents.folders}
     return None

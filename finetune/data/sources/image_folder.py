@@ -12,11 +12,10 @@ from typing import Any
 from finetune.data.formats.compression import unreadable
 from finetune.data.images import can_decode
 from finetune.data.sources.locate import display_path
+from finetune.data.split_names import split_of
 from finetune.errors import UserError
 
 COLUMNS = ("image", "label")
-SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
-TRAINING_NAMES = {"train", "training"}
 CLUTTER = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}  # of operating systems; like hidden files never looked at
 SHOWN = 10  # extensions or folders named in one message
 
@@ -111,8 +110,8 @@ def find_classes(folder: Path) -> list[str]:
 
 def _refuse_splits(folder: Path, names: Sequence[str]) -> None:
     """Raises: UserError if subfolders are splits: all of them, or train and another one, or one with classes in it."""
-    splits = [name for name in names if name.lower() in SPLIT_NAMES]
-    kinds = {name.lower() in TRAINING_NAMES for name in splits}
+    splits = [name for name in names if split_of(name)]
+    kinds = {split_of(name) == "train" for name in splits}
     if not splits or (
         len(splits) < len(names) and len(kinds) < 2 and not any(_holds_classes(folder / s) for s in splits)
     ):

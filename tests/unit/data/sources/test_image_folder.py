@@ -95,6 +95,16 @@ def test_a_split_of_a_folder(tmp_path: Path, make_recipe: Any, image_card: Any) 
     assert [row["label"] for row in table] == ["a", "b"]
 
 
+def test_a_folder_beside_train_and_val_is_left_out_and_told(tmp_path: Path, make_recipe: Any, image_card: Any) -> None:
+    fill(tmp_path, "train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png", "images_raw/0.png")
+    lines: list[str] = []
+    recipe = make_recipe(train=str(tmp_path), validation=str(tmp_path))
+    tables = open_tables(recipe, image_card, notify=lines.append)
+    for name, folder in (("train", "train"), ("validation", "val")):
+        assert [row["image"] for row in tables[name]] == [str(tmp_path / folder / f"{label}/0.png") for label in "ab"]
+    assert all("images_raw" in line and "left to other splits" in line for line in lines[:2]) and len(lines) >= 2
+
+
 def test_classes_that_are_named_like_a_split(tmp_path: Path) -> None:
     assert find_classes(fill(tmp_path, "train/0.png", "bus/0.png", "car/0.png")) == ["bus", "car", "train"]
 
