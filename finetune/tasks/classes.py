@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from finetune.data.columns import nearest_name
-from finetune.data.label_forms import NAMES, LabelForm
+from finetune.data.label_forms import NAMES, LabelForm, parse_list
 from finetune.data.labels import Labels, label_key
 from finetune.data.prepare.label_survey import (
     Kind,
@@ -77,7 +77,14 @@ def decide_classes(
     Raises: UserError if the classes of the data do not fit the trained head.
     """
     classes = choose_classes(class_names(tables, role), stated, trained, where=where)
-    facts.notes += look_alike_notes(classes.lookup.names, column_name(tables["train"], role))
+    column, names = column_name(tables["train"], role), classes.lookup.names
+    facts.notes += look_alike_notes(names, column)
+    lists = [name for name in names if parse_list(name) is not None]
+    if 2 * len(lists) > len(names):
+        facts.notes.append(
+            f"{column}: {len(lists):,} of {len(names):,} classes look like lists, such as {lists[0]!r}: each is one class; "
+            "options.problem: multi_label reads the labels in them"
+        )
     return classes
 
 

@@ -90,3 +90,16 @@ def test_predictions_of_several_labels() -> None:
     assert (one.id, one.weight, one.reference) == (7, 1, {"reference": [1, 0]})
     assert (other.id, other.weight, other.shown) == (9, 1, {"label": "x, y"})
     assert one.loss == pytest.approx((torch.tensor([-2.0, -1.0]).exp().log1p()).mean().item())
+
+
+def test_single_labels_that_look_like_lists_or_alike_are_told() -> None:
+    facts = Facts()
+    found: Any = {"train": _Rows({"label": label} for label in ("['a', 'b']", "['b']", "Good", "['a']"))}
+    assert len(decide_classes(found, [], None, where="some/model", facts=facts).names) == 4
+    assert facts.notes == [
+        """label: 3 of 4 classes look like lists, such as "['a', 'b']": each is one class; """
+        "options.problem: multi_label reads the labels in them"
+    ]
+    facts, found = Facts(), {"train": _Rows({"label": label} for label in ("Good", "good", "[sic]"))}
+    decide_classes(found, [], None, where="some/model", facts=facts)
+    assert facts.notes == ["label: classes that look alike are kept apart: 'Good' and 'good'"]
