@@ -71,7 +71,7 @@ class ChatEncoder:
         notices += found.notices
         spans = [span for index in learnt for span in found.spans.get(index, ())]
         if not found.exact:
-            notices += _check(template, messages, names, tools, found.text)
+            notices += _check(template, messages, names, tools, found.text, found.spans)
             spans = []
             for index in learnt:
                 spans += self._worth_learning(messages[index], names[index], found, index, notices)
@@ -188,7 +188,12 @@ def _with_moved_system(messages: list[Message]) -> list[Message]:
 
 
 def _check(
-    template: ChatTemplate, messages: Sequence[Message], names: Sequence[int], tools: Sequence[Tool], text: str
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    names: Sequence[int],
+    tools: Sequence[Tool],
+    text: str,
+    spans: Mapping[int, Sequence[Span]] | None = None,
 ) -> Iterator[str]:
     """Notices on words that are not in the text as the row has them. Raises: BadRow for a turn that is left out."""
     changed = [index for index, message in enumerate(messages) if not _is_in(message.get("content", ""), text)]
@@ -209,7 +214,8 @@ def _check(
                 words = rest
             if not _is_in(words, text):
                 yield f"the chat template changes words of the {message['role']}, or leaves some out"
-        if not all(_is_in(thought, text) for thought in thoughts):
+        said = "".join(text[start:end] for start, end in (spans or {}).get(index, ())) or text
+        if not all(_is_in(thought, said) for thought in thoughts):
             which = "the last reply" if index == last else "replies before the last one"
             yield f"the chat template leaves out the thoughts of {which}: they are not learnt"
 

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.data.bad_rows import BadValue
 from finetune.data.prepare.encode import encode
 from finetune.data.table import Examples, Row, Table
+from finetune.errors import UserError
 from finetune.models.tokenizer import fingerprint
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
@@ -62,6 +63,7 @@ def text_dataset(
 
     key: everything except the tokenizer that the encoded examples depend on. limit: tokens that an example may have,
     for the reported counts. split_at: longer examples become several of at most that many tokens (0: never).
+    Raises: UserError for bad rows where data.on_bad_row is error, and where no example is left.
     """
     encoded = encode(
         table,
@@ -74,7 +76,13 @@ def text_dataset(
         describe_columns(facts, table, plan)
     facts.notes.extend(encoded.report())
     examples, dropped = drop_marked(encoded)
+    if not len(examples):
+        raise UserError(
+            f"{table.name}: no example is left of {len(table):,} rows\n" + "\n".join(encoded.report()),
+            remedy="Give other data, or a larger limit on tokens.",
+        )
     if split_at:
         examples = SplitExamples(examples, split_at)
-    describe_lengths(facts, table.name, examples, limit, dropped)
+    too_long = dropped if getattr(artifacts.options, "on_long", "") == "drop" else 0  # else a notice says why
+    describe_lengths(facts, table.name, examples, limit, too_long)
     return examples

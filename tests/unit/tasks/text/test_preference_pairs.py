@@ -11,8 +11,10 @@ import torch
 
 from finetune.data.bad_rows import BadRow
 from finetune.errors import UserError
+from finetune.tasks.preference.data import ReplyEncoder
 from finetune.tasks.text.preference_pairs import read_pair
 from tests.prepared import Prepared, prepare
+from tests.unit.tasks.text.templates import LLAMA_3, make_tokenizer
 
 USER, GOOD, BAD = (
     {"role": "user", "content": "Hi"},
@@ -60,6 +62,57 @@ def test_bad_pairs(row: dict[str, Any], why: str) -> None:
         read_pair(row)
 
 
+CALLING, OTHER = (
+    {"role": "assistant", "content": None, "tool_calls": [{"name": name, "arguments": {}}]} for name in ("look", "wait")
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "chosen", "rejected"),
+    [
+        ({"prompt": "2+2?", "chosen": 4, "rejected": "5"}, "4", "5"),
+        ({"prompt": "2+2?", "chosen": 4.5, "rejected": 5}, "4.5", "5"),
+        ({"prompt": "True?", "chosen": True, "rejected": False}, "true", "false"),
+        ({"prompt": "JSON?", "chosen": {"a": 1}, "rejected": [1, "ü"]}, '{"a": 1}', '[1, "ü"]'),
+        ({"prompt": 7, "chosen": "[{", "rejected": '[{"a": 1}]'}, "[{", '[{"a": 1}]'),
+    ],
+)
+def test_replies_of_any_json_type_are_text(row: dict[str, Any], chosen: str, rejected: str) -> None:
+    assert [reply.message["content"] for reply in read_pair(row)] == [chosen, rejected]
+
+
+@pytest.mark.parametrize(
+    ("row", "before"),
+    [
+        ({"prompt": "Hi", "history": [["a", "b"]]}, ["a", "b", "Hi"]),
+        ({"prompt": "Add.", "input": "1 1"}, ["Add.\n\n1 1"]),
+        ({"input": {"messages": [USER], "tools": [{"name": "look"}]}}, ["Hi"]),
+        ({"prompt": {"messages": [USER]}}, ["Hi"]),
+    ],
+)
+def test_what_comes_before_a_reply(row: dict[str, Any], before: list[str]) -> None:
+    for reply in read_pair({**row, "chosen": [GOOD], "rejected": [BAD]}):
+        assert [message["content"] for message in reply.before] == before
+        assert len(reply.tools) == ("input" in row and not isinstance(row["input"], str))
+
+
+def test_replies_may_be_tool_calls_and_go_on_from_the_prompt() -> None:
+    chosen, rejected = read_pair({"prompt": "Hi", "chosen": [CALLING], "rejected": [OTHER]})
+    assert chosen.message["tool_calls"][0]["function"]["name"] == "look" and rejected.message["content"] == ""
+    assert chosen.texts == ["Hi", '{"name": "look", "arguments": {}}']
+    result = {"role": "tool", "content": "4"}
+    row = {"prompt": "Hi", "chosen": [CALLING, result, GOOD], "rejected": [CALLING, result, BAD]}
+    assert [message["role"] for message in read_pair(row)[0].before] == ["user", "assistant", "tool"]
+    with pytest.raises(BadRow, match="different prompts"):
+        read_pair({**row, "rejected": [OTHER, result, BAD]})
+
+
+def test_a_prompt_that_is_in_neither_conversation_is_told() -> None:
+    row = {"prompt": "Something else", "chosen": [USER, GOOD], "rejected": [USER, BAD]}
+    assert read_pair(row)[0].notices == ("the prompt is not used: chosen holds a whole conversation without it",)
+    assert read_pair({**row, "prompt": "Hi"})[0].notices == ()
+
+
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -103,3 +156,23 @@ def test_bad_pairs_are_told_with_their_place(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"train\.jsonl:3: chosen is empty"):
         _read(tmp_path, [*ROWS, rows[3]])
+
+
+def test_pairs_that_are_equal_after_the_cut_are_left_out_and_told(tmp_path: Path) -> None:
+    long = "the same words again and again " * 9
+    rows = [*ROWS, {"prompt": "Hi", "chosen": long + "good", "rejected": long + "bad"}]
+    for task in ("reward_model", "preference"):
+        prepared = _read(tmp_path, rows, task=task, options={"max_length": 48})
+        assert list(prepared.datasets["train"].ids) == [0, 1]
+        (note,) = [note for note in prepared.facts.notes if "equal" in note]
+        assert note.startswith("train: 1 row: chosen and rejected are equal within options.max_length 48")
+        assert note.endswith("train.jsonl:3)")
+        assert len(_read(tmp_path, rows, task=task, options={"max_length": 512}).datasets["train"]) == 3
+        with pytest.raises(UserError, match="no example is left of 1 rows"):
+            _read(tmp_path, rows[2:], task=task, options={"max_length": 48})
+
+
+def test_pairs_that_a_template_makes_equal_are_bad() -> None:
+    encoder = ReplyEncoder(make_tokenizer(LLAMA_3), False, 100, "truncate", "")
+    (bad,) = encoder.encode([{"prompt": "Hi", "chosen": "a", "rejected": "a "}], with_targets=True)
+    assert isinstance(bad, BadRow) and "the same as the chat template writes them" in str(bad)
