@@ -103,6 +103,12 @@ class Session:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._control)
         return tensor.tolist()
 
+    def add_up(self, value: torch.Tensor) -> torch.Tensor:
+        """Summed over ranks, in place, on its device, without waiting for a GPU. All ranks call it."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
     def any(self, flag: bool) -> bool:
         """Whether it is true on some rank. All ranks call it."""
         return self.maximum(float(flag))[0] > 0

@@ -104,6 +104,8 @@ class Loop:
         self.output_dirs, self.stop = output_dirs, stop
         self.step_logger = StepLogger(self.session, listener, self.recipe.tracking.log_every)
         self.listener = listener
+        self.lags = self.session.device.type == "cuda"  # behind the host that feeds it
+        self._unsettled: tuple[StepResult, int] | None = None
         self.samples = Samples(
             task,
             artifacts,
@@ -222,12 +224,14 @@ class Loop:
         )
         if self.saver.under_way and not result.busy:
             self.saver.advance()
-        self._check_finite(result)
-        seconds = timing.end(started, data=prefetcher.waited(), idle=result.waiting_seconds)
+        last = progress.step + 1 == self.total_steps
+        logged = self.step_logger.is_logged(progress.step + 1, last=last)
+        self._settle(result, progress.step + 1, now=logged or result.stop or self._is_kept(progress.step + 1))
+        data = prefetcher.waited() if logged or not self.lags else 0.0  # reading a GPU's events waits for them
+        seconds = timing.end(started, data=data, idle=result.waiting_seconds)
         progress.step += 1
         progress.units += result.units
         progress.seconds += seconds
-        last = progress.step == self.total_steps
         figures = {"learning_rate": rate, "cost_imbalance": step.imbalance}
         self.step_logger.step(progress.step, self._epoch, result, figures, seconds=seconds, last=last)
         if self.rank_speed.measuring or self.rank_speed.watching:
@@ -236,7 +240,23 @@ class Loop:
                 self.listener.message(report)
         return result
 
-    def _check_finite(self, result: StepResult) -> None:
+    def _settle(self, result: StepResult, step: int, *, now: bool) -> None:
+        """Check that what step `step` gave is finite. A GPU is asked one step later, when it is at work on the next one;
+        now: at once, because its figures or its weights are about to leave this step. All ranks call it.
+        """
+        waiting, self._unsettled = self._unsettled, None
+        if waiting is not None:
+            self._check_finite(*waiting)
+        if now or not self.lags:
+            self._check_finite(result, step)
+        else:
+            self._unsettled = (result, step)
+
+    def _is_kept(self, step: int) -> bool:
+        """Whether the weights of step `step` are evaluated or saved."""
+        return self._due(self.recipe.evaluation.every, step) or self._due(self.recipe.checkpoint.every, step)
+
+    def _check_finite(self, result: StepResult, step: int) -> None:
         """A loss that is not finite ends the training; the weights in the last checkpoint are good."""
         broken_gradient = not math.isfinite(result.grad_norm) and self.session.accelerator.mixed_precision != "fp16"
         if result.finite and not broken_gradient:
@@ -248,7 +268,7 @@ class Loop:
         kept = f"the checkpoint of step {latest.step} is good" if latest else "no checkpoint was written yet"
         raise TrainingFailed(
             f"the {what} is {result.loss if not result.finite else result.grad_norm}",
-            where=f"step {self.progress.step + 1}" + (f", examples {nonfinite_ids[:32]}" if nonfinite_ids else ""),
+            where=f"step {step}" + (f", examples {nonfinite_ids[:32]}" if nonfinite_ids else ""),
             remedy=f"{kept}; inspect these examples, lower the learning rate or increase warmup",
         )
 
@@ -256,9 +276,11 @@ class Loop:
     def _epoch(self) -> float:
         return self.progress.step / self.schedule.steps_per_epoch
 
-    def _due(self, every: int | str) -> bool:
+    def _due(self, every: int | str, step: int | None = None) -> bool:
+        """step: None for the step that was done last."""
+        step = self.progress.step if step is None else step
         period = self.schedule.steps_per_epoch if every == "epoch" else int(every)
-        return self.progress.step % period == 0 or self.progress.step == self.total_steps
+        return step % period == 0 or step == self.total_steps
 
     def _evaluate(self) -> bool:
         """Evaluate where there is validation data; whether it is the best so far."""

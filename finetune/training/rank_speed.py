@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetune.distributed.session import Session
+from finetune.distributed.stopwatch import Stopwatch
 from finetune.training.step import StepResult
 
 
@@ -43,6 +44,7 @@ class RankSpeedEstimator:
         self._known: list[tuple[int, list[float]]] = [] if isinstance(asked, str) else [(0, list(asked))]
         self._seen = 0
         self._measured: list[tuple[float, float, float]] = []  # cost, seconds of passes, seconds of the whole step
+        self._watched: list[tuple[float, Stopwatch]] = []  # cost, forward passes
         self._speeds = self._rates = np.zeros(0)  # of each rank; its cost per second of passes when last measured
         self._reported: list[float] = []
 
@@ -60,12 +62,11 @@ class RankSpeedEstimator:
 
         index: of the step; cost: of this rank's share; own_seconds: on this rank without collectives, None if unknown.
         """
-        passes = self.passes * result.forward_pass.read()
         if self.watching:
-            if cost > 0 and passes > 0:
-                self._measured.append((cost, passes, 0.0))
+            self._watched.append((cost, result.forward_pass))
             self._seen += 1
             return self._watch(index) if self._seen % self.WATCHED == 0 else ""
+        passes = self.passes * result.forward_pass.read()
         self._seen += 1
         if self._seen > self.WARM and own_seconds is not None:
             self._measured.append((cost, passes, own_seconds))
@@ -90,8 +91,9 @@ class RankSpeedEstimator:
 
     def _watch(self, index: int) -> str:
         """Ranks whose passes take another time than before. A part of the change counts, since steps differ."""
-        mine = [cost / passes for cost, passes, _ in self._measured]
-        self._measured = []
+        passes = [(cost, self.passes * watch.read()) for cost, watch in self._watched]  # a GPU is asked for all at once
+        mine = [cost / seconds for cost, seconds in passes if cost > 0 and seconds > 0]
+        self._watched = []
         now = np.array(self.session.all_gather(float(np.median(mine)) if mine else math.nan))
         change = (now / self._rates) ** self.SMOOTHING
         change[np.isnan(change)] = 1.0  # a rank that has nothing to do, or had

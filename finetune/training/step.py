@@ -12,6 +12,7 @@ import torch
 
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.stopwatch import Stopwatch
+from finetune.distributed.transfer import Transfer
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
 from finetune.tasks.task import Task
@@ -19,27 +20,49 @@ from finetune.tasks.task import Task
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over the global units. grad_norm: global, before clipping. stop: some rank was asked to stop.
+    """What a step gave. Counts are known at once; loss and gradient norm are on their way from the device, and reading them
+    waits for the step to end there.
 
-    padding, positions: summed over ranks. Of this rank: forward_pass, and waiting_seconds (for a pipeline's neighbors).
-    nonfinite_ids: of the examples in micro-batches of this rank whose loss is not finite; then no rank has changed its
-    weights. busy: some rank was.
+    figures: [loss sum over all ranks, global gradient norm before clipping]. units, padding, positions: summed over ranks.
+    stop: some rank was asked to stop. busy: some rank is. Of this rank: forward_pass, waiting_seconds (for a pipeline's
+    neighbors), and losses of micro-batches with the ids of their examples.
     """
 
-    loss: float
+    figures: Transfer
     units: int
-    grad_norm: float
     padding: int
     positions: int
     stop: bool
     forward_pass: Stopwatch
     busy: bool = False
     waiting_seconds: float = 0.0
-    nonfinite_ids: tuple[int, ...] = ()
+    losses: Sequence[torch.Tensor] = ()
+    ids: Sequence[tuple[int, ...]] = ()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether loss and norm are at hand."""
+        return self.figures.is_read
+
+    @property
+    def loss(self) -> float:
+        """Mean over the global units. Waits for the device."""
+        return self.figures.read()[0] / max(self.units, 1)
+
+    @property
+    def grad_norm(self) -> float:
+        """Global, before clipping; not finite where gradients overflowed. Waits for the device."""
+        return self.figures.read()[1]
 
     @property
     def finite(self) -> bool:
         return math.isfinite(self.loss)
+
+    @property
+    def nonfinite_ids(self) -> tuple[int, ...]:
+        """Of the examples in micro-batches of this rank whose loss is not finite. Asks the device for each of them."""
+        pairs = zip(self.ids, self.losses, strict=True)
+        return tuple(i for ids, loss in pairs if not math.isfinite(float(loss)) for i in ids)
 
 
 def train_step(
@@ -57,6 +80,9 @@ def train_step(
 
     dummies: which batches are stand-ins that weigh nothing (`RankStep.dummies`); (): none. stop, busy: of this rank.
     meanwhile: called once all passes are under way; a GPU still works on them then.
+
+    The device is asked for nothing: weights are updated whether or not the loss is finite, and whoever saves them must have
+    read it.
     """
     session = engine.session
     dummies = dummies or [False] * len(batches)
@@ -80,22 +106,21 @@ def train_step(
     if meanwhile is not None:
         meanwhile()
     units, padding, positions = counted.wait()
-    loss, stopping, working = session.sum(
-        float(torch.stack(done.losses).sum()) if engine.owns_outputs else 0.0, float(stop), float(busy)
-    )
-    nonfinite_ids = tuple(i for b, x in zip(batches, done.losses, strict=True) if not math.isfinite(x) for i in b.ids)
-    grad_norm = engine.step() if math.isfinite(loss) else math.nan
+    stopping, working = session.sum(float(stop), float(busy))
+    total = torch.stack(done.losses).sum().to(session.device)
+    total = session.add_up(total if engine.owns_outputs else torch.zeros_like(total))
+    norm = engine.step().to(session.device, torch.float64)
     return StepResult(
-        loss=loss / max(units, 1),
+        figures=Transfer(torch.stack([total, norm])),
         units=int(units),
-        grad_norm=grad_norm,
         padding=int(padding),
         positions=int(positions),
         stop=stopping > 0,
         busy=working > 0,
         forward_pass=done.forward_pass,
         waiting_seconds=done.waiting_seconds,
-        nonfinite_ids=nonfinite_ids,
+        losses=done.losses,
+        ids=[batch.ids for batch in batches],
     )
 
 

@@ -28,16 +28,21 @@ class StepLogger:
         self._advised: set[str] = set()
         self._units = self._padding = self._positions = 0
         self._seconds = self._whole = 0.0
+        self._known: dict[str, float] = {}
 
     def step(
         self, step: int, epoch: float, result: StepResult, figures: Mapping[str, float], *, seconds: float, last: bool
     ) -> None:
-        """After each optimizer step. All ranks call it: on a logged step they compare their seconds."""
+        """After each optimizer step. All ranks call it: on a logged step they compare their seconds.
+
+        Loss and norm are those of this step where they have been read, otherwise of the last step that was.
+        """
+        if result.is_read:
+            self._known = {"loss": result.loss, "grad_norm": result.grad_norm}
         self._units, self._padding = self._units + result.units, self._padding + result.padding
         self._positions, self._seconds = self._positions + result.positions, self._seconds + seconds
         now = {
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
+            **self._known,
             **figures,
             "units_per_second": self._units / max(self._seconds, 1e-9),
             "padding_share": self._padding / max(self._positions, 1),
@@ -46,8 +51,12 @@ class StepLogger:
         now |= {"memory_bytes": float(memory)} if memory else {}
         if self.session.is_main:
             self.listener.step(step=step, epoch=epoch, progress=now)
-        if step % self.log_every == 0 or step == 1 or last:
+        if self.is_logged(step, last=last):
             self._log(step, epoch, now)
+
+    def is_logged(self, step: int, *, last: bool) -> bool:
+        """Whether step `step` gets a row."""
+        return step % self.log_every == 0 or step == 1 or last
 
     def row(self, step: int, epoch: float, split: str, figures: Mapping[str, float]) -> None:
         """One line of metrics.jsonl. Rank 0 only."""

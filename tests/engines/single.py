@@ -43,7 +43,7 @@ class SingleEngine:
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def set_learning_rate(self, learning_rate):
         shared.set_learning_rate(self.optimizer, learning_rate)

@@ -24,6 +24,7 @@ from finetune.distributed.engines.engine import (
     set_learning_rate,
     state_dict_on_main,
 )
+from finetune.distributed.gradient_norm import clip_gradients
 from finetune.distributed.session import Session
 from finetune.distributed.sharded_state import (
     Reader,
@@ -94,12 +95,12 @@ class DdpEngine:
     def backward(self, loss: torch.Tensor) -> None:
         self.session.accelerator.backward(loss)
 
-    def step(self) -> float:
-        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
-        norm = self.session.accelerator.clip_grad_norm_(self.module.parameters(), limit)
+    def step(self) -> torch.Tensor:
+        self.session.accelerator.unscale_gradients(self.optimizer)
+        norm = clip_gradients(self.module.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def set_learning_rate(self, learning_rate: float) -> None:
         set_learning_rate(self.inner_optimizer, learning_rate)

@@ -27,6 +27,7 @@ from finetune.distributed.engines.engine import (
     set_learning_rate,
     state_dict_on_main,
 )
+from finetune.distributed.gradient_norm import total_norm
 from finetune.distributed.session import Session
 from finetune.distributed.sharded_state import (
     Held,
@@ -122,16 +123,18 @@ class ZeroEngine:
     def backward(self, loss: torch.Tensor) -> None:
         self.model.backward(loss, scale_wrt_gas=False)
 
-    def step(self) -> float:
+    def step(self) -> torch.Tensor:
         whole = self._replicated_grad_norm() if self.stage == 0 else None
         self.model.step()
         norm = whole if whole is not None else self.model.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        if norm is None:
+            return torch.tensor(torch.nan)
+        norm = torch.as_tensor(norm).detach()
+        return torch.where(norm >= 0, norm, torch.nan)  # DeepSpeed says -1 of a norm that is not finite
 
-    def _replicated_grad_norm(self) -> float:
+    def _replicated_grad_norm(self) -> torch.Tensor:
         """Stage 0 clips without reporting the norm; after the last backward every rank holds the reduced gradients."""
-        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+        return total_norm(parameter.grad for parameter in self.module.parameters() if parameter.grad is not None)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         set_learning_rate(self.inner_optimizer, learning_rate)

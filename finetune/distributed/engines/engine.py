@@ -102,8 +102,10 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self) -> float:
-        """Clip, update, clear gradients. Returns the global gradient norm before clipping (nan if it overflowed)."""
+    def step(self) -> torch.Tensor:
+        """Clip, update, clear gradients. The global gradient norm before clipping (not finite if it overflowed): a floating
+        point scalar on the device, which nobody has waited for.
+        """
         ...
 
     def set_learning_rate(self, learning_rate: float) -> None:

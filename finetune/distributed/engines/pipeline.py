@@ -33,6 +33,7 @@ from finetune.distributed.engines.engine import (
 )
 from finetune.distributed.engines.p2p import P2P
 from finetune.distributed.engines.pipeline_model import PipelineModel, SharedOutputs, examples_in
+from finetune.distributed.gradient_norm import total_norm
 from finetune.distributed.session import Session
 from finetune.distributed.sharded_state import (
     Reader,
@@ -168,17 +169,17 @@ class PipelineEngine:
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def step(self) -> float:
+    def step(self) -> torch.Tensor:
         """Clips by the norm over all stages."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        squares = torch.nn.utils.get_total_norm(gradients).detach().double().cpu().square()
+        squares = total_norm(gradients).cpu().square()  # stages meet over gloo
         dist.all_reduce(squares, group=self.p2p.replica)
-        norm = squares.sqrt().float()
-        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
-        torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
+        norm = squares.sqrt()
+        if self.max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm.float())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def set_learning_rate(self, learning_rate: float) -> None:
         set_learning_rate(self.optimizer, learning_rate)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from finetune.data.order.cost import CostModel
 from finetune.distributed.engines.engine import EngineOptions
@@ -62,8 +63,8 @@ class ScriptedEvaluator:
         return Evaluation(split, {"loss": next(self.losses)}, len(examples))
 
 
-def train(folder, sections, losses=(), *, stop_at=0, resume="", broken=None):
-    """Train on this rank. broken: id of an example whose loss is NaN. Returns plain values."""
+def train(folder, sections, losses=(), *, stop_at=0, resume="", broken=None, lags=False):
+    """Train on this rank. broken: id of an example whose loss is NaN. lags: as on a GPU. Returns plain values."""
     folder = Path(folder)
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -96,6 +97,7 @@ def train(folder, sections, losses=(), *, stop_at=0, resume="", broken=None):
         listener=recorder,
         stop=stop,
     )
+    loop.lags = lags
     error = outcome = None
     try:
         outcome = loop.run(open_checkpoint(Path(resume)) if resume else None, None, {})
@@ -198,4 +200,21 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(loop_on_a_rank):
     assert "examples [" in done["error"] and "5" in done["error"].partition("examples")[2]
     last = f"the checkpoint of step {step - 1} is good" if step > 1 else "no checkpoint was written yet"
     assert last in done["error"]
-    assert all(weight.isfinite().all() for weight in done["weights"].values())
+    assert [Path(path).name for path in done["saved"]] == [f"step-{i:08d}" for i in range(max(1, step - 2), step)]
+    assert all(tensor.isfinite().all() for path in done["saved"] for tensor in _tensors(path))
+
+
+@pytest.mark.parametrize("every", [1, STEPS_PER_EPOCH])
+def test_behind_a_gpu_a_loss_that_is_not_finite_is_seen_before_anything_is_saved(loop_on_a_rank, every):
+    """It is read a step later, or at once where the weights are saved: the step and examples named are the same."""
+    rarely = sections(every=every) | {"tracking": {"wandb": "off", "log_every": 100}}
+    at_once, clean = (loop_on_a_rank(rarely, broken=broken, folder=f"cpu {broken}") for broken in (2, None))
+    late, fine = (loop_on_a_rank(rarely, broken=broken, lags=True, folder=f"gpu {broken}") for broken in (2, None))
+    assert fine["error"] is None and fine["losses"] == clean["losses"]
+    assert late["error"].splitlines()[0] == at_once["error"].splitlines()[0]
+    assert (len(at_once["losses"]), len(late["losses"])) == (1, 1 if every == 1 else 2)
+    assert all(tensor.isfinite().all() for path in late["saved"] for tensor in _tensors(path))
+
+
+def _tensors(checkpoint):
+    return [tensor for path in Path(checkpoint).glob("*.safetensors") for tensor in load_file(path).values()]

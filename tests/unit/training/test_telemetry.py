@@ -8,6 +8,7 @@ import torch
 from finetune.distributed import tracer
 from finetune.distributed.stopwatch import Stopwatch
 from finetune.distributed.tracer import Tracer
+from finetune.distributed.transfer import Transfer
 from finetune.training import step_logger as step_logger_module
 from finetune.training.step import StepResult
 from finetune.training.step_logger import StepLogger
@@ -56,7 +57,7 @@ def train(session, steps=12):
         started = told.timing.start(step)
         torch.ones(8, 8) @ torch.ones(8, 8)
         seconds = told.timing.end(started, data=0.0)
-        result = StepResult(1.0, 1, 1.0, 0, 1, False, Stopwatch(CPU))
+        result = StepResult(Transfer(torch.ones(2)), 1, 0, 1, False, Stopwatch(CPU))
         told.step(step, 0.0, result, {}, seconds=seconds, last=step == steps)
     assert [row["step"] for row in listener.rows] == list(range(1, steps + 1))
     assert session.gathered == steps, "every rank takes part in every collective, whatever failed"
@@ -114,8 +115,8 @@ def test_advice_that_fails(monkeypatch):
     assert len(train(Session())[0].messages) == 1
 
 
-def test_the_events_of_torch_2_11_on_a_gpu_are_not_measured():
-    """They have no activity_type, without which an annotation cannot be told from a kernel."""
+def test_events_on_a_gpu_that_do_not_tell_annotations_are_not_measured():
+    """With neither activity_type (torch 2.12) nor is_user_annotation (2.11), an annotation looks like a kernel."""
     made = Tracer(CPU)
     made.start()
     made.device = SimpleNamespace(type="cuda")
@@ -124,7 +125,7 @@ def test_the_events_of_torch_2_11_on_a_gpu_are_not_measured():
     made._profile = SimpleNamespace(
         stop=made._profile.stop, profiler=SimpleNamespace(kineto_results=SimpleNamespace(events=lambda: [event]))
     )
-    assert made.stop() is None and "activity_type" in made.failure
+    assert made.stop() is None and "is_user_annotation" in made.failure
     made.start()
     assert not made.running
 

@@ -1,0 +1,31 @@
+"""The norm of all gradients, exact to the last digits whatever their size, and without asking the device for it.
+
+A sum of squares in float32 loses digits as it grows: over the 28M elements of a tied embedding, torch 2.11 on a CPU was wrong
+by 5e-5. Squares are summed in float64 here, as DeepSpeed does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+_CHUNK = 1 << 22  # elements that are float64 at once where the device's kernel makes a copy: 32 MiB
+
+
+def total_norm(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The L2 norm of all of them: float64 [], on their device; 0 (on the CPU) of none."""
+    parts = [part for gradient in gradients for part in gradient.detach().reshape(-1).split(_CHUNK)]
+    if not parts:
+        return torch.zeros((), dtype=torch.float64)
+    norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float) -> torch.Tensor:
+    """Scale gradients in place to a norm of at most `limit` (0: never); their norm before, as `total_norm` gives it."""
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = total_norm(parameter.grad for parameter in trained if parameter.grad is not None)
+    if limit > 0:
+        torch.nn.utils.clip_grads_with_norm_(trained, limit, norm.float())
+    return norm
