@@ -66,7 +66,14 @@ def add_adapter(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # merging separates them
         torch.default_generator.manual_seed(seed)
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        try:
+            return get_peft_model(model, config)  # type: ignore[arg-type]
+        except NotImplementedError as error:  # peft asks models that share other weights for their word embeddings
+            raise UserError(
+                f"peft cannot add an adapter to a {type(model).__name__}: {error}",
+                where="adapter",
+                remedy="Leave out the adapter section and train all weights, or freeze some with model.freeze.",
+            ) from None
 
 
 def save_adapter(model: nn.Module, folder: Path, *, state_dict: dict[str, Any] | None = None) -> None:

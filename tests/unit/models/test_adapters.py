@@ -10,13 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+    AutoModelForSequenceClassification,
+)
 
 from finetune.errors import UserError
 from finetune.models.adapters import add_adapter
+from finetune.models.detection import class_modules
 from finetune.models.head import head_names
 from finetune.models.load import load_config, load_model
 from finetune.recipe.model import AdapterSection, ModelSection
+from tests.contract.examples import DFINE
 
 RESNET = ModelSection(
     source="resnet",
@@ -82,3 +88,12 @@ def test_gradients_reach_the_adapter_through_checkpointing(tiny_bert: Path) -> N
     adapted(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
     grads = [weight.grad for name, weight in adapted.named_parameters() if "lora_B" in name]
     assert grads and all(grad is not None and grad.any() for grad in grads)
+
+
+def test_a_detector_that_peft_cannot_adapt_is_told() -> None:
+    section = ModelSection(source="d_fine", init="config", config=DFINE)
+    kind = AutoModelForObjectDetection
+    model, _ = load_model(kind, section, load_config(section), dtype=torch.float32, seed=3, heads=class_modules)
+    with pytest.raises(UserError, match="peft cannot add an adapter to a DFineForObjectDetection") as caught:
+        add_adapter(model, AdapterSection(targets=["q_proj"]), None, [], seed=1)
+    assert "model.freeze" in caught.value.remedy
