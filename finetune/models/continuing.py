@@ -20,6 +20,7 @@ from finetune.models.merging import Comparison, check_equal, compare, merge, out
 from finetune.recipe.model import AdapterSection, ModelSection
 from finetune.recipe.recipe import Recipe
 
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
 COPIES = (".modules_to_save.", ".token_adapter.", ".base_layer.")  # of embeddings, which peft may save a second time
 
 
@@ -35,7 +36,25 @@ def adapt(
     assert recipe.adapter is not None, "a recipe with an adapter"
     if (source := adapter_of(recipe.model)) is None:
         return add_adapter(model, recipe.adapter, task_type, head_modules, seed=recipe.seed, new_tokens=new_tokens)
+    _check_new_tokens(source, new_tokens)
     return continue_adapter(model, source, recipe.adapter)
+
+
+def _check_new_tokens(source: AdapterSource, new_tokens: Sequence[int]) -> None:
+    """Raises: UserError for tokens whose rows the adapter neither trains nor saves."""
+    rows = source.settings.get("trainable_token_indices") or {}
+    own = {row for some in rows.values() for row in some} if isinstance(rows, dict) else set(rows)
+    if (unknown := sorted(set(new_tokens) - own)) and not _saves_embeddings(source):
+        raise UserError(
+            f"model.new_tokens: the adapter that is continued does not train {len(unknown)} of the new tokens (ids "
+            f"{', '.join(map(str, unknown[:8]))})",
+            where=str(source.folder),
+            remedy="Set adapter.start: merge, which adds a new adapter with the new tokens, or leave them out.",
+        )
+
+
+def _saves_embeddings(source: AdapterSource) -> bool:
+    return any(name.rpartition(".")[2] in EMBEDDINGS for name in source.saved_modules)
 
 
 def continue_adapter(model: Any, source: AdapterSource, adapter: AdapterSection | None = None) -> nn.Module:
@@ -59,6 +78,7 @@ def continue_adapter(model: Any, source: AdapterSource, adapter: AdapterSection 
     embed_with_gradients(model)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # merging separates them
+        warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path`")  # it was moved
         try:
             adapted = get_peft_model(model, config)
             _load_weights(adapted, state)

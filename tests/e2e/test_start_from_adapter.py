@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from finetune.app.export import export
-from finetune.models.merging import outputs_of, random_inputs
+from finetune.errors import UserError
+from finetune.models.merging import merge, outputs_of, random_inputs
 from tests.e2e import tiny
 from tests.e2e.conftest import Workers
 
@@ -110,3 +111,16 @@ def test_it_resumes_and_exports(home, pool, name, tmp_path):
     inputs = random_inputs(merged)
     assert torch.allclose(outputs_of(adapter, inputs)[0], outputs_of(merged, inputs)[0], atol=1e-4)
     assert ((tmp_path / "adapter" / "base").is_dir()) == (name == "merge")
+
+
+def test_a_merge_that_differs_leaves_nothing_behind(home, monkeypatch, tmp_path):
+    def wrong(model):
+        merged = merge(model)
+        with torch.no_grad():
+            merged.get_input_embeddings().weight.mul_(1.5)
+        return merged
+
+    monkeypatch.setattr("finetune.app.export.merge_adapter", wrong)
+    with pytest.raises(UserError, match=r"does not give the outputs of the adapter: .* rows"):
+        export(home / "sft", output=tmp_path / "merged", checkpoint="latest", merge=True)
+    assert not list(tmp_path.iterdir())

@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from finetune.errors import UserError
 from finetune.models.adapter_source import adapter_of, find_adapter
 from finetune.models.adapters import add_adapter, save_adapter
-from finetune.models.continuing import continue_adapter, write_merged
+from finetune.models.continuing import adapt, continue_adapter, write_merged
 from finetune.models.load import load_config, load_model
 from finetune.models.merging import outputs_of, random_inputs
 from finetune.models.source import resolve_model
 from finetune.recipe.model import AdapterSection, ModelSection
+from finetune.recipe.recipe import recipe_type
+from finetune.tasks import CARDS
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -193,3 +195,20 @@ def test_a_run_means_its_model(tmp_path: Path) -> None:
     assert "finetune export" in caught.value.remedy
     (tmp_path / "model").mkdir()
     assert resolve_model(str(tmp_path)) == str(tmp_path / "model")
+
+
+def test_new_tokens_that_the_adapter_does_not_train_are_refused(base: Path, tmp_path: Path) -> None:
+    trained(base, tmp_path / "a", new_tokens=(40, 41))
+    values = {
+        "name": "a",
+        "task": "causal_lm",
+        "model": {"source": str(tmp_path / "a")},
+        "adapter": {"targets": ["q_proj"]},
+    }
+    recipe = recipe_type(CARDS["causal_lm"])(**values, data={"train": "a.jsonl"})
+    model = load_model(
+        transformers.AutoModelForCausalLM, recipe.model, load_config(recipe.model), dtype=torch.float32, seed=2
+    )[0]
+    with pytest.raises(UserError, match=r"model\.new_tokens: .* 1 of the new tokens \(ids 42\)"):
+        adapt(model, recipe, "CAUSAL_LM", [], new_tokens=[40, 41, 42])
+    assert adapt(model, recipe, "CAUSAL_LM", [], new_tokens=[40, 41]) is not None
