@@ -42,6 +42,8 @@ _BYTES = re.compile("[\x80-\xff" + "".join(map(re.escape, map(chr, WINDOWS))) + 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 # Cyrillic and Greek letters that look like Latin ones.
 LOOKALIKES = set("аеорсухіјѕԁһкАВЕКМНОРСТУХІЈЅ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧονικρυχα")
+_LATIN, _LOOKALIKE = "A-Za-z\u00c0-\u024f", "".join(sorted(LOOKALIKES))
+_MIXED = re.compile(f"[{_LATIN}][{_LOOKALIKE}]|[{_LOOKALIKE}][{_LATIN}]")
 
 
 def traits_of(code: int) -> int:
@@ -137,6 +139,8 @@ def find_mixed_word(text: str) -> str:
 
     Other letters may stand beside Latin ones on purpose, as in formulas.
     """
+    if not _MIXED.search(text):
+        return ""
     for word in _WORD.findall(text):
         scripts = Counter(script_of(ord(letter)) for letter in word)
         foreign = [letter for letter in word if script_of(ord(letter)) in ("Cyrillic", "Greek")]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from finetune.inspection.similar import SimilarTexts
+from finetune.inspection.similar import MAX_CANDIDATES, SimilarTexts
 from finetune.inspection.split import InspectedSplit
 
 
@@ -38,6 +38,10 @@ def find_overlaps(splits: dict[str, InspectedSplit]) -> Overlaps:
     if train.contents.signatures is not None:
         pairs = index.insert("train", train.contents.signatures, skip=repeated, compare=True)
         found.near = [(row, other, share) for row, _, other, share in pairs]
+        if index.crowded:
+            few = MAX_CANDIDATES
+            crowd = f"{index.crowded:,} rows of train that resemble more than {few} others, with {few} of them"
+            found.sampled["train"] = "; ".join(filter(None, (found.sampled.get("train", ""), crowd)))
     for name, split in splits.items():
         if name == "train":
             continue

@@ -82,7 +82,7 @@ def make_report(
         recipe.name,
         subtitle,
         tuple(run_checks(inspection)),
-        tuple(inspection.notes),
+        (*inspection.notes, *sampling_notes(inspection)),
         length_table(splits),
         _histograms(inspection, split),
         label_table(splits),
@@ -94,6 +94,21 @@ def make_report(
         len(inspection.prompts),
         sum(one.same for one in inspection.prompts),
     )
+
+
+def sampling_notes(inspection: Inspection) -> list[str]:
+    """What was looked at in part only, also where nothing was found."""
+    notes = [f"near duplicates: looked at {what}" for what in inspection.overlaps.sampled.values()]
+    for name, split in inspection.splits.items():
+        if len(split.left_out) < split.left_out_count:
+            notes.append(
+                f"{name}: causes of {len(split.left_out):,} of {split.left_out_count:,} rows left out were found"
+            )
+        if split.tokens is not None and split.cuts_of < len(split.tokens.at_limit) and split.cuts:
+            notes.append(
+                f"{name}: {split.cuts_of:,} of {len(split.tokens.at_limit):,} examples at the limit were compared"
+            )
+    return notes
 
 
 def _histograms(inspection: Inspection, name: str) -> tuple[tuple[str, Histogram], ...]:

@@ -102,11 +102,15 @@ def similarity(one: np.ndarray, other: np.ndarray) -> float:
 
 
 class SimilarTexts:
-    """An index of the texts of a split, with which others are compared."""
+    """An index of the texts of a split, with which others are compared.
+
+    A text that has more than MAX_CANDIDATES candidates is not inserted, so that texts made from one template do not cost the
+    square of their number. crowded: how many were not.
+    """
 
     def __init__(self) -> None:
         self._index = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, BAND_ROWS))
-        self._name = ""
+        self._name, self.crowded = "", 0
         self._signatures: Signatures | None = None
         self._values = np.zeros((0, PERMUTATIONS), np.uint32)
 
@@ -121,10 +125,14 @@ class SimilarTexts:
             if skip[row]:
                 continue
             minhash = signatures.to_minhash(self._values[place])
+            candidates = self._index.query(minhash)
             if compare:
-                best = self._closest(signatures.shingles[place], self._values[place], self._index.query(minhash))
+                best = self._closest(signatures.shingles[place], self._values[place], candidates)
                 found += [(row, *best)] if best is not None else []
-            self._index.insert(place, minhash, check_duplication=False)
+            if len(candidates) > MAX_CANDIDATES:
+                self.crowded += 1
+            else:
+                self._index.insert(place, minhash, check_duplication=False)
         return found
 
     def compare(self, signatures: Signatures, *, skip: np.ndarray) -> list[Similar]:

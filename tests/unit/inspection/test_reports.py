@@ -209,3 +209,11 @@ def test_a_page_without_rows_of_a_kind(data: MakeData) -> None:
     report = data("text_classification").report(count=0)
     assert report.rows == ()
     assert "Findings" in render_page(replace(report, padding=None, labels=None, scripts=None, histograms=()))
+
+
+def test_what_was_sampled_is_said_even_if_nothing_was_found(data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.inspection.split.MAX_SIMILAR", 10)
+    report = data("causal_lm").report()
+    assert report.findings == ()
+    assert "near duplicates: looked at 10 of 30 rows of train" in report.notes
+    assert "note: near duplicates: looked at 10 of 12 rows of validation" in lines(report)

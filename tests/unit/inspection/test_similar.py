@@ -61,6 +61,15 @@ def test_texts_in_other_letters_and_scripts() -> None:
     assert [(row, other, share) for row, _, other, share in found] == [(1, 0, 1.0), (3, 2, 1.0)]
 
 
+def test_many_texts_of_one_template_do_not_cost_the_square_of_their_number() -> None:
+    frame = "please sort the following order into one of these kinds and say why you did so number"
+    texts = [f"{frame} {' '.join(make_texts(1, seed)[0].split()[:6])}" for seed in range(600)]
+    index = SimilarTexts()
+    found = index.insert("train", signed(texts), skip=np.zeros(600, bool), compare=True)
+    assert index.crowded > 200
+    assert all(share >= 0.8 for *_, share in found)
+
+
 def test_short_texts_and_rows_outside_the_sample_take_no_part() -> None:
     assert word_pairs("only four words here") is None
     chosen = np.array([True, False])
