@@ -60,6 +60,18 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
+def written_roles(roles: Sequence[str], runs: Sequence[tuple[int, int]]) -> list[str]:
+    """The roles, where what a model learns to write is the assistant's: calls of tools, say, which a template writes out.
+
+    runs: [start, end) of learned tokens; those that hold the text of another speaker stay as they are.
+    """
+    found = list(roles)
+    for start, end in runs:
+        if {"user", "system", "tool", "text"}.isdisjoint(roles[start:end]):
+            found[start:end] = ["assistant" if role == TEMPLATE else role for role in roles[start:end]]
+    return found
+
+
 def token_roles(tokenizer: Any, ids: Sequence[int], texts: Sequence[str], row: Row, name: str) -> list[str]:
     """Who says each token: system, user, assistant, tool, text; "special" for marks; "template" for what a template adds.
 
@@ -163,7 +175,7 @@ def _turns(value: Any, speaker: str) -> list[tuple[str, str]]:
     return [(speaker or "text", str(value))]
 
 
-def group_turns(roles: Sequence[str], texts: Sequence[str]) -> list[tuple[str, int, int]]:
+def group_turns(roles: Sequence[str], texts: Sequence[str], learned: Sequence[bool] = ()) -> list[tuple[str, int, int]]:
     """(speaker, start, end) of each turn, over all tokens: marks and template text are with the turn that they are about.
 
     What stands between two turns belongs to the first one up to its end mark and the blanks after it, else to the second.
@@ -180,14 +192,28 @@ def group_turns(roles: Sequence[str], texts: Sequence[str]) -> list[tuple[str, i
         return [(TEMPLATE, 0, len(roles))] if roles else []
     runs[0][1], runs[-1][2] = 0, len(roles)
     for one, other in itertools.pairwise(runs):
-        border = one[2]
-        marks = [place for place in range(one[2], other[1]) if roles[place] == SPECIAL]
-        if marks:
-            border = marks[0] + 1
-            while border < other[1] and roles[border] != SPECIAL and texts[border].isspace():
-                border += 1
-        one[2] = other[1] = border
+        one[2] = other[1] = _border(roles, texts, learned or [False] * len(roles), one[2], other[1])
     return [(role, start, end) for role, start, end in runs]
+
+
+def _border(roles: Sequence[str], texts: Sequence[str], learned: Sequence[bool], start: int, end: int) -> int:
+    """Where, between a turn that ends at `start` and one that begins at `end`, the second one begins.
+
+    What is learned together with a turn belongs to it.
+    """
+    if learned[start - 1]:
+        while start < end and learned[start]:
+            start += 1
+    if learned[end]:
+        while start < end and learned[end - 1]:
+            end -= 1
+    marks = [place for place in range(start, end) if roles[place] == SPECIAL]
+    closed = roles[start - 1] == SPECIAL  # among what was learned
+    border = start if closed or not marks else marks[0] + 1
+    if closed or marks:
+        while border < end and roles[border] != SPECIAL and texts[border].isspace():
+            border += 1
+    return border
 
 
 def _leads(tokenizer: Any) -> dict[str, str]:

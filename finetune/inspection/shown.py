@@ -21,6 +21,7 @@ from finetune.inspection.pieces import (
     shared_length,
     token_roles,
     token_texts,
+    written_roles,
 )
 from finetune.inspection.sequences import TokenSequence, token_sequences
 from finetune.inspection.split import InspectedSplit
@@ -60,7 +61,8 @@ class ShownSequence:
     @property
     def turns(self) -> list[tuple[str, tuple[Token, ...]]]:
         """(speaker, tokens) of each turn."""
-        grouped = group_turns([token.role for token in self.tokens], [token.text for token in self.tokens])
+        roles, texts = [token.role for token in self.tokens], [token.text for token in self.tokens]
+        grouped = group_turns(roles, texts, [token.learned for token in self.tokens])
         return [(speaker, self.tokens[start:end]) for speaker, start, end in grouped]
 
 
@@ -166,6 +168,8 @@ def _show_sequence(tokenizer: Any, sequence: TokenSequence, row: Any, cut_text: 
     ids = sequence.ids[:MAX_TOKENS].tolist()
     texts = token_texts(tokenizer, ids)
     roles = token_roles(tokenizer, ids, texts, row, sequence.name)
+    if sequence.generated:
+        roles = written_roles(roles, sequence.runs)
     tags = sequence.tags or [""] * len(ids)
     tokens = tuple(
         Token(index, text, role, bool(learned), tag)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from finetune.inspection.pieces import CONTINUED, group_turns, row_turns, token_roles, token_texts
+from finetune.inspection.pieces import CONTINUED, group_turns, row_turns, token_roles, token_texts, written_roles
 from finetune.models.source import resolve_model
 from tests.e2e.tiny import PACKAGE
 from tests.unit.inspection.inspected import Data
@@ -83,6 +83,10 @@ def test_marks_belong_to_the_turn_that_they_end() -> None:
     roles = ["special", "template", "user", "special", "template", "special", "template", "assistant", "special"]
     texts = ["<s>", "user\n", "hi", "<e>", "\n", "<s>", "assistant\n", "ho", "<e>"]
     assert group_turns(roles, texts) == [("user", 0, 5), ("assistant", 5, 9)]
+    roles = ["user", "special", "assistant", "special", "template", "tool"]
+    texts = ["hi", "<call>", "f()", "<e>", "\n", "4"]
+    learned = [False, True, True, True, False, False]
+    assert group_turns(roles, texts, learned) == [("user", 0, 1), ("assistant", 1, 5), ("tool", 5, 6)]
     assert group_turns(["template", "special"], ["x", "<e>"]) == [("template", 0, 2)]
     assert group_turns([], []) == []
 
@@ -97,3 +101,10 @@ def test_a_tokenizer_that_changes_case_and_blanks() -> None:
     assert spoken.replace(" ", "") == "ubergroße,andmore"
     assert roles[0] == roles[-1] == "special"
     assert roles[1] == "system"
+
+
+def test_what_a_model_learns_to_write_is_the_assistants() -> None:
+    """A call of a tool, which the template writes out of the row's values; not the text of others, with train_on: all."""
+    roles = ["special", "user", "template", "special", "template", "special", "template"]
+    assert written_roles(roles, [(3, 6)])[2:] == ["template", "special", "assistant", "special", "template"]
+    assert written_roles(roles, [(0, 7)]) == roles
