@@ -1,9 +1,9 @@
 """Checkpoints are written while training continues; each is whole or absent. `checkpoint_reader.py` describes the files.
 
-A save copies this rank's state to memory, and training continues. A thread writes the copy to a folder beside
-(`.incomplete`), synced, and computes its digest. When the files of all ranks are written, which the ranks learn from a
-sum that each step makes anyway, rank 0's thread writes the manifest, last, and renames the folder: only then is it a
-checkpoint, and only then are older ones removed.
+A save copies this rank's state to memory, and training continues. Threads write the copy to a folder beside
+(`.incomplete`), synced, and compute its digests, several parts at a time. When the files of all ranks are written, which the
+ranks learn from a sum that each step makes anyway, rank 0's thread writes the manifest, last, and renames the folder: only
+then is it a checkpoint, and only then are older ones removed.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.sharded_state import trainable_parameters
 from finetune.distributed.tensor_parallel import whole_shape
 from finetune.errors import TrainingFailed
 from finetune.recipe.optimizers import FLOAT32_BYTES, OPTIMIZERS
-from finetune.training.checkpoint_reader import Checkpoint, Manifest, checkpoint_name, find_checkpoints, shard_name
-from finetune.training.checkpoint_writer import Written, attempt, beside_of, publish, write_tensors
+from finetune.training.checkpoint_reader import Checkpoint, Manifest, checkpoint_name, find_checkpoints
+from finetune.training.checkpoint_writer import Written, attempt, beside_of, publish, write_parts
+from finetune.training.staging import Staging, divide
 from finetune.units import format_bytes
 
+MOST_THREADS = 8  # that write parts: more than a disk serves
 NICENESS = 5  # of the writing thread: training goes first where both need the processors
 
 Published = Callable[[Checkpoint, bool], None]
@@ -70,7 +71,8 @@ class Saver:
         self.latest: Checkpoint | None = None
         self.best: Checkpoint | None = None
         self._save: _Save | None = None
-        self._copies: dict[str, torch.Tensor] = {}
+        self._staging = Staging(self.session.device)
+        self._threads = _writing_threads(self.session.local_world_size)
         self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_be_nice)
 
     @property
@@ -89,13 +91,14 @@ class Saver:
         shards = list(self.engine.local_shards())
         shapes = {shard.key: list(shard.shape) for shard in shards}
         needed = sum(shard.values.nbytes for shard in shards)
-        spare = self._copies or psutil.virtual_memory().available > 1.25 * needed
-        tensors = {shard_name(shard): shard.values.detach() for shard in shards}
+        spare = self._staging.is_filled or psutil.virtual_memory().available > 1.25 * needed
+        parts = divide(shards)
         if spare:
-            tensors = self._copy(tensors)
+            parts = self._staging.copy(parts)
+        threads = self._threads if spare else 1  # a part on a GPU is copied by the thread that writes it
         name = f"state-{self.session.rank:05d}-of-{self.session.world_size:05d}.safetensors"
         path = beside_of(self.folder / checkpoint_name(step)) / name
-        task = self._thread.submit(attempt, lambda: write_tensors(path, tensors, shapes))
+        task = self._thread.submit(attempt, lambda: write_parts(path, parts, shapes, threads))
         self._save = _Save(step, best, loop, self.engine.scalars(), task)
         if not spare:  # no memory for a copy: training waits until its tensors are written
             task.result()
@@ -139,20 +142,7 @@ class Saver:
     def close(self) -> None:
         """End the thread. Any rank may call it alone."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-        self._copies.clear()
-
-    def _copy(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors in main memory, in the same buffers at each save: fresh memory costs more than copying."""
-        copies = {}
-        for key, values in tensors.items():
-            buffer = self._copies.get(key)
-            if buffer is None or (buffer.shape, buffer.dtype) != (values.shape, values.dtype):
-                buffer = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
-            copies[key] = buffer.copy_(values, non_blocking=True)
-        if self.session.device.type == "cuda":
-            torch.cuda.synchronize(self.session.device)
-        self._copies = copies
-        return copies
+        self._staging.clear()
 
     def _raise_problem(self, problem: str, final: Path) -> None:
         if not problem:
@@ -208,6 +198,12 @@ def check_space(engine: Engine, folder: Path, *, optimizer: str, copies: int) ->
             where=str(folder),
             remedy="Free some space, choose another --run-dir, or lower checkpoint.keep.",
         )
+
+
+def _writing_threads(ranks: int) -> int:
+    """How many parts a rank writes and hashes at a time. ranks: on this host."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_THREADS, cores // ranks))
 
 
 def _be_nice() -> None:

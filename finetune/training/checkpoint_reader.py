@@ -3,7 +3,7 @@
     checkpoints/step-00000120/
         state-00000-of-00002.safetensors   what rank 0 held: "<key>@<start>" -> flat values; "<key>[a:b]@<start>" of
                                            columns a to b alone, where tensor parallelism slices a matrix so
-        state-00001-of-00002.safetensors
+        state-00001-of-00002.safetensors   a large one in parts: state-00001-of-00002.part-000-of-003.safetensors
         manifest.json                      step, what is trained, the loop's state, sizes and SHA-256 of the files
     checkpoints/latest, checkpoints/best   one line each: the name of a checkpoint
 
@@ -17,6 +17,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ MANIFEST = "manifest.json"
 INCOMPLETE = ".incomplete"
 DAMAGED = ".damaged"
 FORMAT = 1
+HASHED_AT_A_TIME = 4
 
 
 @dataclass(frozen=True)
@@ -120,16 +122,19 @@ def open_checkpoint(path: Path, *, share: tuple[int, int] = (0, 1)) -> Checkpoin
     Raises: UserError saying what is wrong.
     """
     checkpoint = read_checkpoint(path)
-    for name, (_, digest) in sorted(checkpoint.manifest.files.items())[share[0] :: share[1]]:
-        try:
-            actual = _sha256(path / name)
-        except OSError as error:
-            raise UserError(
-                f"a file of the checkpoint cannot be read: {error.strerror}", where=str(path / name)
-            ) from None
-        if actual != digest:
-            raise UserError("a file of the checkpoint has changed since it was written (digest differs)", where=name)
+    files = sorted(checkpoint.manifest.files.items())[share[0] :: share[1]]
+    with ThreadPoolExecutor(HASHED_AT_A_TIME, "checkpoint-digest") as pool:
+        list(pool.map(lambda one: _check_digest(path / one[0], one[1][1]), files))
     return checkpoint
+
+
+def _check_digest(path: Path, digest: str) -> None:
+    try:
+        actual = _sha256(path)
+    except OSError as error:
+        raise UserError(f"a file of the checkpoint cannot be read: {error.strerror}", where=str(path)) from None
+    if actual != digest:
+        raise UserError("a file of the checkpoint has changed since it was written (digest differs)", where=path.name)
 
 
 def check_together(session: Session, path: Path) -> tuple[Checkpoint | None, str]:

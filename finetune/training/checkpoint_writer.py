@@ -9,7 +9,8 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from finetune.training.checkpoint_reader import (
     find_checkpoints,
     named_checkpoint,
 )
+from finetune.training.staging import Part
 from finetune.units import format_bytes
 
 ABANDONED = ".abandoned"
@@ -56,6 +58,19 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str
     except OSError as error:
         raise _refused(error, path, needed) from None
     return Written("", {path.name: (path.stat().st_size, digest)}, shapes)
+
+
+def write_parts(path: Path, parts: Sequence[Part], shapes: dict[str, list[int]], threads: int) -> Written:
+    """What one rank saves: `path` itself, or a file beside it for each part where there are several.
+
+    threads: parts that are written and hashed at a time.
+    """
+    if len(parts) == 1:
+        return write_tensors(path, parts[0], shapes)
+    paths = [path.with_suffix(f".part-{index:03d}-of-{len(parts):03d}.safetensors") for index in range(len(parts))]
+    with ThreadPoolExecutor(threads, "checkpoint-part") as pool:
+        written = list(pool.map(lambda one: write_tensors(*one, {}), zip(paths, parts, strict=True)))
+    return Written("", {name: entry for one in written for name, entry in one.files.items()}, shapes)
 
 
 def publish(checkpoint: Checkpoint, best: bool, keep: int) -> Written:

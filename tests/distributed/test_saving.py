@@ -60,7 +60,7 @@ class Alone:
     """The session of a forked process: its threads, and so gloo's, are gone."""
 
     rank, world_size, is_main, is_replica_lead, device = 0, 1, True, True, torch.device("cpu")
-    replica, replicas = 0, 1
+    replica, replicas, local_world_size = 0, 1, 1
 
     def all_gather(self, value):
         return [value]
@@ -223,7 +223,7 @@ def train_and_save(folder, every, failing=False, crowded=False):
     meanwhile, losses = 0, []
     with ExitStack() as stack:
         if failing and engine.session.rank == 1:
-            stack.enter_context(mock.patch.object(checkpoint, "write_tensors", fail_to_write))
+            stack.enter_context(mock.patch.object(checkpoint, "write_parts", fail_to_write))
         if crowded:
             stack.enter_context(mock.patch.object(checkpoint.psutil, "virtual_memory", NoMemory))
         stack.callback(saver.close)
@@ -246,7 +246,7 @@ def tell_failure(*arguments, **options):
         return str(error)
 
 
-def fail_to_write(path, tensors, shapes):
+def fail_to_write(path, parts, shapes, threads):
     raise OSError(5, "Input/output error", str(path))
 
 

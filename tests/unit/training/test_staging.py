@@ -1,0 +1,56 @@
+"""Proves that a state divided into parts, staged and written by several threads is read back as it was, whatever the sizes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.distributed.sharded_state import Shard
+from finetune.training.checkpoint_reader import MANIFEST, Checkpoint, CheckpointTensors, Manifest, open_checkpoint
+from finetune.training.checkpoint_writer import write_parts
+from finetune.training.staging import Staging, divide
+
+SIZES = st.lists(st.integers(1, 200), min_size=1, max_size=12)
+
+
+def shards_of(sizes, dtype=torch.float32):
+    return [Shard(f"w{index}", 0, (size,), torch.arange(size).to(dtype)) for index, size in enumerate(sizes)]
+
+
+@given(SIZES, st.integers(1, 60))
+def test_no_part_is_larger_than_it_may_be_and_nothing_is_lost(sizes, limit):
+    parts = divide(shards_of(sizes), part_bytes=4 * limit)
+    assert all(0 < sum(values.nbytes for values in part.values()) <= 4 * limit for part in parts)
+    names = [name for part in parts for name in part]
+    assert len(names) == len(set(names))
+    assert sum(values.numel() for part in parts for values in part.values()) == sum(sizes)
+
+
+@pytest.mark.parametrize("limit", [40, 1 << 20])
+def test_what_is_written_in_parts_is_read_as_one(tmp_path, limit):
+    shards = [*shards_of([3, 100, 7, 64]), Shard("b", 5, (9,), torch.arange(4).to(torch.bfloat16))]
+    staged = Staging(torch.device("cpu")).copy(divide(shards, part_bytes=4 * limit))
+    written = write_parts(tmp_path / "state-00000-of-00001.safetensors", staged, {}, threads=3)
+    assert len(written.files) == (1 if limit > 1000 else 6)
+    manifest = Manifest(step=1, loop={}, scalars={}, files=written.files)
+    (tmp_path / MANIFEST).write_text(manifest.to_json())
+    open_checkpoint(tmp_path)
+    with CheckpointTensors(Checkpoint(tmp_path, manifest)) as stored:
+        for shard in shards:
+            assert torch.equal(stored.read(shard.key, shard.start, shard.values.numel()), shard.values)
+        assert torch.equal(stored.read("w1", 35, 50), torch.arange(35.0, 85.0)), "across parts"
+
+
+def test_buffers_are_used_again_while_sizes_stay():
+    staging = Staging(torch.device("cpu"))
+    first = staging.copy(divide(shards_of([5, 6])))
+    at = [values.data_ptr() for part in first for values in part.values()]
+    second = staging.copy(divide(shards_of([5, 6])))
+    assert [values.data_ptr() for part in second for values in part.values()] == at
+    assert staging.copy(divide(shards_of([5, 600]))) and staging.is_filled
+
+
+def test_columns_of_a_matrix_stay_whole():
+    shard = Shard("w", 0, (8, 8), torch.arange(32.0), columns=(0, 4))
+    (part,) = divide([shard], part_bytes=16)
+    assert list(part) == ["w[0:4]@0"]
