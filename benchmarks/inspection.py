@@ -1,4 +1,4 @@
-"""Seconds of `finetune inspect` on made-up data: `python -m benchmarks.inspect [--rows 100000] [--task causal_lm]`.
+"""Seconds of `finetune inspect` on made-up data: `python -m benchmarks.inspection [--rows 100000] [--task causal_lm]`.
 
 Prints wall and CPU seconds of a first run, which encodes the data, and of a second one, which finds it in the cache.
 """
