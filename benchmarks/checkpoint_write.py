@@ -1,6 +1,6 @@
 """Seconds to write and hash one rank's state, in one file by one thread and in parts by several: `--gb 4`.
 
-    python benchmarks/checkpoint_write.py [--gb 2] [--folder /tmp]
+python benchmarks/checkpoint_write.py [--gb 2] [--folder /tmp]
 """
 
 from __future__ import annotations
