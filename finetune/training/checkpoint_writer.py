@@ -69,7 +69,7 @@ def write_parts(path: Path, parts: Sequence[Part], shapes: dict[str, list[int]],
         return write_tensors(path, parts[0], shapes)
     paths = [path.with_suffix(f".part-{index:03d}-of-{len(parts):03d}.safetensors") for index in range(len(parts))]
     with ThreadPoolExecutor(threads, "checkpoint-part") as pool:
-        written = list(pool.map(lambda one: write_tensors(*one, {}), zip(paths, parts, strict=True)))
+        written = list(pool.map(lambda one: write_tensors(one[0], one[1], {}), zip(paths, parts, strict=True)))
     return Written("", {name: entry for one in written for name, entry in one.files.items()}, shapes)
 
 
