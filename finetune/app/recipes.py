@@ -7,9 +7,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.data.formats.parallel_text import is_parallel
+from finetune.data.sources.locate import locate
+from finetune.data.sources.peek import columns_of
 from finetune.errors import UserError
 from finetune.recipe import shelf
+from finetune.recipe.data import SourceSection
 from finetune.recipe.load import LoadedRecipe, load_recipe
+from finetune.recipe.paths import is_local, is_pattern
 from finetune.recipe.schema import recipes_schema
 from finetune.recipe.starter import write_starter
 from finetune.tasks import CARDS
@@ -55,7 +60,14 @@ def new_recipe(task: str, *, data: str, output: Path | None, model: str) -> Path
     if output.suffix not in (".yaml", ".yml"):
         raise UserError(f"{output} is no name for a recipe", remedy="Recipes end in .yaml.")
     schema = _from_folder(shelf.shelf_folder("recipes") / SCHEMA_FILE, output.resolve().parent)
-    text = write_starter(CARDS[task], data=data, output=output, model=model or _usual_model(task), schema=schema)
+    text = write_starter(
+        CARDS[task],
+        data=data,
+        columns=peek_columns(data),
+        output=output,
+        model=model or _usual_model(task),
+        schema=schema,
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with output.open("x", encoding="utf-8") as file:
@@ -63,6 +75,24 @@ def new_recipe(task: str, *, data: str, output: Path | None, model: str) -> Path
     except FileExistsError:
         raise UserError(f"{output} is there already", remedy="Give another --output; nothing was written.") from None
     return output
+
+
+def peek_columns(data: str) -> list[str]:
+    """The columns of local data, as `data.train` of a recipe would name it; [] if they cannot be determined.
+
+    Raises: UserError if the file is not there.
+    """
+    path = Path(data).expanduser()
+    if not data or not is_local(data, Path.cwd()):
+        return []
+    if not path.exists() and not is_pattern(data) and not is_parallel(data):
+        raise UserError(f"no data file {path}", remedy="Paths given to --data are relative to the current folder.")
+    try:
+        source = SourceSection(source=data)
+        located = locate(source, "train")
+        return columns_of(located.files[0], located.format, source) if located.files else []
+    except UserError:
+        return []  # the data checks report it when the recipe is used
 
 
 def _usual_model(task: str) -> str:

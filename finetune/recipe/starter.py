@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
 from finetune.recipe.column_pairs import find_pairs
 from finetune.recipe.paths import is_local
 from finetune.recipe.yaml import one_line
-
-PEEK_BYTES = 1 << 20
 
 # Role -> common names of such a column; only names that are unambiguous.
 ALSO_CALLED = {
@@ -45,14 +40,14 @@ ALSO_CALLED = {
 }
 
 
-def write_starter(card: TaskCard, *, data: str, output: Path, model: str, schema: str) -> str:
+def write_starter(card: TaskCard, *, data: str, columns: Sequence[str], output: Path, model: str, schema: str) -> str:
     """The text of a starter recipe.
 
-    data: value for `data.train`, as typed by the user in the current folder. model: value for `model.source` ("" leaves it
+    data: value for `data.train`, as typed by the user in the current folder. columns: of that data; [] if unknown.
+    model: value for `model.source` ("" leaves it
     to be filled in). schema: path of the JSON Schema.
     """
     local = is_local(data, Path.cwd())
-    columns = peek_columns(Path(data).expanduser()) if local else []
     shown = _relative_to(Path(data).expanduser(), output) if local else data
     blocks = [
         f"# yaml-language-server: $schema={schema}",
@@ -70,34 +65,6 @@ def write_starter(card: TaskCard, *, data: str, output: Path, model: str, schema
         *_TRAINING.splitlines(),
     ]
     return "\n".join(blocks) + "\n"
-
-
-def peek_columns(path: Path) -> list[str]:
-    """Columns of a local csv, tsv, jsonl, json or parquet file, read from its beginning; [] if they cannot be determined.
-
-    Raises: UserError if the file is not there.
-    """
-    if not path.exists():
-        raise UserError(f"no data file {path}", remedy="Paths given to --data are relative to the current folder.")
-    if path.is_dir():
-        return []
-    if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        return list(parquet.read_schema(path).names)
-    with path.open("rb") as file:
-        text = file.read(PEEK_BYTES).decode("utf-8-sig", errors="replace")
-    try:
-        if path.suffix in (".csv", ".tsv"):
-            return next(csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","), [])
-        if path.suffix == ".jsonl":
-            return list(json.loads(next(line for line in text.splitlines() if line.strip())))
-        if path.suffix == ".json":
-            first = json.JSONDecoder().raw_decode(text[text.index("{") :])[0]
-            return list(first)
-    except (ValueError, StopIteration, TypeError, csv.Error):
-        return []  # the data checks report the position when the recipe is used
-    return []
 
 
 def guess_columns(card: TaskCard, columns: Sequence[str]) -> dict[str, str]:
@@ -131,9 +98,10 @@ def _name(output: Path) -> str:
 
 def _relative_to(data: Path, output: Path) -> str:
     """Path of the data file relative to the recipe's folder, or absolute if they are far apart."""
-    seen = os.path.relpath(data.resolve(), output.resolve().parent)
+    full = os.path.abspath(data)  # noqa: PTH100 - links keep their names
+    seen = os.path.relpath(full, output.resolve().parent)
     if seen.startswith("../../../"):
-        return str(data.resolve())
+        return full
     return seen if seen.startswith("..") else f"./{seen}"
 
 

@@ -7,25 +7,29 @@ from pathlib import Path
 
 import pytest
 
+from finetune.app.recipes import peek_columns
 from finetune.errors import RecipeFaults, UserError
 from finetune.recipe.load import load_recipe
-from finetune.recipe.starter import guess_columns, peek_columns, write_starter
+from finetune.recipe.starter import guess_columns, write_starter
 
 from .conftest import CARDS
 
 FILES = {
     "a.csv": 'review,"the stars"\nx,1\n',
+    "b.csv": "review;the stars\nx;1\n",
     "a.tsv": "review\tthe stars\nx\t1\n",
     "a.jsonl": '\n{"review": "x", "the stars": 1}\n',
     "a.json": json.dumps([{"review": "x", "the stars": 1}]),
+    "ds/train.csv": "review,the stars\nx,1\n",
 }
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_columns_are_peeked(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text(FILES[name])
-    assert peek_columns(path) == ["review", "the stars"]
+    assert peek_columns(str(path.parent if name.startswith("ds/") else path)) == ["review", "the stars"]
 
 
 def test_columns_of_parquet(tmp_path: Path) -> None:
@@ -33,15 +37,16 @@ def test_columns_of_parquet(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table({"text": ["a"], "label": [1]}), tmp_path / "a.parquet")
-    assert peek_columns(tmp_path / "a.parquet") == ["text", "label"]
+    assert peek_columns(str(tmp_path / "a.parquet")) == ["text", "label"]
 
 
 def test_files_that_cannot_be_peeked_are_left_alone(tmp_path: Path) -> None:
     for name in ("broken.jsonl", "empty.csv", "broken.json"):
         (tmp_path / name).write_text("" if "empty" in name else "{oops\n")
-        assert peek_columns(tmp_path / name) == []
+        assert peek_columns(str(tmp_path / name)) == []
     with pytest.raises(UserError, match="no data file"):
-        peek_columns(tmp_path / "absent.csv")
+        peek_columns(str(tmp_path / "absent.csv"))
+    assert peek_columns("owner/name") == []
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,9 @@ def test_a_starter_loads_as_written(tmp_path: Path, monkeypatch, task: str) -> N
     Path("my data.csv").write_text("review,stars\nx,1\n")
     output = Path("conf/my recipe.yaml")
     output.parent.mkdir()
-    text = write_starter(CARDS[task], data="my data.csv", output=output, model="some/model", schema="s.json")
+    text = write_starter(
+        CARDS[task], data="my data.csv", columns=["review", "stars"], output=output, model="some/model", schema="s.json"
+    )
     output.write_text(text)
     loaded = load_recipe(output, (), CARDS)
     assert loaded.recipe.data.train[0].source == str(tmp_path / "my data.csv")
@@ -81,13 +88,15 @@ def test_a_starter_loads_as_written(tmp_path: Path, monkeypatch, task: str) -> N
 def test_a_role_that_no_column_fills_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("one,two\n1,2\n")
     data, output = str(tmp_path / "a.csv"), tmp_path / "a.yaml"
-    text = write_starter(CARDS["writing"], data=data, output=output, model="m", schema="s")
+    text = write_starter(CARDS["writing"], data=data, columns=["one", "two"], output=output, model="m", schema="s")
     assert "# fill in text or prompt" in text
     assert "available: one, two" in text
 
 
 def test_commented_lines_load_too_once_uncommented(tmp_path: Path) -> None:
-    text = write_starter(CARDS["sorting"], data="some/data", output=tmp_path / "a.yaml", model="m", schema="s")
+    text = write_starter(
+        CARDS["sorting"], data="some/data", columns=[], output=tmp_path / "a.yaml", model="m", schema="s"
+    )
     text = text.replace("# adapter:", "adapter:").replace("#   rank", "  rank")
     text = (
         text.replace("# options:", "options:")
@@ -101,7 +110,7 @@ def test_commented_lines_load_too_once_uncommented(tmp_path: Path) -> None:
 
 
 def test_what_is_to_be_filled_in_is_a_fault_at_its_line(tmp_path: Path) -> None:
-    text = write_starter(CARDS["sorting"], data="", output=tmp_path / "a.yaml", model="", schema="s")
+    text = write_starter(CARDS["sorting"], data="", columns=[], output=tmp_path / "a.yaml", model="", schema="s")
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(RecipeFaults) as caught:
         load_recipe(tmp_path / "a.yaml", (), CARDS)
