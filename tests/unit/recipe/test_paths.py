@@ -99,5 +99,5 @@ def test_a_bare_model_type_wins_over_a_folder_of_its_name(tmp_path, monkeypatch,
 def test_links_to_data_keep_their_names(tmp_path) -> None:
     (tmp_path / "0a1b").write_text("text\na\n")
     (tmp_path / "a.csv").symlink_to("0a1b")
-    (tmp_path / "r.yaml").write_text("name: a\ntask: sorting\nmodel: {source: ./m}\ndata: {train: ./a.csv}\n")
+    (tmp_path / "r.yaml").write_text("name: a\ntask: sorting\nmodel: {source: some/model}\ndata: {train: ./a.csv}\n")
     assert load_recipe(tmp_path / "r.yaml", (), CARDS).recipe.data.train[0].source == str(tmp_path / "a.csv")
