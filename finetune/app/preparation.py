@@ -127,7 +127,9 @@ class Request:
         return [[name, [source_identity(source, name) for source in splits[name]]] for name in splits]
 
     def _model(self) -> list[Any]:
-        """The identity of tokenizer, processor and configuration."""
+        """The identity of tokenizer, processor and configuration. A run that is evaluated has them itself."""
+        if self.run is not None and self.split and (self.run / ARTIFACTS / "artifacts.json").is_file():
+            return []
         model: ModelSection = self.recipe.model
         return [_model_identity(source, model.revision) for source in (model.source, model.tokenizer, model.processor)]
 

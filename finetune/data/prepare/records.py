@@ -117,6 +117,8 @@ class RecordFile:
             return []
         with (self._folder / f"{self._name}.bin").open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), ends[-1], start)
+        if len(data) < ends[-1]:  # one read gives at most 2 GiB
+            return [self[index].tobytes() for index in range(first, last)]
         return [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
     def __reduce__(self) -> tuple[type[RecordFile], tuple[Path, str]]:

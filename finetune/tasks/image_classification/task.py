@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ from finetune.tasks.image_classification.card import CARD
 from finetune.tasks.image_classification.data import ImageWithLabel, check_rows, encode_rows, image_transform
 from finetune.tasks.task import Encoded
 from finetune.tasks.vision.drawing import Pictures
-from finetune.tasks.vision.transforms import ImageExamples
+from finetune.tasks.vision.transforms import ImageExamples, one_image
 
 HEAD = "ForImageClassification"
 
@@ -116,10 +117,10 @@ class ImageClassification:
         labels, value_range = artifacts.classes.lookup, artifacts.options.value_range
         return encode(
             table,
-            lambda rows: check_rows(labels, value_range, rows),
+            partial(check_rows, labels, value_range),
             key=json.dumps([CARD.name, 2, labels.names, value_range]),
             on_bad_row=plan.recipe.data.on_bad_row,
-            cost=lambda example: 1,
+            cost=one_image,
         )
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:

@@ -59,7 +59,7 @@ from finetune.tasks.object_detection.data import (
 from finetune.tasks.task import Encoded
 from finetune.tasks.vision.boxes import xywh
 from finetune.tasks.vision.drawing import Pictures, draw_detections
-from finetune.tasks.vision.transforms import ImageExamples
+from finetune.tasks.vision.transforms import ImageExamples, one_image
 
 HEAD = "ForObjectDetection"
 PROCESSORS = {"yolos": "YolosImageProcessorPil", "detr": "DetrImageProcessorPil"}
@@ -113,10 +113,10 @@ class ObjectDetection:
             facts.notes.append(note)
         checked = encode(
             table,
-            lambda rows: check_rows(reading, rows, skip=policy == "skip"),
+            partial(check_rows, reading, skip=policy == "skip"),
             key=json.dumps([CARD.name, 2, reading.key(), policy]),
             on_bad_row=policy,
-            cost=lambda example: 1,
+            cost=one_image,
         )
         height, width = artifacts.settings["image_size"]
         _describe(facts, table, checked, artifacts.labels, f"{width} x {height}")

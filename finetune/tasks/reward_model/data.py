@@ -123,3 +123,8 @@ def pair_encoder(artifacts: TaskArtifacts) -> PairEncoder:
         options.system,
         settings.get("tools", ()),
     )
+
+
+def pair_cost(example: dict[str, Any]) -> int:
+    """Tokens of a pair, both padded to the longer one."""
+    return 2 * max(len(example["input_ids"]), len(example["rejected_input_ids"]))

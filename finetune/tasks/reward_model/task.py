@@ -25,7 +25,7 @@ from finetune.tasks.batch import Answer, Batch, Score
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
 from finetune.tasks.reward_model.card import CARD
-from finetune.tasks.reward_model.data import pair_encoder
+from finetune.tasks.reward_model.data import pair_cost, pair_encoder
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_sequence_model
 from finetune.tasks.text.chat import ensure_template
@@ -70,7 +70,7 @@ class RewardModel:
             facts,
             key=[CARD.name, 2, pair_encoder(artifacts).settings],
             limit=2 * limit,
-            cost=lambda example: 2 * max(len(example["input_ids"]), len(example["rejected_input_ids"])),
+            cost=pair_cost,
         )
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:

@@ -62,3 +62,8 @@ def training_texts(table: Table) -> Iterator[str]:
     """Training texts for a tokenizer that is trained on them."""
     for row in table:
         yield from (str(row[role]) for role in ("source", "target") if row.get(role) is not None)
+
+
+def source_and_target(example: dict[str, Any]) -> int:
+    """Tokens of both."""
+    return len(example["input_ids"]) + len(example["labels"])

@@ -25,7 +25,7 @@ from finetune.tasks.batch import Answer, Batch, Score
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
 from finetune.tasks.seq2seq.card import CARD
-from finetune.tasks.seq2seq.data import encode_rows, training_texts
+from finetune.tasks.seq2seq.data import encode_rows, source_and_target, training_texts
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_text_model
 from finetune.tasks.text.dataset import text_dataset
@@ -66,7 +66,7 @@ class Seq2Seq:
             facts,
             key=[CARD.name, 1, options.prefix, limit, options.max_target_length, options.on_long],
             limit=limit + options.max_target_length,
-            cost=lambda example: len(example["input_ids"]) + len(example["labels"]),
+            cost=source_and_target,
         )
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:

@@ -1,0 +1,125 @@
+"""Proves that the name of prepared data changes with everything that shapes it, and with nothing else."""
+
+import ast
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.app.preparation import KEPT, SECTIONS, TRAINING_KEYS, Request
+from finetune.recipe.recipe import recipe_type
+from finetune.tasks import CARDS
+from tests.e2e import tiny
+
+TASKS = Path(__file__).resolve().parents[2] / "finetune" / "tasks"
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tiny.write_data(tmp_path)
+
+    def request(**changes):
+        values = tiny.recipe(data={"train": str(tmp_path / "train.csv"), **changes.pop("data", {})}, **changes)
+        return Request.of(recipe_type(CARDS["text_classification"])(**values))
+
+    return request
+
+
+def test_what_shapes_the_data_changes_its_name(make, tmp_path):
+    names = {make().names().new}
+    changed = [
+        make(seed=3),
+        make(options={"max_length": 9}),
+        make(data={"limit": 7}),
+        make(data={"validation_fraction": 0.5}),
+        make(training={"label_smoothing": 0.1}),
+        make(model={**tiny.recipe()["model"], "new_tokens": ["<x>"]}),
+    ]
+    names |= {request.names().new for request in changed}
+    os.utime(tmp_path / "train.csv", ns=(1, 1))
+    names.add(make().names().new)
+    with (tmp_path / "train.csv").open("a") as file:
+        file.write("a late row,good\n")
+    names.add(make().names().new)
+    assert len(names) == 9
+
+
+def test_what_does_not_shape_the_data_keeps_its_name(make):
+    name = make().names().new
+    same = [
+        make(name="other"),
+        make(training={"learning_rate": 1.0, "global_batch": 2}),
+        make(parallel={"deepspeed": "zero3", "processes": 7}),
+        make(data={"workers": 3}),
+        make(evaluation={"every": 1}),
+    ]
+    assert {request.names().new for request in same} == {name}
+
+
+def test_a_run_that_keeps_its_plan_and_artifacts_has_a_name_of_its_own(make, tmp_path):
+    request, run = make(), tmp_path / "run"
+    assert Request(request.values, run).names() == request.names(), "a new run has decided nothing"
+    run.mkdir()
+    (run / "plan.json").write_text(json.dumps({"training": {"precision": "fp32", "packing": "none", "capacity": 0}}))
+    names = Request(request.values, run).names()
+    assert names.new == request.names().new and names.kept == {"packing": "none", "capacity": 0}
+    assert names.resumed != names.new == Request(request.values, None).names().published
+    assert names.published == names.resumed
+
+
+def attributes_of(tree, name):
+    """Chains that begin with a name: plan.recipe.training.label_smoothing -> ("recipe", "training", "label_smoothing")."""
+    for node in ast.walk(tree):
+        parts, inner = [], node
+        while isinstance(inner, ast.Attribute):
+            parts.append(inner.attr)
+            inner = inner.value
+        if parts and isinstance(inner, ast.Name) and inner.id == name:
+            yield tuple(reversed(parts))
+
+
+def test_tasks_read_nothing_else_of_a_recipe_while_they_prepare():
+    seen, faults = 0, []
+    for path in TASKS.glob("*/task.py"):
+        functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+        for function in functions:
+            if function.name not in ("prepare", "dataset", "_check", "_config_settings", "_size_settings"):
+                continue
+            chains = {chain[1:] for chain in attributes_of(function, "plan") if chain[0] == "recipe" and len(chain) > 1}
+            chains |= set(attributes_of(function, "recipe"))
+            seen += len(chains)
+            for chain in chains:
+                known = chain[0] in SECTIONS or (chain[0] == "training" and (chain[1:2] or ("",))[0] in TRAINING_KEYS)
+                if not known and chain != ("training",):
+                    faults.append(f"{path.parent.name}.{function.name}: recipe.{'.'.join(chain)}")
+            for chain in attributes_of(function, "plan"):
+                if chain[0] not in ("recipe", "training") or (
+                    chain[0] == "training" and chain[1:2] and chain[1] not in (*KEPT, "batch_norm")
+                ):
+                    faults.append(f"{path.parent.name}.{function.name}: plan.{'.'.join(chain)}")
+    assert seen > 20 and not faults, faults
+
+
+def test_arrays_of_examples_are_mapped_and_come_back_equal(tmp_path):
+    from finetune.app.workers.preparing import _load_datasets, _write_datasets
+    from finetune.data.table import Examples
+    from finetune.tasks.text.selection import SelectedExamples
+
+    class Numbers:
+        ids = costs = np.arange(1_000)
+
+        def __len__(self):
+            return 1_000
+
+    selected: Examples = SelectedExamples(Numbers(), np.arange(0, 1_000, 3))
+    selected.examples = None
+    _write_datasets(tmp_path, {"train": selected, "validation": selected})
+    loaded = _load_datasets(tmp_path)
+    assert np.array_equal(loaded["train"].ids, selected.ids) and np.array_equal(
+        loaded["validation"].kept, selected.kept
+    )
+    assert not loaded["train"].ids.flags.writeable and not loaded["train"].costs.flags.writeable
+    assert len((tmp_path / "datasets.pickle").read_bytes()) < 1_500
