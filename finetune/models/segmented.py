@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NAME = "segmented"
 _BORDERS = "cu_seq_lens_q"
+_SPANS = "_finetune_spans"  # an attribute of the tensor of borders
 
 
 def packing_obstacle(model_class: Any, config: Any, attention: str = "") -> UserError | None:
@@ -63,6 +64,31 @@ def use_segmented_attention(model: nn.Module) -> None:
     if config._attn_implementation != "flash_attention_2":
         _register()
         model.set_attn_implementation(NAME)  # type: ignore[operator]
+    model.register_forward_pre_hook(_begin, with_kwargs=True)
+    model.register_forward_hook(_end, always_call=True)
+
+
+_packed: list[bool] = []  # whether the calls of models that are under way are packed, the innermost last
+
+
+def _begin(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    _packed.append(named.get(_BORDERS) is not None)
+
+
+def _end(module: nn.Module, arguments: Any, outputs: Any) -> None:
+    _packed.pop()
+
+
+def _without_search(find: Callable[..., Any]) -> Callable[..., Any]:
+    """transformers looks for restarts in the positions of a packed batch, and asks the device whether there are any, to make
+    a mask that packed batches do not get.
+    """
+
+    @wraps(find)
+    def find_packed_sequence_indices(*arguments: Any, **named: Any) -> Any:
+        return None if _packed and _packed[-1] else find(*arguments, **named)
+
+    return find_packed_sequence_indices
 
 
 def _recurrent(config: Any) -> bool:
@@ -72,7 +98,7 @@ def _recurrent(config: Any) -> bool:
 
 @cache
 def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
     from transformers.masking_utils import sdpa_mask
 
     def mask(*arguments: Any, **options: Any) -> torch.Tensor | None:
@@ -81,6 +107,8 @@ def _register() -> None:
 
     AttentionInterface.register(NAME, segmented_attention)
     AttentionMaskInterface.register(NAME, mask)
+    if hasattr(masking_utils, "find_packed_sequence_indices"):  # not a public function: without it, nothing is spared
+        masking_utils.find_packed_sequence_indices = _without_search(masking_utils.find_packed_sequence_indices)
 
 
 def segmented_attention(
@@ -155,8 +183,12 @@ def _takes_enable_gqa(varlen_attn: Callable[..., Any]) -> bool:
 
 
 def _spans(borders: torch.Tensor) -> list[tuple[int, int]]:
-    places = borders.tolist()
-    return list(itertools.pairwise(places))
+    """[start, end) of each segment. Every layer asks with the same tensor; the device is asked for the first of them."""
+    spans: list[tuple[int, int]] | None = getattr(borders, _SPANS, None)
+    if spans is None:
+        spans = list(itertools.pairwise(borders.tolist()))
+        setattr(borders, _SPANS, spans)
+    return spans
 
 
 def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:

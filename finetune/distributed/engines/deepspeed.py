@@ -66,6 +66,7 @@ class ZeroEngine:
                 self.optimizer: Any = None
             else:
                 self.model, self.optimizer = session.accelerator.prepare(module, make_optimizer(module))
+        _trust_norm(self.inner_optimizer)
         if self.is_sliced:
             tensor_parallel.check_slices(module)
             tensor_parallel.join_input_gradients(module)
@@ -191,6 +192,17 @@ def open_deepspeed(
 ) -> ZeroEngine:
     """All ranks call it."""
     return ZeroEngine(session, module, make_optimizer, options)
+
+
+def _trust_norm(zero: Any) -> None:
+    """Stages 1 and 2 search all gradients for overflow in every bf16 step, and ask the device for what they found. The norm
+    says as much, and the loop reads it before anything is saved; older releases of DeepSpeed, whose norm of several groups
+    does not, keep their search. float16 needs it for its loss scale.
+    """
+    from deepspeed.runtime import utils
+
+    if getattr(zero, "dtype", None) == torch.bfloat16 and hasattr(utils, "combine_grad_norm_groups"):
+        zero.check_grad_overflow = False
 
 
 def _wrap_for_inference(module: nn.Module, config: dict[str, Any], stage: int) -> Any:
