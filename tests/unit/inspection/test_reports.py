@@ -217,3 +217,35 @@ def test_what_was_sampled_is_said_even_if_nothing_was_found(data: MakeData, monk
     assert report.findings == ()
     assert "near duplicates: looked at 10 of 30 rows of train" in report.notes
     assert "note: near duplicates: looked at 10 of 12 rows of validation" in lines(report)
+
+
+def test_several_labels_per_text_are_counted_each(data: MakeData) -> None:
+    found = data("text_classification", problem="multi_label")
+    kinds = [["anger"], ["joy", "anger"], ["joy"], []]
+    for split in (found.train, found.validation):
+        for index, row in enumerate(split):
+            row["label"] = kinds[index % 4]
+    report = found.report(row=1)
+    assert report.findings == ()
+    assert report.labels is not None
+    assert {row[0]: row[1] for row in report.labels.rows} == {"anger": "16 (51.6%)", "joy": "15 (48.4%)"}
+    assert sorted(report.rows[0].labels) == ["anger", "joy"]
+
+
+def test_single_replies_with_a_verdict(data: MakeData) -> None:
+    found = data("preference", loss="kto")
+    for split in (found.train, found.validation):
+        for index, row in enumerate(split):
+            row.update(completion=row.pop("chosen"), label=index % 2 == 0)
+            del row["rejected"]
+    report = found.report()
+    assert report.findings == ()
+    assert report.labels is not None
+    assert {row[0] for row in report.labels.rows} == {"desirable", "undesirable"}
+    assert report.compared == report.matching > 0
+
+
+def test_numbers_are_shown_and_drawn(data: MakeData) -> None:
+    report = data("sequence_regression").report(row=7)
+    assert report.rows[0].labels == ("1",)
+    assert "Labels, train" in dict(report.histograms)
