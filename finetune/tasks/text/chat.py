@@ -62,18 +62,18 @@ class ChatEncoder:
         finder = self._finder(conversation)
         template, tools = finder.template, list(conversation.tools)
         messages, names, notices = self._prepare(template, conversation)
-        learnt = [index for index, name in enumerate(names) if name in conversation.learnt]
+        learned = [index for index, name in enumerate(names) if name in conversation.learned]
         if whole:
             text = template.render(messages, tools)
             notices += _check(template, messages, names, tools, text)
             return Draft(text, reply_start=self._last_start(template, messages, tools, text), notices=tuple(notices))
         found = finder.find(messages, tools)
         notices += found.notices
-        spans = [span for index in learnt for span in found.spans.get(index, ())]
+        spans = [span for index in learned for span in found.spans.get(index, ())]
         if not found.exact:
             notices += _check(template, messages, names, tools, found.text, found.spans)
             spans = []
-            for index in learnt:
+            for index in learned:
                 spans += self._worth_learning(messages[index], names[index], found, index, notices)
         if not spans:
             raise BadRow(UNMARKED if template.marked and not any(found.spans.values()) else EMPTY)
@@ -126,7 +126,7 @@ class ChatEncoder:
         """The spans of a turn, checked against what it says; none of a turn that is empty as the template writes it."""
         spans = found.spans.get(index, ())
         if not spans:
-            notices.append("the chat template does not mark a reply as the assistant's: it is not learnt")
+            notices.append("the chat template does not mark a reply as the assistant's: it is not learned")
             return []
         said = "".join(found.text[start:end] for start, end in spans)
         calls = message.get("tool_calls", ())
@@ -142,7 +142,7 @@ class ChatEncoder:
             bare = bare.removesuffix(end)
         if bare.strip():
             return spans
-        notices.append("a reply is empty as the chat template writes it: it is not learnt")
+        notices.append("a reply is empty as the chat template writes it: it is not learned")
         return []
 
     def _last_start(
@@ -217,7 +217,7 @@ def _check(
         said = "".join(text[start:end] for start, end in (spans or {}).get(index, ())) or text
         if not all(_is_in(thought, said) for thought in thoughts):
             which = "the last reply" if index == last else "replies before the last one"
-            yield f"the chat template leaves out the thoughts of {which}: they are not learnt"
+            yield f"the chat template leaves out the thoughts of {which}: they are not learned"
 
 
 def _is_in(words: str, text: str) -> bool:

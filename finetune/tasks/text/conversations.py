@@ -1,4 +1,4 @@
-"""Conversations as rows hold them, normalized: who speaks, what, which turns are learnt, which tools there are.
+"""Conversations as rows hold them, normalized: who speaks, what, which turns are learned, which tools there are.
 
 [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?", "weight": 0}]
 -> messages [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}], marks [None, False]
@@ -47,7 +47,7 @@ _MEDIA = {
 @dataclass
 class Turns:
     """messages: role and content, and what else a template may use. marks: for each, whether the row says that it is
-    to be learnt (True, False; None: it does not say). notices: what was left out.
+    to be learned (True, False; None: it does not say). notices: what was left out.
     """
 
     messages: list[Message] = field(default_factory=list)
@@ -63,10 +63,10 @@ class Turns:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a template renders. learnt: positions of the assistant's turns to learn. tools: schemas."""
+    """What a template renders. learned: positions of the assistant's turns to learn. tools: schemas."""
 
     messages: Sequence[Message]
-    learnt: frozenset[int] = frozenset()
+    learned: frozenset[int] = frozenset()
     tools: Sequence[Tool] = ()
     notices: tuple[str, ...] = ()
 
@@ -205,7 +205,7 @@ def _read_thought(extra: Message, where: str) -> None:
 
 
 def _read_mark(message: Mapping[str, Any], where: str, role: str, notices: list[str]) -> bool | None:
-    """Whether the row says that a message is to be learnt."""
+    """Whether the row says that a message is to be learned."""
     for key in DETAIL_KEYS:
         if message.get(key):
             raise BadRow(f"{where} has {key}: learning parts of a turn is not supported")
@@ -218,8 +218,8 @@ def _read_mark(message: Mapping[str, Any], where: str, role: str, notices: list[
             raise BadRow(f"{where} has {key}: {value!r}; known: 0, 1, true, false")
         marks[key] = bool(value) != (key in MASK_KEYS)
     if len(set(marks.values())) > 1:
-        raise BadRow(f"{where} is to be learnt and not to be learnt: {', '.join(marks)}")
+        raise BadRow(f"{where} is to be learned and not to be learned: {', '.join(marks)}")
     mark = next(iter(marks.values()), None)
     if mark and role != "assistant":
-        notices.append(f"turns of the {role} are marked to be learnt ({', '.join(marks)}), and only replies are")
+        notices.append(f"turns of the {role} are marked to be learned ({', '.join(marks)}), and only replies are")
     return mark if role == "assistant" else None

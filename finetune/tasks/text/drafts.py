@@ -22,7 +22,7 @@ class Draft:
     spans: characters to learn, ascending. marked: they come from {% generation %} marks, so the mark that ends a turn may
     stand right behind them. closed: the last one ends with its mark; otherwise, if it ends the text, the end-of-text token
     is added, or the model would never learn to stop. special: the tokenizer adds its own special tokens. finished: the
-    text ends with the end-of-text token, once, which is learnt if the last span reaches the end.
+    text ends with the end-of-text token, once, which is learned if the last span reaches the end.
     reply_start: character where the last reply begins; None: at the last span.
     """
 

@@ -52,7 +52,7 @@ class Reply:
 
     @property
     def conversation(self) -> Conversation:
-        """The whole, of which the reply alone is learnt."""
+        """The whole, of which the reply alone is learned."""
         return Conversation([*self.before, self.message], frozenset({len(self.before)}), self.tools, self.notices)
 
     @property

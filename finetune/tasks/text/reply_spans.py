@@ -1,6 +1,6 @@
 """Where the assistant speaks in a rendered conversation, under any chat template.
 
-What is learnt of a turn is what the model must produce itself: from where the generation prompt ends, through the reply
+What is learned of a turn is what the model must produce itself: from where the generation prompt ends, through the reply
 and its tool calls, to the mark that ends the turn. It is found in this order:
 
 1. Templates with {% generation %} marks are taken at their word.
@@ -163,7 +163,7 @@ class ReplyFinder:
         return ((start, end), closed) if end > start else None
 
     def _trim(self, upto: str) -> tuple[int, bool]:
-        """(where what is learnt of the last turn ends, whether a mark ends it): without blanks behind the mark."""
+        """(where what is learned of the last turn ends, whether a mark ends it): without blanks behind the mark."""
         closing, bare = self.template.closing or "", upto.rstrip()
         if closing.strip() and upto.endswith(closing):
             return len(upto) - len(closing) + len(closing.rstrip()), True
@@ -271,7 +271,7 @@ def spans_by_marks(
 def _odd_prompt(prompt: str) -> str:
     return (
         f"the generation prompt, which ends in {prompt[-12:]!r}, is no beginning of the conversation as the chat template "
-        "writes it: the reply is learnt from where it begins there"
+        "writes it: the reply is learned from where it begins there"
     )
 
 

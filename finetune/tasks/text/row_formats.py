@@ -69,8 +69,8 @@ def row_texts(row: Row, form: str) -> Iterator[str]:
 
 
 def to_learn(turns: Turns, tools: Sequence[Tool] = (), *, first: int = 0, whole: bool = False) -> Conversation:
-    """A conversation of which the assistant's turns are learnt: those from position `first` on that the row does not
-    exclude and that say something. What follows the last of them is left out, unless the conversation is learnt whole.
+    """A conversation of which the assistant's turns are learned: those from position `first` on that the row does not
+    exclude and that say something. What follows the last of them is left out, unless the conversation is learned whole.
 
     Raises: BadRow if there is none.
     """
@@ -79,19 +79,19 @@ def to_learn(turns: Turns, tools: Sequence[Tool] = (), *, first: int = 0, whole:
     if not replies:
         raise BadRow("no assistant turn to learn from")
     wanted = [index for index in replies if marks[index] is not False]
-    learnt = [index for index in wanted if not is_empty(messages[index])]
-    if not learnt:
+    learned = [index for index in wanted if not is_empty(messages[index])]
+    if not learned:
         raise BadRow(EMPTY if wanted else "no turn is left to learn: the row excludes every reply (weight: 0)")
-    if len(learnt) < len(wanted):
-        notices.append("an empty reply is not learnt: it would teach to end at once")
+    if len(learned) < len(wanted):
+        notices.append("an empty reply is not learned: it would teach to end at once")
     if whole:
         if len(wanted) < len(replies):
             notices.append("weight: 0 has no effect: options.train_on: all learns all tokens")
-        return Conversation(messages, frozenset(learnt), tools, tuple(notices))
-    behind = range(learnt[-1] + 1, len(messages))
+        return Conversation(messages, frozenset(learned), tools, tuple(notices))
+    behind = range(learned[-1] + 1, len(messages))
     if any(messages[index]["role"] != "assistant" for index in behind):
-        notices.append("turns after the last reply are left out: nothing in them is learnt")
-    return Conversation(messages[: learnt[-1] + 1], frozenset(learnt), tools, tuple(notices))
+        notices.append("turns after the last reply are left out: nothing in them is learned")
+    return Conversation(messages[: learned[-1] + 1], frozenset(learned), tools, tuple(notices))
 
 
 class RowEncoder:

@@ -1,4 +1,4 @@
-"""Proves that what a row of a conversation says is learnt as it says, refused by name, or told: nothing else.
+"""Proves that what a row of a conversation says is learned as it says, refused by name, or told: nothing else.
 
 The reference is written by hand: the literal text of the supervised tokens, and the words of refusals and notices.
 """
@@ -77,7 +77,7 @@ def test_a_system_turn_is_printed_wherever_it_stands_or_the_row_is_refused() -> 
         _shown(_encoder(NO_LATE_SYSTEM), {"messages": talk})
 
 
-def test_history_becomes_earlier_turns_that_are_learnt() -> None:
+def test_history_becomes_earlier_turns_that_are_learned() -> None:
     row = {"instruction": "And in German?", "input": "", "output": "Hund.", "history": [["Dog in French?", "Chien."]]}
     for history in (row["history"], json.dumps(row["history"])):
         for template in (SIMPLE, None):
@@ -139,18 +139,18 @@ def test_texts_in_lists_are_joined() -> None:
 
 def test_an_empty_reply_is_not_taught_as_an_end() -> None:
     _, spans, notices = _shown(_encoder(), {"messages": [_user(), _said(""), _user("Well?"), _said("Yes.")]})
-    assert spans == ["Yes.<|im_end|>"] and notices == ["an empty reply is not learnt: it would teach to end at once"]
+    assert spans == ["Yes.<|im_end|>"] and notices == ["an empty reply is not learned: it would teach to end at once"]
     with pytest.raises(BadRow, match="the reply is empty"):
         _shown(_encoder(), {"messages": [_user(), _said(" ")]})
 
 
 def test_turns_after_the_last_reply_are_told() -> None:
     text, _, notices = _shown(_encoder(), {"messages": [_user(), _said(), _user("Bye.")]})
-    assert "Bye." not in text and notices == ["turns after the last reply are left out: nothing in them is learnt"]
+    assert "Bye." not in text and notices == ["turns after the last reply are left out: nothing in them is learned"]
     assert "Bye." in _shown(_encoder(train_on="all"), {"messages": [_user(), _said(), _user("Bye.")]})[0]
 
 
-def test_thoughts_are_learnt_or_told() -> None:
+def test_thoughts_are_learned_or_told() -> None:
     thinking = _said("Four.", reasoning_content="Two and two.")
     in_words = _said("<think>\nTwo and two.\n</think>\n\nFour.")
     for template in (CHATML, QWEN_3, None):
@@ -164,7 +164,7 @@ def test_thoughts_are_learnt_or_told() -> None:
         assert any("the generation prompt, which ends in" in notice for notice in notices)
     talk = [_user("2+2?"), thinking, _user("3+3?"), thinking]
     notices = _shown(_encoder(QWEN_3), {"messages": talk})[2]
-    assert notices == ["the chat template leaves out the thoughts of replies before the last one: they are not learnt"]
+    assert notices == ["the chat template leaves out the thoughts of replies before the last one: they are not learned"]
     with pytest.raises(BadRow, match="the reply is empty"):  # nothing but a thought, and that is cut away
         _shown(_encoder(DEEPSEEK), {"messages": [_user("2+2?"), _said("<think>Two.</think>")]})
 

@@ -71,13 +71,13 @@ def test_alpaca_and_prompts_in_the_plain_layout() -> None:
     )
 
 
-def test_every_turn_is_learnt_and_a_sample_asks_for_the_last(tokenizer: Any) -> None:
+def test_every_turn_is_learned_and_a_sample_asks_for_the_last(tokenizer: Any) -> None:
     example = _example(_encoder(tokenizer), TALK)
     assert _shown(tokenizer, example)[1] == ["Yes?<|im_end|>", "Bye.<|im_end|>"]
     assert tokenizer.decode(example["input_ids"][example["reply_start"] :]) == "Bye.<|im_end|>\n"
 
 
-def test_plain_text_is_learnt_whole_but_for_its_first_token(tokenizer: Any) -> None:
+def test_plain_text_is_learned_whole_but_for_its_first_token(tokenizer: Any) -> None:
     example = _example(_encoder(tokenizer), {"text": "Hi Bye"})
     assert example["spans"] == [1, len(example["input_ids"])]
     assert tokenizer.decode(example["input_ids"]) == "Hi Bye<|endoftext|>"

@@ -33,7 +33,7 @@ class Rows:
 
 
 @given(st.lists(st.integers(2, 90), min_size=1, max_size=8), st.integers(1, 30), st.integers(2, 20))
-def test_pieces_hold_each_learnt_token_once(lengths, first, limit):
+def test_pieces_hold_each_learned_token_once(lengths, first, limit):
     rows = Rows(lengths, first)
     split = SplitExamples(rows, limit)
     assert split.split_count == sum(length > limit for length in lengths)

@@ -1,4 +1,4 @@
-"""Proves that tool calls are learnt whole under every kind of template, that schemas, results and arguments reach the text,
+"""Proves that tool calls are learned whole under every kind of template, that schemas, results and arguments reach the text,
 and that what a template has no place for is refused or told.
 
 The reference is written by hand: the literal text of the supervised tokens.
@@ -85,7 +85,7 @@ def _shown(encoder: RowEncoder, row: dict[str, Any], *, with_targets: bool = Tru
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_turn_that_only_calls_a_tool_is_learnt_whole(name: str) -> None:
+def test_a_turn_that_only_calls_a_tool_is_learned_whole(name: str) -> None:
     template, expected = EXPECTED[name]
     text, spans, notices = _shown(_encoder(template), {"messages": TALK})
     assert spans == expected
@@ -129,7 +129,7 @@ def test_arguments_are_the_same_as_text_and_as_a_mapping(name: str) -> None:
         assert _shown(encoder, {"messages": messages})[1] == EXPECTED[name][1]
 
 
-def test_words_beside_a_call_are_learnt_or_the_row_is_refused() -> None:
+def test_words_beside_a_call_are_learned_or_the_row_is_refused() -> None:
     both = [TALK[0], {**TALK[1], "content": "Let me look."}, *TALK[2:]]
     assert _shown(_encoder(QWEN), {"messages": both})[1][0] == "Let me look.\n" + QWEN_CALL
     with pytest.raises(BadRow, match=r"leaves out the words of message 2 \(assistant\) beside its tool calls"):
