@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from finetune.data.bad_rows import BadRow
 from finetune.errors import UserError
 from finetune.models.chat_layouts import PLAIN
-from finetune.tasks.text.chat_template import ChatTemplate, Span
+from finetune.tasks.text.chat_template import ChatTemplate, Span, words_of
 from finetune.tasks.text.conversations import Conversation, Message
 from finetune.tasks.text.drafts import Draft
 from finetune.tasks.text.reply_spans import Found, ReplyFinder
@@ -196,7 +196,7 @@ def _check(
     spans: Mapping[int, Sequence[Span]] | None = None,
 ) -> Iterator[str]:
     """Notices on words that are not in the text as the row has them. Raises: BadRow for a turn that is left out."""
-    changed = [index for index, message in enumerate(messages) if not _is_in(message.get("content", ""), text)]
+    changed = [index for index, message in enumerate(messages) if not _is_in(words_of(message), text)]
     left_out = template.left_out(messages, tools)
     if left_out:
         index = min(left_out)
@@ -206,7 +206,7 @@ def _check(
     last = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
     for index, message in enumerate(messages):
         thoughts = [message.get("reasoning_content", "")]
-        words = message.get("content", "")
+        words = words_of(message)
         if index in changed:
             thought, mark, rest = words.rpartition("</think>")
             if mark:

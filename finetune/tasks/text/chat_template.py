@@ -30,10 +30,12 @@ _REPLY: Message = {"role": "assistant", "content": "Yes."}
 
 @dataclass(frozen=True)
 class CallForm:
-    """How a template takes tool calls. arguments: "mapping" or "text". content: a turn without words has content ""."""
+    """How a template takes tool calls. arguments: "mapping" or "text". content: of a turn without words: "empty" text,
+    "none" (as DeepSeek R1 asks for), or the key is "absent".
+    """
 
     arguments: str
-    content: bool
+    content: str
 
 
 class ChatTemplate:
@@ -121,7 +123,7 @@ class ChatTemplate:
 
     def _find_call_form(self) -> CallForm | None:
         """The first form whose text holds name and argument, neither encoded twice nor as Python writes a mapping."""
-        for content in (True, False):
+        for content in ("empty", "none", "absent"):
             for arguments in ("mapping", "text"):
                 form = CallForm(arguments, content)
                 calling = self.prepare_call({"role": "assistant", "content": "", "tool_calls": [probe_call()]}, form)
@@ -134,8 +136,10 @@ class ChatTemplate:
     def prepare_call(self, message: Message, form: CallForm) -> Message:
         """A message with calls in the form of the template."""
         prepared = {**message, "tool_calls": with_arguments(message["tool_calls"], form.arguments)}
-        if not form.content and not message["content"]:
-            del prepared["content"]
+        if not message["content"] and form.content != "empty":
+            prepared["content"] = None
+            if form.content == "absent":
+                del prepared["content"]
         return prepared
 
     @property
@@ -204,7 +208,7 @@ class ChatTemplate:
         shape = tuple(
             (
                 message["role"],
-                bool(message.get("content", "").strip()),
+                bool(words_of(message).strip()),
                 len(message.get("tool_calls", ())),
                 bool(message.get("reasoning_content")),
             )
@@ -216,15 +220,20 @@ class ChatTemplate:
 
     def _find_left_out(self, messages: Sequence[Message], tools: Sequence[Tool]) -> frozenset[int]:
         probes = [
-            {**message, "content": f"\ue000{index}\ue001"} if message.get("content", "").strip() else message
+            {**message, "content": f"\ue000{index}\ue001"} if words_of(message).strip() else message
             for index, message in enumerate(messages)
         ]
         try:
             text = self.render(probes, tools)
         except BadRow:
             return frozenset()
-        wanted = [index for index, message in enumerate(messages) if message.get("content", "").strip()]
+        wanted = [index for index, message in enumerate(messages) if words_of(message).strip()]
         return frozenset(index for index in wanted if f"\ue000{index}\ue001" not in text)
+
+
+def words_of(message: Message) -> str:
+    """The content of a message, "" if a template is to see none."""
+    return message.get("content") or ""
 
 
 def probe_call() -> dict[str, Any]:

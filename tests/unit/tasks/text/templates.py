@@ -73,6 +73,13 @@ DEEPSEEK = (
     "{%- elif m.role == 'tool' %}{{- '<out>' + m.content + '</out>' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|Assistant|><think>\\n' }}{%- endif %}"
 )
+# The same, but a turn that calls a tool is one whose content is none: with "" the call would not be printed.
+DEEPSEEK_NONE = DEEPSEEK.replace(
+    "m.role == 'assistant' and m.tool_calls", "m.role == 'assistant' and m.content is none"
+).replace(
+    "{{- eos_token }}{%- elif m.role == 'assistant' %}",
+    "{{- eos_token }}{%- elif m.role == 'assistant' and m.content is not none %}",
+)
 # Hermes' manner, with marks around the assistant's part.
 HERMES_MARKED = (
     "{%- for tool in tools or [] %}{{- tool | tojson + '\\n' }}{%- endfor %}{%- for m in messages %}"

@@ -18,6 +18,7 @@ from finetune.tasks.text.row_formats import RowEncoder
 from finetune.tasks.text.tool_calls import read_calls, read_tools
 from tests.unit.tasks.text.templates import (
     DEEPSEEK,
+    DEEPSEEK_NONE,
     HERMES_MARKED,
     LLAMA_3,
     MISTRAL,
@@ -56,6 +57,13 @@ EXPECTED = {
     ),
     "deepseek": (
         DEEPSEEK,
+        [
+            '<call>weather\n```json\n{"city": "Oslo", "days": 2}\n```</call><|endoftext|>',
+            "It is 4 C.<|endoftext|>",
+        ],
+    ),
+    "deepseek, none": (
+        DEEPSEEK_NONE,
         [
             '<call>weather\n```json\n{"city": "Oslo", "days": 2}\n```</call><|endoftext|>',
             "It is 4 C.<|endoftext|>",
@@ -108,7 +116,7 @@ def test_schemas_reach_the_template_or_are_told(name: str) -> None:
             text, _, notices = _shown(encoder, {"messages": TALK, "tools": tools}, with_targets=with_targets)
             told = any("no place for tool schemas" in notice for notice in notices)
             assert ("Of a city" in text) != told
-            assert told == (name in ("qwen 3", "deepseek"))
+            assert told == (name in ("qwen 3", "deepseek", "deepseek, none"))
 
 
 @pytest.mark.parametrize("name", EXPECTED)
