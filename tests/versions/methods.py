@@ -54,8 +54,3 @@ ATTRIBUTES: dict[str, str] = {
     "sub_group_to_group_id": "deepspeed.runtime.zero.stage3",
     "zero_init_context": "deepspeed.runtime.zero.partition_parameters",
 }
-
-# Attributes that the oldest admitted version does not have, and what that means.
-YOUNGER: dict[str, str] = {
-    "_ds_grad_allreduce_registered": "parallel.tensor refuses models with norms of heads, whose gradients it cannot sum",
-}

@@ -101,7 +101,7 @@ def test_a_wrong_configuration_is_told(section: dict[str, Any], what: str, remed
 
 def test_a_folder_that_holds_something_else_is_told(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="of an adapter"):
+    with pytest.raises(UserError, match="the adapter cannot be read"):
         load_config(ModelSection(source=str(tmp_path)))
     (tmp_path / "adapter_config.json").unlink()
     (tmp_path / "model").mkdir()
