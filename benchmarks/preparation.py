@@ -65,20 +65,23 @@ def make_tokenizer(folder: Path, rows: Path) -> None:
 
 
 OURS = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, {root!r})
 from finetune.app.opening import open_recipe
 from finetune.app.preparation import Request
 from finetune.app.workers.preparing import prepare
 from finetune.data.prepare.progress import Stage
 request = Request.of(open_recipe({recipe!r}).recipe)
-names, began = request.names(), time.perf_counter()
+names, began, cpu = request.names(), time.perf_counter(), os.times()
 prepare(request, names, Stage(workers={workers}))
 print("seconds", time.perf_counter() - began)
+times = os.times()
+print("own", times.user + times.system - cpu.user - cpu.system)
+print("workers", times.children_user + times.children_system)
 """
 
 THEIRS = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, {root!r})
 import datasets
 from finetune.app.machine import plan_alone
@@ -95,11 +98,14 @@ def encode(batch):
     found = task.encode(artifacts, rows, with_targets=True)
     return {{key: [one[key] for one in found] for key in found[0] if key != "notices"}}
 
-began = time.perf_counter()
+began, cpu = time.perf_counter(), os.times()
 data = datasets.load_dataset("json", data_files={rows!r}, split="train", cache_dir={cache!r})
 data = data.map(encode, batched=True, batch_size=256, num_proc={workers}, remove_columns=data.column_names)
 assert len(data) == {count}
 print("seconds", time.perf_counter() - began)
+times = os.times()
+print("own", times.user + times.system - cpu.user - cpu.system)
+print("workers", times.children_user + times.children_system)
 """
 
 SECOND = """
@@ -165,6 +171,11 @@ def run(code: str, cache: Path, **values: object) -> tuple[dict[str, float], dic
     return {line[0]: float(line[1]) for line in lines if len(line) == 2}, peaks
 
 
+def per_row(took: dict[str, float], rows: int) -> str:
+    """CPU microseconds: what cannot be divided among workers, and what is."""
+    return f"{1e6 * took['own'] / rows:.0f} + {1e6 * took['workers'] / rows:.0f} us (this process + workers)"
+
+
 def _family(pid: int) -> list:
     import psutil
 
@@ -195,8 +206,10 @@ def main() -> None:
 
         took, _ = run(OURS, folder / "one", recipe=recipes[alone], workers=1)
         speeds["one worker"] = (options.one or options.rows) / took["seconds"]
+        cpu = {"one worker": per_row(took, options.one or options.rows)}
         took, peaks = run(OURS, folder / "ours", recipe=recipes[large], workers=options.workers)
         speeds[f"{options.workers} workers"] = options.rows / took["seconds"]
+        cpu[f"{options.workers} workers"] = per_row(took, options.rows)
         theirs, _ = run(
             THEIRS,
             folder / "theirs",
@@ -206,12 +219,13 @@ def main() -> None:
             workers=options.workers,
         )
         speeds[f"datasets.map, num_proc={options.workers}"] = options.rows / theirs["seconds"]
+        cpu[f"datasets.map, num_proc={options.workers}"] = per_row(theirs, options.rows)
         _, small_peaks = run(OURS, folder / "ours", recipe=recipes[small], workers=options.workers)
 
         print(f"{options.rows:,} rows, {large.stat().st_size / 2**20:,.0f} MiB")
         first = speeds["one worker"]
         for who, speed in speeds.items():
-            print(f"{who:28} {speed:10,.0f} rows/s   {speed / first:.2f} x one worker")
+            print(f"{who:28} {speed:8,.0f} rows/s   {speed / first:.2f} x one worker   CPU per row {cpu[who]}")
         ours = speeds[f"{options.workers} workers"]
         print(f"ours / datasets.map          {ours / speeds[f'datasets.map, num_proc={options.workers}']:.2f}")
         large_peak, small_peak = max(peaks.values()), max(small_peaks.values())

@@ -42,6 +42,12 @@ def read_rows(table: Table, first: int, last: int) -> list[Row]:
     return together(first, last) if together is not None else [table[index] for index in range(first, last)]
 
 
+def describe_table(table: Table) -> str:
+    """What a table was made from, for people: "train: reviews.csv, more.csv"."""
+    sources = getattr(table, "sources", ())
+    return f"{table.name}: {', '.join(sources[:3])}{', ...' if len(sources) > 3 else ''}" if sources else table.name
+
+
 class Examples(Protocol):
     """Encoded examples of one split, ready for `collate`; index i is row id `self.ids[i]`.
 

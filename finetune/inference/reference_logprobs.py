@@ -57,7 +57,7 @@ def add_reference_logprobs(
             stored = np.load(cache_folder() / KIND / key / "values.npy") if engine.session.is_main else None
             values = engine.session.broadcast(stored)
         if key and not cached and engine.session.is_main:
-            publish(KIND, key, _writer(values))
+            publish(KIND, key, _writer(values), about=f"{split}: reference log-probabilities of {plan.recipe.name}")
         datasets[split] = ExamplesWithColumns(examples, dict(zip(names, values.T, strict=True)))
 
 

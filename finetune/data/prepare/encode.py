@@ -19,7 +19,7 @@ from finetune.data.prepare.pool import Chunk, map_chunks
 from finetune.data.prepare.progress import Meter, current_stage
 from finetune.data.prepare.record_codec import Layout, Packer, unpack
 from finetune.data.prepare.records import RecordFile
-from finetune.data.table import Row, Table, read_rows
+from finetune.data.table import Row, Table, describe_table, read_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +135,7 @@ def encode(
         "examples",
         digest("examples", VERSION, table_fingerprint(table), key, package_versions(), source_digest("data", "tasks")),
         lambda folder: _write(folder, EncodeJob(table, function, cost)),
-        about=f"{table.name}: {getattr(table, 'origin', '')}".removesuffix(": "),
+        about=describe_table(table),
         notify=notify,
         resumable=True,
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.pool import Chunk, map_chunks
 from finetune.data.prepare.progress import Meter, current_stage
-from finetune.data.table import Row, Table, read_rows
+from finetune.data.table import Row, Table, describe_table, read_rows
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -120,10 +120,12 @@ def hold_out(
     """
     import numpy as np
 
+    about = describe_table(rows)
+
     def write(folder: Path) -> None:
         (folder / "hashes.u64").write_bytes(_hashes(rows, count, roles, seed))
 
-    folder = publish("splits", digest("split", VERSION, fingerprint, seed, list(roles)), write)
+    folder = publish("splits", digest("split", VERSION, fingerprint, seed, list(roles)), write, about=about)
     hashes = np.frombuffer((folder / "hashes.u64").read_bytes(), np.uint64)
     held = choose(hashes, fraction)
     if classes is None:
@@ -136,7 +138,7 @@ def hold_out(
         (folder / "moved.json").write_text(json.dumps({"moved": moved, "classes": names}), "utf-8")
 
     key = digest("kept classes", VERSION, fingerprint, seed, list(roles), fraction, classes.identity)
-    folder = publish("splits", key, write_kept)
+    folder = publish("splits", key, write_kept, about=about)
     ids = np.frombuffer((folder / "held.i64").read_bytes(), "<i8").astype(np.int64)
     facts = json.loads((folder / "moved.json").read_text("utf-8"))
     train = np.ones(count, bool)

@@ -13,7 +13,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.label_forms import TAGS, LabelForm, decide_form, split_labels, vector_positions
 from finetune.data.labels import Labels, in_order, label_key, label_text, look_alikes, spellings_by_class
 from finetune.data.prepare.cache import digest, publish
-from finetune.data.table import Table
+from finetune.data.table import Table, describe_table
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
 
@@ -80,7 +80,9 @@ def survey(table: Table, role: str, kind: Kind) -> Survey:
         content = {"spellings": found.spellings, "unlabeled": found.unlabeled, "rows": found.rows}
         (folder / "survey.json").write_text(json.dumps(content), "utf-8")
 
-    return Survey(**json.loads((publish("labels", key, write) / "survey.json").read_text("utf-8")))
+    return Survey(
+        **json.loads((publish("labels", key, write, about=describe_table(table)) / "survey.json").read_text("utf-8"))
+    )
 
 
 def _count(table: Table, role: str, kind: Kind) -> Survey:
@@ -130,7 +132,9 @@ def label_form(
         (folder / "form.json").write_text(json.dumps([form.to_dict(), told]), "utf-8")
 
     key = digest("label form", VERSION, own, role, list(stated), separator)
-    form, told = json.loads((publish("labels", key, write) / "form.json").read_text("utf-8"))
+    form, told = json.loads(
+        (publish("labels", key, write, about=describe_table(table)) / "form.json").read_text("utf-8")
+    )
     return LabelForm.from_dict(form), told
 
 

@@ -13,6 +13,7 @@ from finetune.data.columns import Required
 from finetune.data.formats.compression import unreadable
 from finetune.data.image_values import files_digest, named_file
 from finetune.data.prepare.cache import digest, publish
+from finetune.data.prepare.file_digest import contents_digest, file_digest
 from finetune.data.sources.arrow_values import column_at, is_plain, plain
 from finetune.data.values import NO_NUMBER, OddValues, without_nan
 
@@ -146,6 +147,11 @@ class ArrowRows:
             present = pc.and_(present, pc.fill_null(pc.not_equal(column, UNLABELED), False))
         return present.to_numpy()
 
+    @property
+    def name(self) -> str:
+        """The file or set, for people."""
+        return self._name
+
     def __len__(self) -> int:
         return self._length
 
@@ -277,14 +283,14 @@ def parquet_to_arrow(path: Path) -> Path:
     import pyarrow.parquet as pq
 
     schema, _ = parquet_schema(path)
-    stat = path.stat()
-    key = digest("parquet", str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    key = digest("parquet", file_digest(path))
 
     def write(folder: Path) -> None:
-        with pq.ParquetFile(path) as file:
-            write_arrow(folder, schema, _readable(path, file.iter_batches(BATCH_ROWS), pa.ArrowException))
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            batches = file.iter_batches(BATCH_ROWS, use_threads=False)
+            write_arrow(folder, schema, _readable(path, batches, pa.ArrowException))
 
-    return publish("tables", key, write) / "rows.arrow"
+    return publish("tables", key, write, about=str(path)) / "rows.arrow"
 
 
 def _readable(path: Path, batches: Iterator[pa.RecordBatch], broken: type[Exception]) -> Iterator[pa.RecordBatch]:
@@ -306,10 +312,9 @@ def cache_table(kind: str, key: str, make: Callable[[], pa.Table]) -> Path:
         table = make()
         write_arrow(folder, table.schema, table.to_batches(max_chunksize=BATCH_ROWS))
 
-    return publish("tables", digest(kind, key), write) / "rows.arrow"
+    return publish("tables", digest(kind, key), write, about=f"{kind}: {key}") / "rows.arrow"
 
 
 def file_fingerprint(paths: Sequence[Path]) -> str:
-    """Fingerprint of files: their paths, sizes and modification times."""
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return digest("files", stats)
+    """Fingerprint of files: their contents."""
+    return digest("files", contents_digest(paths))

@@ -47,6 +47,11 @@ class JoinedTable:
         self.skipped: list[Listed] = bad.listed
         self.skipped_count = bad.count
 
+    @property
+    def sources(self) -> list[str]:
+        """Names of the files or sets that the rows come from."""
+        return [getattr(rows, "name", "") for rows in self._parts]
+
     def choose(self, name: str, chosen: np.ndarray, note: str) -> JoinedTable:
         """A table of some rows of this one. chosen: ids, ascending. note: describes the choice, for the fingerprint."""
         if self._chosen is not None:

@@ -70,6 +70,11 @@ class RecordRows:
         self._lines = self._records.numbers("line")
         self._names_files: bool = facts["names_files"]
 
+    @property
+    def name(self) -> str:
+        """The file, for people."""
+        return display_path(self._path)
+
     @cached_property
     def fingerprint(self) -> str:
         """Of the rows, and of size and modification time of the images that they name."""
