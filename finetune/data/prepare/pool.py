@@ -34,7 +34,7 @@ from finetune.errors import TrainingFailed
 Chunk = tuple[int, int]  # [first, last) of the units of a job, such as rows or bytes
 
 MIN_CHUNKS = 2  # for each worker, or fewer are started
-AHEAD = 2  # chunks that a worker has at a time: the one it computes, and the next
+AHEAD = 3  # chunks that a worker has at a time: the one it computes, and the next
 BUFFERED = 8  # chunks per worker that may be ahead of the slowest one
 # Threads of libraries that prepare themselves for a fork: the allocator of pyarrow.
 FORK_SAFE = {"jemalloc_bg_thd"}

@@ -221,7 +221,8 @@ def test_an_interrupted_encoding_continues_with_the_same_result(after, monkeypat
     ]
 
 
-def test_files_that_are_shorter_than_the_journal_are_written_anew(monkeypatch, tmp_path):
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:999] + bytes(8) + data[1007:]])
+def test_files_that_are_not_as_the_journal_says_are_written_anew(damage, monkeypatch, tmp_path):
     monkeypatch.setattr(encode_module, "ROWS", 64)
     monkeypatch.setattr(chunk_writer, "COMMIT_SECONDS", 0.0)
     whole = files_of(run(rows=MANY, function=in_layouts).folder)
@@ -237,7 +238,7 @@ def test_files_that_are_shorter_than_the_journal_are_written_anew(monkeypatch, t
     with pytest.raises(KeyboardInterrupt):
         run(rows=MANY, function=dies)
     (left,) = (tmp_path / "finetune" / "examples").iterdir()
-    (left / "rows.bin").write_bytes(b"")
+    (left / "rows.bin").write_bytes(damage((left / "rows.bin").read_bytes()))
     assert files_of(run(rows=MANY, function=in_layouts).folder) == whole
 
 
