@@ -10,6 +10,7 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = (
     "packing_efficiency",
     "packing_speed",
+    "preparation",
     "cost_model",
     "loop_overhead",
     "trainer_sst2",
