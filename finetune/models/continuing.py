@@ -16,6 +16,7 @@ from finetune.models.adapter_source import MARK, PROCESSOR_FILES, AdapterSource,
 from finetune.models.adapters import add_adapter, check_rows_can_be_trained, check_same_modules, embed_with_gradients
 from finetune.models.config import load_config
 from finetune.models.load import load_model, quiet_transformers
+from finetune.models.low_rank import add_in_place
 from finetune.models.merging import Comparison, check_equal, compare, merge, outputs_of, random_inputs
 from finetune.recipe.model import AdapterSection, ModelSection
 from finetune.recipe.recipe import Recipe
@@ -35,9 +36,12 @@ def adapt(
     """`model` with the recipe's adapter: the one that model.source names, or a new one (see add_adapter). All ranks call it."""
     assert recipe.adapter is not None, "a recipe with an adapter"
     if (source := adapter_of(recipe.model)) is None:
-        return add_adapter(model, recipe.adapter, task_type, head_modules, seed=recipe.seed, new_tokens=new_tokens)
-    _check_new_tokens(source, new_tokens)
-    return continue_adapter(model, source, recipe.adapter)
+        adapted = add_adapter(model, recipe.adapter, task_type, head_modules, seed=recipe.seed, new_tokens=new_tokens)
+    else:
+        _check_new_tokens(source, new_tokens)
+        adapted = continue_adapter(model, source, recipe.adapter)
+    add_in_place(adapted)
+    return adapted
 
 
 def _check_new_tokens(source: AdapterSource, new_tokens: Sequence[int]) -> None:

@@ -67,6 +67,8 @@ class ZeroEngine:
             else:
                 self.model, self.optimizer = session.accelerator.prepare(module, make_optimizer(module))
         _trust_norm(self.inner_optimizer)
+        if self.stage == 3:
+            zero_state.gather_with_layer(module)
         if self.is_sliced:
             tensor_parallel.check_slices(module)
             tensor_parallel.join_input_gradients(module)

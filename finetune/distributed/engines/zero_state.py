@@ -65,6 +65,17 @@ def stage_3_groups(zero: Any) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
         yield flat, zero.optimizer.param_groups[zero.sub_group_to_group_id[index]]
 
 
+def gather_with_layer(module: nn.Module) -> None:
+    """Let stage 3 gather what a layer uses without calling the modules that hold it, whenever the layer is called."""
+    import deepspeed
+
+    for layer in module.modules():
+        if getattr(layer, "calls_no_children", False):
+            for weight in layer.parameters():
+                deepspeed.zero.register_external_parameter(layer, weight)
+            layer.ignores_hooks = True  # type: ignore[assignment]
+
+
 def gather_shards(session: Session, module: nn.Module, *, trainable_only: bool) -> dict[str, torch.Tensor] | None:
     """`Engine.full_state_dict` under stage 3, one parameter at a time: no rank but 0 ever holds more than one of them."""
     import deepspeed

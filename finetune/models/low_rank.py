@@ -1,0 +1,116 @@
+"""LoRA that adds its product onto the output of the layer it adapts, in place, forward and backward.
+
+peft computes `result + B(A(x)) * scaling` as three operators, each of which reads and writes an activation of the layer's
+full width, and autograd adds up two gradients of the input in a fourth. Here both products accumulate in a matrix product
+that exists anyway. The numbers are the same but for rounding: in half precision the sum is rounded once, not three times.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+class InPlaceLinear(Linear):
+    """peft's LoRA of a linear layer. Wherever it would compute more than `base(x) + B(A(x)) * scaling` of plain linear
+    layers (DoRA, dropout, several adapters, quantized or sliced weights, modules with hooks), peft's own forward runs.
+
+    calls_no_children: its weights are used without calling the modules that hold them. An engine that gathers weights with
+    hooks on those modules (ZeRO-3) does it for the layer instead, and sets ignores_hooks.
+    """
+
+    calls_no_children = True
+    ignores_hooks = False
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        name = None if args or kwargs else self._plain_adapter()
+        if name is None:
+            return super().forward(x, *args, **kwargs)
+        base: Any = self.base_layer
+        down: Any = self.lora_A[name]
+        up: Any = self.lora_B[name]
+        dtype = _product_dtype(x, base.weight, down.weight, up.weight)
+        if dtype is None:
+            return super().forward(x)
+        out: torch.Tensor = _AddedProduct.apply(  # type: ignore[no-untyped-call]
+            x.to(dtype), base.weight, base.bias, down.weight, up.weight, self.scaling[name]
+        )
+        return out
+
+    def _plain_adapter(self) -> str | None:
+        """The one adapter that can be added in place; None where peft's forward must run."""
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if self.disable_adapters or self.merged or len(active) != 1:
+            return None
+        (name,) = active
+        dropout = self.lora_dropout[name]
+        is_dropped = not isinstance(dropout, nn.Identity) and dropout.training
+        if is_dropped or name in self.lora_variant or not self.cast_input_dtype_enabled:
+            return None
+        base, down, up = self.base_layer, self.lora_A[name], self.lora_B[name]
+        if any(type(layer) is not nn.Linear or self._is_watched(layer) for layer in (base, down, up)):
+            return None
+        if down.bias is not None or up.bias is not None:
+            return None
+        is_frozen = not any(weight.requires_grad for weight in base.parameters())
+        return name if is_frozen else None
+
+    def _is_watched(self, layer: nn.Module) -> bool:
+        """Whether something wants to see the layer's calls, such as what casts its input or sums up over ranks."""
+        hooks = layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks
+        return not self.ignores_hooks and any(hooks)
+
+
+def add_in_place(model: nn.Module) -> int:
+    """Let LoRA layers of `model` add in place; returns how many. Layers of other kinds stay as peft made them."""
+    layers = [layer for layer in model.modules() if type(layer) is Linear]
+    for layer in layers:
+        layer.__class__ = InPlaceLinear
+    return len(layers)
+
+
+def _product_dtype(x: torch.Tensor, *weights: torch.Tensor) -> torch.dtype | None:
+    """What the products are computed in: as autocast says, or what x and all weights are in; None where they differ."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype if all(weight.dtype == x.dtype for weight in weights) else None
+
+
+class _AddedProduct(torch.autograd.Function):
+    """x [..., in] -> x W^T + bias + scaling * (x A^T) B^T, with W and bias frozen.
+
+    Weights are saved as they are and cast again for the backward pass: what ZeRO-3 gathers must stay the parameter itself,
+    and casts of frozen weights would take the memory of another model.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any, scaling: float) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.reshape(-1, x.shape[-1])
+            out = nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+            hidden = rows @ down.to(x.dtype).t()
+            out.view(-1, out.shape[-1]).addmm_(hidden, up.to(x.dtype).t(), alpha=scaling)
+        ctx.save_for_backward(rows, weight, down, up, hidden)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        rows, weight, down, up, hidden = ctx.saved_tensors
+        dtype, of_x, of_down, of_up = rows.dtype, None, None, None
+        with torch.autocast(grad.device.type, enabled=False):
+            grad = grad.reshape(-1, grad.shape[-1])
+            inner = (grad @ up.to(dtype)).mul_(ctx.scaling)
+            if ctx.needs_input_grad[0]:
+                of_x = (grad @ weight.to(dtype)).addmm_(inner, down.to(dtype)).view(ctx.shape)
+            if ctx.needs_input_grad[3]:
+                of_down = (inner.t() @ rows).to(down.dtype)
+            if ctx.needs_input_grad[4]:
+                of_up = (grad.t() @ hidden).mul_(ctx.scaling).to(up.dtype)
+        return of_x, None, None, of_down, of_up, None
