@@ -1,9 +1,9 @@
 """Writes the results of chunks one after the other, so that whoever is killed can continue where it was.
 
-The files are those of a `RecordWriter`, and grow by appending. Every second, a line in `journal.jsonl` says how far they go:
-which rows are done, and the end and the checksum of each file. Whoever continues cuts the files off there. So an entry that
-was interrupted is the same, byte for byte, as one that was not. Nothing waits for the disk: after a power failure, the
-checksums tell whether what is there can be used.
+The files are those that a `RecordFile` reads, and grow by appending. Every second, a line in `journal.jsonl` says how far
+they go: which rows are done, and the end and the checksum of each file. Whoever continues cuts the files off there. So an
+entry that was interrupted is the same, byte for byte, as one that was not. Nothing waits for the disk: after a power
+failure, the checksums tell whether what is there can be used.
 """
 
 from __future__ import annotations

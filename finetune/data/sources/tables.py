@@ -17,6 +17,7 @@ from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
 from finetune.recipe.data import SourceSection
 from finetune.recipe.recipe import Recipe
+from finetune.units import format_number
 
 
 def _silent(text: str) -> None:
@@ -93,7 +94,7 @@ def open_split(
         where = ", ".join(source.source for source in sources)
         raise UserError(f"{name}: no usable rows", where=where, remedy=bad.summary() or "Give data that has rows.")
     if bad.count:
-        notify(f"{name}: {bad.count:,} rows skipped, {len(table):,} kept\n{bad.summary()}")
+        notify(f"{name}: {format_number(bad.count, 'row')} skipped, {len(table):,} kept\n{bad.summary()}")
     return table
 
 
