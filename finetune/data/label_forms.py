@@ -103,6 +103,10 @@ def _bit(item: Any, names: Sequence[str]) -> int | None:
     return _BITS.get(item.strip().lower()) if isinstance(item, str) else None
 
 
+def _is_share(item: Any) -> bool:
+    return isinstance(item, (int, float)) and not isinstance(item, bool) and 0 <= item <= 1
+
+
 def parse_list(text: str) -> list[Any] | None:
     """The items of a list written as text; None if the text is none.
 
@@ -159,6 +163,9 @@ class _Evidence:
             return
         self.filled += 1
         bits = [_bit(item, self.names) for item in items]
+        if len(items) > 1 and None in bits and all(map(_is_share, items)):  # a vector, and a bad row: no list of names
+            self.lengths[len(items)] += 1
+            return
         if None in bits or (self.names and len(bits) < 2):
             return
         if len(bits) == 1:

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,7 @@ ROLES = {
     **dict.fromkeys(("tool", "observation", "function", "ipython", "function_response", "tool_response"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),  # its content is the call
 }
+_ROW_ROLES = {*ROLES, "prompter"}  # also those of files with one turn per row, such as OpenAssistant's
 _PLAIN_ROLES = ("user", "assistant", "system", "tool")
 _CALL_ROLES = ("function_call", "tool_call")
 LEARN_KEYS = ("weight", "train", "training", "loss")  # false or 0: the turn is context only
@@ -74,10 +77,7 @@ class Conversation:
 def read_turns(value: Any, name: str = "messages") -> Turns:
     """A list of messages, JSON text of one, or a single message. name: what a BadRow calls it. Raises: BadRow."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise BadRow(f"{name} are neither a list nor JSON: {error}") from error
+        value = _read_text(value, name)
         check_text(value, name)  # JSON inside of a text was not looked through when the file was read
     if isinstance(value, Mapping):
         value = [value]
@@ -89,6 +89,22 @@ def read_turns(value: Any, name: str = "messages") -> Turns:
         turns.messages.append(read)
         turns.marks.append(mark)
     return turns
+
+
+def _read_text(text: str, name: str) -> Any:
+    """The list that a text holds: JSON, or Python's notation, as pandas writes lists into a csv. Raises: BadRow."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith("["):
+            with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                return ast.literal_eval(text.strip())
+        raise BadRow(f"{name} are neither a list nor JSON: {error}") from error
+
+
+def is_role(name: str) -> bool:
+    """Whether a word names a speaker."""
+    return name.strip().lower() in _ROW_ROLES
 
 
 def holds_messages(value: Any) -> bool:
@@ -135,6 +151,8 @@ def _read_message(message: Any, where: str, notices: list[str]) -> tuple[Message
     if len(message) == 2 and type(message.get("content")) is str and message.get("role") in _PLAIN_ROLES:
         return dict(message), None
     given = message.get("role") if message.get("role") is not None else message.get("from")
+    if given is None:
+        raise BadRow(f"{where} has no role (role or from); it has {', '.join(map(str, message)) or 'nothing'}")
     known = str(given).strip().lower()
     if known not in ROLES:
         raise BadRow(f"{where} has the role {given!r}; known: {', '.join(ROLES)}")

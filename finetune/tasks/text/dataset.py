@@ -17,8 +17,11 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.task import Encoded, Task
 from finetune.tasks.text.lengths import describe_lengths
+from finetune.tasks.text.row_values import TOOL_ROLES
 from finetune.tasks.text.selection import SplitExamples, drop_marked
 
+UNUSED_ROWS = 20  # looked at for columns that are not used
+UNUSED_SHOWN = 12  # of their names
 Cost = Callable[[dict[str, Any]], int]
 
 
@@ -45,6 +48,24 @@ def describe_columns(facts: Facts, table: Table, plan: Plan) -> None:
     found = [f"{column} as {role}" for role, column in table.columns.items() if role != column and role not in mapped]
     if found:
         facts.notes.append(f"{table.name}: columns read by their names: {', '.join(found)} (change with data.columns)")
+
+
+def describe_unused(facts: Facts, task: Task, table: Table) -> None:
+    """A note on columns that no row format of the task reads, as far as the first rows have them."""
+    known = {*task.card.columns, *TOOL_ROLES}
+    found = {
+        column: None for index in range(min(len(table), UNUSED_ROWS)) for column in table[index] if column not in known
+    }
+    if found:
+        listed = ", ".join(list(found)[:UNUSED_SHOWN]) + (", ..." if len(found) > UNUSED_SHOWN else "")
+        facts.notes.append(f"{table.name}: columns not used: {listed}")
+
+
+def _remedy(report: Sequence[str]) -> str:
+    """What to do where no example is left. A larger limit is named only where the limit is the reason."""
+    if any("max_length" in line or "limit" in line for line in report):
+        return "Give other data, or a larger limit on tokens."
+    return "Mend the rows, or map the right columns with data.columns."
 
 
 def text_dataset(
@@ -74,12 +95,13 @@ def text_dataset(
     )
     if table.name == "train":
         describe_columns(facts, table, plan)
+        describe_unused(facts, task, table)
     facts.notes.extend(encoded.report())
     examples, dropped = drop_marked(encoded)
     if not len(examples):
         raise UserError(
             f"{table.name}: no example is left of {len(table):,} rows\n" + "\n".join(encoded.report()),
-            remedy="Give other data, or a larger limit on tokens.",
+            remedy=_remedy(encoded.report()),
         )
     if split_at:
         examples = SplitExamples(examples, split_at)

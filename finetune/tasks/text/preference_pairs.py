@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from finetune.tasks.text.conversations import (
     read_turns,
     text_turns,
 )
-from finetune.tasks.text.row_values import read_history, row_tools, with_system
+from finetune.tasks.text.row_values import check_text_only, read_history, row_tools, with_system
 from finetune.tasks.text.tool_calls import Tool
 
 COLUMNS = {
@@ -38,6 +39,7 @@ COLUMNS = {
     "history": "Earlier turns: a list of [question, answer].",
     "tools": "Schemas of the tools that the conversation may call: a list, or JSON text of one.",
 }
+_DIALOG = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):[ \t]?")
 PROMPTS = ("prompt", "messages", "chosen")
 
 
@@ -75,8 +77,10 @@ def read_reply(row: Row, role: str, system: str = "", tools: Sequence[Tool] = ()
     """The reply under `role`, with what comes before it. Raises: BadRow."""
     value = row.get(role)
     if value is None:
-        raise BadValue("no {}", role)
-    turns = read_turns(value, role) if _is_talk(value) else text_turns("assistant", json_text(value, role))
+        have = [name for name in row if row[name] is not None]
+        raise BadValue(f"no {{}}; the row has {', '.join(['{}'] * len(have)) or 'nothing'}", role, *have)
+    check_text_only(row)
+    turns = _reply_turns(value, role)
     if not turns.messages or turns.messages[-1]["role"] != "assistant":
         raise BadValue("{} does not end with a reply of the assistant", role)
     if is_empty(turns.messages[-1]):
@@ -149,6 +153,26 @@ def pair_texts(table: Table, replies: tuple[str, ...] = ("chosen", "rejected")) 
             yield from messages_texts([reply.message])
 
 
+def _reply_turns(value: Any, role: str) -> Turns:
+    """The turns under the role of a reply: messages, a dialog written as text, or one reply."""
+    if _is_talk(value):
+        return read_turns(value, role)
+    text = json_text(value, role)
+    return read_dialog(text) or text_turns("assistant", text)
+
+
+def read_dialog(text: str) -> Turns | None:
+    r"""The turns of a dialog written as text, as in HH-RLHF: "\n\nHuman: Hi\n\nAssistant: Yes?"; None for other texts."""
+    if not _DIALOG.match(text):
+        return None
+    _, *parts = _DIALOG.split(text)
+    turns = Turns()
+    for speaker, words in zip(parts[::2], parts[1::2], strict=True):
+        turns.extend(text_turns("user" if speaker == "Human" else "assistant", words.strip()))
+    turns.notices.append("a dialog written as text (Human:, Assistant:) is read as turns")
+    return turns
+
+
 def _is_talk(value: Any) -> bool:
     """Whether a value is messages; a list of mappings is meant to be, so that what is wrong with it is said."""
     return holds_messages(value) or (
@@ -171,7 +195,7 @@ def _prompt(row: Row) -> Turns:
     else:
         text = json_text(value, "prompt")
         given = "" if given is None else json_text(given, "input")
-        turns = text_turns("user", f"{text}\n\n{given}" if given.strip() else text)
+        turns = _asked_turns(text, given)
     if not turns.messages or is_empty(turns.messages[-1]):
         raise BadRow("the prompt is empty")
     if turns.messages[-1]["role"] == "assistant":
@@ -179,6 +203,16 @@ def _prompt(row: Row) -> Turns:
     earlier = read_history(row)
     earlier.extend(turns)
     return earlier
+
+
+def _asked_turns(text: str, given: str) -> Turns:
+    """The turns of a prompt: of a dialog written as text, without the empty reply at its end, or one turn."""
+    dialog = None if given.strip() else read_dialog(text)
+    if dialog is None:
+        return text_turns("user", f"{text}\n\n{given}" if given.strip() else text)
+    if len(dialog.messages) > 1 and is_empty(dialog.messages[-1]):
+        del dialog.messages[-1], dialog.marks[-1]
+    return dialog
 
 
 def _inner_tools(row: Row) -> Sequence[Tool]:

@@ -24,7 +24,14 @@ from finetune.tasks.text.conversations import (
     text_turns,
 )
 from finetune.tasks.text.drafts import Draft, Tokens, encode_drafts
-from finetune.tasks.text.row_values import read_history, row_string, row_tools, with_system
+from finetune.tasks.text.row_values import (
+    check_text_only,
+    read_history,
+    row_string,
+    row_tools,
+    turn_notices,
+    with_system,
+)
 from finetune.tasks.text.tool_calls import Tool
 
 _KEYS = {"messages": ("messages",), "alpaca": ("instruction", "output"), "prompt_completion": ("prompt", "completion")}
@@ -139,7 +146,8 @@ class RowEncoder:
             text = row_string(row, "text")
             if not text.strip():
                 raise BadRow("text is empty")
-            return [Draft(text, [(0, len(text))], special=True, finished=True)]
+            return [Draft(text, [(0, len(text))], special=True, finished=True, notices=turn_notices(row))]
+        check_text_only(row)
         if self._is_verbatim(row, form):
             prompt, completion = row_string(row, "prompt"), row_string(row, "completion")
             whole = prompt + completion
@@ -160,6 +168,8 @@ class RowEncoder:
 
     def _draft_prompt(self, row: Row) -> list[Draft]:
         form = self._form(row, with_reply=False)
+        if form != "text":
+            check_text_only(row)
         if form == "text" or self._is_verbatim(row, form):
             text = row_string(row, "text" if form == "text" else "prompt")
             if not text.strip():

@@ -8,10 +8,20 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow, BadValue
 from finetune.data.table import Row
-from finetune.tasks.text.conversations import Turns, read_turns, text_turns
+from finetune.tasks.text.conversations import Turns, is_role, read_turns, text_turns
 from finetune.tasks.text.tool_calls import Tool, parse_json, read_tools
 
 TOOL_ROLES = ("tools", "functions")
+MEDIA_COLUMNS = {
+    name: kind
+    for kind, names in {
+        "an image": ("image", "images"),
+        "a video": ("video", "videos"),
+        "audio": ("audio", "audios"),
+    }.items()
+    for name in names
+}
+_TURN_COLUMNS = ("role", "from")  # of files with one turn per row
 
 
 def row_string(row: Row, role: str) -> str:
@@ -24,6 +34,25 @@ def row_string(row: Row, role: str) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         raise BadValue(f"{{}} is {value}, not text", role)
     return str(value)
+
+
+def check_text_only(row: Row) -> None:
+    """Check that a row's prompt or conversation has no pictures or sounds beside it, as LLaVA and TRL write them.
+
+    Raises: BadRow.
+    """
+    for column, kind in MEDIA_COLUMNS.items():
+        value = row.get(column)
+        if value is not None and not (isinstance(value, (str, list, tuple, Mapping)) and len(value) == 0):
+            raise BadValue(f"{{}} holds {kind}, and this task reads text only", column)
+
+
+def turn_notices(row: Row) -> tuple[str, ...]:
+    """A notice if a row of plain text is one turn of a conversation, as files with one turn per row have them."""
+    for column in _TURN_COLUMNS:
+        if isinstance(value := row.get(column), str) and is_role(value):
+            return (f"the row is one turn of a conversation ({column}: {value}), and is learned as plain text",)
+    return ()
 
 
 def row_tools(row: Row, default: Sequence[Tool], notices: list[str], *, strict: bool) -> Sequence[Tool]:

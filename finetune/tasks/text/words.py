@@ -106,6 +106,11 @@ def word_list(value: Any, role: str) -> list[str]:
         value = items
     if not isinstance(value, (list, tuple)):
         raise BadRow(f"{role} are a list, not {type(value).__name__}")
+    if role == "tags":
+        value = [int(item) if isinstance(item, float) and item.is_integer() else item for item in value]
+        for index, item in enumerate(value):
+            if isinstance(item, int) and item < 0:
+                raise BadRow(f"tags: item {index + 1} is {item}: the numbers of tags begin at 0")
     for index, item in enumerate(value):
         if isinstance(item, bool) or not isinstance(item, (str, int)) or not str(item).strip():
             raise BadRow(f"{role}: item {index + 1} is {item!r}, not a word")

@@ -165,3 +165,11 @@ def test_vectors_of_a_typed_file_that_names_the_numbers() -> None:
     assert [Labels(declared, form).indices(row) for row in (*rows, [0, 1, 1])] == [[0, 2], [2], [1, 2]]
     indices = [["a", "b"], ["c"], ["b", "a", "c"], ["a"]]
     assert decide_form(indices, stated=(), separator="from_data", column="label", declared=declared)[0].length == 0
+
+
+def test_shares_among_vectors_are_bad_rows_and_do_not_turn_the_others_into_names() -> None:
+    rows = [[1.0, 0.0, 0.5], [0.0, 1.0, 1.0]]
+    labels = Labels(["a", "b", "c"], form_of(*rows))
+    assert labels.indices(rows[1]) == [1, 2]
+    with pytest.raises(BadRow, match=r"holds 0 and 1 only, not 0\.5"):
+        labels.indices(rows[0])

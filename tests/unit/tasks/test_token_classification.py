@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.data.bad_rows import BadRow
 from finetune.errors import UserError
 from finetune.metrics import MetricSet
 from finetune.tasks.choice import choosing_metric
-from finetune.tasks.text.words import token_words
+from finetune.tasks.text.words import token_words, word_list
 from tests.prepared import Prepared, prepare
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -166,3 +167,10 @@ def test_lists_of_words_and_tags_in_a_csv(tmp_path: Path) -> None:
     prepared = _read(tmp_path, [], data={"train": str(path)})
     assert prepared.artifacts.labels == ["B-x", "O"] and not prepared.facts.notes
     assert [prepared.datasets["train"][index]["tags"].tolist() for index in (0, 1)] == [[0, 1], [1]]
+
+
+def test_numbers_of_tags() -> None:
+    assert word_list([0.0, 1.0, 2], "tags") == ["0", "1", "2"]
+    for value in ([-100], [0.5], [float("nan")]):
+        with pytest.raises(BadRow, match="item 1 is"):
+            word_list(value, "tags")

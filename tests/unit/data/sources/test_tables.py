@@ -125,7 +125,7 @@ def test_one_of_several_roles_is_enough(tmp_path, make_recipe, reply_card):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "t"}, {"prompt": "p", "completion": "c"}, {"prompt": "p"}])
     table = open_tables(make_recipe(train=path, on_bad_row="skip"), reply_card)["train"]
     assert list(table) == [{"text": "t"}, {"prompt": "p", "completion": "c"}]
-    assert table.skipped == [(f"{path}:3", "no value in column text or completion")]
+    assert table.skipped == [(f"{path}:3", "no value in column text or completion; the row has prompt")]
 
 
 BAD = '{"text": "a", "label": 0}\n{"text": "b"}\n{"text": "c", "label": 0}\noops\n{"text": null, "label": 1}\n'

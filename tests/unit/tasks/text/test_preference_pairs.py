@@ -50,6 +50,8 @@ def test_one_pair_in_many_forms(row: dict[str, Any]) -> None:
         ({"prompt": "Hi", "chosen": "a"}, "no rejected"),
         ({"prompt": "Hi", "chosen": " ", "rejected": "b"}, "chosen is empty"),
         ({"chosen": "a", "rejected": "b"}, "no prompt"),
+        ({"prompt": "Hi", "completion": "a", "label": True}, "no chosen; the row has prompt, completion, label"),
+        ({"prompt": "Hi", "chosen": "a", "rejected": "b", "images": ["a.png"]}, "images holds an image"),
         ({"prompt": " ", "chosen": "a", "rejected": "b"}, "the prompt is empty"),
         ({"prompt": "Hi", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same"),
         ({"prompt": "Hi", "chosen": [USER], "rejected": "a"}, "chosen does not end with a reply of the assistant"),
@@ -176,3 +178,33 @@ def test_pairs_that_a_template_makes_equal_are_bad() -> None:
     encoder = ReplyEncoder(make_tokenizer(LLAMA_3), False, 100, "truncate", "")
     (bad,) = encoder.encode([{"prompt": "Hi", "chosen": "a", "rejected": "a "}], with_targets=True)
     assert isinstance(bad, BadRow) and "the same as the chat template writes them" in str(bad)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Bye\n\nHuman\n\nAssistant: Good day.",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Bye\n\nHuman\n\nAssistant: No",
+        },
+        {
+            "prompt": "Human: Hi\n\nAssistant: Yes?\n\nHuman: Bye\n\nHuman\n\nAssistant:",
+            "chosen": "Good day.",
+            "rejected": "No",
+        },
+    ],
+)
+def test_dialogs_written_as_text_are_turns(row: dict[str, Any]) -> None:
+    chosen, rejected = read_pair(row)
+    assert [(one["role"], one["content"]) for one in chosen.before] == [
+        ("user", "Hi"),
+        ("assistant", "Yes?"),
+        ("user", "Bye\n\nHuman"),
+    ]
+    assert (chosen.message, rejected.message) == (GOOD, BAD)
+    assert chosen.notices == ("a dialog written as text (Human:, Assistant:) is read as turns",)
+
+
+def test_speakers_inside_of_a_text_do_not_make_it_a_dialog() -> None:
+    chosen, _ = read_pair({"prompt": "Hi", "chosen": "I am no\n\nHuman: being", "rejected": "No"})
+    assert chosen.before == [USER] and chosen.message["content"] == "I am no\n\nHuman: being" and not chosen.notices

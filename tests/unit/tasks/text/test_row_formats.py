@@ -137,3 +137,34 @@ def test_forms_and_texts() -> None:
     assert list(row_texts(ALPACA, "auto")) == ["Add.", "1 1", "2"]
     assert list(row_texts(TALK, "auto")) == ["Hi", "Yes?", "Bye", "Bye."]
     assert list(row_texts({"label": 1}, "auto")) == []
+
+
+@pytest.mark.parametrize(
+    ("media", "kind"),
+    [({"image": "a.jpg"}, "an image"), ({"images": [{"bytes": b"x"}]}, "an image"), ({"videos": ["v.mp4"]}, "a video")],
+)
+@pytest.mark.parametrize("row", [TALK, ALPACA, {"prompt": "Hi", "completion": "Yes?"}])
+def test_pictures_beside_a_conversation_are_refused_by_name(
+    tokenizer: Any, row: dict[str, Any], media: dict[str, Any], kind: str
+) -> None:
+    for with_targets in (True, False):
+        with pytest.raises(BadRow, match=f"{next(iter(media))} holds {kind}, and this task reads text only"):
+            _example(_encoder(tokenizer), {**row, **media}, with_targets=with_targets)
+    assert _example(_encoder(tokenizer), {**row, "images": [], "image": ""})["spans"]
+    assert _example(_encoder(tokenizer), {"text": "Hi", **media})["input_ids"]
+
+
+def test_a_row_that_is_one_turn_of_a_conversation_is_told(tokenizer: Any) -> None:
+    for row in ({"role": "assistant"}, {"from": "human"}, {"role": "prompter"}):
+        assert "one turn of a conversation" in _example(_encoder(tokenizer), {"text": "Hi", **row})["notices"][0]
+    for other in ({}, {"role": "nurse"}, {"from": "http://x"}, {"role": 3}):
+        assert not _example(_encoder(tokenizer), {"text": "Hi", **other})["notices"]
+
+
+def test_messages_in_the_notation_of_python(tokenizer: Any) -> None:
+    own = _example(_encoder(tokenizer), TALK)
+    assert _example(_encoder(tokenizer), {"messages": str(TALK["messages"])}) == own
+    with pytest.raises(BadRow, match="neither a list nor JSON"):
+        _example(_encoder(tokenizer), {"messages": "[open('x')]"})
+    with pytest.raises(BadRow, match=r"message 1 has no role \(role or from\); it has human, assistant"):
+        _example(_encoder(tokenizer), {"messages": [{"human": "Hi", "assistant": "Yes?"}]})
