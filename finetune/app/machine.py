@@ -10,6 +10,7 @@ import torch
 from finetune.app.starting import start_model
 from finetune.models.config import load_config
 from finetune.models.device import uses_cuda
+from finetune.models.kernels import liger_types
 from finetune.models.load import model_class
 from finetune.planning.plan import Plan
 from finetune.planning.resolve import Machine, resolve, resolve_training, weights_dtype
@@ -27,7 +28,7 @@ def plan_here(recipe: Recipe, ranks: int, stored: StoredPlan | None = None) -> P
     recipe, start = start_model(recipe)
     cuda, card, config = uses_cuda(), CARDS[recipe.task], load_config(recipe.model)
     known: dict[str, Any] = {
-        "machine": Machine(ranks, "cuda" if cuda else "cpu", cuda and torch.cuda.is_bf16_supported()),
+        "machine": Machine(ranks, "cuda" if cuda else "cpu", cuda and torch.cuda.is_bf16_supported(), liger_types()),
         "config": config,
         "model_class": model_class(card.auto_model, recipe.model, config),
     }

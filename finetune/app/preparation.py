@@ -49,7 +49,7 @@ FORMAT = 1
 # Sections of a recipe that shape the data; of `training`, these keys only. A test compares them with what tasks read.
 SECTIONS = ("task", "seed", "model", "data", "options")
 TRAINING_KEYS = ("label_smoothing",)
-MACHINE_KEYS = {"data": ("workers",), "model": ("dtype", "quantization", "gradient_checkpointing", "freeze")}
+MACHINE_KEYS = {"data": ("workers",), "model": ("dtype", "quantization", "gradient_checkpointing", "freeze", "kernels")}
 SHAPING_ROOMS = ("data", "tasks", "models", "recipe", "planning")  # whose source code shapes the result
 KEPT = ("packing", "capacity")  # of plan.json: kept when a run is resumed
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")

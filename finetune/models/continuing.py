@@ -16,7 +16,6 @@ from finetune.models.adapter_source import MARK, PROCESSOR_FILES, AdapterSource,
 from finetune.models.adapters import add_adapter, check_rows_can_be_trained, check_same_modules, embed_with_gradients
 from finetune.models.config import load_config
 from finetune.models.load import load_model, quiet_transformers
-from finetune.models.low_rank import add_in_place
 from finetune.models.merging import Comparison, check_equal, compare, merge, outputs_of, random_inputs
 from finetune.recipe.model import AdapterSection, ModelSection
 from finetune.recipe.recipe import Recipe
@@ -34,6 +33,8 @@ def adapt(
     new_tokens: Sequence[int] = (),
 ) -> nn.Module:
     """`model` with the recipe's adapter: the one that model.source names, or a new one (see add_adapter). All ranks call it."""
+    from finetune.models.low_rank import add_in_place  # imports peft, which takes seconds
+
     assert recipe.adapter is not None, "a recipe with an adapter"
     if (source := adapter_of(recipe.model)) is None:
         adapted = add_adapter(model, recipe.adapter, task_type, head_modules, seed=recipe.seed, new_tokens=new_tokens)

@@ -49,7 +49,7 @@ class MachinePlan:
 
     device: cpu or cuda. engine: a name in recipe/engines.py. deepspeed: the engine's resolved configuration.
     optimizer: the implementation in use. weights_dtype: what weights are loaded in: float32, bfloat16 or float16.
-    tensor: ranks that share each layer's matrices. pipeline: stages that the model is cut into.
+    tensor: ranks that share each layer's matrices. pipeline: stages that the model is cut into. kernels: liger or none.
     """
 
     ranks: int
@@ -61,6 +61,7 @@ class MachinePlan:
     weights_dtype: str
     tensor: int = 1
     pipeline: int = 1
+    kernels: str = "none"
 
     @property
     def split(self) -> int:

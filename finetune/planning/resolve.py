@@ -28,11 +28,12 @@ HALF = {"bf16": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True)
 class Machine:
-    """What a recipe is resolved for. device: cpu or cuda."""
+    """What a recipe is resolved for. device: cpu or cuda. liger: model types that liger-kernel knows; None: not installed."""
 
     ranks: int
     device: str
     bf16_supported: bool
+    liger: frozenset[str] | None = None
 
 
 def resolve(
@@ -63,6 +64,7 @@ def resolve(
     optimizer = training.optimizer
     if offloads(deepspeed) and machine.device == "cuda":
         optimizer = OPTIMIZERS[optimizer].offloaded or optimizer
+    kernels, notes = _kernels(recipe, machine, config)
     return Plan(
         recipe,
         training,
@@ -76,7 +78,9 @@ def resolve(
             weights_dtype=weights_dtype(recipe, training.precision),
             tensor=recipe.parallel.tensor,
             pipeline=recipe.parallel.pipeline,
+            kernels=kernels,
         ),
+        notes,
     )
 
 
@@ -134,6 +138,23 @@ def _capacity(recipe: Recipe, config: Any) -> int:
     if asked != "auto":
         return asked
     return usable_positions(int(getattr(recipe.options, "max_length", 0)), config)
+
+
+def _kernels(recipe: Recipe, machine: Machine, config: Any) -> tuple[str, tuple[str, ...]]:
+    """(liger or none, notes). Raises: UserError if liger is asked for on a GPU and cannot be used."""
+    asked, kind = recipe.model.kernels, getattr(config, "model_type", "")
+    if asked == "none" or machine.device != "cuda":
+        return "none", ()
+    if machine.liger is not None and kind in machine.liger:
+        return "liger", ()
+    if machine.liger is None:
+        obstacle, remedy = "liger-kernel is not installed", "Run: pip install 'finetune[gpu]'"
+    else:
+        obstacle, remedy = f"liger-kernel knows no {kind} models", "Set model.kernels: auto or none."
+    if asked == "liger":
+        raise UserError(obstacle, where="model.kernels", remedy=remedy)
+    is_text = hasattr(getattr(config, "text_config", config), "rms_norm_eps")
+    return "none", (f"model.kernels: none, because {obstacle}",) if is_text else ()
 
 
 def weights_dtype(recipe: Recipe, precision: str) -> str:

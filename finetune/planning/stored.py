@@ -12,7 +12,7 @@ from finetune.errors import UserError
 from finetune.planning.plan import Plan, TrainingPlan
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-COMPARED = ("ranks", "device", "engine", "optimizer", "weights_dtype", "tensor", "pipeline")
+COMPARED = ("ranks", "device", "engine", "optimizer", "weights_dtype", "tensor", "pipeline", "kernels")
 
 
 @dataclass(frozen=True)

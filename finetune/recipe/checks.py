@@ -365,6 +365,12 @@ def check_precision(context: CheckContext) -> Iterator[Fault]:
         yield from (fault for fault in faults if fault.key == "bf16.enabled")
 
 
+def check_kernels(context: CheckContext) -> Iterator[Fault]:
+    """liger-kernel's layers are written in Triton."""
+    if context.recipe.model.kernels == "liger" and not has_cuda():
+        yield context.fault("model.kernels", "liger needs CUDA, and this machine has none", allowed="auto, none")
+
+
 def check_optimizer(context: CheckContext) -> Iterator[Fault]:
     """An optimizer that runs where the weights' masters are."""
     spec = OPTIMIZERS[context.recipe.training.optimizer]
@@ -400,7 +406,7 @@ ALWAYS: tuple[Check, ...] = (
     check_columns,
     check_deepspeed,
 )
-HERE: tuple[Check, ...] = (check_files, check_precision, check_optimizer)
+HERE: tuple[Check, ...] = (check_files, check_precision, check_kernels, check_optimizer)
 
 
 def _has_validation(recipe: Recipe) -> bool:

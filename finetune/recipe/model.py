@@ -52,6 +52,13 @@ class ModelSection(Section):
         default="auto",
         description="Attention implementation. auto: the fastest one that the model and the machine support.",
     )
+    kernels: Literal["auto", "none", "liger"] = Field(
+        default="auto",
+        description="Fused layers (RMSNorm, SwiGLU or GeGLU, rotary embeddings). liger: liger-kernel's (pip install "
+        "'finetune[gpu]'), on a GPU; a CPU always computes the plain ones. The numbers are the same but for rounding. auto: "
+        "liger where it is installed, the device is a GPU and it knows the model type; otherwise none.",
+        json_schema_extra={"machine": True},
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass: less memory, about one third more time."
     )

@@ -54,6 +54,7 @@ def describe(context: TrainingContext) -> dict[str, Any]:
         "engine": plan.engine_name,
         "deepspeed": (deepspeed_name(recipe.parallel) or "none") + tensor,
         "precision": plan.precision,
+        **({"kernels": plan.machine.kernels} if plan.machine.kernels != "none" else {}),
         "unit": context.task.card.unit,
         "global_batch": recipe.training.global_batch,
         "micro_batch": plan.batch.micro_batch,

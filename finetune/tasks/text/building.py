@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from finetune.models.continuing import adapt
 from finetune.models.head import head_names
+from finetune.models.kernels import use_liger
 from finetune.models.load import load_config, load_model
 from finetune.models.tokenizer import fresh_settings, new_token_ids, set_padding
 from finetune.planning.plan import Plan
@@ -49,6 +50,8 @@ def build_text_model(
         vocabulary=len(tokenizer),
     )
     facts.update(loading.facts())
+    if plan.machine.kernels == "liger":
+        use_liger(model)
     set_padding(model, tokenizer, always=always_pad)
     if before_adapter is not None:
         before_adapter(model)

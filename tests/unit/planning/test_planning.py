@@ -1,6 +1,7 @@
 """Batch arithmetic, DeepSpeed files with their "auto" filled in, bytes by ZeRO stage, sizes from configurations."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,3 +147,33 @@ def test_the_plan_explains_its_two_accumulation_steps():
     assert set(machine["deepspeed_notes"]) == set(NOTES) <= set(machine["deepspeed"])
     alone = resolve_recipe("quickstart", ["parallel.deepspeed=none"]).recipe
     assert "deepspeed_notes" not in resolve(alone, CARDS[recipe.task], **known).to_dict()["machine"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "liger", "expected", "told"),
+    [
+        ("auto", "cuda", {"llama"}, "liger", ""),
+        ("liger", "cuda", {"llama"}, "liger", ""),
+        ("none", "cuda", {"llama"}, "none", ""),
+        ("auto", "cuda", None, "none", "not installed"),
+        ("auto", "cuda", {"qwen3"}, "none", "knows no llama models"),
+        ("auto", "cpu", None, "none", ""),
+        ("liger", "cpu", None, "none", ""),  # of a run that is evaluated elsewhere
+        ("liger", "cuda", None, r"finetune\[gpu\]", ""),
+        ("liger", "cuda", {"qwen3"}, "auto or none", ""),
+    ],
+)
+def test_fused_layers_are_resolved_once_and_an_automatic_choice_is_told(asked, device, liger, expected, told):
+    import transformers
+
+    recipe = resolve_recipe("causal_lm/tiny-llama-alpaca", [f"model.kernels={asked}"]).recipe
+    known = {"config": transformers.LlamaConfig(), "model_class": transformers.LlamaForCausalLM}
+    machine = Machine(1, device, False, None if liger is None else frozenset(liger))
+    if expected not in ("liger", "none"):
+        with pytest.raises(UserError) as caught:
+            resolve(recipe, CARDS["causal_lm"], machine=machine, **known)
+        assert re.search(expected, caught.value.remedy)
+        return
+    plan = resolve(recipe, CARDS["causal_lm"], machine=machine, **known)
+    assert plan.machine.kernels == plan.to_dict()["machine"]["kernels"] == expected
+    assert len(plan.notes) == bool(told) and told in "".join(plan.notes)

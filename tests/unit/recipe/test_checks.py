@@ -77,7 +77,7 @@ def test_every_check_is_proved_here() -> None:
     listed = {check.__name__ for check in checks.ALWAYS + checks.HERE}
     defined = {name for name in vars(checks) if name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 18
+    assert len(listed) == 19
 
 
 @pytest.mark.parametrize(
@@ -191,3 +191,11 @@ def test_what_a_fault_rests_on_is_not_read_from_its_words() -> None:
     rests = Fault("", "training.steps", "given twice", depends_on=("training.epochs",))
     section = Fault("", "training.early_stopping", "", depends_on=("training",))
     assert _unlike([mentions, rests, section], broken) == [mentions]
+
+
+def test_liger_kernels_need_cuda(load, faults, monkeypatch) -> None:
+    monkeypatch.setattr(checks, "has_cuda", lambda: False)
+    assert "needs CUDA" in faults(GOOD, "model.kernels=liger", here=True)["model.kernels"].message
+    assert load(GOOD, "model.kernels=auto", here=True) and load(GOOD, "model.kernels=liger", here=False)
+    monkeypatch.setattr(checks, "has_cuda", lambda: True)
+    assert load(GOOD, "model.kernels=liger", here=True)
