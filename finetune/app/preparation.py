@@ -30,7 +30,7 @@ from typing import Any
 
 from finetune.app.apart import run_apart
 from finetune.data.prepare.cache import cache_folder, digest, find_entry, remove_entry, touch
-from finetune.data.prepare.file_digest import folder_digest, package_versions, source_digest
+from finetune.data.prepare.file_digest import file_stat, folder_digest, package_versions, source_digest
 from finetune.data.prepare.locks import use
 from finetune.data.prepare.named_files import named_files_changed
 from finetune.data.sources.identity import folder_identity, hub_commit, source_identity
@@ -39,6 +39,7 @@ from finetune.models.adapter_source import find_adapter
 from finetune.models.source import resolve_model
 from finetune.recipe.data import SourceSection
 from finetune.recipe.model import ModelSection
+from finetune.recipe.paths import PATH_OPTIONS
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS
 
@@ -112,7 +113,15 @@ class Request:
             shaping[section] = {name: value for name, value in shaping[section].items() if name not in keys}
         shaping["training"] = {name: self.values["training"][name] for name in TRAINING_KEYS}
         code = [package_versions(), source_digest(*SHAPING_ROOMS)]
-        return [FORMAT, code, shaping, self.split, self.data, self._sources(), self._model()]
+        return [FORMAT, code, shaping, self.split, self.data, self._sources(), self._model(), self._option_files()]
+
+    def _option_files(self) -> list[Any]:
+        """The identity of the files that options name, such as schemas of tools: what they hold is part of the artifacts.
+
+        Whether a file is missing is said by the task: a run that has its artifacts does not need it.
+        """
+        paths = [Path(self.values["options"].get(name) or "") for name in PATH_OPTIONS]
+        return [[str(path), *file_stat(path)] if path.is_file() else [] for path in paths]
 
     def _sources(self) -> list[Any]:
         """The identity of everything that is read."""
@@ -176,16 +185,26 @@ def find_prepared(names: Names) -> Path | None:
         if named_files_changed(folder):
             _discard(folder, manifest)
             continue
-        parts = [Path(part) for part in manifest["entries"]]
-        if all(use(part) for part in (folder, *parts)):
-            for part in parts:
-                touch(part)
-            return folder
+        if not mark_used(folder):
+            _discard(folder, manifest)
+            continue
+        return folder
     return None
 
 
+def mark_used(folder: Path) -> bool:
+    """Mark an entry, and the entries that belong to it, as in use by this process, now. False if one of them is gone."""
+    manifest = read_manifest(folder)
+    parts = [Path(part) for part in manifest["entries"]] if manifest is not None else []
+    if manifest is None or not all(use(part) for part in (*parts, folder)):
+        return False
+    for part in parts:
+        touch(part)
+    return True
+
+
 def _discard(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Remove an entry whose images have changed, unless another process has replaced it meanwhile.
+    """Remove an entry whose images or parts have changed or gone, unless another process has replaced it meanwhile.
 
     If a run uses it, it is only put aside: what that run has opened stays open, and it is removed a day later.
     """

@@ -15,6 +15,7 @@ from finetune.recipe.shelf import list_deepspeed_configs
 from finetune.recipe.yaml import KeyPath
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".xlsx", ".conll", ".parquet", ".arrow", ".txt")
+PATH_OPTIONS = ("tools",)  # options of tasks that name a file; preparation notices that it changes
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
@@ -46,7 +47,7 @@ def path_keys(draft: Draft) -> Iterator[KeyPath]:
     """Keys of the draft whose value may be a path."""
     yield from (("model", key) for key in ("source", "tokenizer", "processor"))
     yield ("parallel", "deepspeed")
-    yield ("options", "tools")
+    yield from (("options", name) for name in PATH_OPTIONS)
     for split in SPLITS:
         sources: Any = draft.get(("data", split))
         for index in range(len(sources) if isinstance(sources, list) else 0):

@@ -3,12 +3,14 @@
 import ast
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from finetune.app.preparation import KEPT, SECTIONS, TRAINING_KEYS, Request
+from finetune.app.preparation import FORMAT, KEPT, KIND, MANIFEST, SECTIONS, TRAINING_KEYS, Request, find_prepared
+from finetune.data.prepare.cache import publish
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS
 from tests.e2e import tiny
@@ -45,6 +47,32 @@ def test_what_shapes_the_data_changes_its_name(make, tmp_path):
         file.write("a late row,good\n")
     names.add(make().names().new)
     assert len(names) == 9
+
+
+def test_the_file_of_tools_is_part_of_the_name(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    tools, model = tmp_path / "tools.json", {"source": "llama", "init": "config"}
+    values = {"name": "t", "task": "causal_lm", "model": model, "data": {"train": str(tmp_path / "train.jsonl")}}
+    request = Request.of(recipe_type(CARDS["causal_lm"])(**values, options={"tools": str(tools)}))
+    names = {request.names().new}
+    for content in ("[]", '[{"type": "function", "function": {"name": "add"}}]'):
+        tools.write_text(content)
+        names.add(request.names().new)
+    assert len(names) == 3
+
+
+def test_an_entry_whose_parts_are_gone_is_prepared_again(make):
+    def write(folder):
+        manifest = {"format": FORMAT, "kept": {}, "entries": [str(part)]}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+
+    names = make().names()
+    part = publish("examples", "part", lambda folder: (folder / "x").write_text("x"))
+    entry = publish(KIND, names.new, write)
+    assert find_prepared(names) == entry
+    shutil.rmtree(part)
+    assert find_prepared(names) is None
+    assert not entry.exists(), "or nobody would make it again"
 
 
 def test_what_does_not_shape_the_data_keeps_its_name(make):

@@ -37,13 +37,13 @@ from finetune.app.preparation import (
     artifacts_digest,
     clear_failure,
     find_prepared,
+    mark_used,
     read_manifest,
     report_failure,
     wait_for_prepared,
 )
 from finetune.app.run_contents import portable_recipe, run_artifacts
 from finetune.data.prepare.cache import publish, recorded_entries
-from finetune.data.prepare.locks import use
 from finetune.data.prepare.memory import default_workers
 from finetune.data.prepare.named_files import list_named_files, write_named_files
 from finetune.data.prepare.progress import Stage, entered
@@ -137,7 +137,7 @@ def prepare(request: Request, names: Names, stage: Stage) -> Path:
     except BaseException:
         report_failure(names)
         raise
-    use(folder)
+    mark_used(folder)
     return folder
 
 

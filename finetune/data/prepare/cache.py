@@ -22,7 +22,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from finetune.data.prepare.locks import exclusive, take_from_use
+from finetune.data.prepare.locks import exclusive, release, take_from_use, try_lock
 from finetune.errors import Stopped, UserError
 
 UNUSED_SECONDS = 30 * 86_400  # entries not opened for this long are removed
@@ -197,8 +197,7 @@ def _prune(parent: Path) -> None:
 def remove_entry(entry: Path) -> bool:
     """Remove an entry of the cache, complete or not, unless a process uses it. Returns whether it was removed."""
     if is_partial(entry.name):
-        shutil.rmtree(entry, ignore_errors=True)
-        return True
+        return _remove_partial(entry)
     try:
         file = take_from_use(entry)
     except OSError:  # no locks here, or read-only: what was opened within a day may be in use
@@ -217,6 +216,24 @@ def remove_entry(entry: Path) -> bool:
     finally:
         os.close(file)
     return True
+
+
+def _remove_partial(entry: Path) -> bool:
+    """Remove what was left of an entry, unless the process that makes it is still at work: it holds the entry's lock."""
+    lock, file = entry.with_name(f"{entry.name.partition('.')[0]}.lock"), None
+    if ".removed-" not in entry.name:
+        try:
+            file = try_lock(lock)
+        except OSError:  # no locks here, or read-only: who makes it may have begun within a day
+            if time.time() - entry.stat().st_mtime < ABANDONED_SECONDS:
+                return False
+        else:
+            if file is None:
+                return False
+    shutil.rmtree(entry, ignore_errors=True)
+    if file is not None:
+        release(file, lock)
+    return not entry.exists()
 
 
 def _as_user_error(error: OSError, folder: Path) -> Exception:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -21,7 +22,17 @@ from finetune.data.prepare.cache import cache_folder, digest
 FOLDER = "digests"
 SETTLED_SECONDS = 0.1  # a file modified later than that may be modified again without a new time
 # Packages whose version may change what rows become.
-SHAPING_PACKAGES = ("tokenizers", "transformers", "jinja2", "pillow", "pyarrow", "datasets", "numpy")
+SHAPING_PACKAGES = (
+    "tokenizers",
+    "transformers",
+    "jinja2",
+    "pillow",
+    "pyarrow",
+    "datasets",
+    "numpy",
+    "sentencepiece",
+    "tiktoken",
+)
 
 Stat = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
 
@@ -76,7 +87,7 @@ def folder_digest(folder: Path, *, without: Sequence[str] = ()) -> str:
 def package_versions() -> dict[str, str]:
     """Versions of finetune and of the packages that shape tokens and pixels, read without importing them."""
     if not _packages:
-        _packages["finetune"] = __version__
+        _packages.update(finetune=__version__, python=".".join(map(str, sys.version_info[:2])))  # its Unicode tables
         for name in SHAPING_PACKAGES:
             try:
                 _packages[name] = metadata.version(name)

@@ -11,10 +11,13 @@ import fcntl
 import json
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from finetune.data.prepare.records import allow_open_files
 
 POLL_SECONDS = 0.1
 REPEAT_SECONDS = 60.0  # between two lines that report the waiting
@@ -120,6 +123,10 @@ def use(entry: Path) -> bool:
     more). Where nothing can be locked or written, the entry is used without a mark.
     """
     if entry in _used:
+        if _is_at(_used[entry], entry / ".in-use"):
+            return True
+        os.close(_used.pop(entry))  # another one has taken its place, or none
+    if len(_used) >= _most_marks():
         return entry.is_dir()
     try:
         file = os.open(entry / ".in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -138,6 +145,14 @@ def use(entry: Path) -> bool:
         return False
     _used[entry] = file
     return True
+
+
+def _most_marks() -> int:
+    """Each mark keeps a file open. Half of those that this process may open are for others: a table may have thousands
+    of parts, and a limit of 1,024 is usual.
+    """
+    allow_open_files()
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
 
 def take_from_use(entry: Path) -> int | None:

@@ -13,7 +13,7 @@ from finetune.data.columns import Required
 from finetune.data.formats.compression import unreadable
 from finetune.data.image_values import files_digest, named_file
 from finetune.data.prepare.cache import digest, publish
-from finetune.data.prepare.file_digest import contents_digest, file_digest
+from finetune.data.prepare.file_digest import contents_digest, file_digest, source_digest
 from finetune.data.sources.arrow_values import column_at, is_plain, plain
 from finetune.data.values import NO_NUMBER, OddValues, without_nan
 
@@ -68,7 +68,7 @@ class ArrowRows:
         """Of the files, how they are read, and of the images that they name."""
         _, _, mapping, required, limit, files = self._arguments
         images = [files_digest(self.named_files())] if "image" in mapping else []
-        return digest("arrow", files, mapping, required, limit, *images)
+        return digest("arrow", files, mapping, required, limit, source_digest("data"), *images)
 
     def named_files(self) -> Iterator[str]:
         """The paths in the image column, where it holds paths; bytes are not read."""

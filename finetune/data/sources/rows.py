@@ -155,7 +155,8 @@ def convert_images(
     limit: int | None,
 ) -> RecordRows:
     """The images of a folder. listing: (path relative to folder, class, bytes, modification time) of each, in order."""
-    key = digest("images", VERSION, str(folder.resolve()), listing, dict(mapping), required, limit)
+    place, code = str(folder.resolve()), source_digest("data")
+    key = digest("images", VERSION, place, listing, dict(mapping), required, limit, code)
     rows: Iterator[NumberedRow] = ((0, {"image": name, "label": label}) for name, label, _, _ in listing)
     converter, name = RowConverter(dict(mapping), required, folder, known=True), display_path(folder)
     return RecordRows(

@@ -88,3 +88,32 @@ def test_an_entry_in_use_is_not_removed(cache):
 
 def test_an_entry_that_is_gone_cannot_be_used(cache):
     assert not use(cache / "kind" / "key")
+
+
+def test_an_entry_in_the_making_is_not_removed(cache):
+    maker, said = started(60)
+    assert said.recv() == "writing"
+    (partial,) = (cache / "kind").glob("key.incomplete-*")
+    assert not remove_entry(partial) and partial.is_dir()
+    maker.kill()
+    maker.join()
+    assert remove_entry(partial) and not partial.exists()
+    assert list((cache / "kind").iterdir()) == []
+
+
+def test_an_entry_that_is_made_again_is_marked_again(cache):
+    entry = publish("kind", "key", lambda folder: (folder / "x").write_text("x"))
+    assert use(entry)
+    entry.rename(entry.with_name("key.removed-1"))
+    assert not use(entry)
+    publish("kind", "key", lambda folder: (folder / "x").write_text("x"))
+    assert use(entry) and not remove_entry(entry)
+
+
+def test_marks_leave_files_for_others_to_open(cache, monkeypatch):
+    monkeypatch.setattr(locks, "_most_marks", lambda: 2)
+    monkeypatch.setattr(locks, "_used", {})
+    entries = [publish("kind", f"key{i}", lambda folder: (folder / "x").write_text("x")) for i in range(4)]
+    assert all(use(entry) for entry in entries) and len(locks._used) == 2
+    for file in locks._used.values():
+        os.close(file)
