@@ -27,8 +27,10 @@ def plan_here(recipe: Recipe, ranks: int, stored: StoredPlan | None = None) -> P
     """
     recipe, start = start_model(recipe)
     cuda, card, config = uses_cuda(), CARDS[recipe.task], load_config(recipe.model)
+    tf32 = cuda and recipe.training.precision == "tf32" and torch.cuda.get_device_capability() >= (8, 0)
+    bf16 = cuda and torch.cuda.is_bf16_supported()
     known: dict[str, Any] = {
-        "machine": Machine(ranks, "cuda" if cuda else "cpu", cuda and torch.cuda.is_bf16_supported(), liger_types()),
+        "machine": Machine(ranks, "cuda" if cuda else "cpu", bf16, liger_types(), tf32),
         "config": config,
         "model_class": model_class(card.auto_model, recipe.model, config),
     }

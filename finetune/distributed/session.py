@@ -72,6 +72,7 @@ class Session:
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         else:
             _choose_gpu(env)
+            choose_float32(tf32=precision == "tf32")
         if not dist.is_initialized():
             _open_process_group(cpu)
         session = cls(open_accelerator(deepspeed_config, precision=precision, cpu=cpu), deepspeed_config, split)
@@ -184,6 +185,16 @@ class Session:
 def shares_gpu() -> bool:
     """Whether this host has more ranks than GPUs."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count()
+
+
+def choose_float32(*, tf32: bool) -> None:
+    """How GPUs compute float32 products and convolutions, which cuDNN by default does in TF32.
+
+    These switches set torch's newer ones (`fp32_precision`) too. The newer alone would raise an error in whatever reads the
+    older, such as torch.compile.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
 
 
 def _choose_gpu(env: DistributedEnv) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class TrainingPlan:
     """What is learned, whatever the machine: `training` of plan.json, kept when a run is resumed.
 
-    precision: fp32, bf16 or fp16. batch_norm: synchronized, local or frozen. optimizer: as the recipe names it.
+    precision: fp32, tf32, bf16 or fp16. batch_norm: synchronized, local or frozen. optimizer: as the recipe names it.
     epochs, steps: one of the two is set. best_mode: max or min.
     packing: none, padding_free or packed. capacity: tokens of a micro-batch or pack, 0 for none; for an automatic one
     the tokenizer's limit may lower it. balance_window: steps that share out examples by length; None: the schedule's own.

@@ -28,12 +28,15 @@ HALF = {"bf16": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True)
 class Machine:
-    """What a recipe is resolved for. device: cpu or cuda. liger: model types that liger-kernel knows; None: not installed."""
+    """What a recipe is resolved for. device: cpu or cuda. liger: model types that liger-kernel knows; None: not installed.
+    tf32_supported: asked only where the recipe wants it.
+    """
 
     ranks: int
     device: str
     bf16_supported: bool
     liger: frozenset[str] | None = None
+    tf32_supported: bool = False
 
 
 def resolve(
@@ -56,6 +59,15 @@ def resolve(
     if training.precision == "fp16" and machine.device == "cpu":
         remedy = "Set training.precision: fp32 or bf16 on a CPU." if kept is None else "Resume the run on a GPU."
         raise UserError("fp16 needs a GPU", where="training.precision", remedy=remedy)
+    is_new_tf32 = (
+        training.precision == "tf32" and kept is None
+    )  # a run that goes on elsewhere computes in float32 there
+    if is_new_tf32 and not (machine.device == "cuda" and machine.tf32_supported):
+        raise UserError(
+            "tf32 needs a GPU of compute capability 8.0 or higher (Ampere)",
+            where="training.precision",
+            remedy="Set training.precision: fp32.",
+        )
     _check_ranks(recipe, machine.ranks)
     batch = _batch(recipe, card, machine.ranks)
     deepspeed = _deepspeed(recipe, training.precision, batch, config, zero_settings)
@@ -214,7 +226,7 @@ def _deepspeed(
         zero_settings=zero_settings,
         tensor=recipe.parallel.tensor,
     )
-    if zero_stage(resolved) == 0 and precision != "fp32":
+    if zero_stage(resolved) == 0 and precision in HALF:
         raise UserError(
             f"ZeRO stage 0 under DeepSpeed in {precision} keeps flat master weights, which a checkpoint cannot store by name",
             where="parallel.deepspeed",

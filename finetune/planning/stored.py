@@ -11,7 +11,7 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.planning.plan import Plan, TrainingPlan
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 COMPARED = ("ranks", "device", "engine", "optimizer", "weights_dtype", "tensor", "pipeline", "kernels")
 
 

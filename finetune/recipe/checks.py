@@ -22,7 +22,8 @@ from finetune.recipe.shelf import find_deepspeed_config, list_deepspeed_configs,
 from finetune.recipe.yaml import KeyPath
 
 DEEPSPEED_OFF = "none"
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+CUDA_PRECISIONS = ("fp16", "tf32")
 DERIVED_PRECISIONS = ("bf16", "fp32")  # what training.precision may come to where it is not said
 
 
@@ -353,11 +354,11 @@ def check_files(context: CheckContext) -> Iterator[Fault]:
 
 
 def check_precision(context: CheckContext) -> Iterator[Fault]:
-    """fp16 needs CUDA: its loss scaling and most of its kernels exist only there."""
-    if context.recipe.training.precision == "fp16" and not has_cuda():
-        yield context.fault(
-            "training.precision", "fp16 needs CUDA, and this machine has none", allowed="auto, fp32, bf16"
-        )
+    """fp16 needs CUDA: its loss scaling and most of its kernels exist only there. tf32 is a mode of its kernels."""
+    asked = context.recipe.training.precision
+    if asked in CUDA_PRECISIONS and not has_cuda():
+        message = f"{asked} needs CUDA, and this machine has none"
+        yield context.fault("training.precision", message, allowed="auto, fp32, bf16")
     config = _deepspeed_config(context.recipe)
     if config is not None and context.recipe.training.precision not in PRECISIONS and not has_cuda():
         where = str(find_deepspeed_config(context.recipe.parallel.deepspeed))

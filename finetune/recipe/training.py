@@ -58,8 +58,11 @@ class TrainingSection(Section):
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="Label smoothing factor, for tasks that classify."
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="auto: bf16 on GPUs that support it, otherwise fp32."
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="auto: bf16 on GPUs that support it, otherwise fp32. fp32: all of float32, convolutions too. tf32: float32 "
+        "whose matrix products and convolutions read 10 of 23 bits of each factor, on GPUs from Ampere on (compute "
+        "capability 8.0): faster; each factor is as precise as in fp16.",
     )
     early_stopping: EarlyStopping | None = Field(
         default=None, description="Stop when the best metric no longer improves."

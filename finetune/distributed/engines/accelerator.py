@@ -28,7 +28,7 @@ def open_accelerator(deepspeed_config: dict[str, Any] | None, *, precision: str,
     with_deepspeed = deepspeed_config is not None
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true" if with_deepspeed else "false"
     choose_cache()  # optimizers of DeepSpeed's are compiled without its engine too
-    mixed = "no" if precision == "fp32" else precision
+    mixed = precision if precision in ("bf16", "fp16") else "no"
     if deepspeed_config is None:
         handler = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[handler])

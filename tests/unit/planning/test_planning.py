@@ -177,3 +177,19 @@ def test_fused_layers_are_resolved_once_and_an_automatic_choice_is_told(asked, d
     plan = resolve(recipe, CARDS["causal_lm"], machine=machine, **known)
     assert plan.machine.kernels == plan.to_dict()["machine"]["kernels"] == expected
     assert len(plan.notes) == bool(told) and told in "".join(plan.notes)
+
+
+def test_tf32_is_chosen_explicitly_for_a_gpu_that_has_it_and_kept_elsewhere():
+    recipe = resolve_recipe("quickstart", ["training.precision=tf32"]).recipe
+    known = {"config": None, "model_class": None}
+    ampere = Machine(1, "cuda", True, tf32_supported=True)
+    plan = resolve(recipe, CARDS[recipe.task], machine=ampere, **known)
+    assert (plan.precision, plan.machine.weights_dtype) == ("tf32", "float32")
+    assert not plan.deepspeed["bf16"]["enabled"] and not plan.deepspeed["fp16"]["enabled"]
+    for other in (Machine(1, "cuda", True), Machine(1, "cpu", False)):
+        with pytest.raises(UserError, match=r"8\.0"):
+            resolve(recipe, CARDS[recipe.task], machine=other, **known)
+        kept = resolve(recipe, CARDS[recipe.task], machine=other, kept=plan.training, **known)
+        assert kept.precision == "tf32" and kept.machine.weights_dtype == "float32"
+    automatic = resolve_recipe("quickstart", []).recipe
+    assert resolve(automatic, CARDS[recipe.task], machine=ampere, **known).precision == "bf16"

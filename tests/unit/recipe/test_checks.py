@@ -125,12 +125,13 @@ def test_no_contradiction_with_a_value_that_is_itself_a_fault(faults) -> None:
     assert set(faults(GOOD.replace("source: some", "sorce: some"), "seed=0")) == {"model.sorce"}
 
 
-def test_fp16_needs_cuda(load, faults, monkeypatch) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_fp16_and_tf32_need_cuda(load, faults, monkeypatch, precision) -> None:
     monkeypatch.setattr(checks, "has_cuda", lambda: False)
-    assert "needs CUDA" in faults(GOOD, "training.precision=fp16", here=True)["training.precision"].message
-    assert load(GOOD, "training.precision=fp16", here=False)
+    assert "needs CUDA" in faults(GOOD, f"training.precision={precision}", here=True)["training.precision"].message
+    assert load(GOOD, f"training.precision={precision}", here=False)
     monkeypatch.setattr(checks, "has_cuda", lambda: True)
-    assert load(GOOD, "training.precision=fp16", here=True)
+    assert load(GOOD, f"training.precision={precision}", here=True)
 
 
 def test_fused_optimizers_need_their_device(load, faults, monkeypatch) -> None:
