@@ -42,6 +42,7 @@ from finetune.recipe.model import ModelSection
 from finetune.recipe.paths import PATH_OPTIONS
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS
+from finetune.terminal import phase
 
 KIND = "prepared"
 MANIFEST = "prepared.json"
@@ -50,7 +51,10 @@ FORMAT = 1
 # Sections of a recipe that shape the data; of `training`, these keys only. A test compares them with what tasks read.
 SECTIONS = ("task", "seed", "model", "data", "options")
 TRAINING_KEYS = ("label_smoothing",)
-MACHINE_KEYS = {"data": ("workers",), "model": ("dtype", "quantization", "gradient_checkpointing", "freeze", "kernels")}
+MACHINE_KEYS = {
+    "data": ("workers",),
+    "model": ("dtype", "quantization", "gradient_checkpointing", "freeze", "kernels", "init_device"),
+}
 SHAPING_ROOMS = ("data", "tasks", "models", "recipe", "planning")  # whose source code shapes the result
 KEPT = ("packing", "capacity")  # of plan.json: kept when a run is resumed
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
@@ -233,7 +237,8 @@ def ensure_prepared(request: Request, workers: int | None = None) -> Path:
     if found is not None:
         return found
     target = "finetune.app.workers.preparing:prepare_apart"
-    return Path(run_apart(target, request, names, workers, doing="prepares the data"))
+    with phase("preparing the data"):
+        return Path(run_apart(target, request, names, workers, doing="prepares the data"))
 
 
 def wait_for_prepared(names: Names) -> Path | None:

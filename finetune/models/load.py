@@ -75,7 +75,8 @@ def load_model(
     Pretrained weights are loaded as transformers does, sharded at load where a ZeRO-3 configuration is alive: all ranks
     must call it. A head that the checkpoint lacks, or any head with new_head, is made anew from `seed` alone: the same
     weights on every rank and at every ZeRO stage. With init: config all weights are random from `seed`, built whole on
-    each rank (the engine shards them later), so that ZeRO-3 starts from the same numbers as one process.
+    each rank (the engine shards them later), so that ZeRO-3 starts from the same numbers as one process; init_device: gpu
+    builds them on this rank's GPU (models/random_weights.py).
     vocabulary: len(tokenizer); embeddings grow to it. heads: the dotted names of the modules that make up the head.
 
     Raises: UserError for missing files, pickled weights, shapes that do not fit, or a body that is mostly missing.
@@ -86,13 +87,13 @@ def load_model(
         torch.default_generator.manual_seed(seed)
         kind = _model_class(auto_class, model, config)
         if model.init == "config":
-            loaded, loading = _build_random(kind, auto_class, model, config), Loading()
+            loaded, loading = _build_random(kind, auto_class, model, config, seed), Loading()
             loaded.to(dtype)
         else:
             loaded, loading = _load_pretrained(kind or auto_class, model, config, dtype, seed, new_head, heads)
         if vocabulary and vocabulary > (rows := _embedding_rows(loaded)):
             loading = replace(loading, grown=range(rows, vocabulary))
-            torch.default_generator.manual_seed(seed)  # new rows are drawn around the mean of the others
+            torch.manual_seed(seed)  # new rows are drawn around the mean of the others
             loaded.resize_token_embeddings(vocabulary)  # gathers under ZeRO-3, keeps ties
     _prepare(loaded, model, dtype)
     return loaded, loading
@@ -139,14 +140,29 @@ def _model_class(auto_class: Any, model: ModelSection, config: PreTrainedConfig)
     return kind[0] if isinstance(kind, (list, tuple)) else kind
 
 
-def _build_random(kind: Any, auto_class: Any, model: ModelSection, config: PreTrainedConfig) -> Any:
+def _build_random(kind: Any, auto_class: Any, model: ModelSection, config: PreTrainedConfig, seed: int) -> Any:
     if model.attention != "auto":
         config._attn_implementation = model.attention
+    if model.init_device == "gpu":
+        return _build_on_device(kind, model, config, seed)
     if kind is None:
         return auto_class.from_config(config, trust_remote_code=True)
     # The constructor itself, not from_config: that one shards under ZeRO-3 and then draws other random numbers.
     with _unsharded():
         return kind(config)
+
+
+def _build_on_device(kind: Any, model: ModelSection, config: PreTrainedConfig, seed: int) -> Any:
+    from finetune.models.random_weights import build_by_name, drawing_device
+
+    if kind is None:
+        raise UserError(
+            f"model.init_device: gpu: {model.source} brings code of its own, whose weights cannot be drawn by name",
+            where="model.init_device",
+            remedy="Set model.init_device: cpu.",
+        )
+    with _unsharded():
+        return build_by_name(lambda: kind(config), seed=seed, device=drawing_device())
 
 
 @contextmanager

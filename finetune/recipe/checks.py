@@ -87,6 +87,19 @@ def check_model(context: CheckContext) -> Iterator[Fault]:
         )
 
 
+def check_init_device(context: CheckContext) -> Iterator[Fault]:
+    """Only random weights are drawn; the stages of a pipeline are cut out of a model on the CPU."""
+    recipe = context.recipe
+    if recipe.model.init_device == "cpu":
+        return
+    if recipe.model.init != "config":
+        message = "model.init: pretrained draws no weights"
+        yield context.fault("model.init_device", message, allowed="cpu; or init: config", on=("model.init",))
+    if recipe.parallel.pipeline > 1:
+        message = "a pipeline cuts its stages out of a model in main memory"
+        yield context.fault("model.init_device", message, allowed="cpu", on=("parallel.pipeline",))
+
+
 def check_length(context: CheckContext) -> Iterator[Fault]:
     """Epochs or steps, not both; a warmup that ends."""
     training = context.recipe.training
@@ -400,6 +413,7 @@ ALWAYS: tuple[Check, ...] = (
     check_engine,
     check_tensor,
     check_pipeline,
+    check_init_device,
     check_smoothing,
     check_packing,
     check_metrics,

@@ -35,6 +35,13 @@ class ModelSection(Section):
     init: Literal["pretrained", "config"] = Field(
         default="pretrained", description="pretrained: load the weights. config: random weights from the configuration."
     )
+    init_device: Literal["cpu", "gpu"] = Field(
+        default="cpu",
+        description="Where init: config draws the weights. cpu: as the model's constructor does, the same on every machine, "
+        "but minutes for billions of parameters. gpu: on the GPU of each rank in seconds, by the model's own distributions, "
+        "each module seeded by seed and its name: the same on all ranks, engines and ZeRO stages, but other numbers than "
+        "cpu's (and, on a machine without a GPU, than a GPU's).",
+    )
     config: dict[str, Any] = Field(
         default_factory=dict, description="Overrides for the model's configuration, such as {num_hidden_layers: 4}."
     )

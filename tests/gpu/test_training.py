@@ -132,3 +132,11 @@ def test_it_learns(recipe, changes):
     values = losses(recipe, "run", **changes)
     assert values[-1] < values[0]
     assert (recipe.parent / "run" / "model").is_dir()
+
+
+def test_weights_drawn_on_the_gpu_are_the_same_under_every_stage(recipe):
+    drawn = {"model__init_device": "gpu", "training__steps": 3}
+    first = train(recipe, "drawn-none", parallel__deepspeed="none", **drawn)
+    for stage in ("zero2", "zero3"):
+        other = train(recipe, f"drawn-{stage}", parallel__deepspeed=stage, **drawn)
+        assert other[0]["loss"] == pytest.approx(first[0]["loss"], rel=2e-3), stage

@@ -54,6 +54,8 @@ CONTRADICTIONS = [
     ),
     ([*PIPELINE, "training.precision=fp16"], "training.precision", "does not scale losses"),
     ([*PIPELINE, "training.optimizer=deepspeed_cpu_adam"], "training.optimizer", "torch's optimizers"),
+    (["model.init_device=gpu"], "model.init_device", "draws no weights"),
+    ([*PIPELINE, "model.init=config", "model.init_device=gpu"], "model.init_device", "in main memory"),
     (["parallel.engine=dpp"], "parallel.engine", "no such engine"),
     (["parallel.engine=deepspeed", "parallel.deepspeed=none"], "parallel.engine", "parallel.deepspeed is none"),
     (["parallel.engine=ddp", "parallel.deepspeed=zero2"], "parallel.engine", "for the engine deepspeed"),
