@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -18,6 +20,18 @@ from finetune.errors import EXIT_STOPPED, FinetuneError, RecipeFaults
 def print_line(text: str) -> None:
     """A line on stdout, at once."""
     print(text, flush=True)
+
+
+@contextmanager
+def phase(text: str, tell: Callable[[str], None] = print_line, *, after: float = 1.0) -> Iterator[None]:
+    """Tells `text` if what happens inside takes longer than `after` seconds, once they have passed: what is quick is silent."""
+    timer = threading.Timer(after, tell, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def say(text: str) -> None:

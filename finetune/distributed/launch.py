@@ -1,4 +1,8 @@
-"""Start N processes through `accelerate launch`, watch them, and report how they ended. No torch here."""
+"""Start N ranks on this machine, watch them, and report how they ended. No torch here.
+
+The ranks are children of this process, with the environment that `accelerate launch` would give them. Its own process would
+import torch and DeepSpeed (five seconds of a core) before it starts the first rank.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +23,19 @@ from types import FrameType
 
 import psutil
 
+from finetune.distributed.env import DistributedEnv, as_environ
 from finetune.distributed.failure import clear_failures, read_failures
 from finetune.errors import EXIT_STOPPED, FinetuneError, Stopped, TrainingFailed
+from finetune.units import format_number
 
 SUPERVISED = (
     "FINETUNE_SUPERVISED"  # logs folder of the supervising process; it changes what is printed, not what is trained
 )
 LAUNCH = "FINETUNE_LAUNCH"  # the same in every process of one launch, orphans among them
 GRACE_SECONDS = 3.0  # from the first failure to the end of every rank
+STOP_SECONDS = 120.0  # from the first rank that stopped on request to the end of every rank
+POLL_SECONDS = 0.1
+ADDRESS = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -38,19 +47,21 @@ class Launch:
     deepspeed: bool
     cpu: bool
 
-    def command(self, port: int) -> list[str]:
-        """The argv of accelerate launch, ready to be typed by hand."""
-        mode = ["--use_deepspeed"] if self.deepspeed else ["--multi_gpu"] if self.processes > 1 else []
-        return [
-            *(sys.executable, "-m", "accelerate.commands.launch"),
-            *("--num_processes", str(self.processes), "--num_machines", "1", "--main_process_port", str(port)),
-            *("--mixed_precision", "no", "--dynamo_backend", "no"),
-            *mode,
-            *("-m", "finetune", *self.arguments),
-        ]
+    def command(self) -> list[str]:
+        """What each rank runs."""
+        return [sys.executable, "-m", "finetune", *self.arguments]
 
-    def environment(self, logs: Path, mark: str) -> dict[str, str]:
-        env = {**os.environ, SUPERVISED: str(logs), LAUNCH: mark, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    def equivalent(self, port: int) -> str:
+        """The command of accelerate that starts the same ranks, ready to be typed by hand."""
+        mode = ["--use_deepspeed"] if self.deepspeed else ["--multi_gpu"] if self.processes > 1 else []
+        words = ["--num_processes", str(self.processes), "--num_machines", "1", "--main_process_port", str(port)]
+        words += ["--mixed_precision", "no", "--dynamo_backend", "no", *mode, "-m", "finetune", *self.arguments]
+        return shlex.join(["accelerate", "launch", *words])
+
+    def environment(self, rank: int, port: int, logs: Path, mark: str) -> dict[str, str]:
+        """Of one rank. port: where rank 0 listens."""
+        place = DistributedEnv(rank, self.processes, rank, self.processes, "finetune", ADDRESS, port)
+        env = {**os.environ, SUPERVISED: str(logs), LAUNCH: mark, **as_environ(place)}
         env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.processes)))
         env.setdefault("TOKENIZERS_PARALLELISM", "false")
         env.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
@@ -66,78 +77,103 @@ def run_workers(launch: Launch, logs: Path, notify: Callable[[str], None]) -> No
     """
     logs.mkdir(parents=True, exist_ok=True)
     clear_failures(logs)
-    command, mark = launch.command(_free_port()), uuid.uuid4().hex
-    notify("$ " + shlex.join(["accelerate", "launch", *command[3:]]))
+    port = _free_port()
+    notify(f"starting {format_number(launch.processes, 'rank')}, as: {launch.equivalent(port)}")
+    watcher = _Watcher(launch, logs, notify)
     with (logs / "launcher.log").open("ab") as log:
         said_from = log.tell()
-        process = subprocess.Popen(
-            command, stderr=log, env=launch.environment(logs, mark), start_new_session=True, preexec_fn=die_with_parent
-        )
-        watcher = _Watcher(process, mark, logs, notify, alone=launch.processes == 1 and not launch.deepspeed)
         with watcher.signals_passed_on():
-            watcher.wait()
-    _raise_outcome(process.returncode, watcher, logs, said_from)
+            try:
+                watcher.start(port, log.fileno())
+                watcher.wait()
+            finally:
+                watcher.kill()  # nothing, unless a rank could not be started
+    _raise_outcome(watcher, logs, said_from)
 
 
-def _raise_outcome(code: int, watcher: _Watcher, logs: Path, said_from: int) -> None:
-    """The error of the rank that failed first, if one failed. What a rank reports goes before what the launcher reports."""
+def _raise_outcome(watcher: _Watcher, logs: Path, said_from: int) -> None:
+    """The error of the rank that failed first, if one failed. What a rank reports goes before how it ended."""
     failures = read_failures(logs)
     if watcher.aborted:
         raise KeyboardInterrupt
-    killed = _killed(code, logs, said_from)
-    # A launcher that is killed ends its ranks with SIGTERM: they stop in order, but nobody asked for it.
-    unasked = code < 0 and not watcher.interrupts and all(failure.exit_code == EXIT_STOPPED for failure in failures)
-    if failures and not failures[0].echo and not unasked:
+    if failures and not failures[0].echo:
         raise failures[0].to_error()
+    killed = _killed(watcher.ends)
     if watcher.interrupts and killed is not None:
         raise Stopped("stopped while the processes were starting; run the same command to resume")
     if killed is not None:
         raise killed
-    if code or failures:
-        raise failures[0].to_error() if failures else _unexplained(code, logs, said_from)
+    if failures:
+        raise failures[0].to_error()
+    if bad := [code for code in watcher.ends.values() if code]:
+        raise _unexplained(bad[0], logs, said_from)
 
 
 class _Watcher:
-    """Waits for the launcher, and ends what is left some seconds after a first failure.
+    """Starts the ranks, waits for them, and ends what is left some seconds after a first failure.
 
-    alone: the launcher starts one process without telling it a rank.
+    ends: rank -> exit code, minus the signal that killed it; in the order in which they ended by themselves.
     """
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        mark: str,
-        logs: Path,
-        notify: Callable[[str], None],
-        *,
-        alone: bool = False,
-    ) -> None:
-        self.process, self.mark, self.logs, self.notify = process, mark, logs, notify
-        self.alone = alone
+    def __init__(self, launch: Launch, logs: Path, notify: Callable[[str], None]) -> None:
+        self.launch, self.logs, self.notify = launch, logs, notify
+        self.mark = uuid.uuid4().hex
+        self.ranks: list[subprocess.Popen[bytes]] = []
+        self.ends: dict[int, int] = {}
         self.interrupts, self.aborted = 0, False
         self._asked: set[int] = set()
 
+    def start(self, port: int, log: int) -> None:
+        """All ranks. log: a file that takes what they print before they have logs of their own."""
+        for rank in range(self.launch.processes):
+            process = subprocess.Popen(
+                self.launch.command(),
+                stderr=log,
+                env=self.launch.environment(rank, port, self.logs, self.mark),
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+            self.ranks.append(process)
+
     def wait(self) -> None:
         """Until no process of the launch is left."""
-        first_failure = 0.0
-        while self.process.poll() is None:
-            time.sleep(0.1)
+        deadline = float("inf")
+        while len(self.ends) < len(self.ranks):
+            time.sleep(POLL_SECONDS)
+            if self.aborted:
+                break
             if self.interrupts:
                 self._ask_to_stop()
-            if not first_failure and any(f.exit_code != EXIT_STOPPED for f in read_failures(self.logs)):
-                first_failure = time.monotonic()
-            if first_failure and time.monotonic() - first_failure > GRACE_SECONDS:
-                self.kill()
+            self._note_ends()
+            deadline = min(deadline, time.monotonic() + self._patience())
+            if time.monotonic() > deadline:
+                break
         self.kill()
 
+    def _note_ends(self) -> None:
+        for rank, process in enumerate(self.ranks):
+            code = process.poll()
+            if code is not None and rank not in self.ends:
+                self.ends[rank] = code
+
+    def _patience(self) -> float:
+        """Seconds that the other ranks have from now on; they cannot go on without one that failed."""
+        codes = [code for code in self.ends.values() if code]
+        if any(code != EXIT_STOPPED for code in codes):
+            return GRACE_SECONDS
+        if any(failure.exit_code != EXIT_STOPPED for failure in read_failures(self.logs)):
+            return GRACE_SECONDS
+        return STOP_SECONDS if codes else float("inf")
+
     def kill(self) -> None:
-        """SIGKILL to every process of the launch; repeated, since a dying launcher may have started more."""
+        """SIGKILL to every process of the launch; repeated, since a dying one may have started more."""
         while family := self._family():
             for child in family:
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
             psutil.wait_procs(family, timeout=1)
-        self.process.wait()
+        for process in self.ranks:
+            process.wait()
 
     def signals_passed_on(self) -> _Handlers:
         return _Handlers(self._pass_on)
@@ -146,39 +182,18 @@ class _Watcher:
         self.interrupts += 1
         if number == signal.SIGINT and self.interrupts > 1:
             self.aborted = True
-            self.kill()
-            return
-        if self.interrupts == 1:
+        elif self.interrupts == 1:
             self.notify(f"{signal.Signals(number).name}: saving a checkpoint, then ending (Ctrl-C: at once)")
 
     def _ask_to_stop(self) -> None:
-        """SIGTERM to each rank once, also to those that start after the signal."""
-        for worker in self.workers():
-            if worker.pid not in self._asked:
-                self._asked.add(worker.pid)
-                with suppress(psutil.NoSuchProcess):
-                    worker.send_signal(signal.SIGTERM)
-
-    def workers(self) -> list[psutil.Process]:
-        """The ranks: the oldest process of each RANK, since the children of a rank inherit the variable.
-
-        accelerate launch sets no RANK for a single process without DeepSpeed: that is the oldest child of the launcher.
-        """
-        found: dict[str, psutil.Process] = {}
-        for child in self._oldest_first():
-            with suppress(psutil.Error):
-                rank = child.environ().get("RANK", "")
-                if rank or (self.alone and child.ppid() == self.process.pid):
-                    found.setdefault(rank, child)
-        return list(found.values())
-
-    def _oldest_first(self) -> list[psutil.Process]:
-        """The processes of the launch without the launcher itself."""
-        family = [child for child in self._family() if child.pid != self.process.pid]
-        return sorted(family, key=lambda child: child.create_time())
+        """SIGTERM to each rank, once."""
+        for rank, process in enumerate(self.ranks):
+            if rank not in self._asked:
+                self._asked.add(rank)
+                process.send_signal(signal.SIGTERM)
 
     def _family(self) -> list[psutil.Process]:
-        """Every living process with this launch's mark: ranks are in sessions of their own, and may be orphans."""
+        """Every living process with this launch's mark: ranks are in sessions of their own, and may leave orphans."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -203,21 +218,18 @@ class _Handlers:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def _killed(code: int, logs: Path, said_from: int) -> FinetuneError | None:
-    """What a signal ended, from the launcher's report: no other process knows."""
-    pattern = r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: -(\d+)"
-    killed = [(int(number), f"rank {rank}") for rank, number in re.findall(pattern, _said(logs, said_from))]
-    # The launcher ends the others with SIGTERM, so that one comes last.
-    killed.sort(key=lambda one: one[0] == signal.SIGTERM)
-    if code < 0:
-        killed.append((-code, "the launcher (accelerate launch)"))
+def _killed(ends: dict[int, int]) -> FinetuneError | None:
+    """What a signal ended. SIGTERM comes last: whoever ends one rank that way ends the others for it."""
+    killed = sorted(
+        ((-code, rank) for rank, code in ends.items() if code < 0), key=lambda end: end[0] == signal.SIGTERM
+    )
     if not killed:
         return None
-    number, who = killed[0]
+    number, rank = killed[0]
     name = signal.Signals(number).name
     cause = "; the system may have run out of memory (see dmesg)" if name == "SIGKILL" else ""
     remedy = "Run the same command to resume from the last checkpoint."
-    return TrainingFailed(f"was killed by {name}{cause}", where=who, remedy=remedy)
+    return TrainingFailed(f"was killed by {name}{cause}", where=f"rank {rank}", remedy=remedy)
 
 
 def _unexplained(code: int, logs: Path, said_from: int) -> FinetuneError:
@@ -229,7 +241,7 @@ def _unexplained(code: int, logs: Path, said_from: int) -> FinetuneError:
 
 
 def _said(logs: Path, said_from: int) -> str:
-    """What the launcher wrote during this launch; the file holds earlier ones, too."""
+    """What the ranks wrote during this launch; the file holds earlier ones, too."""
     with (logs / "launcher.log").open("rb") as log:
         log.seek(said_from)
         return log.read()[-100_000:].decode(errors="replace")
@@ -237,13 +249,13 @@ def _said(logs: Path, said_from: int) -> str:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((ADDRESS, 0))
         return int(probe.getsockname()[1])
 
 
 def die_with_parent() -> None:
-    """Linux: this process gets SIGTERM when its parent is gone. So no launcher is left alone, and no rank, which then
-    saves and stops.
+    """Linux: this process gets SIGTERM when its parent is gone. No rank is left
+    alone: it saves and stops.
     """
     if sys.platform == "linux":
         import ctypes

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,21 @@ def build_folder(extension: Extension) -> Path:
 def is_built(extension: Extension) -> bool:
     """Is the library there? It is loaded, and so truly checked, by `prebuild`."""
     return (build_folder(extension) / f"{extension.name}.so").is_file()
+
+
+def announce_builds(config: Mapping[str, Any], notify: Notify, *, cuda: bool) -> None:
+    """Say what DeepSpeed will compile while it starts under this configuration, and how long that takes.
+
+    Without it, the first training on a machine would be silent for a minute or two.
+    """
+    offload = (config.get("zero_optimization", {}).get("offload_optimizer") or {}).get("device", "none")
+    needed = [one for one in extensions(cuda=cuda) if one is not CPU_ADAM or offload != "none"]
+    for extension in needed:
+        if not is_built(extension):
+            notify(
+                f"starting DeepSpeed: it compiles {extension.name} ({extension.purpose}), about {extension.minutes:g} "
+                "minutes, once on this machine (finetune doctor --build does it in advance)"
+            )
 
 
 def prebuild(notify: Notify, *, cuda: bool) -> None:

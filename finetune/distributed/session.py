@@ -13,11 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import check_cuda_p2p_ib_support
 from torch.distributed.distributed_c10d import _get_default_store
 
 from finetune.distributed.engines.accelerator import GIVE_UP_AFTER, open_accelerator
 from finetune.distributed.env import DistributedEnv, as_environ, from_environ
 from finetune.distributed.failure import PeerFailed
+from finetune.distributed.prebuild import Notify
 
 ARRIVAL_SECONDS = 0.01  # between two looks at the store
 GLOO_LETS_GO = 0.05  # seconds, in which this thread does not hold Python's lock
@@ -58,10 +60,19 @@ class Session:
         self._control = dist.new_group(backend="gloo", timeout=GIVE_UP_AFTER) if self.device.type != "cpu" else None
 
     @classmethod
-    def open(cls, deepspeed_config: dict[str, Any] | None, *, precision: str, cpu: bool, split: int = 1) -> Session:
+    def open(
+        cls,
+        deepspeed_config: dict[str, Any] | None,
+        *,
+        precision: str,
+        cpu: bool,
+        split: int = 1,
+        notify: Notify = lambda line: None,
+    ) -> Session:
         """Join the process group. All ranks call it, with equal arguments, before anything else.
 
         deepspeed_config: the resolved one, None where another engine trains; ZeRO-3 shards weights at load by it.
+        notify: takes lines for the user on rank 0, such as what DeepSpeed is going to compile.
         Raises: FinetuneError if what Accelerate opened is not what was asked for.
         """
         env = from_environ() or _alone()
@@ -75,7 +86,9 @@ class Session:
             choose_float32(tf32=precision == "tf32")
         if not dist.is_initialized():
             _open_process_group(cpu)
-        session = cls(open_accelerator(deepspeed_config, precision=precision, cpu=cpu), deepspeed_config, split)
+        tell = notify if env.rank == 0 else lambda line: None
+        accelerator = open_accelerator(deepspeed_config, precision=precision, cpu=cpu, notify=tell)
+        session = cls(accelerator, deepspeed_config, split)
         session.wait()
         _unlink_shared_memory(session.rank)
         return session
@@ -215,6 +228,9 @@ def _open_process_group(cpu: bool) -> None:
         return
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
+    if not check_cuda_p2p_ib_support():  # GeForce RTX 40xx with old drivers; Accelerate refuses them otherwise
+        os.environ.setdefault("NCCL_P2P_DISABLE", "1")
+        os.environ.setdefault("NCCL_IB_DISABLE", "1")
     if shares_gpu():  # NCCL refuses two ranks on one GPU
         dist.init_process_group("gloo", timeout=GIVE_UP_AFTER)
     else:

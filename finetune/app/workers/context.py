@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from finetune.tasks import load_task
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.task import Datasets, Task
+from finetune.terminal import phase, print_line
 from finetune.training.loop import Loop, OutputDirs
 from finetune.training.parameter_groups import make_optimizer
 from finetune.training.stop import StopRequest
@@ -48,7 +50,8 @@ class TrainingContext:
 
 def open_session(plan: Plan) -> Session:
     """Join the other ranks. All ranks call it."""
-    return Session.open(plan.deepspeed, precision=plan.precision, cpu=plan.device == "cpu", split=plan.split)
+    options: dict[str, Any] = {"precision": plan.precision, "cpu": plan.device == "cpu", "split": plan.split}
+    return Session.open(plan.deepspeed, **options, notify=print_line)
 
 
 def set_up(session: Session, plan: Plan, data: PreparedData, notify: Notify) -> TrainingContext:
@@ -91,7 +94,8 @@ def build_engine(
     """The model under the plan's engine. All ranks call it. trains: with gradients and an optimizer."""
     recipe = plan.recipe
     torch.manual_seed(recipe.seed)
-    model = task.build(plan, artifacts, facts)
+    with phase("loading the model", notify):
+        model = task.build(plan, artifacts, facts)
     fix_batchnorm_gradients(model)
     if count := freeze_weights(model, recipe.model.freeze):
         facts["frozen weights"] = f"{count} tensors"
@@ -106,7 +110,8 @@ def build_engine(
         synchronized=plan.training.batch_norm == "synchronized",
         cut=lambda whole: cut_into_stages(task, artifacts, datasets, whole, plan, facts, notify),
     )
-    return open_engine(plan.engine, session, model, optimizer_over if trains else None, options)
+    with phase(f"starting the engine ({plan.engine_name})", notify):
+        return open_engine(plan.engine, session, model, optimizer_over if trains else None, options)
 
 
 def make_loop(

@@ -13,14 +13,19 @@ import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
-from finetune.distributed.prebuild import choose_cache
+from finetune.distributed.deepspeed_import import import_deepspeed
+from finetune.distributed.prebuild import Notify, announce_builds, choose_cache
 from finetune.errors import FinetuneError
 
 GIVE_UP_AFTER = timedelta(minutes=30)
 
 
-def open_accelerator(deepspeed_config: dict[str, Any] | None, *, precision: str, cpu: bool) -> Accelerator:
+def open_accelerator(
+    deepspeed_config: dict[str, Any] | None, *, precision: str, cpu: bool, notify: Notify
+) -> Accelerator:
     """In a process group that is open. deepspeed_config: the resolved one, None for every other engine.
+
+    notify: takes lines for the user, such as what DeepSpeed is going to compile.
 
     Raises: FinetuneError if what Accelerate opened is not what was asked for (it drops DeepSpeed silently when its
     environment says CPU).
@@ -34,6 +39,7 @@ def open_accelerator(deepspeed_config: dict[str, Any] | None, *, precision: str,
         accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[handler])
     else:
         backend = dist.get_backend()
+        announce_builds(deepspeed_config, notify, cuda=not cpu)
         _open_deepspeed(backend)
         # The state must know that it is a CPU one before the plugin makes it a DeepSpeed one.
         PartialState(cpu=cpu)
@@ -55,9 +61,7 @@ def _open_deepspeed(backend: str) -> None:
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     with redirect_stdout(sys.stderr):
-        import deepspeed
-
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        import_deepspeed().init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def _check_what_was_opened(accelerator: Accelerator, with_deepspeed: bool) -> None:
