@@ -10,22 +10,20 @@ Shapes: B = 1 (packed), H heads, K key-value heads, T tokens of all segments, D 
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from finetune.errors import UserError
+from finetune.models.segment_blocks import attend_in_blocks
 
 if TYPE_CHECKING:
     from torch import nn
 
 NAME = "segmented"
 _BORDERS = "cu_seq_lens_q"
-_SPANS = "_finetune_spans"  # an attribute of the tensor of borders
 
 
 def packing_obstacle(model_class: Any, config: Any, attention: str = "") -> UserError | None:
@@ -141,21 +139,10 @@ def segmented_attention(
         longest = int(options["max_length_q"])
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         return _varlen(query, key, value, borders, longest, scaling, sliding_window, causal), None
-    parts = []
-    for start, end in _spans(borders):
-        mask = _band(end - start, sliding_window, query.device) if causal else None
-        out = scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=causal and mask is None,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        parts.append(out.transpose(1, 2))
-    return torch.cat(parts, dim=1), None
+    result = attend_in_blocks(
+        query, key, value, borders, causal=causal, window=sliding_window, dropout=dropout, scaling=scaling
+    )
+    return result, None
 
 
 def _kernel_dtype(query: torch.Tensor) -> torch.dtype | None:
@@ -180,22 +167,6 @@ def _takes_enable_gqa(varlen_attn: Callable[..., Any]) -> bool:
     takes them as they are.
     """
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
-
-
-def _spans(borders: torch.Tensor) -> list[tuple[int, int]]:
-    """[start, end) of each segment. Every layer asks with the same tensor; the device is asked for the first of them."""
-    spans: list[tuple[int, int]] | None = getattr(borders, _SPANS, None)
-    if spans is None:
-        spans = list(itertools.pairwise(borders.tolist()))
-        setattr(borders, _SPANS, spans)
-    return spans
-
-
-def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Bool [L, L] of a causal sliding window; None where the window does not matter."""
-    if window is None or window >= length:
-        return None
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
 
 
 def _varlen(

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.errors import RecipeFaults, UserError
 from finetune.metrics.catalogue import direction
-from finetune.models.segmented import packing_obstacle
+from finetune.models.padding_free import padding_free_obstacle
 from finetune.planning.batch import BatchPlan, plan_batch
 from finetune.planning.deepspeed import offloads, resolve_deepspeed_config, zero_stage
 from finetune.planning.engine import choose_engine, deepspeed_name
@@ -107,7 +107,7 @@ def resolve_training(
     packing = _packing(recipe, card, config, model_class)
     window: int | str | None = recipe.data.balance_window
     if window == "auto":
-        window = card.balance_window if packing == "none" else None
+        window = None if packing == "packed" else card.balance_window
     best = evaluation.best or card.best
     return TrainingPlan(
         precision=precision,
@@ -119,7 +119,7 @@ def resolve_training(
         best_metric=best,
         best_mode=direction(best) if evaluation.best_mode == "auto" else evaluation.best_mode,
         packing=packing,
-        capacity=0 if packing == "none" else _capacity(recipe, config),
+        capacity=0 if packing == "none" else _capacity(recipe, card, config),
         balance_window=None if window is None else int(window),
     )
 
@@ -136,7 +136,7 @@ def _packing(recipe: Recipe, card: TaskCard, config: Any, model_class: Any) -> s
     """auto: the task's own way where the model can, else none. Raises: UserError if it must, and cannot."""
     asked = recipe.data.packing
     packing = card.packing if asked == "auto" else asked
-    obstacle = None if packing == "none" else packing_obstacle(model_class, config, recipe.model.attention)
+    obstacle = None if packing == "none" else padding_free_obstacle(model_class, config, recipe.model.attention)
     if obstacle is None:
         return packing
     if asked != "auto":
@@ -144,12 +144,16 @@ def _packing(recipe: Recipe, card: TaskCard, config: Any, model_class: Any) -> s
     return "none"
 
 
-def _capacity(recipe: Recipe, config: Any) -> int:
-    """auto: the longest example that the recipe and the model's positions allow."""
+def _capacity(recipe: Recipe, card: TaskCard, config: Any) -> int:
+    """auto: the longest sequence that the recipe and the model's positions allow; of tasks whose micro-batches are counted in
+    examples, as many of the longest examples as these hold.
+    """
     asked = recipe.data.capacity
     if asked != "auto":
         return asked
-    return usable_positions(int(getattr(recipe.options, "max_length", 0)), config)
+    longest = usable_positions(int(getattr(recipe.options, "max_length", 0)), config)
+    examples = card.micro_batch if recipe.parallel.micro_batch == "auto" else recipe.parallel.micro_batch
+    return longest * card.rows * examples if card.rows else longest
 
 
 def _kernels(recipe: Recipe, machine: Machine, config: Any) -> tuple[str, tuple[str, ...]]:

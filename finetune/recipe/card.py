@@ -20,8 +20,9 @@ class TaskCard:
     options: the schema of the recipe's `options:` section. metrics: names of modules in `metrics/` that the task can
     feed; default_metrics: those computed unless the recipe says otherwise; best: the metric that chooses the best.
     unit: the unit of loss ("token", "example", "image"), for progress lines. packing: the automatic
-    data.packing; packings: what the task supports. balance_window: steps over which padded examples are balanced by
-    length, where it is automatic.
+    data.packing; packings: what the task supports. rows: sequences of an example (a pair of replies: 2), where an
+    automatic data.capacity holds a whole micro-batch of the longest examples; 0: where it holds one sequence.
+    balance_window: steps over which examples are balanced by length, where it is automatic.
     class_role: the role that names classes, "" for none: held-out rows leave a row of each class in training.
     several: (option, value) with which a row may have any number of labels in class_role, or none.
     splits: ways its models can be split over ranks ("tensor", "pipeline").
@@ -45,6 +46,7 @@ class TaskCard:
     label_smoothing: bool = False
     packing: str = "none"
     packings: tuple[str, ...] = ("none",)
+    rows: int = 0
     balance_window: int = 1
     decodes: bool = False
     micro_batch: int = 16  # examples per forward pass on one rank, if the recipe says auto and there are more

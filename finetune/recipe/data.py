@@ -99,15 +99,18 @@ class DataSection(Section):
         default="auto",
         description="none: padded batches. padding_free: the examples of a micro-batch are concatenated without padding; "
         "attention stays within each example. packed: the same, in full packs; a step takes as many packs as hold "
-        "global_batch examples on average. auto: the task's default (padding_free for causal language models, none otherwise).",
+        "global_batch examples on average. auto: padding_free where the task and "
+        "the model allow it (docs/packing.md), none otherwise.",
     )
     capacity: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
-        default="auto", description="Maximum tokens per pack or padding-free micro-batch. auto: options.max_length."
+        default="auto",
+        description="Maximum tokens per pack or padding-free micro-batch. auto: options.max_length; except for causal_lm, "
+        "parallel.micro_batch examples of that length.",
     )
     balance_window: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
         description="Number of steps whose examples are grouped by length, which reduces padding. 1: purely random order. "
-        "auto: 1 if nothing is padded, otherwise the task's default.",
+        "auto: the task's default; with packed, as few as balance the ranks.",
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",

@@ -130,6 +130,37 @@ def test_loss_does_not_depend_on_how_the_batch_is_split(example: TinyExample, tm
         assert weight == sums[0][1] > 0
 
 
+def test_batches_without_padding_have_the_losses_and_the_answers_of_padded_ones(
+    example: TinyExample, tmp_path: Path
+) -> None:
+    if "padding_free" not in CARDS[example.task].packings:
+        pytest.skip(f"{example.task} pads its batches")
+    found = []
+    for packing in ("none", "padding_free"):
+        values = example.recipe(tmp_path)
+        ready = prepare({**values, "data": {**values["data"], "packing": packing}})
+        model = _build(ready).eval()
+        batch = ready.batch()
+        assert (batch.padding == 0) == (packing != "none")
+        loss = ready.loss_sum(model, batch)
+        trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        gradients = torch.autograd.grad(loss, list(trained.values()))
+        shown = ready.task.sample(
+            ready.artifacts, model, [ready.datasets["train"][index] for index in (6, 1)], synced=False
+        )
+        found.append((loss.item(), gradients, _predict(ready, model), shown, batch, ready.task.weight(batch)))
+    (loss, gradients, predicted, shown, batch, weight), free = found
+    assert free[0] == pytest.approx(loss, rel=1e-6)
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    difference = torch.stack([(one - other).norm() for one, other in zip(gradients, free[1], strict=True)]).norm()
+    assert difference < 1e-5 * norm
+    _same(predicted, free[2], 1e-5)
+    assert [answer.shown for answer in predicted[0]] == [answer.shown for answer in free[2][0]]
+    assert [score.reference.keys() for score in predicted[1]] == [score.reference.keys() for score in free[2][1]]
+    assert (shown, weight) == (free[3], free[5])
+    assert free[4].positions == batch.positions - batch.padding  # as many tokens, and nothing else
+
+
 class _UnknownLogits(nn.Module):
     """A model whose logits have a shape but no values. The loss head itself: tests/unit/models/test_linear_loss.py."""
 

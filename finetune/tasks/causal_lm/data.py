@@ -92,10 +92,7 @@ def _batch(
 
 def token_rows(batch: Batch) -> list[list[int]]:
     """The tokens of each example, whether padded or concatenated."""
-    if "cu_seq_lens_q" in batch.inputs:
-        return [row.tolist() for row in split_rows(batch.inputs)]
-    ids, mask = batch.inputs["input_ids"].cpu(), batch.inputs["attention_mask"].bool().cpu()
-    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+    return [row.tolist() for row in split_rows(batch.inputs)]
 
 
 def target_rows(batch: Batch) -> torch.Tensor:

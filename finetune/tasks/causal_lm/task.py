@@ -39,6 +39,7 @@ from finetune.tasks.text.chat import ensure_template
 from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.generation import generate_replies
 from finetune.tasks.text.lengths import usable_length
+from finetune.tasks.text.padding_free import is_concatenated, settle_packing
 from finetune.tasks.text.supervised_tokens import forward_with_loss
 from finetune.tasks.text.tools_file import load_tools
 from finetune.tasks.vision.drawing import Pictures
@@ -59,16 +60,9 @@ class CausalLM:
         own_template = ensure_template(tokenizer, plain=options.template == "plain")
         facts["chat template"] = "the tokenizer's own" if own_template else "plain (Alpaca's headings)"
         limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
-        packing, capacity = plan.training.packing, plan.training.capacity
-        if capacity != recipe.data.capacity:  # derived: the tokenizer's limit counts as well
-            capacity = min(capacity, limit)
-        if packing not in (recipe.data.packing, CARD.packing):
-            facts["packing"] = f"{packing}: the model's attention cannot be kept inside the examples of a pack"
         settings = {
-            "max_length": limit if packing == "none" else min(limit, capacity),
+            **settle_packing(CARD, plan, limit, facts),
             "own_template": own_template,
-            "packing": packing,
-            "capacity": capacity,
             "tools": load_tools(options.tools),
         }
         return TaskArtifacts(CARD.name, options, tokenizer, settings=settings)
@@ -93,11 +87,11 @@ class CausalLM:
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The language model, which computes its loss in its forward pass. All ranks call it."""
-        return build_language_model(plan, artifacts, facts, packed=artifacts.settings["packing"] != "none")
+        return build_language_model(plan, artifacts, facts, packed=is_concatenated(artifacts))
 
     def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
         """Padded rows, or one row of concatenated examples where the artifacts' packing says so."""
-        if artifacts.settings["packing"] != "none":
+        if is_concatenated(artifacts):
             return collate_concatenated(examples)
         return collate_padded(examples, artifacts.processor.pad_token_id)
 

@@ -3,7 +3,8 @@
 The log-probabilities of every reply under the reference (the model as it was at step 0; with an adapter that is its base)
 are computed once, before training, and become columns of the examples: no second model in memory, under any ZeRO stage.
 
-Shapes: B pairs, L tokens, N supervised tokens; a batch holds 2B rows, the chosen replies first (KTO: B rows).
+Shapes: B pairs, N supervised tokens; a batch holds 2B sequences, the chosen replies first (KTO: B): tokens [2B, L] (padded
+to the longest), or [1, T] without padding.
 Unit of loss: one pair (KTO: one reply).
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -35,9 +37,10 @@ from finetune.tasks.task import Encoded
 from finetune.tasks.text.chat import ensure_template
 from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.generation import generate_replies
-from finetune.tasks.text.lengths import pad_rows, usable_length
+from finetune.tasks.text.lengths import usable_length
+from finetune.tasks.text.padding_free import collate_texts, is_concatenated, settle_packing, split_values
 from finetune.tasks.text.preference_pairs import pair_texts
-from finetune.tasks.text.supervised_tokens import forward_with_loss, label_rows, supervised_targets
+from finetune.tasks.text.supervised_tokens import forward_with_loss, supervised_targets
 from finetune.tasks.text.tools_file import load_tools
 from finetune.tasks.vision.drawing import Pictures
 
@@ -57,8 +60,9 @@ class Preference:
         tokenizer = load_tokenizer(recipe.model, lambda: pair_texts(tables["train"], roles), publish=publish)
         own = ensure_template(tokenizer, plain=options.template == "plain")
         facts["chat template"] = "the tokenizer's own" if own else "plain (Alpaca's headings)"
+        limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
         settings = {
-            "max_length": usable_length(options.max_length, tokenizer, load_config(recipe.model)),
+            **settle_packing(CARD, plan, limit, facts),
             "label_smoothing": recipe.training.label_smoothing,
             "beta": options.resolved_beta,
             "tools": load_tools(options.tools),
@@ -85,29 +89,36 @@ class Preference:
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The language model, which computes log-probabilities of replies in its forward pass. All ranks call it."""
-        return build_language_model(plan, artifacts, facts, packed=False)
+        return build_language_model(plan, artifacts, facts, packed=is_concatenated(artifacts))
 
     def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
-        """Two pairs a and b -> input_ids and labels [4, L]: chosen a, chosen b, rejected a, rejected b; labels are -100
-        except on the replies. targets "reference" and "rejected_reference": float32 [B], once they are known.
+        """Two pairs a and b -> four sequences: chosen a, chosen b, rejected a, rejected b (see collate_texts); labels are -100
+        except on the replies. targets "reference" and "rejected_reference": float32 [B], once they are known;
+        "target_rows": the sequence of each supervised token, int64 [N]; "reply_tokens": those of each, float32 [2B].
         """
         rows = [{"input_ids": example["input_ids"]} for example in examples]
         if "rejected_input_ids" in examples[0]:
             rows += [{"input_ids": example["rejected_input_ids"]} for example in examples]
-        inputs, padding = pad_rows(rows, artifacts.processor.pad_token_id)
-        count, width = inputs["input_ids"].shape
+        inputs, padding = collate_texts(artifacts, rows)
+        positions = inputs["input_ids"].numel()
         ids = tuple(int(example["id"]) for example in examples)
         if "span" not in examples[0]:
             meta = {"reply_starts": [int(example["reply_start"]) for example in examples]}
-            return Batch(ids, inputs, meta=meta, padding=padding, positions=count * width)
+            return Batch(ids, inputs, meta=meta, padding=padding, positions=positions)
         spans = [example["span"] for example in examples]
         if len(rows) > len(examples):
             spans += [example["rejected_span"] for example in examples]
-        targets: dict[str, Any] = supervised_targets(label_rows(rows, (count, width), spans))
+        labels = np.full(inputs["input_ids"].shape, IGNORE, np.int64)
+        for row, example, (start, end) in zip(split_values(labels, inputs), rows, spans, strict=True):
+            row[start:end] = example["input_ids"][start:end]
+        targets: dict[str, Any] = supervised_targets(labels)
+        counts = torch.tensor([int(end) - int(start) for start, end in spans])
+        targets["reply_tokens"] = counts.float()
+        targets["target_rows"] = torch.repeat_interleave(torch.arange(len(rows)), counts)
         for name in (REFERENCE, REJECTED_REFERENCE, "desirable"):
             if name in examples[0]:
                 targets[name] = torch.tensor([float(example[name]) for example in examples])
-        return Batch(ids, inputs, targets, padding=padding, positions=count * width)
+        return Batch(ids, inputs, targets, padding=padding, positions=positions)
 
     def weight(self, batch: Batch) -> int:
         """Pairs, or single replies."""
@@ -158,7 +169,7 @@ class Preference:
         if not batch.targets:
             texts = [shorten(text) for text in tokenizer.batch_decode(token_rows(batch))]
             return [Answer(id, shown={"prompt": text}) for id, text in zip(batch.ids, texts, strict=True)]
-        labels = batch.targets["labels"].cpu()
+        labels = split_values(batch.targets["labels"].cpu(), batch.inputs)
         rows = [row[row >= 0].tolist() for row in labels]
         texts = [shorten(text) for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
         if len(texts) == count:
@@ -228,10 +239,9 @@ def _verdict(answer: Answer, score: Score) -> tuple[str, str]:
 
 def _reply_logprobs(outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-probability, tokens) of each row's reply: float32 [rows]."""
-    labels, token_losses = batch.targets["labels"], outputs["token_losses"]
-    rows = batch.targets["target_positions"] // labels.shape[1]
-    sums = torch.zeros(len(labels), dtype=token_losses.dtype, device=token_losses.device)
-    return sums.index_add(0, rows, -token_losses), (labels[:, 1:] != IGNORE).sum(dim=1).float()
+    token_losses, tokens = outputs["token_losses"], batch.targets["reply_tokens"]
+    sums = torch.zeros(len(tokens), dtype=token_losses.dtype, device=token_losses.device)
+    return sums.index_add(0, batch.targets["target_rows"], -token_losses), tokens
 
 
 def _replies(outputs: Any, batch: Batch, names: Sequence[str]) -> list[Replies]:

@@ -2,7 +2,8 @@
 
 Loss of a pair: -log sigmoid(r_chosen - r_rejected) (Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, eq. 1).
 
-Shapes: B pairs, L tokens; a batch holds 2B rows, the chosen replies first (B rows for single replies without targets).
+Shapes: B pairs; a batch holds 2B sequences, the chosen replies first (B for single replies without targets): tokens [2B, L]
+(padded to the longest), or [1, T] without padding.
 Unit of loss: one pair.
 """
 
@@ -31,7 +32,8 @@ from finetune.tasks.text.building import build_sequence_model
 from finetune.tasks.text.chat import ensure_template
 from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.inputs import input_texts
-from finetune.tasks.text.lengths import pad_rows, usable_length
+from finetune.tasks.text.lengths import usable_length
+from finetune.tasks.text.padding_free import collate_texts, settle_packing
 from finetune.tasks.text.preference_pairs import pair_texts
 from finetune.tasks.text.tools_file import load_tools
 from finetune.tasks.vision.drawing import Pictures
@@ -52,7 +54,7 @@ class RewardModel:
             ensure_template(tokenizer, plain=False)
         facts["chat template"] = "none: prompt and reply as a pair" if as_pair else "the tokenizer's, or plain"
         limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
-        settings = {"max_length": limit, "as_pair": as_pair, "tools": load_tools(options.tools)}
+        settings = {**settle_packing(CARD, plan, limit, facts), "as_pair": as_pair, "tools": load_tools(options.tools)}
         return TaskArtifacts(CARD.name, options, tokenizer, settings=settings)
 
     def encode(self, artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[Encoded]:
@@ -79,7 +81,7 @@ class RewardModel:
         return build_sequence_model(plan, artifacts, facts, settings, new_head=artifacts.options.new_head)
 
     def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
-        """Two pairs a and b -> input_ids [4, L]: chosen a, chosen b, rejected a, rejected b."""
+        """Two pairs a and b -> four sequences: chosen a, chosen b, rejected a, rejected b. See collate_texts."""
         rows: list[dict[str, Any]] = list(examples)
         is_pair = "rejected_input_ids" in examples[0]
         if is_pair:
@@ -87,7 +89,7 @@ class RewardModel:
                 {key.removeprefix("rejected_"): value for key, value in example.items() if key.startswith("rejected_")}
                 for example in examples
             ]
-        inputs, padding = pad_rows(rows, artifacts.processor.pad_token_id)
+        inputs, padding = collate_texts(artifacts, rows)
         ids = tuple(int(example["id"]) for example in examples)
         targets = {"pairs": True} if is_pair else {}
         return Batch(ids, inputs, targets, padding=padding, positions=inputs["input_ids"].numel())

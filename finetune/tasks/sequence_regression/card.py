@@ -39,5 +39,8 @@ CARD = TaskCard(
     best="pearson",
     unit="example",
     options=SequenceRegressionOptions,
+    packing="padding_free",
+    packings=("none", "padding_free"),
+    rows=1,
     balance_window=16,
 )

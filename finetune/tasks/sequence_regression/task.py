@@ -1,6 +1,6 @@
 """Sequence regression: a number for a text, or for a pair of them, such as a rating or the similarity of two sentences.
 
-Shapes: B examples, L tokens (padded to the longest of the micro-batch). Unit of loss: one example.
+Shapes: B examples; tokens [B, L] (padded to the longest), or [1, T] without padding. Unit of loss: one example.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_sequence_model
 from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.inputs import input_texts, training_texts
-from finetune.tasks.text.lengths import pad_rows, usable_length
+from finetune.tasks.text.lengths import usable_length
+from finetune.tasks.text.padding_free import collate_texts, settle_packing
 from finetune.tasks.vision.drawing import Pictures
 
 LOSSES: dict[str, Any] = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functional.huber_loss}
@@ -44,7 +45,7 @@ class SequenceRegression:
         options: Any = recipe.options
         tokenizer = load_tokenizer(recipe.model, lambda: training_texts(tables["train"]), publish=publish)
         limit = usable_length(options.max_length, tokenizer, load_config(recipe.model))
-        return TaskArtifacts(CARD.name, options, tokenizer, settings={"max_length": limit})
+        return TaskArtifacts(CARD.name, options, tokenizer, settings=settle_packing(CARD, plan, limit, facts))
 
     def encode(self, artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[Encoded]:
         """Texts as token ids; see encode_rows."""
@@ -62,8 +63,8 @@ class SequenceRegression:
         return build_sequence_model(plan, artifacts, facts, settings, new_head=artifacts.options.new_head)
 
     def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
-        """[{"input_ids": [101, 7, 102], "label": 4.5}] -> input_ids [[101, 7, 102]], labels [4.5]."""
-        inputs, padding = pad_rows(examples, artifacts.processor.pad_token_id)
+        """[{"input_ids": [101, 7, 102], "label": 4.5}] -> input_ids [[101, 7, 102]], labels [4.5]. See collate_texts."""
+        inputs, padding = collate_texts(artifacts, examples)
         targets = {}
         if "label" in examples[0]:
             targets["labels"] = torch.tensor([float(example["label"]) for example in examples], dtype=torch.float32)

@@ -12,10 +12,12 @@ from finetune.models.continuing import adapt
 from finetune.models.head import head_names
 from finetune.models.kernels import use_liger
 from finetune.models.load import load_config, load_model
+from finetune.models.padding_free import make_padding_free
 from finetune.models.tokenizer import fresh_settings, new_token_ids, set_padding
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
+from finetune.tasks.text.padding_free import is_concatenated
 
 SEQUENCE_HEAD = "ForSequenceClassification"
 
@@ -82,4 +84,5 @@ def build_sequence_model(
         settings=settings,
         new_head=new_head,
         always_pad=True,
+        before_adapter=make_padding_free if is_concatenated(artifacts) else None,
     )

@@ -12,6 +12,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row, Table
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
+from finetune.tasks.text.padding_free import split_rows
 
 SHOWN_CHARACTERS = 400
 
@@ -101,7 +102,6 @@ def training_texts(table: Table) -> Iterator[str]:
 
 def input_texts(artifacts: TaskArtifacts, batch: Batch, *, special: bool = False) -> list[str]:
     """Each row's text as the model saw it, cut to SHOWN_CHARACTERS; special: with marks such as [SEP]."""
-    rows = zip(batch.inputs["input_ids"].cpu(), batch.inputs["attention_mask"].cpu(), strict=True)
-    kept = [ids[mask.bool()].tolist() for ids, mask in rows]
-    texts = artifacts.processor.batch_decode(kept, skip_special_tokens=not special)
+    rows = [row.tolist() for row in split_rows(batch.inputs)]
+    texts = artifacts.processor.batch_decode(rows, skip_special_tokens=not special)
     return [text[:SHOWN_CHARACTERS] for text in texts]

@@ -1,6 +1,6 @@
-"""Examples concatenated into one row: no padding, and the borders that attention must not cross.
+"""Batches of texts: padded rows, or all sequences in one row without padding, with the borders that attention must not cross.
 
-Shapes: S segments (examples), T tokens of all of them.
+Shapes: S sequences, T tokens of all of them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,45 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune.planning.plan import Plan
+from finetune.recipe.card import TaskCard
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.facts import Facts
+from finetune.tasks.text.lengths import pad_rows
+
+
+def settle_packing(card: TaskCard, plan: Plan, limit: int, facts: Facts) -> dict[str, Any]:
+    """{"max_length", "packing", "capacity"} of a task's settings; a fact where the model cannot do what its task does.
+
+    limit: tokens that a sequence may have.
+    """
+    packing, capacity = plan.training.packing, plan.training.capacity
+    asked = plan.recipe.data
+    if packing == "none":
+        if asked.packing == "auto" and card.packing != "none":
+            facts["packing"] = "none: padded, as the model cannot take concatenated examples"
+        return {"max_length": limit, "packing": packing, "capacity": capacity}
+    if asked.capacity == "auto" and not card.rows:  # derived: the tokenizer's limit counts as well
+        capacity = min(capacity, limit)
+    return {"max_length": min(limit, capacity // max(1, card.rows)), "packing": packing, "capacity": capacity}
+
+
+def is_concatenated(artifacts: TaskArtifacts) -> bool:
+    """Whether batches have no padding. Artifacts of older versions do not say."""
+    return bool(artifacts.settings.get("packing", "none") != "none")
+
+
+def collate_texts(artifacts: TaskArtifacts, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], int]:
+    """Inputs of the model for `rows`, padded or concatenated as the artifacts say; the second value counts padding."""
+    if is_concatenated(artifacts):
+        return concatenate_rows(rows)[0], 0
+    return pad_rows(rows, artifacts.processor.pad_token_id)
+
 
 def concatenate_rows(examples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[int]]:
     """[{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}] -> input_ids [[5, 6, 7, 8, 9]], position_ids [[0, 1, 2, 0, 1]],
     cu_seq_lens_q and _k [0, 3, 5] (int32), max_length_q and _k 3; the second value holds the borders [0, 3, 5].
+    token_type_ids [1, T] where the examples have them.
 
     These are the names under which transformers hands them to attention functions.
     """
@@ -33,11 +68,22 @@ def concatenate_rows(examples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any]
         "max_length_q": longest,
         "max_length_k": longest,
     }
+    if "token_type_ids" in examples[0]:
+        kinds = np.concatenate([example["token_type_ids"] for example in examples]).astype(np.int64)
+        inputs["token_type_ids"] = torch.from_numpy(kinds)[None]
     return inputs, borders.tolist()
 
 
 def split_rows(inputs: dict[str, Any]) -> list[torch.Tensor]:
-    """The token ids of each segment, on the CPU."""
-    borders = inputs["cu_seq_lens_q"].tolist()
-    tokens = inputs["input_ids"][0].cpu()
-    return [tokens[start:end] for start, end in itertools.pairwise(borders)]
+    """The token ids of each sequence, on the CPU, whether padded or concatenated."""
+    return split_values(inputs["input_ids"].cpu(), inputs)
+
+
+def split_values(values: Any, inputs: dict[str, Any]) -> list[Any]:
+    """What belongs to the tokens of each sequence. values: [B, L, ...] of padded rows, [1, T, ...] of concatenated ones;
+    tensors, or arrays, which the result are views of.
+    """
+    if "cu_seq_lens_q" in inputs:
+        return [values[0, start:end] for start, end in itertools.pairwise(inputs["cu_seq_lens_q"].tolist())]
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    return [row[:length] for row, length in zip(values, lengths, strict=True)]

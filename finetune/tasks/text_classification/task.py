@@ -1,6 +1,6 @@
 """Text classification: one text or a pair of them, one label each or several.
 
-Shapes: B examples, L tokens (padded to the longest of the micro-batch), C classes.
+Shapes: B examples, C classes; tokens [B, L] (padded to the longest), or [1, T] without padding.
 Unit of loss: one example. With several labels an example's loss is the mean over the C classes of the binary
 cross-entropy, so that the learning rate need not follow C.
 """
@@ -38,7 +38,8 @@ from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import SEQUENCE_HEAD, build_sequence_model
 from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.inputs import input_texts, training_texts
-from finetune.tasks.text.lengths import pad_rows, usable_length
+from finetune.tasks.text.lengths import usable_length
+from finetune.tasks.text.padding_free import collate_texts, settle_packing
 from finetune.tasks.text_classification.card import CARD
 from finetune.tasks.text_classification.data import encode_rows
 from finetune.tasks.vision.drawing import Pictures
@@ -65,7 +66,7 @@ class TextClassification:
         else:
             classes = decide_classes(tables, options.labels, trained, where=where, facts=facts)
         settings = {
-            "max_length": usable_length(options.max_length, tokenizer, config),
+            **settle_packing(CARD, plan, usable_length(options.max_length, tokenizer, config), facts),
             "label_smoothing": recipe.training.label_smoothing,
         }
         return TaskArtifacts(CARD.name, options, tokenizer, classes, settings)
@@ -89,8 +90,8 @@ class TextClassification:
         return build_sequence_model(plan, artifacts, facts, settings, new_head=options.new_head)
 
     def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
-        """[{"input_ids": [101, 7, 102], "label": 1}] -> input_ids [[101, 7, 102]], labels [1]."""
-        inputs, padding = pad_rows(examples, artifacts.processor.pad_token_id)
+        """[{"input_ids": [101, 7, 102], "label": 1}] -> input_ids [[101, 7, 102]], labels [1]. See collate_texts."""
+        inputs, padding = collate_texts(artifacts, examples)
         targets = {}
         if "label" in examples[0]:
             labels = [example["label"] for example in examples]

@@ -8,7 +8,6 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row, Table
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.batch import Batch
 from finetune.tasks.text.inputs import resolve_on_long
 from finetune.tasks.text.words import WordEncoder
 
@@ -37,14 +36,11 @@ def training_texts(table: Table) -> Iterator[str]:
         yield " ".join(map(str, row["tokens"]))
 
 
-def input_words(artifacts: TaskArtifacts, batch: Batch, row: int) -> list[str]:
-    """The words as the model saw them: the text from one first token to the next."""
+def input_words(artifacts: TaskArtifacts, ids: Sequence[int], firsts: Sequence[int]) -> list[str]:
+    """The words as the model saw them: the text from one first token to the next. ids: the tokens of an example."""
     tokenizer = artifacts.processor
-    ids = batch.inputs["input_ids"][row].tolist()
-    length = int(batch.inputs["attention_mask"][row].sum())
-    firsts = batch.meta["firsts"][row]
     begins = [first for first in firsts if first >= 0]
-    ends = dict(zip(begins, [*begins[1:], length], strict=True))
+    ends = dict(zip(begins, [*begins[1:], len(ids)], strict=True))
     special = set(tokenizer.all_special_ids)
     return [
         tokenizer.decode([token for token in ids[first : ends[first]] if token not in special]).strip()

@@ -1,6 +1,6 @@
 """Token classification: a tag for every word, such as named entities (IOB) or parts of speech.
 
-Shapes: B examples, L tokens (padded to the longest of the micro-batch), C tags.
+Shapes: B examples, L tokens (padded to the longest of the micro-batch), C tags; without padding, [1, T] in place of [B, L].
 Unit of loss: one labelled token, which is one word unless options.label_on is all.
 """
 
@@ -20,6 +20,7 @@ from finetune.data.prepare.label_survey import class_names, column_name
 from finetune.data.table import Examples, Row, Table
 from finetune.models.config import load_config
 from finetune.models.losses import IGNORE, cross_entropy_each, cross_entropy_sum
+from finetune.models.padding_free import make_padding_free
 from finetune.models.tokenizer import load_tokenizer
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
@@ -30,7 +31,8 @@ from finetune.tasks.facts import Facts
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_text_model
 from finetune.tasks.text.dataset import text_dataset
-from finetune.tasks.text.lengths import pad_rows, usable_length
+from finetune.tasks.text.lengths import usable_length
+from finetune.tasks.text.padding_free import collate_texts, is_concatenated, settle_packing, split_rows, split_values
 from finetune.tasks.token_classification.card import CARD
 from finetune.tasks.token_classification.data import OUTSIDE, encode_rows, input_words, tagged_text, training_texts
 from finetune.tasks.token_classification.tag_names import settle_metrics, tag_notes
@@ -57,7 +59,7 @@ class TokenClassification:
         classes = choose_classes(in_data, options.labels, trained, where=recipe.model.source)
         facts.notes += tag_notes(classes.names, column_name(tables["train"], "tags"))
         settings = {
-            "max_length": usable_length(options.max_length, tokenizer, config),
+            **settle_packing(CARD, plan, usable_length(options.max_length, tokenizer, config), facts),
             "label_smoothing": recipe.training.label_smoothing,
             **settle_metrics(plan, classes.names, facts),
         }
@@ -85,19 +87,20 @@ class TokenClassification:
             adapter_type="TOKEN_CLS",
             settings=label_settings(artifacts.labels),
             new_head=artifacts.options.new_head,
+            before_adapter=make_padding_free if is_concatenated(artifacts) else None,
         )
 
     def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
         """[{"input_ids": [101, 7, 8, 102], "labels": [-100, 3, -100, -100], "firsts": [1], "tags": [3]}] ->
-        input_ids and labels [1, 4], padded with the padding token and -100; firsts and tags stay lists.
+        input_ids and labels [1, 4], padded with the padding token and -100, or concatenated; firsts and tags stay lists.
         """
-        inputs, padding = pad_rows(examples, artifacts.processor.pad_token_id)
+        inputs, padding = collate_texts(artifacts, examples)
         shape = tuple(inputs["input_ids"].shape)
         targets: dict[str, Any] = {}
         if "labels" in examples[0]:
             labels = np.full(shape, IGNORE, np.int64)
-            for row, example in zip(labels, examples, strict=True):
-                row[: len(example["labels"])] = example["labels"]
+            for row, example in zip(split_values(labels, inputs), examples, strict=True):
+                row[:] = example["labels"]
             targets = {
                 "labels": torch.from_numpy(labels),
                 "units": int((labels != IGNORE).sum()),
@@ -132,11 +135,11 @@ class TokenClassification:
         """A tag for each word, that of its first token; O (or the first tag) for a word that has no token."""
         names = artifacts.labels
         untagged = names.index(OUTSIDE) if OUTSIDE in names else 0
-        chosen = outputs.logits.detach().float().argmax(dim=-1).tolist()
+        chosen = split_values(outputs.logits.detach().float().argmax(dim=-1).cpu(), batch.inputs)
+        rows = zip(batch.ids, chosen, batch.meta["firsts"], _words(artifacts, batch), strict=True)
         answers = []
-        for row, id in enumerate(batch.ids):
-            tags = [chosen[row][first] if first >= 0 else untagged for first in batch.meta["firsts"][row]]
-            words = input_words(artifacts, batch, row)
+        for id, token_tags, firsts, words in rows:
+            tags = [int(token_tags[first]) if first >= 0 else untagged for first in firsts]
             answers.append(Answer(id, {"tags": tags}, {"predicted": tagged_text(words, tags, names)}))
         return answers
 
@@ -144,13 +147,13 @@ class TokenClassification:
         """The expected tags, and the loss of the labelled tokens."""
         labels = batch.targets["labels"]
         each = cross_entropy_each(outputs.logits.detach().float().flatten(0, 1), labels.flatten())
-        losses = each.view(labels.shape).double().sum(dim=1).tolist()
-        counts = (labels != IGNORE).sum(dim=1).tolist()
+        losses = split_values(each.view(labels.shape).double().cpu(), batch.inputs)
+        labelled = split_values((labels != IGNORE).cpu(), batch.inputs)
+        rows = zip(batch.ids, losses, labelled, batch.targets["tags"], _words(artifacts, batch), strict=True)
         scores = []
-        for row, id in enumerate(batch.ids):
-            tags = batch.targets["tags"][row]
-            text = tagged_text(input_words(artifacts, batch, row), tags, artifacts.labels)
-            scores.append(Score(id, losses[row], counts[row], {"reference_tags": tags}, {"text": text}))
+        for id, loss, counted, tags, words in rows:
+            text = tagged_text(words, tags, artifacts.labels)
+            scores.append(Score(id, float(loss.sum()), int(counted.sum()), {"reference_tags": tags}, {"text": text}))
         return scores
 
     def metric_options(self, artifacts: TaskArtifacts) -> dict[str, Any]:
@@ -170,16 +173,22 @@ class TokenClassification:
         with eval_mode(model) as device:
             batch = self.collate(artifacts, examples).to(device)
             answers = self.decode(artifacts, self.forward(model, batch), batch)
-        names = artifacts.labels
+        names, words = artifacts.labels, _words(artifacts, batch)
         return [
             {
                 "id": str(answer.id),
-                "input": " ".join(input_words(artifacts, batch, row)),
+                "input": " ".join(words[row]),
                 "expected": " ".join(names[tag] for tag in batch.targets["tags"][row]),
                 "predicted": " ".join(names[tag] for tag in answer.values["tags"]),
             }
             for row, answer in enumerate(answers)
         ]
+
+
+def _words(artifacts: TaskArtifacts, batch: Batch) -> list[list[str]]:
+    """The words of each example, as the model saw them."""
+    rows = zip(split_rows(batch.inputs), batch.meta["firsts"], strict=True)
+    return [input_words(artifacts, ids.tolist(), firsts) for ids, firsts in rows]
 
 
 def _integers(values: Any) -> list[int]:
