@@ -107,7 +107,7 @@ def resolve_training(
     packing = _packing(recipe, card, config, model_class)
     window: int | str | None = recipe.data.balance_window
     if window == "auto":
-        window = None if packing == "packed" else card.balance_window
+        window = card.balance_window if packing == "none" or card.rows else None
     best = evaluation.best or card.best
     return TrainingPlan(
         precision=precision,

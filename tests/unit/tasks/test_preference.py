@@ -20,6 +20,7 @@ from finetune.tasks.batch import Batch
 from finetune.tasks.preference import losses as losses
 from finetune.tasks.preference.losses import Replies
 from finetune.tasks.task import reference_columns
+from finetune.tasks.text.padding_free import split_values
 from tests.prepared import Prepared, prepare
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -211,7 +212,9 @@ def test_at_step_0_nothing_is_preferred(tmp_path: Path) -> None:
 def test_only_replies_are_scored(tmp_path: Path) -> None:
     prepared = _read(tmp_path, PAIRS)
     batch = _whole(prepared)
-    shown = [prepared.artifacts.processor.decode(row[row >= 0]) for row in batch.targets["labels"]]
+    rows = split_values(batch.targets["labels"], batch.inputs)
+    shown = [prepared.artifacts.processor.decode(row[row >= 0]) for row in rows]
+    assert batch.targets["reply_tokens"].tolist() == [int((row >= 0).sum()) for row in rows]
     assert shown[:2] == ["An apple.<|im_end|>", "Good day to you, and well met!<|im_end|>"]
     assert shown[3:5] == ["A stone, perhaps, or a car.<|im_end|>", "No.<|im_end|>"]
 

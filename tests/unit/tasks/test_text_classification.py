@@ -121,7 +121,8 @@ def test_one_class_in_two_files_written_differently(tmp_path: Path) -> None:
 
 
 def test_batches_are_padded_to_the_longest_and_long_ones_to_a_multiple_of_eight(tmp_path: Path) -> None:
-    prepared = _read(tmp_path, [{"text": "ab cd ef gh ij", "label": 0}, {"text": "a", "label": 1}])
+    rows = [{"text": "ab cd ef gh ij", "label": 0}, {"text": "a", "label": 1}]
+    prepared = _read(tmp_path, rows, data={"train": str(tmp_path / "train.jsonl"), "packing": "none"})
     examples = [prepared.datasets["train"][index] for index in (0, 1)]
     batch = prepared.task.collate(prepared.artifacts, examples)
     lengths = [len(example["input_ids"]) for example in examples]

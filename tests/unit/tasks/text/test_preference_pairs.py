@@ -12,6 +12,7 @@ import torch
 from finetune.data.bad_rows import BadRow
 from finetune.errors import UserError
 from finetune.tasks.preference.data import ReplyEncoder
+from finetune.tasks.text.padding_free import split_rows
 from finetune.tasks.text.preference_pairs import read_pair
 from tests.prepared import Prepared, prepare
 from tests.unit.tasks.text.templates import LLAMA_3, make_tokenizer
@@ -140,7 +141,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_loss_is_the_papers(tmp_path: Path) -> None:
     prepared = _read(tmp_path, ROWS, options={"centre": 0.1})
     batch = prepared.batch([0, 1])
-    texts = prepared.artifacts.processor.batch_decode(batch.inputs["input_ids"], skip_special_tokens=True)
+    texts = prepared.artifacts.processor.batch_decode(split_rows(batch.inputs), skip_special_tokens=True)
     assert ["Good" in texts[0], "at once" in texts[1], "No" in texts[2], "Never" in texts[3]] == [True] * 4
     outputs = prepared.task.forward(prepared.build(), batch)
     outputs.logits = torch.tensor([[2.0], [0.5], [1.0], [1.5]])
