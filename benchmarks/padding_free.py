@@ -1,9 +1,9 @@
 """Batches without padding beside padded ones: units per second of the same steps of two recipes, on one core.
 
-    python benchmarks/padding_free.py [--steps 12] --wnut DIR --dpo FILE        # results: README.md
+    python -m benchmarks.padding_free [--steps 12] --wnut DIR --dpo FILE        # results: README.md
 
 Both sides train the same examples in the same steps, in turn: forward and backward passes and the update, in one process,
-from batches that were collated before the clock starts. The losses of both are compared: dropout is off for that.
+from batches that were collated before the clock starts. Their losses are compared before that, without dropout.
 --wnut: a folder with train.conll. --dpo: a file of pairs.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 from finetune.app.machine import plan_alone
 from finetune.app.opening import open_recipe
 from finetune.data.prepare.added_columns import ExamplesWithColumns
@@ -32,6 +29,8 @@ from finetune.tasks.facts import Facts
 from finetune.tasks.task import reference_columns
 from finetune.training.microbatch_planner import MicroBatchPlanner, flat
 from finetune.training.parameter_groups import make_optimizer
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass

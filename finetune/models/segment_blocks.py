@@ -11,6 +11,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -155,20 +156,21 @@ def _divide(borders: list[int], device: torch.device) -> _Blocks:
             groups[-1].append((start, end))
         else:
             groups.append([(start, end)])
-    blocks, source, place = [], [], torch.empty(borders[-1], dtype=torch.int64)
+    blocks, source, place = [], [], np.empty(borders[-1], np.int64)
     filled = 0
     for group in groups:
-        starts, ends = torch.tensor(group).unbind(1)
+        starts, ends = np.array(group).T
         lengths, width = ends - starts, int(ends[0] - starts[0])
-        columns = torch.arange(width)
+        columns = np.arange(width)
         held = columns < lengths[:, None]
-        tokens = torch.where(held, starts[:, None] + columns, starts[:, None])
-        places = filled + torch.arange(tokens.numel()).view_as(tokens)
+        tokens = np.where(held, starts[:, None] + columns, starts[:, None])
+        places = filled + np.arange(tokens.size).reshape(tokens.shape)
         place[tokens[held]] = places[held]
-        source.append(tokens.flatten())
-        filled += tokens.numel()
-        blocks.append(_Block(len(group), width, None if bool(held.all()) else lengths.to(device)))
-    return _Blocks(tuple(blocks), torch.cat(source).to(device), place.to(device))
+        source.append(tokens.ravel())
+        filled += tokens.size
+        blocks.append(_Block(len(group), width, None if held.all() else torch.from_numpy(lengths).to(device)))
+    tables = (torch.from_numpy(table).to(device) for table in (np.concatenate(source), place))
+    return _Blocks(tuple(blocks), *tables)
 
 
 def _joins(length: int, width: int) -> bool:
