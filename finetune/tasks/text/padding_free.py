@@ -26,11 +26,11 @@ def settle_packing(card: TaskCard, plan: Plan, limit: int, facts: Facts) -> dict
     """
     packing, capacity = plan.training.packing, plan.training.capacity
     asked = plan.recipe.data
+    if packing not in (asked.packing, card.packing):
+        facts["packing"] = f"{packing}: padded, as the model cannot take concatenated examples"
     if packing == "none":
-        if asked.packing == "auto" and card.packing != "none":
-            facts["packing"] = "none: padded, as the model cannot take concatenated examples"
         return {"max_length": limit, "packing": packing, "capacity": capacity}
-    if asked.capacity == "auto" and not card.rows:  # derived: the tokenizer's limit counts as well
+    if capacity != asked.capacity and not card.rows:  # derived: the tokenizer's limit counts as well
         capacity = min(capacity, limit)
     return {"max_length": min(limit, capacity // max(1, card.rows)), "packing": packing, "capacity": capacity}
 
