@@ -88,12 +88,15 @@ def open_inspection(plan: Plan, progress: InspectionProgress) -> Inspection:
     with entered(Stage(default_workers(), progress)):
         try:
             artifacts, tables, datasets, notes = prepare(plan, task)
-        except UserError:
+        except UserError as first:
             if not stops:
                 raise
             data = plan.recipe.data.model_copy(update={"on_bad_row": "skip"})
             plan = replace(plan, recipe=plan.recipe.model_copy(update={"data": data}))
-            artifacts, tables, datasets, notes = prepare(plan, task)
+            try:
+                artifacts, tables, datasets, notes = prepare(plan, task)
+            except UserError:  # nothing is left without the bad rows: they are the cause
+                raise first from None
             notes.insert(0, "training would stop at the rows that cannot be used; they are left out here")
     return inspect_data(task, plan, artifacts, tables, datasets, notes=notes, stops=stops, tick=progress.tick)
 

@@ -39,6 +39,9 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+_COCO = ("images", "annotations", "categories")
+
+
 @dataclass(frozen=True)
 class ColumnFault:
     """A role without a column. nearest: the column probably meant, or "". allowed: the columns of the data."""
@@ -136,6 +139,11 @@ def resolve_columns(
         if not any(role in mapping for role in roles) and not any(fault.role in roles for fault in faults):
             near = next((name for role in roles if (name := nearest_name(role, available))), "")
             message = f"no column for {' or '.join(roles)}; map it: data.columns: {{{roles[0]}: <column>}}"
+            if set(_COCO) <= set(available):
+                message, near = (
+                    f"no column for {' or '.join(roles)}: this is a COCO file; set the source's `format: coco`",
+                    "",
+                )
             faults.append(ColumnFault(roles[0], roles[0], message, near, allowed))
     return mapping, faults
 

@@ -14,10 +14,21 @@ from finetune.data.table import Row, Table
 from finetune.inspection.characters import CharacterCounter
 from finetune.inspection.similar import Signatures
 
-OPTIONAL = frozenset({"input", "system", "text_pair", "label", "tags"})  # roles that may be blank
+OPTIONAL = frozenset(
+    {"input", "system", "text_pair", "label", "tags", "history", "tools", "functions"}
+)  # roles that may be blank
 TARGETS = frozenset({"label", "tags", "objects", "desirable"})  # roles that are answers, not contents
 BLOCK = 4096  # rows looked at together
 SPEAKER = frozenset({"role", "from"})
+INSTEAD = (
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+    "thinking",
+    "reasoning",
+    "audio",
+    "refusal",
+)  # of content
 
 
 @dataclass
@@ -86,8 +97,12 @@ def _is_blank_turn(turn: Any) -> bool:
         return not turn.strip()
     if not isinstance(turn, Mapping):
         return False
+    if not SPEAKER & set(turn):
+        return False
     content = turn.get("content", turn.get("value"))
-    return not turn.get("tool_calls") and (content is None or (isinstance(content, str) and not content.strip()))
+    return not any(turn.get(key) for key in INSTEAD) and (
+        content is None or (isinstance(content, str) and not content.strip())
+    )
 
 
 def content_hash(row: Row, text: str) -> int:

@@ -51,6 +51,8 @@ def compare_prompts(task: Any, artifacts: TaskArtifacts, split: InspectedSplit, 
         shared = min(len(trained), len(given))
         differing = np.flatnonzero(trained[:shared] != given[:shared])
         at = int(differing[0]) if len(differing) else shared
+        if at == len(trained) < len(given):  # the row ends with a question, whose turns are not in the training text
+            continue
         same = at == len(given)
         compared.append(PromptComparison(row, trained[: max(len(given), at) + 1].tolist(), given.tolist(), same, at))
     return compared

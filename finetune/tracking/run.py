@@ -34,9 +34,10 @@ _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "ev
 class Run:
     """One run folder. Rank 0 creates it and writes run.json; other ranks may open it to read it and to get its paths.
 
-    run.json: id, name, task, created (UTC), status, process (that trains it now), sessions (one per start or resume:
-    started, ended, start_step, step, status), machine, versions, facts (as the loop reported them), summary, wandb (id,
-    folder, url), removed_checkpoints (name, bytes) where the recipe keeps none or the best only.
+    run.json: id, name, task, created (UTC), status, process (that trains it now), sessions (one per start or
+    resume: started, ended, start_step, step, status), machine, versions, facts (as the loop reported them),
+    summary, wandb (id, folder, url), data (split: rows and digest of what is trained on), removed_checkpoints
+    (name, bytes) where the recipe keeps none or the best only.
     """
 
     def __init__(self, path: Path) -> None:

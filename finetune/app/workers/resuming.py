@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from finetune.app.runs import ROOT
+from finetune.app.workers.preparing import PreparedData
 from finetune.distributed.session import Session
 from finetune.errors import UserError
 from finetune.events import Listener
@@ -16,6 +18,7 @@ from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
 from finetune.training.checkpoint_reader import Checkpoint, check_together, checkpoint_name, newest_checkpoint
 from finetune.training.checkpoint_writer import abandon_newer, name_checkpoint
+from finetune.units import format_number
 
 
 def find_stored_plan(recipe: Recipe, run_dir: Path | None, resume: str) -> StoredPlan | None:
@@ -35,6 +38,26 @@ def find_resumed_run(recipe: Recipe, run_dir: Path | None, resume: str) -> Path 
         return run_dir
     run = Run.newest_unfinished(recipe, ROOT) if resume == "auto" else None
     return None if run is None else run.path
+
+
+def report_data_changes(run: Run, start: Checkpoint | None, data: PreparedData, listener: Listener) -> None:
+    """Keep in run.json which rows are trained on, and say where they are not those before `start`. Rank 0 only."""
+    now: dict[str, dict[str, Any]] = {
+        name: {"rows": data.rows.get(name, 0), "digest": digest} for name, digest in data.digests.items()
+    }
+    if start is not None:
+        owner = Run(start.path.parent.parent)
+        before = owner.read().get("data") or {} if owner.file.is_file() else {}
+        for name in sorted({*before, *now} if before else ()):
+            then, current = before.get(name), now.get(name)
+            if then == current:
+                continue
+            rows = [format_number(each["rows"], "row") if each else "none" for each in (then, current)]
+            listener.message(
+                f"THE DATA HAS CHANGED since {start.path.name}: {name} had {rows[0]}, and now has {rows[1]} with other "
+                "content; figures before and after are of different data. --resume never trains anew"
+            )
+    run.update(data=now)
 
 
 def check_same_plan(session: Session, plan: Plan) -> None:

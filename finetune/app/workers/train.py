@@ -18,7 +18,13 @@ from finetune.app.workers.describe import describe, forecast_bytes
 from finetune.app.workers.launcher_config import compare_with_launcher
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.preparing import PreparedData, ready
-from finetune.app.workers.resuming import check_same_plan, find_checkpoints, find_resumed_run, find_stored_plan
+from finetune.app.workers.resuming import (
+    check_same_plan,
+    find_checkpoints,
+    find_resumed_run,
+    find_stored_plan,
+    report_data_changes,
+)
 from finetune.distributed.env import from_environ
 from finetune.distributed.failure import clear_failures, report_failures
 from finetune.distributed.launch import SUPERVISED
@@ -95,6 +101,8 @@ def _train(
             _write_contract(context, data, run)
         loop = make_loop(context, OutputDirs(run.checkpoints, run.predictions), listener, stop)
         start, best = find_checkpoints(session, run, recipe, resume, listener)
+        if session.is_main:
+            report_data_changes(run, start, data, listener)
         outcome = loop.run(start, best, facts={**describe(context), "model": recipe.model.source})
         summary = _finish(loop, context, run, recipe, outcome)
     except (Stopped, KeyboardInterrupt):

@@ -50,7 +50,9 @@ def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     for annotation in content["annotations"]:
         image_id = annotation.get("image_id")
         if _key(image_id) not in objects:
-            yield 0, BadRow(f"annotation {annotation.get('id')}: there is no image {image_id!r}"[:300])
+            like = next((key for key in objects if str(key) == str(image_id)), None)
+            but = f", but one with the id {like!r}: write ids as numbers only" if like is not None else ""
+            yield 0, BadRow(f"annotation {annotation.get('id')}: there is no image {image_id!r}"[:300] + but)
         else:
             objects[_key(image_id)].append(annotation)
     folder = Path(source.images).expanduser() if source.images else path.parent

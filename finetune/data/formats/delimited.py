@@ -85,6 +85,11 @@ def _csv_error(error: csv.Error, start: int, end: int) -> str:
         return "a quote is never closed" + (f", and takes in {swallowed}, to the end of the file" if others else "")
     if "field larger" in str(error):
         return f"a cell of more than {MAX_CELL_CHARS:,} characters; a quote may not be closed; it takes in {swallowed}"
+    if "new-line character" in str(error):
+        return (
+            "a carriage return stands alone, without a newline; if all lines end so, as old Macs wrote them, convert the "
+            "file: tr '\\r' '\\n'"
+        )
     return str(error) + (f"; a quote that is not closed may have taken in {swallowed}" if others else "")
 
 
@@ -239,6 +244,8 @@ def _header_hint(path: Path, source: SourceSection, separator: str) -> str:
     if source.header:
         return ""
     header, row = _first_rows(path, source, separator)
+    if header and header[0].lower().startswith("sep="):
+        return "The first line, sep=, is for Excel and no header: remove it."
     same = len(header) == len(row) and any(a == b for a, b in zip(header, row, strict=True))
     if not any(_is_value(name) for name in header) and not same:
         return ""

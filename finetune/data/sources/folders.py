@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from pathlib import Path
 
 from finetune.data.columns import nearest_name
@@ -9,6 +10,7 @@ from finetune.data.formats import coco
 from finetune.data.formats.compression import without_compression
 from finetune.data.formats.registry import format_of
 from finetune.data.sources.folder_contents import (
+    METADATA,
     FolderContents,
     Groups,
     declared_groups,
@@ -213,7 +215,12 @@ def _unread(folder: Path, contents: FolderContents, chosen: list[Path], is_told:
     """A note on what is not read, and on how many files are, if there are several."""
     where = display_path(folder)
     notes = [f"{where}: {listed([path.name for path in chosen])} are read"] if len(chosen) > 1 and not is_told else []
-    rest = [path.name for path in contents.unread] + [f"{path.name}/" for path in contents.folders if holds_data(path)]
+    by_list = any(path.stem.lower() == "metadata" for path in chosen)  # which names the images beside it
+    rest = [
+        path.name
+        for path in contents.unread
+        if path.name not in METADATA and not (by_list and str(mimetypes.guess_type(path.name)[0]).startswith("image/"))
+    ] + [f"{path.name}/" for path in contents.folders if holds_data(path)]
     if contents.num_hidden:
         rest.append(f"{contents.num_hidden} hidden")
     return [*notes, f"{where}: not read: {listed(rest)}"] if rest else notes

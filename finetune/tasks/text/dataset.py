@@ -19,6 +19,7 @@ from finetune.tasks.task import Encoded, Task
 from finetune.tasks.text.lengths import describe_lengths
 from finetune.tasks.text.row_values import TOOL_ROLES
 from finetune.tasks.text.selection import SplitExamples, drop_marked
+from finetune.units import format_number
 
 UNUSED_ROWS = 20  # looked at for columns that are not used
 UNUSED_SHOWN = 12  # of their names
@@ -100,7 +101,7 @@ def text_dataset(
     examples, dropped = drop_marked(encoded)
     if not len(examples):
         raise UserError(
-            f"{table.name}: no example is left of {len(table):,} rows\n" + "\n".join(encoded.report()),
+            f"{table.name}: no example is left of {format_number(len(table), 'row')}\n" + "\n".join(encoded.report()),
             remedy=_remedy(encoded.report()),
         )
     if split_at:

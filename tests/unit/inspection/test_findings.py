@@ -107,6 +107,30 @@ FAULTS: list[tuple[str, str, Callable[[Data], object]]] = [
 ]
 
 
+def calls_a_tool(data: Data) -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": "{}"}}
+    schema = {"type": "function", "function": {"name": "look", "parameters": {}}}
+    data.train[7]["messages"][1] = {"role": "assistant", "content": None, "tool_calls": [call]}
+    data.train[7]["tools"] = [schema]
+
+
+def shows_a_picture(data: Data) -> None:
+    data.train[7]["messages"][0]["content"] = [{"type": "image", "image": "a.png"}]
+
+
+@pytest.mark.parametrize("insert", [calls_a_tool, shows_a_picture])
+def test_what_stands_in_place_of_words_is_no_empty_text(data: MakeData, insert: Callable[[Data], object]) -> None:
+    found = data("causal_lm")
+    insert(found)
+    assert rows_of(found.findings(), "empty-text") == []
+
+
+def test_a_question_at_the_end_is_no_other_prompt(data: MakeData) -> None:
+    found = data("causal_lm")
+    user_last(found)
+    assert rows_of(found.findings(), "prompt-mismatch") == []
+
+
 def near(row: dict[str, Any]) -> dict[str, Any]:
     """A copy of a conversation in other letters, with one word changed."""
     changed = json.loads(json.dumps(row))

@@ -93,3 +93,9 @@ def test_it_is_quick_on_a_large_file_and_imports_nothing_heavy(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
     seconds, *heavy = done.stdout.split()
     assert heavy == [] and float(seconds) < 0.2
+
+
+def test_a_coco_file_with_another_name_is_told(tmp_path, make_recipe, text_card):
+    (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    (fault, *_) = check_data(make_recipe(train=str(tmp_path / "a.json")), text_card)
+    assert "this is a COCO file; set the source's `format: coco`" in fault.message and not fault.nearest
