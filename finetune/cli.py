@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import finetune
-from finetune.errors import EXIT_FAILED, FinetuneError
+from finetune.errors import EXIT_FAILED, FinetuneError, UserError
 from finetune.recipe.machine import reach_own_programs
 from finetune.terminal import print_bug, print_error, print_rows, say
 
@@ -76,8 +76,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         say("interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
+        if isinstance(error, OSError) and (fault := _fault_of_path(error, args)) and not show_traceback:
+            print_error(fault)
+            sys.exit(fault.exit_code)
         print_bug(error, show_traceback=show_traceback)
         sys.exit(EXIT_FAILED)
+
+
+def _fault_of_path(error: OSError, args: Sequence[str]) -> UserError | None:
+    """What is wrong with a path of the command line, such as a folder that is a file; None if the error is about none."""
+    if not isinstance(error.filename, str):
+        return None
+    path = Path(error.filename).absolute()
+    for given in (Path(arg).absolute() for arg in args if not arg.startswith("-") and arg != args[0]):
+        if path == given or given in path.parents or (path in given.parents and path.is_file()):
+            return UserError(f"cannot be used: {error.strerror}", where=error.filename)
+    return None
 
 
 def _own_options(args: list[str]) -> tuple[list[str], bool]:

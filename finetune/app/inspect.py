@@ -135,6 +135,9 @@ def padding_of(inspection: Inspection) -> Padding | None:
 
 def write_page(path: Path, page: str) -> None:
     """Write the page, whole or not at all. Raises: UserError if it cannot be written."""
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "it is a folder" if path.is_dir() else "there is no such folder"
+        raise UserError(f"the page cannot be written: {problem}", where=str(path))
     beside = path.with_name(f".{path.name}.incomplete")
     try:
         beside.write_text(page, encoding="utf-8", errors="replace")

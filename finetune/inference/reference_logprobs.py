@@ -17,6 +17,7 @@ from finetune.data.order.assignment import assign_evaluation
 from finetune.data.order.loader import evaluation_steps
 from finetune.data.prepare.added_columns import ExamplesWithColumns
 from finetune.data.prepare.cache import cache_folder, digest, publish
+from finetune.data.prepare.file_digest import source_digest
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.errors import TrainingFailed
@@ -105,4 +106,5 @@ def _key(plan: Plan, examples: Examples, names: Sequence[str]) -> str:
     recipe = plan.recipe
     adapter = recipe.adapter.model_dump() if recipe.adapter is not None else None
     parts = [recipe.model.model_dump(), recipe.seed, plan.training.precision, adapter, list(names)]
-    return digest(KIND, 1, inner.folder.name, digest(kept.tolist()), parts, source_files(recipe.model))
+    code = source_digest("models")  # that of data and tasks is part of the name of the examples
+    return digest(KIND, 1, inner.folder.name, digest(kept.tolist()), parts, source_files(recipe.model), code)

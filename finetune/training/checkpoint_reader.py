@@ -221,12 +221,12 @@ class CheckpointTensors:
             return self._read_columns(key, start, numel)
         end, at, parts = start + numel, start, []
         for low, high, opened, stored in self._shards.get(key, ()):
-            if high > at and low < end:
+            if low <= at < high and low < end:  # behind a gap, it would be read from its end
                 parts.append(opened.get_slice(stored)[at - low : min(end, high) - low])
                 at = min(end, high)
         if at != end:
             raise self._lacking(key, start, end)
-        return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0), *parts])
+        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)
 
     def _read_columns(self, key: str, start: int, numel: int) -> torch.Tensor:
         """The same, of a matrix that was stored in groups of columns: whole rows are assembled, then cut."""

@@ -251,6 +251,23 @@ def test_errors_become_exit_codes(monkeypatch, capsys, error: BaseException, cod
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize(
+    "command",
+    (
+        ["recipes", "schema", "--output", "FILE/x.json"],
+        ["recipes", "new", "text_classification", "--output", "FILE/x.yaml"],
+        ["export", "RUN", "--output", "FILE"],
+    ),
+)
+def test_a_path_that_cannot_be_used_is_no_bug(tmp_path, monkeypatch, capsys, command) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main([part.replace("FILE", "file") for part in command])
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and told.startswith("error: ") and "file" in told and "bug" not in told
+
+
 def test_a_bug_is_one_line_and_a_saved_traceback(monkeypatch, capsys) -> None:
     secret = "hf_" + "b" * 30
     assert call(monkeypatch, "train", "r.yaml", does=ZeroDivisionError(f"oops {secret}"))[0] == 1

@@ -78,3 +78,13 @@ def test_names_say_columns_and_start():
     assert shard_name(shard) == "a.weight.exp_avg[3:6]@7"
     assert parse_name(shard_name(shard)) == ("a.weight.exp_avg", (3, 6), 7)
     assert parse_name("a.weight@12") == ("a.weight", None, 12)
+
+
+@pytest.mark.parametrize("dtype", (torch.int64, torch.bool, torch.bfloat16))
+def test_a_tensor_in_parts_keeps_its_type_and_a_gap_is_refused(tmp_path, dtype):
+    whole = (torch.arange(30) * 2**40 + 1 if dtype == torch.int64 else torch.arange(30) % 3).to(dtype)
+    parts = [Shard("w", start, (30,), whole[start : start + 10]) for start in (0, 10, 20)]
+    with store(tmp_path, parts) as stored:
+        assert torch.equal(stored.read("w", 5, 20), whole[5:25]) and stored.read("w", 5, 20).dtype == dtype
+    with store(tmp_path, [parts[0], parts[2]]) as stored, pytest.raises(UserError, match=r"does not hold w\[5:25\]"):
+        stored.read("w", 5, 20)
