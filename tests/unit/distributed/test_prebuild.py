@@ -117,3 +117,25 @@ def test_the_lock_of_a_dead_build_is_removed_and_a_live_one_waited_for(cache: Pa
     prebuild._outwait(folder, told.append)
     assert "waiting" in told[0]
     assert "died" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("offload", "cuda", "names"),
+    [
+        (None, False, ["deepspeed_shm_comm"]),
+        ({"device": "cpu"}, False, ["deepspeed_shm_comm", "cpu_adam"]),
+        ({"device": "none"}, True, []),
+        ({"device": "cpu"}, True, ["cpu_adam"]),
+    ],
+)
+def test_what_the_first_training_compiles_is_told_before(cache: Path, offload, cuda: bool, names: list[str]) -> None:
+    said: list[str] = []
+    config = {"zero_optimization": {"stage": 2, "offload_optimizer": offload}}
+    prebuild.announce_builds(config, said.append, cuda=cuda)
+    assert [line.split("it compiles ")[1].split()[0] for line in said] == names
+    assert all("minutes, once on this machine" in line for line in said)
+    for name in names:
+        (cache / name).mkdir()
+        (cache / name / f"{name}.so").touch()
+    prebuild.announce_builds(config, said.append, cuda=cuda)
+    assert len(said) == len(names), "what is there is not compiled again"
