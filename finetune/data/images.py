@@ -262,6 +262,8 @@ def _from_array(value: Any, value_range: ValueRange | None) -> Image.Image:
                 hint = f"; {unknown_range(pixels, str(pixels.dtype))}"
             else:
                 hint = ""
+            if pixels.dtype.kind in "USO":
+                raise BadRow("an image is one path, bytes or an array of numbers, not a list of texts or other values")
             raise BadRow(f"an image array must hold values from 0 to 255, not {pixels.dtype}{hint}")
         return Image.fromarray(np.ascontiguousarray(pixels))
     except (TypeError, ValueError) as error:

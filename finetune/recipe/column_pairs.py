@@ -22,6 +22,7 @@ PAIRS: Mapping[RolePair, tuple[tuple[str, str, str], ...]] = {
         ("question", "output", ""),
         ("query", "response", "MetaMathQA"),
         ("query", "answer", ""),
+        ("query", "answers", "xLAM (with `tools`; the answers are tool calls)"),
         ("query", "output", ""),
         ("problem", "solution", "MATH, NuminaMath"),
         ("problem", "answer", ""),

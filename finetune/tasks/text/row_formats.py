@@ -27,6 +27,7 @@ from finetune.tasks.text.drafts import Draft, Tokens, encode_drafts
 from finetune.tasks.text.row_values import (
     check_text_only,
     read_history,
+    reply_calls,
     row_string,
     row_tools,
     turn_notices,
@@ -202,7 +203,7 @@ class RowEncoder:
             turns = read_turns(_present(row, "messages"))
         elif form == "alpaca":
             turns = self._asked(row)
-            turns.extend(text_turns("assistant", row_string(row, "output")))
+            turns.extend(reply_calls(row, "output", tools) or text_turns("assistant", row_string(row, "output")))
         else:
             turns = read_history(row)
             turns.extend(_turns_or_text(row, "prompt", "user"))

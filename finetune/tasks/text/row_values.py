@@ -9,7 +9,7 @@ from typing import Any
 from finetune.data.bad_rows import BadRow, BadValue
 from finetune.data.table import Row
 from finetune.tasks.text.conversations import Turns, is_role, read_turns, text_turns
-from finetune.tasks.text.tool_calls import Tool, parse_json, read_tools
+from finetune.tasks.text.tool_calls import Tool, parse_json, read_calls, read_tools
 
 TOOL_ROLES = ("tools", "functions")
 MEDIA_COLUMNS = {
@@ -45,6 +45,24 @@ def check_text_only(row: Row) -> None:
         value = row.get(column)
         if value is not None and not (isinstance(value, (str, list, tuple, Mapping)) and len(value) == 0):
             raise BadValue(f"{{}} holds {kind}, and this task reads text only", column)
+
+
+def reply_calls(row: Row, role: str, tools: Sequence[Tool]) -> Turns | None:
+    """The reply of a row as tool calls, if it is a list of calls (or JSON text of one) of the row's tools, as in xLAM.
+
+    None for any other reply.
+    """
+    value, names = row.get(role), {tool["function"]["name"] for tool in tools if "function" in tool}
+    try:
+        if isinstance(value, str) and not value.lstrip().startswith("["):
+            return None
+        calls = read_calls(value, "the reply") if names and value else []
+    except BadRow:
+        return None
+    if not calls or not all(call["function"]["name"] in names for call in calls):
+        return None
+    message = {"role": "assistant", "content": "", "tool_calls": calls}
+    return Turns([message], [None], ["a reply that is a list of calls of the row's tools is learned as tool calls"])
 
 
 def turn_notices(row: Row) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from finetune.tasks.token_classification.card import CARD
 
 ENTITY_METRICS = ("entity_f1", "entity_precision", "entity_recall", "per_entity")
 INSTEAD = "word_accuracy"
+LIKE_PREFIX = re.compile(r"[bi][-_:/.]|[BI][_:/.]")  # of tags that entity figures do not read as prefixed
 PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
 
 
@@ -50,4 +52,10 @@ def tag_notes(names: Sequence[str], column: str) -> list[str]:
     if slips and any(name.startswith(PREFIXES) for name in names):
         written = " and ".join(map(repr, slips))
         notes.append(f"{column}: {written} among the tags: counted as O, outside of any entity, but a tag of its own")
+    like = [name for name in names if LIKE_PREFIX.match(name)]
+    if len(like) > 1 and not any(name.startswith(PREFIXES) for name in names):
+        notes.append(
+            f"{column}: no tag begins with B- or I-, so each tag is an entity type of its own in the entity figures; "
+            f"write {', '.join(like[:4])} as B-NAME and I-NAME if they say where entities begin and go on"
+        )
     return notes

@@ -14,6 +14,7 @@ from finetune.errors import UserError
 from finetune.metrics import MetricSet
 from finetune.tasks.choice import choosing_metric
 from finetune.tasks.text.words import token_words, word_list
+from finetune.tasks.token_classification.tag_names import tag_notes
 from tests.prepared import Prepared, prepare
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -174,3 +175,11 @@ def test_numbers_of_tags() -> None:
     for value in ([-100], [0.5], [float("nan")]):
         with pytest.raises(BadRow, match="item 1 is"):
             word_list(value, "tags")
+
+
+def test_prefixes_that_are_not_read_are_told() -> None:
+    for names in (["B_PER", "I_PER", "O"], ["b-per", "i-per", "o"]):
+        (note,) = tag_notes(names, "tags")
+        assert f"write {names[0]}, {names[1]} as B-NAME and I-NAME" in note
+    for names in (["B-PER", "I-PER", "O"], ["PER", "LOC", "O"], ["i.e", "noun"], ["B-b_x", "I-b_x", "O"]):
+        assert tag_notes(names, "tags") == []

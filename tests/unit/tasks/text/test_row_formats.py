@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -168,3 +169,19 @@ def test_messages_in_the_notation_of_python(tokenizer: Any) -> None:
         _example(_encoder(tokenizer), {"messages": "[open('x')]"})
     with pytest.raises(BadRow, match=r"message 1 has no role \(role or from\); it has human, assistant"):
         _example(_encoder(tokenizer), {"messages": [{"human": "Hi", "assistant": "Yes?"}]})
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_reply_of_calls_is_learned_as_tool_calls(tokenizer: Any, as_text: bool) -> None:
+    calls, tools = [{"name": "look", "arguments": {"at": "sky"}}], [{"name": "look", "parameters": {}}]
+    written = json.dumps(calls) if as_text else calls
+    row = {"instruction": "Look.", "output": written, "tools": json.dumps(tools)}
+    example = _example(_encoder(tokenizer, limit=900), row)
+    talk = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    expected = _example(_encoder(tokenizer, limit=900), {"messages": talk, "tools": tools})
+    assert example["input_ids"] == expected["input_ids"] and example["spans"] == expected["spans"]
+    assert "learned as tool calls" in example["notices"][0]
+    other = _encoder(tokenizer, limit=900).encode([{**row, "tools": json.dumps([{"name": "wait", "parameters": {}}])}])[
+        0
+    ]
+    assert not other["notices"] if as_text else isinstance(other, BadRow)
