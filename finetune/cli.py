@@ -251,7 +251,8 @@ def prepare(
 def cache(
     prune: Annotated[bool, typer.Option("--prune", help="Remove entries instead of listing them.")] = False,
     older_than: Annotated[
-        float | None, typer.Option("--older-than", min=0, metavar="DAYS", help="Only entries not used for so long.")
+        float | None,
+        typer.Option("--older-than", min=0, metavar="DAYS", help="Only entries that were not used for this many days."),
     ] = None,
 ) -> None:
     """List the cache of prepared data: what each entry was made from, its size and last use; or remove entries.
@@ -369,7 +370,7 @@ def verify(
 
 
 @app.command(
-    short_help="Show what the model will see of the data, and what is wrong with it.",
+    short_help="Show the data as the model will see it, and find problems.",
     epilog=_examples(
         "finetune inspect my.yaml",
         "finetune inspect my.yaml --row 17 --split validation",

@@ -90,8 +90,8 @@ def _build(run: Run, recipe: Recipe, artifacts: TaskArtifacts, checkpoint: Check
     put_weights(model, checkpoint)
     if recipe.adapter is not None and (missing := facts.simple().get("missing weights")):
         print_line(
-            f"note: {recipe.model.source} lacks weights ({missing}): they were drawn from the recipe's seed, and are in a "
-            "merged model only, not beside an adapter"
+            f"note: {recipe.model.source} lacks weights ({missing}): they were initialized from the recipe's seed, and are "
+            "saved only in a merged model, not with an adapter"
         )
     return model
 

@@ -6,6 +6,7 @@ from finetune.app.opening import open_recipe
 from finetune.app.preparation import Request, ensure_prepared, read_manifest
 from finetune.app.supervise import check_recipe
 from finetune.terminal import print_line
+from finetune.units import format_number
 
 
 def prepare(*, recipe: str, sets: list[str], workers: int | None) -> None:
@@ -23,5 +24,5 @@ def prepare(*, recipe: str, sets: list[str], workers: int | None) -> None:
     for line in (*manifest["messages"], *manifest["notes"]):
         print_line(line)
     for split, count in manifest["examples"].items():
-        print_line(f"{split:10}  {manifest['facts'].get(split, f'{count:,} examples')}")
+        print_line(f"{split:10}  {manifest['facts'].get(split, format_number(count, 'example'))}")
     print_line(f"prepared in {folder}")

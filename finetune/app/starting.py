@@ -60,7 +60,7 @@ def _values_of(source: AdapterSource) -> Mapping[str, Any]:
 
 
 def _fault(key: str, origin: str, asked: Any, value: Any, source: AdapterSource) -> Fault:
-    message = f"not that of the adapter that is continued ({source.folder})"
+    message = f"differs from the adapter that is continued ({source.folder})"
     return Fault(origin, key, message, str(asked), f"{value}, or leave it out; adapter.start: merge adds a new adapter")
 
 

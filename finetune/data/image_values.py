@@ -80,7 +80,7 @@ def image_bytes(text: str) -> bytes | None:
     """
     if not is_inline(text):
         if ADDRESS.match(text):
-            raise BadRow(f"an image is named by an address, {shorten(text)}; download it and give its path")
+            raise BadRow(f"the image is a URL, {shorten(text)}; download it and use its path")
         return None
     uri = DATA_URI.match(text)
     payload = text[uri.end() :] if uri else text

@@ -165,7 +165,7 @@ def _content(value: Any) -> io.BytesIO | str | Path:
     if isinstance(value, dict):
         known = [value[key] for key in ("bytes", "path") if value.get(key) is not None]
         if not known and value and not {"bytes", "path"} & value.keys():
-            raise BadRow(f"an image object has bytes or path, not {shorten(', '.join(map(str, value)))}")
+            raise BadRow(f"an image object must have bytes or path, not {shorten(', '.join(map(str, value)))}")
         inner = known[0] if known else None
         if isinstance(inner, str) and value.get("bytes") is not None:  # bytes in JSON
             inner = image_bytes(inner) or base64_bytes(inner)

@@ -19,6 +19,7 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow
 from finetune.errors import UserError
+from finetune.units import format_number
 
 SEPARATORS = ("|", ";", ",")
 LIST = "[]"  # in place of a separator: the text is a list
@@ -71,7 +72,7 @@ def split_labels(value: Any, form: LabelForm) -> list[Any]:
     items = parse_list(text)
     if form.separator == LIST:
         if items is None:
-            raise BadRow(f"label {value!r} is not a list, as the other labels of this column are")
+            raise BadRow(f"label {value!r} is not a list, unlike the other labels of this column")
         return items
     if items is not None and form.separator:
         raise BadRow(f"label {value!r} is a list written as text, unlike the other labels of this column")
@@ -89,9 +90,11 @@ def vector_positions(items: list[Any], length: int, names: Sequence[str] = ()) -
         return []
     bits = [_bit(item, names) for item in items]
     if None in bits:
-        raise BadRow(f"a label vector holds 0 and 1 only, not {items[bits.index(None)]!r}")
+        raise BadRow(f"a label vector must contain only 0 and 1, not {items[bits.index(None)]!r}")
     if len(bits) != length:
-        raise BadRow(f"a label vector of {len(bits)} values, but those of the training data have {length}")
+        raise BadRow(
+            f"the label vector has {format_number(len(bits), 'value')}, but those of the training data have {length}"
+        )
     return [position for position, bit in enumerate(bits) if bit]
 
 
@@ -240,7 +243,7 @@ def decide_form(
         if not stated:
             raise UserError(
                 f"the column {column} holds lists of one value, 0 or 1: vectors of one class, or the classes 0 and 1?",
-                remedy="Say it with the names: options.labels: [NAME] for one class, [NAME, NAME] for two.",
+                remedy="Set options.labels: [NAME] for one class, or [NAME, NAME] for two.",
             )
         length = 1 if len(stated) == 1 and names != {"0"} and names != {"1"} else 0
     form = LabelForm(mark if mark != BLANK or length else "", length, bits if length else ())
@@ -266,7 +269,7 @@ def _told(form: LabelForm, holding: int, texts: int, example: str) -> str:
     example = example if len(example) <= 60 else example[:57] + "..."
     if form.length:
         written = f", written as text such as {example!r}" if example else ""
-        return f"vectors of {form.length} values, 0 or 1{written}: classes by position"
+        return f"vectors of {format_number(form.length, 'value')}, 0 or 1{written}: classes by position"
     if form.separator == LIST:
         return f"lists of labels, written as text such as {example!r}"
     if form.separator and holding:

@@ -26,8 +26,8 @@ BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a va
 BLENDED = f"transparent pixels are blended with {BACKGROUND}"
 UPPER_BITS = "the image has more than 8 bits per channel; values are divided by 256 (12 bits: by 16)"
 NARROW = (
-    "the image has 16 bits per pixel, but no value of more than 12: it becomes almost black. If that is not meant, set "
-    "options.value_range for the whole data set"
+    "the image has 16 bits per pixel, but no value uses more than 12: it becomes almost black. If this is not intended, "
+    "set options.value_range for the whole data set"
 )
 RANGED = "the image has more than 8 bits per channel; options.value_range is mapped to 0..255"
 
@@ -55,7 +55,7 @@ def scale_values(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
 
     exact = values.astype(np.float64)
     if not np.isfinite(exact).all():
-        raise BadRow("pixels that are not finite numbers")
+        raise BadRow("the image has pixels that are not finite numbers")
     low, high = value_range
     return ((exact - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)
 
@@ -68,7 +68,7 @@ def unknown_range(values: np.ndarray, kind: str) -> BadRow:
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     white = next((white for white in (1, 255, 4095, 65535) if high <= white), math.ceil(high))
     return BadRow(
-        f"pixels are {kind} from {low:.4g} to {high:.4g}, and nothing says which values are black and white; "
+        f"pixels are {kind} from {low:.4g} to {high:.4g}, and the file does not define which values are black and white; "
         f"set options.value_range for the whole data set, such as [{math.floor(min(low, 0))}, {white}]"
     )
 

@@ -62,7 +62,7 @@ def check_text(value: Any, name: str) -> None:
     found = lone_surrogate(value)
     if found is not None:
         raise BadRow(
-            f"{name} holds half of a surrogate pair (\\u{ord(found):04x}), which is no character: the text was cut in "
+            f"{name} contains half of a surrogate pair (\\u{ord(found):04x}), which is not a character: the text was cut in "
             "the middle of one"
         )
 
@@ -100,9 +100,9 @@ class OddValues:
         """One line for each kind and column."""
         lines = []
         for kind, column, count, first in self.to_list():
-            values = "1 value" if count == 1 else f"{count:,} values"
+            values = "1 value is" if count == 1 else f"{count:,} values are"
             if kind == NO_NUMBER:
-                lines.append(f"{column}: {values} NaN or infinite, read as no value (first: {first})")
+                lines.append(f"{column}: {values} NaN or infinite, read as missing (first: {first})")
             else:
                 lines.append(
                     f"{column}: {values} just a word such as nan, null, None or NA, read as text (first: {first})"

@@ -78,7 +78,7 @@ def _explain(task: Any, artifacts: TaskArtifacts, index: int, place: str, row: R
     if isinstance(encoded, BadRow):
         return LeftOut(index, place, _cause(task, artifacts, row), str(encoded))
     if "input_ids" in encoded and not len(encoded["input_ids"]):
-        return LeftOut(index, place, "dropped", "longer than the limit: left out, as options.on_long says")
+        return LeftOut(index, place, "dropped", "longer than the limit: left out (options.on_long: drop)")
     return LeftOut(index, place, "other", "left out while the data was prepared")
 
 

@@ -263,10 +263,12 @@ def _sequence(sequence: ShownSequence, style: Style, limit: int) -> Iterator[str
     hidden = sequence.length - min(limit, len(sequence.tokens))
     if hidden:
         more = "" if sequence.hidden else " (--row shows them)"
-        yield from _wrap(f"  {'':{ROLE_WIDTH}} ... {hidden:,} more tokens{more}", style.width, " " * (ROLE_WIDTH + 3))
+        yield from _wrap(
+            f"  {'':{ROLE_WIDTH}} ... {format_number(hidden, 'more token')}{more}", style.width, " " * (ROLE_WIDTH + 3)
+        )
     if sequence.cut_tokens:
         text = visible(sequence.cut_text, line_feed=style.feed, tab=style.tab)
-        cut = f"  {'cut':{ROLE_WIDTH}} {sequence.cut_tokens:,} tokens: {text}"
+        cut = f"  {'cut':{ROLE_WIDTH}} {format_number(sequence.cut_tokens, 'token')}: {text}"
         yield from (style.paint(line, "faint") for line in _wrap(cut, style.width, " " * (ROLE_WIDTH + 3)))
 
 

@@ -129,7 +129,7 @@ def _find_base(folder: Path, named: str) -> str:
         raise UserError(
             f"the base model of the adapter {folder} is not there: {named}",
             where=str(folder / CONFIG),
-            remedy="Bring it back, or write its new place into base_model_name_or_path of that file.",
+            remedy="Restore it, or set base_model_name_or_path in that file to its new path.",
         )
     return resolve_model(named)
 

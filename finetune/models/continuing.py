@@ -91,7 +91,7 @@ def continue_adapter(model: Any, source: AdapterSource, adapter: AdapterSection 
             raise UserError(
                 f"the weights of the adapter do not fit its base {source.base}: {_first_lines(error)}",
                 where=str(source.folder),
-                remedy="They belong to another model, or to other new tokens or labels.",
+                remedy="Use the base model, new tokens and labels that the adapter was trained with.",
             ) from error
     return adapted
 
@@ -106,7 +106,7 @@ def _load_weights(adapted: Any, state: Mapping[str, torch.Tensor]) -> None:
 
     trained = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
     if any(hasattr(weight, "ds_id") for weight in trained.values()):  # whole modules, sharded by ZeRO-3
-        raise ValueError("parallel.deepspeed: ZeRO-3 shards modules that the adapter brings whole; use zero2 or none")
+        raise ValueError("parallel.deepspeed: ZeRO-3 shards modules that the adapter stores in full; use zero2 or none")
     result: Any = set_peft_model_state_dict(adapted, dict(state))
     missing = sorted(trained.keys() & set(result.missing_keys))
     unused = sorted(key for key in result.unexpected_keys if not any(part in key for part in COPIES))

@@ -191,7 +191,7 @@ def _load_pretrained(
     adapter = adapter_of(model)
     if new_head and adapter:
         raise UserError(
-            "options.new_head: an adapter that is continued brings its own head",
+            "options.new_head: an adapter that is continued has its own head",
             where=str(adapter.folder),
             remedy="Leave out options.new_head, or set adapter.start: merge to begin with a new head and a new adapter.",
         )

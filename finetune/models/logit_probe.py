@@ -101,7 +101,7 @@ def _identify(values: Tensor, found: Tensor) -> LogitTransform | str:
     capped = LogitTransform(1.0 if abs(scale - 1.0) < 1e-5 else scale, largest)
     if largest > 0 and torch.allclose(found, capped(values), rtol=1e-5, atol=1e-6):
         return capped
-    return "what the model does to its logits is neither a scale nor a soft cap"
+    return "the model changes its logits by something other than a scale or a soft cap"
 
 
 def _probe_values(vocabulary: int) -> Tensor:

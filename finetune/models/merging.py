@@ -18,6 +18,7 @@ from torch import nn
 
 from finetune.errors import UserError
 from finetune.models.head import embedding_modules
+from finetune.units import format_number
 
 ROWS, LENGTH = 4, 24  # of the random rows that are compared
 # Largest difference of an output, as a share of the largest output, by the data type of the weights. Wrong merges give
@@ -138,7 +139,7 @@ class Comparison:
 
     def __str__(self) -> str:
         return (
-            f"{self.rows} rows, largest difference {self.difference:.2g} "
+            f"{format_number(self.rows, 'row')}, largest difference {self.difference:.2g} "
             f"(outputs up to {self.scale:.3g}, tolerance {self.tolerance:g} of that)"
         )
 

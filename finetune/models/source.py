@@ -47,7 +47,7 @@ def _run_model(run: Path) -> Path:
     raise UserError(
         "model.source is a run that has no model/ yet: its training did not end",
         where=str(run),
-        remedy=f"Let it end, or start from one of its checkpoints: finetune export {run} --output DIR, and "
+        remedy=f"Wait until it ends, or start from one of its checkpoints: finetune export {run} --output DIR, and "
         "model.source: DIR.",
     )
 

@@ -106,6 +106,6 @@ class AdapterSection(Section):
     )
     start: Literal["continue", "merge"] = Field(
         default="continue",
-        description="What becomes of an adapter that model.source names. continue: it is trained further, and kind, rank, "
-        "alpha, targets and save_modules are its own. merge: it is merged into its base, and a new adapter is added.",
+        description="How to start if model.source is an adapter. continue: train it further, with its own kind, rank, alpha, "
+        "targets and save_modules. merge: merge it into its base, and add a new adapter.",
     )

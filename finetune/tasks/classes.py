@@ -164,7 +164,7 @@ def _misfit(names: Sequence[str], trained: Sequence[str], where: str) -> UserErr
     return UserError(
         f"the labels do not fit the head that {where} was trained with\n"
         f"  data   {_listed(names)}\n  model  {_listed(trained)}",
-        remedy="Train a new head: options.new_head: true. Or write the labels as the model does.",
+        remedy="Set options.new_head: true to train a new head, or write the labels as the model does.",
     )
 
 

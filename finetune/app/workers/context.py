@@ -74,7 +74,7 @@ def check_same_data(session: Session, data: PreparedData) -> None:
     different = [rank for rank, other in enumerate(found) if other != found[0]]
     if different:
         raise UserError(
-            f"rank {different[0]} has prepared other data than rank 0",
+            f"the prepared data of rank {different[0]} differs from that of rank 0",
             where="data",
             remedy="Copy the same data files to all machines, or put them on storage that they share.",
         )

@@ -64,9 +64,7 @@ def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
         row.update({key: image[key] for key in ("width", "height") if image.get(key) is not None})
         try:
             if ids[_key(image["id"])] > 1:
-                raise BadRow(
-                    f"several images have the id {image['id']!r}, so its annotations belong to none for certain"
-                )
+                raise BadRow(f"several images have the id {image['id']!r}, so its annotations are ambiguous")
             if (times := listed[os.path.normpath(file)]) > 1:
                 raise BadRow(f"the file is listed {times} times, so each entry has only some of its boxes")
             row["objects"] = _columns(annotations, names)
@@ -144,7 +142,7 @@ def _image_path(path: Path, folder: Path, index: int, file_name: Any) -> str:
         if os.path.abspath(base / file_name).startswith(os.path.join(inside, "")):  # noqa: PTH100, PTH118
             return str(base / file_name)
     raise UserError(
-        f"images[{index}] names a file outside of the folder of images: {file_name[:200]}",
+        f"images[{index}] names a file outside of the image folder: {file_name[:200]}",
         where=str(path),
         remedy=f"Set `images:` of the source to a folder that contains all images (now {folder}).",
     )

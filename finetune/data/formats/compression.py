@@ -21,12 +21,12 @@ ZSTD_MAX_WINDOW = 1 << 31  # of `zstd --long=31`, as large dumps use
 
 # First bytes of files that are not text, and what the user can do about them.
 SIGNATURES: Mapping[bytes, tuple[str, str]] = {
-    b"\x1f\x8b": ("is compressed with gzip, but not named so", "Rename it to end in .gz."),
-    b"\x28\xb5\x2f\xfd": ("is compressed with zstd, but not named so", "Rename it to end in .zst."),
-    b"BZh": ("is compressed with bzip2, but not named so", "Rename it to end in .bz2."),
-    b"\xfd7zXZ\0": ("is compressed with xz, but not named so", "Rename it to end in .xz."),
+    b"\x1f\x8b": ("is compressed with gzip, but its name does not end in .gz", "Rename it to end in .gz."),
+    b"\x28\xb5\x2f\xfd": ("is compressed with zstd, but its name does not end in .zst", "Rename it to end in .zst."),
+    b"BZh": ("is compressed with bzip2, but its name does not end in .bz2", "Rename it to end in .bz2."),
+    b"\xfd7zXZ\0": ("is compressed with xz, but its name does not end in .xz", "Rename it to end in .xz."),
     b"PK\x03\x04": ("is a zip archive or an Excel workbook", "Unpack it, or rename a workbook to end in .xlsx."),
-    b"\xd0\xcf\x11\xe0": ("is a workbook of an old Excel", "Save it as .xlsx or .csv."),
+    b"\xd0\xcf\x11\xe0": ("is a workbook of an old version of Excel", "Save it as .xlsx or .csv."),
     b"PAR1": ("is a Parquet file", "Rename it to end in .parquet, or set `format: parquet`."),
     b"ARROW1": ("is an Arrow file", "Rename it to end in .arrow, or set `format: arrow`."),
     b"version https://git-lfs": ("is a pointer of Git LFS, not the data", "Fetch the data with: git lfs pull"),
@@ -117,7 +117,7 @@ def unreadable(path: Path, error: Exception) -> UserError:
     remedy = (
         "Check the path and its permissions."
         if isinstance(error, OSError) and error.errno
-        else ("The file is damaged or was not copied to its end: fetch it again.")
+        else ("The file is damaged or incomplete: download or copy it again.")
     )
     return UserError(f"cannot be read: {reason}", where=str(path), remedy=remedy)
 

@@ -15,6 +15,7 @@ from finetune.data.formats.encodings import decode, encoding_mark
 from finetune.data.formats.lines import NumberedRow, numbered_lines
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
+from finetune.units import format_number
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}  # in order of preference
 MAX_CELL_CHARS = 1 << 26  # of a csv cell; bounds the memory that a quote which is never closed takes
@@ -84,7 +85,7 @@ def _csv_error(error: csv.Error, start: int, end: int) -> str:
     if "end of data" in str(error):
         return "a quote is never closed" + (f", and takes in {swallowed}, to the end of the file" if others else "")
     if "field larger" in str(error):
-        return f"a cell of more than {MAX_CELL_CHARS:,} characters; a quote may not be closed; it takes in {swallowed}"
+        return f"a cell of more than {MAX_CELL_CHARS:,} characters; probably a quote is not closed; it takes in {swallowed}"
     if "new-line character" in str(error):
         return (
             "a carriage return stands alone, without a newline; if all lines end so, as old Macs wrote them, convert the "
@@ -125,7 +126,9 @@ def as_row(header: Sequence[str], cells: Sequence[str], separator: str, more_lin
     """The cells under their names. more_lines: lines of the row after its first one."""
     if len(cells) != len(header):
         spans = f" (it spans {more_lines + 1} lines)" if more_lines else ""
-        return BadRow(f"{len(cells)} cells, but the header has {len(header)} columns{spans}")
+        return BadRow(
+            f"{format_number(len(cells), 'cell')}, but the header has {format_number(len(header), 'column')}{spans}"
+        )
     if more_lines > MIN_SWALLOWED and (count := _swallowed(cells, len(header), separator)):
         return BadRow(
             f"a quote opens here and closes {more_lines} lines later; the {count} lines between look like rows"
@@ -226,7 +229,7 @@ def _header_notes(path: Path, source: SourceSection, separator: str) -> list[str
             notes.append(f"columns without a name are called {', '.join(unnamed)}")
         spaced = [name.strip() for name in cells if name.strip() and name != name.strip()]
         if spaced:
-            notes.append(f"spaces around the names of columns are left out: {', '.join(spaced)}")
+            notes.append(f"spaces around column names are removed: {', '.join(spaced)}")
     return notes
 
 

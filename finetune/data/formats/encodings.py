@@ -115,7 +115,7 @@ def encoding_hint(data: bytes, encoding: str = UTF8) -> str:
     try:
         data.decode("cp1252")
     except UnicodeDecodeError:
-        return "set the source's `encoding:` to that of the file"
+        return "set `encoding:` of the source to the encoding of the file"
     if not is_utf8(encoding):
-        return "set the source's `encoding:` to that of the file"
-    return "if it was written by Excel on Windows, set the source's `encoding: cp1252`, else to that of the file"
+        return "set `encoding:` of the source to the encoding of the file"
+    return "set the encoding of the source, such as `encoding: cp1252` if Excel on Windows wrote the file"

@@ -50,7 +50,7 @@ def numbered_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[int, byte
         except READ_ERRORS as error:  # a disk error, a truncated .gz
             raise unreadable(path, error) from error
         except UnicodeError as error:  # UTF-16 and UTF-32, which cannot be read on after an error
-            remedy = "The file is damaged or was not copied to its end, or its `encoding:` is another."
+            remedy = "Download or copy the file again if it is incomplete, or set `encoding:` to its encoding."
             raise UserError(f"cannot be decoded: {error}", where=str(path), remedy=remedy) from error
 
 

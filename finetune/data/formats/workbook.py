@@ -18,6 +18,7 @@ from finetune.data.formats.delimited import check_header
 from finetune.data.formats.lines import NumberedRow
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
+from finetune.units import format_number
 
 Cells = Sequence[Any]  # cells of openpyxl, with `value`, `data_type` and `coordinate`
 
@@ -65,7 +66,7 @@ def _row(header: Sequence[str], cells: list[tuple[Any, bool]]) -> dict[str, Any]
         if cell.data_type == "e":
             raise BadRow(f"{cell.coordinate} is an error ({cell.value})")
         if index >= len(header):
-            raise BadRow(f"{cell.coordinate} has a value, but the header has {len(header)} columns")
+            raise BadRow(f"{cell.coordinate} has a value, but the header has {format_number(len(header), 'column')}")
         row[header[index]] = _plain(cell.value)
     return row
 
@@ -133,7 +134,7 @@ def _opened(path: Path, *, values: bool) -> Iterator[Any]:
     except OSError as error:
         raise unreadable(path, error) from error
     except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError) as error:
-        remedy = "Save it as .xlsx or .csv; workbooks with a password and those of an old Excel (.xls) cannot be read."
+        remedy = "Save it as .xlsx or .csv; workbooks with a password and .xls files cannot be read."
         raise UserError("is not an .xlsx workbook", where=str(path), remedy=remedy) from error
     try:
         yield book

@@ -93,7 +93,7 @@ class Split:
         rows = "1 row" if self.moved == 1 else f"{self.moved:,} rows"
         names = ", ".join(self.classes[:SHOWN]) + (", ..." if len(self.classes) > SHOWN else "")
         if not names:  # nothing was held out, and now something is
-            return f"validation: {rows} held out, the smallest hash whose classes have other rows"
+            return f"validation: {rows} held out: the smallest hash among the rows whose classes have other rows"
         count = "the class" if len(self.classes) == 1 else f"{len(self.classes):,} classes:"
         return f"validation: {rows} went back to train, which had no other row of {count} {names}"
 
@@ -219,7 +219,7 @@ def keep_classes(
     raise UserError(
         "no validation rows can be held out: every row is the only one of its class",
         where="data.validation_fraction",
-        remedy="Give more rows, a file under data.validation, or validation_fraction: 0.",
+        remedy="Add rows, set data.validation, or set data.validation_fraction: 0.",
     )
 
 
@@ -231,7 +231,7 @@ def choose(hashes: np.ndarray, fraction: float) -> np.ndarray:
         raise UserError(
             f"no validation rows can be held out: there are no two different rows among {len(hashes):,}",
             where="data.validation_fraction",
-            remedy="Give more rows, a file under data.validation, or validation_fraction: 0.",
+            remedy="Add rows, set data.validation, or set data.validation_fraction: 0.",
         )
     held = hashes < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
     if not held.any():

@@ -246,7 +246,7 @@ def _unified(found: Survey, labels: Labels, column: str) -> list[str]:
     )
     more = f"; and {len(shown) - SHOWN:,} more classes" if len(shown) > SHOWN else ""
     several = "1 class is" if len(shown) == 1 else f"{len(shown):,} classes are"
-    return [f"{column}: {several} written in more than one way, or otherwise than in training: {told}{more}"]
+    return [f"{column}: {several} written in more than one way, or differently than in training: {told}{more}"]
 
 
 def _name_of(written: str) -> str:

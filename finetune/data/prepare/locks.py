@@ -103,7 +103,8 @@ def _wait_for(path: Path, what: str, notify: Callable[[str], None] | None, finis
         except NoLocks as error:
             if notify is not None:
                 notify(
-                    f"note: {path.parent} supports no locks ({error.strerror}): two runs at once may both prepare {what}"
+                    f"note: {path.parent} does not support locks ({error.strerror}): two runs at once may both "
+                    f"prepare {what}"
                 )
             return None
         if file is not None:

@@ -231,7 +231,7 @@ def _how_it_ended(worker: _Worker) -> str:
 
 def _died(where: str, why: str) -> TrainingFailed:
     return TrainingFailed(
-        f"the worker processes that prepare the data end again and again ({why})",
+        f"worker processes that prepare the data keep dying ({why})",
         where=where,
         remedy="Check these rows and the memory of the machine; fewer workers need less: finetune prepare RECIPE --workers 1.",
     )

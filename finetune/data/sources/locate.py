@@ -117,7 +117,7 @@ def _missing(path: Path) -> UserError:
     parent = path.parent
     where = display_path(path)
     if path.is_symlink():
-        return UserError(f"is a link to {path.readlink()}, which is not there", where=where, remedy="Mend the link.")
+        return UserError(f"is a link to {path.readlink()}, which is not there", where=where, remedy="Fix the link.")
     if not parent.is_dir():
         return UserError("no such file, and its folder does not exist", where=where, remedy="Check the path.")
     near = nearest_name(path.name, (entry.name for entry in parent.iterdir()))

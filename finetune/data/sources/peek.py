@@ -114,7 +114,7 @@ def _other_format(path: Path, file_format: str, source: SourceSection) -> str:
             start = file.read(4_096).decode("utf-8-sig", "replace").lstrip()
         if start[:1] == "[" or start[:2] in ("{\n", "{\r"):
             return "The file looks like JSON that is not one object per line: set `format: json`."
-    return f"If the file is not {file_format}, set `format:`; otherwise mend it."
+    return f"If the file is not {file_format}, set `format:`; otherwise fix it."
 
 
 def sample_columns(rows: Iterator[NumberedRow], count: int) -> tuple[list[str], list[str], list[tuple[int, str]]]:

@@ -17,7 +17,7 @@ def split_notes(data: DataSection) -> Iterator[str]:
     for name, sources in (("validation", data.validation), ("test", data.test)):
         same = [display_path(path) for identity, path in _files(name, sources).items() if identity in train]
         if same:
-            yield f"{name} reads files that train reads, too: {listed(same)}"
+            yield f"{name} reads files that train also reads: {listed(same)}"
     if not data.validation:
         for source in data.train:
             if any(split_of(label) == "validation" for label in locate(source, "train").left):

@@ -21,7 +21,7 @@ def check(inspection: Inspection) -> list[Finding]:
         "rows of equal content have different labels",
         [(train, row) for row in differing],
         lambda split, row: f"{_difference(labels[row], labels[differing[row]])} at {train.table.place(differing[row])}",
-        remedy="Decide for one label.",
+        remedy="Choose one label for each group of equal rows.",
     )
 
 

@@ -17,7 +17,7 @@ def check(inspection: Inspection) -> list[Finding]:
     return report_rows(
         "prompt-cut",
         "error" if inspection.stops else "warn",
-        "rows leave no room for what is to be learned: they are longer than the limit on tokens",
+        "rows whose prompt fills the limit on tokens: nothing of the reply is left to learn",
         [(inspection.splits[name], row) for name, row in reasons],
         lambda split, row: reasons[split.name, row],
         remedy="Raise options.max_length, or leave long rows out with options.on_long: drop.",

@@ -14,10 +14,10 @@ def check(inspection: Inspection) -> list[Finding]:
     findings = report_rows(
         "duplicate",
         "warn",
-        "rows of train are there more than once",
+        "rows occur more than once in train",
         [(train, row) for row in exact],
         lambda split, row: f"as {train.table.place(exact[row])}",
-        remedy="Remove them: repeated rows are learned by heart, and weigh more than others.",
+        remedy="Remove them: repeated rows are memorized, and weigh more than others.",
     )
     return findings + report_rows(
         "near-duplicate",

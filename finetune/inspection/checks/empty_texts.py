@@ -21,7 +21,7 @@ def check(inspection: Inspection) -> list[Finding]:
     return report_rows(
         "empty-text",
         "error" if inspection.stops and reasons else "warn",
-        "rows hold an empty text",
+        "rows contain an empty text",
         rows,
         lambda split, row: reasons.get((split.name, row), "the text of a turn is empty"),
         remedy="Remove the rows, or skip them with data.on_bad_row: skip.",

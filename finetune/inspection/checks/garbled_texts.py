@@ -37,7 +37,7 @@ def check(inspection: Inspection) -> list[Finding]:
         "words mix letters of several scripts that look alike",
         words,
         lambda split, row: words[split, row],
-        remedy="Replace the letters that only look right: the tokenizer sees other words.",
+        remedy="Replace the letters that only look similar: the tokenizer sees different words.",
     )
 
 

@@ -11,7 +11,7 @@ def check(inspection: Inspection) -> list[Finding]:
     train, overlaps = inspection.train, inspection.overlaps
     exact = {(name, row): other for name, pairs in overlaps.leaks.items() for row, other in pairs}
     near = {(name, row): (other, share) for name, pairs in overlaps.near_leaks.items() for row, other, share in pairs}
-    remedy = "Remove them from one of the splits: figures on rows that were trained on say nothing about new ones."
+    remedy = "Remove them from one of the splits: metrics on training rows say nothing about new rows."
     findings = report_rows(
         "leak",
         "error",
@@ -23,7 +23,7 @@ def check(inspection: Inspection) -> list[Finding]:
     return findings + report_rows(
         "near-leak",
         "warn",
-        "rows of validation or test are almost in train",
+        "rows of validation or test are almost equal to rows of train",
         [(inspection.splits[name], row) for name, row in near],
         lambda split, row: f"{near[split.name, row][1]:.0%} like {train.table.place(near[split.name, row][0])}",
         remedy=remedy,

@@ -15,14 +15,14 @@ ODD = Trait.CONTROL | Trait.REPLACEMENT | Trait.BIDI | Trait.PRIVATE | Trait.SUR
 def check(inspection: Inspection) -> list[Finding]:
     """A warning for characters that show a decoding error or that hide something; a note for invisible ones."""
     findings = _find(
-        inspection, ODD, "odd-characters", "warn", "rows hold control, replacement, bidi or private-use characters"
+        inspection, ODD, "odd-characters", "warn", "rows contain control, replacement, bidi or private-use characters"
     )
     return findings + _find(
         inspection,
         Trait.INVISIBLE,
         "invisible-characters",
         "info",
-        "rows hold zero-width or other invisible characters",
+        "rows contain zero-width or other invisible characters",
     )
 
 
@@ -39,5 +39,5 @@ def _find(inspection: Inspection, trait: Trait, kind: str, severity: str, what: 
         what,
         rows,
         lambda split, row: find_characters(row_text(split.table[row], roles), trait),
-        remedy="Look at how the file was written and decoded.",
+        remedy="Check how the file was written and decoded.",
     )

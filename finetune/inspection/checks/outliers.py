@@ -26,5 +26,5 @@ def check(inspection: Inspection) -> list[Finding]:
         f"rows are more than {FACTOR} times as long as 95% of the others ({usual:,.0f} characters)",
         rows,
         lambda split, row: f"{int(split.contents.characters[row]):,} characters",
-        remedy="Look at them: whole files, or several rows that became one (a quote that never closes).",
+        remedy="Check them: they may be whole files, or several rows joined by an unclosed quote.",
     )

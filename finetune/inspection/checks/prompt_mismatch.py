@@ -20,8 +20,8 @@ def check(inspection: Inspection) -> list[Finding]:
     return report_rows(
         "prompt-mismatch",
         "warn",
-        "prompts of inference are not the beginning of the training text, so the model is asked in another way than it "
-        "was taught",
+        "prompts at inference differ from the beginning of the training text, so the model is prompted in another way "
+        "than in training",
         [(inspection.train, row) for row in differing],
         note,
         remedy="Check what the chat template adds with add_generation_prompt.",

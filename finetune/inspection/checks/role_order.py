@@ -47,7 +47,7 @@ def order_fault(turns: Sequence[str], role: str = "messages") -> str:
         return ""
     spoken = [turn for turn in turns if turn != "system"]
     if "system" in turns[1:]:
-        return f"turn {turns.index('system', 1) + 1} is the system's, which comes first"
+        return f"turn {turns.index('system', 1) + 1} is a system turn, which should come first"
     whole = role == "messages" or (role in ("chosen", "rejected") and len(turns) > 1)
     if (whole or role == "prompt") and spoken and spoken[0] != "user":
         return f"the first turn is the {_owner(spoken[0])}, not the user's"
@@ -55,7 +55,7 @@ def order_fault(turns: Sequence[str], role: str = "messages") -> str:
         if turn == before and turn in ("user", "assistant"):
             return f"turns {place - 1} and {place} are both the {_owner(turn)}"
         if turn == "tool" and before not in ("assistant", "tool"):
-            return f"turn {place} is a tool's, but no call of the assistant stands before it"
+            return f"turn {place} is a tool result, but no call of the assistant precedes it"
     if whole and "assistant" in turns and turns[-1] != "assistant":
         return f"the last turn is the {_owner(turns[-1])}: it is not learned"
     return ""

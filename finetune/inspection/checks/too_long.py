@@ -11,6 +11,6 @@ def check(inspection: Inspection) -> list[Finding]:
     return report_rows(
         "too-long",
         "info",
-        "rows are longer than the limit on tokens and left out, as options.on_long says",
+        "rows are longer than the limit on tokens and are left out (options.on_long: drop)",
         [(split, one.id) for split in inspection.splits.values() for one in split.left_out if one.cause == "dropped"],
     )

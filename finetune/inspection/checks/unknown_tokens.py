@@ -24,7 +24,7 @@ def check(inspection: Inspection) -> list[Finding]:
     return report_rows(
         "unknown-tokens",
         "warn" if unknown > MANY * tokens else "info",
-        f"rows hold tokens that the tokenizer does not know ({unknown:,} of {tokens:,})",
+        f"rows contain tokens that the tokenizer does not know ({unknown:,} of {tokens:,})",
         [(inspection.splits[name], row) for name, row in counts],
         lambda split, row: f"{counts[split.name, row]:,} unknown",
     )

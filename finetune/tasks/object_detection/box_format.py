@@ -36,8 +36,8 @@ def check_box_format(table: Table) -> str:
             return ""
     if count and shares:
         raise UserError(
-            f"{table.name}: no box is larger than one pixel; all values of the {count:,} boxes lie between 0 and 1, as shares "
-            "of the image do",
+            f"{table.name}: no box is larger than one pixel; all values of the {count:,} boxes lie between 0 and 1, as "
+            "fractions of the image size do",
             where=table.place(first),
             remedy="Boxes are [left, top, width, height] in pixels. For others, set options.box_format: normalized_cxcywh "
             "(as YOLO writes them), normalized_xywh or normalized_xyxy; or xywh if they are pixels after all.",

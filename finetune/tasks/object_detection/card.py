@@ -26,7 +26,7 @@ class ObjectDetectionOptions(ImageOptions):
         Field(
             default=None,
             description="What the four numbers of a box are: xywh: left, top, width, height; xyxy: left, top, right, bottom; "
-            "cxcywh: center, width, height; in pixels, or normalized_: as shares of the image's width and height. Default: "
+            "cxcywh: center, width, height; in pixels, or normalized_: as fractions of the image's width and height. Default: "
             "xywh, and an error if the boxes of a split contradict it.",
         )
     )

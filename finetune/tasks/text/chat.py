@@ -22,7 +22,7 @@ from finetune.tasks.text.tool_calls import Tool, as_mapping
 
 _KNOWN_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "reasoning_content"})
 NO_TOOLS = "the chat template has no place for tool schemas: they are left out"
-UNMARKED = "the chat template marks nothing in it as the assistant's: there is nothing to learn"
+UNMARKED = "the chat template marks no part of it as the assistant's: there is nothing to learn"
 EMPTY = "the reply is empty: there is nothing to learn"
 _ENCODERS: WeakKeyDictionary[Any, ChatEncoder] = WeakKeyDictionary()
 
@@ -202,7 +202,7 @@ def _check(
         index = min(left_out)
         beside = " beside its tool calls" if messages[index].get("tool_calls") else ""
         role = messages[index]["role"]
-        raise BadRow(f"the chat template leaves out the words of message {names[index] + 1} ({role}){beside}")
+        raise BadRow(f"the chat template leaves out the text of message {names[index] + 1} ({role}){beside}")
     last = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
     for index, message in enumerate(messages):
         thoughts = [message.get("reasoning_content", "")]
@@ -213,11 +213,11 @@ def _check(
                 thoughts.append(thought.rpartition("<think>")[2])
                 words = rest
             if not _is_in(words, text):
-                yield f"the chat template changes words of the {message['role']}, or leaves some out"
+                yield f"the chat template changes or leaves out text of the {message['role']}"
         said = "".join(text[start:end] for start, end in (spans or {}).get(index, ())) or text
         if not all(_is_in(thought, said) for thought in thoughts):
             which = "the last reply" if index == last else "replies before the last one"
-            yield f"the chat template leaves out the thoughts of {which}: they are not learned"
+            yield f"the chat template leaves out the reasoning of {which}: it is not learned"
 
 
 def _is_in(words: str, text: str) -> bool:

@@ -201,12 +201,12 @@ def _read_part(part: Any, where: str, extra: Message) -> str:
         raise BadRow(f"{where} has a part that is {type(part).__name__}, not text")
     kind = part.get("type") or next((name for name in _MEDIA if part.get(name) is not None), "text")
     if kind in _MEDIA:
-        raise BadRow(f"{where} holds {_MEDIA[kind]}, and this task reads text only")
+        raise BadRow(f"{where} contains {_MEDIA[kind]}, but this task reads only text")
     if kind == "thinking" and isinstance(part.get("thinking"), str):
         extra["reasoning_content"] = extra.get("reasoning_content", "") + part["thinking"]
         return ""
     if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-        raise BadRow(f"{where} holds a part of type {kind!r} without text, and this task reads text only")
+        raise BadRow(f"{where} contains a part of type {kind!r} without text, but this task reads only text")
     return part["text"]
 
 
@@ -217,7 +217,7 @@ def _read_thought(extra: Message, where: str) -> None:
         if not isinstance(thought, str):
             raise BadRow(f"{where} has {key} that is {type(thought).__name__}, not text")
     if len(set(thoughts.values())) > 1:
-        raise BadRow(f"{where} has different thoughts in {' and '.join(thoughts)}")
+        raise BadRow(f"{where} has different reasoning in {' and '.join(thoughts)}")
     if thoughts:
         extra["reasoning_content"] = next(iter(thoughts.values()))
 
@@ -236,7 +236,7 @@ def _read_mark(message: Mapping[str, Any], where: str, role: str, notices: list[
             raise BadRow(f"{where} has {key}: {value!r}; known: 0, 1, true, false")
         marks[key] = bool(value) != (key in MASK_KEYS)
     if len(set(marks.values())) > 1:
-        raise BadRow(f"{where} is to be learned and not to be learned: {', '.join(marks)}")
+        raise BadRow(f"{where} is marked both as learned and as not learned: {', '.join(marks)}")
     mark = next(iter(marks.values()), None)
     if mark and role != "assistant":
         notices.append(f"turns of the {role} are marked to be learned ({', '.join(marks)}), and only replies are")

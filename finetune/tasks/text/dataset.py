@@ -65,7 +65,7 @@ def describe_unused(facts: Facts, task: Task, table: Table) -> None:
 def _remedy(report: Sequence[str]) -> str:
     """What to do where no example is left. A larger limit is named only where the limit is the reason."""
     if any("max_length" in line or "limit" in line for line in report):
-        return "Give other data, or a larger limit on tokens."
+        return "Use other data, or raise the limit on tokens."
     return "Mend the rows, or map the right columns with data.columns."
 
 

@@ -77,7 +77,7 @@ class ReplyFinder:
         """
         if not self.template.marked and self.template.hides_replies:
             raise UserError(
-                "the chat template cannot be masked: it shows a reply not at all, or more than once", remedy=REMEDY
+                "the chat template cannot be masked: its output does not contain each reply exactly once", remedy=REMEDY
             )
         simple = not tools and all(len(message) == 2 for message in messages)  # role and content alone
         if simple and not self.template.marked:
@@ -209,7 +209,7 @@ class ReplyFinder:
             if begin <= end:
                 return (begin, end), closed
         raise BadRow(
-            f"the chat template cannot be masked: it shows message {index + 1} not at all, or more than once. {REMEDY}"
+            f"the chat template cannot be masked: its output does not contain message {index + 1} exactly once. {REMEDY}"
         )
 
     def _try(self, messages: Sequence[Message], tools: Sequence[Tool], *, prompt: bool = False) -> str | None:
@@ -262,7 +262,7 @@ def spans_by_marks(
     for index in replies:
         upto = len(marks) if index == replies[-1] else len(template.render_marked(messages[: index + 1], tools)[1])
         if not done <= upto <= len(marks):
-            raise BadRow("the marks of the chat template belong to no turn for certain")
+            raise BadRow("the marked parts of the chat template cannot be assigned to turns")
         by_turn[index] = list(marks[done:upto])
         done = upto
     return by_turn
@@ -270,8 +270,8 @@ def spans_by_marks(
 
 def _odd_prompt(prompt: str) -> str:
     return (
-        f"the generation prompt, which ends in {prompt[-12:]!r}, is no beginning of the conversation as the chat template "
-        "writes it: the reply is learned from where it begins there"
+        f"the conversation as the chat template prints it does not begin with the generation prompt, which ends in "
+        f"{prompt[-12:]!r}: the reply is learned from its first token there"
     )
 
 

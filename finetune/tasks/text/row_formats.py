@@ -91,7 +91,7 @@ def to_learn(turns: Turns, tools: Sequence[Tool] = (), *, first: int = 0, whole:
     if not learned:
         raise BadRow(EMPTY if wanted else "no turn is left to learn: the row excludes every reply (weight: 0)")
     if len(learned) < len(wanted):
-        notices.append("an empty reply is not learned: it would teach to end at once")
+        notices.append("an empty reply is not learned: it would teach the model to end immediately")
     if whole:
         if len(wanted) < len(replies):
             notices.append("weight: 0 has no effect: options.train_on: all learns all tokens")
@@ -189,9 +189,7 @@ class RowEncoder:
             return False
         for role in ("history", "tools"):
             if row.get(role) not in (None, "", [], "[]"):
-                reason = (
-                    "{} has no place in prompt and completion as they are: they would need a chat template, or the "
-                )
+                reason = "{} cannot be used with prompt and completion as text: this needs a chat template, or the "
                 raise BadValue(reason + "columns instruction and output", role)
         return True
 

@@ -44,7 +44,7 @@ def check_text_only(row: Row) -> None:
     for column, kind in MEDIA_COLUMNS.items():
         value = row.get(column)
         if value is not None and not (isinstance(value, (str, list, tuple, Mapping)) and len(value) == 0):
-            raise BadValue(f"{{}} holds {kind}, and this task reads text only", column)
+            raise BadValue(f"{{}} contains {kind}, but this task reads only text", column)
 
 
 def reply_calls(row: Row, role: str, tools: Sequence[Tool]) -> Turns | None:
@@ -87,7 +87,7 @@ def row_tools(row: Row, default: Sequence[Tool], notices: list[str], *, strict: 
         except BadRow:
             if strict:
                 raise
-            notices.append(f"{role} are no tool schemas, and not used")
+            notices.append(f"{role} are not tool schemas, and are not used")
     return default
 
 
@@ -101,7 +101,7 @@ def read_history(row: Row) -> Turns:
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, Mapping) for item in value):
         return read_turns(value, "history")
     if not isinstance(value, (list, tuple)) or not all(_is_exchange(item) for item in value):
-        raise BadValue("{} is no list of question and answer", "history")
+        raise BadValue("{} is not a list of question and answer", "history")
     for question, answer in value:
         turns.extend(text_turns("user", question))
         turns.extend(text_turns("assistant", answer))

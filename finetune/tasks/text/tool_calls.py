@@ -104,7 +104,7 @@ def parse_json(value: Any, what: str) -> Any:
     try:
         value = json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise BadRow(f"{what} text, and no JSON: {error}") from error
+        raise BadRow(f"{what} text, but not JSON: {error}") from error
     check_text(value, what.rpartition(" ")[0])
     return value
 

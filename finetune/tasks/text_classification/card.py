@@ -19,7 +19,7 @@ class TextClassificationOptions(Section):
     )
     label_separator: Literal["from_data", "none", "|", ";", ","] = Field(
         default="from_data",
-        description="multi_label: the mark between the labels of a text. from_data: decided over the whole column, and "
+        description="multi_label: the separator of the labels in a text. from_data: determined from the whole column, and "
         "reported; none: each text is one label.",
     )
     max_length: int = Field(

@@ -33,13 +33,13 @@ def settle_metrics(plan: Plan, names: Sequence[str], facts: Facts) -> dict[str, 
     listed = ", ".join(names[:12])
     if tuple(metrics) != tuple(CARD.default_metrics):
         raise UserError(
-            f"the tags have no names ({listed}), so nobody can say which of them is O: {', '.join(asked)} cannot be computed",
+            f"the tags have no names ({listed}), so it is unknown which of them is O: {', '.join(asked)} cannot be computed",
             where="evaluation.metrics",
             remedy=remedy,
         )
     chooses = f", and {INSTEAD} chooses the best checkpoint" if plan.training.best_metric in asked else ""
     facts.notes.append(
-        f"THE TAGS HAVE NO NAMES ({listed}), so nobody can say which of them is O: {', '.join(asked)} are left out{chooses}. "
+        f"THE TAGS HAVE NO NAMES ({listed}), so it is unknown which of them is O: {', '.join(asked)} are left out{chooses}. "
         + remedy
     )
     return {BEST_METRIC: INSTEAD} if chooses else {}

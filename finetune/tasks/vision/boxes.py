@@ -149,7 +149,7 @@ def _corners(box: Any, width: float, height: float, form: str) -> tuple[list[flo
     if wide <= 0 or high <= 0:
         raise BadRow(f"{shown} has no area")
     if form == "xywh" and (wide < 1 or high < 1) and all(0 <= value <= 1 for value in numbers):
-        raise BadRow(f"{shown} is no larger than one pixel; for shares of the image, set options.box_format")
+        raise BadRow(f"{shown} is not larger than one pixel; for fractions of the image size, set options.box_format")
     if min(x, y) < -SLACK or x + wide > width + SLACK or y + high > height + SLACK:
         where = "outside" if x >= width or y >= height or x + wide <= 0 or y + high <= 0 else "partly outside"
         raise BadRow(f"{shown} lies {where} {size}")

@@ -13,8 +13,8 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.images import UPRIGHT, Picture
 
-TURNED = "width and height are those before the EXIF rotation; the boxes are turned with the image"
-SCALED = "the image has another size than width and height say, in the same ratio; the boxes are scaled"
+TURNED = "width and height are those before the EXIF rotation; the boxes are rotated with the image"
+SCALED = "the size of the image differs from width and height, in the same ratio; the boxes are scaled"
 UNDECIDED = (
     "EXIF data rotates or mirrors the image, and width and height do not say whether its boxes were drawn before; "
     "they are taken as drawn after"
@@ -65,8 +65,8 @@ def find_frame(row: Mapping[str, Any], picture: Picture) -> Frame:
             return Frame(*declared, scale, orientation, (SCALED, *undecided))
     before = f" ({stored[0]} x {stored[1]} before its EXIF rotation)" if stored != upright else ""
     raise BadRow(
-        f"width and height say {declared[0]} x {declared[1]} pixels, but the image has {upright[0]} x {upright[1]}{before}, "
-        "which is another ratio: its boxes cannot be placed"
+        f"width and height are {declared[0]} x {declared[1]} pixels, but the image has {upright[0]} x {upright[1]}{before}, "
+        "which is a different ratio: its boxes cannot be placed"
     )
 
 

@@ -11,7 +11,7 @@ class ImageOptions(Section):
     value_range: tuple[float, float] | None = Field(
         default=None,
         description="Values that become black and white in images with more than 8 bits per channel, such as [0, 4095] for 12 "
-        "bits in 16-bit files. Default: as the file says; 32-bit integers and floats do not say it, and are bad rows.",
+        "bits in 16-bit files. Default: as the file defines; 32-bit integers and floats define no range, and are bad rows.",
     )
 
     @field_validator("value_range")

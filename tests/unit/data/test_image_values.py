@@ -71,8 +71,8 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ("https://example.org/a.png", "named by an address, https://example.org/a.png; download it"),
-        ("s3://bucket/" + "a" * 5000, "named by an address, s3://bucket/aaa"),
+        ("https://example.org/a.png", "a URL, https://example.org/a.png; download it"),
+        ("s3://bucket/" + "a" * 5000, "a URL, s3://bucket/aaa"),
         ("data:image/png;base64,@@@@" + TEXT, "not valid base64"),
         ("data:image/png;base64," + TEXT[: len(TEXT) // 2], "broken image|cannot be opened"),
         ("data:image/png;base64,", "no image"),

@@ -50,12 +50,12 @@ def test_vectors_are_classes_by_position(rows: list[Any]) -> None:
 def test_a_ragged_or_mixed_vector_is_a_bad_row() -> None:
     labels = Labels(["a", "b", "c"], form_of(*[[1, 0, 1], [0, 0, 1]] * 2, [1, 1], [0, 2, 0], ["joy"]))
     for row, reason in (
-        ([1, 1], "a label vector of 2 values, but those of the training data have 3"),
-        ([0, 2, 0], "holds 0 and 1 only, not 2"),
-        ([0.5, 0, 1], "holds 0 and 1 only, not 0.5"),
+        ([1, 1], "the label vector has 2 values, but those of the training data have 3"),
+        ([0, 2, 0], "must contain only 0 and 1, not 2"),
+        ([0.5, 0, 1], "must contain only 0 and 1, not 0.5"),
         (["joy"], "not 'joy'"),
         ([1, None, 0], "not None"),
-        (1, "1 values"),
+        (1, "1 value,"),
     ):
         with pytest.raises(BadRow, match=reason):
             labels.indices(row)
@@ -99,7 +99,7 @@ def test_one_decision_for_the_column() -> None:
     assert form_of("x, y|z", "z").separator == "|"  # commas stay within names
     assert form_of("x, y;z", "z").separator == ";"
     labels = Labels(["a", "b"], form_of("['a', 'b']", "['b']", "a"))
-    with pytest.raises(BadRow, match="'a' is not a list, as the other labels"):
+    with pytest.raises(BadRow, match="'a' is not a list, unlike the other labels"):
         labels.indices("a")
     labels = Labels(["a", "b"], form_of("a|b", "b", "a", "['a', 'b']"))
     with pytest.raises(BadRow, match="a list written as text, unlike the other labels"):
@@ -171,5 +171,5 @@ def test_shares_among_vectors_are_bad_rows_and_do_not_turn_the_others_into_names
     rows = [[1.0, 0.0, 0.5], [0.0, 1.0, 1.0]]
     labels = Labels(["a", "b", "c"], form_of(*rows))
     assert labels.indices(rows[1]) == [1, 2]
-    with pytest.raises(BadRow, match=r"holds 0 and 1 only, not 0\.5"):
+    with pytest.raises(BadRow, match=r"must contain only 0 and 1, not 0\.5"):
         labels.indices(rows[0])

@@ -38,7 +38,7 @@ def test_nan_in_json_is_no_value(read, name, odd):
     rows, said = read(good, name)
     assert rows == [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
     (told,) = said
-    assert told.startswith("train: text_pair: 1 value NaN or infinite, read as no value") and f"{name}:1" in told
+    assert told.startswith("train: text_pair: 1 value is NaN or infinite, read as missing") and f"{name}:1" in told
     with pytest.raises(UserError, match=rf"{name}:3: no value in column text"):
         read(good + f'{{"text": {odd}, "label": 1}}\n', name)
 
@@ -56,7 +56,7 @@ def test_nan_and_null_in_parquet(read):
     assert "a.parquet row 1: no value in column label" in str(caught.value)
     rows, said = read(table, "a.parquet", on_bad_row="skip")
     assert rows == [{"text": "a", "label": 1.0}]
-    assert any("text_pair: 2 values NaN or infinite" in line and "a.parquet row 0" in line for line in said)
+    assert any("text_pair: 2 values are NaN or infinite" in line and "a.parquet row 0" in line for line in said)
     nested = pa.table({"text": ["a", "b"], "label": [[1.0, NAN], [0.0, 1.0]]})
     assert read(nested, "b.parquet")[0][0]["label"] == [1.0, None]
 
@@ -64,7 +64,7 @@ def test_nan_and_null_in_parquet(read):
 def test_words_for_nothing_are_text_in_csv_but_counted(read):
     rows, said = read("text,label\nnan,x\nNA,y\nnana,x\n,y\n", "a.csv", on_bad_row="skip")
     assert [row["text"] for row in rows] == ["nan", "NA", "nana"]  # an empty cell is a bad row
-    assert said[0].startswith("train: text: 2 values just a word such as nan") and "a.csv:2" in said[0]
+    assert said[0].startswith("train: text: 2 values are just a word such as nan") and "a.csv:2" in said[0]
     assert read([{"text": "nan", "label": "null"}])[1] == []  # JSON has a null of its own
 
 
@@ -75,7 +75,7 @@ def test_half_of_a_surrogate_pair_is_one_bad_row(read):
         {"text": "a", "label": ["y", HALF]},
         {"text": {"k": HALF}, "label": 1},
     ):
-        with pytest.raises(UserError, match=r"a\.jsonl:2: (text|label) holds half of a surrogate pair \(\\ud83d\)"):
+        with pytest.raises(UserError, match=r"a\.jsonl:2: (text|label) contains half of a surrogate pair \(\\ud83d\)"):
             read([good, row])
         assert read([good, row], on_bad_row="skip")[0] == [good]
     rows, _ = read([{**good, "unread": HALF}])  # a column that the task does not read
@@ -94,5 +94,5 @@ def test_counts_are_added_up_over_files():
     one.look({"a": NAN, "b": "NULL"}, ["a", "b"], "one:1", words=True)
     two.look({"a": INF, "b": "NULL"}, ["a", "b"], "two:1", words=False)
     one.extend(OddValues(json.loads(json.dumps(two.to_list()))))
-    assert one.notes()[0].startswith("a: 2 values NaN or infinite") and "(first: one:1)" in one.notes()[0]
+    assert one.notes()[0].startswith("a: 2 values are NaN or infinite") and "(first: one:1)" in one.notes()[0]
     assert len(one.notes()) == 2

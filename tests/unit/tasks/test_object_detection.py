@@ -317,7 +317,7 @@ def test_boxes_follow_the_size_that_the_file_gives(tmp_path: Path) -> None:
     assert len(prepared.facts.notes) == 2
     content["images"][0]["height"] = 100
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(UserError, match=r"0\.png: width and height say 120 x 100 pixels, but the image has 60 x 40"):
+    with pytest.raises(UserError, match=r"0\.png: width and height are 120 x 100 pixels, but the image has 60 x 40"):
         read(tmp_path)
 
 
@@ -331,7 +331,7 @@ def test_boxes_of_another_form_are_an_error_until_the_recipe_says_so(tmp_path: P
     rows = [{"image": str(tmp_path / "0.png"), "objects": {"bbox": [[0.1, 0.1, 0.5, 0.5]], "category": ["cat"]}}]
     encoded = prepared.task.encode(prepared.artifacts, rows, with_targets=True)
     assert encoded[0]["objects"]["boxes"] == [[6.0, 4.0, 30.0, 20.0]]
-    with pytest.raises(UserError, match="no larger than one pixel"):
+    with pytest.raises(UserError, match="not larger than one pixel"):
         read(tmp_path, options={"image_size": 64, "box_format": "xywh"})
 
 

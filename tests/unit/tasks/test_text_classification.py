@@ -73,7 +73,7 @@ def test_label_vectors_are_classes_by_position(tmp_path: Path, number: Any) -> N
     with pytest.raises(UserError, match=r"vectors of 3 values, but options\.labels has 2: joy, anger"):
         _read(tmp_path, rows, options={**options, "labels": ["joy", "anger"]})
     with pytest.raises(
-        UserError, match=r"train\.jsonl:4: a label vector of 2 values, but those of the training data have 3"
+        UserError, match=r"train\.jsonl:4: the label vector has 2 values, but those of the training data have 3"
     ):
         _read(tmp_path, [*rows, {"text": "t", "label": [1, 1]}], options={"problem": "multi_label"})
 
@@ -116,7 +116,7 @@ def test_one_class_in_two_files_written_differently(tmp_path: Path) -> None:
     assert [prepared.datasets["validation"][index]["label"] for index in (0, 1)] == [0, 1]
     (note,) = prepared.facts.notes
     assert note.startswith(
-        "validation: label: 2 classes are written in more than one way, or otherwise than in training"
+        "validation: label: 2 classes are written in more than one way, or differently than in training"
     )
 
 

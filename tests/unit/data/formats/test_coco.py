@@ -110,7 +110,7 @@ def test_a_name_that_occurs_twice_but_is_used_once(tmp_path: Path) -> None:
 def test_images_outside_of_the_folder_are_refused_unless_the_folder_is_given(tmp_path: Path, name: str) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
-    with pytest.raises(UserError, match=r"images\[0\] names a file outside of the folder") as told:
+    with pytest.raises(UserError, match=r"images\[0\] names a file outside of the image folder") as told:
         read(inner, [image(1, name)], [])
     assert "Set `images:`" in str(told.value)
     rows = read(inner, [image(1, name)], [], folder_of_images="/" if name.startswith("/") else str(tmp_path))

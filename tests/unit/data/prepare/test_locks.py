@@ -64,7 +64,7 @@ def test_a_file_system_without_locks_is_reported_and_used(cache, monkeypatch):
     lines = []
     path = publish("kind", "key", lambda folder: (folder / "x").write_text("x"), about="train", notify=lines.append)
     assert (path / "x").read_text() == "x"
-    assert len(lines) == 1 and "supports no locks (No locks available)" in lines[0]
+    assert len(lines) == 1 and "does not support locks (No locks available)" in lines[0]
     assert use(path)
 
 

@@ -252,5 +252,5 @@ def test_token_spans() -> None:
 def test_half_of_a_surrogate_pair_in_json_text_is_a_bad_row() -> None:
     whole = r'[{"role": "user", "content": "x \ud83d\ude00"}, {"role": "assistant", "content": "y"}]'
     assert read_turns(whole).messages[0]["content"] == "x \U0001f600"
-    with pytest.raises(BadRow, match="messages holds half of a surrogate pair"):
+    with pytest.raises(BadRow, match="messages contains half of a surrogate pair"):
         read_turns(whole.replace(r"\ude00", ""))

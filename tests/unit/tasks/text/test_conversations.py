@@ -73,7 +73,7 @@ def test_a_system_turn_is_printed_wherever_it_stands_or_the_row_is_refused() -> 
     talk = [_user(), _said("Hello."), {"role": "system", "content": "In French now."}, _user("Hi!"), _said("Bonjour.")]
     for template in (SIMPLE, LLAMA_3, QWEN, CHATML, None):
         assert "In French now." in _shown(_encoder(template), {"messages": talk})[0]
-    with pytest.raises(BadRow, match=r"leaves out the words of message 3 \(system\)"):
+    with pytest.raises(BadRow, match=r"leaves out the text of message 3 \(system\)"):
         _shown(_encoder(NO_LATE_SYSTEM), {"messages": talk})
 
 
@@ -91,7 +91,7 @@ def test_history_becomes_earlier_turns_that_are_learned() -> None:
     for wrong in ([["a"]], [["a", 1]], "words", 7):
         with pytest.raises(BadRow, match="history"):
             _shown(_encoder(), {**row, "history": wrong})
-    with pytest.raises(BadRow, match="history has no place in prompt and completion as they are"):
+    with pytest.raises(BadRow, match="history cannot be used with prompt and completion as text"):
         _shown(_encoder(None), {"prompt": "a", "completion": "b", "history": [["a", "b"]]})
 
 
@@ -115,10 +115,13 @@ def test_prompt_and_completion_may_be_messages(template: str | None) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ([{"type": "image_url", "image_url": {"url": "a"}}, {"type": "text", "text": "b"}], "message 1 holds an image"),
-        ([{"type": "image", "image": "a"}], "message 1 holds an image, and this task reads text only"),
-        ([{"type": "input_audio", "input_audio": {}}], "message 1 holds audio"),
-        ([{"type": "video"}], "message 1 holds a video"),
+        (
+            [{"type": "image_url", "image_url": {"url": "a"}}, {"type": "text", "text": "b"}],
+            "message 1 contains an image",
+        ),
+        ([{"type": "image", "image": "a"}], "message 1 contains an image, but this task reads only text"),
+        ([{"type": "input_audio", "input_audio": {}}], "message 1 contains audio"),
+        ([{"type": "video"}], "message 1 contains a video"),
         ([{"type": "tool_use", "name": "a"}], "part of type 'tool_use' without text"),
         ([7], "a part that is int"),
         (None, "message 1 has no content; it has role, content"),
@@ -139,7 +142,9 @@ def test_texts_in_lists_are_joined() -> None:
 
 def test_an_empty_reply_is_not_taught_as_an_end() -> None:
     _, spans, notices = _shown(_encoder(), {"messages": [_user(), _said(""), _user("Well?"), _said("Yes.")]})
-    assert spans == ["Yes.<|im_end|>"] and notices == ["an empty reply is not learned: it would teach to end at once"]
+    assert spans == ["Yes.<|im_end|>"] and notices == [
+        "an empty reply is not learned: it would teach the model to end immediately"
+    ]
     with pytest.raises(BadRow, match="the reply is empty"):
         _shown(_encoder(), {"messages": [_user(), _said(" ")]})
 
@@ -160,11 +165,11 @@ def test_thoughts_are_learned_or_told() -> None:
     for reply in (thinking, in_words):
         _, spans, notices = _shown(_encoder(DEEPSEEK), {"messages": [_user("2+2?"), reply]})
         assert "Two" not in spans[0] and "Four." in spans[0]
-        assert any("leaves out the thoughts of the last reply" in notice for notice in notices)
+        assert any("leaves out the reasoning of the last reply" in notice for notice in notices)
         assert any("the generation prompt, which ends in" in notice for notice in notices)
     talk = [_user("2+2?"), thinking, _user("3+3?"), thinking]
     notices = _shown(_encoder(QWEN_3), {"messages": talk})[2]
-    assert notices == ["the chat template leaves out the thoughts of replies before the last one: they are not learned"]
+    assert notices == ["the chat template leaves out the reasoning of replies before the last one: it is not learned"]
     with pytest.raises(BadRow, match="the reply is empty"):  # nothing but a thought, and that is cut away
         _shown(_encoder(DEEPSEEK), {"messages": [_user("2+2?"), _said("<think>Two.</think>")]})
 

@@ -52,7 +52,7 @@ def test_one_pair_in_many_forms(row: dict[str, Any]) -> None:
         ({"prompt": "Hi", "chosen": " ", "rejected": "b"}, "chosen is empty"),
         ({"chosen": "a", "rejected": "b"}, "no prompt"),
         ({"prompt": "Hi", "completion": "a", "label": True}, "no chosen; the row has prompt, completion, label"),
-        ({"prompt": "Hi", "chosen": "a", "rejected": "b", "images": ["a.png"]}, "images holds an image"),
+        ({"prompt": "Hi", "chosen": "a", "rejected": "b", "images": ["a.png"]}, "images contains an image"),
         ({"prompt": " ", "chosen": "a", "rejected": "b"}, "the prompt is empty"),
         ({"prompt": "Hi", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same"),
         ({"prompt": "Hi", "chosen": [USER], "rejected": "a"}, "chosen does not end with a reply of the assistant"),

@@ -149,7 +149,7 @@ def test_pictures_beside_a_conversation_are_refused_by_name(
     tokenizer: Any, row: dict[str, Any], media: dict[str, Any], kind: str
 ) -> None:
     for with_targets in (True, False):
-        with pytest.raises(BadRow, match=f"{next(iter(media))} holds {kind}, and this task reads text only"):
+        with pytest.raises(BadRow, match=f"{next(iter(media))} contains {kind}, but this task reads only text"):
             _example(_encoder(tokenizer), {**row, **media}, with_targets=with_targets)
     assert _example(_encoder(tokenizer), {**row, "images": [], "image": ""})["spans"]
     assert _example(_encoder(tokenizer), {"text": "Hi", **media})["input_ids"]

@@ -140,7 +140,7 @@ def test_arguments_are_the_same_as_text_and_as_a_mapping(name: str) -> None:
 def test_words_beside_a_call_are_learned_or_the_row_is_refused() -> None:
     both = [TALK[0], {**TALK[1], "content": "Let me look."}, *TALK[2:]]
     assert _shown(_encoder(QWEN), {"messages": both})[1][0] == "Let me look.\n" + QWEN_CALL
-    with pytest.raises(BadRow, match=r"leaves out the words of message 2 \(assistant\) beside its tool calls"):
+    with pytest.raises(BadRow, match=r"leaves out the text of message 2 \(assistant\) beside its tool calls"):
         _shown(_encoder(LLAMA_3), {"messages": both})
 
 
@@ -182,12 +182,12 @@ def test_a_template_of_its_own_for_tools_is_used() -> None:
 @pytest.mark.parametrize(
     ("calls", "why"),
     [
-        ("no json", "text, and no JSON"),
+        ("no json", "text, but not JSON"),
         ([7], "int, not a mapping"),
         ([{"function": {"arguments": {}}}], "without a name"),
         ([{"type": "custom", "custom": {"name": "a"}}], "type 'custom'"),
         ([{"name": "a", "arguments": "[1]"}], "the arguments of a are list"),
-        ([{"name": "a", "arguments": "{"}], "the arguments of a are text, and no JSON"),
+        ([{"name": "a", "arguments": "{"}], "the arguments of a are text, but not JSON"),
     ],
 )
 def test_what_is_no_call_is_a_bad_row(calls: Any, why: str) -> None:

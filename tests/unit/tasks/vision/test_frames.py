@@ -106,8 +106,8 @@ def test_square_images_are_ambiguous(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ({"width": 100, "height": 50}, "say 100 x 50 pixels, but the image has 64 x 48, which is another ratio"),
-        ({"width": 48, "height": 64}, "another ratio"),
+        ({"width": 100, "height": 50}, "are 100 x 50 pixels, but the image has 64 x 48, which is a different ratio"),
+        ({"width": 48, "height": 64}, "a different ratio"),
         ({"width": "64", "height": 48}, "width is '64'"),
         ({"width": 64.5, "height": 48}, "width is 64.5"),
         ({"width": 64, "height": -48}, "height is -48"),
@@ -164,7 +164,7 @@ def test_objects_of_other_forms_are_bad_rows(objects: Any, why: str) -> None:
         ({"iscrowd": ["no"]}, "iscrowd is 'no'"),
         ({"bbox": [None]}, "is not"),
         ({"bbox": [["x" * 900] * 4]}, "holds a value that is not a number"),
-        ({"bbox": [[0.1, 0.1, 0.3, 0.3]]}, "no larger than one pixel; for shares of the image"),
+        ({"bbox": [[0.1, 0.1, 0.3, 0.3]]}, "not larger than one pixel; for fractions of the image"),
         ({"category": [["a"]]}, "label"),
     ],
 )
