@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from finetune.errors import UserError
 
-Policy = Literal["error", "skip"]
 Listed = tuple[str, str]  # (location, reason)
 
 SHOWN = 20  # bad rows named in one error message

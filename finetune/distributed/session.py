@@ -210,6 +210,17 @@ def choose_float32(*, tf32: bool) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
 
 
+def sharing_note() -> str:
+    """What to report where ranks share a GPU, or see too few of them to know better; "" elsewhere."""
+    if not shares_gpu():
+        return ""
+    ranks, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    return (
+        f"note: the {ranks} ranks of this host see {gpus} GPU{'' if gpus == 1 else 's'}: gradients travel over gloo, through "
+        "main memory. If each rank has a GPU of its own, let it see those of the others (srun --gpu-bind=none), for NCCL."
+    )
+
+
 def _choose_gpu(env: DistributedEnv) -> None:
     """Libraries take the GPU of the number LOCAL_RANK; where ranks share GPUs, it is no rank any more."""
     if shares_gpu():

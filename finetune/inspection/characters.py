@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import IntFlag
 
 import numpy as np
@@ -194,11 +194,3 @@ def shorten(text: str, limit: int = 80) -> str:
     """Visible text of at most `limit` characters, on one line."""
     shown = visible(text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
-
-
-def any_trait(traits: Iterable[int]) -> int:
-    """The traits that occur in any of the texts."""
-    total = 0
-    for one in traits:
-        total |= int(one)
-    return total

@@ -13,7 +13,7 @@ from finetune.app.workers.preparing import PreparedData
 from finetune.app.workers.stages import cut_into_stages
 from finetune.distributed.engines.engine import Engine, EngineOptions
 from finetune.distributed.engines.registry import open_engine
-from finetune.distributed.session import Session
+from finetune.distributed.session import Session, sharing_note
 from finetune.errors import UserError
 from finetune.events import Listener
 from finetune.inference.evaluation import Evaluator
@@ -61,7 +61,8 @@ def set_up(session: Session, plan: Plan, data: PreparedData, notify: Notify) -> 
     """
     task, facts = load_task(plan.recipe.task), data.facts
     check_same_data(session, data)
-    for note in (*data.messages, *plan.notes, *facts.notes):
+    sharing = [sharing_note()] if session.device.type == "cuda" else []
+    for note in (*filter(None, sharing), *data.messages, *plan.notes, *facts.notes):
         notify(note)
     engine = build_engine(session, plan, task, data.artifacts, data.datasets, facts, notify)
     add_reference_logprobs(task, plan, data.artifacts, data.datasets, engine, notify=notify)
