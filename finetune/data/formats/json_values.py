@@ -51,7 +51,9 @@ def as_row(value: Any, brackets: int) -> dict[str, Any] | BadRow:
     brackets: the number of opening brackets in its text, an upper bound of its depth.
     """
     if not isinstance(value, dict):
-        return BadRow(f"not a JSON object, but {json_kind(value)}")
+        turns = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+        rather = '; if it is a conversation, write {"messages": [...]}' if turns else ""
+        return BadRow(f"not a JSON object, but {json_kind(value)}{rather}")
     if brackets > MAX_DEPTH and _is_deep(value):
         return BadRow("nested too deeply")
     return value

@@ -112,7 +112,9 @@ def _other_format(path: Path, file_format: str, source: SourceSection) -> str:
     if file_format == "jsonl":
         with open_utf8(path, source.encoding) as file:
             start = file.read(4_096).decode("utf-8-sig", "replace").lstrip()
-        if start[:1] == "[" or start[:2] in ("{\n", "{\r"):
+        first = start.partition("\n")[0].strip()
+        whole = first[:1] == "[" and first[1:].strip() and first[-1:] == "]"  # lists, one per line
+        if (start[:1] == "[" and not whole) or start[:2] in ("{\n", "{\r"):
             return "The file looks like JSON that is not one object per line: set `format: json`."
     return f"If the file is not {file_format}, set `format:`; otherwise fix it."
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune.data.bad_rows import BadRows
+from finetune.data.bad_rows import BadRow, BadRows
 from finetune.data.columns import Required
 from finetune.data.formats.compression import unreadable
 from finetune.data.formats.lines import NumberedRow
@@ -147,6 +147,9 @@ def convert_file(
     return RecordRows(publish("rows", key, write, about=name, resumable=divisible), path)
 
 
+UNLABELED = "no value in column label: the image lies in no folder of a class"
+
+
 def convert_images(
     folder: Path,
     listing: Sequence[tuple[str, str | None, int, int]],
@@ -157,7 +160,11 @@ def convert_images(
     """The images of a folder. listing: (path relative to folder, class, bytes, modification time) of each, in order."""
     place, code = str(folder.resolve()), source_digest("data")
     key = digest("images", VERSION, place, listing, dict(mapping), required, limit, code)
-    rows: Iterator[NumberedRow] = ((0, {"image": name, "label": label}) for name, label, _, _ in listing)
+    labeled = any("label" in roles for roles in required) and mapping.get("label") == "label"
+    rows: Iterator[NumberedRow] = (
+        (0, BadRow(f"{name}: {UNLABELED}") if labeled and label is None else {"image": name, "label": label})
+        for name, label, _, _ in listing
+    )
     converter, name = RowConverter(dict(mapping), required, folder, known=True), display_path(folder)
     return RecordRows(
         publish("rows", key, lambda new: write_rows(new, rows, converter, limit, name), about=name), folder

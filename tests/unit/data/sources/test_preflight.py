@@ -99,3 +99,10 @@ def test_a_coco_file_with_another_name_is_told(tmp_path, make_recipe, text_card)
     (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     (fault, *_) = check_data(make_recipe(train=str(tmp_path / "a.json")), text_card)
     assert "this is a COCO file; set the source's `format: coco`" in fault.message and not fault.nearest
+
+
+def test_lists_in_place_of_objects_are_told(tmp_path, make_recipe, text_card):
+    talk = [{"role": "user", "content": "Hi"}]
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(talk)}\n{json.dumps(talk)}\n")
+    (fault,) = check_data(make_recipe(train=str(tmp_path / "a.jsonl")), text_card)
+    assert 'if it is a conversation, write {"messages": [...]}' in fault.message and "format: json" not in fault.message

@@ -191,7 +191,7 @@ def test_an_image_folder(tmp_path, make_recipe, image_card):
     Image.new("RGB", (2, 2)).save(root / "dog" / "new.png")  # one more file, so the cached listing is not used
     assert len(open_tables(make_recipe(train=str(root)), image_card)["train"]) == 4
     Image.new("RGB", (2, 2)).save(root / "lost.png")
-    with pytest.raises(UserError, match=r"lost.png: no value in column label"):
+    with pytest.raises(UserError, match=r"lost.png: no value in column label: the image lies in no folder of a class"):
         open_tables(make_recipe(train=str(root)), image_card)
 
 
