@@ -108,11 +108,17 @@ def read_slice(read: Reader, key: str, start: int, numel: int, cut: Slice | None
 
 
 def held_whole(
-    module: nn.Module, optimizer: torch.optim.Optimizer | None, *, writer: int | None = None, writers: int = 1
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    writer: int | None = None,
+    writers: int = 1,
+    master: Callable[[Any], Any] = lambda parameter: parameter,
 ) -> Iterator[Held | None]:
     """For each trainable parameter of a rank that holds whole ones. A parameter on `meta` is not this rank's.
 
-    writer, writers: only the share of replica `writer` of `writers`, which hold the same; None: everything.
+    writer, writers: only the share of replica `writer` of `writers`, which hold the same; None: everything. master: what
+    the optimizer updates for a parameter.
     """
     loads = [0] * writers
     for _, parameter in trainable_parameters(module):
@@ -124,8 +130,9 @@ def held_whole(
         if writer is not None and lightest != writer:
             yield None
             continue
-        state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
-        yield Held(0, parameter.data.view(-1), tensors_of(state, parameter.numel()))
+        held = master(parameter)
+        state = optimizer.state.get(held, {}) if optimizer is not None else {}
+        yield Held(0, held.data.view(-1), tensors_of(state, parameter.numel()))
 
 
 def tensors_of(state: dict[str, Any], numel: int) -> dict[str, torch.Tensor]:

@@ -50,6 +50,7 @@ class MachinePlan:
     device: cpu or cuda. engine: a name in recipe/engines.py. deepspeed: the engine's resolved configuration.
     optimizer: the implementation in use. weights_dtype: what weights are loaded in: float32, bfloat16 or float16.
     tensor: ranks that share each layer's matrices. pipeline: stages that the model is cut into. kernels: liger or none.
+    master_weights: float32 copies of weights in bfloat16, without DeepSpeed, which has its own.
     """
 
     ranks: int
@@ -62,6 +63,7 @@ class MachinePlan:
     tensor: int = 1
     pipeline: int = 1
     kernels: str = "none"
+    master_weights: bool = False
 
     @property
     def split(self) -> int:

@@ -91,6 +91,7 @@ def resolve(
             tensor=recipe.parallel.tensor,
             pipeline=recipe.parallel.pipeline,
             kernels=kernels,
+            master_weights=keeps_masters(recipe, training.precision),
         ),
         notes,
     )
@@ -174,12 +175,18 @@ def _kernels(recipe: Recipe, machine: Machine, config: Any) -> tuple[str, tuple[
 
 
 def weights_dtype(recipe: Recipe, precision: str) -> str:
-    """auto: float32, unless DeepSpeed computes in bfloat16 or float16, which then casts anyhow and keeps its own float32
-    masters; loading in that type halves the memory of the start.
+    """auto: float32, unless there are float32 masters of weights in bfloat16 or float16, as DeepSpeed keeps them; loading in
+    that type halves the memory of the start.
     """
     if recipe.model.dtype != "auto":
         return recipe.model.dtype
-    return "float32" if deepspeed_name(recipe.parallel) is None else HALF.get(precision, "float32")
+    is_half = deepspeed_name(recipe.parallel) is not None or keeps_masters(recipe, precision)
+    return HALF.get(precision, "float32") if is_half else "float32"
+
+
+def keeps_masters(recipe: Recipe, precision: str) -> bool:
+    """Whether DistributedDataParallel updates bfloat16 weights through float32 copies."""
+    return recipe.parallel.master_weights and precision == "bf16" and choose_engine(recipe.parallel) == "ddp"
 
 
 def _check_ranks(recipe: Recipe, ranks: int) -> None:

@@ -12,7 +12,17 @@ from finetune.errors import UserError
 from finetune.planning.plan import Plan, TrainingPlan
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-COMPARED = ("ranks", "device", "engine", "optimizer", "weights_dtype", "tensor", "pipeline", "kernels")
+COMPARED = (
+    "ranks",
+    "device",
+    "engine",
+    "optimizer",
+    "weights_dtype",
+    "tensor",
+    "pipeline",
+    "kernels",
+    "master_weights",
+)
 
 
 @dataclass(frozen=True)

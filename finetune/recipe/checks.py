@@ -242,6 +242,21 @@ def check_pipeline(context: CheckContext) -> Iterator[Fault]:
         yield context.fault("training.optimizer", message, allowed=allowed, on=("parallel.pipeline",))
 
 
+def check_masters(context: CheckContext) -> Iterator[Fault]:
+    """float32 masters are of bfloat16 weights, where one rank holds all of a model."""
+    recipe, key = context.recipe, "parallel.master_weights"
+    if not recipe.parallel.master_weights:
+        return
+    if recipe.parallel.pipeline > 1:
+        yield context.fault(key, "a pipeline keeps float32 weights", allowed="false", on=("parallel.pipeline",))
+    elif recipe.training.precision not in ("auto", "bf16"):
+        message = f"in {recipe.training.precision} there are no bfloat16 weights to keep masters of"
+        yield context.fault(key, message, allowed="false", on=("training.precision",))
+    elif recipe.model.dtype not in ("auto", "bfloat16"):
+        message = f"weights in {recipe.model.dtype} need no masters"
+        yield context.fault(key, message, allowed="false, or model.dtype: auto", on=("model.dtype",))
+
+
 def check_smoothing(context: CheckContext) -> Iterator[Fault]:
     """Label smoothing needs labels."""
     if context.recipe.training.label_smoothing and not context.card.label_smoothing:
@@ -414,6 +429,7 @@ ALWAYS: tuple[Check, ...] = (
     check_tensor,
     check_pipeline,
     check_init_device,
+    check_masters,
     check_smoothing,
     check_packing,
     check_metrics,

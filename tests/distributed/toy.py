@@ -116,9 +116,11 @@ def open_toy(
     zero=None,
     engine="",
     trains=True,
+    masters=False,
 ):
     """Session and engine, as a worker opens them. config: a name in ds_configs/, or none. zero: replaces settings of its
-    `zero_optimization`. engine: its name, "": as config says. trains: False opens it for inference.
+    `zero_optimization`. engine: its name, "": as config says. trains: False opens it for inference. masters: as in
+    EngineOptions.
     """
     batch = plan_batch(training.global_batch, int(os.environ["WORLD_SIZE"]) // tensor, micro_batch, 4)
     resolved = None
@@ -131,8 +133,9 @@ def open_toy(
         )
     session = Session.open(resolved, precision=precision, cpu=True, split=tensor)
     name = engine or ("ddp" if config == "none" else "deepspeed")
+    options = EngineOptions(training.max_grad_norm, master_weights=masters)
     make = (lambda module: make_optimizer(module, training, training.optimizer)) if trains else None
-    return open_engine(name, session, build(), make, EngineOptions(training.max_grad_norm)), batch
+    return open_engine(name, session, build(), make, options), batch
 
 
 def toy_schedule():

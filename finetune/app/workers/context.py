@@ -110,6 +110,7 @@ def build_engine(
         max_grad_norm=recipe.training.max_grad_norm,
         synchronized=plan.training.batch_norm == "synchronized",
         cut=lambda whole: cut_into_stages(task, artifacts, datasets, whole, plan, facts, notify),
+        master_weights=plan.machine.master_weights,
     )
     with phase(f"starting the engine ({plan.engine_name})", notify):
         return open_engine(plan.engine, session, model, optimizer_over if trains else None, options)

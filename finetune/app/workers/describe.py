@@ -26,7 +26,7 @@ def forecast_bytes(context: TrainingContext) -> StateBytes:
         stage=plan.stage,
         precision=plan.precision,
         optimizer=plan.optimizer,
-        engine=plan.engine == "deepspeed",
+        engine=plan.engine == "deepspeed" or plan.machine.master_weights,
         offload_optimizer=offloads(config),
         offload_param=offloads(config, "param"),
         frozen_bytes=stored_bytes(context.engine.module) if quantized else None,

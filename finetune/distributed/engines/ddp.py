@@ -24,9 +24,11 @@ from finetune.distributed.engines.engine import (
     set_learning_rate,
     state_dict_on_main,
 )
+from finetune.distributed.engines.master_weights import MasterWeights
 from finetune.distributed.gradient_norm import clip_gradients
 from finetune.distributed.session import Session
 from finetune.distributed.sharded_state import (
+    Held,
     Reader,
     Shard,
     held_whole,
@@ -52,7 +54,12 @@ class DdpEngine:
         module.to(session.device)
         accelerator = session.accelerator
         self.model: Any = accelerator.prepare_model(module, evaluation_mode=make_optimizer is None)
-        self.optimizer: Any = accelerator.prepare(make_optimizer(module)) if make_optimizer else None
+        self.optimizer: Any = None
+        self.masters: MasterWeights | None = None
+        if make_optimizer is not None:
+            optimizer = make_optimizer(module)
+            self.masters = MasterWeights(optimizer) if options.master_weights else None
+            self.optimizer = accelerator.prepare(optimizer)
         self.has_batchnorm = has_batchnorm(module)
 
     @property
@@ -96,11 +103,18 @@ class DdpEngine:
         self.session.accelerator.backward(loss)
 
     def step(self) -> torch.Tensor:
+        if self.masters is not None:
+            self.masters.take_gradients()
         self.session.accelerator.unscale_gradients(self.optimizer)
-        norm = clip_gradients(self.module.parameters(), self.max_grad_norm)
+        norm = clip_gradients(self._trained(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.masters is not None:
+            self.masters.give_weights()
         return norm
+
+    def _trained(self) -> Iterator[nn.Parameter]:
+        return self.module.parameters() if self.masters is None else self.masters.trained(self.module)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         set_learning_rate(self.inner_optimizer, learning_rate)
@@ -110,14 +124,20 @@ class DdpEngine:
 
     def local_shards(self) -> Iterator[Shard]:
         session = self.session
-        held = held_whole(self.module, self.inner_optimizer, writer=session.replica, writers=session.replicas)
+        held = self._held(writer=session.replica, writers=session.replicas)
         return shards_of(self.module, held, buffers=session.is_main)
+
+    def _held(self, **share: int) -> Iterator[Held | None]:
+        masters = {} if self.masters is None else {"master": self.masters.of}
+        return held_whole(self.module, self.inner_optimizer, **share, **masters)  # type: ignore[arg-type]
 
     def load_shards(self, read: Reader, scalars: dict[str, Any]) -> None:
         optimizer = self.inner_optimizer
         if optimizer is not None:
             initialize_state(optimizer, own_groups(optimizer), int(scalars["optimizer_step"]))
-        load_held(self.module, held_whole(self.module, optimizer), read)
+        load_held(self.module, self._held(), read)
+        if self.masters is not None:
+            self.masters.give_weights()
 
     def scalars(self) -> dict[str, Any]:
         return optimizer_scalars(self.inner_optimizer)

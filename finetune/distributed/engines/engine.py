@@ -32,12 +32,14 @@ LossSum = Callable[[Any, Any, bool], torch.Tensor]
 class EngineOptions:
     """max_grad_norm: gradients are clipped to this norm; 0: never. synchronized: BatchNorm statistics over all ranks.
 
-    cut: the model in stages, for an engine whose ranks each hold some layers.
+    cut: the model in stages, for an engine whose ranks each hold some layers. master_weights: half-precision weights are
+    updated through float32 copies of them (DeepSpeed does so anyhow).
     """
 
     max_grad_norm: float
     synchronized: bool = False
     cut: Callable[[nn.Module], Stages] | None = None
+    master_weights: bool = False
 
 
 @dataclass(frozen=True)

@@ -193,3 +193,21 @@ def test_tf32_is_chosen_explicitly_for_a_gpu_that_has_it_and_kept_elsewhere():
         assert kept.precision == "tf32" and kept.machine.weights_dtype == "float32"
     automatic = resolve_recipe("quickstart", []).recipe
     assert resolve(automatic, CARDS[recipe.task], machine=ampere, **known).precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("changes", "masters", "dtype"),
+    [
+        (["parallel.deepspeed=none", "training.precision=bf16"], True, "bfloat16"),
+        (["parallel.deepspeed=none", "training.precision=fp32"], False, "float32"),
+        (["parallel.deepspeed=zero1", "training.precision=bf16"], False, "bfloat16"),  # DeepSpeed has its own
+    ],
+)
+def test_masters_are_kept_of_bf16_weights_that_deepspeed_does_not_keep(changes, masters, dtype):
+    known = {"machine": Machine(1, "cpu", False), "config": None, "model_class": None}
+    for asked in (True, False):
+        recipe = resolve_recipe("quickstart", changes).recipe
+        recipe = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update={"master_weights": asked})})
+        machine = resolve(recipe, CARDS[recipe.task], **known).machine
+        assert machine.master_weights == (masters and asked)
+        assert machine.weights_dtype == (dtype if asked or not masters else "float32")

@@ -33,6 +33,8 @@ CONTRADICTIONS = [
         "parallel.processes",
         "not a multiple",
     ),
+    (["parallel.master_weights=true", "training.precision=fp16"], "parallel.master_weights", "no bfloat16 weights"),
+    (["parallel.master_weights=true", "model.dtype=float32"], "parallel.master_weights", "need no masters"),
     (["model.quantization=4bit"], "model.quantization", "no adapter"),
     (["model.quantization=8bit", "adapter={}", "parallel.deepspeed=zero3"], "parallel.deepspeed", "ZeRO-3 cannot"),
     (["model.quantization=8bit", "adapter={}", "model.init=config"], "model.quantization", "no weights"),
@@ -79,7 +81,7 @@ def test_every_check_is_proved_here() -> None:
     listed = {check.__name__ for check in checks.ALWAYS + checks.HERE}
     defined = {name for name in vars(checks) if name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 20
+    assert len(listed) == 21
 
 
 @pytest.mark.parametrize(

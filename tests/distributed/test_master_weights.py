@@ -1,0 +1,76 @@
+"""bf16 weights with float32 masters under DistributedDataParallel train as ZeRO-1's do, are saved and resumed bit for bit, and
+go on under ZeRO, and back.
+"""
+
+import pytest
+import torch
+
+from finetune.training.checkpoint import save_checkpoint
+from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
+from tests.distributed import toy
+
+SAVE_AT, END = 3, 6
+
+
+def open_engine(config, seed=0):
+    masters = config == "none"
+    return toy.open_toy(
+        config, micro_batch=2, precision="bf16", build=lambda: toy.tiny_llama(seed).bfloat16(), masters=masters
+    )
+
+
+def kept_weights(engine):
+    """Shards as a checkpoint takes them: dtypes, and values of what this rank hands over."""
+    shards = [shard for shard in engine.local_shards() if "." in shard.key]
+    return {(shard.key, shard.start): shard.values.clone() for shard in shards}
+
+
+def train_and_save(folder, config):
+    engine, batch = open_engine(config)
+    before = toy.train_toy(engine, batch, range(SAVE_AT))
+    saved = save_checkpoint(engine, folder, step=SAVE_AT, training={"task": "toy"}, loop={"step": SAVE_AT})
+    losses, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
+    dtypes = {parameter.dtype for parameter in engine.module.parameters()}
+    return saved.path, before, losses, kept_weights(engine), dtypes
+
+
+def load_and_train(path, config):
+    engine, batch = open_engine(config, seed=9)
+    load_checkpoint(engine, open_checkpoint(path))
+    losses, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
+    return losses, kept_weights(engine)
+
+
+@pytest.fixture(scope="module")
+def saved(ranks, tmp_path_factory):
+    pool = ranks.options(open_group=False, timeout=120)
+    return {
+        config: pool.run(2, train_and_save, tmp_path_factory.mktemp(config), config)[0] for config in ("none", "zero1")
+    }
+
+
+def test_losses_are_those_of_zero1_and_near_float64(saved):
+    (_, (losses, norms), more, kept, dtypes), (_, (theirs, their_norms), their_more, _, _) = saved.values()
+    assert dtypes == {torch.bfloat16}
+    assert len(kept) > 20 and {values.dtype for values in kept.values()} == {torch.float32}
+    assert any(
+        torch.any(values != values.bfloat16().float()) for key, values in kept.items() if key[0].count("exp") == 0
+    )
+    assert losses + more == pytest.approx(theirs + their_more, rel=1e-2)
+    assert norms == pytest.approx(their_norms, rel=5e-2)
+    exact, _ = toy.train_reference(toy.tiny_llama(), SAVE_AT)
+    assert losses == pytest.approx(exact, rel=1e-2)
+
+
+def test_the_same_layout_goes_on_bit_for_bit(ranks, saved):
+    path, _, losses, kept, _ = saved["none"]
+    resumed, again = ranks.options(open_group=False, timeout=120).run(2, load_and_train, path, "none")[0]
+    assert resumed == losses
+    assert kept.keys() == again.keys() and all(torch.equal(kept[key], again[key]) for key in kept)
+
+
+@pytest.mark.parametrize(("first", "then", "world"), [("none", "zero3", 2), ("zero1", "none", 1)])
+def test_another_engine_goes_on(ranks, saved, first, then, world):
+    path, _, losses, _, _ = saved[first]
+    resumed, _ = ranks.options(open_group=False, timeout=120).run(world, load_and_train, path, then)[0]
+    assert resumed == pytest.approx(losses, rel=1e-2)
