@@ -5,7 +5,9 @@ alone. ZeRO hands an optimizer flat pieces of parameters, cut wherever ranks mee
 would give other numbers on another number of ranks. That is why there is no LAMB (norms of tensors), no Adafactor (row and
 column sums of a matrix, and its root mean square) and no Muon (orthogonalizes whole matrices).
 
-Its state must be tensors of the parameter's size and a step count: NAdam's product of momenta is neither.
+Its state must be tensors of the parameter's size and a step count: NAdam's product of momenta is neither. 8-bit Adam's
+state (bitsandbytes) is bytes with one scale per block of 256: blocks begin where a rank's piece begins, so the rounding, and
+what a checkpoint says, would depend on the number of ranks.
 
 To add one: an `OptimizerSpec` in `OPTIMIZERS`, and a test. Nothing here imports torch.
 """
