@@ -249,10 +249,10 @@ def check_masters(context: CheckContext) -> Iterator[Fault]:
         return
     if recipe.parallel.pipeline > 1:
         yield context.fault(key, "a pipeline keeps float32 weights", allowed="false", on=("parallel.pipeline",))
-    elif recipe.training.precision not in ("auto", "bf16"):
+    elif recipe.training.precision in ("fp32", "tf32", "fp16"):
         message = f"in {recipe.training.precision} there are no bfloat16 weights to keep masters of"
         yield context.fault(key, message, allowed="false", on=("training.precision",))
-    elif recipe.model.dtype not in ("auto", "bfloat16"):
+    elif recipe.model.dtype in ("float32", "float16"):
         message = f"weights in {recipe.model.dtype} need no masters"
         yield context.fault(key, message, allowed="false, or model.dtype: auto", on=("model.dtype",))
 
