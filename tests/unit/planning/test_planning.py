@@ -139,6 +139,35 @@ def test_packing_is_decided_from_the_class_and_the_configuration(kind, changes, 
             resolve(insists, CARDS["causal_lm"], config=config, **known)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "packing", "capacity"),
+    [
+        ("Bert", [], "padding_free", 16 * 64),
+        ("Bert", ["parallel.micro_batch=4"], "padding_free", 4 * 64),
+        ("Bert", ["data.capacity=100"], "padding_free", 100),
+        ("Bert", ["data.packing=none"], "none", 0),
+        ("DebertaV2", [], "none", 0),
+    ],
+)
+def test_classifiers_are_trained_without_padding_where_their_class_is_known(kind, changes, packing, capacity):
+    import transformers
+
+    recipe = resolve_recipe("quickstart", changes).recipe
+    card = CARDS[recipe.task]
+    config = getattr(transformers, f"{kind}Config")()
+    known = {
+        "machine": Machine(1, "cpu", False),
+        "model_class": getattr(transformers, f"{kind}ForSequenceClassification"),
+    }
+    training = resolve(recipe, card, config=config, **known).training
+    assert (training.packing, training.capacity) == (packing, capacity)
+    assert training.balance_window == card.balance_window == 16  # the order of examples is the same
+    if kind != "Bert":
+        insists = resolve_recipe("quickstart", ["data.packing=padding_free"]).recipe
+        with pytest.raises(UserError, match="deberta-v2"):
+            resolve(insists, card, config=config, **known)
+
+
 def test_the_plan_explains_its_two_accumulation_steps():
     recipe = resolve_recipe("quickstart", []).recipe
     known = {"machine": Machine(2, "cpu", False), "config": None, "model_class": None}

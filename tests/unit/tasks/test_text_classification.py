@@ -186,3 +186,14 @@ def test_importing_the_tasks_imports_nothing_heavy() -> None:
     root = Path(__file__).resolve().parents[3]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_model_that_must_be_padded_is_told(tmp_path: Path) -> None:
+    rows = [{"text": "ab cd", "label": 0}, {"text": "a", "label": 1}]
+    model = {"source": "deberta-v2", "init": "config", "tokenizer": "train:300", "config": TINY}
+    prepared = _read(tmp_path, rows, model=model)
+    assert prepared.facts.values["packing"] == "none: padded, as the model cannot take concatenated examples"
+    assert "attention_mask" in prepared.batch().inputs
+    assert "packing" not in _read(tmp_path, rows).facts.values
+    cut = _read(tmp_path, LONG, data={"train": str(tmp_path / "train.jsonl"), "capacity": 12})
+    assert cut.datasets["train"].costs[0] == 12 and "1 cut to" in cut.facts.values["train"]
