@@ -74,7 +74,7 @@ def test_a_preparation_that_is_killed_continues_with_the_same_result(many, undis
             seconds = random.uniform(0.1, 1.0)
             with kill_after(running.process.pid, when=file_appears(tmp_path, journal), seconds=seconds):
                 running.wait(MINUTES)
-            end = time.monotonic() + 5
+            end = time.monotonic() + 30  # a crowded machine takes its time
             while running.survivors() and time.monotonic() < end:
                 time.sleep(0.05)
             assert not running.survivors(), "the child and its workers end with their parent"
