@@ -178,7 +178,7 @@ def test_packs_are_shown_with_their_borders(data: MakeData) -> None:
 
 
 def test_padding_is_that_of_the_collated_batches(data: MakeData) -> None:
-    report = data("text_classification").report()
+    report = data("seq2seq").report()
     padding = report.padding
     assert padding is not None
     assert padding.steps == padding.of_steps == 4
