@@ -69,7 +69,7 @@ MODELS: dict[str, tuple[Callable[[], Any], Any]] = {  # name -> (a model, what i
     "gpt2": (lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)), PLAIN),
     "t5, tied and scaled": (lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5)), PLAIN),
     "bart": (lambda: hf.BartForConditionalGeneration(hf.BartConfig(**BART)), PLAIN),
-    "marian, another bias": (_marian, "neither"),
+    "marian, another bias": (_marian, "other than a scale or a soft cap"),
     "lora": (lambda: _adapted(target_modules=["q_proj"]), PLAIN),
     "lora on the head": (lambda: _adapted(target_modules=["q_proj", "lm_head"]), PLAIN),
     "the head saved whole": (lambda: _adapted(target_modules=["q_proj"], modules_to_save=["lm_head"]), PLAIN),
