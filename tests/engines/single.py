@@ -2,9 +2,8 @@
 
 from contextlib import nullcontext
 
-import torch
-
 from finetune.distributed.engines import engine as shared
+from finetune.distributed.gradient_norm import clip_gradients
 from finetune.distributed.sharded_state import (
     held_whole,
     initialize_state,
@@ -22,7 +21,7 @@ class SingleEngine:
 
     def __init__(self, session, module, make_optimizer, options):
         assert session.world_size == 1
-        self.session, self.max_grad_norm = session, options.max_grad_norm or float("inf")
+        self.session, self.max_grad_norm = session, options.max_grad_norm
         self.module = self.model = self.generating_model = module.to(session.device)
         self.optimizer = make_optimizer(module) if make_optimizer else None
 
@@ -40,7 +39,7 @@ class SingleEngine:
         loss.backward()
 
     def step(self):
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
+        norm = clip_gradients(self.module.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
