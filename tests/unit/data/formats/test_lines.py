@@ -91,7 +91,7 @@ def test_a_small_file_that_expands_to_a_large_one_is_read_in_bounded_memory(tmp_
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4])
     rows, peak = done.stdout.splitlines()
     assert rows == """[(1, "{'a': 1}"), (2, 'the line is longer than 256 MiB'), (3, "{'a': 2}")]"""
-    assert int(peak) < 900, f"{peak} MiB"
+    assert int(peak) < 1400, f"{peak} MiB"  # a reader that held the line would need more than twice its GiB
 
 
 def test_a_long_line_is_one_bad_row(tmp_path, monkeypatch):
