@@ -76,3 +76,16 @@ class Score:
     weight: int
     reference: Mapping[str, Any] = field(default_factory=dict)
     shown: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """How much of an answer a user wants to read.
+
+    top_k: classes listed with their scores, the likeliest first. threshold: the lowest score of a box, or of a class
+    where a row may have several; None: as the task does it. logprobs: the log-probability of each token written.
+    """
+
+    top_k: int = 1
+    threshold: float | None = None
+    logprobs: bool = False

@@ -1,0 +1,78 @@
+"""The words of prediction: what is asked, what is answered, and who answers.
+
+    rows -> Task.encode -> examples -> chunks of equal cost -> Answerer -> outcomes -> Task.record -> lines, in row order
+
+One Answerer serves `finetune predict` (ranks pull chunks), `finetune.load(...).predict` (one process) and `finetune serve`
+(chunks are made of requests). It knows neither files nor other ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from finetune.tasks.batch import Answer, Score
+
+
+@dataclass(frozen=True)
+class RowError:
+    """Why a row has no answer.
+
+    kind: bad_row (cannot be read or encoded), too_long, empty, out_of_memory, failed (the model raised an error for it
+    alone). message: one sentence for people.
+    """
+
+    kind: str
+    message: str
+
+    def record(self) -> dict[str, str]:
+        """The value under "error" in an output row."""
+        return {"kind": self.kind, "message": self.message}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """score: where the example has targets; otherwise None."""
+
+    answer: Answer
+    score: Score | None = None
+
+
+Outcome = Answered | RowError
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Examples of about equal cost that are answered together, all with targets or all without.
+
+    name: (window, number within it) in `finetune predict`; any pair elsewhere. examples: as Task.encode makes them, with
+    "id", the number of the row in the input (from 0).
+    """
+
+    name: tuple[int, int]
+    examples: Sequence[dict[str, Any]]
+
+
+class Answerer(Protocol):
+    """A model in this process that answers chunks."""
+
+    def cost(self, example: dict[str, Any]) -> int:
+        """What the example takes of `budget`: tokens or pixels, those to be written included."""
+        ...
+
+    @property
+    def budget(self) -> int:
+        """The cost of a chunk that is as large as is fast. It depends on the model and the options alone, so that the
+        chunks of a file, and with them the answers, are the same on any number of ranks.
+        """
+        ...
+
+    def run(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, list[Outcome]]]:
+        """The outcomes of each chunk, one per example in its order. Chunks may come back in another order.
+
+        It takes the next chunk while it works on others, so `chunks` may be a queue that many processes pull from. An
+        example that fails ends only itself.
+        Raises: TrainingFailed for a device that no longer works (a CUDA error that sticks).
+        """
+        ...
