@@ -11,7 +11,7 @@ SCHEMA = {f"recipe/{name}.py" for name in ("data", "evaluation", "model", "paral
 
 # File, or folder, and function ("" for any) -> why it may know the word.
 ALLOWED = {
-    ("cli.py", ""): "--resume is a mode of running",
+    ("cli/train.py", ""): "--resume is a mode of running",
     ("app/train.py", ""): "--resume",
     ("app/runs.py", "find_run"): "--resume",
     ("app/supervise.py", "supervise"): "--resume",

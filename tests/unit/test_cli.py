@@ -20,7 +20,7 @@ from finetune.app import train as train_verb
 ROOT = Path(__file__).resolve().parents[2]
 HELP_CALLS, FAULT_CALLS = 130_000, 600_000
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "deepspeed", "wandb", "evaluate", "sklearn", "matplotlib")
-VERBS = ["train", "prepare", "cache", "evaluate", "export", "report", "doctor", "recipes"]
+VERBS = list(cli.COMMANDS)
 RECIPE_VERBS = ["list", "show", "schema", "new"]
 
 BAD = """\

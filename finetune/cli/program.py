@@ -1,0 +1,59 @@
+"""The program that commands are added to, and how their help pages look."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+import finetune
+
+EXIT_CODES = (
+    "Exit codes: 0 success; 1 failure; 2 an error in the recipe, the data or the command line; "
+    "75 stopped on request after saving a checkpoint, run the same command to resume; 130 interrupted."
+)
+
+# Plain help without rich's boxes, which take longer than the rest of the start-up.
+SETTINGS: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "no_args_is_help": True,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
+}
+
+
+def examples(*lines: str, after: str = "") -> str:
+    """The examples at the end of a help page. Its first character keeps click from rewrapping the lines."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines) + after
+
+
+app = typer.Typer(
+    name="finetune",
+    epilog=examples(
+        "finetune recipes list                      list the shipped recipes",
+        "finetune train quickstart                  train a shipped recipe",
+        "finetune recipes new text_classification --data my.csv --output my.yaml",
+        "finetune train my.yaml --processes 8       train your own recipe",
+        "finetune COMMAND --help                    help for a command, with examples",
+        after=f"\n\n{EXIT_CODES}",
+    ),
+    **SETTINGS,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"finetune {finetune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def finetune_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show the traceback of an error. Accepted anywhere on the command line.")
+    ] = False,
+) -> None:
+    """Turn one recipe file into a fine-tuned, evaluated and logged model, on one process or a thousand."""
