@@ -16,7 +16,7 @@ from finetune.metrics.evaluation import Evaluation
 from finetune.tasks.batch import Answer, Score
 
 WORST = 20
-NOT_SHOWN = {"scores", "detections", "objects"}  # of the worst examples: too long for a table
+NOT_SHOWN = {"scores", "tag_scores", "detections", "objects"}  # of the worst examples: too long for a table
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from finetune.recipe.section import Section
 
@@ -17,6 +17,9 @@ class TaskCard:
     """name: the `task:` of a recipe. columns: role -> what it holds (`data.columns` maps roles to the data's columns).
 
     required: roles that every row must have, each entry a tuple of alternatives (one of which is enough).
+    targets: roles that say what the answer should be; rows that are only asked (prediction) need none of them.
+    asked: roles that such rows must have, as `required`; (): those of `required` without targets.
+    asked_columns: further roles that only such rows may have, as `columns`.
     options: the schema of the recipe's `options:` section. metrics: names of modules in `metrics/` that the task can
     feed; default_metrics: those computed unless the recipe says otherwise; best: the metric that chooses the best.
     unit: the unit of loss ("token", "example", "image"), for progress lines. packing: the automatic
@@ -54,10 +57,18 @@ class TaskCard:
     unhashed: tuple[str, ...] = ()
     class_role: str = ""
     several: tuple[str, str] | None = None
+    targets: tuple[str, ...] = ()
+    asked: tuple[tuple[str, ...], ...] = ()
+    asked_columns: Mapping[str, str] = field(default_factory=dict)
 
     def has_label_sets(self, options: object) -> bool:
         """Whether a row may have any number of labels, given the recipe's `options` section."""
         return self.several is not None and getattr(options, self.several[0], None) == self.several[1]
+
+    def for_asking(self) -> TaskCard:
+        """The card of rows that are asked: no targets are required, and asked_columns are columns."""
+        asked = self.asked or tuple(roles for roles in self.required if not set(roles) <= set(self.targets))
+        return replace(self, columns={**self.columns, **self.asked_columns}, required=asked)
 
     def required_values(self, options: object) -> tuple[tuple[str, ...], ...]:
         """`required`, without the roles that need a column, but not a value in every row."""

@@ -17,8 +17,9 @@ from finetune.data.table import Examples, Row, Table
 from finetune.planning.plan import Plan
 from finetune.recipe.card import TaskCard
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.batch import Answer, Batch, Score
+from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
 from finetune.tasks.facts import Facts
+from finetune.tasks.records import Fields
 from finetune.tasks.vision.drawing import Pictures
 
 Encoded = dict[str, Any] | BadRow
@@ -41,7 +42,8 @@ class Task(Protocol):
 
         with_targets: read labels, replies or boxes as well. Without them rows need only what the model is asked.
         An example may hold "notices", sentences on what of its row is left out or changed: they are counted over the
-        split, stored with it, and shown once with the first places, also when it is found in the cache.
+        split, stored with it, and shown once with the first places, also when it is found in the cache. Under "asked"
+        (records.ASKED) it may hold what of the row only its record needs; that is not stored with a split.
         """
         ...
 
@@ -77,6 +79,21 @@ class Task(Protocol):
 
     def decode(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Answer]:
         """What the model says of each example, in the order of batch.ids. Needs no targets."""
+        ...
+
+    def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
+        """What `record` may hold, known before the first answer; see tasks/records.py for how fields are written.
+
+        Raises: UserError for options that do not apply to the task.
+        """
+        ...
+
+    def record(self, artifacts: TaskArtifacts, answer: Answer, options: RecordOptions) -> dict[str, Any]:
+        """The answer for a user's file, as JSON values under the names of record_fields; absent ones count as null.
+
+        answer: of `decode`, with what `generate` wrote merged into its values.
+        Raises: BadRow for an answer with numbers that are not finite.
+        """
         ...
 
     def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +15,15 @@ import torch
 from finetune.data.bad_rows import BadRow
 from finetune.data.sources.tables import open_tables
 from finetune.tasks import CARDS
+from finetune.tasks.batch import RecordOptions
+from finetune.tasks.task import merge_texts
 from tests.contract.examples import EXAMPLES, TinyExample
 from tests.prepared import Prepared, prepare
 
 torch.set_num_threads(1)
 
 TARGETS = {
-    "causal_lm": {"output"},
+    "causal_lm": {"output", "completion"},
     "image_classification": {"label"},
     "object_detection": {"objects"},
     "preference": {"chosen", "rejected", "completion", "label"},
@@ -122,6 +125,44 @@ def test_rows_without_targets_are_answered_in_order(example: TinyExample, tmp_pa
         assert is_plain(answer.values) and is_plain(answer.shown)
         assert answer.shown == again.shown and answer.values.keys() == again.values.keys()
         assert answer.values.get("prediction") == again.values.get("prediction")
+
+
+def fits(value: Any, field: Any) -> bool:
+    """Whether a JSON value is what its field says; see tasks/records.py."""
+    if value is None:
+        return True
+    if isinstance(field, list):
+        return type(value) is list and all(fits(item, field[0]) for item in value)
+    if isinstance(field, Mapping):
+        return type(value) is dict and value.keys() <= field.keys() and all(fits(value[k], field[k]) for k in value)
+    return type(value) is {"text": str, "number": float, "integer": int, "truth": bool}[field]
+
+
+def test_every_answer_becomes_a_record_of_the_fields_that_were_said_before(
+    example: TinyExample, tmp_path: Path
+) -> None:
+    prepared, rows = read(example, tmp_path)
+    task, artifacts = prepared.task, prepared.artifacts
+    options = RecordOptions(threshold=0.0) if example.task == "object_detection" else RecordOptions()
+    fields = task.record_fields(artifacts, options)
+    batch = task.collate(artifacts, encode(prepared, [asked(example.task, row) for row in rows], with_targets=False))
+    model = prepared.build().eval()
+    with torch.no_grad():
+        answers = prepared.answers(task.forward(model, batch), batch)
+        if hasattr(task, "generate"):
+            answers = merge_texts(answers, task.generate(artifacts, model, batch, synced=False))
+    for answer in answers:
+        record = task.record(artifacts, answer, options)
+        assert record and record.keys() <= fields.keys() and fits(record, fields), (record, fields)
+        assert any(value not in (None, []) for value in record.values())
+        assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_rows_that_are_asked_need_no_targets(example: TinyExample) -> None:
+    card = CARDS[example.task]
+    assert set(card.targets) == TARGETS[example.task]
+    needed = {role for roles in card.for_asking().required for role in roles}
+    assert needed and needed <= set(card.columns) | set(card.asked_columns)
 
 
 def test_targets_change_no_input(example: TinyExample, tmp_path: Path) -> None:

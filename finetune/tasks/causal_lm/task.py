@@ -19,7 +19,7 @@ from finetune.models.config import load_config
 from finetune.models.tokenizer import load_tokenizer
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.batch import Answer, Batch, Score
+from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
 from finetune.tasks.causal_lm.card import CARD
 from finetune.tasks.causal_lm.data import (
     collate_concatenated,
@@ -34,6 +34,7 @@ from finetune.tasks.causal_lm.data import (
 from finetune.tasks.causal_lm.model import build_language_model, stop_tokens
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
+from finetune.tasks.records import Fields, refuse_options, text_fields, text_record
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.chat import ensure_template
 from finetune.tasks.text.dataset import text_dataset
@@ -111,6 +112,15 @@ class CausalLM:
         """The text of each example, shortened. What the model replies is `generate`'s work."""
         texts = artifacts.processor.batch_decode(token_rows(batch))
         return [Answer(id, shown={"text": shorten(text)}) for id, text in zip(batch.ids, texts, strict=True)]
+
+    def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
+        """The text written, and why it ends; see text_record."""
+        refuse_options(options, CARD.name, takes=("logprobs",))
+        return text_fields(options)
+
+    def record(self, artifacts: TaskArtifacts, answer: Answer, options: RecordOptions) -> dict[str, Any]:
+        """See record_fields. Raises: BadRow for an answer with numbers that are not finite."""
+        return text_record(answer.values, options)
 
     def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
         """Loss and number of supervised tokens of each example."""

@@ -28,7 +28,7 @@ from finetune.models.processor import load_processor, model_size, num_channels, 
 from finetune.planning.plan import Plan
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.batch import Answer, Batch, Score
+from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
 from finetune.tasks.classes import (
     class_answers,
     class_counts,
@@ -47,6 +47,7 @@ from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
 from finetune.tasks.image_classification.card import CARD
 from finetune.tasks.image_classification.data import ImageWithLabel, check_rows, encode_rows, image_transform
+from finetune.tasks.records import Fields, class_fields, class_record, refuse_options
 from finetune.tasks.task import Encoded
 from finetune.tasks.vision.drawing import Pictures
 from finetune.tasks.vision.transforms import ImageExamples, one_image
@@ -191,6 +192,15 @@ class ImageClassification:
         """Class and scores; where the image lies in the data."""
         shown = [{"image": place} for place in batch.meta["places"]]
         return class_answers(outputs.logits, batch, artifacts.labels, shown, several=False)
+
+    def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
+        """The class and its score; see class_record."""
+        refuse_options(options, CARD.name, takes=("top_k",))
+        return class_fields(options, several=False)
+
+    def record(self, artifacts: TaskArtifacts, answer: Answer, options: RecordOptions) -> dict[str, Any]:
+        """See record_fields. Raises: BadRow for an answer with numbers that are not finite."""
+        return class_record(answer.values, artifacts.labels, options, several=False)
 
     def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
         """Label and loss."""

@@ -42,7 +42,7 @@ from finetune.models.load import load_model
 from finetune.models.processor import load_processor, output_size
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.batch import Answer, Batch, Score
+from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
 from finetune.tasks.classes import choose_classes, label_settings, trained_labels
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
@@ -56,6 +56,7 @@ from finetune.tasks.object_detection.data import (
     detection_transform,
     encode_rows,
 )
+from finetune.tasks.records import Fields, figure, refuse_options
 from finetune.tasks.task import Encoded
 from finetune.tasks.vision.boxes import xywh
 from finetune.tasks.vision.drawing import Pictures, draw_detections
@@ -202,6 +203,22 @@ class ObjectDetection:
             shown = {"image": place, "predicted": _count_classes(artifacts, _clear(detections))}
             answers.append(Answer(id, {"detections": detections}, shown))
         return answers
+
+    def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
+        """The boxes with their classes, in pixels: left, top, width, height; those from options.threshold (0.5) on."""
+        refuse_options(options, CARD.name, takes=("threshold",))
+        return {"boxes": [{"label": "text", "score": "number", "box": ["number"]}]}
+
+    def record(self, artifacts: TaskArtifacts, answer: Answer, options: RecordOptions) -> dict[str, Any]:
+        """See record_fields. Raises: BadRow for an answer with numbers that are not finite."""
+        found = answer.values["detections"]
+        limit = CLEAR if options.threshold is None else options.threshold
+        boxes = [
+            {"label": artifacts.labels[label], "score": figure(score), "box": [figure(side) for side in box]}
+            for box, label, score in zip(found["boxes"], found["labels"], found["scores"], strict=True)
+            if not score < limit
+        ]
+        return {"boxes": boxes}
 
     def score(self, artifacts: TaskArtifacts, outputs: DetectionOutputs, batch: Batch) -> list[Score]:
         """What each image holds, and its loss."""

@@ -65,6 +65,8 @@ CARD = TaskCard(
         "label": "kto: true if the reply is desirable, false if not.",
     },
     required=((*PROMPTS, "completion"), ("chosen", "completion")),
+    targets=("chosen", "rejected", "completion", "label"),
+    asked=(PROMPTS,),
     metrics=metrics_of("chosen_reward", "rejected_reward"),
     default_metrics=DEFAULT_METRICS,
     best="preference_accuracy",

@@ -24,7 +24,7 @@ from finetune.models.losses import IGNORE
 from finetune.models.tokenizer import load_tokenizer
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.batch import Answer, Batch, Score
+from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
 from finetune.tasks.causal_lm.data import shorten, token_rows
 from finetune.tasks.causal_lm.model import build_language_model, stop_tokens
 from finetune.tasks.eval_mode import eval_mode
@@ -33,6 +33,7 @@ from finetune.tasks.preference import losses
 from finetune.tasks.preference.card import CARD, REFERENCE_FREE
 from finetune.tasks.preference.data import num_tokens, reply_encoder
 from finetune.tasks.preference.losses import Figures, Replies
+from finetune.tasks.records import Fields, refuse_options, text_fields, text_record
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.chat import ensure_template
 from finetune.tasks.text.dataset import text_dataset
@@ -177,6 +178,15 @@ class Preference:
         return [
             Answer(id, shown={"chosen": texts[row], "rejected": texts[row + count]}) for row, id in enumerate(batch.ids)
         ]
+
+    def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
+        """The text written, and why it ends; see text_record."""
+        refuse_options(options, CARD.name, takes=("logprobs",))
+        return text_fields(options)
+
+    def record(self, artifacts: TaskArtifacts, answer: Answer, options: RecordOptions) -> dict[str, Any]:
+        """See record_fields. Raises: BadRow for an answer with numbers that are not finite."""
+        return text_record(answer.values, options)
 
     def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
         """The loss and both rewards (KTO: one of them is None)."""

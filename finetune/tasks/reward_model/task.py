@@ -22,9 +22,10 @@ from finetune.models.config import load_config
 from finetune.models.tokenizer import load_tokenizer
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.batch import Answer, Batch, Score
+from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
+from finetune.tasks.records import Fields, figure, refuse_options
 from finetune.tasks.reward_model.card import CARD
 from finetune.tasks.reward_model.data import pair_cost, pair_encoder
 from finetune.tasks.task import Encoded
@@ -126,6 +127,18 @@ class RewardModel:
             )
             for row, id in enumerate(batch.ids)
         ]
+
+    def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
+        """The reward of the reply, and of the rejected one for rows that have it."""
+        refuse_options(options, CARD.name, takes=())
+        return {"reward": "number", "rejected_reward": "number"}
+
+    def record(self, artifacts: TaskArtifacts, answer: Answer, options: RecordOptions) -> dict[str, Any]:
+        """See record_fields. Raises: BadRow for an answer with numbers that are not finite."""
+        values = answer.values
+        if "reward" in values:
+            return {"reward": figure(values["reward"])}
+        return {"reward": figure(values["chosen_reward"]), "rejected_reward": figure(values["rejected_reward"])}
 
     def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
         """The loss of each pair."""

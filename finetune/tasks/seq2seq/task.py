@@ -21,9 +21,10 @@ from finetune.models.losses import IGNORE
 from finetune.models.tokenizer import fresh_settings, load_tokenizer
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.batch import Answer, Batch, Score
+from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
+from finetune.tasks.records import Fields, refuse_options, text_fields, text_record
 from finetune.tasks.seq2seq.card import CARD
 from finetune.tasks.seq2seq.data import encode_rows, source_and_target, training_texts
 from finetune.tasks.task import Encoded
@@ -146,6 +147,15 @@ class Seq2Seq:
         """The sources as text. What the model makes of them is `generate`'s work."""
         sources = zip(batch.ids, _sources(artifacts, batch), strict=True)
         return [Answer(id, shown={"source": source[:SHOWN_CHARACTERS]}) for id, source in sources]
+
+    def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
+        """The text written, and why it ends; see text_record."""
+        refuse_options(options, CARD.name, takes=("logprobs",))
+        return text_fields(options)
+
+    def record(self, artifacts: TaskArtifacts, answer: Answer, options: RecordOptions) -> dict[str, Any]:
+        """See record_fields. Raises: BadRow for an answer with numbers that are not finite."""
+        return text_record(answer.values, options)
 
     def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
         """Loss and number of target tokens of each example; the target as text, shortened."""

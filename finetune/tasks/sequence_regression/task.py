@@ -18,9 +18,10 @@ from finetune.models.config import load_config
 from finetune.models.tokenizer import load_tokenizer
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.batch import Answer, Batch, Score
+from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
+from finetune.tasks.records import Fields, figure, refuse_options
 from finetune.tasks.sequence_regression.card import CARD
 from finetune.tasks.sequence_regression.data import encode_rows
 from finetune.tasks.task import Encoded
@@ -93,6 +94,15 @@ class SequenceRegression:
         values = outputs.logits.detach().squeeze(-1).float().tolist()
         rows = zip(batch.ids, values, input_texts(artifacts, batch), strict=True)
         return [Answer(id, {"value": value}, {"text": text}) for id, value, text in rows]
+
+    def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
+        """The number."""
+        refuse_options(options, CARD.name, takes=())
+        return {"value": "number"}
+
+    def record(self, artifacts: TaskArtifacts, answer: Answer, options: RecordOptions) -> dict[str, Any]:
+        """See record_fields. Raises: BadRow for an answer with numbers that are not finite."""
+        return {"value": figure(answer.values["value"])}
 
     def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
         """Target and loss."""

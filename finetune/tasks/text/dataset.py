@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from finetune.data.bad_rows import BadValue
+from finetune.data.bad_rows import BadRow, BadValue
 from finetune.data.prepare.encode import encode
 from finetune.data.table import Examples, Row, Table
 from finetune.errors import UserError
@@ -15,6 +15,7 @@ from finetune.models.tokenizer import fingerprint
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
+from finetune.tasks.records import ASKED
 from finetune.tasks.task import Encoded, Task
 from finetune.tasks.text.lengths import describe_lengths
 from finetune.tasks.text.row_values import TOOL_ROLES
@@ -39,6 +40,9 @@ def encode_with_targets(
     columns: role -> column.
     """
     encoded = task.encode(artifacts, rows, with_targets=True)
+    for item in encoded:
+        if not isinstance(item, BadRow):
+            item.pop(ASKED, None)
     return [item.with_columns(columns) if isinstance(item, BadValue) else item for item in encoded]
 
 

@@ -1,5 +1,7 @@
 """Words and their tags as tokens: where each word begins, and which of its tokens learn its tag.
 
+Rows without tags may hold a plain text in place of a list of words: it is split here, and keeps its offsets.
+
 Example, with a WordPiece tokenizer: ["EU", "rejects", "lambs"], tags [B-org, O, O]
     tokens  [CLS] eu reject ##s lamb ##s [SEP]
     first         0  1           3            label -100 on the rest (options.label_on: first)
@@ -8,6 +10,7 @@ Example, with a WordPiece tokenizer: ["EU", "rejects", "lambs"], tags [B-org, O,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
@@ -15,12 +18,30 @@ from finetune.data.label_forms import parse_list
 from finetune.data.labels import Labels
 from finetune.data.table import Row
 from finetune.models.losses import IGNORE
-from finetune.tasks.text.inputs import encode_each
+from finetune.tasks.records import ASKED
+from finetune.tasks.text.inputs import encode_each, row_text
+from finetune.tasks.text.splitting import split_words
+
+
+@dataclass(frozen=True)
+class Read:
+    """The words of a row; their tags, where they are read; of a plain text (begin, end) of each word, and the text."""
+
+    words: list[str]
+    tags: list[int] | None = None
+    offsets: list[tuple[int, int]] | None = None
+    text: str = ""
+
+    def asked(self) -> dict[str, Any]:
+        """What a record of the answer names: {"words"}, of a plain text also {"offsets", "text"}."""
+        if self.offsets is None:
+            return {"words": self.words}
+        return {"words": self.words, "offsets": [list(pair) for pair in self.offsets], "text": self.text}
 
 
 class WordEncoder:
-    """Rows -> {"input_ids", "token_type_ids" if the model takes them, "firsts": [words]}, and with targets also
-    "labels": [tokens] and "tags": [words]. Picklable.
+    """Rows -> {"input_ids", "token_type_ids" if the model takes them, "firsts": [words], "asked": see Read}, and with
+    targets also "labels": [tokens] and "tags": [words]. Picklable.
 
     firsts: the token at which a word begins; -1 for a word that was cut off, or that the tokenizer drops.
     """
@@ -38,18 +59,22 @@ class WordEncoder:
     def encode(self, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
         """One example or BadRow per row. All texts go through the fast tokenizer at once."""
         read = encode_each(rows, lambda row: self._read(row, with_targets))
-        texts = [" ".join(item[0]) for item in read if not isinstance(item, BadRow)]
+        texts = [" ".join(item.words) for item in read if not isinstance(item, BadRow)]
         tokens = iter(self._tokenize(texts))
-        return [item if isinstance(item, BadRow) else self._example(item[0], item[1], next(tokens)) for item in read]
+        return [item if isinstance(item, BadRow) else self._example(item, next(tokens)) for item in read]
 
-    def _read(self, row: Row, with_targets: bool) -> tuple[list[str], list[int] | None]:
+    def _read(self, row: Row, with_targets: bool) -> Read:
+        if not with_targets and row.get("tokens") is None and row.get("text") is not None:
+            text = row_text(row, "text")
+            offsets = split_words(text)
+            return Read([text[start:end] for start, end in offsets], None, offsets, text)
         words = word_list(row.get("tokens"), "tokens")
         if not with_targets:
-            return words, None
+            return Read(words)
         tags = word_list(row.get("tags"), "tags")
         if len(tags) != len(words):
             raise BadRow(f"{len(tags)} tags for {len(words)} words")
-        return words, [self.lookup.index(tag) for tag in tags]
+        return Read(words, [self.lookup.index(tag) for tag in tags])
 
     def _tokenize(self, texts: list[str]) -> list[dict[str, Any]]:
         """Per text: input_ids, offset_mapping and, where the model takes them, token_type_ids, before any truncation."""
@@ -59,8 +84,8 @@ class WordEncoder:
         keys = [key for key in ("input_ids", "token_type_ids", "offset_mapping") if key in together]
         return [{key: together[key][index] for key in keys} for index in range(len(texts))]
 
-    def _example(self, words: list[str], tags: list[int] | None, encoded: dict[str, Any]) -> dict[str, Any] | BadRow:
-        text = " ".join(words)
+    def _example(self, read: Read, encoded: dict[str, Any]) -> dict[str, Any] | BadRow:
+        words, tags, text = read.words, read.tags, " ".join(read.words)
         if len(encoded["input_ids"]) > self.limit:
             if self.on_long == "drop":
                 return {"input_ids": [], "labels": [], "firsts": [], "tags": []}
@@ -78,7 +103,8 @@ class WordEncoder:
             return BadRow("not one of the words becomes a token")
         kept: dict[str, Any] = {key: encoded[key] for key in ("input_ids", "token_type_ids") if key in encoded}
         if tags is None:
-            return {**kept, "firsts": firsts}
+            return {**kept, "firsts": firsts, ASKED: read.asked()}
+        kept[ASKED] = read.asked()
         return {**kept, "labels": self._labels(owners, firsts, tags), "firsts": firsts, "tags": tags}
 
     def _labels(self, owners: Sequence[int], firsts: Sequence[int], tags: Sequence[int]) -> list[int]:

@@ -19,7 +19,7 @@ from finetune.models.config import load_config
 from finetune.models.tokenizer import load_tokenizer
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.batch import Answer, Batch, Score
+from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
 from finetune.tasks.classes import (
     class_answers,
     class_scores,
@@ -34,6 +34,7 @@ from finetune.tasks.classes import (
 )
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
+from finetune.tasks.records import Fields, class_fields, class_record, refuse_options
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import SEQUENCE_HEAD, build_sequence_model
 from finetune.tasks.text.dataset import text_dataset
@@ -121,6 +122,19 @@ class TextClassification:
         """Class and scores; the text as the model saw it."""
         shown = [{"text": text} for text in input_texts(artifacts, batch)]
         return class_answers(outputs.logits, batch, artifacts.labels, shown, several=_several(artifacts))
+
+    def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
+        """The class and its score; see class_record."""
+        several = _several(artifacts)
+        takes, because = ("top_k",), ", of one label per text"
+        if several:
+            takes, because = ("threshold",), ", of any number of labels per text"
+        refuse_options(options, CARD.name, takes=takes, because=because)
+        return class_fields(options, several=several)
+
+    def record(self, artifacts: TaskArtifacts, answer: Answer, options: RecordOptions) -> dict[str, Any]:
+        """See record_fields. Raises: BadRow for an answer with numbers that are not finite."""
+        return class_record(answer.values, artifacts.labels, options, several=_several(artifacts))
 
     def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
         """Label and loss."""

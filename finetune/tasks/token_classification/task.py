@@ -24,10 +24,11 @@ from finetune.models.padding_free import make_padding_free
 from finetune.models.tokenizer import load_tokenizer
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.batch import Answer, Batch, Score
+from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
 from finetune.tasks.classes import choose_classes, describe_labels, label_settings, trained_labels
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
+from finetune.tasks.records import ASKED, Fields, refuse_options
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_text_model
 from finetune.tasks.text.dataset import text_dataset
@@ -35,6 +36,7 @@ from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import collate_texts, is_concatenated, settle_packing, split_rows, split_values
 from finetune.tasks.token_classification.card import CARD
 from finetune.tasks.token_classification.data import OUTSIDE, encode_rows, input_words, tagged_text, training_texts
+from finetune.tasks.token_classification.record import tag_fields, tag_record
 from finetune.tasks.token_classification.tag_names import settle_metrics, tag_notes
 from finetune.tasks.vision.drawing import Pictures
 
@@ -110,7 +112,10 @@ class TokenClassification:
             ids=tuple(int(example["id"]) for example in examples),
             inputs=inputs,
             targets=targets,
-            meta={"firsts": [_integers(example["firsts"]) for example in examples]},
+            meta={
+                "firsts": [_integers(example["firsts"]) for example in examples],
+                ASKED: [example.get(ASKED, {}) for example in examples],
+            },
             padding=padding,
             positions=shape[0] * shape[1],
         )
@@ -132,16 +137,34 @@ class TokenClassification:
         )
 
     def decode(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Answer]:
-        """A tag for each word, that of its first token; O (or the first tag) for a word that has no token."""
+        """A tag and its score for each word, those of its first token; for a word that has none O (or the first tag), and
+        None as the score. Of examples that were not stored also what the row holds: the words, and their offsets.
+        """
         names = artifacts.labels
         untagged = names.index(OUTSIDE) if OUTSIDE in names else 0
-        chosen = split_values(outputs.logits.detach().float().argmax(dim=-1).cpu(), batch.inputs)
-        rows = zip(batch.ids, chosen, batch.meta["firsts"], _words(artifacts, batch), strict=True)
+        logits = outputs.logits.detach().float()
+        best = torch.softmax(logits, dim=-1).max(dim=-1).values.cpu()
+        chosen = split_values(logits.argmax(dim=-1).cpu(), batch.inputs)
+        scores = split_values(best, batch.inputs)
+        rows = zip(
+            batch.ids, chosen, scores, batch.meta["firsts"], _words(artifacts, batch), batch.meta[ASKED], strict=True
+        )
         answers = []
-        for id, token_tags, firsts, words in rows:
+        for id, token_tags, token_scores, firsts, words, asked in rows:
             tags = [int(token_tags[first]) if first >= 0 else untagged for first in firsts]
-            answers.append(Answer(id, {"tags": tags}, {"predicted": tagged_text(words, tags, names)}))
+            tag_scores = [float(token_scores[first]) if first >= 0 else None for first in firsts]
+            values = {"tags": tags, "tag_scores": tag_scores, **asked}
+            answers.append(Answer(id, values, {"predicted": tagged_text(words, tags, names)}))
         return answers
+
+    def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
+        """Words with their tags, and entities where the tags name any; see tag_record."""
+        refuse_options(options, CARD.name, takes=())
+        return tag_fields(artifacts.labels)
+
+    def record(self, artifacts: TaskArtifacts, answer: Answer, options: RecordOptions) -> dict[str, Any]:
+        """See record_fields. Raises: BadRow for an answer with numbers that are not finite."""
+        return tag_record(answer.values, artifacts.labels)
 
     def score(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Score]:
         """The expected tags, and the loss of the labelled tokens."""
