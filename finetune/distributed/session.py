@@ -164,6 +164,22 @@ class Session:
             arrived = store.add(key, 0)
         return arrived >= expected
 
+    def count(self, name: str, amount: int = 1) -> int:
+        """Add to a counter that the ranks share, and return its sum so far, this amount included; it begins at 0.
+
+        No collective: any rank calls it whenever it likes, from any thread. `amount` 0 reads it.
+        """
+        return int(_get_default_store().add(f"finetune/counter/{name}", amount))
+
+    def announce(self, name: str, text: str) -> None:
+        """Let every rank read `text` under a name, see `announced`. No collective."""
+        _get_default_store().set(f"finetune/announced/{name}", text)
+
+    def announced(self, name: str) -> str | None:
+        """What some rank announced under a name; None if none has yet. Never waits."""
+        store, key = _get_default_store(), f"finetune/announced/{name}"
+        return store.get(key).decode() if store.check([key]) else None
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Rank 0 does the work, then the others find it in the cache. After an error on rank 0 the others end quietly."""

@@ -1,6 +1,7 @@
 """The words of prediction: what is asked, what is answered, and who answers.
 
-    rows -> Task.encode -> examples -> chunks of equal cost -> Answerer -> outcomes -> Task.record -> lines, in row order
+    rows -> RowSplitter.split -> examples -> chunks of equal cost -> RowSplitter.load -> Answerer -> outcomes
+         -> RowSplitter.merge, where a row was split -> Task.record -> lines, in row order
 
 One Answerer serves `finetune predict` (ranks pull chunks), `finetune.load(...).predict` (one process) and `finetune serve`
 (chunks are made of requests). It knows neither files nor other ranks.
@@ -8,11 +9,17 @@ One Answerer serves `finetune predict` (ranks pull chunks), `finetune.load(...).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from finetune.data.bad_rows import BadRow
+from finetune.data.table import Row
 from finetune.tasks.batch import Answer, Score
+from finetune.tasks.task import Encoded
+
+PIECE = "piece"
+"""Key of an example that is one of several of its row: {"index": 0, "count": 4, ...}, JSON values that `merge` needs."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,36 @@ class Chunk:
 
     name: tuple[int, int]
     examples: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What became of one example of a row that was split. piece: as `split` wrote it, under PIECE."""
+
+    piece: Mapping[str, Any]
+    outcome: Outcome
+
+
+class RowSplitter(Protocol):
+    """How a row becomes examples, and the answers to them one answer. inference/whole_rows.py has the usual one: a row is
+    one example. Picklable: rows are split in another process than the model's.
+    """
+
+    def split(self, rows: Sequence[Row], *, with_targets: bool) -> list[list[dict[str, Any]] | BadRow]:
+        """The examples of each row; several of them with PIECE, numbered from 0. No model is there, and no GPU.
+
+        They wait on the disk until a rank takes them: integers, arrays, bytes and JSON values. What is large when it is
+        decoded, such as pixels, is left to `load`.
+        """
+        ...
+
+    def load(self, examples: Sequence[dict[str, Any]]) -> list[Encoded]:
+        """The examples as Task.collate takes them, or a BadRow. Called on a rank, shortly before they are answered."""
+        ...
+
+    def merge(self, row: int, parts: Sequence[Part]) -> Outcome:
+        """The outcome of a row that was split, from all of its parts, by ascending index. Called where no model is."""
+        ...
 
 
 class Answerer(Protocol):

@@ -1,0 +1,50 @@
+"""The usual RowSplitter: one example per row. Images stay as they are stored until a rank is about to answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.data.bad_rows import BadRow
+from finetune.data.table import Row
+from finetune.inference.answering import Outcome, Part
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.task import Encoded, Task
+
+ROW = "row"  # of an example that is encoded late: the row itself
+WITH_TARGETS = "with_targets"
+
+
+@dataclass(frozen=True)
+class WholeRows:
+    """See RowSplitter. late: rows are encoded by `load`: those of images, whose pixels take a hundred times the space."""
+
+    task: Task
+    artifacts: TaskArtifacts
+
+    @property
+    def late(self) -> bool:
+        return "image" in self.task.card.columns
+
+    def split(self, rows: Sequence[Row], *, with_targets: bool) -> list[list[dict[str, Any]] | BadRow]:
+        """One example for each row, or why there is none."""
+        if self.late:
+            return [[{ROW: dict(row), WITH_TARGETS: with_targets}] for row in rows]
+        encoded = self.task.encode(self.artifacts, rows, with_targets=with_targets)
+        return [item if isinstance(item, BadRow) else [item] for item in encoded]
+
+    def load(self, examples: Sequence[dict[str, Any]]) -> list[Encoded]:
+        """Images decoded; texts are examples already."""
+        if not self.late:
+            return list(examples)
+        with_targets = bool(examples) and examples[0][WITH_TARGETS]
+        encoded = self.task.encode(self.artifacts, [example[ROW] for example in examples], with_targets=with_targets)
+        return [
+            item if isinstance(item, BadRow) else {**item, "id": example["id"]}
+            for item, example in zip(encoded, examples, strict=True)
+        ]
+
+    def merge(self, row: int, parts: Sequence[Part]) -> Outcome:
+        """No row is split."""
+        raise AssertionError(f"row {row} has {len(parts)} parts, but rows are not split")

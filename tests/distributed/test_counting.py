@@ -1,0 +1,50 @@
+"""Proves that ranks share a counter without a collective: every number is given once, with either kind of store."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from finetune.distributed import session as sessions
+from finetune.distributed.session import Session
+
+PULLS = 200
+
+
+def pull():
+    session = Session.open(None, precision="fp32", cpu=True)
+    own = [session.count("ticket") for _ in range(PULLS // (1 + session.rank))]  # unequal: no rank waits for another
+    session.announce(f"end/{session.rank}", "\u00e4" * session.rank)
+    session.wait()
+    said = [session.announced(f"end/{rank}") for rank in (0, 1, 2)]
+    return own, session.count("ticket", 0), said, session.count("other", 5)
+
+
+def test_ranks_count_together(ranks):
+    (first, total, said, _), (second, *rest, _) = ranks.run(2, pull)
+    assert sorted(first + second) == list(range(1, PULLS + PULLS // 2 + 1))
+    assert first and second and [total, said] == rest == [300, ["", "\u00e4", None]]
+
+
+@pytest.mark.parametrize("kind", ["tcp", "file"])
+def test_threads_of_a_rank_count_too(kind, monkeypatch, tmp_path):
+    if kind == "tcp":
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=20))
+    else:
+        store = dist.FileStore(str(tmp_path / "store"), 1)
+    monkeypatch.setattr(sessions, "_get_default_store", lambda: store)
+    session = object.__new__(Session)
+    assert session.announced("x") is None and session.count("n", 0) == 0
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.extend(session.count("n") for _ in range(100))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == list(range(1, 301))
+    session.announce("x", "1")
+    session.announce("x", "2")
+    assert session.announced("x") == "2"
