@@ -30,7 +30,7 @@ from finetune.tasks.facts import Facts
 from finetune.terminal import print_line
 from finetune.tracking.figures import figures_of
 from finetune.tracking.run import Run
-from finetune.training.checkpoint_reader import Checkpoint, CheckpointTensors
+from finetune.training.checkpoint_reader import Checkpoint, put_weights
 
 
 def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
@@ -127,18 +127,3 @@ def predicted_rows(run: Run, artifacts: TaskArtifacts, count: int = 4) -> list[l
         rows = [json.loads(line) for line in itertools.islice(file, count)]
     texts = [" ".join(value for value in row.values() if isinstance(value, str)) for row in rows]
     return [tokenizer(text)["input_ids"] for text in texts if text]
-
-
-def put_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    """A checkpoint's weights and buffers into a model of one process. Raises: UserError if it lacks a trained weight."""
-    with CheckpointTensors(checkpoint) as stored, torch.no_grad():
-        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-        if missing := sorted(trained - stored.keys):
-            raise UserError(
-                f"the checkpoint lacks {len(missing)} of the model's weights, such as {missing[0]}",
-                where=str(checkpoint.path),
-                remedy="The model or adapter of recipe.yaml has changed since it was written.",
-            )
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        for name in stored.keys & tensors.keys():
-            tensors[name].copy_(stored.whole(name))

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from finetune.errors import UserError
 
 Listed = tuple[str, str]  # (location, reason)
+RowKind = Literal["bad_row", "too_long", "empty"]
 
 SHOWN = 20  # bad rows named in one error message
 MAX_LISTED = 10_000  # bad rows kept in the list; the count has no limit
 
 
 class BadRow(Exception):
-    """A row that cannot be used, and why. Raised by readers and encode functions; callers add the location."""
+    """A row that cannot be used, and why. Raised by readers and encode functions; callers add the location.
+
+    kind: too_long or empty for a row that is, bad_row for all other reasons: the kind of its error in a prediction.
+    """
+
+    def __init__(self, *reason: str, kind: RowKind = "bad_row") -> None:
+        super().__init__(*reason)
+        self.kind = kind
 
 
 class BadValue(BadRow):
     """A bad row whose reason names columns by their roles: BadValue("{} is a list, not text", "output")."""
 
-    def __init__(self, reason: str, *roles: str) -> None:
-        super().__init__(reason.format(*roles))
+    def __init__(self, reason: str, *roles: str, kind: RowKind = "bad_row") -> None:
+        super().__init__(reason.format(*roles), kind=kind)
         self.reason, self.roles = reason, roles
 
-    def __reduce__(self) -> tuple[type[BadValue], tuple[str, ...]]:
-        return BadValue, (self.reason, *self.roles)
+    def __reduce__(self) -> tuple[type[BadValue], tuple[str, ...], dict[str, str]]:
+        return BadValue, (self.reason, *self.roles), {"kind": self.kind}
 
     def with_columns(self, columns: Mapping[str, str]) -> BadRow:
         """The same with the names that the columns have in the data. columns: role -> column."""
-        return BadRow(self.reason.format(*(columns.get(role, role) for role in self.roles)))
+        return BadRow(self.reason.format(*(columns.get(role, role) for role in self.roles)), kind=self.kind)
 
 
 class BadRows:

@@ -105,11 +105,12 @@ class Answerer(Protocol):
         """
         ...
 
-    def run(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, list[Outcome]]]:
+    def run(self, chunks: Iterable[Chunk | None]) -> Iterator[tuple[Chunk, list[Outcome]]]:
         """The outcomes of each chunk, one per example in its order. Chunks may come back in another order.
 
-        It takes the next chunk while it works on others, so `chunks` may be a queue that many processes pull from. An
-        example that fails ends only itself.
+        It takes the next chunk while it works on others, so `chunks` may be a queue that many processes pull from. Where
+        none is to be had at once, `chunks` gives None: what is in work is then finished and handed back before the next
+        one is asked for, which may wait. An example that fails ends only itself.
         Raises: TrainingFailed for a device that no longer works (a CUDA error that sticks).
         """
         ...

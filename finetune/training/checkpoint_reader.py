@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.session import Session
@@ -173,6 +174,21 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     """Restore weights, optimizer state and buffers. All ranks call it; any number of ranks, any engine."""
     with CheckpointTensors(checkpoint) as stored:
         engine.load_shards(stored.read, checkpoint.manifest.scalars)
+
+
+def put_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """A checkpoint's weights and buffers into a model of one process. Raises: UserError if it lacks a trained weight."""
+    with CheckpointTensors(checkpoint) as stored, torch.no_grad():
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        if missing := sorted(trained - stored.keys):
+            raise UserError(
+                f"the checkpoint lacks {len(missing)} of the model's weights, such as {missing[0]}",
+                where=str(checkpoint.path),
+                remedy="The model or adapter of recipe.yaml has changed since it was written.",
+            )
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name in stored.keys & tensors.keys():
+            tensors[name].copy_(stored.whole(name))
 
 
 class CheckpointTensors:

@@ -70,15 +70,18 @@ class ReplyEncoder:
     def _reply(self, tokens: Tokens) -> dict[str, list[int]]:
         ids, spans = tokens.ids, tokens.spans
         if not spans:
-            raise BadRow("the reply holds no token")
+            raise BadRow("the reply holds no token", kind="empty")
         start, end = max(spans[0][0], 1), spans[-1][1]
         if len(ids) > self.limit:
             if self.on_long == "drop":
                 return {"input_ids": [], "span": []}
             if self.on_long == "error":
-                raise BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}")
+                raise BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}", kind="too_long")
             if start >= self.limit:
-                raise BadRow(f"the prompt has {start} tokens, longer than the limit: options.max_length {self.limit}")
+                raise BadRow(
+                    f"the prompt has {start} tokens, longer than the limit: options.max_length {self.limit}",
+                    kind="too_long",
+                )
             ids, end = ids[: self.limit], min(end, self.limit)
         return {"input_ids": ids, "span": [start, end]}
 

@@ -82,7 +82,7 @@ class PairEncoder:
         if len(ids) > self.limit and on_long == "drop":
             return {"input_ids": [], "notices": notices}
         if len(ids) > self.limit and on_long == "error":
-            return BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}")
+            return BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}", kind="too_long")
         return {"input_ids": ids[: self.limit], "notices": notices}
 
     def _example(self, replies: Sequence[Reply], encoded: Sequence[dict[str, Any] | BadRow]) -> dict[str, Any]:

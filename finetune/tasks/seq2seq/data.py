@@ -53,7 +53,7 @@ def _within_limits(ids: dict[str, list[int]], limits: dict[str, int], on_long: s
         if len(tokens) > limit and on_long == "drop":
             return TOO_LONG
         if len(tokens) > limit and on_long == "error":
-            return BadRow(f"{name}: {len(tokens)} tokens, more than options.max_{name}_length {limit}")
+            return BadRow(f"{name}: {len(tokens)} tokens, more than options.max_{name}_length {limit}", kind="too_long")
         kept[name] = tokens if len(tokens) <= limit else [*tokens[: limit - 1], tokens[-1]]
     return {"input_ids": kept["source"], **({"labels": kept["target"]} if "target" in kept else {})}
 

@@ -59,10 +59,10 @@ def _within_limit(tokenizer: Any, texts: Sequence[str], encoded: Tokens, limit: 
         if on_long == "drop":
             return {"input_ids": []}
         if on_long == "error":
-            return BadRow(f"{length} tokens, more than options.max_length {limit}")
+            return BadRow(f"{length} tokens, more than options.max_length {limit}", kind="too_long")
         shortened = tokenizer(*texts, truncation=True, max_length=limit, verbose=False)
         return {key: shortened[key] for key in encoded}
-    return encoded if length else BadRow("the text holds no token")
+    return encoded if length else BadRow("the text holds no token", kind="empty")
 
 
 def resolve_on_long(on_long: str, *, with_targets: bool) -> str:
@@ -82,7 +82,7 @@ def row_text(row: Row, role: str) -> str:
         raise BadRow(f"{role} is {type(value).__name__}, not text")
     text = str(value)
     if not text.strip():
-        raise BadRow(f"{role} is empty")
+        raise BadRow(f"{role} is empty", kind="empty")
     return text
 
 

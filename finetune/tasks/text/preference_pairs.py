@@ -84,7 +84,7 @@ def read_reply(row: Row, role: str, system: str = "", tools: Sequence[Tool] = ()
     if not turns.messages or turns.messages[-1]["role"] != "assistant":
         raise BadValue("{} does not end with a reply of the assistant", role)
     if is_empty(turns.messages[-1]):
-        raise BadValue("{} is empty", role)
+        raise BadValue("{} is empty", role, kind="empty")
     reply, before = turns.messages[-1], turns
     del turns.messages[-1], turns.marks[-1]
     has_prompt = any(row.get(name) is not None for name in ("prompt", "messages", "input"))
@@ -197,7 +197,7 @@ def _prompt(row: Row) -> Turns:
         given = "" if given is None else json_text(given, "input")
         turns = _asked_turns(text, given)
     if not turns.messages or is_empty(turns.messages[-1]):
-        raise BadRow("the prompt is empty")
+        raise BadRow("the prompt is empty", kind="empty")
     if turns.messages[-1]["role"] == "assistant":
         raise BadRow("the prompt ends with a reply of the assistant: there is nothing to reply to")
     earlier = read_history(row)

@@ -146,7 +146,7 @@ class RowEncoder:
         if form == "text":
             text = row_string(row, "text")
             if not text.strip():
-                raise BadRow("text is empty")
+                raise BadRow("text is empty", kind="empty")
             return [Draft(text, [(0, len(text))], special=True, finished=True, notices=turn_notices(row))]
         check_text_only(row)
         if self._is_verbatim(row, form):
@@ -174,7 +174,7 @@ class RowEncoder:
         if form == "text" or self._is_verbatim(row, form):
             text = row_string(row, "text" if form == "text" else "prompt")
             if not text.strip():
-                raise BadRow("the prompt is empty")
+                raise BadRow("the prompt is empty", kind="empty")
             return [Draft(text, special=True)]
         return [chat_encoder(self.tokenizer).draft_prompt(self._prompt_conversation(row, form))]
 
@@ -226,7 +226,7 @@ class RowEncoder:
             turns = read_history(row)
             turns.extend(_turns_or_text(row, "prompt", "user"))
         if not turns.messages or is_empty(turns.messages[-1]):
-            raise BadRow("the prompt is empty")
+            raise BadRow("the prompt is empty", kind="empty")
         with_system(row, self.system, turns)
         return Conversation(turns.messages, tools=tools, notices=(*turns.notices, *notices))
 
@@ -255,10 +255,11 @@ class RowEncoder:
                     "reply_start": min(reply_start, self.limit - 1),
                 }
             if self.on_long == "error":
-                raise BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}")
+                raise BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}", kind="too_long")
             if supervised[0][0] >= self.limit:
                 raise BadRow(
-                    f"the prompt has {supervised[0][0]} tokens, longer than the limit: options.max_length {self.limit}"
+                    f"the prompt has {supervised[0][0]} tokens, longer than the limit: options.max_length {self.limit}",
+                    kind="too_long",
                 )
             supervised = [(start, min(end, self.limit)) for start, end in supervised if start < self.limit]
             ids, reply_start = ids[: self.limit], min(reply_start, supervised[-1][0])
@@ -268,9 +269,11 @@ class RowEncoder:
 def prompt_example(ids: list[int], limit: int) -> dict[str, Any]:
     """A prompt to be replied to. Raises: BadRow if it is empty or leaves no room for a reply."""
     if not ids:
-        raise BadRow("the prompt is empty")
+        raise BadRow("the prompt is empty", kind="empty")
     if len(ids) >= limit:
-        raise BadRow(f"the prompt has {len(ids)} tokens, longer than the limit: options.max_length {limit}")
+        raise BadRow(
+            f"the prompt has {len(ids)} tokens, longer than the limit: options.max_length {limit}", kind="too_long"
+        )
     return {"input_ids": ids, "reply_start": len(ids)}
 
 

@@ -90,7 +90,9 @@ class WordEncoder:
             if self.on_long == "drop":
                 return {"input_ids": [], "labels": [], "firsts": [], "tags": []}
             if self.on_long == "error":
-                return BadRow(f"{len(encoded['input_ids'])} tokens, more than options.max_length {self.limit}")
+                return BadRow(
+                    f"{len(encoded['input_ids'])} tokens, more than options.max_length {self.limit}", kind="too_long"
+                )
             encoded = self.tokenizer(
                 text, return_offsets_mapping=True, truncation=True, max_length=self.limit, verbose=False
             )
@@ -141,7 +143,7 @@ def word_list(value: Any, role: str) -> list[str]:
         if isinstance(item, bool) or not isinstance(item, (str, int)) or not str(item).strip():
             raise BadRow(f"{role}: item {index + 1} is {item!r}, not a word")
     if not value:
-        raise BadRow(f"{role} is empty")
+        raise BadRow(f"{role} is empty", kind="empty")
     return [str(item) for item in value]
 
 

@@ -1,0 +1,167 @@
+"""A model that is asked: one copy of it in this process, in evaluation mode, without optimizer, engine or process group."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from finetune.app.machine import plan_alone
+from finetune.app.model_sources import FoundModel, find_model
+from finetune.errors import UserError
+from finetune.inference.batches import BatchAnswerer
+from finetune.models.device import uses_cuda
+from finetune.models.load import quiet_transformers
+from finetune.planning.plan import Plan
+from finetune.planning.stored import StoredPlan
+from finetune.tasks import load_task
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.facts import Facts
+from finetune.tasks.task import Task
+from finetune.training.checkpoint_reader import put_weights
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Quantization = Literal["auto", "none", "4bit", "8bit"]
+DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+UNTRAINED = ("new head", "missing weights")  # facts of weights that loading has drawn at random
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """module: on `device`, in evaluation mode, its weights frozen. autocast: the dtype in which it computes, where that is
+    not the dtype of its weights. name, digest: see FoundModel; the precision is part of the digest. notes: for the user.
+    """
+
+    task: Task
+    plan: Plan
+    artifacts: TaskArtifacts
+    module: nn.Module
+    device: torch.device
+    autocast: torch.dtype | None
+    name: str
+    digest: str
+    notes: tuple[str, ...] = ()
+
+    def batch_answerer(self, budget: int | None = None) -> BatchAnswerer:
+        """Answers chunks with this model; budget: cost of a chunk, None: by the device."""
+        return BatchAnswerer(
+            self.task, self.artifacts, self.module, self.device, autocast=self.autocast, asked_budget=budget
+        )
+
+
+def open_model(
+    source: str | Path,
+    *,
+    checkpoint: str = "best",
+    precision: Precision = "auto",
+    quantization: Quantization = "auto",
+    device: torch.device | str | None = None,
+    trust_remote_code: bool = False,
+    notify: Callable[[str], None] = lambda line: None,
+) -> AskedModel:
+    """Find a model, see `find_model`, and load it, see `load_found`."""
+    found = find_model(source, checkpoint=checkpoint, trust_remote_code=trust_remote_code, notify=notify)
+    return load_found(found, precision=precision, quantization=quantization, device=device)
+
+
+def load_found(
+    found: FoundModel,
+    *,
+    precision: Precision = "auto",
+    quantization: Quantization = "auto",
+    device: torch.device | str | None = None,
+) -> AskedModel:
+    """The whole model on one device of this process.
+
+    precision: auto: as the model was evaluated in its training, or as its weights are stored. fp32, bf16, fp16: weights and
+    computation. quantization: auto: as it was trained; 4bit, 8bit: of the weights, while they are loaded.
+    device: None: the current GPU, the CPU where there is none.
+    Raises: UserError if the model cannot be loaded so.
+    """
+    chosen = _device(device)
+    plan = _plan(found, precision, quantization, chosen)
+    autocast = HALF.get(plan.precision) if plan.weights_dtype == torch.float32 else None
+    facts = Facts()
+    with quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of peft's use of transformers
+        module = build_trained(found, plan, facts)
+    module.requires_grad_(False)
+    module.eval()
+    if not _is_placed(module):
+        module.to(chosen)
+    task = load_task(found.recipe.task)
+    return AskedModel(
+        task=task,
+        plan=plan,
+        artifacts=found.artifacts,
+        module=module,
+        device=chosen,
+        autocast=autocast,
+        name=found.name,
+        digest=f"{found.digest}-{str(autocast or plan.weights_dtype).removeprefix('torch.')}-{plan.recipe.model.quantization}",
+        notes=(*plan.notes, *facts.notes),
+    )
+
+
+def build_trained(found: FoundModel, plan: Plan, facts: Facts) -> nn.Module:
+    """The model with its trained weights, whole, on the CPU (a quantized one where it computes).
+
+    Raises: UserError if weights are missing that training would have made anew.
+    """
+    torch.manual_seed(plan.recipe.seed)
+    module = load_task(plan.recipe.task).build(plan, found.artifacts, facts)
+    if (checkpoint := found.checkpoint()) is not None:
+        put_weights(module, checkpoint)
+    elif missing := [f"{kind}: {facts.values[kind]}" for kind in UNTRAINED if kind in facts.values]:
+        raise UserError(
+            f"the model lacks weights, so its answers would be random ({'; '.join(missing)})",
+            where=found.name,
+            remedy="Train it for this task first, or give the folder of a model that was.",
+        )
+    return module
+
+
+def _plan(found: FoundModel, precision: Precision, quantization: Quantization, device: torch.device) -> Plan:
+    """The plan of one process; what is asked takes the place of what the model was trained with."""
+    model, training, stored, notes = found.recipe.model, found.recipe.training, found.stored, []
+    if quantization != "auto":
+        if quantization != "none" and model.init == "config":
+            raise UserError(
+                f"--quantization {quantization}: weights are quantized while a model folder is loaded, and these come out of "
+                "a checkpoint",
+                where=found.name,
+                remedy="Give the model/ of the run, or what finetune export writes.",
+            )
+        model = model.model_copy(update={"quantization": quantization})
+    if device.type == "cpu" and precision == "fp16":
+        raise UserError("fp16 needs a GPU", where="--precision", remedy="Use fp32 or bf16 on a CPU.")
+    if device.type == "cpu" and precision == "auto" and found.precision == "fp16":
+        precision = "fp32"
+        notes.append("fp16 needs a GPU: the model computes in fp32 here")
+    if device.type == "cpu" and precision == "auto" and found.precision == "tf32":
+        precision = "fp32"
+    if precision != "auto":
+        model = model.model_copy(update={"dtype": DTYPE_NAMES[precision]})
+        training = training.model_copy(update={"precision": precision})
+        stored = StoredPlan({**stored.training, "precision": precision}, {}) if stored else None
+    recipe = found.recipe.model_copy(update={"model": model, "training": training})
+    plan = plan_alone(recipe, StoredPlan(stored.training, {}) if stored else None)
+    return replace(plan, notes=tuple(notes))
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if uses_cuda() else torch.device("cpu")
+
+
+def _is_placed(module: Any) -> bool:
+    """Whether loading has put the weights where they compute: quantized ones, or layers on several devices."""
+    base = module.get_base_model() if hasattr(module, "get_base_model") else module
+    return getattr(base, "hf_device_map", None) is not None

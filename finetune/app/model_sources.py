@@ -1,0 +1,201 @@
+"""What a model that is to be asked comes from: the folder of a run, or a folder that was exported from one.
+
+Finding it reads no weights and needs no ranks, so that a command can check its arguments before it starts any. Nothing of
+the folder runs: code that a model brings needs `trust_remote_code` of the caller, whatever the folder says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from finetune.app.run_contents import checkpoint_folder, find_checkpoint, portable_recipe, run_artifacts, run_recipe
+from finetune.app.starting import take_adapter_values
+from finetune.data.prepare.cache import digest
+from finetune.data.prepare.file_digest import contents_digest, file_digest, folder_digest
+from finetune.errors import UserError
+from finetune.models.adapter_source import find_adapter
+from finetune.models.config import load_config
+from finetune.models.source import RUN_FILE, looks_like_path, resolve_model
+from finetune.planning.stored import StoredPlan
+from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.model import AdapterSection, ModelSection
+from finetune.recipe.recipe import Recipe, recipe_type
+from finetune.tasks import CARDS
+from finetune.tasks.artifacts import FILE, TaskArtifacts, has_artifacts, load_artifacts
+from finetune.tracking.run import Run
+from finetune.training.checkpoint_reader import MANIFEST, Checkpoint
+
+Notify = Callable[[str], None]
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+STORED = {"BF16": "bfloat16", "F16": "float16"}  # as safetensors calls them
+SHAPING_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """name: for people, such as "runs/sst2/1 (step-00000120)". digest: of weights, artifacts and base, 32 hex digits.
+
+    recipe: what the model is built by. stored: the plan of its training, of a run alone. checkpoint: whose weights are put
+    into what was built; None: they are those of recipe.model.source. checkpoint_folder: the same, unread.
+    """
+
+    name: str
+    digest: str
+    recipe: Recipe
+    artifacts: TaskArtifacts
+    stored: StoredPlan | None = None
+    run: Run | None = None
+    checkpoint_folder: Path | None = None
+
+    @property
+    def precision(self) -> str:
+        """That of its training; of a folder, what its weights are stored in."""
+        return str(self.stored.training["precision"]) if self.stored else self.recipe.training.precision
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint, its digests checked. Raises: UserError if it is damaged."""
+        if self.run is None or self.checkpoint_folder is None:
+            return None
+        return find_checkpoint(self.run, self.checkpoint_folder.name)
+
+
+def find_model(
+    source: str | Path,
+    *,
+    checkpoint: str = "best",
+    trust_remote_code: bool = False,
+    notify: Notify = lambda line: None,
+) -> FoundModel:
+    """The model that `source` names: a run folder, or an exported folder such as its `model/`.
+
+    checkpoint: of a run: best (latest where nothing was validated), latest, or a name such as step-00000120.
+    trust_remote_code: run Python code that the model brings. notify: called with lines for the user.
+    Raises: UserError if there is no such model, or it cannot be told how to ask it.
+    """
+    path = Path(source).expanduser()
+    if (path / RUN_FILE).is_file():
+        return _find_in_run(Run.open(path), checkpoint, trust_remote_code, notify)
+    if checkpoint != "best":
+        raise UserError(
+            f"{source} is not the folder of a run, so it has no checkpoint {checkpoint}",
+            remedy="Leave out --checkpoint, or give the folder of the run.",
+        )
+    folder = Path(resolve_model(str(source)))
+    if has_artifacts(folder):
+        return _find_exported(folder, str(source), trust_remote_code)
+    if looks_like_path(str(source)) and not folder.is_dir():
+        raise UserError(f"the folder does not exist: {source}", where=str(folder.absolute()))
+    raise UserError(
+        f"{source} has no {FILE}: it was not exported from a run",
+        where=str(folder),
+        remedy="Give the folder of a run, its model/, or what finetune export wrote.",
+    )
+
+
+def _find_in_run(run: Run, checkpoint: str, trust_remote_code: bool, notify: Notify) -> FoundModel:
+    recipe = run_recipe(run).recipe
+    if recipe.model.trust_remote_code and not trust_remote_code:
+        raise UserError(
+            "the model of the run brings Python code of its own",
+            where=str(run.recipe_file),
+            remedy="Allow it with --trust-remote-code if you trust its author.",
+        )
+    folder = checkpoint_folder(run, checkpoint)
+    artifacts = run_artifacts(run, recipe, notify)
+    built = for_answers(portable_recipe(run, recipe))
+    parts = [file_digest(folder / MANIFEST), folder_digest(run.artifacts), _base_digest(built.model)]
+    return FoundModel(
+        name=f"{run.path} ({folder.name})",
+        digest=digest("asked model", "run", parts),
+        recipe=built,
+        artifacts=artifacts,
+        stored=StoredPlan.read(run.plan_file),
+        run=run,
+        checkpoint_folder=folder,
+    )
+
+
+def _find_exported(folder: Path, source: str, trust_remote_code: bool) -> FoundModel:
+    card = CARDS[stored_task(folder)]
+    artifacts = load_artifacts(folder, card)
+    if "new_head" in card.options.model_fields:  # the head was trained: it is among the weights
+        artifacts = replace(artifacts, options=artifacts.options.model_copy(update={"new_head": False}))
+    model = ModelSection(source=str(folder), trust_remote_code=trust_remote_code)
+    return FoundModel(
+        name=source,
+        digest=digest("asked model", "folder", files_digest(folder), _base_digest(model)),
+        recipe=recipe_of(artifacts, model),
+        artifacts=artifacts,
+    )
+
+
+def recipe_of(artifacts: TaskArtifacts, model: ModelSection) -> Recipe:
+    """The recipe that builds `model` for the task of `artifacts`. Its data is never read."""
+    card, adapter, dtype = CARDS[artifacts.task], find_adapter(model.source), stored_dtype(model)
+    values = {
+        "name": "model",
+        "task": card.name,
+        "model": model.model_copy(update={"dtype": dtype}),
+        "adapter": AdapterSection() if adapter is not None else None,
+        "data": {"train": [{"source": FILE}]},
+        "training": {"precision": PRECISIONS[dtype]},
+        "options": artifacts.options,
+    }
+    recipe = recipe_type(card).model_validate(values)
+    return for_answers(take_adapter_values(LoadedRecipe(recipe, {})).recipe)
+
+
+def stored_dtype(model: ModelSection) -> str:
+    """float32, bfloat16 or float16: of an adapter's own weights, or what the configuration says of the model's."""
+    adapter = find_adapter(model.source)
+    if adapter is not None:
+        with safe_open(adapter.weights, framework="pt") as weights:
+            dtypes = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 (not a dict)
+        return next((name for short, name in STORED.items() if dtypes == {short}), "float32")
+    named = str(getattr(load_config(model), "dtype", None)).removeprefix("torch.")
+    return named if named in PRECISIONS else "float32"
+
+
+def for_answers(recipe: Recipe) -> Recipe:
+    """Without what serves training alone, and would keep generation from using its cache."""
+    model = recipe.model.model_copy(update={"gradient_checkpointing": False})
+    return recipe.model_copy(update={"model": model})
+
+
+def stored_task(folder: Path) -> str:
+    """The task of artifacts in `folder`. Raises: UserError if it is not one of this version's."""
+    path = folder / FILE
+    try:
+        task: Any = json.loads(path.read_text(encoding="utf-8"))["task"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the task artifacts cannot be read: {error}", where=str(path), remedy="Export the model again."
+        ) from None
+    if task not in CARDS:
+        raise UserError(
+            f"the model was trained for the task {task!r}, which this version does not have",
+            where=str(path),
+            remedy=f"Its tasks are {', '.join(sorted(CARDS))}.",
+        )
+    return str(task)
+
+
+def files_digest(folder: Path) -> str:
+    """Of the files of a model's folder that its answers depend on; contents are read once, then remembered."""
+    files = sorted({path for pattern in SHAPING_FILES for path in folder.glob(pattern) if path.is_file()})
+    return digest([path.name for path in files], contents_digest(files))
+
+
+def _base_digest(model: ModelSection) -> str:
+    """Of weights that are not in the checkpoint: the base of an adapter, or frozen ones."""
+    if not model.source or model.init != "pretrained":
+        return ""
+    adapter = find_adapter(model.source)
+    folders = [Path(resolve_model(model.source)), *([Path(adapter.base)] if adapter else [])]
+    return digest([files_digest(folder) if folder.is_dir() else str(folder) for folder in folders])

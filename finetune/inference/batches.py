@@ -1,0 +1,227 @@
+"""Answers chunks of examples by one forward pass each, with a bare model in this process: classes, tags, numbers, boxes.
+
+    chunk -> Task.collate -> Task.forward -> Task.decode, and Task.score where the examples have targets -> outcomes
+
+On a GPU the next chunk is taken and collated while the device works on this one. A chunk that fails is halved until the row
+that fails is alone. A chunk that does not fit into memory is computed in pieces, and so are later ones of its size: what
+chunks there are, and the rows of each, stay as they were.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.distributed.prefetcher import Prefetcher
+from finetune.errors import FinetuneError, TrainingFailed
+from finetune.inference.answering import Answered, Chunk, Outcome, RowError
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.batch import Answer, Batch
+from finetune.tasks.task import Task, as_writing_task, merge_texts, reference_columns
+
+TOKENS = {"cpu": 2_048, "cuda": 32_768}  # of a chunk, the padding not counted
+PIXELS = {"cpu": 2**19, "cuda": 2**23}
+HOPELESS = 32  # rows that the model may fail on before it has answered any
+_CPU_MEMORY = ("can't allocate memory", "not enough memory")  # torch's allocator of the CPU raises a RuntimeError
+
+Example = dict[str, Any]
+
+
+class BatchAnswerer:
+    """An Answerer. It needs neither other ranks nor an optimizer.
+
+    out_of_memory: how often a batch did not fit. piece_cost: the cost of a batch that memory allows; None: of any chunk.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        artifacts: TaskArtifacts,
+        module: nn.Module,
+        device: torch.device,
+        *,
+        autocast: torch.dtype | None = None,
+        asked_budget: int | None = None,
+    ) -> None:
+        """module: in evaluation mode, on `device`. autocast: see AskedModel. asked_budget: tokens or pixels of a chunk;
+        None: by the kind of device.
+        """
+        self.task, self.artifacts, self.module, self.device = task, artifacts, module, device
+        self.out_of_memory = 0
+        self.piece_cost: int | None = None
+        self._autocast, self._asked_budget = autocast, asked_budget
+        self._writes, self._compares = hasattr(task, "generate"), bool(reference_columns(task, artifacts))
+        self._answered, self._failed = 0, 0
+
+    def cost(self, example: Example) -> int:
+        """Pixels of an image; tokens of a text, and those that may be written in reply."""
+        if "pixel_values" in example:
+            height, width = example["pixel_values"].shape[-2:]
+            return int(height * width)
+        read = sum(len(example[key]) for key in ("input_ids", "rejected_input_ids") if key in example)
+        return read + (_reply_length(self.artifacts) if self._writes else 0)
+
+    @property
+    def budget(self) -> int:
+        """The cost of a chunk: as asked, or by the kind of device."""
+        if self._asked_budget is not None:
+            return self._asked_budget
+        budgets = PIXELS if self.task.card.decodes else TOKENS
+        return budgets.get(self.device.type, budgets["cuda"])
+
+    def run(self, chunks: Iterable[Chunk | None]) -> Iterator[tuple[Chunk, list[Outcome]]]:
+        """The outcomes of each chunk, in the order of the chunks. See Answerer."""
+        prefetcher = Prefetcher(self._collated(chunks), self.device)
+        ahead = prefetcher.fetch if self.device.type != "cpu" else _nothing
+        while True:
+            try:
+                taken = prefetcher.take()
+            except StopIteration:
+                return
+            if taken is not None:
+                chunk, batch = taken
+                yield chunk, self._outcomes(chunk.examples, batch, ahead)
+
+    def _collated(self, chunks: Iterable[Chunk | None]) -> Iterator[tuple[Chunk, Batch | None] | None]:
+        """Each chunk with its batch; without one where it will be computed in pieces, or cannot be collated as a whole."""
+        for chunk in chunks:
+            if chunk is None or not chunk.examples:
+                yield None if chunk is None else (chunk, None)
+                continue
+            batch = None
+            if len(self._pieces(chunk.examples)) == 1:
+                try:
+                    batch = self._collate(chunk.examples)
+                except Exception:  # found again, and named, when the chunk is halved
+                    batch = None
+            yield chunk, batch
+
+    def _collate(self, examples: Sequence[Example]) -> Batch:
+        batch = self.task.collate(self.artifacts, examples)
+        return batch.pin_memory() if self.device.type == "cuda" else batch
+
+    def _outcomes(self, examples: Sequence[Example], batch: Batch | None, ahead: Callable[[], None]) -> list[Outcome]:
+        """One per example. batch: of all of them, if they are collated already."""
+        pieces = self._pieces(examples)
+        if len(pieces) > 1:
+            return [outcome for piece in pieces for outcome in self._outcomes(piece, None, _nothing)]
+        if not examples:
+            return []
+        try:
+            outcomes = self._answer(batch or self._collate(examples), ahead)
+            self._answered += len(outcomes)
+            return outcomes
+        except Exception as error:
+            problem = self._judge(error)
+        return self._retry(examples, problem)  # outside, where the frames that hold the tensors are gone
+
+    def _retry(self, examples: Sequence[Example], problem: RowError) -> list[Outcome]:
+        """The outcomes of examples that failed together: in halves, or the problem of one alone."""
+        if problem.kind == "out_of_memory":
+            self.out_of_memory += 1
+            _free_memory(self.device)
+            if len(examples) > 1:
+                self.piece_cost = max(1, sum(map(self.cost, examples)) // 2)
+        if len(examples) > 1:
+            half = len(examples) // 2
+            return [*self._outcomes(examples[:half], None, _nothing), *self._outcomes(examples[half:], None, _nothing)]
+        if problem.kind == "failed":
+            self._failed += 1
+            if self._failed >= HOPELESS and not self._answered:
+                raise TrainingFailed(
+                    f"the model failed on all of the first {self._failed} rows, and so would on every other: "
+                    f"{problem.message}",
+                    remedy="Check that the model fits its task and this version of transformers.",
+                )
+        return [problem]
+
+    def _pieces(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
+        """Runs of examples within `piece_cost`, or one example alone."""
+        if self.piece_cost is None:
+            return [examples]
+        pieces: list[list[Example]] = []
+        total = 0
+        for example in examples:
+            cost = self.cost(example)
+            if not pieces or total + cost > self.piece_cost:
+                pieces.append([])
+                total = 0
+            pieces[-1].append(example)
+            total += cost
+        return list(pieces) or [examples]
+
+    def _answer(self, batch: Batch, ahead: Callable[[], None]) -> list[Outcome]:
+        """ahead: called when the device has its work."""
+        with torch.inference_mode(), self._computing():
+            moved = batch.to(self.device)
+            scored = bool(moved.targets) and not self._compares
+            writes = self._writes and "target_rows" not in moved.targets  # of pairs, which are compared
+            outputs = None if self._writes and not scored else self.task.forward(self.module, moved)
+            ahead()
+            answers = self.task.decode(self.artifacts, outputs, moved)
+            if writes:
+                written = as_writing_task(self.task).generate(self.artifacts, self.module, moved, synced=False)
+                answers = merge_texts(answers, written)
+            scores = self.task.score(self.artifacts, outputs, moved) if scored else [None] * len(answers)
+        return [
+            Answered(answer, score) if _is_finite(answer) else RowError("failed", "the model's output is not finite")
+            for answer, score in zip(answers, scores, strict=True)
+        ]
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=self._autocast) if self._autocast else nullcontext()
+
+    def _judge(self, error: Exception) -> RowError:
+        """Whether memory or the rows are to blame. Raises: TrainingFailed for a device that no longer works."""
+        message = (str(error).strip().splitlines() or [""])[0][:300]
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in message for sign in _CPU_MEMORY):
+            return RowError("out_of_memory", f"the row does not fit into the memory of {self.device}")
+        if self.device.type == "cuda":
+            self._check_device(error)
+        if isinstance(error, FinetuneError):
+            return RowError("failed", error.what)
+        return RowError("failed", f"{type(error).__name__}: {message}")
+
+    def _check_device(self, error: Exception) -> None:
+        try:
+            torch.zeros(1, device=self.device).add_(1).item()
+        except Exception:
+            raise TrainingFailed(
+                f"the GPU no longer works in this process: {str(error).strip().splitlines()[0]}",
+                where=str(self.device),
+                remedy="Start the same command again: it goes on where it ended.",
+            ) from error
+
+
+def _reply_length(artifacts: TaskArtifacts) -> int:
+    """Tokens that may be written for an example."""
+    names = ("reply_length", "max_target_length")
+    return next((int(getattr(artifacts.options, name)) for name in names if hasattr(artifacts.options, name)), 0)
+
+
+def _nothing() -> None:
+    """In place of fetching ahead."""
+
+
+def _is_finite(answer: Answer) -> bool:
+    return all(_finite(value) for value in answer.values.values())
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    return all(map(_finite, value)) if isinstance(value, (list, tuple)) else True
+
+
+def _free_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
