@@ -25,8 +25,8 @@ from finetune.tasks.facts import Facts
 from finetune.tasks.task import Task
 from finetune.training.checkpoint_reader import put_weights
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Quantization = Literal["auto", "none", "4bit", "8bit"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Quantization = Literal["none", "4bit", "8bit"]
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 UNTRAINED = ("new head", "missing weights")  # facts of weights that loading has drawn at random
@@ -59,8 +59,8 @@ def open_model(
     source: str | Path,
     *,
     checkpoint: str = "best",
-    precision: Precision = "auto",
-    quantization: Quantization = "auto",
+    precision: Precision | None = None,
+    quantization: Quantization | None = None,
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
     notify: Callable[[str], None] = lambda line: None,
@@ -73,14 +73,14 @@ def open_model(
 def load_found(
     found: FoundModel,
     *,
-    precision: Precision = "auto",
-    quantization: Quantization = "auto",
+    precision: Precision | None = None,
+    quantization: Quantization | None = None,
     device: torch.device | str | None = None,
 ) -> AskedModel:
     """The whole model on one device of this process.
 
-    precision: auto: as the model was evaluated in its training, or as its weights are stored. fp32, bf16, fp16: weights and
-    computation. quantization: auto: as it was trained; 4bit, 8bit: of the weights, while they are loaded.
+    precision: of weights and computation. None: as the model was evaluated in its training, or as its weights are stored.
+    quantization: of the weights, while they are loaded. None: as in its training.
     device: None: the current GPU, the CPU where there is none.
     Raises: UserError if the model cannot be loaded so.
     """
@@ -127,10 +127,12 @@ def build_trained(found: FoundModel, plan: Plan, facts: Facts) -> nn.Module:
     return module
 
 
-def _plan(found: FoundModel, precision: Precision, quantization: Quantization, device: torch.device) -> Plan:
+def _plan(
+    found: FoundModel, precision: Precision | None, quantization: Quantization | None, device: torch.device
+) -> Plan:
     """The plan of one process; what is asked takes the place of what the model was trained with."""
     model, training, stored, notes = found.recipe.model, found.recipe.training, found.stored, []
-    if quantization != "auto":
+    if quantization is not None:
         if quantization != "none" and model.init == "config":
             raise UserError(
                 f"--quantization {quantization}: weights are quantized while a model folder is loaded, and these come out of "
@@ -141,12 +143,10 @@ def _plan(found: FoundModel, precision: Precision, quantization: Quantization, d
         model = model.model_copy(update={"quantization": quantization})
     if device.type == "cpu" and precision == "fp16":
         raise UserError("fp16 needs a GPU", where="--precision", remedy="Use fp32 or bf16 on a CPU.")
-    if device.type == "cpu" and precision == "auto" and found.precision == "fp16":
+    if device.type == "cpu" and precision is None and found.precision in ("fp16", "tf32"):
         precision = "fp32"
-        notes.append("fp16 needs a GPU: the model computes in fp32 here")
-    if device.type == "cpu" and precision == "auto" and found.precision == "tf32":
-        precision = "fp32"
-    if precision != "auto":
+        notes.append(f"{found.precision} needs a GPU: the model computes in fp32 here")
+    if precision is not None:
         model = model.model_copy(update={"dtype": DTYPE_NAMES[precision]})
         training = training.model_copy(update={"precision": precision})
         stored = StoredPlan({**stored.training, "precision": precision}, {}) if stored else None
