@@ -21,12 +21,11 @@ from torch import nn
 from finetune.distributed.prefetcher import Prefetcher
 from finetune.errors import FinetuneError, TrainingFailed
 from finetune.inference.answering import Answered, Chunk, Outcome, RowError
+from finetune.inference.example_cost import ExampleCost, chunk_budget
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Batch
 from finetune.tasks.task import Task, as_writing_task, merge_texts, reference_columns
 
-TOKENS = {"cpu": 2_048, "cuda": 32_768}  # of a chunk, the padding not counted
-PIXELS = {"cpu": 2**19, "cuda": 2**23}
 HOPELESS = 32  # rows that the model may fail on before it has answered any
 _CPU_MEMORY = ("can't allocate memory", "not enough memory")  # torch's allocator of the CPU raises a RuntimeError
 
@@ -53,27 +52,17 @@ class BatchAnswerer:
         None: by the kind of device.
         """
         self.task, self.artifacts, self.module, self.device = task, artifacts, module, device
+        self.cost = ExampleCost.of(task, artifacts)
         self.out_of_memory = 0
         self.piece_cost: int | None = None
         self._autocast, self._asked_budget = autocast, asked_budget
         self._writes, self._compares = hasattr(task, "generate"), bool(reference_columns(task, artifacts))
         self._answered, self._failed = 0, 0
 
-    def cost(self, example: Example) -> int:
-        """Pixels of an image; tokens of a text, and those that may be written in reply."""
-        if "pixel_values" in example:
-            height, width = example["pixel_values"].shape[-2:]
-            return int(height * width)
-        read = sum(len(example[key]) for key in ("input_ids", "rejected_input_ids") if key in example)
-        return read + (_reply_length(self.artifacts) if self._writes else 0)
-
     @property
     def budget(self) -> int:
         """The cost of a chunk: as asked, or by the kind of device."""
-        if self._asked_budget is not None:
-            return self._asked_budget
-        budgets = PIXELS if self.task.card.decodes else TOKENS
-        return budgets.get(self.device.type, budgets["cuda"])
+        return chunk_budget(self.task, self.device.type) if self._asked_budget is None else self._asked_budget
 
     def run(self, chunks: Iterable[Chunk | None]) -> Iterator[tuple[Chunk, list[Outcome]]]:
         """The outcomes of each chunk, in the order of the chunks. See Answerer."""
@@ -197,12 +186,6 @@ class BatchAnswerer:
                 where=str(self.device),
                 remedy="Start the same command again: it goes on where it ended.",
             ) from error
-
-
-def _reply_length(artifacts: TaskArtifacts) -> int:
-    """Tokens that may be written for an example."""
-    names = ("reply_length", "max_target_length")
-    return next((int(getattr(artifacts.options, name)) for name in names if hasattr(artifacts.options, name)), 0)
 
 
 def _nothing() -> None:

@@ -10,7 +10,8 @@ import torch
 
 from finetune.errors import TrainingFailed
 from finetune.inference.answering import Answered, Chunk, RowError
-from finetune.inference.batches import HOPELESS, PIXELS, TOKENS, BatchAnswerer
+from finetune.inference.batches import HOPELESS, BatchAnswerer
+from finetune.inference.example_cost import TOKENS, ExampleCost, chunk_budget
 from tests.contract.examples import EXAMPLES
 from tests.prepared import Prepared, prepare
 
@@ -182,5 +183,5 @@ def test_the_budget_depends_on_options_and_kind_of_device_alone(prepared, model)
     one = answerer(prepared, model)
     assert one.cost({"input_ids": [1, 2, 3]}) == 3
     assert one.cost({"input_ids": [1, 2, 3], "rejected_input_ids": [1]}) == 4
-    assert one.cost({"pixel_values": torch.zeros(3, 20, 30)}) == 600
-    assert PIXELS["cpu"] < PIXELS["cuda"]
+    assert ExampleCost(pixels=600)({"row": {}}) == 600 and ExampleCost(written=8)({"input_ids": [1]}) == 9
+    assert chunk_budget(prepared.task, "cpu") < chunk_budget(prepared.task, "cuda")
