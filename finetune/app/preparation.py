@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.app.apart import run_apart
-from finetune.data.prepare.cache import cache_folder, digest, find_entry, remove_entry, touch
+from finetune.data.prepare.cache import cache_folder, digest, find_entry, is_intact, put_aside, touch
 from finetune.data.prepare.file_digest import file_stat, folder_digest, package_versions, source_digest
 from finetune.data.prepare.locks import use
 from finetune.data.prepare.named_files import named_files_changed
@@ -42,7 +42,7 @@ from finetune.recipe.model import ModelSection
 from finetune.recipe.paths import PATH_OPTIONS
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS
-from finetune.terminal import phase
+from finetune.terminal import phase, print_line
 
 KIND = "prepared"
 MANIFEST = "prepared.json"
@@ -180,7 +180,7 @@ def _model_identity(source: str, revision: str) -> list[Any]:
 def find_prepared(names: Names) -> Path | None:
     """The folder of the published entry, marked as in use by this process; None if there is none."""
     for name in dict.fromkeys((names.new, names.resumed)):
-        folder = find_entry(KIND, name)
+        folder = find_entry(KIND, name, print_line)
         manifest = read_manifest(folder) if folder is not None else None
         if folder is None or manifest is None:
             continue
@@ -197,10 +197,15 @@ def find_prepared(names: Names) -> Path | None:
 
 
 def mark_used(folder: Path) -> bool:
-    """Mark an entry, and the entries that belong to it, as in use by this process, now. False if one of them is gone."""
+    """Mark an entry, and the entries that belong to it, as in use by this process, now. False if one of them is gone, or
+    damaged.
+    """
     manifest = read_manifest(folder)
     parts = [Path(part) for part in manifest["entries"]] if manifest is not None else []
-    if manifest is None or not all(use(part) for part in (*parts, folder)):
+    damaged = [part for part in parts if not is_intact(part, print_line)]  # all of them are reported
+    if manifest is None or damaged:
+        return False
+    if not all(use(part) for part in (*parts, folder)):
         return False
     for part in parts:
         touch(part)
@@ -208,13 +213,9 @@ def mark_used(folder: Path) -> bool:
 
 
 def _discard(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Remove an entry whose images or parts have changed or gone, unless another process has replaced it meanwhile.
-
-    If a run uses it, it is only put aside: what that run has opened stays open, and it is removed a day later.
-    """
-    if read_manifest(folder) == manifest and not remove_entry(folder):
-        with suppress(OSError):
-            folder.rename(folder.with_name(f"{folder.name}.removed-{time.time_ns()}"))
+    """Remove an entry whose images or parts have changed or gone, unless another process has replaced it meanwhile."""
+    if read_manifest(folder) == manifest:
+        put_aside(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from finetune.models.adapter_source import AdapterSource, adapter_of, source_fil
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import CARDS
+from finetune.terminal import print_line
 
 KIND = "merged"
 
@@ -86,7 +87,7 @@ def start_model(recipe: Recipe) -> tuple[Recipe, str]:
         write_merged(auto_class, recipe.model, source, folder)
 
     with _lock(key):
-        folder = publish(KIND, key, write)
+        folder = publish(KIND, key, write, about=str(source.folder), notify=print_line)
     model = recipe.model.model_copy(update={"source": str(folder), "revision": "main"})
     what = "all weights are trained" if recipe.adapter is None else "a new adapter is added"
     return recipe.model_copy(update={"model": model}), (

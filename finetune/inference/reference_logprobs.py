@@ -16,7 +16,7 @@ import numpy as np
 from finetune.data.order.assignment import assign_evaluation
 from finetune.data.order.loader import evaluation_steps
 from finetune.data.prepare.added_columns import ExamplesWithColumns
-from finetune.data.prepare.cache import cache_folder, digest, publish
+from finetune.data.prepare.cache import digest, find_entry, publish
 from finetune.data.prepare.file_digest import source_digest
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
@@ -50,13 +50,12 @@ def add_reference_logprobs(
     runner = BatchRunner(task, artifacts, engine)
     for split, examples in datasets.items():
         key = _key(plan, examples, names)
-        cached = engine.session.broadcast(bool(key) and (cache_folder() / KIND / key).is_dir())
+        stored = _stored(key, notify) if key and engine.session.is_main else None
+        values = engine.session.broadcast(stored)
+        cached = values is not None
         if not cached:
             notify(f"{split}: computing reference log-probabilities of {len(examples):,} examples, once")
             values = _compute(runner, examples, names, plan.batch.micro_batch)
-        else:
-            stored = np.load(cache_folder() / KIND / key / "values.npy") if engine.session.is_main else None
-            values = engine.session.broadcast(stored)
         if key and not cached and engine.session.is_main:
             publish(KIND, key, _writer(values), about=f"{split}: reference log-probabilities of {plan.recipe.name}")
         datasets[split] = ExamplesWithColumns(examples, dict(zip(names, values.T, strict=True)))
@@ -89,6 +88,12 @@ def _compute(runner: BatchRunner, examples: Examples, names: Sequence[str], micr
             remedy="Check the model's weights and training.precision.",
         )
     return numbers[order]
+
+
+def _stored(key: str, notify: Callable[[str], None]) -> np.ndarray | None:
+    """The values of an earlier run."""
+    folder = find_entry(KIND, key, notify)
+    return None if folder is None else np.load(folder / "values.npy")
 
 
 def _writer(values: np.ndarray) -> Callable[[Path], None]:

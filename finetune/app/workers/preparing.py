@@ -110,13 +110,13 @@ def ready(recipe: Recipe, run: Path | None = None, split: str = "", data: tuple[
         except PreparationFailed as error:
             raise PeerFailed(error.what) from None
     if folder is None:
-        folder = prepare(request, names, Stage(default_workers(), ProgressLine()))
+        folder = prepare(request, names, Stage(default_workers(), ProgressLine(), print_line))
     return load(folder, recipe)
 
 
 def prepare_apart(request: Request, names: Names, workers: int | None) -> str:
     """In a child of the process that supervises (app/preparation.py)."""
-    return str(prepare(request, names, Stage(workers or default_workers(), ProgressLine())))
+    return str(prepare(request, names, Stage(workers or default_workers(), ProgressLine(), print_line)))
 
 
 def prepare(request: Request, names: Names, stage: Stage) -> Path:

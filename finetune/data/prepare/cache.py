@@ -1,5 +1,8 @@
 """Cache of converted data on disk. Entries are published by rename, so they are complete or absent.
 
+Each has checksums of its files, which are compared when it is opened (checksums.py). One that is damaged is reported,
+removed, and made again.
+
 An entry is a folder `<kind>/<key>`. While a process makes it, that process holds the lock `<kind>/<key>.lock`, and others that
 want the same entry wait (locks.py). What an interrupted process leaves of an entry that can be continued is in
 `<kind>/<key>.partial-<host>`.
@@ -22,7 +25,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from finetune.data.prepare.checksums import find_damage, has_checksums, write_checksums
 from finetune.data.prepare.locks import exclusive, release, take_from_use, try_lock
+from finetune.data.prepare.progress import current_stage
 from finetune.errors import Stopped, UserError
 
 UNUSED_SECONDS = 30 * 86_400  # entries not opened for this long are removed
@@ -64,13 +69,55 @@ def recorded_entries() -> Iterator[dict[Path, None]]:
         _recorded.reset(token)
 
 
-def find_entry(kind: str, key: str) -> Path | None:
-    """The path of a complete entry, whose time of last use becomes now; None if there is none."""
+def find_entry(kind: str, key: str, notify: Notify | None = None) -> Path | None:
+    """The path of a complete entry, whose time of last use becomes now; None if there is none that is as it was written.
+
+    notify: is called with a line about an entry that is damaged, which is removed.
+    """
     final = cache_folder() / kind / key
-    if not final.is_dir():
+    if not is_intact(final, notify):
         return None
     _opened(final)
     return final
+
+
+def is_intact(entry: Path, notify: Notify | None = None) -> bool:
+    """Whether an entry is there, as it was written. One that is damaged is reported and removed."""
+    if not entry.is_dir():
+        return False
+    if not has_checksums(entry):  # of an earlier version
+        put_aside(entry)
+        return False
+    damage = find_damage(entry)
+    if not damage:
+        return True
+    about = read_about(entry)
+    if put_aside(entry) and notify is not None:
+        notify(
+            f"note: {entry.parent.name}/{entry.name}{about and f' ({about})'} in the cache is damaged: {damage}; made again"
+        )
+    return False
+
+
+def read_about(entry: Path) -> str:
+    """What an entry was made from; "" if it does not say."""
+    try:
+        return str(json.loads((entry / ABOUT).read_text("utf-8"))["about"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def put_aside(entry: Path) -> bool:
+    """Remove an entry that nobody shall find any more; if a process uses it, what it has opened stays open, and the rest is
+    removed a day later. False if it was gone already.
+    """
+    if remove_entry(entry):
+        return True
+    try:
+        entry.rename(entry.with_name(f"{entry.name}.removed-{time.time_ns()}"))
+    except OSError:
+        return False
+    return True
 
 
 def _opened(entry: Path) -> None:
@@ -98,7 +145,8 @@ def publish(
     resumable: after an interruption, `write` is called next time with the folder as it was left.
     Raises: UserError if the disk is full or read-only.
     """
-    found = find_entry(kind, key)
+    notify = notify or current_stage().notify
+    found = find_entry(kind, key, notify)
     if found is not None:
         return found
     final = cache_folder() / kind / key
@@ -127,6 +175,7 @@ def _make(final: Path, write: Callable[[Path], None], about: str, *, resumable: 
     try:
         write(incomplete)
         (incomplete / ABOUT).write_text(json.dumps({"about": about, "made": time.time()}), "utf-8")
+        write_checksums(incomplete)
         _rename(incomplete, final)
     except INTERRUPTIONS:
         keep = resumable

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.data.prepare.cache import ABOUT, cache_folder, is_partial, remove_entry
+from finetune.data.prepare.cache import cache_folder, is_partial, read_about, remove_entry
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,11 @@ def prune_entries(older_than_days: float) -> tuple[list[Entry], list[Entry]]:
 
 
 def _entry(path: Path) -> Entry:
-    try:
-        about = str(json.loads((path / ABOUT).read_text("utf-8"))["about"])
-    except (OSError, ValueError, KeyError, TypeError):
-        about = ""
     stat = path.stat()
     size = sum(file.lstat().st_size for file in _files(path))
-    return Entry(path, path.parent.name, about, size, max(0.0, time.time() - stat.st_mtime), is_partial(path.name))
+    return Entry(
+        path, path.parent.name, read_about(path), size, max(0.0, time.time() - stat.st_mtime), is_partial(path.name)
+    )
 
 
 def _files(folder: Path) -> list[Path]:

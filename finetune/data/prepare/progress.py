@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,6 +24,10 @@ class Progress(Protocol):
         ...
 
 
+def _discard(text: str) -> None:
+    """Nobody listens."""
+
+
 class SilentProgress:
     """Shows nothing."""
 
@@ -33,10 +37,15 @@ class SilentProgress:
 
 @dataclass(frozen=True)
 class Stage:
-    """What the stage of preparation gives to the code that it calls. workers: processes that may work at the same time."""
+    """What the stage of preparation gives to the code that it calls.
+
+    workers: processes that may work at the same time. notify: takes lines that must be read, such as one about an entry of
+    the cache that is damaged.
+    """
 
     workers: int = 1
     progress: Progress = field(default_factory=SilentProgress)
+    notify: Callable[[str], None] = _discard
 
 
 _ALONE = Stage()

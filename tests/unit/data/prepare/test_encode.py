@@ -172,7 +172,11 @@ def in_layouts(row):
 
 
 def files_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("about.json", ".in-use")}
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.name not in ("about.json", ".in-use", ".checked")
+    }
 
 
 @pytest.mark.parametrize(("workers", "fork"), [(2, True), (3, True), (2, False)])
