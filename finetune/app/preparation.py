@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.app.apart import run_apart
+from finetune.app.data_changes import Record, check_evaluated_rows, check_resumed_data
 from finetune.data.prepare.cache import cache_folder, digest, find_entry, is_intact, put_aside, touch
 from finetune.data.prepare.file_digest import file_stat, folder_digest, package_versions, source_digest
 from finetune.data.prepare.locks import use
@@ -43,11 +44,12 @@ from finetune.recipe.paths import PATH_OPTIONS
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS
 from finetune.terminal import phase, print_line
+from finetune.tracking.run import Run
 
 KIND = "prepared"
 MANIFEST = "prepared.json"
 ARTIFACTS = "artifacts"
-FORMAT = 1
+FORMAT = 2
 # Sections of a recipe that shape the data; of `training`, these keys only. A test compares them with what tasks read.
 SECTIONS = ("task", "seed", "model", "data", "options")
 TRAINING_KEYS = ("label_smoothing",)
@@ -84,18 +86,28 @@ class Request:
     """What is to be prepared: the splits of a recipe, or for an evaluation one split or other files.
 
     values: the recipe as JSON values. run: the folder of the run that is resumed or evaluated; its plan and artifacts are
-    kept. split, data: as `finetune evaluate` takes them; "" and () for a training.
+    kept. split, data: as `finetune evaluate` takes them; "" and () for a training. data_changed: the data may be another
+    than that of the run, which is then trained on with it.
     """
 
     values: Mapping[str, Any]
     run: Path | None = None
     split: str = ""
     data: tuple[str, ...] = ()
+    data_changed: bool = False
 
     @classmethod
-    def of(cls, recipe: Recipe, run: Path | None = None, split: str = "", data: tuple[str, ...] = ()) -> Request:
+    def of(
+        cls,
+        recipe: Recipe,
+        run: Path | None = None,
+        split: str = "",
+        data: tuple[str, ...] = (),
+        *,
+        data_changed: bool = False,
+    ) -> Request:
         """The request for a recipe."""
-        return cls(recipe.model_dump(mode="json"), run, split, data)
+        return cls(recipe.model_dump(mode="json"), run, split, data, data_changed)
 
     @property
     def recipe(self) -> Recipe:
@@ -145,6 +157,17 @@ class Request:
             return []
         model: ModelSection = self.recipe.model
         return [_model_identity(source, model.revision) for source in (model.source, model.tokenizer, model.processor)]
+
+    def check_data(self, now: Mapping[str, Record]) -> None:
+        """now: what there is of each split. Raises: UserError if it is not the data of the run that is resumed, or a split
+        of the run that is evaluated has other rows.
+        """
+        if self.run is None or self.data:
+            return
+        if self.split:
+            check_evaluated_rows(Run(self.run), self.recipe, self.split, now)
+        else:
+            check_resumed_data(Run(self.run), now, continued=self.data_changed)
 
     def kept(self) -> dict[str, Any]:
         """What the run has decided already: {"packing", "capacity", "artifacts": digest}; {} for a new run."""
@@ -236,6 +259,7 @@ def ensure_prepared(request: Request, workers: int | None = None) -> Path:
     names = request.names()
     found = find_prepared(names)
     if found is not None:
+        request.check_data((read_manifest(found) or {})["data"])
         return found
     target = "finetune.app.workers.preparing:prepare_apart"
     with phase("preparing the data"):

@@ -8,10 +8,52 @@ from pathlib import Path
 from finetune.errors import UserError
 from finetune.recipe.identity import list_differences
 from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.recipe import Recipe
 from finetune.terminal import print_line
+from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
 
 ROOT = Path("runs")
+MANIFEST = "manifest.json"  # of a checkpoint, written last
+
+
+def kept_run(recipe: Recipe, run_dir: Path | None, resume: str) -> Path | None:
+    """The folder of the run whose plan, artifacts and data a training keeps; None where it begins anew. Reads only.
+
+    That of the checkpoint which `resume` names, else of the run that is resumed, if it has a checkpoint.
+    Raises: UserError if `resume` names no checkpoint.
+    """
+    if resume not in ("auto", "never"):
+        checkpoint = Path(resume).resolve()
+        if not (checkpoint / MANIFEST).is_file():
+            raise _no_checkpoint(checkpoint)
+        owner = Run(checkpoint.parent.parent)
+        return owner.path if owner.plan_file.is_file() else None
+    if resume == "never":
+        return None
+    run = Run(run_dir) if run_dir is not None else Run.newest_unfinished(recipe, ROOT)
+    return run.path if run is not None and has_checkpoint(run) else None
+
+
+def has_checkpoint(run: Run) -> bool:
+    """Whether something of the run's training is kept: a complete checkpoint, whose digests nobody has looked at."""
+    return any(path.suffix == "" and (path / MANIFEST).is_file() for path in run.checkpoints.glob("step-*"))
+
+
+def _no_checkpoint(path: Path) -> UserError:
+    owner = Run(path.parent.parent)
+    what = "no such checkpoint" if not path.exists() else f"not a checkpoint: it has no {MANIFEST}"
+    removed = removal_remedy(owner) if owner.file.is_file() and not path.exists() else ""
+    names = sorted(found.name for found in path.glob("checkpoints/step-*")) if (path / "run.json").is_file() else []
+    if names:
+        removed = (
+            f"It is a run folder; its checkpoints are {', '.join(names)}: --resume {path / 'checkpoints' / names[-1]}."
+        )
+    return UserError(
+        what,
+        where=f"--resume {path}",
+        remedy=removed or "Give the folder of a checkpoint, .../checkpoints/step-*, or auto.",
+    )
 
 
 def choose_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | None:

@@ -7,16 +7,23 @@ from pathlib import Path
 
 from finetune.app.opening import open_recipe
 from finetune.app.preparation import Request, ensure_prepared
-from finetune.app.runs import choose_run, find_run
+from finetune.app.runs import choose_run, find_run, kept_run
 from finetune.app.supervise import check_recipe, plan_launch, supervise
 from finetune.distributed.launch import die_with_parent
 from finetune.terminal import print_line
 
 
 def train(
-    *, recipe: str, sets: list[str], processes: int | None, run_dir: Path | None, resume: str, restarts: int
+    *,
+    recipe: str,
+    sets: list[str],
+    processes: int | None,
+    run_dir: Path | None,
+    resume: str,
+    restarts: int,
+    data_changed: bool = False,
 ) -> None:
-    """Train a recipe to the end, from its last checkpoint if there is one.
+    """Train a recipe to the end, from its last checkpoint if there is one. data_changed: even if the data is not the same.
 
     Raises: UserError before anything starts; TrainingFailed or Stopped as the first failing rank reported it.
     """
@@ -30,14 +37,14 @@ def train(
     check_recipe(loaded)
     launch = plan_launch(loaded, processes)  # what it refuses leaves no run folder
     found = find_run(loaded, run_dir, resume)
-    if found is None or found.status != "done":
-        ensure_prepared(
-            Request.of(loaded.recipe, None if found is None else found.path)
-        )  # what it refuses leaves none, either
+    if found is None or found.status != "done":  # what preparation refuses leaves no run folder, either
+        kept = kept_run(loaded.recipe, run_dir, resume)
+        ensure_prepared(Request.of(loaded.recipe, kept, data_changed=data_changed))
     run = choose_run(loaded, run_dir, resume)
     if run is None:
         return
-    arguments = ["train", str(run.recipe_file), "--run-dir", str(run.path), "--resume"]
+    arguments = ["train", str(run.recipe_file), "--run-dir", str(run.path)]
+    arguments += ["--data-changed", "--resume"] if data_changed else ["--resume"]
     resume = "auto" if resume == "never" else resume  # the run is a new one already
     supervise(run, lambda resume: launch([*arguments, resume]), resume, restarts)
     summary = run.read().get("summary", {})

@@ -35,6 +35,10 @@ def train(
             help="auto: resume the last unfinished run of this recipe; never: start a new run; or the path of a checkpoint.",
         ),
     ] = "auto",
+    data_changed: Annotated[
+        bool,
+        typer.Option("--data-changed", help="Resume although the data is not that which the run was trained on."),
+    ] = False,
     restarts: Annotated[
         int,
         typer.Option(
@@ -57,4 +61,5 @@ def train(
         run_dir=run_dir,
         resume=resume,
         restarts=restarts,
+        data_changed=data_changed,
     )

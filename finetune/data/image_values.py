@@ -54,10 +54,10 @@ def named_file(value: Any) -> str | None:
     return value if isinstance(value, str) and value and not is_inline(value) and not ADDRESS.match(value) else None
 
 
-def files_digest(values: Iterable[Any]) -> str:
-    """Digest of path, size and modification time of the files that values of an image column name.
+def files_state(values: Iterable[Any]) -> str:
+    """Digest of path, size, times and inode of the files that values of an image column name: what they were at a moment.
 
-    A file that is put in place, replaced or removed changes it. No file is opened.
+    A file that is put in place, changed, replaced or removed changes it. No file is opened.
     """
     digest = hashlib.blake2b(digest_size=16)
     for value in values:
@@ -66,7 +66,7 @@ def files_digest(values: Iterable[Any]) -> str:
             continue
         try:
             stat = os.stat(name)  # noqa: PTH116 - Path takes three times as long, for each image
-            state = f"{stat.st_size} {stat.st_mtime_ns}"
+            state = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
         except (OSError, ValueError):
             state = "missing"
         digest.update(f"{len(name)} {name} {state}\n".encode("utf-8", "surrogatepass"))

@@ -36,8 +36,9 @@ class Run:
 
     run.json: id, name, task, created (UTC), status, process (that trains it now), sessions (one per start or
     resume: started, ended, start_step, step, status), machine, versions, facts (as the loop reported them),
-    summary, wandb (id, folder, url), data (split: rows and digest of what is trained on), removed_checkpoints
-    (name, bytes) where the recipe keeps none or the best only.
+    summary, wandb (id, folder, url), data (split: rows, digest of their content, and files), data_changes (what was not as
+    before when it resumed with --data-changed, and at which step), removed_checkpoints (name, bytes) where the recipe
+    keeps none or the best only.
     """
 
     def __init__(self, path: Path) -> None:

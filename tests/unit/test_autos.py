@@ -14,6 +14,7 @@ ALLOWED = {
     ("cli/train.py", ""): "--resume is a mode of running",
     ("app/train.py", ""): "--resume",
     ("app/runs.py", "find_run"): "--resume",
+    ("app/runs.py", "kept_run"): "--resume",
     ("app/supervise.py", "supervise"): "--resume",
     ("app/supervise.py", "plan_launch"): "parallel.processes, decided before there is a plan",
     ("app/workers/resuming.py", ""): "--resume",

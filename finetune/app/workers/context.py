@@ -70,12 +70,16 @@ def set_up(session: Session, plan: Plan, data: PreparedData, notify: Notify) -> 
 
 
 def check_same_data(session: Session, data: PreparedData) -> None:
-    """All ranks call it. Raises: UserError if they do not have the same examples."""
-    found = session.all_gather((data.digests, {name: len(examples) for name, examples in data.datasets.items()}))
+    """All ranks call it. Raises: UserError if the content of their data differs, or the examples that were made of it."""
+    contents = {name: record["content"] for name, record in data.data.items()}
+    found = session.all_gather((contents, {name: len(examples) for name, examples in data.datasets.items()}))
     different = [rank for rank, other in enumerate(found) if other != found[0]]
     if different:
+        theirs, ours = ({**other[1], **other[0]} for other in (found[different[0]], found[0]))
+        splits = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        which = f" ({', '.join(splits)})" if splits else ", although the files have the same content"
         raise UserError(
-            f"the prepared data of rank {different[0]} differs from that of rank 0",
+            f"the prepared data of rank {different[0]} differs from that of rank 0{which}",
             where="data",
             remedy="Copy the same data files to all machines, or put them on storage that they share.",
         )

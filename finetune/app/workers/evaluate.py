@@ -64,7 +64,8 @@ def work(
     )
     result = evaluator.evaluate(name_of_split, examples, out=folder / "predictions.jsonl")
     if session.is_main:
-        described = {"rows": prepared.rows[name_of_split], "digest": prepared.digests[name_of_split]}
+        record = prepared.data[name_of_split]
+        described = {"rows": record["rows"], "digest": record["content"]}
         _publish(folder, found, split, data, described, result)
         if not supervised:
             print_line((folder / "figures.json").read_text(encoding="utf-8"))

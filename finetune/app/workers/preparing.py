@@ -20,9 +20,11 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from finetune.app.data_changes import describe_data
 from finetune.app.evaluated_data import open_evaluated_table
 from finetune.app.machine import plan_alone
 from finetune.app.preparation import (
@@ -70,7 +72,7 @@ ALIGNMENT = 64  # bytes, of arrays in arrays.bin
 class PreparedData:
     """What ranks need of the data. messages: lines that preparation had for the user, such as skipped rows.
 
-    digests: split -> digest of its rows; the same on every machine that has the same data.
+    data: split -> its record (data_changes.py): rows, digest of their content, files.
     """
 
     folder: Path
@@ -78,8 +80,7 @@ class PreparedData:
     datasets: Datasets
     facts: Facts
     messages: list[str]
-    digests: dict[str, str]
-    rows: dict[str, int]
+    data: dict[str, dict[str, Any]]
 
     def save_artifacts(self, folder: Path) -> None:
         """Copy the artifacts into a run folder, byte by byte, so that a resumed run finds the same prepared data."""
@@ -95,13 +96,21 @@ class PreparedData:
         beside.replace(folder / FILE)
 
 
-def ready(recipe: Recipe, run: Path | None = None, split: str = "", data: tuple[str, ...] = ()) -> PreparedData:
+def ready(
+    recipe: Recipe,
+    run: Path | None = None,
+    split: str = "",
+    data: tuple[str, ...] = (),
+    *,
+    data_changed: bool = False,
+) -> PreparedData:
     """The prepared data for this rank: mapped if it is there; else local rank 0 prepares it, and the others wait.
 
-    Every rank calls it, before the process group is opened: no rank waits in a collective.
-    Raises: UserError as `prepare` does; PeerFailed on a rank that waited for one that failed.
+    Every rank calls it, before the process group is opened: no rank waits in a collective. The arguments are a Request's.
+    Raises: UserError as `prepare` does, and for data that is not that of the run; PeerFailed on a rank that waited for
+    one that failed.
     """
-    request = Request.of(recipe, run, split, data)
+    request = Request.of(recipe, run, split, data, data_changed=data_changed)
     names, env = request.names(), from_environ()
     folder = find_prepared(names)
     if folder is None and env is not None and env.local_rank > 0:
@@ -111,7 +120,9 @@ def ready(recipe: Recipe, run: Path | None = None, split: str = "", data: tuple[
             raise PeerFailed(error.what) from None
     if folder is None:
         folder = prepare(request, names, Stage(default_workers(), ProgressLine(), print_line))
-    return load(folder, recipe)
+    prepared = load(folder, recipe)
+    request.check_data(prepared.data)
+    return prepared
 
 
 def prepare_apart(request: Request, names: Names, workers: int | None) -> str:
@@ -147,6 +158,8 @@ def _write(folder: Path, request: Request) -> None:
     with recorded_entries() as entries:
         plan, artifacts, tables, origin = _read(request, recipe, facts, messages.append)
         images = list_named_files(tables)
+        described = describe_data(tables)
+        request.check_data(described)  # before a label that is new is a bad row
         task = load_task(recipe.task)
         datasets = encode_tables(plan, task, artifacts, tables, facts)
     if origin is None:
@@ -163,9 +176,8 @@ def _write(folder: Path, request: Request) -> None:
         "facts": facts.values,
         "notes": facts.notes,
         "messages": messages,
-        "rows": {table.name: len(table) for table in tables},
         "examples": {name: len(examples) for name, examples in datasets.items()},
-        "digests": {table.name: getattr(table, "fingerprint", "") for table in tables},
+        "data": described,
         "entries": [str(entry) for entry in entries],
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False), "utf-8")
@@ -235,6 +247,5 @@ def load(folder: Path, recipe: Recipe) -> PreparedData:
         _load_datasets(folder),
         Facts(manifest["facts"], manifest["notes"]),
         manifest["messages"],
-        manifest["digests"],
-        manifest["rows"],
+        manifest["data"],
     )

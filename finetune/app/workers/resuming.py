@@ -1,63 +1,44 @@
-"""Where a training resumes: the stored plan, the checkpoint to start from, and the best one so far."""
+"""Where a training resumes: the checkpoint to start from, the best one so far, and the data before it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from finetune.app.runs import ROOT
-from finetune.app.workers.preparing import PreparedData
+from finetune.app.data_changes import data_changes
 from finetune.distributed.session import Session
 from finetune.errors import UserError
 from finetune.events import Listener
 from finetune.planning.plan import Plan
-from finetune.planning.stored import StoredPlan
 from finetune.recipe.identity import list_differences, training_differences
 from finetune.recipe.recipe import Recipe
 from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
 from finetune.training.checkpoint_reader import Checkpoint, check_together, checkpoint_name, newest_checkpoint
 from finetune.training.checkpoint_writer import abandon_newer, name_checkpoint
-from finetune.units import format_number
 
 
-def find_stored_plan(recipe: Recipe, run_dir: Path | None, resume: str) -> StoredPlan | None:
-    """The plan of the run that is resumed: of the checkpoint that is named, else of the run folder. Reads only."""
-    if resume == "never":
-        return None
-    named = None if resume == "auto" else StoredPlan.read(Run(Path(resume).resolve().parent.parent).plan_file)
-    if named is not None:
-        return named
-    run = Run(run_dir) if run_dir is not None else Run.newest_unfinished(recipe, ROOT)
-    return None if run is None else StoredPlan.read(run.plan_file)
-
-
-def find_resumed_run(recipe: Recipe, run_dir: Path | None, resume: str) -> Path | None:
-    """The folder of the run that will be resumed, if there is one: `choose_run` comes to the same. Reads only."""
-    if run_dir is not None:
-        return run_dir
-    run = Run.newest_unfinished(recipe, ROOT) if resume == "auto" else None
-    return None if run is None else run.path
-
-
-def report_data_changes(run: Run, start: Checkpoint | None, data: PreparedData, listener: Listener) -> None:
-    """Keep in run.json which rows are trained on, and say where they are not those before `start`. Rank 0 only."""
-    now: dict[str, dict[str, Any]] = {
-        name: {"rows": data.rows.get(name, 0), "digest": digest} for name, digest in data.digests.items()
-    }
+def keep_data_record(
+    run: Run, start: Checkpoint | None, now: dict[str, dict[str, Any]], listener: Listener
+) -> dict[str, str]:
+    """Keep in run.json what is trained on. Where it is not what was trained on before `start` (--data-changed), say so and
+    keep that, too. Returns split -> what has changed. Rank 0 only.
+    """
+    changes: list[str] = []
+    fields: dict[str, Any] = {"data": now}
     if start is not None:
         owner = Run(start.path.parent.parent)
         before = owner.read().get("data") or {} if owner.file.is_file() else {}
-        for name in sorted({*before, *now} if before else ()):
-            then, current = before.get(name), now.get(name)
-            if then == current:
-                continue
-            rows = [format_number(each["rows"], "row") if each else "none" for each in (then, current)]
-            listener.message(
-                f"THE DATA HAS CHANGED since {start.path.name}: {name} had {rows[0]}, and now has {rows[1]} with other "
-                "content; figures before and after are of different data. --resume never trains anew"
-            )
-    run.update(data=now)
+        changes = data_changes(before, now)
+        if any("content" not in record for record in before.values()):
+            listener.message("note: an earlier version did not keep a digest of the data; only rows were counted")
+        for change in changes:
+            listener.message(f"THE DATA HAS CHANGED since {start.path.name}: {change}")
+        if changes:
+            listener.message("figures before and after are of different data")
+            fields["data_changes"] = [*run.read().get("data_changes", []), {"step": start.step, "changes": changes}]
+    run.update(**fields)
+    return dict(change.split(": ", 1) for change in changes)
 
 
 def check_same_plan(session: Session, plan: Plan) -> None:

@@ -12,19 +12,13 @@ from rich import console as terminal
 from finetune.app.machine import plan_here
 from finetune.app.model_folder import write_model
 from finetune.app.opening import open_recipe
-from finetune.app.runs import choose_run
+from finetune.app.runs import choose_run, kept_run
 from finetune.app.workers.context import TrainingContext, make_loop, open_session, set_up
 from finetune.app.workers.describe import describe, forecast_bytes
 from finetune.app.workers.launcher_config import compare_with_launcher
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.preparing import PreparedData, ready
-from finetune.app.workers.resuming import (
-    check_same_plan,
-    find_checkpoints,
-    find_resumed_run,
-    find_stored_plan,
-    report_data_changes,
-)
+from finetune.app.workers.resuming import check_same_plan, find_checkpoints, keep_data_record
 from finetune.distributed.env import from_environ
 from finetune.distributed.failure import clear_failures, report_failures
 from finetune.distributed.launch import SUPERVISED
@@ -32,6 +26,7 @@ from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, Stopped
 from finetune.events import Listener, SilentListener
 from finetune.planning.plan import Plan
+from finetune.planning.stored import StoredPlan
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.artifacts import MODEL
@@ -48,7 +43,9 @@ from finetune.training.stop import StopRequest
 from finetune.training.telemetry import Telemetry
 
 
-def work(*, recipe: str, sets: list[str], run_dir: Path | None, resume: str, **supervision: Any) -> None:
+def work(
+    *, recipe: str, sets: list[str], run_dir: Path | None, resume: str, data_changed: bool = False, **supervision: Any
+) -> None:
     """This process as one of N. supervision: options for the supervising process alone (processes, restarts)."""
     env = from_environ()
     rank = env.rank if env else 0
@@ -56,13 +53,13 @@ def work(*, recipe: str, sets: list[str], run_dir: Path | None, resume: str, **s
     if supervised:
         redirect_output(rank, Path(supervised))
     loaded = open_recipe(recipe, sets)
-    stored = find_stored_plan(loaded.recipe, run_dir, resume)  # on all ranks, before anything is written
+    kept = kept_run(loaded.recipe, run_dir, resume)  # on all ranks, before anything is written
+    stored = None if kept is None else StoredPlan.read(Run(kept).plan_file)
     plan = plan_here(loaded.recipe, env.world_size if env else 1, stored)
     if not supervised and rank == 0:
         for line in compare_with_launcher(os.environ, plan):
             print_line(line)
-    resumed = find_resumed_run(loaded.recipe, run_dir, resume)
-    data = ready(loaded.recipe, resumed)  # a signal ends it at once: there is nothing to save yet
+    data = ready(loaded.recipe, kept, data_changed=data_changed)  # a signal ends it at once: there is nothing to save
     stop = StopRequest().listen()
     session = open_session(plan)
     check_same_plan(session, plan)
@@ -101,8 +98,11 @@ def _train(
             _write_contract(context, data, run)
         loop = make_loop(context, OutputDirs(run.checkpoints, run.predictions), listener, stop)
         start, best = find_checkpoints(session, run, recipe, resume, listener)
-        if session.is_main:
-            report_data_changes(run, start, data, listener)
+        changes = keep_data_record(run, start, data.data, listener) if session.is_main else {}
+        if "validation" in session.broadcast(changes):
+            if best is not None:
+                listener.message("the best checkpoint so far was measured on other rows: it does not count any more")
+            best = None
         outcome = loop.run(start, best, facts={**describe(context), "model": recipe.model.source})
         summary = _finish(loop, context, run, recipe, outcome)
     except (Stopped, KeyboardInterrupt):

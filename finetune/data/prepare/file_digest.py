@@ -66,7 +66,7 @@ def file_digest(path: Path) -> str:
             return str(remembered["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not remembered
-    found = _read(path)
+    found = read_digest(path)
     if file_stat(path) == stat:  # otherwise it changed while it was read
         _remember(memory, {"path": os.fspath(path.resolve()), "stat": stat, "digest": found})
     return found
@@ -81,7 +81,9 @@ def folder_digest(folder: Path, *, without: Sequence[str] = ()) -> str:
     """Digest of a small folder: names and contents of its files, except those in the subfolders `without`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     named = [(path.relative_to(folder), path) for path in files]
-    return digest("folder", [(name.as_posix(), _read(path)) for name, path in named if name.parts[0] not in without])
+    return digest(
+        "folder", [(name.as_posix(), read_digest(path)) for name, path in named if name.parts[0] not in without]
+    )
 
 
 def package_versions() -> dict[str, str]:
@@ -111,7 +113,8 @@ def source_digest(*rooms: str) -> str:
     return _sources[rooms]
 
 
-def _read(path: Path) -> str:
+def read_digest(path: Path) -> str:
+    """Digest of a file's content, which is read. Raises: OSError."""
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 

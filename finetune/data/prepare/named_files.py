@@ -9,19 +9,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from finetune.data.image_values import files_digest
+from finetune.data.image_values import files_state
 
-FILE = "named_files"  # in the entry: a digest of sizes and times, and the paths, each ending with a null byte
+FILE = "named_files"  # in the entry: a digest of sizes, times and inodes, and the paths, each ending with a null byte
 END = "\0"
 
 
 def list_named_files(tables: Iterable[Any]) -> tuple[str, list[str]]:
-    """(digest of sizes and modification times as they are now, paths) of the images that the rows of tables name.
+    """(digest of sizes, times and inodes as they are now, paths) of the images that the rows of tables name.
 
     Images in folders of classes are not among them: their sizes and times are known by the folder's listing.
     """
     paths = list(chain.from_iterable(table.named_files() for table in tables if hasattr(table, "named_files")))
-    return files_digest(paths), paths
+    return files_state(paths), paths
 
 
 def write_named_files(folder: Path, state: str, paths: Iterable[str]) -> None:
@@ -38,4 +38,4 @@ def named_files_changed(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     state, *paths = content.removesuffix(END).split(END)
-    return files_digest(paths) != state
+    return files_state(paths) != state

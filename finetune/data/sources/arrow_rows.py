@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.bad_rows import BadRows
 from finetune.data.columns import Required
 from finetune.data.formats.compression import unreadable
-from finetune.data.image_values import files_digest, named_file
+from finetune.data.image_values import named_file
 from finetune.data.prepare.cache import digest, publish
+from finetune.data.prepare.content_digests import joint_digest
 from finetune.data.prepare.file_digest import contents_digest, file_digest, source_digest
 from finetune.data.sources.arrow_values import column_at, is_plain, plain
 from finetune.data.values import NO_NUMBER, OddValues, without_nan
@@ -65,10 +66,16 @@ class ArrowRows:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the files, how they are read, and of the images that they name."""
+        """Of the files, how they are read, and of the paths and contents of the images that they name."""
         _, _, mapping, required, limit, files = self._arguments
-        images = [files_digest(self.named_files())] if "image" in mapping else []
-        return digest("arrow", files, mapping, required, limit, source_digest("data"), *images)
+        paths = digest(list(self.named_files()))
+        return digest("arrow", files, mapping, required, limit, source_digest("data"), self.content, paths)
+
+    @cached_property
+    def content(self) -> str:
+        """Of the files, and of the images that they name."""
+        *_, limit, files = self._arguments
+        return digest("content", files, limit, joint_digest(self.named_files()))
 
     def named_files(self) -> Iterator[str]:
         """The paths in the image column, where it holds paths; bytes are not read."""

@@ -19,7 +19,8 @@ COLUMNS = ("image", "label")
 CLUTTER = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}  # of operating systems; like hidden files never looked at
 SHOWN = 10  # extensions or folders named in one message
 
-ImageEntry = tuple[str, str | None, int, int]  # (path relative to the folder, class, bytes, modification time in ns)
+# (path relative to the folder, class, bytes, modification time and change time in ns, inode)
+ImageEntry = tuple[str, str | None, int, int, int, int]
 
 
 @dataclass
@@ -67,7 +68,8 @@ def list_images(folder: Path) -> ImageListing:
                 name = os.path.relpath(path, folder)
                 if is_image:
                     stat = path.stat()
-                    listing.images.append((name, label, stat.st_size, stat.st_mtime_ns))
+                    times = stat.st_mtime_ns, stat.st_ctime_ns
+                    listing.images.append((name, label, stat.st_size, *times, stat.st_ino))
                     listing.nested += label is not None and path.parent != start
                 else:
                     listing.unread[path.suffix.lower() or "no extension"] += 1

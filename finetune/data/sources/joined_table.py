@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate, chain, compress
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,8 @@ class JoinedTable:
 
     chosen: ids of the rows that belong to the table, int64, ascending; None: all rows.
     note: describes the choice; part of the fingerprint.
-    fingerprint: identifies the content. classes: role -> class names, if the data declares them.
+    fingerprint: identifies what is read. content: digest of the rows alone, the same on every machine.
+    classes: role -> class names, if the data declares them.
     whole: the table from which this one and the held-out rows were chosen; None if no rows were held out.
     skipped: (location, reason) of the first 10,000 bad rows; skipped_count: the number of all bad rows.
     """
@@ -46,6 +49,16 @@ class JoinedTable:
         self.whole: JoinedTable | None = None
         self.skipped: list[Listed] = bad.listed
         self.skipped_count = bad.count
+
+    @cached_property
+    def content(self) -> str:
+        """Digest of the contents of its sources, in order, and of which of their rows are chosen."""
+        chosen = None if self._chosen is None else hashlib.blake2b(self._chosen.tobytes(), digest_size=16).hexdigest()
+        return digest("table", [rows.content for rows in self._parts], chosen)
+
+    def files(self) -> list[dict[str, Any]]:
+        """[{"name", "rows", "content"}] of each source, in order."""
+        return [{"name": rows.name, "rows": len(rows), "content": rows.content} for rows in self._parts]
 
     @property
     def sources(self) -> list[str]:

@@ -79,7 +79,7 @@ def _open_images(name: str, folder: Path, spec: ColumnSpec, limit: int | None, n
     for line in listing.notices():
         notify(f"{name}: {display_path(folder)}: {line}")
     mapping = spec.resolve(COLUMNS, display_path(folder))
-    return convert_images(folder, listing.images, mapping, spec.required, limit), mapping
+    return convert_images(folder, [image[:2] for image in listing.images], mapping, spec.required, limit), mapping
 
 
 def _open_arrow(path: Path, file_format: str, spec: ColumnSpec, limit: int | None) -> PartRows:

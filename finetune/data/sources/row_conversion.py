@@ -51,7 +51,7 @@ class Converted:
 class RowConverter:
     """mapping: role -> column. base: the folder that paths in rows are relative to. words: text may stand for null (csv).
 
-    known: sizes and modification times of the files that rows name are part of the key of the cache entry.
+    known: the files that rows name are part of the content of the folder.
     """
 
     mapping: Mapping[str, str]

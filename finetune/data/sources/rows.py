@@ -14,8 +14,9 @@ from finetune.data.formats.compression import unreadable
 from finetune.data.formats.lines import NumberedRow
 from finetune.data.formats.parallel_text import parallel_files
 from finetune.data.formats.registry import READ_OPTIONS, READERS
-from finetune.data.image_values import files_digest, named_file
+from finetune.data.image_values import named_file
 from finetune.data.prepare.cache import digest, publish
+from finetune.data.prepare.content_digests import content_digests, joint_digest
 from finetune.data.prepare.file_digest import contents_digest, file_stat, source_digest
 from finetune.data.prepare.records import RecordFile
 from finetune.data.sources.located import display_path
@@ -39,7 +40,9 @@ TOGETHER = 1_000  # rows read in one piece
 class Rows(Protocol):
     """Rows of one file or set, with roles as keys.
 
-    fingerprint: identifies the content. classes: role -> class names, if the data declares them. bad: rows left out.
+    name: the file or set, for people. fingerprint: identifies what is read of it, and where the images are that it names.
+    content: digest of its content and of these images', the same on every machine and with every version.
+    classes: role -> class names, if the data declares them. bad: rows left out.
     odd: values that are read otherwise than they may be meant.
     """
 
@@ -48,7 +51,11 @@ class Rows(Protocol):
     odd: OddValues
 
     @property
+    def name(self) -> str: ...
+    @property
     def fingerprint(self) -> str: ...
+    @property
+    def content(self) -> str: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, Any]: ...
     def values(self, role: str) -> Iterator[Any]: ...
@@ -57,15 +64,18 @@ class Rows(Protocol):
 
 
 class RecordRows:
-    """Rows of a text file or an image folder, memory-mapped from JSON records in the cache. Pickles as paths."""
+    """Rows of a text file or an image folder, memory-mapped from JSON records in the cache. Pickles as paths.
 
-    def __init__(self, folder: Path, path: Path) -> None:
+    content: digest of the file, or of the names and contents of the folder's images.
+    """
+
+    def __init__(self, folder: Path, path: Path, content: str) -> None:
         facts = json.loads((folder / "facts.json").read_text("utf-8"))
         self.classes: Mapping[str, Sequence[str]] = {}
         listed = [(display_path(path) + suffix, reason) for suffix, reason in facts["bad"]]
         self.bad = BadRows("skip", listed, facts["bad_count"])
         self.odd = OddValues((kind, name, count, display_path(path) + at) for kind, name, count, at in facts["odd"])
-        self._folder, self._path = folder, path
+        self._folder, self._path, self._content = folder, path, content
         self._records = RecordFile(folder)
         self._lines = self._records.numbers("line")
         self._names_files: bool = facts["names_files"]
@@ -75,13 +85,16 @@ class RecordRows:
         """The file, for people."""
         return display_path(self._path)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Of the rows, and of size and modification time of the images that they name."""
-        return digest("rows", self._folder.name, *([files_digest(self.named_files())] if self._names_files else []))
+        return digest("rows", self._folder.name, self.content)
+
+    @cached_property
+    def content(self) -> str:
+        return digest("content", self._content, joint_digest(self.named_files()))
 
     def named_files(self) -> Iterator[str]:
-        """Paths of the images that rows name, except in folders of images, whose listing is part of the fingerprint."""
+        """Paths of the images that rows name, except in folders of images, which are part of `content` already."""
         for role in PATH_ROLES if self._names_files else ():
             yield from filter(None, map(named_file, self.values(role)))
 
@@ -105,8 +118,8 @@ class RecordRows:
         line = int(self._lines[index])
         return f"{display_path(self._path)}:{line}" if line else display_path(self[index].get("image", self._path))
 
-    def __reduce__(self) -> tuple[type[RecordRows], tuple[Path, Path]]:
-        return RecordRows, (self._folder, self._path)
+    def __reduce__(self) -> tuple[type[RecordRows], tuple[Path, Path, str]]:
+        return RecordRows, (self._folder, self._path, self._content)
 
 
 def convert_file(
@@ -144,7 +157,7 @@ def convert_file(
         if [file_stat(file) for file in files] != stats:
             raise UserError("the file changed while it was read", where=name, remedy="Run the same command again.")
 
-    return RecordRows(publish("rows", key, write, about=name, resumable=divisible), path)
+    return RecordRows(publish("rows", key, write, about=name, resumable=divisible), path, digest(content, limit))
 
 
 UNLABELED = "no value in column label: the image lies in no folder of a class"
@@ -152,23 +165,23 @@ UNLABELED = "no value in column label: the image lies in no folder of a class"
 
 def convert_images(
     folder: Path,
-    listing: Sequence[tuple[str, str | None, int, int]],
+    listing: Sequence[tuple[str, str | None]],
     mapping: Mapping[str, str],
     required: Required,
     limit: int | None,
 ) -> RecordRows:
-    """The images of a folder. listing: (path relative to folder, class, bytes, modification time) of each, in order."""
+    """The images of a folder. listing: (path relative to folder, class) of each, in order."""
     place, code = str(folder.resolve()), source_digest("data")
     key = digest("images", VERSION, place, listing, dict(mapping), required, limit, code)
     labeled = any("label" in roles for roles in required) and mapping.get("label") == "label"
     rows: Iterator[NumberedRow] = (
         (0, BadRow(f"{name}: {UNLABELED}") if labeled and label is None else {"image": name, "label": label})
-        for name, label, _, _ in listing
+        for name, label in listing
     )
     converter, name = RowConverter(dict(mapping), required, folder, known=True), display_path(folder)
-    return RecordRows(
-        publish("rows", key, lambda new: write_rows(new, rows, converter, limit, name), about=name), folder
-    )
+    entry = publish("rows", key, lambda new: write_rows(new, rows, converter, limit, name), about=name)
+    contents = content_digests((str(folder / image) for image, _ in listing), name)
+    return RecordRows(entry, folder, digest("images", listing, contents, limit))
 
 
 class MemoryTable:

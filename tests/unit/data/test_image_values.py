@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.image_values import files_digest, is_inline, named_file, resolve_image, shorten
+from finetune.data.image_values import files_state, is_inline, named_file, resolve_image, shorten
 from finetune.data.images import can_decode, decode_image
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
@@ -130,9 +130,9 @@ def test_a_long_value_is_shortened_from_both_ends() -> None:
 def test_the_digest_of_files_sees_what_is_put_in_place(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     values = [str(path), {"bytes": PNG, "path": str(path)}, f"data:image/png;base64,{TEXT}", 7, "nul\0"]
-    missing = files_digest(values)
+    missing = files_state(values)
     path.write_bytes(PNG)
-    present = files_digest(values)
-    assert present != missing and present == files_digest(values)
+    present = files_state(values)
+    assert present != missing and present == files_state(values)
     path.write_bytes(PNG + b"\0")
-    assert files_digest(values) != present
+    assert files_state(values) != present

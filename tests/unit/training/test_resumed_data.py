@@ -1,4 +1,4 @@
-"""Proves that a training which resumes with other rows than before says so."""
+"""Proves that what a run is trained on is kept with it, and that a training which continues with other data says so."""
 
 from __future__ import annotations
 
@@ -6,30 +6,43 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from finetune.app.workers.resuming import report_data_changes
+from finetune.app.workers.resuming import keep_data_record
 from finetune.tracking.atomic_files import publish_json
 from finetune.tracking.run import Run
 
 
-def test_other_rows_than_before_are_told(tmp_path: Path) -> None:
+def record(rows: int, content: str) -> dict[str, Any]:
+    return {"rows": rows, "content": content, "files": [{"name": "train.csv", "rows": rows, "content": content}]}
+
+
+def test_other_rows_than_before_are_told_and_kept(tmp_path: Path) -> None:
     lines: list[str] = []
     listener: Any = SimpleNamespace(message=lines.append)
-    run, start = Run(tmp_path), SimpleNamespace(path=tmp_path / "checkpoints" / "step-00000004")
+    run, start = Run(tmp_path), SimpleNamespace(path=tmp_path / "checkpoints" / "step-00000004", step=4)
     publish_json(run.file, {})
 
-    def report(start: Any, **splits: tuple[int, str]) -> list[str]:
-        data = SimpleNamespace(
-            rows={name: rows for name, (rows, _) in splits.items()},
-            digests={name: digest for name, (_, digest) in splits.items()},
-        )
+    def keep(start: Any, **splits: dict[str, Any]) -> dict[str, str]:
         lines.clear()
-        report_data_changes(run, start, data, listener)  # type: ignore[arg-type]
-        return list(lines)
+        return keep_data_record(run, start, splits, listener)
 
-    assert report(start, train=(400, "a")) == []  # a run of an earlier version: nothing to compare with
-    assert report(None, train=(400, "a"), validation=(10, "v")) == []
-    assert report(start, train=(400, "a"), validation=(10, "v")) == []
-    (said,) = report(start, train=(1, "b"), validation=(10, "v"))
-    assert "THE DATA HAS CHANGED since step-00000004: train had 400 rows, and now has 1 row" in said
-    assert report(start, train=(1, "b"), validation=(10, "v")) == []
-    assert "validation had 10 rows, and now has none" in report(start, train=(1, "b"))[0]
+    before = {"train": record(400, "a"), "validation": record(10, "v")}
+    assert keep(start, train=record(400, "a")) == {} and not lines  # a run of an earlier version kept nothing
+    assert keep(None, **before) == {} and keep(start, **before) == {} and not lines
+    assert keep(start, train=record(1, "b"), validation=record(10, "v")) == {
+        "train": "400 rows, and now 1; train.csv had 400 rows, and now has 1"
+    }
+    assert "THE DATA HAS CHANGED since step-00000004: train: 400 rows, and now 1" in lines[0]
+    assert keep(start, train=record(1, "b"), validation=record(10, "v")) == {}
+    assert keep(start, train=record(1, "b")) == {"validation": "had 10 rows, and now has none"}
+    assert [change["step"] for change in run.read()["data_changes"]] == [4, 4]
+
+
+def test_runs_of_earlier_versions_know_only_how_many_rows_there_were(tmp_path: Path) -> None:
+    lines: list[str] = []
+    listener: Any = SimpleNamespace(message=lines.append)
+    run, start = Run(tmp_path), SimpleNamespace(path=tmp_path / "checkpoints" / "step-00000004", step=4)
+    publish_json(run.file, {"data": {"train": {"rows": 4, "digest": "of another kind"}}})
+    assert keep_data_record(run, start, {"train": record(4, "a")}, listener) == {}
+    assert len(lines) == 1 and "earlier version" in lines[0]
+    publish_json(run.file, {"data": {"train": {"rows": 4, "digest": "of another kind"}}})
+    assert "train" in keep_data_record(run, start, {"train": record(5, "a")}, listener)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,29 @@ def test_a_picture_that_was_skipped_is_used_once_it_is_there(recipe: Recipe, tmp
     assert prepared_images(recipe) == 3
     (tmp_path / "a.png").write_bytes(b"damaged")
     assert prepared_images(recipe) == 2
+
+
+def repaint(path: Path) -> None:
+    """Another picture in place, of the same size and time."""
+    stat = path.stat()
+    content = path.read_bytes()
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(path, "PNG", compress_level=9)
+    path.write_bytes(path.read_bytes()[: len(content)].ljust(len(content), b"\0"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size and path.stat().st_mtime_ns == stat.st_mtime_ns
+
+
+def test_a_picture_that_is_repainted_in_place_is_prepared_again(recipe: Recipe, tmp_path: Path) -> None:
+    assert prepared_images(recipe) == 2
+    repaint(tmp_path / "a.png")
+    assert find_prepared(Request.of(recipe).names()) is None
+    (tmp_path / "folder" / "x").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "folder" / "x" / "0.png")
+    data = recipe.data.model_copy(update={"train": (SourceSection(source=str(tmp_path / "folder")),)})
+    of_folder = recipe.model_copy(update={"data": data})
+    name = Request.of(of_folder).names().new
+    repaint(tmp_path / "folder" / "x" / "0.png")
+    assert Request.of(of_folder).names().new != name
 
 
 def test_a_folder_of_classes_is_known_by_its_files(recipe: Recipe, tmp_path: Path) -> None:
