@@ -11,7 +11,7 @@ from finetune.recipe.yaml import KeyPath, dotted, dump, one_line
 
 
 def dump_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML: every value explicit, without secrets, and equal to this recipe when loaded again."""
+    """The recipe as YAML, for people: every value explicit, what looks like a secret masked."""
     return dump(mask(recipe.model_dump(mode="json")))
 
 

@@ -27,8 +27,8 @@ _MISSING = object()
 
 
 def training_values(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without the keys of the machine, as JSON, secrets masked."""
-    kept: dict[str, Any] = mask(_without_machine(recipe, recipe.model_dump(mode="json")))
+    """The recipe without the keys of the machine, as JSON."""
+    kept: dict[str, Any] = _without_machine(recipe, recipe.model_dump(mode="json"))
     return kept
 
 
@@ -82,7 +82,7 @@ def _differences(theirs: Any, ours: Any, path: tuple[str | int, ...]) -> Iterato
     elif _are_sections(theirs) and _are_sections(ours) and len(theirs) == len(ours):
         for index, (their, our) in enumerate(zip(theirs, ours, strict=True)):
             yield from _differences(their, our, (*path, index))
-    elif theirs != ours:
+    elif theirs not in (ours, mask(ours, str(path[-1]) if path else "")):  # earlier versions stored masked recipes
         yield _line(dotted(path), theirs, ours)
 
 

@@ -21,7 +21,8 @@ from finetune.recipe.faults import faults_of, nearest, show_value
 from finetune.recipe.paths import absolute_paths
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.recipe.schema import schema_of
-from finetune.recipe.yaml import KeyPath, read_document
+from finetune.recipe.secrets import MASK, secrets_in
+from finetune.recipe.yaml import KeyPath, dotted, read_document
 
 __all__ = ["LoadedRecipe", "dump_yaml", "load_recipe"]
 
@@ -74,7 +75,11 @@ def load_recipe(
     recipe, faults = _validate(draft, kind)
     context = CheckContext(recipe, card, draft) if recipe is not None and card is not None else None
     found = _unlike(contradictions(context, here=here), faults) if context else []
-    everything = [*draft.faults, *task_faults, *faults.values(), *found]
+    secret = [
+        Fault(draft.place(path), dotted(path), what, MASK, "env:NAME, which names an environment variable")
+        for path, what in secrets_in(draft.values)
+    ]
+    everything = [*draft.faults, *secret, *task_faults, *faults.values(), *found]
     if everything:
         raise RecipeFaults(_in_order(everything))
     assert recipe is not None and context is not None

@@ -14,7 +14,7 @@ import yaml
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.yaml import dump
 from finetune.tracking.console import figure
-from finetune.tracking.run import describe_versions, resolved
+from finetune.tracking.run import describe_versions, shown
 from finetune.tracking.usage import Kind, loading_code, usage_of
 from finetune.units import format_count, format_number
 
@@ -48,7 +48,7 @@ def model_card(
     left out.
     """
     facts = dict(facts or {})
-    text = dump(_without_folders(resolved(recipe)))
+    text = dump(_without_folders(shown(recipe)))
     longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
     environment = jinja2.Environment(  # Markdown, not HTML: values are put in code spans or fences
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

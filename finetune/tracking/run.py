@@ -198,14 +198,14 @@ class Run:
             self.update(status=status, sessions=sessions, summary=dict(summary), process=None)
 
 
-def resolved(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with every value explicit, in types of JSON, with secrets masked."""
+def shown(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with every value explicit, in types of JSON, as it is shown: what looks like a secret is masked."""
     return mask(plain(recipe.model_dump(mode="json")))
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The text of a run's recipe.yaml, which can be loaded again."""
-    return dump(resolved(recipe))
+    """The text of a run's recipe.yaml: every value explicit and exact, so that the same recipe is loaded again."""
+    return dump(plain(recipe.model_dump(mode="json")))
 
 
 def describe_machine() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
 from finetune.tracking.atomic_files import plain
 from finetune.tracking.journal import list_tables, read_rows, read_table
-from finetune.tracking.run import Run, resolved
+from finetune.tracking.run import Run, shown
 
 INIT_SECONDS = 20.0  # how long the thread waits for a server before it records offline
 FINISH_SECONDS = 60.0  # how long the end of training waits for uploads at most
@@ -145,7 +145,7 @@ class WandbMirror:
                 silent=True, console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS, disable_git=True
             ),
         )
-        run.config.update({**resolved(self._recipe), "facts": mask(plain(facts))}, allow_val_change=True)
+        run.config.update({**shown(self._recipe), "facts": mask(plain(facts))}, allow_val_change=True)
         run.define_metric("step")
         for split in ("train", "validation", "test"):
             run.define_metric(f"{split}/*", step_metric="step")

@@ -223,6 +223,7 @@ def test_train_passes_on_what_was_said(monkeypatch) -> None:
         "sets": ["a=1", "b=[1, 2]"],
         "resume": "never",
         "restarts": 2,
+        "data_changed": False,
     }
 
 

@@ -89,7 +89,7 @@ def test_the_old_spelling_of_a_value_is_no_difference(tmp_path: Path) -> None:
 
 def test_secrets_are_compared_masked_and_never_shown(tmp_path: Path) -> None:
     secret = {"source": "m", "config": {"api_key": "abc"}}
-    stored = store(tmp_path, recipe(model=secret))
+    stored = store(tmp_path, recipe(model=secret))  # as earlier versions wrote it
     assert "abc" not in dump(stored)
     assert training_differences(stored, recipe(model=secret)) == []
     told = training_differences(stored, recipe(model={"source": "m", "config": {"api_key": "abc", "x": 1}}))

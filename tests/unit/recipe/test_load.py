@@ -15,6 +15,7 @@ from finetune.recipe.load import dump_yaml, load_recipe
 from finetune.recipe.recipe import recipe_type
 from finetune.recipe.schema import all_keys, schema_of
 from finetune.recipe.yaml import one_line
+from finetune.tracking.run import recipe_text
 
 from .conftest import CARDS, GOOD
 
@@ -94,12 +95,49 @@ def test_the_resolved_recipe_loads_again_and_is_equal(load, tmp_path) -> None:
     assert "default" not in set(again.origins.values())
 
 
-def test_the_resolved_recipe_holds_no_secret(load) -> None:
+def test_the_shown_recipe_holds_no_secret_and_the_stored_one_is_exact(load, tmp_path) -> None:
     secret = "hf_" + "a" * 30
-    text = load(GOOD, f"model.config={{api_token: abc, note: {secret}}}", "data.train=s3://me:pw@host/x").dump_yaml()
-    assert secret not in text
-    assert "abc" not in text
-    assert "pw@" not in text
+    loaded = load(GOOD, f"model.config={{api_token: 'env:MY_TOKEN', note: {secret}}}")
+    assert secret not in loaded.dump_yaml() and "env:MY_TOKEN" in loaded.dump_yaml()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(loaded.recipe), encoding="utf-8")
+    assert load_recipe(path, (), CARDS).recipe == loaded.recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("model.config={api_token: hunter2}", "model.config.api_token"),
+        ("model.config={deep: [{aws_secret_access_key: hunter2}]}", "model.config.deep.0.aws_secret_access_key"),
+        ("model.config={token: 'env:not a name hunter2'}", "model.config.token"),
+        ("data.train=s3://me:hunter2@host/x.csv", "data.train.0.source"),
+        ("data.train=https://hunter2@host/x.csv", "data.train.0.source"),
+        ("data.train='https://host/x.csv?version=3&token=hunter2'", "data.train.0.source"),
+        ("model.source='https://host/m?X-Amz-Date=1&X-Amz-Signature=hunter2'", "model.source"),
+    ],
+)
+def test_a_literal_secret_is_refused_and_not_shown(faults, override, key) -> None:
+    found = faults(GOOD, override)
+    assert "must not be written into a recipe" in found[key].message, found
+    assert "hunter2" not in str([str(fault) for fault in found.values()])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "tracking.tags=['translate cs-sk-translation-corpus: ', 'risk-assessment-of-2024-report']",
+        "tracking.tags=[/data/sk-parallel-corpus-v1/train.csv]",
+        "model.config={pad_token: '<pad>', eos_token: '</s>', image_token: '<image>', tokens: 'a b'}",
+        "data.train=someone/hf_data",
+        "model.config={note: 'mail me@example.org; see https://example.org/a?page=2'}",
+    ],
+)
+def test_ordinary_values_are_stored_exactly_and_shown(load, tmp_path, override) -> None:
+    loaded = load(GOOD, override)
+    assert "***" not in loaded.dump_yaml() and "***" not in recipe_text(loaded.recipe)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(loaded.recipe), encoding="utf-8")
+    assert load_recipe(path, (), CARDS).recipe == loaded.recipe
 
 
 def test_all_faults_come_at_once_in_the_order_of_the_file(faults) -> None:

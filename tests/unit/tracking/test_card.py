@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from finetune.tracking.card import model_card
 from finetune.tracking.figures import figures_of
-from finetune.tracking.run import resolved
+from finetune.tracking.run import shown
 from tests.unit.tracking.conftest import make_recipe
 
 FIGURES = {"loss": 0.41234, "accuracy": 0.8612, "f1_macro": 0.85, "test_accuracy": 0.8, "roc_auc": float("nan")}
@@ -34,7 +34,7 @@ def test_header_and_figures_of_a_fine_tuned_hub_model():
         assert part in card.text, part
     assert "nan" not in card.text
     recipe = card.text.split("```yaml\n")[1].split("```")[0]
-    assert yaml.safe_load(recipe)["training"]["global_batch"] == resolved(make_recipe())["training"]["global_batch"]
+    assert yaml.safe_load(recipe)["training"]["global_batch"] == shown(make_recipe())["training"]["global_batch"]
 
 
 def test_an_adapter_of_a_local_model_names_no_folder():

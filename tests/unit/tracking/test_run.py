@@ -12,7 +12,7 @@ from finetune.errors import FinetuneError, UserError
 from finetune.recipe.yaml import read_document
 from finetune.tracking import atomic_files as publishing
 from finetune.tracking.journal import Journal
-from finetune.tracking.run import Run, resolved
+from finetune.tracking.run import Run, shown
 from tests.unit.tracking.conftest import make_recipe
 
 
@@ -25,7 +25,7 @@ def test_a_new_run_has_what_people_and_scripts_look_for(run, recipe):
     assert {path.name for path in run.path.iterdir()} == {
         "recipe.yaml", "run.json", "checkpoints", "predictions", "logs", "tables",
     }  # fmt: skip
-    assert read_document(run.recipe_file).values == resolved(recipe)
+    assert read_document(run.recipe_file).values == shown(recipe)
     found = json.loads(run.file.read_text())
     assert found["status"] == "running" and found["task"] == "text_classification"
     assert found["machine"]["cores"] >= 1 and found["versions"]["python"].startswith("3.")
