@@ -1,0 +1,148 @@
+"""Answers chunks of prompts with the texts that a generator writes."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.inference.answering import Answered, Chunk, Outcome, RowError
+from finetune.inference.generation.generator import TextGenerator
+from finetune.inference.generation.requests import GenerationSettings, Reply, Request
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.batch import Answer, Score
+from finetune.tasks.task import Task
+
+_ROWS, _PROMPT = 8, 256  # a chunk is worth so many replies to prompts of so many tokens
+_SCORED = 8  # examples of one forward pass for their loss
+
+
+@dataclass
+class _Open:
+    """A chunk that is being answered; `left` requests are not done."""
+
+    chunk: Chunk
+    requests: list[Request]
+    left: int
+
+
+class GenerationAnswerer:
+    """An Answerer for the tasks that write text. The next chunk is taken while sequences of earlier chunks are still
+    written, so the generator always has as many as it takes.
+
+    Sampling is named by the "id" of an example, the number of its row.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        artifacts: TaskArtifacts,
+        module: nn.Module,
+        generator: TextGenerator,
+        settings: GenerationSettings,
+    ) -> None:
+        self._task, self._artifacts, self._module = task, artifacts, module
+        self.generator, self.settings = generator, settings
+        self._done: queue.SimpleQueue[Request] = queue.SimpleQueue()
+
+    def cost(self, example: dict[str, Any]) -> int:
+        """Tokens of the prompt and of the longest reply."""
+        return len(prompt_tokens(example)) + self.settings.new_tokens
+
+    @property
+    def budget(self) -> int:
+        """See Answerer. Small chunks: batches are not made of chunks, and ranks share the work more evenly."""
+        return _ROWS * (_PROMPT + self.settings.new_tokens)
+
+    def run(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, list[Outcome]]]:
+        """See Answerer. Chunks come back when their last reply is written. Raises: TrainingFailed."""
+        source = iter(chunks)
+        opened: dict[Request, _Open] = {}  # of each request that is not done
+        more = True
+        try:
+            while True:
+                while more and len(opened) < self._wanted:
+                    if (chunk := next(source, None)) is None:
+                        more = False
+                    elif chunk.examples:
+                        one = self._submit(chunk)
+                        opened.update(dict.fromkeys(one.requests, one))
+                    else:
+                        yield chunk, []
+                if not opened:
+                    return
+                one = opened.pop(self._done.get())
+                one.left -= 1
+                if not one.left:
+                    self.generator.raise_if_broken()
+                    yield one.chunk, self._outcomes(one)
+        finally:
+            for request in opened:
+                self.generator.cancel(request)
+
+    @property
+    def _wanted(self) -> int:
+        """Requests that the generator is to have at least: some wait, so that a free place is filled at once."""
+        return self.generator.slots + max(1, self.generator.slots // 4)
+
+    def _submit(self, chunk: Chunk) -> _Open:
+        requests = [
+            self.generator.submit(prompt_tokens(example), self.settings, row=int(example["id"]), notify=self._done.put)
+            for example in chunk.examples
+        ]
+        return _Open(chunk, requests, left=len(requests))
+
+    def _outcomes(self, opened: _Open) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        scores = self._scores(opened.chunk.examples) if has_targets(opened.chunk.examples[0]) else {}
+        for example, request in zip(opened.chunk.examples, opened.requests, strict=True):
+            reply, id = request.wait(), int(example["id"])
+            if isinstance(reply, RowError):
+                outcomes.append(reply)
+            else:
+                outcomes.append(Answered(Answer(id, self._values(reply)), scores.get(id)))
+        return outcomes
+
+    def _values(self, reply: Reply) -> dict[str, Any]:
+        """As tasks/records.py names them."""
+        values: dict[str, Any] = {"text": reply.text.strip(), "finish_reason": reply.finish_reason}
+        if self.settings.logprobs:
+            decode = self._artifacts.processor.decode
+            pairs = zip(reply.tokens, reply.logprobs, strict=True)
+            values["logprobs"] = [{"token": decode([token]), "logprob": logprob} for token, logprob in pairs]
+        return values
+
+    def _scores(self, examples: Sequence[dict[str, Any]]) -> dict[int, Score]:
+        """The loss of the expected replies, and their texts, by the id of the example."""
+        scores = {}
+        device = next(self._module.parameters()).device
+        for start in range(0, len(examples), _SCORED):
+            part = examples[start : start + _SCORED]
+            batch = self._task.collate(self._artifacts, part).to(device)
+            with self.generator.exclusively(), torch.no_grad():
+                outputs = self._task.forward(self._module, batch)
+            for example, score in zip(part, self._task.score(self._artifacts, outputs, batch), strict=True):
+                text = self._artifacts.processor.decode(expected_tokens(example), skip_special_tokens=True).strip()
+                scores[score.id] = replace(score, reference={**score.reference, "reference_text": text})
+        return scores
+
+
+def prompt_tokens(example: dict[str, Any]) -> list[int]:
+    """What stands before the last reply of an example; the whole of one that has none (a source, a prompt)."""
+    end = example.get("reply_start", example["span"][0] if "span" in example else None)
+    return [int(token) for token in example["input_ids"][:end]]
+
+
+def has_targets(example: dict[str, Any]) -> bool:
+    """Whether an expected reply can be scored. A pair of replies (preference tuning) is no expectation."""
+    return "spans" in example or "labels" in example
+
+
+def expected_tokens(example: dict[str, Any]) -> list[int]:
+    """The expected reply."""
+    tokens = example["labels"] if "labels" in example else example["input_ids"][example["reply_start"] :]
+    return [int(token) for token in tokens]

@@ -1,0 +1,64 @@
+"""What a text generator is; `continuous.py` and `static.py` are the two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from finetune.inference.answering import RowError
+from finetune.inference.generation.requests import GenerationSettings, Request
+
+
+class TextGenerator(Protocol):
+    """A language model that answers requests, several at a time, in threads of its own. Close it when done."""
+
+    @property
+    def method(self) -> str:
+        """continuous batching, or generate."""
+        ...
+
+    @property
+    def why(self) -> str:
+        """Why it is not continuous batching; "" where it is."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """Requests that are written at the same time; more of them wait."""
+        ...
+
+    def check(self, prompt: Sequence[int]) -> RowError | None:
+        """Why the prompt cannot be answered: empty, too_long, or bad_row for ids that the model does not have."""
+        ...
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        settings: GenerationSettings,
+        *,
+        row: int = 0,
+        streams: bool = False,
+        notify: Callable[[Request], None] | None = None,
+    ) -> Request:
+        """Returns at once. A prompt that `check` objects to comes back as a request that is done, with a RowError.
+
+        Raises: TrainingFailed if the device no longer works. UserError for settings that it cannot follow.
+        """
+        ...
+
+    def cancel(self, request: Request) -> None:
+        """End a request with what it has written."""
+        ...
+
+    def raise_if_broken(self) -> None:
+        """Raises: TrainingFailed if the device no longer works."""
+        ...
+
+    def exclusively(self) -> AbstractContextManager[None]:
+        """A context in which the generator does not compute, so that the caller may use the model."""
+        ...
+
+    def close(self) -> None:
+        """End all requests, stop the threads and leave the model as it was. May be called again."""
+        ...

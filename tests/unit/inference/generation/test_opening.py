@@ -1,0 +1,146 @@
+"""Tests that a model or a setting that continuous batching does not take is given to `generate`, which says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from finetune.inference.answering import RowError
+from finetune.inference.generation import opening
+from finetune.inference.generation.opening import default_penalty, open_generator
+from finetune.inference.generation.static import StaticGenerator
+from tests.unit.inference.generation.models import V, artifacts, llama
+from tests.unit.inference.generation.test_continuous import PROMPTS, Failing, answers, generated
+
+
+def opened(model: Any, **options: Any) -> tuple[Any, str]:
+    said: list[str] = []
+    generator = open_generator(artifacts(), model, notify=said.append, **options)
+    assert len(said) == 1
+    return generator, said[0]
+
+
+def test_beams_fall_back_to_generate_and_say_so() -> None:
+    model = llama()
+    expected = [generated(model, prompt, num_beams=3) for prompt in PROMPTS]
+    generator, said = opened(model, beams=3)
+    try:
+        assert generator.method == "generate" and "beam search" in generator.why and generator.why in said
+        found = answers(generator, PROMPTS, beams=3)
+    finally:
+        generator.close()
+    assert [list(one.tokens) for one in found] == expected
+    assert expected != [generated(model, prompt) for prompt in PROMPTS]
+
+
+def t5() -> Any:
+    torch.manual_seed(3)
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+    config = hf.T5Config(
+        vocab_size=V, **shape, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, initializer_factor=3.0
+    )
+    return hf.T5ForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_an_encoder_decoder_model_writes_by_generate(beams: int) -> None:
+    model = t5()
+    expected = []
+    for prompt in PROMPTS:
+        made = model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, num_beams=beams, do_sample=False, decoder_start_token_id=0
+        )[0, 1:].tolist()
+        expected.append(made[: made.index(1) + 1] if 1 in made else made)
+    generator, said = opened(model, beams=beams)
+    try:
+        assert "encoder-decoder" in said
+        found = answers(generator, PROMPTS, beams=beams, new_tokens=12)
+    finally:
+        generator.close()
+    assert [list(one.tokens) for one in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (
+            lambda: hf.MambaForCausalLM(hf.MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1)),
+            "layers of the kind",
+        ),
+        (lambda: with_generation(llama(), no_repeat_ngram_size=2), "no_repeat_ngram_size"),
+        (lambda: with_map(llama()), "several devices"),
+    ],
+)
+def test_obstacles_are_named(model: Any, reason: str) -> None:
+    generator, said = opened(model().eval())
+    generator.close()
+    assert isinstance(generator, StaticGenerator) and reason in said
+
+
+def with_generation(model: Any, **settings: Any) -> Any:
+    model.generation_config.update(**settings)
+    return model
+
+
+def with_map(model: Any) -> Any:
+    model.hf_device_map = {"model": 0, "lm_head": 1}
+    return model
+
+
+def test_wrong_tokens_are_noticed_before_the_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "token_logprobs", lambda model, prompt, tokens: [-0.5] * len(tokens))
+    model = llama()
+    expected = [generated(model, prompt) for prompt in PROMPTS]
+    generator, said = opened(model)
+    try:
+        assert "log-probabilities differ" in said
+        assert [list(one.tokens) for one in answers(generator, PROMPTS)] == expected
+    finally:
+        generator.close()
+
+
+def test_a_model_that_fails_under_continuous_batching_is_noticed() -> None:
+    model = llama()
+    Failing(model, lambda ids: model.config._attn_implementation == "sdpa", ValueError("no such cache"))
+    model.set_attn_implementation("eager")
+    model.config._attn_implementation_internal = "sdpa"
+    generator, said = opened(model)
+    generator.close()
+    assert "no such cache" in said
+
+
+def test_both_generators_draw_the_same_text_in_any_batch() -> None:
+    model = llama()
+    settings = {"temperature": 1.2, "top_p": 0.95, "seed": 4, "new_tokens": 20}
+    continuous, _ = opened(model)
+    texts = [one.text for one in answers(continuous, PROMPTS, **settings)]
+    few = [
+        continuous.submit(PROMPTS[row], opening.GenerationSettings(**settings), row=row).wait(60).text for row in (3, 8)
+    ]
+    other = [one.text for one in answers(continuous, PROMPTS, **{**settings, "seed": 5})]
+    continuous.close()
+    model.hf_device_map = {"model": 0, "lm_head": 1}
+    static, _ = opened(model)
+    again = [one.text for one in answers(static, PROMPTS, **settings)]
+    static.close()
+    assert again == texts
+    assert few == [texts[3], texts[8]]
+    assert other != texts
+
+
+def test_a_request_that_fails_in_generate_ends_only_itself() -> None:
+    model = with_map(llama())
+    generator, _ = opened(model)
+    Failing(model, lambda ids: bool((ids == 63).any()) and ids.shape[1] > 1, ValueError("an odd token"))
+    found = answers(generator, [*PROMPTS[:9], [5, 63], [], *PROMPTS[9:]])
+    generator.close()
+    kinds = [one.kind if isinstance(one, RowError) else "" for one in found]
+    assert kinds == [""] * 9 + ["failed", "empty"] + [""] * 11
+
+
+def test_the_models_own_penalty_is_the_default() -> None:
+    assert default_penalty(llama()) == 1.0
+    assert default_penalty(with_generation(llama(), repetition_penalty=1.3)) == 1.3
