@@ -83,8 +83,10 @@ def _open_images(name: str, folder: Path, spec: ColumnSpec, limit: int | None, n
 
 
 def _open_arrow(path: Path, file_format: str, spec: ColumnSpec, limit: int | None) -> PartRows:
-    from finetune.data.sources.arrow_rows import ArrowRows, file_fingerprint, map_arrow, parquet_to_arrow
+    from finetune.data.sources.arrow_rows import ArrowRows, check_arrow, file_fingerprint, map_arrow, parquet_to_arrow
 
+    if file_format == "arrow":
+        check_arrow(path)
     arrow_path = parquet_to_arrow(path) if file_format == "parquet" else path
     schema = map_arrow([arrow_path]).schema
     mapping = spec.resolve(schema.names, display_path(path), nested=nested_names(schema))
