@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE ?= 1
 export WANDB_SILENT ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test-fast test test-gpu soak pages check format bench docs clean
+.PHONY: help setup quickstart test-fast test test-gpu soak pages check format bench docs lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,14 +41,15 @@ test-fast: $(READY) ## the tests to run while working: unit, contract on three t
 	$(PYTEST) $(ONE_TRAINING)
 
 test: $(READY) ## all tests that need no GPU (under 25 minutes on 2 cores)
-	$(PARALLEL_PYTEST) -m "not gpu" tests/unit tests/contract tests/recipes tests/gpu
+	$(PARALLEL_PYTEST) -m "not gpu" tests/unit tests/contract tests/recipes tests/gpu tests/fuzz
 	$(PYTEST) -m "not gpu" tests/distributed tests/e2e
 
 test-gpu: $(READY) ## the tests that need CUDA, side by side (under 3 minutes on 16 cores); skipped with a reason where there is none
 	$(PYTEST) -m "gpu and not slow" -n 8 --dist worksteal -rfEs tests/gpu
 
-soak: $(READY) ## a training whose ranks are killed 70 times, compared with an uninterrupted one (about 10 minutes)
+soak: $(READY) ## a training whose ranks are killed 70 times, compared with an uninterrupted one; then damaged inputs (about 20 minutes)
 	$(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.fuzz
 
 pages: $(READY) ## the report in headless Chromium at three widths; the pictures are kept in pages/
 	$(BIN)/python -m tests.pages
@@ -71,6 +72,9 @@ docs: $(READY) ## generate the reference, and build the documentation in site/
 	$(BIN)/python docs/generate_reference.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+lock: $(READY) ## requirements.lock with hashes, bill of materials, licenses: supply_chain/ (network, 10 GB)
+	supply_chain/update.sh
 
 clean: ## remove build outputs (never runs/)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

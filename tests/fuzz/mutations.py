@@ -89,10 +89,10 @@ def mutated_tree(draw: st.DrawFn, original: Any, changes: int = 3) -> Any:
                 continue
             match draw(st.sampled_from(["replace", "replace", "remove", "add"])):
                 case "replace":
-                    inner[key] = draw(odd_values)
+                    inner[key] = copy.deepcopy(draw(odd_values))
                 case "remove":
                     del inner[key]
                 case "add" if isinstance(inner, dict):
-                    inner[draw(st.text(max_size=8))] = draw(odd_values)
+                    inner[draw(st.text(max_size=8))] = copy.deepcopy(draw(odd_values))
             break
     return tree

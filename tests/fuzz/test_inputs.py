@@ -32,7 +32,7 @@ from finetune.training.checkpoint_reader import Checkpoint, Manifest, read_check
 
 from .mutations import mutated_bytes, mutated_tree
 
-INPUTS = int(os.environ.get("FINETUNE_FUZZ_INPUTS", "60"))
+INPUTS = int(os.environ.get("FINETUNE_FUZZ_INPUTS", "25"))
 fuzz = settings(
     max_examples=INPUTS,
     deadline=None,

@@ -131,15 +131,19 @@ def _opened(path: Path, *, values: bool) -> Iterator[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about styles and validation rules, which are not read
             book = openpyxl.load_workbook(path, read_only=True, data_only=values, keep_links=False)
+        try:
+            yield book
+        finally:
+            book.close()
+    except UserError:
+        raise
     except OSError as error:
         raise unreadable(path, error) from error
     except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError) as error:
         remedy = "Save it as .xlsx or .csv; workbooks with a password and .xls files cannot be read."
         raise UserError("is not an .xlsx workbook", where=str(path), remedy=remedy) from error
-    try:
-        yield book
-    finally:
-        book.close()
+    except Exception as error:  # of damaged XML inside, openpyxl raises what happens to fail
+        raise unreadable(path, error) from error
 
 
 def _sheet(book: Any, path: Path, source: SourceSection) -> Any:
