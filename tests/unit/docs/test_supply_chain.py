@@ -1,4 +1,4 @@
-"""The lock file, the bill of materials and the table of licenses name the packages that constraints.txt pins, each with hashes."""
+"""The lock file, the bill of materials and the licenses name the packages that constraints.txt pins, each with hashes."""
 
 from __future__ import annotations
 
