@@ -15,11 +15,15 @@ from finetune.app.machine import plan_alone
 from finetune.app.model_sources import FoundModel, find_model
 from finetune.errors import UserError
 from finetune.inference.batches import BatchAnswerer
+from finetune.inference.generation.answerer import GenerationAnswerer
+from finetune.inference.generation.generator import TextGenerator
+from finetune.inference.generation.opening import default_penalty, open_generator
+from finetune.inference.generation.requests import GenerationSettings
 from finetune.models.device import uses_cuda
 from finetune.models.load import quiet_transformers
 from finetune.planning.plan import Plan
 from finetune.planning.stored import StoredPlan
-from finetune.tasks import load_task
+from finetune.tasks import CARDS, load_task
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.task import Task
@@ -53,6 +57,47 @@ class AskedModel:
         return BatchAnswerer(
             self.task, self.artifacts, self.module, self.device, autocast=self.autocast, asked_budget=budget
         )
+
+    def text_generator(
+        self, *, beams: int = 1, longest: int = 0, notify: Callable[[str], None] = lambda line: None
+    ) -> TextGenerator:
+        """Writes text with this model; see open_generator. Raises: UserError for a task that writes none."""
+        if not self.writes_text:
+            writing = ", ".join(name for name in CARDS if hasattr(load_task(name), "generate"))
+            raise UserError(
+                f"a model of the task {self.task.card.name} writes no text",
+                where=self.name,
+                remedy=f"Give a model of one of the tasks {writing}.",
+            )
+        return open_generator(
+            self.artifacts, self.module, beams=beams, longest=longest, autocast=self.autocast, notify=notify
+        )
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether its answers are texts, which a generator writes."""
+        return hasattr(self.task, "generate")
+
+    def generation_settings(self, **changes: Any) -> GenerationSettings:
+        """Those of its training's own replies, with `changes`: a value of None changes nothing."""
+        options: Any = self.artifacts.options
+        defaults = {
+            "new_tokens": getattr(options, "reply_length", None) or getattr(options, "max_target_length", None),
+            "beams": getattr(options, "beams", None),
+            "repetition_penalty": default_penalty(self.module),
+        }
+        named = {**defaults, **{name: value for name, value in changes.items() if value is not None}}
+        return GenerationSettings(**{name: value for name, value in named.items() if value is not None})
+
+    def generation_answerer(
+        self, settings: GenerationSettings, *, notify: Callable[[str], None] = lambda line: None
+    ) -> GenerationAnswerer:
+        """Answers chunks with texts. Close its `generator` when done."""
+        limit = int(self.artifacts.settings.get("max_length", 0))
+        generator = self.text_generator(
+            beams=settings.beams, longest=limit + settings.new_tokens if limit else 0, notify=notify
+        )
+        return GenerationAnswerer(self.task, self.artifacts, self.module, generator, settings)
 
 
 def open_model(

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune.errors import TrainingFailed
 from finetune.inference.answering import Answered, Chunk, Outcome, RowError
+from finetune.inference.batches import HOPELESS
+from finetune.inference.example_cost import ExampleCost, chunk_budget
 from finetune.inference.generation.generator import TextGenerator
 from finetune.inference.generation.requests import GenerationSettings, Reply, Request
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Score
 from finetune.tasks.task import Task
 
-_ROWS, _PROMPT = 8, 256  # a chunk is worth so many replies to prompts of so many tokens
 _SCORED = 8  # examples of one forward pass for their loss
 
 
@@ -47,35 +49,43 @@ class GenerationAnswerer:
     ) -> None:
         self._task, self._artifacts, self._module = task, artifacts, module
         self.generator, self.settings = generator, settings
+        self._written, self._failures = 0, 0
+        self._cost = ExampleCost(written=settings.new_tokens)
         self._done: queue.SimpleQueue[Request] = queue.SimpleQueue()
 
     def cost(self, example: dict[str, Any]) -> int:
-        """Tokens of the prompt and of the longest reply."""
-        return len(prompt_tokens(example)) + self.settings.new_tokens
+        """Tokens that are read and that may be written."""
+        return self._cost(example)
 
     @property
     def budget(self) -> int:
-        """See Answerer. Small chunks: batches are not made of chunks, and ranks share the work more evenly."""
-        return _ROWS * (_PROMPT + self.settings.new_tokens)
+        """See Answerer."""
+        return chunk_budget(self._task, next(self._module.parameters()).device.type)
 
-    def run(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, list[Outcome]]]:
+    def run(self, chunks: Iterable[Chunk | None]) -> Iterator[tuple[Chunk, list[Outcome]]]:
         """See Answerer. Chunks come back when their last reply is written. Raises: TrainingFailed."""
         source = iter(chunks)
         opened: dict[Request, _Open] = {}  # of each request that is not done
-        more = True
+        takes, more = True, True
         try:
-            while True:
-                while more and len(opened) < self._wanted:
-                    if (chunk := next(source, None)) is None:
+            while more or opened:
+                while more and takes and len(opened) < self._wanted:
+                    try:
+                        chunk = next(source)
+                    except StopIteration:
                         more = False
+                        break
+                    if chunk is None:  # the next one may be waited for, so what is in work comes first
+                        takes = not opened
                     elif chunk.examples:
                         one = self._submit(chunk)
                         opened.update(dict.fromkeys(one.requests, one))
                     else:
                         yield chunk, []
                 if not opened:
-                    return
+                    continue
                 one = opened.pop(self._done.get())
+                takes = takes or not opened
                 one.left -= 1
                 if not one.left:
                     self.generator.raise_if_broken()
@@ -102,9 +112,16 @@ class GenerationAnswerer:
         for example, request in zip(opened.chunk.examples, opened.requests, strict=True):
             reply, id = request.wait(), int(example["id"])
             if isinstance(reply, RowError):
+                self._failures += reply.kind == "failed"
                 outcomes.append(reply)
             else:
+                self._written += 1
                 outcomes.append(Answered(Answer(id, self._values(reply)), scores.get(id)))
+        if self._failures >= HOPELESS and not self._written:
+            raise TrainingFailed(
+                f"the model failed on all of the first {self._failures} rows, and so would on every other",
+                remedy="Check that the model fits its task and this version of transformers.",
+            )
         return outcomes
 
     def _values(self, reply: Reply) -> dict[str, Any]:

@@ -141,3 +141,19 @@ def test_costs_count_the_reply(model: Any) -> None:
     one = answerer(model, SimpleNamespace(slots=4))
     assert one.cost(example(0, [5, 6, 7])) == 3 + 16
     assert one.budget >= one.cost(example(0, [5] * 80))
+
+
+def test_work_is_finished_before_a_chunk_is_waited_for(model: Any, generator: Any) -> None:
+    given, back = [0], [0]
+
+    def source() -> Iterator[Chunk | None]:
+        for chunk in chunks(12, 2):
+            yield None
+            assert given == back  # here a queue may wait
+            given[0] += 1
+            yield chunk
+        yield None
+
+    for _ in answerer(model, generator).run(source()):
+        back[0] += 1
+    assert back == [6]
