@@ -19,6 +19,7 @@ class TaskCard:
     required: roles that every row must have, each entry a tuple of alternatives (one of which is enough).
     targets: roles that say what the answer should be; rows that are only asked (prediction) need none of them.
     asked: roles that such rows must have, as `required`; (): those of `required` without targets.
+    line_role: the role of a line of plain text; line_roles: (option, {its value: another role}).
     asked_columns: further roles that only such rows may have, as `columns`.
     options: the schema of the recipe's `options:` section. metrics: names of modules in `metrics/` that the task can
     feed; default_metrics: those computed unless the recipe says otherwise; best: the metric that chooses the best.
@@ -60,6 +61,8 @@ class TaskCard:
     targets: tuple[str, ...] = ()
     asked: tuple[tuple[str, ...], ...] = ()
     asked_columns: Mapping[str, str] = field(default_factory=dict)
+    line_role: str = ""
+    line_roles: tuple[str, Mapping[str, str]] = ("", {})
 
     def has_label_sets(self, options: object) -> bool:
         """Whether a row may have any number of labels, given the recipe's `options` section."""
@@ -69,6 +72,11 @@ class TaskCard:
         """The card of rows that are asked: no targets are required, and asked_columns are columns."""
         asked = self.asked or tuple(roles for roles in self.required if not set(roles) <= set(self.targets))
         return replace(self, columns={**self.columns, **self.asked_columns}, required=asked)
+
+    def role_of_lines(self, options: object) -> str:
+        """The role of a line of plain text, given the recipe's `options` section; "" if there is none."""
+        option, others = self.line_roles
+        return others.get(getattr(options, option, ""), self.line_role) if option else self.line_role
 
     def required_values(self, options: object) -> tuple[tuple[str, ...], ...]:
         """`required`, without the roles that need a column, but not a value in every row."""

@@ -27,6 +27,7 @@ ALLOWED = {
     ("tracking/wandb_mirror.py", ""): "tracking.wandb is a mode of running",
     ("tracking/card.py", ""): "form of a data source",
     ("data/sources/locate.py", ""): "form of a data source, known when it is looked at",
+    ("data/sources/open_parts.py", ""): "form of a data source, known when it is looked at",
     ("data/sources/folders.py", ""): "form of a data source, known when it is looked at",
     ("data/sources/folder_contents.py", ""): "form of a data source, known when it is looked at",
     ("tasks/text/row_formats.py", ""): "form of a row, known row by row",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,29 @@ def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
             continue
         if any(annotation.get("id") is not None and seen[_key(annotation["id"])] > 1 for annotation in annotations):
             row[NOTICES] = [REPEATED_ID]
+        yield 0, row
+
+
+def read_asked(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
+    """One row per image, for images that are only asked: there need be neither annotations nor categories.
+
+    Rows are those of read_coco, without "objects" where the annotations of an image cannot be used.
+    Raises: UserError if the file has no list of images, or one lies outside of the folder.
+    """
+    content = _load(path, optional=("annotations", "categories"))
+    annotated = bool(content["annotations"])
+    names = _category_names(path, content)
+    objects: dict[Any, list[Mapping[str, Any]]] = {_key(image["id"]): [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        objects.get(_key(annotation["image_id"]), []).append(annotation)
+    ids = Counter(_key(image["id"]) for image in content["images"])
+    folder = Path(source.images).expanduser() if source.images else path.parent
+    for index, image in enumerate(content["images"]):
+        row: dict[str, Any] = {"image": _image_path(path, folder, index, image["file_name"]), "image_id": image["id"]}
+        row.update({key: image[key] for key in ("width", "height") if image.get(key) is not None})
+        if annotated and ids[_key(image["id"])] == 1:
+            with suppress(BadRow):
+                row["objects"] = _columns(objects[_key(image["id"])], names)
         yield 0, row
 
 
@@ -148,7 +172,8 @@ def _image_path(path: Path, folder: Path, index: int, file_name: Any) -> str:
     )
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, optional: Collection[str] = ()) -> dict[str, Any]:
+    """The content, checked. optional: tables that are empty where they are missing."""
     remedy = "The COCO format is {images: [...], annotations: [...], categories: [...]}."
     try:
         with open_binary(path) as file:
@@ -164,7 +189,7 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError("does not contain a JSON object", where=str(path), remedy=remedy)
     for table, keys in zip(_TABLES, (("id", "file_name"), ("image_id",), ("id", "name")), strict=True):
-        entries = content.get(table)
+        entries = content.setdefault(table, []) if table in optional else content.get(table)
         if not isinstance(entries, list):
             raise UserError(f"has no list {table!r}", where=str(path), remedy=remedy)
         for index, entry in enumerate(entries):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from finetune.data.formats.standard_input import STDIN, standard_input
 from finetune.errors import UserError
 
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a broken or truncated file raises
@@ -98,6 +99,8 @@ def open_binary(path: Path) -> BinaryIO:
 
     Raises: UserError if it cannot be opened, or is not a regular file: data is read more than once.
     """
+    if path == STDIN:
+        return standard_input().open()
     decompress = DECOMPRESSORS.get(path.suffix.lower())
     try:
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():

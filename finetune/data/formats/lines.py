@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -74,6 +75,16 @@ def read_jsonl(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     for number, line in numbered_lines(path, source.encoding):
         if not line.isspace():
             yield number, _parse(line, source.encoding)
+
+
+def read_jsonl_after(path: Path, source: SourceSection, skip: int) -> tuple[int, Iterator[NumberedRow]]:
+    """(rows that were skipped, the rows after them). Lines that are skipped are not parsed.
+
+    Fewer than `skip` where the file has no more. Raises: UserError if the file cannot be read.
+    """
+    lines = ((number, line) for number, line in numbered_lines(path, source.encoding) if not line.isspace())
+    skipped = sum(1 for _ in islice(lines, skip))
+    return skipped, ((number, _parse(line, source.encoding)) for number, line in lines)
 
 
 def read_jsonl_between(

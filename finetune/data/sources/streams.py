@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.columns import ColumnSpec, apply_roles, check_required
+from finetune.data.columns import ColumnSpec, apply_roles, check_required, value_at
+from finetune.data.image_values import resolve_image
 from finetune.data.table import Row
 from finetune.data.values import check_text, lone_surrogate, without_nan
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
 
-ALL = "all"  # of --keep: every column
+PATH_ROLES = ("image",)  # text in these roles is a path, relative to the file that contains it
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class StreamRow:
 class RowStream(Protocol):
     """Rows of one or more sources.
 
-    name: for people. columns: role -> column, of the sources together. kept: names of the columns that are kept, in order.
+    name: for people. columns: role -> column, of the sources together. kept: names under which columns are kept, in order;
+    kept_types: of those whose values are all of one type: text, number, integer or truth.
     labeled: the data has columns for all roles that say what the answers should be. resumable: `rows` may be called more
     than once, and with a start. notes: what a user should know of how the sources are read; complete when all rows were.
     """
@@ -51,6 +54,9 @@ class RowStream(Protocol):
 
     @property
     def kept(self) -> Sequence[str]: ...
+
+    @property
+    def kept_types(self) -> Mapping[str, str]: ...
 
     @property
     def labeled(self) -> bool: ...
@@ -78,23 +84,27 @@ class RowStream(Protocol):
 class AskedRows:
     """How raw rows become rows that are asked. spec: of a card made by TaskCard.for_asking. mapping: role -> column.
 
-    keep: names of the columns that are kept.
+    keep: name beside the answer -> column. base: the folder that paths in rows are relative to; None: the current one.
     """
 
     spec: ColumnSpec
     mapping: Mapping[str, str]
-    keep: Collection[str] = ()
+    keep: Mapping[str, str] = field(default_factory=dict)
+    base: Path | None = None
 
     def read(self, number: int, place: str, raw: Mapping[str, Any] | BadRow) -> StreamRow:
         """One row; its text is checked, and what lacks is said."""
         if isinstance(raw, BadRow):
             return StreamRow(number, place, raw)
-        kept = {name: json_value(raw.get(name)) for name in self.keep}
+        kept = {name: json_value(value_at(raw, column)) for name, column in self.keep.items()}
         try:
             row = apply_roles(raw, self.mapping)
             check_required(row, self.spec.required, self.mapping)
             for role, column in self.mapping.items():
-                check_text(row.get(role), column)
+                if role not in PATH_ROLES:
+                    check_text(row.get(role), column)
+                elif self.base is not None and row.get(role) is not None:
+                    row[role] = resolve_image(row[role], self.base)
         except BadRow as bad:
             return StreamRow(number, place, bad, kept)
         return StreamRow(number, place, row, kept)
@@ -144,10 +154,11 @@ class MemoryStream:
         spec = ColumnSpec(asked, columns or {}, asked.required)
         self.name, self._rows = name, rows
         self.columns: Mapping[str, str] = spec.resolve(available, name) if rows else {}
-        self.kept: Sequence[str] = available if list(keep) == [ALL] else list(keep)
+        self.kept: Sequence[str] = list(keep)
+        self.kept_types: Mapping[str, str] = {}
         self.labeled = is_labeled(card, self.columns)
         self.notes: Sequence[str] = ()
-        self._asked = AskedRows(spec, self.columns, self.kept)
+        self._asked = AskedRows(spec, self.columns, {column: column for column in keep})
 
     def identity(self) -> list[Any]:
         """Nothing outside of this process can refer to them."""

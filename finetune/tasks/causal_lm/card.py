@@ -61,6 +61,8 @@ CARD = TaskCard(
         "tools": "Schemas of the tools that the conversation may call: a list, or JSON text of one.",
     },
     required=(("messages", "instruction", "prompt", "text"),),
+    line_role="prompt",
+    line_roles=("format", {"alpaca": "instruction", "text": "text"}),
     targets=("output", "completion"),
     metrics=metrics_of("loss", "weight", "text", "reference_text"),
     default_metrics=("perplexity",),  # the others judge replies, which must be generated first: slow

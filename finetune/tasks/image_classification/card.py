@@ -54,6 +54,7 @@ CARD = TaskCard(
     summary="Classify an image: CNNs such as ResNet and ConvNeXt, and vision transformers.",
     columns={"image": "The image: a file, its bytes, or a data URI.", "label": "The class: a name or a number."},
     required=(("image",), ("label",)),
+    line_role="image",
     targets=("label",),
     metrics=METRICS,
     default_metrics=DEFAULT_METRICS,

@@ -55,6 +55,7 @@ CARD = TaskCard(
         "objects": "What it shows: {bbox: [[x, y, width, height], ...] in pixels, category: [name or number, ...]}.",
     },
     required=(("image",), ("objects",)),
+    line_role="image",
     targets=("objects",),
     metrics=metrics_of("detections", "objects"),
     default_metrics=("map",),

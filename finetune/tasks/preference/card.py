@@ -65,6 +65,7 @@ CARD = TaskCard(
         "label": "kto: true if the reply is desirable, false if not.",
     },
     required=((*PROMPTS, "completion"), ("chosen", "completion")),
+    line_role="prompt",
     targets=("chosen", "rejected", "completion", "label"),
     asked=(PROMPTS,),
     metrics=metrics_of("chosen_reward", "rejected_reward"),

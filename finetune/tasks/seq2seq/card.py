@@ -33,6 +33,7 @@ CARD = TaskCard(
     summary="Translate or summarize with an encoder-decoder model.",
     columns={"source": "The text to translate or summarize.", "target": "The expected text."},
     required=(("source",), ("target",)),
+    line_role="source",
     targets=("target",),
     metrics=metrics_of("loss", "weight", "text", "reference_text"),
     default_metrics=("perplexity", "sacrebleu", "chrf"),

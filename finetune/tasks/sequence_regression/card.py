@@ -34,6 +34,7 @@ CARD = TaskCard(
     summary="Predict a number for a text, or for a pair of texts.",
     columns={"text": "The text.", "text_pair": "A second text, for pairs.", "label": "The number."},
     required=(("text",), ("label",)),
+    line_role="text",
     targets=("label",),
     metrics=metrics_of("value", "target"),
     default_metrics=DEFAULT_METRICS,

@@ -47,6 +47,7 @@ CARD = TaskCard(
         "label": "The class: a name or a number. multi_label: a list of them, a vector of 0 and 1, or text.",
     },
     required=(("text",), ("label",)),
+    line_role="text",
     targets=("label",),
     metrics=METRICS,
     default_metrics=DEFAULT_METRICS,

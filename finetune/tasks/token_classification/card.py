@@ -44,6 +44,7 @@ CARD = TaskCard(
         "tags": "One tag per word: a list of names or numbers.",
     },
     required=(("tokens",), ("tags",)),
+    line_role="text",
     targets=("tags",),
     asked=(("tokens", "text"),),
     asked_columns={"text": "Plain text in place of a list of words; it is split into words."},
