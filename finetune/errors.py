@@ -47,6 +47,12 @@ class TrainingFailed(FinetuneError):
     """Training cannot go on (NaN loss, full disk, a rank died): exit code 1, the last good checkpoint stays."""
 
 
+class Halted(FinetuneError):
+    """Something a person must look at before the same command can go on (full disk, too many bad rows): exit code 1, what
+    is done stays, and it is not restarted automatically.
+    """
+
+
 class Stopped(FinetuneError):
     """Stopped on request after a checkpoint was written: exit code 75, the same command resumes."""
 

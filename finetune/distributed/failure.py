@@ -13,7 +13,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from finetune.errors import EXIT_FAILED, EXIT_STOPPED, EXIT_USER, FinetuneError, Stopped, TrainingFailed, UserError
+from finetune.errors import (
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    EXIT_USER,
+    FinetuneError,
+    Halted,
+    Stopped,
+    TrainingFailed,
+    UserError,
+)
 
 # What an error says when another rank has ended.
 _PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "gloo", "socket timeout")
@@ -21,7 +30,9 @@ _PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken 
 
 @dataclass(frozen=True)
 class Failure:
-    """How one rank ended. echo: only because a peer had. log: where the traceback is, "" for an error that needs none."""
+    """How one rank ended. echo: only because a peer had. log: where the traceback is, "" for an error that needs none.
+    halted: a restart would not help, see errors.Halted.
+    """
 
     rank: int
     time: float
@@ -31,13 +42,15 @@ class Failure:
     exit_code: int
     echo: bool
     log: str = ""
+    halted: bool = False
 
     def to_error(self) -> FinetuneError:
         """The same error, in the process that supervises."""
-        kind = {EXIT_USER: UserError, EXIT_STOPPED: Stopped, EXIT_FAILED: TrainingFailed}.get(
+        kind: type[FinetuneError] = {EXIT_USER: UserError, EXIT_STOPPED: Stopped, EXIT_FAILED: TrainingFailed}.get(
             self.exit_code, TrainingFailed
         )
-        expected = self.exit_code in (EXIT_USER, EXIT_STOPPED)
+        kind = Halted if self.halted else kind
+        expected = self.exit_code in (EXIT_USER, EXIT_STOPPED) or self.halted
         where = self.where if expected else ", ".join(part for part in (f"rank {self.rank}", self.where) if part)
         return kind(
             self.what, where=where, remedy=self.remedy or (f"The traceback is in {self.log}." if self.log else "")
@@ -83,7 +96,8 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
     """What this rank reports of an error."""
     if isinstance(error, FinetuneError):
         echo = isinstance(error, PeerFailed)
-        return Failure(rank, time.time(), error.what, error.where, error.remedy, error.exit_code, echo)
+        halted = isinstance(error, Halted)
+        return Failure(rank, time.time(), error.what, error.where, error.remedy, error.exit_code, echo, "", halted)
     text = str(error).strip() or type(error).__name__
     origin = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f"{origin.filename}:{origin.lineno}" if origin else ""

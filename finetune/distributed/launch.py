@@ -70,16 +70,17 @@ class Launch:
         return env
 
 
-def run_workers(launch: Launch, logs: Path, notify: Callable[[str], None]) -> None:
+def run_workers(launch: Launch, logs: Path, notify: Callable[[str], None], *, ends_at_once: bool = False) -> None:
     """Run to the end. Raises: the first failing rank's error, in this process; Stopped if it stopped on request.
 
     Ctrl-C, SIGTERM and SIGUSR1 are passed on to the ranks, which save and stop; a second Ctrl-C ends them at once.
+    ends_at_once: the first signal does, because the ranks have nothing to save.
     """
     logs.mkdir(parents=True, exist_ok=True)
     clear_failures(logs)
     port = _free_port()
     notify(f"starting {format_number(launch.processes, 'rank')}, as: {launch.equivalent(port)}")
-    watcher = _Watcher(launch, logs, notify)
+    watcher = _Watcher(launch, logs, notify, ends_at_once=ends_at_once)
     with (logs / "launcher.log").open("ab") as log:
         said_from = log.tell()
         with watcher.signals_passed_on():
@@ -96,6 +97,8 @@ def _raise_outcome(watcher: _Watcher, logs: Path, said_from: int) -> None:
     failures = read_failures(logs)
     if watcher.aborted:
         raise KeyboardInterrupt
+    if watcher.stopped:
+        raise Stopped("stopped on request; run the same command to resume")
     if failures and not failures[0].echo:
         raise failures[0].to_error()
     killed = _killed(watcher.ends)
@@ -115,12 +118,14 @@ class _Watcher:
     ends: rank -> exit code, minus the signal that killed it; in the order in which they ended by themselves.
     """
 
-    def __init__(self, launch: Launch, logs: Path, notify: Callable[[str], None]) -> None:
-        self.launch, self.logs, self.notify = launch, logs, notify
+    def __init__(
+        self, launch: Launch, logs: Path, notify: Callable[[str], None], *, ends_at_once: bool = False
+    ) -> None:
+        self.launch, self.logs, self.notify, self.ends_at_once = launch, logs, notify, ends_at_once
         self.mark = uuid.uuid4().hex
         self.ranks: list[subprocess.Popen[bytes]] = []
         self.ends: dict[int, int] = {}
-        self.interrupts, self.aborted = 0, False
+        self.interrupts, self.aborted, self.stopped = 0, False, False
         self._asked: set[int] = set()
 
     def start(self, port: int, log: int) -> None:
@@ -140,7 +145,7 @@ class _Watcher:
         deadline = float("inf")
         while len(self.ends) < len(self.ranks):
             time.sleep(POLL_SECONDS)
-            if self.aborted:
+            if self.aborted or self.stopped:
                 break
             if self.interrupts:
                 self._ask_to_stop()
@@ -180,8 +185,10 @@ class _Watcher:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.interrupts += 1
-        if number == signal.SIGINT and self.interrupts > 1:
+        if number == signal.SIGINT and (self.interrupts > 1 or self.ends_at_once):
             self.aborted = True
+        elif self.ends_at_once:
+            self.stopped = True
         elif self.interrupts == 1:
             self.notify(f"{signal.Signals(number).name}: saving a checkpoint, then ending (Ctrl-C: at once)")
 

@@ -1,0 +1,185 @@
+"""Finished windows go to the output in the order of the rows, each row once; what was written is known after any crash."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetune.errors import Halted
+from finetune.inference.answering import PIECE
+from finetune.inference.prediction.feeder import FedWindow
+from finetune.inference.prediction.outcomes import Recorder
+from finetune.inference.prediction.parts import Parts, disk_errors, publish_json
+
+Line = dict[str, Any]
+
+
+class Output(Protocol):
+    """The user's file while it grows."""
+
+    def resume(self, position: Any) -> None:
+        """Go on behind `position`, as `append` returned it; None: at the beginning. What is behind it is removed."""
+        ...
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> Any:
+        """Write records, on the disk when it returns; the position behind them, a JSON value."""
+        ...
+
+    def finish(self) -> None:
+        """All records are written."""
+        ...
+
+
+@dataclass
+class State:
+    """How far the output is. position: see Output. scored_bytes: of scored.jsonl. errors: kind -> rows.
+
+    seconds: over all starts, while ranks were there. finished: nothing is left to do.
+    """
+
+    windows: int = 0
+    rows: int = 0
+    position: Any = None
+    scored_bytes: int = 0
+    scored: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    finished: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> State:
+        """The state of an earlier start, or of none."""
+        try:
+            return cls(**json.loads(path.read_text("utf-8")))
+        except FileNotFoundError:
+            return cls()
+
+    def save(self, path: Path) -> None:
+        publish_json(path, asdict(self))
+
+    @property
+    def failed(self) -> int:
+        """Rows without an answer."""
+        return sum(self.errors.values())
+
+
+class Collector:
+    """Appends windows. Make it after the state of an earlier start is known to be of the same command."""
+
+    def __init__(self, parts: Parts, output: Output, recorder: Recorder, state: State) -> None:
+        self.parts, self.output, self.recorder, self.state = parts, output, recorder, state
+        with disk_errors(parts.output):
+            output.resume(state.position)
+        self.scored = _Scored(parts.scored, state.scored_bytes)
+        for number in parts.windows():
+            if number < state.windows:  # a crash came between the state and the removal
+                parts.remove_window(number)
+
+    def collect(self, window: FedWindow) -> None:
+        """Append a window whose chunks are all answered, publish the state, and remove the window's folder.
+
+        Raises: Halted for a full disk, or if a row is missing or twice there.
+        """
+        assert window.number == self.state.windows, "windows are collected in order"
+        folder = self.parts.window(window.number)
+        found = self._lines(window)
+        records, scored = [], []
+        with (folder / "rows.jsonl").open(encoding="utf-8") as rows:
+            for text in rows:
+                row = json.loads(text)
+                number = row["row"]
+                if "error" in row:
+                    record = {"row": number, "error": row["error"]}
+                elif number in found:
+                    line = found.pop(number)
+                    record = line["record"]
+                    if "scored" in line:
+                        scored.append({"row": number, **line["scored"]})
+                else:
+                    raise _broken(folder, f"row {number} has no answer")
+                records.append({**record, **row.get("kept", {})})
+        if found or len(records) != window.rows:
+            raise _broken(folder, f"{len(records)} of {window.rows} rows, and {len(found)} unknown ones")
+        self._advance(records, scored)
+        self.parts.remove_window(window.number)
+
+    def _lines(self, window: FedWindow) -> dict[int, Line]:
+        """Row -> its line. Parts of a row come from several chunks."""
+        whole: dict[int, Line] = {}
+        split: dict[int, list[Line]] = {}
+        for chunk in range(window.chunks):
+            path = self.parts.answers((window.number, chunk))
+            for line in _read_lines(path):
+                number = line["row"]
+                if PIECE in line:
+                    split.setdefault(number, []).append(line)
+                elif whole.setdefault(number, line) is not line:
+                    raise _broken(path, f"row {number} is answered twice")
+        for number, lines in split.items():
+            places = sorted(line[PIECE]["index"] for line in lines)
+            if places != list(range(lines[0][PIECE]["count"])):
+                raise _broken(self.parts.window(window.number), f"row {number} has parts {places}")
+            whole[number] = self.recorder.merge(number, lines)
+        return whole
+
+    def _advance(self, records: Sequence[Line], scored: Sequence[Line]) -> None:
+        state = self.state
+        with disk_errors(self.parts.output):
+            state.position = self.output.append(records)
+        state.scored_bytes = self.scored.append(scored)
+        errors = Counter(state.errors)
+        errors.update(record["error"]["kind"] for record in records if "error" in record)
+        state.errors = dict(sorted(errors.items()))
+        state.windows, state.rows, state.scored = (
+            state.windows + 1,
+            state.rows + len(records),
+            state.scored + len(scored),
+        )
+        state.save(self.parts.state)
+
+    def finish(self) -> None:
+        """All windows are collected."""
+        with disk_errors(self.parts.output):
+            self.output.finish()
+        self.state.finished = True
+        self.state.save(self.parts.state)
+
+
+class _Scored:
+    """scored.jsonl, which grows beside the output."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+        if path.exists():
+            os.truncate(path, size)
+
+    def append(self, lines: Sequence[Line]) -> int:
+        """The size of the file behind them."""
+        if lines:
+            data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            with disk_errors(self.path), self.path.open("ab") as file:
+                file.write(data.encode("utf-8", "backslashreplace"))
+                file.flush()
+                os.fsync(file.fileno())
+                self.size = file.tell()
+        return self.size
+
+
+def _read_lines(path: Path) -> Iterator[Line]:
+    with path.open(encoding="utf-8") as file:
+        next(file)  # the digest, which the feeder has compared
+        for text in file:
+            yield json.loads(text)
+
+
+def _broken(path: Path, what: str) -> Halted:
+    return Halted(
+        f"the answers of a window do not fit its rows: {what}",
+        where=str(path),
+        remedy="Remove this folder and run the same command again: its rows are answered again.",
+    )

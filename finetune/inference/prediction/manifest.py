@@ -1,0 +1,146 @@
+"""What an output is the answer to: the same command goes on with it, another one is refused, and is told what differs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from finetune import __version__
+from finetune.errors import UserError
+from finetune.inference.prediction.collector import State
+from finetune.inference.prediction.parts import Parts, disk_errors, publish_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """sources: as the user named them. identity: of their content, see RowStream. model, digest: name and digest of the
+    model. options: of the command, as far as answers depend on them. budget, window_rows: what the chunks follow from.
+    """
+
+    sources: list[str]
+    identity: list[Any]
+    model: str
+    digest: str
+    options: dict[str, Any]
+    budget: int
+    window_rows: int
+    version: str = __version__
+    format: int = FORMAT
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """What is not as in the manifest of an earlier start, for people."""
+        mine = json.loads(json.dumps(asdict(self)))
+        found = []
+        if mine["sources"] != other.get("sources"):
+            found.append(f"the data is {_named(mine['sources'])}, and was {_named(other.get('sources'))}")
+        elif mine["identity"] != other.get("identity"):
+            found.append(f"the content of {_named(mine['sources'])} has changed")
+        if mine["digest"] != other.get("digest"):
+            same = mine["model"] == other.get("model")
+            found.append(
+                f"the weights or settings of {self.model} have changed"
+                if same
+                else f"the model is {self.model}, and was {other.get('model')}"
+            )
+        before: Mapping[str, Any] = other.get("options") or {}
+        for name in sorted({*mine["options"], *before}):
+            if mine["options"].get(name) != before.get(name):
+                found.append(f"--{name.replace('_', '-')} is {mine['options'].get(name)}, and was {before.get(name)}")
+        for name, meaning in (
+            ("budget", "the size of chunks"),
+            ("window_rows", "rows in a window"),
+            ("version", "finetune"),
+        ):
+            if mine[name] != other.get(name):
+                found.append(f"{meaning} is {mine[name]}, and was {other.get(name)}")
+        return found
+
+
+def begin_or_resume(parts: Parts, manifest: Manifest, *, resumable: bool) -> State:
+    """The state to go on from; a new one, and the manifest written, where there is no output yet.
+
+    Raises: UserError for an output that is another command's.
+    """
+    before, state = read_manifest(parts), State.read(parts.state)
+    if before is None or not (state.windows or state.finished or parts.has_answers()):
+        if before is None:
+            check_output(parts)
+        with disk_errors(parts.folder):
+            parts.folder.mkdir(parents=True, exist_ok=True)
+        for number in parts.windows():
+            parts.remove_window(number)
+        publish_json(parts.manifest, asdict(manifest))
+        return State()
+    if found := manifest.differences(before):
+        raise UserError(
+            "the output was begun by another command: " + "; ".join(found),
+            where=str(parts.output),
+            remedy=f"Give another --output, or remove {parts.output} and {parts.folder} to begin again.",
+        )
+    if not resumable and not state.finished:
+        raise UserError(
+            "standard input was answered in part, and cannot be read again from its beginning",
+            where=str(parts.output),
+            remedy=f"Write it to a file, which can be resumed; or remove {parts.output} and {parts.folder} to begin again.",
+        )
+    if state.rows and not parts.output.exists():
+        raise UserError(
+            f"{state.rows:,} rows were written to it, and it is not there any more",
+            where=str(parts.output),
+            remedy=f"Bring it back, or remove {parts.folder} to begin again.",
+        )
+    return state
+
+
+def check_output(parts: Parts) -> None:
+    """Raises: UserError for an output that exists without being one of ours, or a place where none can be."""
+    if parts.output.exists() and read_manifest(parts) is None:
+        raise UserError(
+            "exists already, and no prediction of ours has begun it",
+            where=str(parts.output),
+            remedy="Give another --output, or remove the file.",
+        )
+    if parts.output.parent.exists() and not parts.output.parent.is_dir():
+        raise UserError("is not a folder", where=str(parts.output.parent), remedy="Give another --output.")
+
+
+def read_manifest(parts: Parts) -> dict[str, Any] | None:
+    """The manifest of an earlier start; None if there was none. Raises: UserError if it cannot be read."""
+    try:
+        found = json.loads(parts.manifest.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise UserError(f"cannot be read: {error}", where=str(parts.manifest), remedy="Remove its folder.") from None
+    return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def only_one(parts: Parts) -> Iterator[None]:
+    """While the block runs, no other process writes this output. Raises: UserError if one does."""
+    with disk_errors(parts.folder):
+        parts.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(parts.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                "another process is writing it now",
+                where=str(parts.output),
+                remedy="Wait until it has ended, or give another --output.",
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _named(sources: Any) -> str:
+    return ", ".join(map(str, sources)) if isinstance(sources, list) else str(sources)

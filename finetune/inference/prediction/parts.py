@@ -1,0 +1,101 @@
+"""The folder <output>.parts/ beside the output of a prediction: the names of its files, and writing that survives a crash.
+
+manifest.json               what is asked of what: data, model and options by digest
+state.json                  how far the output is, replaced after each window
+journal.jsonl               what each start of the command did
+scored.jsonl                answers and scores of rows with targets, for the metrics at the end
+window-00000012/            only while the window is open:
+    spool.bin, spool.json   its examples by chunk; written again by every start
+    rows.jsonl              one line per row: what of it goes to the output besides the answer
+    00003.answers           the outcomes of chunk 3: complete as soon as it has this name
+    00003.failed            a rank failed at chunk 3, so its examples are answered one by one
+    00003.lost              the examples at which a rank failed even so
+
+What is there belongs to one output and one command, which goes on with it after any end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import Halted
+
+ChunkName = tuple[int, int]  # (window, number within it)
+SUFFIX = ".parts"
+
+
+class Parts:
+    """Paths below the folder of one output."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.folder = output.with_name(output.name + SUFFIX)
+        self.manifest = self.folder / "manifest.json"
+        self.state = self.folder / "state.json"
+        self.journal = self.folder / "journal.jsonl"
+        self.scored = self.folder / "scored.jsonl"
+        self.logs = self.folder / "logs"
+
+    def window(self, number: int) -> Path:
+        return self.folder / f"window-{number:08d}"
+
+    def answers(self, name: ChunkName) -> Path:
+        return self.window(name[0]) / f"{name[1]:05d}.answers"
+
+    def failed(self, name: ChunkName) -> Path:
+        return self.answers(name).with_suffix(".failed")
+
+    def lost(self, name: ChunkName) -> Path:
+        return self.answers(name).with_suffix(".lost")
+
+    def remove_window(self, number: int) -> None:
+        shutil.rmtree(self.window(number), ignore_errors=True)
+
+    def has_answers(self) -> bool:
+        """Whether some chunk of an open window is answered."""
+        return next(self.folder.glob("window-*/*.answers"), None) is not None
+
+    def windows(self) -> list[int]:
+        """Numbers of the windows that have a folder, ascending."""
+        return sorted(int(path.name.removeprefix("window-")) for path in self.folder.glob("window-*"))
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Replace `path` by a file that is whole and on the disk; after a crash, the previous one is still there.
+
+    Raises: Halted that names the path, such as for a full disk.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with disk_errors(path):
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def publish_json(path: Path, value: Any) -> None:
+    """As `publish`, with JSON for people."""
+    publish(path, (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Halted that names the file in place of an OSError (full disk, no permission)."""
+    try:
+        yield
+    except OSError as error:
+        raise Halted(
+            f"cannot write: {error.strerror or error}",
+            where=str(path),
+            remedy="What is answered stays. Free some space and run the same command again to resume.",
+        ) from error

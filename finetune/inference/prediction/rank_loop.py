@@ -1,0 +1,246 @@
+"""What each rank does: pull a chunk, answer it, write its outcomes, until there are no more chunks."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from finetune.data.bad_rows import BadRow
+from finetune.distributed.session import Session
+from finetune.errors import FinetuneError, TrainingFailed
+from finetune.inference.answering import Answerer, Chunk, Outcome, RowError, RowSplitter
+from finetune.inference.prediction.feeder import error_of
+from finetune.inference.prediction.outcomes import Recorder
+from finetune.inference.prediction.parts import ChunkName, Parts, publish
+from finetune.inference.prediction.pull_queue import PullQueue, Ticket, done_name
+from finetune.inference.prediction.spool import Spool
+
+WRITING_AHEAD = 4  # chunks whose outcomes wait for the disk
+
+Example = dict[str, Any]
+
+
+@dataclass
+class RankFigures:
+    """What a rank did. seconds: from its first pull to its last answer. ended: time of the last answer.
+
+    idle: seconds of them without a chunk to work on. padding, cost: in the unit of costs, over its chunks.
+    """
+
+    rank: int
+    rows: int = 0
+    chunks: int = 0
+    seconds: float = 0.0
+    started: float = 0.0
+    ended: float = 0.0
+    idle: float = 0.0
+    cost: int = 0
+    padding: int = 0
+    pulls: int = 0
+    pull_seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class _Loaded:
+    """A chunk that was pulled: its examples as they wait on the disk, and the outcomes that are known already."""
+
+    name: ChunkName
+    digest: str
+    spooled: list[Example]
+    known: dict[int, RowError] = field(default_factory=dict)  # index -> why it cannot be answered
+
+
+class RankLoop:
+    """One rank's part of a prediction.
+
+    cost: as the chunks were cut by. Ranks of a replica run it alike; the first of them writes.
+    """
+
+    def __init__(
+        self, session: Session, parts: Parts, answerer: Answerer, splitter: RowSplitter, recorder: Recorder, cost: Any
+    ) -> None:
+        self.session, self.parts, self.answerer = session, parts, answerer
+        self.splitter, self.recorder, self.cost = splitter, recorder, cost
+        self.queue = PullQueue(session)
+        self.figures = RankFigures(session.rank)
+        self._loaded: dict[ChunkName, _Loaded] = {}
+        self._alone: list[_Loaded] = []
+        self._spools: dict[int, Spool] = {}
+        self._writer = _Writer(self._write) if session.is_replica_lead else None
+
+    def run(self) -> RankFigures:
+        """Answer chunks until there are no more. All ranks call it; none waits for another.
+
+        Raises: TrainingFailed for a device that no longer works, after it has noted at which chunks that was.
+        """
+        figures = self.figures
+        figures.started = time.time()
+        try:
+            for chunk, outcomes in self.answerer.run(self._chunks()):
+                self._finish(self._loaded.pop(chunk.name), outcomes)
+            for loaded in self._alone:
+                self._finish(loaded, self._answer_alone(loaded))
+        except Exception as error:
+            if isinstance(error, TrainingFailed) or not isinstance(error, FinetuneError):
+                self._note_failure()  # a full disk, or another rank, is not the fault of these chunks
+            raise
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+        figures.ended = time.time()
+        figures.seconds = figures.ended - figures.started
+        figures.idle, figures.pulls, figures.pull_seconds = self.queue.waited, self.queue.pulls, self.queue.pull_seconds
+        return figures
+
+    def _chunks(self) -> Iterator[Chunk]:
+        for ticket in self.queue.tickets():
+            loaded, examples = self._load(ticket)
+            if ticket.alone:
+                self._alone.append(loaded)
+            elif examples:
+                self._loaded[loaded.name] = loaded
+                yield Chunk(loaded.name, examples)
+            else:
+                self._finish(loaded, [])
+
+    def _load(self, ticket: Ticket) -> tuple[_Loaded, list[Example]]:
+        window, number = ticket.name
+        if window not in self._spools:
+            self._spools = {key: spool for key, spool in self._spools.items() if key > window - 8}
+            self._spools[window] = Spool(self.parts.window(window))
+        spool = self._spools[window]
+        loaded = _Loaded(ticket.name, spool.chunks[number].digest, spool.read(number))
+        self._count(loaded)
+        if ticket.alone:
+            return loaded, []
+        examples = []
+        for index, item in enumerate(self._try_load(loaded.spooled)):
+            if isinstance(item, BadRow):
+                loaded.known[index] = error_of(item)
+            else:
+                examples.append(item)
+        return loaded, examples
+
+    def _try_load(self, examples: Sequence[Example]) -> list[Example | BadRow]:
+        """Together; where that fails, one by one."""
+        try:
+            return self.splitter.load(examples)
+        except Exception as error:
+            if len(examples) > 1:
+                return [item for example in examples for item in self._try_load([example])]
+            return [error if isinstance(error, BadRow) else BadRow(f"{type(error).__name__}: {error}")]
+
+    def _answer_alone(self, loaded: _Loaded) -> list[Outcome]:
+        """Example by example. One at which a rank failed before has no answer; a failure now is noted by its index."""
+        lost = _read_lost(self.parts, loaded.name)
+        outcomes: list[Outcome] = []
+        for index, spooled in enumerate(loaded.spooled):
+            (example,) = self._try_load([spooled])
+            if index in lost:
+                outcomes.append(RowError("failed", "the model, or the device it is on, failed at this row"))
+            elif isinstance(example, BadRow):
+                outcomes.append(error_of(example))
+            else:
+                try:
+                    ((_, (outcome,)),) = self.answerer.run([Chunk(loaded.name, [example])])
+                except Exception:
+                    with suppress(OSError), self.parts.lost(loaded.name).open("a") as file:
+                        file.write(f"{index}\n")
+                    raise
+                outcomes.append(outcome)
+        return outcomes
+
+    def _finish(self, loaded: _Loaded, outcomes: Sequence[Outcome]) -> None:
+        """outcomes: of the examples that are not known already, in order."""
+        rest = iter(outcomes)
+        whole = [loaded.known.get(index) or next(rest) for index in range(len(loaded.spooled))]
+        self.figures.rows += len(whole)
+        self.figures.chunks += 1
+        if self._writer is not None:
+            self._writer.put((loaded, whole))
+
+    def _write(self, loaded: _Loaded, outcomes: Sequence[Outcome]) -> None:
+        content = self.recorder.write(loaded.digest, loaded.spooled, outcomes)
+        publish(self.parts.answers(loaded.name), content)
+        self.session.count(done_name(loaded.name[0]))
+        self.session.count(done_name(-1))
+
+    def _count(self, loaded: _Loaded) -> None:
+        costs = [max(1, int(self.cost(example))) for example in loaded.spooled]
+        self.figures.cost += sum(costs)
+        self.figures.padding += len(costs) * max(costs) - sum(costs)
+
+    def _note_failure(self) -> None:
+        """For the next start: the chunks at which this rank failed are answered example by example."""
+        for name in self._loaded:
+            with suppress(OSError):
+                self.parts.failed(name).touch()
+
+
+def _read_lost(parts: Parts, name: ChunkName) -> set[int]:
+    try:
+        return {int(line) for line in parts.lost(name).read_text().split()}
+    except FileNotFoundError:
+        return set()
+
+
+class _Writer:
+    """Writes outcomes in a thread of its own, so that a device does not wait for a disk."""
+
+    def __init__(self, write: Any) -> None:
+        self._write = write
+        self._waiting: queue.Queue[Any] = queue.Queue(WRITING_AHEAD)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
+        self._thread.start()
+
+    def put(self, item: tuple[Any, ...]) -> None:
+        """Raises: what an earlier write raised."""
+        self._raise()
+        self._waiting.put(item)
+
+    def close(self) -> None:
+        """Wait until everything is written. Raises: what a write raised."""
+        self._waiting.put(None)
+        self._thread.join()
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            if self._error is None:
+                try:
+                    self._write(*item)
+                except BaseException as error:
+                    self._error = error
+
+
+def total_figures(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Idle share, busiest rank and padding over all ranks. ranks: RankFigures as dicts.
+
+    idle_share: of the time from the first pull of any rank to the last answer of any, the part in which ranks had nothing
+    to do. busiest_rank: the one that worked longest. padding_share: of all positions computed.
+    """
+    begun, ended = min(rank["started"] for rank in ranks), max(rank["ended"] for rank in ranks)
+    span = max(ended - begun, 1e-9)
+    busy = {rank["rank"]: rank["seconds"] - rank["idle"] for rank in ranks}
+    cost, padding = sum(rank["cost"] for rank in ranks), sum(rank["padding"] for rank in ranks)
+    return {
+        "seconds": round(span, 3),
+        "idle_share": round(max(0.0, 1 - sum(busy.values()) / (span * len(ranks))), 4),
+        "busiest_rank": max(busy, key=lambda rank: busy[rank]),
+        "busiest_seconds": round(max(busy.values()), 3),
+        "padding_share": round(padding / max(1, cost + padding), 4),
+        "queue_share": round(sum(rank["pull_seconds"] for rank in ranks) / (span * len(ranks)), 6),
+    }

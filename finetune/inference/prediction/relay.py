@@ -1,0 +1,129 @@
+"""Rank 0 between the process that reads and writes (keeper.py) and the ranks: what it says goes into the group's store, and
+what the ranks count there goes back to it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from finetune.distributed.session import Session
+from finetune.errors import FinetuneError, TrainingFailed
+from finetune.inference.prediction.collector import State
+from finetune.inference.prediction.feeder import FedWindow
+from finetune.inference.prediction.pull_queue import FAILED, announce_end, announce_window, done_name
+
+LOOK_SECONDS = 0.05  # between two looks at what ranks have counted
+
+
+Progress = Callable[[State | None, float], None]
+
+
+class Relay:
+    """A thread of rank 0. progress: called in it with the state after the last window that is in the output (None: after
+    none in this launch) and the part of the next one that is answered. note: with lines for the user.
+    """
+
+    def __init__(
+        self, session: Session, connection: Connection, progress: Progress, note: Callable[[str], None]
+    ) -> None:
+        self._session, self._connection, self._progress, self._note = session, connection, progress, note
+        self._before: State | None = None
+        self._open: dict[int, tuple[int, int]] = {}  # window -> (its chunks, those that are known to be answered)
+        self._index, self._chunks, self._done = 0, 0, 0
+        self._state: State | None = None
+        self._error: FinetuneError | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="relay", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> State:
+        """Until everything is in the output. Raises: FinetuneError as the process that reads and writes did."""
+        self._thread.join()
+        self.check()
+        assert self._state is not None, "the relay ends with a state or an error"
+        return self._state
+
+    def close(self) -> None:
+        """End the thread, and with the connection the process at its other end."""
+        self._closed = True
+        self._thread.join()
+        self._connection.close()
+
+    def check(self) -> None:
+        """Raises: the error that ended the process that reads and writes."""
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        try:
+            while self._state is None and self._error is None and not self._closed:
+                if self._connection.poll(LOOK_SECONDS):
+                    self._take(*self._connection.recv())
+                else:
+                    self._count_done()
+        except (EOFError, OSError):
+            self._error = TrainingFailed(
+                "the process that reads the data and writes the output was killed; the system may have run out of memory",
+                remedy="Run the same command again to resume.",
+            )
+        except Exception as error:  # shown by rank 0; a thread that ends silently would leave all ranks waiting
+            self._error = TrainingFailed(f"{type(error).__name__}: {error}", where="the relay of rank 0")
+        if self._error is not None:
+            self._session.announce(FAILED, "1")
+
+    def _take(self, kind: str, *content: Any) -> None:
+        if kind == "window":
+            window: FedWindow = content[0]
+            if window.todo:
+                self._open[window.number] = (len(window.todo), 0)
+            announce_window(self._session, self._index, self._chunks, window)
+            self._index, self._chunks = self._index + 1, self._chunks + len(window.todo)
+        elif kind == "end":
+            announce_end(self._session, content[0])
+        elif kind == "progress":
+            self._before = content[0]
+            self._progress(self._before, 0.0)
+        elif kind == "note":
+            self._note(content[0])
+        elif kind == "finished":
+            self._state = content[0]
+        else:
+            self._error = content[0]
+
+    def _count_done(self) -> None:
+        """Tell which windows have more answers than before, if any rank has answered a chunk since."""
+        done = self._session.count(done_name(-1), 0)
+        if done == self._done:
+            return
+        self._done = done
+        for number, (chunks, before) in list(self._open.items()):
+            now = self._session.count(done_name(number), 0)
+            if now != before:
+                self._connection.send(("done", number, now))
+                self._open[number] = (chunks, now)
+            if now >= chunks:
+                del self._open[number]
+        if self._open:
+            chunks, now = self._open[min(self._open)]
+            self._progress(self._before, now / chunks)
+
+
+def wait_for_figures(session: Session, own: dict[str, Any], *, seconds: float = 30.0) -> list[dict[str, Any]]:
+    """The figures of all ranks, on rank 0; of those that have announced them in time. No collective."""
+    session.announce(f"predict/figures/{session.rank}", json.dumps(own))
+    if not session.is_main:
+        return []
+    found: dict[int, dict[str, Any]] = {}
+    ends = time.monotonic() + seconds
+    while len(found) < session.world_size and time.monotonic() < ends:
+        for rank in range(session.world_size):
+            if rank not in found and (text := session.announced(f"predict/figures/{rank}")) is not None:
+                found[rank] = json.loads(text)
+        if len(found) < session.world_size:
+            time.sleep(LOOK_SECONDS)
+    return [found[rank] for rank in sorted(found)]

@@ -1,0 +1,89 @@
+"""Proves that an output goes on only with the command that began it, and that another one is told what differs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from finetune.errors import UserError
+from finetune.inference.prediction.collector import State
+from finetune.inference.prediction.manifest import Manifest, begin_or_resume, check_output, only_one
+from finetune.inference.prediction.parts import Parts, publish
+
+ASKED = Manifest(["new.jsonl"], [["digest"]], "runs/a/1 (step-10)", "abc", {"top_k": 1, "keep": []}, 2048, 8192)
+
+
+def begun(tmp_path, state=None):
+    parts = Parts(tmp_path / "out.jsonl")
+    assert begin_or_resume(parts, ASKED, resumable=True) == State()
+    (state or State(windows=2, rows=16384, position=100)).save(parts.state)
+    parts.output.write_text("x" * 100)
+    return parts
+
+
+def test_the_same_command_goes_on(tmp_path):
+    assert begin_or_resume(begun(tmp_path), replace(ASKED), resumable=True).rows == 16384
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"sources": ["other.jsonl"]}, "the data is other.jsonl, and was new.jsonl"),
+        ({"identity": [["other"]]}, "the content of new.jsonl has changed"),
+        ({"digest": "abd"}, "the weights or settings of runs/a/1 (step-10) have changed"),
+        ({"digest": "abd", "model": "b"}, "the model is b, and was runs/a/1 (step-10)"),
+        ({"options": {"top_k": 3, "keep": []}}, "--top-k is 3, and was 1"),
+        ({"options": {"top_k": 1, "keep": [], "tile": 640}}, "--tile is 640, and was None"),
+        ({"budget": 10}, "the size of chunks is 10, and was 2048"),
+        ({"version": "0"}, "finetune is 0"),
+    ],
+)
+def test_another_command_is_told_what_differs(tmp_path, changed, words):
+    parts = begun(tmp_path)
+    with pytest.raises(UserError) as refused:
+        begin_or_resume(parts, replace(ASKED, **changed), resumable=True)
+    assert words in refused.value.what and str(parts.folder) in refused.value.remedy
+    assert begin_or_resume(parts, ASKED, resumable=True).rows == 16384, "the refusal changed nothing"
+
+
+def test_where_nothing_is_answered_yet_another_command_begins(tmp_path):
+    parts = begun(tmp_path, State())
+    (parts.window(0)).mkdir()
+    assert begin_or_resume(parts, replace(ASKED, digest="new"), resumable=True) == State()
+    assert parts.windows() == []
+    parts.window(0).mkdir()
+    publish(parts.answers((0, 3)), b"{}\n")
+    with pytest.raises(UserError, match="begun by another command"):
+        begin_or_resume(parts, ASKED, resumable=True)
+
+
+def test_a_file_that_is_not_ours_is_never_touched(tmp_path):
+    (tmp_path / "out.jsonl").write_text("mine")
+    for call in (check_output, lambda parts: begin_or_resume(parts, ASKED, resumable=True)):
+        with pytest.raises(UserError, match="exists already"):
+            call(Parts(tmp_path / "out.jsonl"))
+    assert (tmp_path / "out.jsonl").read_text() == "mine" and not Parts(tmp_path / "out.jsonl").manifest.exists()
+
+
+def test_an_output_that_was_removed_is_missed(tmp_path):
+    parts = begun(tmp_path)
+    parts.output.unlink()
+    with pytest.raises(UserError, match="16,384 rows were written to it"):
+        begin_or_resume(parts, ASKED, resumable=True)
+
+
+def test_standard_input_cannot_be_resumed(tmp_path):
+    parts = begun(tmp_path)
+    with pytest.raises(UserError, match="standard input was answered in part"):
+        begin_or_resume(parts, ASKED, resumable=False)
+    State(windows=2, rows=16384, finished=True).save(parts.state)
+    assert begin_or_resume(parts, ASKED, resumable=False).finished
+
+
+def test_one_process_writes_an_output(tmp_path):
+    parts = Parts(tmp_path / "out.jsonl")
+    with only_one(parts), pytest.raises(UserError, match="another process is writing it"), only_one(parts):
+        pass
+    with only_one(parts):
+        pass

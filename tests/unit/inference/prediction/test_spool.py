@@ -1,0 +1,44 @@
+"""Proves that examples come back from the disk as they went there, and that answers to others are not taken for theirs."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from finetune.inference.prediction.spool import Spool, write_spool
+
+
+def plain(example):
+    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in example.items()}
+
+
+def test_examples_come_back(tmp_path):
+    texts = [{"id": number, "input_ids": list(range(number))} for number in range(5)]
+    pieces = [
+        {"id": 7, "input_ids": [1], "piece": {"index": 0, "count": 2, "box": [0, 0.5]}, "words": ["\u00e4", "\ud800"]}
+    ]
+    rows = [{"id": 9, "row": {"image": {"bytes": b"\x00\xff", "path": "a.png"}, "sizes": [1.5, None]}}]
+    written = write_spool(tmp_path / "w", [texts, pieces, rows])
+    spool = Spool(tmp_path / "w")
+    assert [[plain(example) for example in spool.read(index)] for index in range(3)] == [texts, pieces, rows]
+    assert spool.chunks == written and [chunk.examples for chunk in written] == [5, 1, 1]
+
+
+def test_images_and_arrays_become_what_a_task_can_read(tmp_path):
+    image = Image.new("RGB", (3, 2), "red")
+    pixels = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_spool(tmp_path, [[{"id": 0, "row": {"image": image, "mask": pixels}, "pixels": pixels}]])
+    (example,) = Spool(tmp_path).read(0)
+    assert example["row"]["image"].startswith(b"\x89PNG") and example["row"]["mask"] == pixels.tolist()
+    assert example["pixels"].dtype == np.float32 and (example["pixels"] == pixels).all()
+
+
+def test_a_digest_is_of_the_examples(tmp_path):
+    (one, other), (same, _) = (
+        write_spool(tmp_path, [[{"id": 1, "input_ids": [5]}], [{"id": 1, "input_ids": [last]}]]) for last in (6, 5)
+    )
+    assert one.digest == same.digest != other.digest
+
+
+def test_an_empty_window(tmp_path):
+    assert write_spool(tmp_path, []) == [] and Spool(tmp_path).chunks == []
