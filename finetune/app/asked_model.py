@@ -104,6 +104,7 @@ def open_model(
     source: str | Path,
     *,
     checkpoint: str = "best",
+    task: str = "",
     precision: Precision | None = None,
     quantization: Quantization | None = None,
     device: torch.device | str | None = None,
@@ -111,7 +112,7 @@ def open_model(
     notify: Callable[[str], None] = lambda line: None,
 ) -> AskedModel:
     """Find a model, see `find_model`, and load it, see `load_found`."""
-    found = find_model(source, checkpoint=checkpoint, trust_remote_code=trust_remote_code, notify=notify)
+    found = find_model(source, checkpoint=checkpoint, task=task, trust_remote_code=trust_remote_code, notify=notify)
     return load_found(found, precision=precision, quantization=quantization, device=device)
 
 

@@ -1,4 +1,4 @@
-"""What a model that is to be asked comes from: the folder of a run, or a folder that was exported from one.
+"""What a model that is to be asked comes from: a run, a folder exported from one, or any model that says what it is for.
 
 Finding it reads no weights and needs no ranks, so that a command can check its arguments before it starts any. Nothing of
 the folder runs: code that a model brings needs `trust_remote_code` of the caller, whatever the folder says.
@@ -7,7 +7,8 @@ the folder runs: code that a model brings needs `trust_remote_code` of the calle
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,21 @@ from safetensors import safe_open
 
 from finetune.app.run_contents import checkpoint_folder, find_checkpoint, portable_recipe, run_artifacts, run_recipe
 from finetune.app.starting import take_adapter_values
+from finetune.data.columns import nearest_name
 from finetune.data.prepare.cache import digest
 from finetune.data.prepare.file_digest import contents_digest, file_digest, folder_digest
 from finetune.errors import UserError
 from finetune.models.adapter_source import find_adapter
 from finetune.models.config import load_config
-from finetune.models.source import RUN_FILE, looks_like_path, resolve_model
+from finetune.models.load import quiet_transformers
+from finetune.models.source import RUN_FILE, resolve_model
 from finetune.planning.stored import StoredPlan
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.model import AdapterSection, ModelSection
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS
 from finetune.tasks.artifacts import FILE, TaskArtifacts, has_artifacts, load_artifacts
+from finetune.tasks.from_config import derive_artifacts
 from finetune.tracking.run import Run
 from finetune.training.checkpoint_reader import MANIFEST, Checkpoint
 
@@ -69,15 +73,22 @@ def find_model(
     source: str | Path,
     *,
     checkpoint: str = "best",
+    task: str = "",
     trust_remote_code: bool = False,
     notify: Notify = lambda line: None,
 ) -> FoundModel:
-    """The model that `source` names: a run folder, or an exported folder such as its `model/`.
+    """The model that `source` names: a run folder, an exported folder such as its `model/`, or any model folder, package
+    or hub id whose configuration tells what it is for.
 
     checkpoint: of a run: best (latest where nothing was validated), latest, or a name such as step-00000120.
+    task: for a model that was not trained here; "": as its configuration tells.
     trust_remote_code: run Python code that the model brings. notify: called with lines for the user.
     Raises: UserError if there is no such model, or it cannot be told how to ask it.
     """
+    if task and task not in CARDS:
+        near = nearest_name(task.replace("-", "_"), CARDS)
+        hint = f"Did you mean {near}?" if near else f"Tasks are {', '.join(sorted(CARDS))}."
+        raise UserError(f"there is no task {task!r}", where="--task", remedy=hint)
     path = Path(source).expanduser()
     if (path / RUN_FILE).is_file():
         return _find_in_run(Run.open(path), checkpoint, trust_remote_code, notify)
@@ -86,16 +97,17 @@ def find_model(
             f"{source} is not the folder of a run, so it has no checkpoint {checkpoint}",
             remedy="Leave out --checkpoint, or give the folder of the run.",
         )
-    folder = Path(resolve_model(str(source)))
-    if has_artifacts(folder):
-        return _find_exported(folder, str(source), trust_remote_code)
-    if looks_like_path(str(source)) and not folder.is_dir():
-        raise UserError(f"the folder does not exist: {source}", where=str(folder.absolute()))
-    raise UserError(
-        f"{source} has no {FILE}: it was not exported from a run",
-        where=str(folder),
-        remedy="Give the folder of a run, its model/, or what finetune export wrote.",
-    )
+    if has_artifacts(Path(resolve_model(str(source)))):
+        found = _find_exported(Path(resolve_model(str(source))), str(source), trust_remote_code)
+    else:
+        return _find_by_config(str(source), task, trust_remote_code, notify)
+    if task and task != found.artifacts.task:
+        raise UserError(
+            f"the model was trained for {found.artifacts.task}, not for {task}",
+            where=str(source),
+            remedy="Leave out --task.",
+        )
+    return found
 
 
 def _find_in_run(run: Run, checkpoint: str, trust_remote_code: bool, notify: Notify) -> FoundModel:
@@ -133,6 +145,48 @@ def _find_exported(folder: Path, source: str, trust_remote_code: bool) -> FoundM
         recipe=recipe_of(artifacts, model),
         artifacts=artifacts,
     )
+
+
+def _find_by_config(source: str, task: str, trust_remote_code: bool, notify: Notify) -> FoundModel:
+    resolved = resolve_model(source)
+    model = ModelSection(source=resolved, trust_remote_code=trust_remote_code)
+    notes: list[str] = []
+    with quiet_transformers(), _known_kinds(source):
+        artifacts = derive_artifacts(model, task, notes)
+        named = files_digest(Path(resolved)) if Path(resolved).is_dir() else [resolved, _commit(model)]
+    for note in notes:
+        notify(note)
+    return FoundModel(
+        name=source,
+        digest=digest("asked model", "configuration", named, _base_digest(model), artifacts.task),
+        recipe=recipe_of(artifacts, model),
+        artifacts=artifacts,
+    )
+
+
+@contextmanager
+def _known_kinds(source: str) -> Iterator[None]:
+    """Turn what transformers raises for a configuration that it does not know into UserErrors."""
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                "the model brings Python code of its own",
+                where=source,
+                remedy="Allow it with --trust-remote-code if you trust its author.",
+            ) from None
+        raise UserError(
+            f"the model cannot be read: {first}",
+            where=source,
+            remedy="It may be damaged, of a kind that this version of transformers does not know, or no model at all.",
+        ) from error
+
+
+def _commit(model: ModelSection) -> str:
+    """The commit of a hub model in the cache."""
+    return str(getattr(load_config(model), "_commit_hash", None) or "")
 
 
 def recipe_of(artifacts: TaskArtifacts, model: ModelSection) -> Recipe:

@@ -8,7 +8,7 @@ from typing import Any
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.task import Task
 
-TOKENS = {"cpu": 2_048, "cuda": 32_768}  # of a chunk, the padding not counted
+TOKENS = {"cpu": 1_024, "cuda": 32_768}  # of a chunk, the padding not counted
 PIXELS = {"cpu": 2**19, "cuda": 2**23}
 TEXTS = ("input_ids", "rejected_input_ids")  # keys of token ids that the model reads
 REPLY_LENGTHS = ("reply_length", "max_target_length")  # options: tokens that the model may write

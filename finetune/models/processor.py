@@ -28,14 +28,15 @@ def load_processor(
     std: Sequence[float] = (),
     interpolation: str | None = None,
     kind: str = "ViTImageProcessorPil",
+    notes: list[str] | None = None,
 ) -> Any:
     """The processor of model.processor or model.source with the recipe's changes; a new one for `init: config`.
 
     Its output has one fixed size for images of any shape. If the loaded processor keeps the aspect ratio, a plain
-    resize to a square replaces it. The returned processor is saved with the model, so inference uses the same one.
+    resize to a square (or to the size that the model states) replaces it. The returned processor is saved with the model, so inference uses the same one.
 
     image_size: height and width of the output. mean, std: one value per channel. None or empty: as loaded.
-    kind: name of the class in transformers for new processors.
+    kind: name of the class in transformers for new processors. notes: where a line is added if a plain resize replaces it.
     Raises: UserError if there is no processor, or its output size is not that of the model.
     """
     where = model.processor or ("" if model.init == "config" else model.source)
@@ -51,7 +52,12 @@ def load_processor(
             processor = _remake(kind, config, image_size, processor)
         elif output_size(processor, config) is None:
             edge = next((int(edge) for edge in dict(processor.size).values() if edge), DEFAULT_SIZE)
-            processor = _remake(kind, config, edge, processor)
+            processor = _remake(kind, config, None if model_size(config) else edge, processor)
+            if notes is not None:
+                height, width = output_size(processor, config) or (edge, edge)
+                notes.append(
+                    f"images are resized to {width} x {height} pixels; the model's own processor keeps their aspect ratio"
+                )
     _check_size(processor, model, config)
     return processor
 
@@ -81,8 +87,8 @@ def model_size(config: Any) -> tuple[int, int] | None:
     return (int(size[0]), int(size[1])) if isinstance(size, (list, tuple)) and len(size) == 2 else None
 
 
-def _remake(kind: str, config: Any, edge: int, old: Any) -> Any:
-    """A new processor of another size, with the normalization and the interpolation of `old`."""
+def _remake(kind: str, config: Any, edge: int | None, old: Any) -> Any:
+    """A new processor of another size (None: the model's), with the normalization and the interpolation of `old`."""
     processor = _make(kind, config, edge, old.image_mean, old.image_std, _interpolation_of(old))
     processor.do_normalize = old.do_normalize
     return processor

@@ -183,6 +183,11 @@ def _lookup(names: Sequence[str], in_data: Sequence[str], form: LabelForm) -> La
     return Labels(names, form)
 
 
+def plain_lookup(names: Sequence[str]) -> Labels:
+    """For data that is not known yet: by name; by index where the names are generated (LABEL_0, ...)."""
+    return Labels([str(index) for index in range(len(names))] if _generated(names) else names)
+
+
 def _are_numbers(in_data: Iterable[str], count: int) -> bool:
     return all(key.isdecimal() and int(key) < count for key in map(label_key, in_data))
 

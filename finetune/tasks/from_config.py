@@ -1,0 +1,126 @@
+"""Task artifacts of a model that was not trained here, as far as its own files tell them.
+
+Each task that can be told so has a file `from_config.py` with a function
+
+    artifacts(model: ModelSection, config, notes: list[str]) -> TaskArtifacts
+
+which adds to `notes` what was taken as it is although it may surprise, such as classes without names. What cannot be told is
+refused: no option is guessed from data.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+from typing import Any
+
+import transformers
+
+from finetune.errors import UserError
+from finetune.models.adapter_source import find_adapter
+from finetune.models.config import load_config
+from finetune.recipe.model import ModelSection
+from finetune.tasks import CARDS
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.classes import Classes, plain_lookup
+from finetune.tasks.text.lengths import usable_length
+
+UNLIMITED = 1_000_000  # more tokens than any limit
+ADAPTED = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}  # task types of peft
+SHOWN = 8
+
+
+def derive_artifacts(model: ModelSection, task: str, notes: list[str]) -> TaskArtifacts:
+    """The artifacts of `model`. task: what the user says it is; "" to tell it from the configuration.
+
+    Raises: UserError for a model that none of our tasks fits, or whose files do not tell what is needed.
+    """
+    config = load_config(model)
+    possible = possible_tasks(model, config)
+    if task and task not in possible:
+        listed = ", ".join(possible) or "none of our tasks"
+        raise UserError(
+            f"the model cannot be asked for the task {task}: by its configuration it is made for {listed}",
+            where=model.source,
+            remedy=f"The tasks of models that were not trained here are {', '.join(derivable())}.",
+        )
+    if not possible:
+        kinds = ", ".join(map(str, config.architectures or ())) or f"a {config.model_type} model of no stated class"
+        raise UserError(
+            f"it cannot be told what the model is for: {kinds} answers none of our tasks",
+            where=model.source,
+            remedy=f"Give a model with a trained head of one of {', '.join(derivable())}; a body alone is to be trained first.",
+        )
+    chosen = task or possible[0]
+    others = [name for name in possible if name != chosen]
+    told = f"task {chosen}, told from {', '.join(map(str, config.architectures or ())) or 'its adapter'}"
+    notes.append(told + (f"; --task may also be {', '.join(others)}" if others and not task else ""))
+    derived: TaskArtifacts = importlib.import_module(f"finetune.tasks.{chosen}.from_config").artifacts(
+        model, config, notes
+    )
+    return derived
+
+
+def derivable() -> list[str]:
+    """Tasks whose artifacts can be told from a configuration."""
+    return [name for name in CARDS if find_spec(f"finetune.tasks.{name}.from_config") is not None]
+
+
+def possible_tasks(model: ModelSection, config: Any) -> list[str]:
+    """Tasks that the model's class, or its adapter's kind, is for; the likeliest first."""
+    adapter = find_adapter(model.source)
+    adapted = ADAPTED.get(str(adapter.settings.get("task_type"))) if adapter is not None else None
+    found = []
+    for name in derivable():
+        auto_model = CARDS[name].auto_model
+        if auto_model == adapted or _is_among(auto_model, config):
+            found.append(name)
+    if _is_number(config):
+        return sorted({*found} - {"text_classification"}, key=lambda name: name == "reward_model")
+    return [name for name in found if name not in ("sequence_regression", "reward_model")]
+
+
+def _is_among(auto_model: str, config: Any) -> bool:
+    """Whether one of the architectures is what `auto_model` makes of such a configuration, or says so by its name."""
+    architectures = set(map(str, config.architectures or ()))
+    mapping = getattr(transformers, auto_model)._model_mapping
+    kinds = mapping.get(type(config), ())
+    names = {kind.__name__ for kind in (kinds if isinstance(kinds, (list, tuple)) else (kinds,))}
+    own = (getattr(config, "auto_map", None) or {}).get(auto_model, "").rpartition(".")[2]  # code that the model brings
+    return bool(architectures & (names | {own} - {""}))
+
+
+def _is_number(config: Any) -> bool:
+    """Whether a head over a whole text gives one number in place of classes."""
+    return getattr(config, "problem_type", None) == "regression" or len(config.id2label or ()) == 1
+
+
+def config_classes(config: Any, notes: list[str]) -> Classes:
+    """The classes that the head was trained with, in its order, under the names that the model has for them.
+
+    Raises: UserError for a class without a name.
+    """
+    names = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    if nameless := [index for index, name in enumerate(names) if not name.strip()]:
+        raise UserError(
+            f"class {nameless[0]} of the model has no name",
+            remedy="Give each class a name in id2label of its config.json.",
+        )
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        notes.append(f"{names.count(name)} classes of the model are called {name!r}")
+    more = ", ..." if len(names) > SHOWN else ""
+    generated = names == [f"LABEL_{index}" for index in range(len(names))]
+    why = " (generated names: the model does not say what its classes mean)" if generated else ""
+    notes.append(f"{len(names)} classes: {', '.join(names[:SHOWN])}{more}{why}")
+    return Classes(names, plain_lookup(names))
+
+
+def text_limit(tokenizer: Any, config: Any, default: int, notes: list[str]) -> int:
+    """Tokens of a text that the model takes; `default` where neither tokenizer nor model has a limit."""
+    limit = usable_length(UNLIMITED, tokenizer, config)
+    if limit < UNLIMITED:
+        return limit
+    notes.append(
+        f"neither the tokenizer nor the model states a longest text: rows of more than {default} tokens are errors"
+    )
+    return default
