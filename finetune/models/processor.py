@@ -33,7 +33,8 @@ def load_processor(
     """The processor of model.processor or model.source with the recipe's changes; a new one for `init: config`.
 
     Its output has one fixed size for images of any shape. If the loaded processor keeps the aspect ratio, a plain
-    resize to a square (or to the size that the model states) replaces it. The returned processor is saved with the model, so inference uses the same one.
+    resize to a square, or to the size that the model states, replaces it. The returned processor is saved with the model,
+    so inference uses the same one.
 
     image_size: height and width of the output. mean, std: one value per channel. None or empty: as loaded.
     kind: name of the class in transformers for new processors. notes: where a line is added if a plain resize replaces it.
