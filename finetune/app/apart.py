@@ -16,6 +16,7 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
+from finetune.distributed.launch import stop_signals
 from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError
 
 PATIENCE = 1.0  # seconds between asking the child to end and ending it
@@ -40,7 +41,8 @@ def run_apart(target: str, *arguments: Any, doing: str) -> Any:
     def note(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [number for number in stop_signals() if number != signal.SIGUSR1]
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         while not receiver.poll(0.1) and not asked:
             pass

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -33,7 +34,10 @@ SUPERVISED = (
 )
 LAUNCH = "FINETUNE_LAUNCH"  # the same in every process of one launch, orphans among them
 GRACE_SECONDS = 3.0  # from the first failure to the end of every rank
-STOP_SECONDS = 120.0  # from the first rank that stopped on request to the end of every rank
+STOP_SECONDS = (
+    120.0  # from a request to stop, or the last byte of the checkpoint that follows, to the end of every rank
+)
+LOOK_SECONDS = 1.0  # between looks at a checkpoint that is written
 POLL_SECONDS = 0.1
 ADDRESS = "127.0.0.1"
 
@@ -73,7 +77,8 @@ class Launch:
 def run_workers(launch: Launch, logs: Path, notify: Callable[[str], None], *, ends_at_once: bool = False) -> None:
     """Run to the end. Raises: the first failing rank's error, in this process; Stopped if it stopped on request.
 
-    Ctrl-C, SIGTERM and SIGUSR1 are passed on to the ranks, which save and stop; a second Ctrl-C ends them at once.
+    Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are passed on to the ranks, which save and stop; a second Ctrl-C ends them at once.
+    Ranks that have not ended STOP_SECONDS later, whatever they do, are killed; not while a checkpoint grows.
     ends_at_once: the first signal does, because the ranks have nothing to save.
     """
     logs.mkdir(parents=True, exist_ok=True)
@@ -101,6 +106,12 @@ def _raise_outcome(watcher: _Watcher, logs: Path, said_from: int) -> None:
         raise Stopped("stopped on request; run the same command to resume")
     if failures and not failures[0].echo:
         raise failures[0].to_error()
+    if watcher.overdue:
+        raise TrainingFailed(
+            f"did not end within {STOP_SECONDS:.0f} s of {watcher.signal}, and {_was(watcher.overdue)} killed",
+            where=", ".join(f"rank {rank}" for rank in watcher.overdue),
+            remedy="Run the same command to resume from the last checkpoint.",
+        )
     killed = _killed(watcher.ends)
     if watcher.interrupts and killed is not None:
         raise Stopped("stopped while the processes were starting; run the same command to resume")
@@ -116,6 +127,7 @@ class _Watcher:
     """Starts the ranks, waits for them, and ends what is left some seconds after a first failure.
 
     ends: rank -> exit code, minus the signal that killed it; in the order in which they ended by themselves.
+    signal: the name of the first one that asked to stop. overdue: ranks that did not end in time after it.
     """
 
     def __init__(
@@ -125,7 +137,10 @@ class _Watcher:
         self.mark = uuid.uuid4().hex
         self.ranks: list[subprocess.Popen[bytes]] = []
         self.ends: dict[int, int] = {}
-        self.interrupts, self.aborted, self.stopped = 0, False, False
+        self.interrupts, self.aborted, self.stopped, self.signal = 0, False, False, ""
+        self.overdue: list[int] = []
+        self._progress: tuple[float, Any] = (0.0, None)  # when it was last seen, and what was seen
+        self._looked = 0.0
         self._asked: set[int] = set()
 
     def start(self, port: int, log: int) -> None:
@@ -150,6 +165,9 @@ class _Watcher:
             if self.interrupts:
                 self._ask_to_stop()
             self._note_ends()
+            if self.interrupts and self._is_overdue():
+                self.overdue = [rank for rank in range(len(self.ranks)) if rank not in self.ends]
+                break
             deadline = min(deadline, time.monotonic() + self._patience())
             if time.monotonic() > deadline:
                 break
@@ -190,14 +208,29 @@ class _Watcher:
         elif self.ends_at_once:
             self.stopped = True
         elif self.interrupts == 1:
-            self.notify(f"{signal.Signals(number).name}: saving a checkpoint, then ending (Ctrl-C: at once)")
+            self.signal = signal.Signals(number).name
+            self.notify(f"{self.signal}: saving a checkpoint, then ending (Ctrl-C: at once)")
 
     def _ask_to_stop(self) -> None:
-        """SIGTERM to each rank, once."""
+        """SIGTERM to each rank, once. One that was halted goes on, so that it can save."""
         for rank, process in enumerate(self.ranks):
-            if rank not in self._asked:
-                self._asked.add(rank)
-                process.send_signal(signal.SIGTERM)
+            if rank in self._asked:
+                continue
+            self._asked.add(rank)
+            process.send_signal(signal.SIGTERM)
+            with suppress(psutil.Error):
+                if psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
+                    self.notify(f"rank {rank} was halted (SIGSTOP): it goes on, so that it can save")
+                    process.send_signal(signal.SIGCONT)
+
+    def _is_overdue(self) -> bool:
+        """Whether ranks had their time since they were asked to stop, and since a checkpoint last grew."""
+        now = time.monotonic()
+        if self._progress[1] is None or now - self._looked > LOOK_SECONDS:
+            self._looked, seen = now, _written(self.logs.parent / "checkpoints")
+            if seen != self._progress[1]:
+                self._progress = (now, seen)
+        return now - self._progress[0] > STOP_SECONDS
 
     def _family(self) -> list[psutil.Process]:
         """Every living process with this launch's mark: ranks are in sessions of their own, and may leave orphans."""
@@ -217,12 +250,32 @@ class _Handlers:
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in stop_signals():
             self.before[number] = signal.signal(number, self.handler)
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def stop_signals() -> list[signal.Signals]:
+    """What asks a training to save and stop. SIGHUP, the end of the terminal, does unless nohup keeps it away."""
+    hangs_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, *hangs_up]
+
+
+def _written(checkpoints: Path) -> list[tuple[str, int]]:
+    """Names and bytes of the checkpoints that are being written, and names of the others."""
+    found = []
+    for folder in sorted(checkpoints.glob("step-*")):
+        with suppress(OSError):
+            files = folder.iterdir() if folder.suffix else ()
+            found.append((folder.name, sum(file.stat().st_size for file in files)))
+    return found
+
+
+def _was(ranks: Sequence[int]) -> str:
+    return "was" if len(ranks) == 1 else "were"
 
 
 def _killed(ends: dict[int, int]) -> FinetuneError | None:

@@ -1,11 +1,11 @@
-"""A request to stop: Ctrl-C, SIGTERM or SIGUSR1 on any rank. The loop checks at every step, and all ranks agree."""
+"""A request to stop: Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP on any rank. The loop checks at every step, and all ranks agree."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
@@ -16,9 +16,10 @@ class StopRequest:
         self.by = ""
 
     def listen(self) -> StopRequest:
-        """Take over the signals; main thread only."""
+        """Take over the signals; main thread only. Under nohup, the end of the terminal stops nothing."""
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:

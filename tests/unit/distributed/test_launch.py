@@ -150,6 +150,80 @@ def test_a_signal_before_the_ranks_can_save_is_a_stop(tmp_path: Path) -> None:
     thread.join()
 
 
+STUCK = {
+    "ignores signals": f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{{started}}\n{WAITS}",
+    "in a C loop": "signal.signal(signal.SIGTERM, lambda *a: None)\n{started}\nsum(range(10**12))",
+    "halted again and again": (
+        "signal.signal(signal.SIGTERM, lambda *a: os.kill(os.getpid(), signal.SIGSTOP))\n{started}\n"
+        "while True: os.kill(os.getpid(), signal.SIGSTOP)"
+    ),
+    "waits in a handler": f"signal.signal(signal.SIGTERM, lambda *a: {WAITS})\n{{started}}\n{WAITS}",
+}
+
+
+@pytest.mark.parametrize("stuck", STUCK.values(), ids=STUCK)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_stop_ends_all_ranks_whatever_they_do(
+    tmp_path: Path, monkeypatch, stuck: str, number: int
+) -> None:
+    monkeypatch.setattr(launching, "STOP_SECONDS", 0.5)
+    monkeypatch.setattr(launching, "LOOK_SECONDS", 0.0)
+    touch = "(folder / f'started-{rank}').touch()"
+    script = f"if rank == 0:\n    {touch}\n    time.sleep(60)\n" + stuck.format(started=touch)
+    thread = threading.Thread(target=when_started, args=(tmp_path, number))
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(TrainingFailed) as failed:
+        run(tmp_path, script)
+    thread.join()
+    assert time.monotonic() - began < 5
+    told = str(failed.value)
+    assert "rank 1: did not end within 0 s of " + signal.Signals(number).name in told and "was killed" in told
+
+
+def test_a_rank_that_was_halted_goes_on_and_saves(tmp_path: Path) -> None:
+    save = "lambda *a: ((folder / f'saved-{rank}').touch(), os._exit(0))"
+    script = (
+        f"signal.signal(signal.SIGTERM, {save})\n(folder / f'started-{{rank}}').touch()\n"
+        f"if rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\n{WAITS}"
+    )
+    said: list[str] = []
+    thread = threading.Thread(target=when_started, args=(tmp_path, signal.SIGTERM))
+    thread.start()
+    run(tmp_path, script, said=said)
+    thread.join()
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+    assert "rank 1 was halted (SIGSTOP): it goes on, so that it can save" in said
+
+
+def test_a_checkpoint_that_grows_is_waited_for(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(launching, "STOP_SECONDS", 0.4)
+    monkeypatch.setattr(launching, "LOOK_SECONDS", 0.0)
+    save = (
+        "beside = folder / 'checkpoints' / 'step-00000001.incomplete'\nbeside.mkdir(parents=True, exist_ok=True)\n"
+        "def save(*a):\n    for n in range(10): (beside / 'state').open('ab').write(b'x' * 9) and time.sleep(0.15)\n"
+        "    (folder / f'saved-{rank}').touch(); os._exit(0)\n"
+    )
+    script = f"{save}signal.signal(signal.SIGTERM, save)\n(folder / f'started-{{rank}}').touch()\n{WAITS}"
+    thread = threading.Thread(target=when_started, args=(tmp_path, signal.SIGTERM))
+    thread.start()
+    run(tmp_path, script)
+    thread.join()
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+
+
+def test_the_end_of_the_terminal_stops_nothing_under_nohup(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        thread = threading.Thread(target=when_started, args=(tmp_path, signal.SIGHUP))
+        thread.start()
+        said = run(tmp_path, "(folder / f'started-{rank}').touch(); time.sleep(0.5); (folder / f'done-{rank}').touch()")
+        thread.join()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(list(tmp_path.glob("done-*"))) == 2 and len(said) == 1
+
+
 def test_a_second_ctrl_c_ends_them_at_once(tmp_path: Path) -> None:
     script = f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(folder / f'started-{{rank}}').touch()\n{WAITS}"
     thread = threading.Thread(target=when_started, args=(tmp_path, signal.SIGINT, 2))
