@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -28,6 +30,7 @@ from finetune.tasks import load_task
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.terminal import print_line
+from finetune.tracking.atomic_files import disk_errors
 from finetune.tracking.figures import figures_of
 from finetune.tracking.run import Run
 from finetune.training.checkpoint_reader import Checkpoint, put_weights
@@ -70,14 +73,21 @@ def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
 
 @contextmanager
 def _published(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place at the end, and disappears after an error."""
-    beside = output.with_name(output.name + ".incomplete")
-    shutil.rmtree(beside, ignore_errors=True)
+    """A folder beside `output` that takes its place at the end, and disappears after an error.
+
+    Raises: FinetuneError if the disk is full, or another process has written to `output` meanwhile.
+    """
+    beside = output.with_name(f"{output.name}.incomplete-{os.getpid()}")  # two exports at once do not share it
+    for other in output.parent.glob(f"{glob.escape(output.name)}.incomplete-*"):
+        number = other.name.rpartition("-")[2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):  # it was killed
+            shutil.rmtree(other, ignore_errors=True)
     try:
-        yield beside
-        if output.is_dir():
-            output.rmdir()  # it is empty
-        beside.rename(output)
+        with disk_errors(output, "Free some space, or give another folder. Nothing was left of the export."):
+            yield beside
+            if output.is_dir():
+                output.rmdir()  # it is empty
+            beside.rename(output)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

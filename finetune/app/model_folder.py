@@ -13,7 +13,7 @@ from finetune.distributed.engines.engine import Engine
 from finetune.models.adapters import save_adapter
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tracking.atomic_files import share_modes
+from finetune.tracking.atomic_files import disk_errors, share_modes
 from finetune.tracking.card import model_card
 from finetune.tracking.run import Run
 
@@ -37,9 +37,13 @@ def write_model(
         beside = folder.with_name(folder.name + ".incomplete")
         shutil.rmtree(beside, ignore_errors=True)
         card = card_text(run, recipe, figures, step=step)
-        save_model(engine.module, artifacts, recipe, beside, state, card)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        try:
+            with disk_errors(folder):
+                save_model(engine.module, artifacts, recipe, beside, state, card)
+                shutil.rmtree(folder, ignore_errors=True)
+                beside.rename(folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     engine.session.wait()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune.errors import UserError
+from finetune.tracking.run import Run
 
 
 def report(run: Path) -> Path:
@@ -12,10 +12,7 @@ def report(run: Path) -> Path:
 
     Raises: UserError if `run` is no run folder, naming the newest one below it if there is any.
     """
-    if not (run / "run.json").is_file():
-        below = sorted([*run.glob("*/run.json"), *run.glob("*/*/run.json")], key=lambda file: file.parent.name)
-        hint = f"did you mean {below[-1].parent}?" if below else "run folders look like runs/<recipe name>/<run id>"
-        raise UserError("not a run folder: it has no run.json", where=str(run), remedy=hint)
+    Run.open(run)
     from finetune.tracking.report import write_report  # matplotlib: nearly a second
 
     return write_report(run)

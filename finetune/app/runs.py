@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from finetune.data.prepare.locks import holder, release, try_lock
 from finetune.errors import UserError
 from finetune.recipe.identity import list_differences
 from finetune.recipe.load import LoadedRecipe
@@ -14,7 +15,10 @@ from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
 
 ROOT = Path("runs")
+LOCK = ".lock"  # in a run folder, held by the process that trains in it
 MANIFEST = "manifest.json"  # of a checkpoint, written last
+
+_held: dict[Path, int] = {}  # run folder -> file descriptor of its lock
 
 
 def kept_run(recipe: Recipe, run_dir: Path | None, resume: str) -> Path | None:
@@ -59,11 +63,17 @@ def _no_checkpoint(path: Path) -> UserError:
 def choose_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | None:
     """The run to resume, or a new one; None if `run_dir` holds this recipe's run, done already.
 
-    Raises: UserError as find_run does.
+    The folder is this process's own from then on, until `leave_folders`.
+    Raises: UserError as find_run does, and if another process has the folder.
     """
     run = find_run(loaded, run_dir, resume)
+    if (folder := run_dir if run is None else run.path) is not None:
+        take_folder(folder)
+        run = find_run(loaded, run_dir, resume)  # another process may have had it until now
     if run is None:
-        return Run.create(loaded.recipe, ROOT, path=run_dir)
+        run = Run.create(loaded.recipe, ROOT, path=run_dir)
+        take_folder(run.path)
+        return run
     if run.status == "done":
         print_line(f"nothing to do: {run.path} is done; its model is in {run.model}")
         return None
@@ -95,9 +105,39 @@ def find_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | N
             remedy="Give another --run-dir to train this one.",
         )
     if run.trainer not in (None, os.getpid()):
-        raise UserError(
-            f"the run is being trained by process {run.trainer}",
-            where=str(run_dir),
-            remedy="Wait for its end or stop it (kill -TERM saves first), then start the same command again.",
-        )
+        raise _taken(f"process {run.trainer}", run_dir)
     return run
+
+
+def take_folder(folder: Path) -> None:
+    """Keep other processes from training in a run folder, until this one ends or calls `leave_folders`.
+
+    Where the file system has no locks, run.json alone tells who trains the run.
+    Raises: UserError if another process has it.
+    """
+    folder = folder.resolve()
+    if folder in _held:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = try_lock(folder / LOCK)
+    except OSError:  # no locks, or read-only, which is reported when something is written
+        return
+    if file is None:
+        raise _taken(holder(folder / LOCK), folder)
+    _held[folder] = file
+
+
+def leave_folders() -> None:
+    """The training is over: others may have its folder."""
+    while _held:
+        folder, file = _held.popitem()
+        release(file, folder / LOCK)
+
+
+def _taken(by: str, folder: Path) -> UserError:
+    return UserError(
+        f"the run is being trained by {by}",
+        where=str(folder),
+        remedy="Wait for its end or stop it (kill -TERM saves first), then start the same command again.",
+    )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from finetune.app.opening import open_recipe
 from finetune.app.preparation import Request, ensure_prepared
-from finetune.app.runs import choose_run, find_run, kept_run
+from finetune.app.runs import choose_run, find_run, kept_run, leave_folders
 from finetune.app.supervise import check_recipe, plan_launch, supervise
-from finetune.distributed.launch import die_with_parent
+from finetune.distributed.launch import Launch, die_with_parent
 from finetune.terminal import print_line
+from finetune.tracking.run import Run
 
 
 def train(
@@ -40,9 +42,18 @@ def train(
     if found is None or found.status != "done":  # what preparation refuses leaves no run folder, either
         kept = kept_run(loaded.recipe, run_dir, resume)
         ensure_prepared(Request.of(loaded.recipe, kept, data_changed=data_changed))
-    run = choose_run(loaded, run_dir, resume)
-    if run is None:
-        return
+    try:
+        run = choose_run(loaded, run_dir, resume)
+        if run is not None:
+            _train(run, launch, resume, restarts, data_changed=data_changed)
+    finally:
+        leave_folders()
+
+
+def _train(
+    run: Run, launch: Callable[[Sequence[str]], Launch], resume: str, restarts: int, *, data_changed: bool
+) -> None:
+    """Supervise it to the end, and say what came of it."""
     arguments = ["train", str(run.recipe_file), "--run-dir", str(run.path)]
     arguments += ["--data-changed", "--resume"] if data_changed else ["--resume"]
     resume = "auto" if resume == "never" else resume  # the run is a new one already

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
+from finetune.units import format_bytes
 
 
 def publish_text(path: Path, text: str) -> None:
@@ -58,18 +62,38 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+RESUME = "Free some space and run the same command again to resume, or choose another folder with --run-dir."
+
+
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Raise a FinetuneError that names the file in place of an OSError (full disk, no permission)."""
+def disk_errors(path: Path, remedy: str = RESUME) -> Iterator[None]:
+    """Raise a FinetuneError that names the path in place of an error of the system (full disk, no permission), also of one
+    that a library passes on in words, as safetensors does.
+    """
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise FinetuneError(
-            f"cannot write: {reason}",
-            where=str(path),
-            remedy="Free some space and run the same command again to resume, or choose another folder with --run-dir.",
-        ) from error
+    except FinetuneError:
+        raise
+    except Exception as error:
+        number = _system_error(error)
+        if number is None:
+            raise
+        free = f" ({format_bytes(_free(path))} free)" if number in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise FinetuneError(f"cannot write: {os.strerror(number)}{free}", where=str(path), remedy=remedy) from error
+
+
+def _system_error(error: BaseException) -> int | None:
+    """The number of the system's error behind an exception; None for another one."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"os error (\d+)|(No space left on device)", str(error))
+    return None if told is None else errno.ENOSPC if told[2] else int(told[1])
+
+
+def _free(path: Path) -> int:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def plain(value: Any) -> Any:

@@ -96,9 +96,13 @@ class Run:
         """An existing run folder. Raises: UserError if `path` is not one."""
         run = cls(path)
         if not run.file.is_file():
+            below = sorted([*path.glob("*/run.json"), *path.glob("*/*/run.json")], key=lambda file: file.parent.name)
             raise UserError(
-                f"{path} is not a run folder: it has no run.json",
-                remedy="Give the folder of one run, such as runs/<recipe name>/<run id>.",
+                "not a run folder: it has no run.json" if path.exists() else "no such run folder",
+                where=str(path),
+                remedy=f"Did you mean {below[-1].parent}?"
+                if below
+                else "Give the folder of one run, such as runs/<recipe name>/<run id>.",
             )
         run.read()
         return run

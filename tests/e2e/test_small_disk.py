@@ -77,3 +77,13 @@ def test_space_is_checked_before_the_first_step(disk, workers):
     said = str(ended.value.first)
     assert "checkpoints of" in said and "are free" in said and str(run / "checkpoints") in said, said
     assert [row["step"] for row in whole_rows(run)] == [1, 2]
+
+
+def test_a_full_disk_during_an_export_leaves_nothing_and_is_told(tmp_path, twelve_steps, finetune):
+    with small_disk(tmp_path / "small", 2 * MEGABYTE) as folder:
+        (folder / "out.incomplete-999999999").mkdir()  # of an export that was killed
+        done = finetune("export", str(twelve_steps), "--output", str(folder / "out"))
+        assert done.code == 1, done.output
+        assert f"{folder / 'out'}: cannot write: No space left on device (" in done.output and " free)" in done.output
+        assert "Traceback" not in done.output and "bug" not in done.output
+        assert list(folder.iterdir()) == []

@@ -12,7 +12,7 @@ from rich import console as terminal
 from finetune.app.machine import plan_here
 from finetune.app.model_folder import write_model
 from finetune.app.opening import open_recipe
-from finetune.app.runs import choose_run, kept_run
+from finetune.app.runs import choose_run, kept_run, leave_folders
 from finetune.app.workers.context import TrainingContext, make_loop, open_session, set_up
 from finetune.app.workers.describe import describe, forecast_bytes
 from finetune.app.workers.launcher_config import compare_with_launcher
@@ -63,13 +63,16 @@ def work(
     stop = StopRequest().listen()
     session = open_session(plan)
     check_same_plan(session, plan)
-    run = _agree_on_run(session, loaded, run_dir, resume)
-    if run is not None and supervised:
-        _train(session, loaded.recipe, plan, data, run, resume, stop)
-    elif run is not None:
-        redirect_output(rank, run.logs)
-        with report_failures(rank, run.logs, supervised=False):
+    try:
+        run = _agree_on_run(session, loaded, run_dir, resume)
+        if run is not None and supervised:
             _train(session, loaded.recipe, plan, data, run, resume, stop)
+        elif run is not None:
+            redirect_output(rank, run.logs)
+            with report_failures(rank, run.logs, supervised=False):
+                _train(session, loaded.recipe, plan, data, run, resume, stop)
+    finally:
+        leave_folders()
     session.close()
 
 

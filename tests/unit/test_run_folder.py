@@ -1,0 +1,104 @@
+"""Attacks the choice of a run folder: two starts at once, checkpoints that are none, folders that are no run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.app import runs
+from finetune.app.report import report
+from finetune.app.runs import LOCK, choose_run, has_checkpoint, kept_run, leave_folders, take_folder
+from finetune.data.prepare.locks import release, try_lock
+from finetune.errors import UserError
+from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.recipe import recipe_type
+from finetune.tasks import CARDS
+from finetune.tracking.run import Run
+from tests.e2e import tiny
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_type(CARDS["text_classification"])(**tiny.recipe(data={"train": str(tmp_path / "train.csv")}))
+    yield LoadedRecipe(recipe, {})
+    leave_folders()
+
+
+def checkpoint(run: Run, step: int) -> Path:
+    folder = run.checkpoints / f"step-{step:08d}"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
+def test_of_two_starts_at_once_one_has_the_folder(loaded: LoadedRecipe, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    other = try_lock(tmp_path / "run" / LOCK)
+    assert other is not None
+    with pytest.raises(UserError, match="the run is being trained by process") as refused:
+        choose_run(loaded, tmp_path / "run", "auto")
+    assert "kill -TERM" in refused.value.remedy
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK], "nothing is written"
+    release(other, tmp_path / "run" / LOCK)
+    run = choose_run(loaded, tmp_path / "run", "auto")
+    assert run is not None and (run.path / LOCK).exists()
+    assert try_lock(run.path / LOCK) is None, "it is this process's own"
+    leave_folders()
+    assert not (run.path / LOCK).exists()
+
+
+def test_a_run_that_is_resumed_without_naming_its_folder_is_locked_too(loaded: LoadedRecipe) -> None:
+    run = choose_run(loaded, None, "auto")
+    assert run is not None
+    assert try_lock(run.path / LOCK) is None
+    run.update(status="stopped", process=None)
+    again = choose_run(loaded, None, "auto")
+    assert again is not None and again.path.resolve() == run.path.resolve(), "a process keeps its own"
+
+
+def test_a_folder_without_locks_is_used_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> int:
+        raise runs.__dict__.get("NoLocks", OSError)(37, "No locks available")
+
+    monkeypatch.setattr(runs, "try_lock", refuse)
+    take_folder(tmp_path)
+
+
+def test_what_is_resumed_is_looked_at_first(loaded: LoadedRecipe, tmp_path: Path) -> None:
+    recipe = loaded.recipe
+    run = choose_run(loaded, tmp_path / "run", "auto")
+    assert run is not None
+    assert kept_run(recipe, run.path, "auto") is None and not has_checkpoint(run), "nothing was trained yet"
+    saved = checkpoint(run, 3)
+    assert kept_run(recipe, run.path, "auto") == run.path and kept_run(recipe, run.path, "never") is None
+    assert kept_run(recipe, None, str(saved)) is None, "its run has no plan"
+    run.plan_file.write_text("{}")
+    assert kept_run(recipe, None, str(saved)) == run.path.resolve(), (
+        "plan and artifacts of the checkpoint's run are kept"
+    )
+    for path, told in (
+        ("nope", "no such checkpoint"),
+        (str(run.path), "its checkpoints are step-00000003"),
+        (str(tmp_path), "not a checkpoint"),
+        (str(run.checkpoints / "step-00000009"), "no such checkpoint"),
+    ):
+        with pytest.raises(UserError) as refused:
+            kept_run(recipe, run.path, path)
+        assert told in str(refused.value) and f"--resume {Path(path).resolve()}" in str(refused.value)
+
+
+def test_verbs_say_in_the_same_words_that_a_folder_is_no_run(loaded: LoadedRecipe, tmp_path: Path) -> None:
+    run = choose_run(loaded, None, "auto")
+    assert run is not None
+    for folder, remedy in ((Path("runs"), f"Did you mean {run.path}?"), (run.logs, "Give the folder of one run")):
+        told = []
+        for verb in (Run.open, report):
+            with pytest.raises(UserError) as refused:
+                verb(folder)
+            told.append(str(refused.value))
+        assert (
+            told[0] == told[1] and "not a run folder: it has no run.json" in told[0] and remedy in told[0]
+        )
