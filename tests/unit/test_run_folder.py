@@ -99,6 +99,4 @@ def test_verbs_say_in_the_same_words_that_a_folder_is_no_run(loaded: LoadedRecip
             with pytest.raises(UserError) as refused:
                 verb(folder)
             told.append(str(refused.value))
-        assert (
-            told[0] == told[1] and "not a run folder: it has no run.json" in told[0] and remedy in told[0]
-        )
+        assert told[0] == told[1] and "not a run folder: it has no run.json" in told[0] and remedy in told[0]
