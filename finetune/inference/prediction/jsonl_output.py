@@ -1,4 +1,4 @@
-"""An output that is one JSON object per line."""
+"""Outputs that grow by bytes: one JSON object per line, and what other formats share with it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,39 @@ from pathlib import Path
 from typing import Any
 
 
-class JsonLinesOutput:
-    """See collector.Output. A position is a number of bytes."""
+class GrowingFile:
+    """A file that bytes are appended to. A position is its size."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def resume(self, position: Any) -> None:
-        """Lines behind the position, and half of one that a crash has left, are removed."""
+        """What is behind the position, and half of a record that a crash has left, are removed."""
         with self.path.open("ab"):
             os.truncate(self.path, position or 0)
 
-    def append(self, records: Sequence[Mapping[str, Any]]) -> int:
-        """Raises: OSError for a full disk; what of the records was written is removed by the next start."""
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        with self.path.open("ab") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-            return file.tell()
+    def _write(self, data: bytes) -> int:
+        """The size behind the data. Raises: OSError; then nothing of it stays."""
+        with self.path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self.path, before)
+                raise
+            return before + len(data)
 
     def finish(self) -> None:
         """Nothing is left to do."""
+
+
+class JsonLinesOutput(GrowingFile):
+    """One JSON object per line."""
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> int:
+        """See collector.Output."""
+        lines = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+        return self._write(lines.encode("utf-8", "backslashreplace"))

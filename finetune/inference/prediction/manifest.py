@@ -90,7 +90,7 @@ def begin_or_resume(parts: Parts, manifest: Manifest, *, resumable: bool) -> Sta
             where=str(parts.output),
             remedy=f"Write it to a file, which can be resumed; or remove {parts.output} and {parts.folder} to begin again.",
         )
-    if state.rows and not parts.output.exists():
+    if state.rows and not (parts.output.exists() or parts.rows.exists()):
         raise UserError(
             f"{state.rows:,} rows were written to it, and it is not there any more",
             where=str(parts.output),

@@ -3,6 +3,7 @@
 manifest.json               what is asked of what: data, model and options by digest
 state.json                  how far the output is, replaced after each window
 journal.jsonl               what each start of the command did
+rows/                       the windows of a Parquet output, until they are put together
 scored.jsonl                answers and scores of rows with targets, for the metrics at the end
 window-00000012/            only while the window is open:
     spool.bin, spool.json   its examples by chunk; written again by every start
@@ -41,6 +42,7 @@ class Parts:
         self.journal = self.folder / "journal.jsonl"
         self.scored = self.folder / "scored.jsonl"
         self.logs = self.folder / "logs"
+        self.rows = self.folder / "rows"  # windows of an output that cannot grow by itself
 
     def window(self, number: int) -> Path:
         return self.folder / f"window-{number:08d}"

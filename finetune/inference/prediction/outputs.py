@@ -1,0 +1,118 @@
+"""The file of answers while it grows: JSON lines, CSV or Parquet, by the extension of its name.
+
+    .jsonl    one object per line; "error" is an object; what a row lacks is left out
+    .csv      a header; lists and objects as JSON text; error_kind and error_message are columns
+    .parquet  typed columns, lists and structs; error_kind and error_message are columns
+
+Each grows window by window, and goes on behind the last window that is known to be written.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.inference.prediction.collector import Output
+from finetune.inference.prediction.jsonl_output import GrowingFile, JsonLinesOutput
+from finetune.tasks.records import Fields
+
+EXTENSIONS = (".jsonl", ".csv", ".parquet")
+ERROR = "error"
+ERROR_COLUMNS: Fields = {"error_kind": "text", "error_message": "text"}
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RecordColumns:
+    """What records hold. fields: of recording.record_fields, "error" included. kept: names of kept columns, in order.
+
+    kept_types: of those whose type is known; the others are text, and in it what is no text is JSON.
+    """
+
+    fields: Fields
+    kept: Sequence[str] = ()
+    kept_types: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reserved(self) -> list[str]:
+        """Names that no kept column may have."""
+        return [*self.fields, *ERROR_COLUMNS]
+
+    @property
+    def columns(self) -> Fields:
+        """The columns of a table: the kept ones last, and the error in two."""
+        answer = {name: kind for name, kind in self.fields.items() if name != ERROR}
+        return {**answer, **ERROR_COLUMNS, **{name: self.kept_types.get(name, "json") for name in self.kept}}
+
+    def cells(self, record: Record) -> dict[str, Any]:
+        """The record under the names of `columns`; absent values are None."""
+        error = record.get(ERROR) or {}
+        flat = {**record, "error_kind": error.get("kind"), "error_message": error.get("message")}
+        return {name: flat.get(name) for name in self.columns}
+
+
+def check_output_name(path: Path) -> None:
+    """Raises: UserError for an extension that is none of EXTENSIONS."""
+    if path.suffix.lower() not in EXTENSIONS:
+        raise UserError(
+            f"the extension {path.suffix!r} says no format that answers are written in",
+            where=f"--output {path}",
+            remedy=f"Use one of {', '.join(EXTENSIONS)}.",
+        )
+
+
+def open_output(path: Path, columns: RecordColumns) -> Output:
+    """The output that the extension of `path` says. Nothing is written yet. Raises: UserError for another extension."""
+    check_output_name(path)
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        from finetune.inference.prediction.parquet_output import ParquetOutput
+
+        return ParquetOutput(path, columns)
+    return CsvOutput(path, columns) if suffix == ".csv" else JsonLinesOutput(path)
+
+
+class CsvOutput(GrowingFile):
+    """A line of cells per record (RFC 4180, ended by a newline), below a header."""
+
+    def __init__(self, path: Path, columns: RecordColumns) -> None:
+        super().__init__(path)
+        self.columns = columns
+
+    def resume(self, position: Any) -> None:
+        """See Output. The header is there even if no record ever is."""
+        super().resume(position)
+        if not position:
+            self._write(_csv_line(list(self.columns.columns)))
+
+    def append(self, records: Sequence[Record]) -> int:
+        """See Output."""
+        kinds = self.columns.columns
+        rows = (self.columns.cells(record) for record in records)
+        return self._write(b"".join(_csv_line([_cell(row[name], kinds[name]) for name in kinds]) for row in rows))
+
+
+def _csv_line(cells: Sequence[str]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _cell(value: Any, kind: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def as_text(value: Any) -> str | None:
+    """A value of a column of text: text as it is, anything else as JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
