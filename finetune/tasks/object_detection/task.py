@@ -200,7 +200,7 @@ class ObjectDetection:
                 "labels": one["labels"].tolist(),
                 "scores": [round(score, 5) for score in one["scores"].tolist()],
             }
-            shown = {"image": place, "predicted": _count_classes(artifacts, _clear(detections))}
+            shown = {"image": place, "predicted": count_clear(artifacts, detections)}
             answers.append(Answer(id, {"detections": detections}, shown))
         return answers
 
@@ -294,9 +294,10 @@ def _describe(facts: Facts, table: Table, checked: Any, names: Sequence[str], si
         facts.notes.append(f"{table.name}: {boxes_left_out} left out{listed}{more}")
 
 
-def _clear(detections: dict[str, Any]) -> list[int]:
+def count_clear(artifacts: TaskArtifacts, detections: Mapping[str, Any]) -> str:
+    """The classes of what was found, for people: those of a score of CLEAR or more."""
     pairs = zip(detections["labels"], detections["scores"], strict=True)
-    return [label for label, score in pairs if score >= CLEAR]
+    return _count_classes(artifacts, [label for label, score in pairs if score >= CLEAR])
 
 
 def _count_classes(artifacts: TaskArtifacts, labels: Sequence[int]) -> str:

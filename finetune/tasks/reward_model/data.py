@@ -36,7 +36,7 @@ class PairEncoder:
     def encode(self, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
         """One pair or BadRow per row. Without targets a row may hold a single reply (completion) in place of a pair."""
         on_long = resolve_on_long(self.on_long, with_targets=with_targets)
-        read = encode_each(rows, lambda row: self._read(row, with_targets))
+        read = encode_each(rows, lambda row: self.read(row, with_targets))
         replies = [reply for item in read if not isinstance(item, BadRow) for reply in item]
         encoded = iter(self._encode_replies(replies, on_long))
         examples: list[dict[str, Any] | BadRow] = []
@@ -50,8 +50,8 @@ class PairEncoder:
                 examples.append(bad)
         return examples
 
-    def _read(self, row: Row, with_targets: bool) -> list[Reply]:
-        """The chosen and the rejected reply, or the only one."""
+    def read(self, row: Row, with_targets: bool) -> list[Reply]:
+        """The chosen and the rejected reply, or the only one. Raises: BadRow."""
         if not with_targets and (row.get("chosen") is None or row.get("rejected") is None):
             role = "completion" if row.get("completion") is not None else "chosen"
             return [read_reply(row, role, self.system, self.tools)]

@@ -93,6 +93,8 @@ def test_exif_rotation(orientation):
     data = saved(stored, "PNG", exif=exif)
     assert image_size(data) == (16, 8) == decode_image(data).size
     assert pixel(data, (1, 4)) == RED and pixel(data, (14, 4)) == (0, 0, 0)
+    again = decode_image(decode_image(data))
+    assert again.size == (16, 8) and again.getpixel((1, 4)) == RED, "an upright image is not turned again"
 
 
 NOISE = saved(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)))

@@ -1,0 +1,103 @@
+"""What a user asks for when large images are to be cut into tiles and long texts into blocks. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from finetune.errors import UserError
+
+SMALLEST_TILE, SMALLEST_BLOCK = 32, 8  # pixels, tokens
+LARGEST_OVERLAP = 0.9  # at 0.9, 100 tiles cover a place
+MERGES = ("mean", "max", "head_tail")
+TILED = {"object_detection": (), "image_classification": ("mean", "max")}  # task -> choices of merge
+BLOCKED: dict[str, tuple[str, ...]] = {
+    "text_classification": MERGES,
+    "sequence_regression": MERGES,
+    "reward_model": MERGES,
+    "token_classification": (),
+}
+WRITING = ("causal_lm", "seq2seq")
+
+
+@dataclass(frozen=True)
+class PieceOptions:
+    """None: the default, which is resolved here.
+
+    tile: side of the tiles of images in pixels; None: images are not cut. overlap: share of a tile's side that neighbors
+    share. whole_image: the whole image is answered as well. max_boxes: most boxes of an image that is cut.
+    block: tokens of a block of a text that is longer than the model takes, special tokens included; None: texts are not cut.
+    stride: tokens that neighboring blocks share. merge: how scores and numbers of pieces become one, one of MERGES.
+    """
+
+    tile: int | None = None
+    overlap: float | None = None
+    whole_image: bool | None = None
+    max_boxes: int | None = None
+    block: int | None = None
+    stride: int | None = None
+    merge: str | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is to be cut."""
+        return self.tile is not None or self.block is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Those that are set, as JSON values: what answers depend on."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def resolve(self, task: str) -> PieceOptions:
+        """All defaults filled in, for a task. Raises: UserError for a value or combination that makes no sense."""
+        self._check_values()
+        self._check_task(task)
+        merge = self.merge or "mean"
+        if self.tile is not None:
+            whole = True if self.whole_image is None else self.whole_image
+            overlap = 0.2 if self.overlap is None else self.overlap
+            return PieceOptions(self.tile, overlap, whole, self.max_boxes or 1000, merge=merge)
+        if self.block is not None:
+            stride = self.block // 4 if self.stride is None else self.stride
+            return PieceOptions(block=self.block, stride=stride, merge=merge)
+        return PieceOptions()
+
+    def _check_values(self) -> None:
+        for name, needs in (("overlap", "tile"), ("whole_image", "tile"), ("max_boxes", "tile"), ("stride", "block")):
+            if getattr(self, name) is not None and getattr(self, needs) is None:
+                raise _mistake(name, f"it says how --{needs} cuts, and --{needs} is not set", f"Set --{needs} as well.")
+        if self.merge is not None and not self.asked:
+            raise _mistake("merge", "nothing is cut", "Set --tile or --block as well.")
+        if self.tile is not None and self.tile < SMALLEST_TILE:
+            raise _mistake("tile", f"{self.tile} pixels", f"Tiles have {SMALLEST_TILE} pixels at least, such as 640.")
+        if self.overlap is not None and not 0 <= self.overlap <= LARGEST_OVERLAP:
+            remedy = f"It is a share of a tile's side between 0 and {LARGEST_OVERLAP}, such as 0.2."
+            raise _mistake("overlap", f"{self.overlap:g}", remedy)
+        if self.max_boxes is not None and self.max_boxes < 1:
+            raise _mistake("max_boxes", str(self.max_boxes), "Set 1 or more.")
+        if self.block is not None and self.block < SMALLEST_BLOCK:
+            raise _mistake(
+                "block", f"{self.block} tokens", f"Blocks have {SMALLEST_BLOCK} tokens at least, such as 256."
+            )
+        if self.block is not None and self.stride is not None and not 0 <= self.stride < self.block:
+            remedy = "It is the number of tokens that neighboring blocks share: less than --block."
+            raise _mistake("stride", f"{self.stride} tokens with blocks of {self.block}", remedy)
+        if self.merge is not None and self.merge not in MERGES:
+            raise _mistake("merge", repr(self.merge), f"It is one of {', '.join(MERGES)}.")
+
+    def _check_task(self, task: str) -> None:
+        for name, tasks, what in (("tile", TILED, "images"), ("block", BLOCKED, "texts")):
+            if getattr(self, name) is None:
+                continue
+            if task not in tasks:
+                because = (
+                    "it writes one reply to the whole of a prompt" if task in WRITING else f"{what} cannot be cut there"
+                )
+                raise _mistake(name, f"not for {task}: {because}", f"Leave it out; it is for {', '.join(tasks)}.")
+            if self.merge is not None and self.merge not in tasks[task]:
+                usable = f"It is one of {', '.join(tasks[task])} there." if tasks[task] else "Leave it out."
+                raise _mistake("merge", f"{self.merge} is not for --{name} with {task}", usable)
+
+
+def _mistake(name: str, what: str, remedy: str) -> UserError:
+    flag = f"--{name.replace('_', '-')}"
+    return UserError(f"{flag}: {what}", where=flag, remedy=remedy)
