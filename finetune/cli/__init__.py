@@ -27,6 +27,7 @@ COMMANDS = (
     "report",
     "verify",
     "inspect",
+    "serve",
     "doctor",
     "recipes",
 )

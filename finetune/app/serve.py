@@ -1,0 +1,166 @@
+"""`finetune serve`: answers over HTTP. This process parses and queues; the model is in replicas, processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune.distributed.launch import die_with_parent
+from finetune.errors import FinetuneError, UserError
+from finetune.recipe.machine import count_gpus
+from finetune.terminal import print_line, say
+from finetune.units import format_number
+
+if TYPE_CHECKING:
+    from finetune.inference.serving.app import Service
+    from finetune.inference.serving.limits import Limits
+
+SHORTEST_KEY = 16  # characters
+
+
+@dataclass(frozen=True)
+class ServedSource:
+    """What a replica opens; see open_model. name: as clients call it, "" for the recipe's. pixels: of an image, at most."""
+
+    source: str
+    checkpoint: str = "best"
+    precision: str | None = None
+    quantization: str | None = None
+    trust_remote_code: bool = False
+    name: str = ""
+    pixels: int = 40_000_000
+
+
+def serve(
+    *,
+    source: ServedSource,
+    host: str,
+    port: int,
+    replicas: int | None,
+    api_key_env: str,
+    allow_unauthenticated: bool,
+    allow_hosts: Sequence[str],
+    limits: dict[str, Any],
+) -> int:
+    """Serve until a signal; returns the exit code.
+
+    replicas: None for one on each GPU. api_key_env: name of the variable that holds the key, "" for none. allow_hosts:
+    further names that the Host header may have. limits: fields of Limits. Raises: UserError, TrainingFailed.
+    """
+    check_installed()
+    from finetune.inference.serving.guard import LOCAL_NAMES, Gate, is_loopback
+    from finetune.inference.serving.limits import Limits
+    from finetune.inference.serving.server import Serving, bind
+
+    key = read_key(api_key_env)
+    if not is_loopback(host) and not key and not allow_unauthenticated:
+        raise UserError(
+            f"{host} can be reached from other machines, and no API key is required",
+            where="--host",
+            remedy="Name the variable with the key, --api-key-env NAME, or allow anyone with --allow-unauthenticated.",
+        )
+    hosts = {*LOCAL_NAMES, host.lower(), *map(str.lower, allow_hosts)} if is_loopback(host) or allow_hosts else set()
+    checked = Limits(**limits)
+    gpus = count_gpus()
+    count = replicas or max(1, gpus)
+    sock = bind(host, port)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
+    print_line(f"loading {source.source} ({format_number(count, 'replica')})")
+
+    async def run() -> int:
+        serving = Serving(
+            sock,
+            _service_maker(checked, Gate(key, hosts), address),
+            _pool_opener(source, count, gpus, address),
+            print_line,
+        )
+        return await serving.run()
+
+    try:
+        return asyncio.run(run())
+    finally:
+        sock.close()
+
+
+def check_installed() -> None:
+    """Raises: UserError that names the extra where the server's packages are missing."""
+    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"not installed: {' and '.join(missing)}",
+            where="finetune serve",
+            remedy="Install the extra `serve`: pip install 'finetune[serve]'",
+        )
+
+
+def read_key(variable: str) -> str:
+    """The API key in an environment variable. Raises: UserError if there is none, or one that can be guessed."""
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(
+            f"the variable {variable} is not set", where="--api-key-env", remedy=f"Export {variable} first."
+        )
+    if len(key) < SHORTEST_KEY:
+        raise UserError(
+            f"the key in {variable} has {len(key)} characters, fewer than {SHORTEST_KEY}",
+            where="--api-key-env",
+            remedy="Use a long random one, such as that of: openssl rand -hex 24",
+        )
+    return key
+
+
+def _service_maker(limits: Limits, gate: Any, address: str) -> Callable[[Any], Service]:
+    from finetune.inference.serving.app import Service
+
+    def make(pool: Any) -> Service:
+        service = Service(pool, limits, gate)
+        pool.ran = service.count_batch
+        pool.restarted = service.metrics.restarts.add
+        return service
+
+    return make
+
+
+def _pool_opener(source: ServedSource, count: int, gpus: int, address: str) -> Callable[[Any], Any]:
+    from finetune.inference.serving.pool import ReplicaPool
+
+    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+
+    def start(number: int, sock: socket.socket) -> subprocess.Popen[bytes]:
+        given = {**asdict(source), "device": f"cuda:{number % gpus}" if gpus else "cpu"}
+        environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **os.environ}
+        return subprocess.Popen(
+            [sys.executable, "-m", "finetune.app.workers.serve", str(sock.fileno()), json.dumps(given)],
+            env=environment,
+            pass_fds=[sock.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+
+    async def open_pool(failed: Callable[[FinetuneError], None]) -> ReplicaPool:
+        pool = ReplicaPool(start, count, notify=say, failed=failed)
+        asyncio.ensure_future(_announce(pool, address))  # noqa: RUF006 - ends with the loop
+        return pool
+
+    return open_pool
+
+
+async def _announce(pool: Any, address: str) -> None:
+    await pool.ready.wait()
+    facts = pool.facts
+    for note in facts.notes:
+        print_line(note)
+    asked = "/v1/chat/completions" if facts.chats else "/v1/completions" if facts.writes else "/predict"
+    print_line(f"serving {facts.name} ({facts.title or facts.task}) on {facts.device}: {address}")
+    print_line(f"  {address}{asked}   {address}/docs   {address}/metrics   (Ctrl-C ends)")

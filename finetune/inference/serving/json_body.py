@@ -1,0 +1,61 @@
+"""Reads a JSON body strictly: what is wrong with it is a sentence, and no key is lost without a word."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from finetune.inference.serving.faults import malformed
+
+DEEPEST = 64  # objects and lists inside each other
+
+
+def parse_json(body: bytes, *, what: str = "the body") -> Any:
+    """The value of a JSON text in UTF-8.
+
+    Raises: RequestFault (400) for text that is not JSON, for a key that is there twice, for NaN and Infinity, and for
+    values that are nested too deep.
+    """
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise malformed(f"{what} is not UTF-8: byte {error.start} cannot be decoded") from None
+    if not text.strip():
+        raise malformed(f"{what} is empty, not JSON")
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise malformed(f"{what} is nested too deep") from None
+    except json.JSONDecodeError as error:
+        raise malformed(f"{what} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise malformed(f"{what} is not JSON: {error}") from None
+    if _is_deep(value):
+        raise malformed(f"{what} is nested too deep: at most {DEEPEST} objects and lists inside each other")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise malformed(f"the key {twice[:100]!r} is in one object twice", param=twice[:100])
+    return made
+
+
+def _refuse_constant(name: str) -> Any:
+    raise malformed(f"{name} is not JSON; use null, or a finite number")
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether more than DEEPEST objects and lists are inside each other; looked at without recursion."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [
+            item
+            for one in level
+            if isinstance(one, (dict, list))
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)

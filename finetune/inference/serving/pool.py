@@ -1,0 +1,306 @@
+"""ReplicaPool: a Backend of processes with a model each, behind one queue. A process that ends is started again.
+
+Rows are sent in parts of at most PART rows, each to the ready replica that has the least to do and room for it; the others
+wait here. A replica that ends takes nothing with it: each of its parts is tried once more, on a replica that does nothing else
+meanwhile. So a part that ends replicas fails alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import subprocess
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune.errors import FinetuneError, TrainingFailed
+from finetune.inference.serving.faults import RequestFault
+from finetune.inference.serving.messages import (
+    Answers,
+    Ask,
+    BatchRun,
+    Cancel,
+    Message,
+    ModelFacts,
+    Piece,
+    Ready,
+    Record,
+    Refused,
+    Sampling,
+    Write,
+    Written,
+    receive,
+    send,
+)
+
+PART = 64  # rows that go to a replica together
+ROOM = 512  # rows, or texts to be written, that a replica has at once
+TRIES = 2  # replicas that a part may end
+STARTS = 3  # failures to start, one after another, before the server gives up
+BACKOFF_SECONDS = (0.0, 1.0, 5.0)
+CLOSE_SECONDS = 5.0
+
+Start = Callable[[int, socket.socket], "subprocess.Popen[bytes]"]
+"""(number of the replica, its end of the connection) -> its process."""
+
+
+@dataclass(eq=False)
+class _Part:
+    """What a replica is asked at once. pieces: what it wrote so far; None for rows."""
+
+    message: Ask | Write
+    weight: int
+    records: asyncio.Future[list[Record]]
+    pieces: asyncio.Queue[Piece] | None = None
+    tries: int = 0
+    begun: bool = False  # the client has a piece of the reply already
+    link: _Link | None = None
+    done: bool = False
+
+    def fail(self, kind: str, message: str) -> None:
+        """End it without an answer."""
+        self.done = True
+        if self.pieces is not None:
+            self.pieces.put_nowait(Piece(error=(kind, message)))
+        elif not self.records.done():
+            assert isinstance(self.message, Ask)
+            error = {"error": {"kind": kind, "message": message}}
+            self.records.set_result([{"row": place, **error} for place in range(len(self.message.rows))])
+
+
+@dataclass(eq=False)
+class _Link:
+    """A replica as the front process sees it. parts: what it is working on, by id."""
+
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    writer: asyncio.StreamWriter | None = None
+    ready: bool = False
+    failures: int = 0
+    parts: dict[int, _Part] = field(default_factory=dict)
+
+    @property
+    def load(self) -> int:
+        return sum(part.weight for part in self.parts.values())
+
+    def takes(self, part: _Part) -> bool:
+        """Whether it may work on the part now. One that is tried again is alone."""
+        if not self.ready or self.load >= ROOM:
+            return False
+        return not self.parts if part.tries else not any(other.tries > 1 for other in self.parts.values())
+
+
+class ReplicaPool:
+    """start: starts the process of a replica. ran: told of each batch. restarted: told of each replica that ended.
+
+    notify: told in words. failed: called once with the error for which the server has to end. Made on the event loop.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        count: int,
+        *,
+        notify: Callable[[str], None],
+        failed: Callable[[FinetuneError], None],
+        ran: Callable[[BatchRun], None] = lambda run: None,
+        restarted: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._start, self._notify, self._failed = start, notify, failed
+        self.ran, self.restarted = ran, restarted
+        self._links = [_Link(number) for number in range(count)]
+        self._waiting: deque[_Part] = deque()
+        self._ids = itertools.count(1)
+        self._facts: ModelFacts | None = None
+        self._closing = False
+        self.ready = asyncio.Event()  # a replica has its model
+        self._keepers = [asyncio.ensure_future(self._keep(link)) for link in self._links]
+
+    @property
+    def facts(self) -> ModelFacts:
+        if self._facts is None:
+            raise RequestFault(503, "loading", "the model is being loaded", headers={"Retry-After": "5"})
+        return self._facts
+
+    @property
+    def replicas(self) -> tuple[int, int]:
+        return sum(link.ready for link in self._links), len(self._links)
+
+    @property
+    def processes(self) -> list[int]:
+        """Ids of the replicas' processes."""
+        return [link.process.pid for link in self._links if link.process is not None]
+
+    async def predict(self, rows: list[dict[str, Any]], *, top_k: int, threshold: float | None) -> list[Record]:
+        """See Backend."""
+        future = asyncio.get_running_loop().create_future
+        parts = [
+            _Part(Ask(next(self._ids), rows[at : at + PART], top_k, threshold), len(rows[at : at + PART]), future())
+            for at in range(0, len(rows), PART)
+        ]
+        self._submit(parts)
+        try:
+            answers = await asyncio.gather(*(part.records for part in parts))
+        except asyncio.CancelledError:
+            self._cancel(parts)
+            raise
+        return [{**record, "row": place} for place, record in enumerate(itertools.chain.from_iterable(answers))]
+
+    async def write(self, sampling: Sampling) -> AsyncIterator[Piece]:
+        """See Backend."""
+        part = _Part(
+            Write(next(self._ids), sampling), 1, asyncio.get_running_loop().create_future(), pieces=asyncio.Queue()
+        )
+        assert part.pieces is not None
+        self._submit([part])
+        try:
+            while True:
+                piece = await part.pieces.get()
+                yield piece
+                if piece.finish_reason or piece.error:
+                    return
+        finally:
+            self._cancel([part])
+
+    async def close(self) -> None:
+        """Close the connections, upon which replicas end; kill those that do not."""
+        self._closing = True
+        for link in self._links:
+            if link.writer is not None:
+                link.writer.close()
+        deadline = asyncio.get_running_loop().time() + CLOSE_SECONDS
+        while asyncio.get_running_loop().time() < deadline and any(self._running()):
+            await asyncio.sleep(0.02)
+        self.kill()
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    def kill(self) -> None:
+        """End every replica at once."""
+        for process in self._running():
+            process.kill()
+            process.wait()
+
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        processes = [link.process for link in self._links if link.process is not None]
+        return [process for process in processes if process.poll() is None]
+
+    def _submit(self, parts: list[_Part]) -> None:
+        if self._closing:
+            raise RequestFault(503, "draining", "the server is ending")
+        self._waiting.extend(parts)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Waiting parts to replicas with room, those first that have the least to do."""
+        while self._waiting:
+            if self._waiting[0].done:
+                self._waiting.popleft()
+                continue
+            free = [link for link in self._links if link.takes(self._waiting[0])]
+            if not free:
+                return
+            link, part = min(free, key=lambda link: link.load), self._waiting.popleft()
+            part.link, part.tries = link, part.tries + 1
+            link.parts[part.message.id] = part
+            assert link.writer is not None
+            send(link.writer, part.message)
+
+    def _cancel(self, parts: list[_Part]) -> None:
+        for part in parts:
+            if part.done:
+                continue
+            part.done = True
+            link = part.link
+            if link is not None and part.message.id in link.parts and link.writer is not None:
+                del link.parts[part.message.id]
+                send(link.writer, Cancel(part.message.id))
+        self._dispatch()
+
+    async def _keep(self, link: _Link) -> None:
+        """Start a replica, read what it says, and start it again when it ends."""
+        while not self._closing:
+            await asyncio.sleep(BACKOFF_SECONDS[min(link.failures, len(BACKOFF_SECONDS) - 1)])
+            ours, theirs = socket.socketpair()
+            try:
+                link.process = self._start(link.number, theirs)
+            finally:
+                theirs.close()
+            reader, link.writer = await asyncio.open_connection(sock=ours)
+            while (message := await receive(reader)) is not None:
+                self._take(link, message)
+            link.writer.close()
+            link.ready = False
+            if not self._closing:
+                await self._mourn(link)
+
+    async def _mourn(self, link: _Link) -> None:
+        """A replica ended by itself."""
+        code = await asyncio.get_running_loop().run_in_executor(None, self._reap, link)
+        link.failures += 1
+        lost, link.parts = list(link.parts.values()), {}
+        self.restarted()
+        if link.failures >= STARTS or (self._facts is None and link.failures > 1):
+            self._failed(
+                TrainingFailed(
+                    f"a replica ended {link.failures} times in a row without answering anything (exit code {code})",
+                    where=f"replica {link.number}",
+                    remedy="What it said is above.",
+                )
+            )
+            self._closing = True
+        else:
+            told = f"; {len(lost)} requests are tried again" if lost else ""
+            self._notify(f"replica {link.number} ended (exit code {code}) and is started again{told}")
+        for part in reversed(lost):
+            self._try_again(part)
+        self._dispatch()
+
+    def _reap(self, link: _Link) -> int:
+        assert link.process is not None
+        with suppress(subprocess.TimeoutExpired):
+            return link.process.wait(CLOSE_SECONDS)
+        link.process.kill()  # it has closed the connection, and does not end
+        return link.process.wait()
+
+    def _try_again(self, part: _Part) -> None:
+        if part.done:
+            return
+        part.link = None
+        if part.tries >= TRIES or part.begun or self._closing:
+            part.fail("failed", "the replica that worked on this request ended")
+        else:
+            self._waiting.appendleft(part)
+
+    def _take(self, link: _Link, message: Message) -> None:
+        """What a replica says."""
+        if isinstance(message, Ready):
+            self._facts, link.ready = message.facts, True
+            self.ready.set()
+        elif isinstance(message, Refused):
+            self._closing = True
+            assert isinstance(message.error, FinetuneError)
+            self._failed(message.error)
+        elif isinstance(message, BatchRun):
+            link.failures = 0
+            self.ran(message)
+        elif isinstance(message, Answers):
+            link.failures = 0
+            part = link.parts.pop(message.id, None)
+            if part is not None and not part.records.done():
+                part.done = True
+                part.records.set_result(message.records)
+        elif isinstance(message, Written) and (part := link.parts.get(message.id)) is not None:
+            assert part.pieces is not None
+            part.pieces.put_nowait(message.piece)
+            part.begun = True
+            link.failures = 0
+            if message.piece.finish_reason or message.piece.error:
+                part.done = True
+                del link.parts[message.id]
+        self._dispatch()

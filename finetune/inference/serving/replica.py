@@ -1,0 +1,125 @@
+"""Replica: a Backend with the model in this process. Rows are encoded by threads, and answered by the batcher's thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from finetune.data.prepare.notices import KEY as NOTICES
+from finetune.inference.answering import Outcome, RowError
+from finetune.inference.serving.batcher import Batcher
+from finetune.inference.serving.faults import RequestFault
+from finetune.inference.serving.messages import BatchRun, ModelFacts, Piece, Record, Sampling
+from finetune.inference.serving.served_model import ServedModel
+from finetune.tasks.batch import RecordOptions
+
+if TYPE_CHECKING:
+    from finetune.inference.serving.writer import Writer
+
+ENCODERS = 2  # threads that encode: tokenizers and image decoders release Python's lock while they work
+
+
+class Replica:
+    """ran: told of each batch. broken: told why the model cannot answer any more. Both are called on the event loop.
+
+    Made on the event loop's thread. writer: for models that write; None for others.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        *,
+        writer: Writer | None = None,
+        ran: Callable[[BatchRun], None] = lambda run: None,
+        broken: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self._model, self._writer = model, writer
+        self._loop = asyncio.get_running_loop()
+        self._encoders = ThreadPoolExecutor(ENCODERS, "encoder")
+        self._batcher = Batcher(
+            model.answerer,
+            ran=lambda rows, seconds: self._call(ran, BatchRun(rows, seconds)),
+            broken=lambda error: self._call(broken, error),
+        )
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self._model.facts
+
+    @property
+    def replicas(self) -> tuple[int, int]:
+        return 1, 1
+
+    async def predict(self, rows: list[dict[str, Any]], *, top_k: int, threshold: float | None) -> list[Record]:
+        """See Backend."""
+        asked = _Asked(len(rows), self._loop)
+        encoded = await self._loop.run_in_executor(self._encoders, self._model.encode, rows)
+        for place, item in enumerate(encoded):
+            if isinstance(item, RowError):
+                asked.take(place, item)
+        places = [place for place, item in enumerate(encoded) if not isinstance(item, RowError)]
+        if places and self._writer is not None:
+            outcomes = await asyncio.gather(*(self._writer.reply(prompt_of(encoded[place])) for place in places))
+            for place, outcome in zip(places, outcomes, strict=True):
+                asked.take(place, outcome)
+        elif places:
+            examples = [item for item in encoded if not isinstance(item, RowError)]
+            request = self._batcher.put(examples, places, asked.take_from_thread)
+            try:
+                await asked.complete
+            except asyncio.CancelledError:
+                self._batcher.cancel(request)
+                raise
+        options = RecordOptions(top_k=top_k, threshold=threshold)
+        records = [self._model.record(place, outcome, options) for place, outcome in enumerate(asked.outcomes())]
+        for place, item in enumerate(encoded):
+            if isinstance(item, dict) and item.get(NOTICES):
+                records[place][NOTICES] = list(item[NOTICES])
+        return records
+
+    async def write(self, sampling: Sampling) -> AsyncIterator[Piece]:
+        """See Backend."""
+        if self._writer is None:
+            raise RequestFault(404, "no_text", f"the task {self.facts.task} writes no text: use /predict")
+        async for piece in self._writer.write(sampling):
+            yield piece
+
+    async def close(self) -> None:
+        """End the threads after the chunk that they work on."""
+        await self._loop.run_in_executor(None, self._batcher.close)
+        self._encoders.shutdown(wait=False, cancel_futures=True)
+        if self._writer is not None:
+            await self._loop.run_in_executor(None, self._writer.close)
+
+    def _call(self, function: Callable[[Any], None], value: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, value)
+
+
+def prompt_of(example: Any) -> list[int]:
+    """The token ids of an encoded prompt, or of a source."""
+    return [int(token) for token in example["input_ids"]]
+
+
+class _Asked:
+    """The outcomes of one request as they come. complete: done once there is one for each row."""
+
+    def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._outcomes: list[Outcome | None] = [None] * count
+        self._missing, self._loop = count, loop
+        self.complete: asyncio.Future[None] = loop.create_future()
+
+    def take_from_thread(self, place: int, outcome: Outcome) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.take, place, outcome)
+
+    def take(self, place: int, outcome: Outcome) -> None:
+        self._outcomes[place] = outcome
+        self._missing -= 1
+        if not self._missing and not self.complete.done():
+            self.complete.set_result(None)
+
+    def outcomes(self) -> list[Outcome]:
+        return [outcome for outcome in self._outcomes if outcome is not None]

@@ -1,0 +1,104 @@
+"""A model as a replica holds it: rows of a request become examples, and outcomes become records, as in `finetune predict`."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from finetune.data.bad_rows import BadRow, BadValue
+from finetune.data.image_values import base64_bytes, image_bytes
+from finetune.data.images import image_size
+from finetune.inference.answering import Answerer, Outcome, RowError
+from finetune.inference.recording import record_outcome
+from finetune.inference.serving.messages import ModelFacts, Record
+from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.batch import RecordOptions
+from finetune.tasks.task import Encoded, Task
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """facts: what the front process is told. pixels: the most that an image may have."""
+
+    task: Task
+    artifacts: TaskArtifacts
+    answerer: Answerer
+    facts: ModelFacts
+    pixels: int
+    _own: threading.local = field(default_factory=threading.local, repr=False)
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | RowError]:
+        """An example per row, or why there is none. Any number of threads may call it."""
+        read = [self._read(row) for row in rows]
+        good = [row for row in read if not isinstance(row, BadRow)]
+        encoded = iter(self._encode(good))
+        outcomes: list[dict[str, Any] | RowError] = []
+        for row in read:
+            item = row if isinstance(row, BadRow) else next(encoded)
+            if isinstance(item, BadValue):
+                item = item.with_columns(self.facts.columns)
+            outcomes.append(bad_row_error(item) if isinstance(item, BadRow) else item)
+        return outcomes
+
+    def record(self, row: int, outcome: Outcome, options: RecordOptions) -> Record:
+        """What the client reads of one row."""
+        return record_outcome(self.task, self.artifacts, row, outcome, options)
+
+    def _encode(self, rows: Sequence[Mapping[str, Any]]) -> list[Encoded]:
+        """All rows together; one by one where that fails, so that a row that nothing foresaw ends only itself."""
+        artifacts = self._artifacts()
+        try:
+            return self.task.encode(artifacts, rows, with_targets=False) if rows else []
+        except Exception:
+            return [self._encode_alone(artifacts, row) for row in rows]
+
+    def _encode_alone(self, artifacts: TaskArtifacts, row: Mapping[str, Any]) -> Encoded:
+        try:
+            return self.task.encode(artifacts, [row], with_targets=False)[0]
+        except Exception as error:
+            return BadRow(f"the row cannot be encoded: {type(error).__name__}: {error}"[:500])
+
+    def _artifacts(self) -> TaskArtifacts:
+        """With this thread's own processor: fast tokenizers refuse to be used by two threads while one changes them."""
+        if not hasattr(self._own, "artifacts"):
+            self._own.artifacts = replace(self.artifacts, processor=copy.deepcopy(self.artifacts.processor))
+        own: TaskArtifacts = self._own.artifacts
+        return own
+
+    def _read(self, row: Mapping[str, Any]) -> dict[str, Any] | BadRow:
+        """The row by roles. An image is inside of it: nothing that a client sends names a file of this machine."""
+        read = dict(row)
+        for role, column in self.facts.columns.items():
+            if column in read and role not in read:
+                read[role] = read.pop(column)
+        if self.facts.image:
+            try:
+                read[self.facts.image] = _image(read.get(self.facts.image), self.pixels)
+            except BadRow as bad:
+                return bad
+        return read
+
+
+def bad_row_error(bad: BadRow) -> RowError:
+    """The error of a row that cannot be encoded."""
+    return RowError(str(getattr(bad, "kind", "bad_row")), str(bad))
+
+
+def _image(value: Any, most: int) -> bytes:
+    """The bytes of an image. Raises: BadRow for a path or an address, and for one with too many pixels."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes", value.get("url"))
+    if isinstance(value, str) and value:
+        inline = image_bytes(value)
+        value = base64_bytes(value) if inline is None else inline
+    if not isinstance(value, (bytes, bytearray)) or not value:
+        raise BadRow("no image; send its bytes as base64 or as a data URI", kind="empty")
+    width, height = image_size(bytes(value))
+    if width * height > most:
+        raise BadRow(
+            f"the image has {width} x {height} pixels, more than the server's limit of {most:,}", kind="too_long"
+        )
+    return bytes(value)

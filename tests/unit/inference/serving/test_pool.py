@@ -1,0 +1,131 @@
+"""Replicas as processes: rows come back in order, one that ends is started again, and what it worked on is tried once more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from finetune.errors import FinetuneError
+from finetune.inference.serving.faults import RequestFault
+from finetune.inference.serving.messages import Sampling
+from finetune.inference.serving.pool import ReplicaPool
+
+MODULE = "tests.unit.inference.serving.small_backend"
+
+
+class Told:
+    """What a pool tells."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.failures: list[FinetuneError] = []
+
+
+def run(use: Callable[[ReplicaPool, Told], Awaitable[Any]], count: int = 2, **environment: str) -> Told:
+    def start(number: int, sock: socket.socket) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", MODULE, "replica", str(sock.fileno())]
+        return subprocess.Popen(command, pass_fds=[sock.fileno()], env={**os.environ, **environment})
+
+    told = Told()
+
+    async def main() -> None:
+        pool = ReplicaPool(start, count, notify=told.lines.append, failed=told.failures.append)
+        try:
+            async with asyncio.timeout(60):
+                await use(pool, told)
+        finally:
+            processes = pool.processes
+            await pool.close()
+        assert processes
+        for process in processes:
+            with pytest.raises(ProcessLookupError):
+                os.kill(process, 0)
+
+    asyncio.run(main())
+    return told
+
+
+async def all_ready(pool: ReplicaPool) -> None:
+    while pool.replicas[0] < pool.replicas[1]:
+        await asyncio.sleep(0.01)
+
+
+async def ask(pool: ReplicaPool, *texts: str) -> list[Any]:
+    return await pool.predict([{"text": text} for text in texts], top_k=1, threshold=None)
+
+
+def test_rows_go_to_both_replicas_and_come_back_in_order() -> None:
+    async def use(pool: ReplicaPool, told: Told) -> None:
+        with pytest.raises(RequestFault):
+            _ = pool.facts
+        early = asyncio.ensure_future(ask(pool, "before", "any is ready"))
+        await all_ready(pool)
+        assert pool.facts.name == "small"
+        assert [record["length"] for record in await early] == [6, 12]
+        records = await ask(pool, *("a" * (index % 7) for index in range(300)))
+        assert [record["row"] for record in records] == list(range(300))
+        assert [record["length"] for record in records] == [index % 7 for index in range(300)]
+        assert {record["process"] for record in records} == set(pool.processes)
+
+    assert not run(use).failures
+
+
+def test_a_row_that_ends_its_replica_fails_and_others_are_answered() -> None:
+    async def use(pool: ReplicaPool, told: Told) -> None:
+        await all_ready(pool)
+        slow = [asyncio.ensure_future(ask(pool, "sleep 0.3")) for _ in range(4)]
+        (record,) = await ask(pool, "die")
+        assert record["error"]["kind"] == "failed"
+        assert [[one["length"] for one in await answer] for answer in slow] == [[9]] * 4
+        assert [one["length"] for one in await ask(pool, "abc")] == [3]
+        await all_ready(pool)
+
+    told = run(use)
+    assert not told.failures
+    assert len([line for line in told.lines if "is started again" in line]) == 2
+
+
+def test_a_replica_that_is_killed_loses_no_request() -> None:
+    async def use(pool: ReplicaPool, told: Told) -> None:
+        await all_ready(pool)
+        answers = [asyncio.ensure_future(ask(pool, "sleep 0.4", "ab")) for _ in range(6)]
+        await asyncio.sleep(0.1)
+        os.kill(pool.processes[0], signal.SIGKILL)
+        assert [[one.get("length") for one in await answer] for answer in answers] == [[9, 2]] * 6
+
+    assert not run(use).failures
+
+
+def test_texts_are_streamed_and_end_with_their_reader() -> None:
+    async def use(pool: ReplicaPool, told: Told) -> None:
+        await pool.ready.wait()
+        pieces = [piece async for piece in pool.write(Sampling({"prompt": "one two three"}))]
+        assert [piece.text for piece in pieces] == ["one ", "two ", "three "]
+        assert pieces[-1].finish_reason == "stop"
+        stream = pool.write(Sampling({"prompt": "word " * 10_000}))
+        assert (await anext(stream)).text == "word "
+        await stream.aclose()
+        assert not any(link.parts for link in pool._links)
+        begun = pool.write(Sampling({"prompt": "one die"}))
+        assert (await anext(begun)).text == "one "
+        assert (await anext(begun)).error is not None  # the client has its beginning: it cannot be tried again
+
+    assert not run(use, count=1, SMALL_WRITES="1").failures
+
+
+def test_a_model_that_cannot_be_served_ends_the_server() -> None:
+    async def use(pool: ReplicaPool, told: Told) -> None:
+        while not told.failures:
+            await asyncio.sleep(0.01)
+
+    told = run(use, count=1, SMALL_REFUSES="1")
+    assert str(told.failures[0]) == "here: no such model"
+    assert told.failures[0].exit_code == 2
