@@ -10,7 +10,13 @@ import finetune
 from finetune.inference.serving.limits import Limits
 from finetune.inference.serving.messages import ModelFacts
 
-EXAMPLES = {"text": "A fine film.", "text_pair": "I liked it.", "tokens": ["Ann", "lives", "in", "Rome"]}
+EXAMPLES = {  # role -> a value to show
+    "instruction": "Name three colors.",
+    "source": "Guten Morgen.",
+    "text": "A fine film.",
+    "tokens": ["Ann", "lives", "in", "Rome"],
+    "prompt": "Name a color.",
+}
 ERROR = {
     "type": "object",
     "properties": {
@@ -70,15 +76,15 @@ def _predict_examples(facts: ModelFacts, address: str) -> list[str]:
     if facts.image:
         column = facts.columns.get(facts.image, facts.image)
         return [
-            f"curl {address}/predict{query} -H 'Content-Type: image/jpeg' --data-binary @photo.jpg",
+            f"curl {address}/predict{query} \\\n  -H 'Content-Type: image/jpeg' --data-binary @photo.jpg",
             f"curl {address}/predict{query} -F file=@one.jpg -F file=@two.png",
             _curl(address, "/predict", {"rows": [{column: "data:image/png;base64,iVBORw0KGgo..."}]}),
         ]
-    roles = [role for role in facts.roles if role in EXAMPLES][:1] or list(facts.roles)[:2]
+    roles = [role for role in EXAMPLES if role in facts.roles][:1] or list(facts.roles)[:2]
     row = {facts.columns.get(role, role): EXAMPLES.get(role, "...") for role in roles}
     return [
         _curl(address, "/predict", {"rows": [row], **({"top_k": 3} if "top_k" in facts.options else {})}),
-        f"curl {address}/predict{query} -H 'Content-Type: application/jsonl' --data-binary @rows.jsonl",
+        f"curl {address}/predict{query} \\\n  -H 'Content-Type: application/jsonl' --data-binary @rows.jsonl",
     ]
 
 
@@ -129,4 +135,5 @@ def _responses() -> dict[str, Any]:
 
 
 def _curl(address: str, path: str, body: Any, flags: str = "") -> str:
-    return f"curl {flags}{address}{path} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    sent = shlex.quote(json.dumps(body))
+    return f"curl {flags}{address}{path} \\\n  -H 'Content-Type: application/json' \\\n  -d {sent}"

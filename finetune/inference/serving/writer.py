@@ -77,11 +77,13 @@ class Writer:
         """The likeliest reply to token ids, whole: the answer of a row of /predict. Cancelling the call ends it."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        settings = self._make_settings()
+
+        def notify(request: Request) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(ended.set)
+
         try:
-            request = self._generator.submit(
-                prompt, settings, notify=lambda request: loop.is_closed() or loop.call_soon_threadsafe(ended.set)
-            )
+            request = self._generator.submit(prompt, self._make_settings(), notify=notify)
         except FinetuneError as error:
             self._check()
             return RowError("failed", str(error))
