@@ -58,6 +58,14 @@ class AskedModel:
             self.task, self.artifacts, self.module, self.device, autocast=self.autocast, asked_budget=budget
         )
 
+    def answerer(
+        self, *, budget: int | None = None, notify: Callable[[str], None] = lambda line: None, **generation: Any
+    ) -> BatchAnswerer | GenerationAnswerer:
+        """Answers chunks as the task does: with texts (generation: see generation_settings) or by one forward pass."""
+        if self.writes_text:
+            return self.generation_answerer(self.generation_settings(**generation), notify=notify)
+        return self.batch_answerer(budget)
+
     def text_generator(
         self, *, beams: int = 1, longest: int = 0, notify: Callable[[str], None] = lambda line: None
     ) -> TextGenerator:

@@ -86,45 +86,17 @@ class Feeder:
     def windows(self) -> Iterator[FedWindow]:
         """All windows from the first one on. Raises: FinetuneError for a full disk; UserError for input that changed."""
         number, workers = self.first_window, 1
-        for rows, last in self._read():
+        for rows, last in read_windows(self.asked, self.first_row):
             started = time.monotonic()
-            pieces = self._encode(rows, workers)
+            pieces = encode_window(self.asked, rows, self.notices, workers=workers)
             yield self._spool(number, rows, pieces, last=last)
             if time.monotonic() - started > POOL_SECONDS:
                 workers = self.asked.workers
             number += 1
 
-    def _read(self) -> Iterator[tuple[list[StreamRow], bool]]:
-        """(rows of a window, whether it is the last). One row is read ahead, to know."""
-        rows: list[StreamRow] = []
-        size = 0
-        for row in self.asked.stream.rows(self.first_row):
-            if len(rows) >= self.asked.window_rows or size >= WINDOW_BYTES:
-                yield rows, False
-                rows, size = [], 0
-            rows.append(row)
-            size += row_bytes(row.row)
-        if rows:
-            yield rows, True
-
-    def _encode(self, rows: Sequence[StreamRow], workers: int) -> list[Pieces]:
-        job = _EncodeJob(self.asked, rows)
-        units = [(first, min(first + POOL_ROWS, len(rows))) for first in range(0, len(rows), POOL_ROWS)]
-        pieces = [item for _, results in map_chunks(job, units, workers=workers) for item in results]
-        for index, item in enumerate(pieces):
-            for example in item if isinstance(item, list) else ():
-                example["id"] = rows[index].number
-                if kinds := example.pop(NOTICES, None):
-                    self.notices.add(rows[index].place, kinds)
-        return pieces
-
     def _spool(self, number: int, rows: Sequence[StreamRow], pieces: Sequence[Pieces], *, last: bool) -> FedWindow:
         folder = self.parts.window(number)
-        examples = [example for item in pieces if isinstance(item, list) for example in item]
-        groups = [example.pop(_GROUP) for example in examples]
-        costs = [max(1, int(self.asked.cost(example))) for example in examples]
-        cut = cut_into_chunks(costs, self.asked.budget, groups=groups, last=last)
-        chunks = write_spool(folder, [[examples[index] for index in chunk] for chunk in cut])
+        chunks = write_spool(folder, cut_window(self.asked, pieces, last=last))
         with (
             disk_errors(folder),
             (folder / "rows.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file,
@@ -149,6 +121,42 @@ class Feeder:
         for stale in (path, self.parts.failed(name), self.parts.lost(name)):
             stale.unlink(missing_ok=True)
         return False
+
+
+def read_windows(asked: Asked, first_row: int = 0) -> Iterator[tuple[list[StreamRow], bool]]:
+    """(rows of a window, whether it is the last). One row is read ahead, to know."""
+    rows: list[StreamRow] = []
+    size = 0
+    for row in asked.stream.rows(first_row):
+        if len(rows) >= asked.window_rows or size >= WINDOW_BYTES:
+            yield rows, False
+            rows, size = [], 0
+        rows.append(row)
+        size += row_bytes(row.row)
+    if rows:
+        yield rows, True
+
+
+def encode_window(asked: Asked, rows: Sequence[StreamRow], notices: Notices, *, workers: int = 1) -> list[Pieces]:
+    """The examples of each row, or why there are none; what was changed in a row goes to `notices`."""
+    job = _EncodeJob(asked, rows)
+    units = [(first, min(first + POOL_ROWS, len(rows))) for first in range(0, len(rows), POOL_ROWS)]
+    pieces = [item for _, results in map_chunks(job, units, workers=workers) for item in results]
+    for index, item in enumerate(pieces):
+        for example in item if isinstance(item, list) else ():
+            example["id"] = rows[index].number
+            if kinds := example.pop(NOTICES, None):
+                notices.add(rows[index].place, kinds)
+    return pieces
+
+
+def cut_window(asked: Asked, pieces: Sequence[Pieces], *, last: bool) -> list[list[dict[str, Any]]]:
+    """The examples of each chunk of a window, from the pieces of its rows."""
+    examples = [example for item in pieces if isinstance(item, list) for example in item]
+    groups = [example.pop(_GROUP) for example in examples]
+    costs = [max(1, int(asked.cost(example))) for example in examples]
+    cut = cut_into_chunks(costs, asked.budget, groups=groups, last=last)
+    return [[examples[index] for index in chunk] for chunk in cut]
 
 
 def _row_line(row: StreamRow, pieces: Pieces) -> dict[str, Any]:
