@@ -8,13 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import typer
 
 import finetune
 from finetune.errors import EXIT_STOPPED, FinetuneError, RecipeFaults
+from finetune.recipe.secrets import mask, mask_text
 
 
 def print_line(text: str) -> None:
@@ -34,9 +36,89 @@ def phase(text: str, tell: Callable[[str], None] = print_line, *, after: float =
         timer.cancel()
 
 
+class _Lasting:
+    """A text stream that outlives its reader. When nobody reads it any more (`| head`, a terminal that was closed, a full
+    disk), what is printed goes to a log (`keep_output_in`) or nowhere: output is lost, the work is not.
+
+    masked: what looks like a secret is hidden.
+    """
+
+    def __init__(self, stream: Any, *, masked: bool = False) -> None:
+        self._stream, self._masked = stream, masked
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if self._masked and isinstance(text, str):
+            text = mask_text(text)
+        try:
+            return int(self._stream.write(text))
+        except OSError:
+            self._turn_away()
+            if getattr(self._stream, "write_through", False):  # no buffer kept it (python -u)
+                with suppress(OSError):
+                    self._stream.write(text)
+            return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        """What could not be written is still in the buffer, and goes where the next lines go."""
+        for target in filter(None, (_log[0], Path(os.devnull))):
+            with suppress(OSError, ValueError):
+                file = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                os.dup2(file, self._stream.fileno())
+                os.close(file)
+                self._stream.flush()
+                return
+
+
+_log: list[Path | None] = [None]
+
+
+def keep_output_in(log: Path) -> None:
+    """Where lines go that nobody reads."""
+    _log[0] = log
+
+
+def is_rank() -> bool:
+    """Whether a launcher started this process; its standard error is a log."""
+    return "RANK" in os.environ
+
+
+@contextmanager
+def lasting_streams(*, masked: bool = False) -> Iterator[None]:
+    """For the time of a program: printing never ends it. masked: stderr goes to a log, without secrets."""
+    for number in (0, 1, 2):  # a closed one would be the next file that is opened
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (
+        _Lasting(stream if stream is not None else open(os.devnull, "w"), masked=masked and index == 1)  # noqa: SIM115, PTH123
+        for index, stream in enumerate(before)
+    )
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
 def say(text: str) -> None:
-    """Prints a line to stderr; workers of a launcher prefix it with their rank."""
-    rank = os.environ.get("RANK", "")
+    """Prints a line to stderr, without secrets; workers of a launcher prefix it with their rank."""
+    text, rank = mask_text(text), os.environ.get("RANK", "")
     typer.echo(f"[rank {rank}] {text}" if rank not in ("", "0") else text, err=True)
 
 
@@ -100,7 +182,7 @@ def print_error(error: FinetuneError) -> None:
         return
     stopped = error.exit_code == EXIT_STOPPED
     color = typer.colors.YELLOW if stopped else typer.colors.RED
-    head, _, body = str(error).partition("\n")
+    head, _, body = mask_text(str(error)).partition("\n")
     say(f"{typer.style('stopped:' if stopped else 'error:', fg=color, bold=True)} {head}")
     for line in body.splitlines():
         indented = not isinstance(error, RecipeFaults) or line.startswith(" ")
@@ -111,8 +193,6 @@ def print_bug(error: Exception, *, show_traceback: bool) -> None:
     """Prints one line and saves the traceback to a file; prints it in full if asked and in workers, for their logs."""
     import tempfile
     import traceback
-
-    from finetune.recipe.secrets import mask
 
     text = str(mask("".join(traceback.format_exception(error))))
     frames = traceback.extract_tb(error.__traceback__)

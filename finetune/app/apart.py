@@ -18,6 +18,7 @@ from typing import Any
 
 from finetune.distributed.launch import stop_signals
 from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError
+from finetune.terminal import lasting_streams
 
 PATIENCE = 1.0  # seconds between asking the child to end and ending it
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}  # before the child imports anything
@@ -96,7 +97,8 @@ def _run(sender: Any, target: str, arguments: tuple[Any, ...]) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
     home, _, name = target.partition(":")
     try:
-        outcome: tuple[bool, Any] = (True, getattr(import_module(home), name)(*arguments))
+        with lasting_streams():
+            outcome: tuple[bool, Any] = (True, getattr(import_module(home), name)(*arguments))
     except FinetuneError as error:
         outcome = (False, error)
     except OSError as error:

@@ -15,7 +15,7 @@ import typer
 from finetune.cli.program import app
 from finetune.errors import EXIT_FAILED, FinetuneError, UserError
 from finetune.recipe.machine import reach_own_programs
-from finetune.terminal import print_bug, print_error, say
+from finetune.terminal import is_rank, lasting_streams, print_bug, print_error, say
 
 # In the order of `finetune --help`.
 COMMANDS = (
@@ -38,7 +38,12 @@ for _command in COMMANDS:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with one of the documented exit codes."""
+    """Run the command line and exit with one of the documented exit codes. Printing never ends it."""
+    with lasting_streams(masked=is_rank()):
+        _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
     reach_own_programs()
     args, show_traceback = _own_options(list(sys.argv[1:] if argv is None else argv))
     try:

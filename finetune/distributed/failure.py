@@ -23,6 +23,7 @@ from finetune.errors import (
     TrainingFailed,
     UserError,
 )
+from finetune.recipe.secrets import mask_text
 
 # What an error says when another rank has ended.
 _PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "gloo", "socket timeout")
@@ -97,8 +98,9 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
     if isinstance(error, FinetuneError):
         echo = isinstance(error, PeerFailed)
         halted = isinstance(error, Halted)
-        return Failure(rank, time.time(), error.what, error.where, error.remedy, error.exit_code, echo, "", halted)
-    text = str(error).strip() or type(error).__name__
+        what, where, remedy = (mask_text(part) for part in (error.what, error.where, error.remedy))
+        return Failure(rank, time.time(), what, where, remedy, error.exit_code, echo, "", halted)
+    text = mask_text(str(error).strip()) or type(error).__name__
     origin = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f"{origin.filename}:{origin.lineno}" if origin else ""
     echo = isinstance(error, RuntimeError) and any(sign in text.lower() for sign in _PEER_SIGNS)

@@ -25,7 +25,7 @@ _SECRET_VALUE = re.compile(
     r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|wandb_v1_\w{16,}"
     r"|xox[abps]-[\w-]{10,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"
 )
-_USER_IN_ADDRESS = re.compile(r"(\w://)[^/\s@\"'<>?#]+@")
+_USER_IN_ADDRESS = re.compile(r"(\w:/{1,3})[^/\s@\"'<>?#]+@")
 _PARAMETER = re.compile(
     r"([?&;](?:[\w-]*(?:token|signature|secret|passw(?:or)?d|credential|api[_-]?key|access[_-]?key|accesskeyid)|sig|key|auth)"
     r"=)[^&#;\s\"'<>]+",
@@ -52,7 +52,7 @@ def mask(value: Any, key: str = "") -> Any:
 
 def mask_text(text: str) -> str:
     """A text without what looks like a secret."""
-    if "://" in text:
+    if ":/" in text:
         text = _USER_IN_ADDRESS.sub(rf"\1{MASK}@", text)
     if "=" in text:
         text = _PARAMETER.sub(rf"\1{MASK}", text)

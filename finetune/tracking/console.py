@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from finetune.recipe.secrets import mask_text
 from finetune.units import format_bytes, format_count, format_number, format_seconds
 
 LINE_SECONDS = 30.0  # at least one plain line per so many seconds, however slow the steps are
@@ -100,7 +101,7 @@ class Console:
 
     def _print(self, line: str | Text) -> None:
         """Through rich's console, which keeps the live line below; as Text, so that [brackets] are never markup."""
-        self._console.print(line if isinstance(line, Text) else Text(line), soft_wrap=True)
+        self._console.print(line if isinstance(line, Text) else Text(mask_text(line)), soft_wrap=True)
 
     def _update_rate(self, step: int, now: float) -> None:
         """Moving average of seconds per step: the time left follows a change of speed, not single slow steps."""

@@ -8,6 +8,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from finetune.terminal import keep_output_in
+
 
 def redirect_output(rank: int, logs: Path) -> None:
     """This rank's stderr, and the stdout of all ranks but 0, go to logs/rank-*.log; rank 0 talks to the user."""
@@ -19,6 +21,7 @@ def redirect_output(rank: int, logs: Path) -> None:
     if rank != 0:
         os.dup2(log, 1)
     os.close(log)
+    keep_output_in(rank_log(rank, logs))
     logging.captureWarnings(True)
     warnings.simplefilter("default")
 
