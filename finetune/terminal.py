@@ -55,7 +55,7 @@ class _Lasting:
         try:
             return int(self._stream.write(text))
         except OSError:
-            self._turn_away()
+            self.turn_away()
             if getattr(self._stream, "write_through", False):  # no buffer kept it (python -u)
                 with suppress(OSError):
                     self._stream.write(text)
@@ -69,10 +69,12 @@ class _Lasting:
         try:
             self._stream.flush()
         except OSError:
-            self._turn_away()
+            self.turn_away()
 
-    def _turn_away(self) -> None:
-        """What could not be written is still in the buffer, and goes where the next lines go."""
+    def turn_away(self) -> None:
+        """From now on into the log. What could not be written is still in the buffer, and goes there too."""
+        if self not in _turned:
+            _turned.append(self)
         for target in filter(None, (_log[0], Path(os.devnull))):
             with suppress(OSError, ValueError):
                 file = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -85,9 +87,14 @@ class _Lasting:
 _log: list[Path | None] = [None]
 
 
+_turned: list[_Lasting] = []  # nobody reads them any more
+
+
 def keep_output_in(log: Path) -> None:
-    """Where lines go that nobody reads."""
+    """Where lines go that nobody reads, from now on."""
     _log[0] = log
+    for stream in _turned:
+        stream.turn_away()
 
 
 def is_rank() -> bool:
