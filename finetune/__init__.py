@@ -17,7 +17,9 @@ def load(source: Any, **choices: Any) -> LoadedModel:
     source: the folder of a run (its best checkpoint), an exported `model/`, or any model folder or hub id whose
     configuration tells what it is for. choices: checkpoint ("best", "latest" or a name), task (of a model that was not
     trained here, where its configuration is ambiguous), precision ("fp32", "bf16", "fp16"), quantization ("4bit", "8bit"),
-    device ("cuda:1"), trust_remote_code (run Python code that the model brings).
+    device ("cuda:1"), trust_remote_code (run Python code that the model brings). For a model larger than one device:
+    layers (numbers of the GPUs that share its layers, such as [0, 1]), memory (bytes that weights may take, by GPU or
+    "cpu"), offload (a folder for weights that no memory holds).
 
         model = finetune.load("runs/sst2/20261127-101500-3fd2a1")
         model.predict(["a fine film", "dull"])              # [{"row": 0, "label": "good", "score": 0.98}, ...]

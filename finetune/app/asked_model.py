@@ -13,16 +13,21 @@ from torch import nn
 
 from finetune.app.machine import plan_alone
 from finetune.app.model_sources import FoundModel, find_model
+from finetune.distributed.replicas import replica_mesh
+from finetune.distributed.session import Session
 from finetune.errors import UserError
 from finetune.inference.batches import BatchAnswerer
 from finetune.inference.generation.answerer import GenerationAnswerer
 from finetune.inference.generation.generator import TextGenerator
 from finetune.inference.generation.opening import default_penalty, open_generator
 from finetune.inference.generation.requests import GenerationSettings
+from finetune.models.config import load_config
 from finetune.models.device import uses_cuda
 from finetune.models.load import quiet_transformers
+from finetune.models.placement import Placement, placed
 from finetune.planning.plan import Plan
 from finetune.planning.stored import StoredPlan
+from finetune.planning.tensor import check_model
 from finetune.tasks import CARDS, load_task
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
@@ -40,6 +45,7 @@ UNTRAINED = ("new head", "missing weights")  # facts of weights that loading has
 class AskedModel:
     """module: on `device`, in evaluation mode, its weights frozen. autocast: the dtype in which it computes, where that is
     not the dtype of its weights. name, digest: see FoundModel; the precision is part of the digest. notes: for the user.
+    slices: ranks that hold the model together; each of them must be given the same chunks, in the same order.
     """
 
     task: Task
@@ -51,20 +57,46 @@ class AskedModel:
     name: str
     digest: str
     notes: tuple[str, ...] = ()
+    slices: int = 1
 
     def batch_answerer(self, budget: int | None = None) -> BatchAnswerer:
         """Answers chunks with this model; budget: cost of a chunk, None: by the device."""
         return BatchAnswerer(
-            self.task, self.artifacts, self.module, self.device, autocast=self.autocast, asked_budget=budget
+            self.task,
+            self.artifacts,
+            self.module,
+            self.device,
+            autocast=self.autocast,
+            asked_budget=budget,
+            together=self.slices > 1,
         )
 
     def answerer(
         self, *, budget: int | None = None, notify: Callable[[str], None] = lambda line: None, **generation: Any
     ) -> BatchAnswerer | GenerationAnswerer:
         """Answers chunks as the task does: with texts (generation: see generation_settings) or by one forward pass."""
+        if self.writes_text and self.slices > 1:
+            return self._writing_together(budget, generation)
         if self.writes_text:
             return self.generation_answerer(self.generation_settings(**generation), notify=notify)
         return self.batch_answerer(budget)
+
+    def _writing_together(self, budget: int | None, generation: dict[str, Any]) -> BatchAnswerer:
+        """Batches through `generate`, which all ranks call alike; continuous batching would order them by time."""
+        new_tokens = generation.pop("new_tokens", None)
+        if asked := [name for name, value in generation.items() if value]:
+            raise UserError(
+                f"{', '.join(asked)}: a model whose layers are sliced over ranks writes the likeliest tokens only",
+                where=self.name,
+                remedy="Leave it out, or spread whole layers over the GPUs in place of slices.",
+            )
+        answerer = self.batch_answerer(budget)
+        if new_tokens is not None:
+            options: Any = self.artifacts.options
+            name = "reply_length" if hasattr(options, "reply_length") else "max_target_length"
+            changed = replace(self.artifacts, options=options.model_copy(update={name: new_tokens}))
+            answerer = replace(self, artifacts=changed).batch_answerer(budget)
+        return answerer
 
     def text_generator(
         self, *, beams: int = 1, longest: int = 0, notify: Callable[[str], None] = lambda line: None
@@ -116,12 +148,13 @@ def open_model(
     precision: Precision | None = None,
     quantization: Quantization | None = None,
     device: torch.device | str | None = None,
+    placement: Placement | None = None,
     trust_remote_code: bool = False,
     notify: Callable[[str], None] = lambda line: None,
 ) -> AskedModel:
     """Find a model, see `find_model`, and load it, see `load_found`."""
     found = find_model(source, checkpoint=checkpoint, task=task, trust_remote_code=trust_remote_code, notify=notify)
-    return load_found(found, precision=precision, quantization=quantization, device=device)
+    return load_found(found, precision=precision, quantization=quantization, device=device, placement=placement)
 
 
 def load_found(
@@ -130,8 +163,12 @@ def load_found(
     precision: Precision | None = None,
     quantization: Quantization | None = None,
     device: torch.device | str | None = None,
+    placement: Placement | None = None,
+    session: Session | None = None,
 ) -> AskedModel:
-    """The whole model on one device of this process.
+    """The model in this process: whole on one device, its layers on several, or this rank's slices of them.
+
+    placement: None: whole. session: of ranks that each hold slices; all of them call it.
 
     precision: of weights and computation. None: as the model was evaluated in its training, or as its weights are stored.
     quantization: of the weights, while they are loaded. None: as in its training.
@@ -142,12 +179,15 @@ def load_found(
     plan = _plan(found, precision, quantization, chosen)
     autocast = HALF.get(plan.precision) if plan.weights_dtype == torch.float32 else None
     facts = Facts()
-    with quiet_transformers(), warnings.catch_warnings():
+    _check_placement(found, plan, placement)
+    with quiet_transformers(), warnings.catch_warnings(), placed(placement), replica_mesh(session):
         warnings.simplefilter("ignore", FutureWarning)  # of peft's use of transformers
         module = build_trained(found, plan, facts)
     module.requires_grad_(False)
     module.eval()
-    if not _is_placed(module):
+    if (spread := layer_devices(module)) is not None:
+        chosen = spread[0]
+    elif placement is None or placement.slices == 1:
         module.to(chosen)
     task = load_task(found.recipe.task)
     return AskedModel(
@@ -159,7 +199,8 @@ def load_found(
         autocast=autocast,
         name=found.name,
         digest=f"{found.digest}-{str(autocast or plan.weights_dtype).removeprefix('torch.')}-{plan.recipe.model.quantization}",
-        notes=(*plan.notes, *facts.notes),
+        notes=(*plan.notes, *facts.notes, *_layer_notes(module)),
+        slices=placement.slices if placement is not None else 1,
     )
 
 
@@ -215,7 +256,55 @@ def _device(device: torch.device | str | None) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if uses_cuda() else torch.device("cpu")
 
 
-def _is_placed(module: Any) -> bool:
-    """Whether loading has put the weights where they compute: quantized ones, or layers on several devices."""
-    base = module.get_base_model() if hasattr(module, "get_base_model") else module
-    return getattr(base, "hf_device_map", None) is not None
+def _check_placement(found: FoundModel, plan: Plan, placement: Placement | None) -> None:
+    """Raises: UserError for a model that cannot be placed so."""
+    if placement is None or not (placement.spreads_layers or placement.slices > 1):
+        return
+    recipe, where = plan.recipe, found.name
+    if recipe.model.init == "config":
+        raise UserError(
+            "weights out of a checkpoint are put together in one place before they are used",
+            where=where,
+            remedy="Give the model/ of the run, or what finetune export writes: a rank reads its own part of these.",
+        )
+    if placement.slices == 1:
+        return
+    check_model(load_config(recipe.model), placement.slices, where="--slices")
+    if recipe.adapter is not None or recipe.model.quantization != "none":
+        what = "an adapter" if recipe.adapter is not None else "quantized weights"
+        raise UserError(
+            f"layers with {what} cannot be sliced over ranks",
+            where=where,
+            remedy="Spread whole layers over the GPUs (--layers), or merge the adapter: finetune export RUN --merge.",
+        )
+
+
+def _base(module: Any) -> Any:
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
+def layer_devices(module: Any) -> list[torch.device] | None:
+    """The devices that compute a model's layers, in order; None for a model that is whole on one."""
+    places = getattr(_base(module), "hf_device_map", None)
+    if places is None:
+        return None
+    named = [place for place in dict.fromkeys(places.values()) if place != "disk"]
+    devices = [torch.device("cuda", place) if isinstance(place, int) else torch.device(place) for place in named]
+    return [device for device in devices if device.type != "cpu"] or devices or [torch.device("cpu")]
+
+
+def _layer_notes(module: Any) -> list[str]:
+    """Where layers are, if not on one device, and how many of them wait elsewhere until they are computed."""
+    devices, places = layer_devices(module), list((getattr(_base(module), "hf_device_map", None) or {}).values())
+    if devices is None or len(set(places)) < 2:
+        return []
+    notes = [f"layers are on {', '.join(map(str, devices))}"]
+    waits = (
+        {"disk": "on the disk"} if torch.device("cpu") in devices else {"cpu": "in main memory", "disk": "on the disk"}
+    )
+    for place, where in waits.items():
+        if count := places.count(place):
+            notes.append(
+                f"{count} of {len(places)} parts of the model wait {where} until they are computed, which is slow"
+            )
+    return notes

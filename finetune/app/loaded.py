@@ -20,6 +20,7 @@ from finetune.inference.generation.answerer import GenerationAnswerer
 from finetune.inference.prediction.feeder import Asked, cut_window, encode_window, error_of, read_windows
 from finetune.inference.recording import ERROR, ROW, record_fields, record_outcome
 from finetune.inference.whole_rows import WholeRows
+from finetune.models.placement import Placement
 from finetune.tasks.batch import RecordOptions
 
 Record = dict[str, Any]
@@ -212,16 +213,23 @@ def load(
     precision: Precision | None = None,
     quantization: Quantization | None = None,
     device: str | None = None,
+    layers: Sequence[int] = (),
+    memory: Mapping[int | str, int] | None = None,
+    offload: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
     """See finetune.load."""
     notes: list[str] = []
+    placement = None
+    if layers or memory:
+        placement = Placement(tuple(layers), dict(memory or {}), None if offload is None else Path(offload))
     choices: dict[str, Any] = {
         "checkpoint": checkpoint,
         "task": task,
         "precision": precision,
         "quantization": quantization,
         "device": device,
+        "placement": placement,
         "trust_remote_code": trust_remote_code,
     }
     asked = open_model(source, notify=notes.append, **choices)
@@ -233,7 +241,8 @@ def load(
 
 def _load_again(source: str, choices: dict[str, Any], digest: str) -> LoadedModel:
     """In another process. Raises: UserError if the model is another one by now."""
-    loaded = load(source, **choices)
+    notes: list[str] = []
+    loaded = LoadedModel(open_model(source, notify=notes.append, **choices), notes=notes, reload=(source, choices))
     if loaded.asked.digest != digest:
         raise UserError("the model has changed since it was loaded", where=source, remedy="Load it again.")
     return loaded

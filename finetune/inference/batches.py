@@ -47,15 +47,17 @@ class BatchAnswerer:
         *,
         autocast: torch.dtype | None = None,
         asked_budget: int | None = None,
+        together: bool = False,
     ) -> None:
         """module: in evaluation mode, on `device`. autocast: see AskedModel. asked_budget: tokens or pixels of a chunk;
-        None: by the kind of device.
+        None: by the kind of device. together: other ranks hold slices of the model, and are given the same chunks: what
+        fails in its forward pass ends the command, as the others may be waiting inside theirs.
         """
         self.task, self.artifacts, self.module, self.device = task, artifacts, module, device
         self.cost = ExampleCost.of(task, artifacts)
         self.out_of_memory = 0
         self.piece_cost: int | None = None
-        self._autocast, self._asked_budget = autocast, asked_budget
+        self._autocast, self._asked_budget, self._together = autocast, asked_budget, together
         self._writes, self._compares = hasattr(task, "generate"), bool(reference_columns(task, artifacts))
         self._answered, self._failed = 0, 0
 
@@ -102,12 +104,18 @@ class BatchAnswerer:
             return [outcome for piece in pieces for outcome in self._outcomes(piece, None, _nothing)]
         if not examples:
             return []
+        collated = batch
         try:
-            outcomes = self._answer(batch or self._collate(examples), ahead)
+            collated = batch or self._collate(examples)
+            outcomes = self._answer(collated, ahead)
             self._answered += len(outcomes)
             return outcomes
         except Exception as error:
             problem = self._judge(error)
+            if self._together and collated is not None:
+                raise TrainingFailed(
+                    f"one of the ranks that hold the model together failed: {problem.message}"
+                ) from error
         return self._retry(examples, problem)  # outside, where the frames that hold the tensors are gone
 
     def _retry(self, examples: Sequence[Example], problem: RowError) -> list[Outcome]:

@@ -11,6 +11,7 @@ from finetune.errors import UserError
 from finetune.models.adapter_source import AdapterSource, adapter_of
 from finetune.models.config import load_config, model_errors, stored_config
 from finetune.models.head import embedding_modules, head_names, replace_head
+from finetune.models.placement import placement_options
 from finetune.models.quantized import keep_layout, quantization_options
 from finetune.models.source import resolve_model
 from finetune.recipe.model import ModelSection
@@ -203,6 +204,7 @@ def _load_pretrained(
     if model.attention != "auto":
         options["attn_implementation"] = model.attention
     options |= quantization_options(model, kind, config, dtype, heads)
+    options |= placement_options(kind)
     try:
         loaded, info = kind.from_pretrained(
             adapter.base if adapter else resolve_model(model.source),

@@ -1,0 +1,88 @@
+"""Where `from_pretrained` puts the weights of a model that one device cannot hold: layers over devices, or slices over ranks.
+
+Layers: each layer whole on one device, one after the other; what no GPU holds waits in main memory, and what that does not
+hold, on the disk (accelerate's device_map). One process; only one of its GPUs works at a time.
+Slices: the matrices of each layer are cut over the ranks of a replica by the model's own plan (transformers' tp_plan), and a
+rank reads no more than its slices of the files. All ranks of the replica compute every batch together.
+
+The placement is set around `Task.build`, which does not know of it: with placed(Placement(...)): task.build(...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from finetune.errors import UserError
+from finetune.models.device import uses_cuda
+
+SHARE = 0.9  # of the free memory of a device that weights may take; the rest is for what is computed
+MEMORY_SHARE = 0.8  # of main memory
+
+_current: ContextVar[Placement | None] = ContextVar("placement", default=None)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """layers: numbers of the GPUs that share the layers. memory: bytes that weights may take, by number of a GPU or "cpu";
+    those that are not named: by what is free. offload: folder for weights that no memory holds.
+
+    slices: ranks that share each layer (see distributed/replicas.py for several such groups of ranks).
+    """
+
+    layers: tuple[int, ...] = ()
+    memory: Mapping[int | str, int] = field(default_factory=dict)
+    offload: Path | None = None
+    slices: int = 1
+
+    @property
+    def spreads_layers(self) -> bool:
+        return bool(self.layers or self.memory)
+
+    def options(self, kind: Any) -> dict[str, Any]:
+        """Arguments of from_pretrained. kind: class of the model. Raises: UserError if it cannot be placed so."""
+        if self.slices > 1:
+            from transformers.distributed import DistributedConfig
+
+            return {"distributed_config": DistributedConfig(tp_size=self.slices)}
+        if not self.spreads_layers:
+            return {}
+        if not getattr(kind, "_no_split_modules", None):
+            raise UserError(
+                f"the layers of {kind.__name__} cannot be put on several devices: it does not say what must stay together",
+                remedy="Use one device, or a quantized base (--quantization 4bit) if memory is short.",
+            )
+        if self.offload is not None:
+            self.offload.mkdir(parents=True, exist_ok=True)
+        folder = {"offload_folder": str(self.offload)} if self.offload is not None else {}
+        return {"device_map": "balanced", "max_memory": self._memory(), **folder}
+
+    def _memory(self) -> dict[int | str, int]:
+        import torch
+
+        free: dict[int | str, int] = {"cpu": int(psutil.virtual_memory().available * MEMORY_SHARE)}
+        if uses_cuda():
+            free |= {number: int(torch.cuda.mem_get_info(number)[0] * SHARE) for number in self.layers}
+        return {**free, **self.memory}
+
+
+@contextmanager
+def placed(placement: Placement | None) -> Iterator[None]:
+    """Models that are loaded inside are placed so."""
+    token = _current.set(placement)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def placement_options(kind: Any) -> dict[str, Any]:
+    """Additional arguments of from_pretrained; empty where weights are loaded whole."""
+    placement = _current.get()
+    return placement.options(kind) if placement is not None else {}
