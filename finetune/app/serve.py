@@ -32,6 +32,7 @@ class ServedSource:
 
     source: str
     checkpoint: str = "best"
+    task: str = ""
     precision: str | None = None
     quantization: str | None = None
     trust_remote_code: bool = False

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.arguments import Checkpoint
+from finetune.cli.arguments import Checkpoint, complete_task
 from finetune.cli.program import app, examples
 
 
@@ -36,9 +36,7 @@ class Quantization(StrEnum):
     ),
 )
 def serve(
-    model: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="Run folder, or a model folder that was exported from one.")
-    ],
+    model: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="Run folder, model folder or hub id.")],
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port to listen on; 0: any that is free.")
@@ -60,6 +58,15 @@ def serve(
     quantization: Annotated[
         Quantization | None, typer.Option("--quantization", help="Of weights. Default: as it was trained.")
     ] = None,
+    task: Annotated[
+        str,
+        typer.Option(
+            "--task",
+            metavar="TASK",
+            help="Task of a model folder that does not say it. Default: by its configuration.",
+            autocompletion=complete_task,
+        ),
+    ] = "",
     name: Annotated[
         str, typer.Option("--name", metavar="NAME", help="What clients call the model. Default: the recipe's name.")
     ] = "",
@@ -108,6 +115,7 @@ def serve(
     source = verb.ServedSource(
         source=model,
         checkpoint=checkpoint,
+        task=task,
         precision=precision.value if precision else None,
         quantization=quantization.value if quantization else None,
         trust_remote_code=trust_remote_code,

@@ -36,6 +36,7 @@ def work(sock: socket.socket, given: Mapping[str, Any]) -> int:
         asked = open_model(
             given["source"],
             checkpoint=given["checkpoint"],
+            task=given["task"],
             precision=given["precision"],
             quantization=given["quantization"],
             device=given["device"],

@@ -6,14 +6,17 @@ import copy
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from finetune.data.bad_rows import BadRow, BadValue
+from finetune.data.columns import apply_roles, resolve_columns
 from finetune.data.image_values import base64_bytes, image_bytes
 from finetune.data.images import image_size
 from finetune.inference.answering import Answerer, Outcome, RowError
 from finetune.inference.recording import record_outcome
 from finetune.inference.serving.messages import ModelFacts, Record
+from finetune.tasks import CARDS
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import RecordOptions
 from finetune.tasks.task import Encoded, Task
@@ -70,16 +73,36 @@ class ServedModel:
 
     def _read(self, row: Mapping[str, Any]) -> dict[str, Any] | BadRow:
         """The row by roles. An image is inside of it: nothing that a client sends names a file of this machine."""
-        read = dict(row)
-        for role, column in self.facts.columns.items():
-            if column in read and role not in read:
-                read[role] = read.pop(column)
+        try:
+            read = apply_roles(row, row_mapping(self.facts.task, tuple(self.facts.columns.items()), tuple(row)))
+        except BadRow as bad:
+            return bad
         if self.facts.image:
             try:
                 read[self.facts.image] = _image(read.get(self.facts.image), self.pixels)
             except BadRow as bad:
                 return bad
         return read
+
+
+@lru_cache(maxsize=256)
+def row_mapping(task: str, columns: tuple[tuple[str, str], ...], keys: tuple[str, ...]) -> dict[str, str]:
+    """{role: key} for a row with these keys, as training and prediction find the columns of a file.
+
+    columns: (role, column) as the recipe maps them; a row may also have the role itself. Raises: BadRow.
+    """
+    card = CARDS[task].for_asking()
+    explicit = {role: column for role, column in columns if column in keys or column.partition(".")[0] in keys}
+    nested = [column for column in explicit.values() if column not in keys]
+    mapping, faults = resolve_columns(explicit, keys, card, card.required, nested)
+    if faults:
+        fault = faults[0]
+        listed = ", ".join(keys)[:200] or "nothing"
+        wanted = " or ".join(next(roles for roles in card.required if fault.role in roles))
+        raise BadRow(
+            f"no {wanted}; the row has {listed}" + (f" (did you mean {fault.nearest}?)" if fault.nearest else "")
+        )
+    return mapping
 
 
 def bad_row_error(bad: BadRow) -> RowError:

@@ -117,12 +117,22 @@ def test_rows_that_cannot_be_encoded_fail_alone(opened: Any) -> None:
     near([records[0], {**records[5], "row": 1}], expected(prepared, model, [rows[0], rows[5]], RecordOptions()))
 
 
-def test_columns_may_have_the_names_of_the_training_data(opened: Any) -> None:
+def test_columns_are_found_as_in_training(opened: Any) -> None:
+    """By the recipe's names, by the roles' own, by known aliases; a similar name is a hint."""
     _, model = opened["text_classification"]
-    renamed = replace(model, facts=replace(model.facts, columns={"text": "review"}))
-    for row in ({"review": "fine"}, {"text": "fine"}):
+    renamed = replace(model, facts=replace(model.facts, columns={"text": "words.en"}))
+    for row in (
+        {"words": {"en": "fine"}},
+        {"text": "fine"},
+        {"sentence": "fine"},
+        {"text": "fine", "label": "never seen"},
+    ):
         (example,) = renamed.encode([row])
-        assert isinstance(example, dict)
+        assert isinstance(example, dict), example
+        assert "label" not in example
+    (error,) = renamed.encode([{"Texts": "fine"}])
+    assert isinstance(error, RowError)
+    assert error.message == "no text; the row has Texts (did you mean Texts?)"
 
 
 def picture(size: tuple[int, int] = (20, 20)) -> bytes:
