@@ -79,8 +79,8 @@ def serve(
     async def run() -> int:
         serving = Serving(
             sock,
-            _service_maker(checked, Gate(key, hosts), address),
-            _pool_opener(source, count, gpus, address),
+            _service_maker(checked, Gate(key, hosts)),
+            _pool_opener(source, count, gpus, address, secret=api_key_env),
             print_line,
         )
         return await serving.run()
@@ -120,7 +120,7 @@ def read_key(variable: str) -> str:
     return key
 
 
-def _service_maker(limits: Limits, gate: Any, address: str) -> Callable[[Any], Service]:
+def _service_maker(limits: Limits, gate: Any) -> Callable[[Any], Service]:
     from finetune.inference.serving.app import Service
 
     def make(pool: Any) -> Service:
@@ -132,7 +132,7 @@ def _service_maker(limits: Limits, gate: Any, address: str) -> Callable[[Any], S
     return make
 
 
-def _pool_opener(source: ServedSource, count: int, gpus: int, address: str) -> Callable[[Any], Any]:
+def _pool_opener(source: ServedSource, count: int, gpus: int, address: str, *, secret: str) -> Callable[[Any], Any]:
     from finetune.inference.serving.pool import ReplicaPool
 
     threads = str(max(1, len(os.sched_getaffinity(0)) // count))
@@ -140,6 +140,7 @@ def _pool_opener(source: ServedSource, count: int, gpus: int, address: str) -> C
     def start(number: int, sock: socket.socket) -> subprocess.Popen[bytes]:
         given = {**asdict(source), "device": f"cuda:{number % gpus}" if gpus else "cpu"}
         environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **os.environ}
+        environment.pop(secret, None)
         return subprocess.Popen(
             [sys.executable, "-m", "finetune.app.workers.serve", str(sock.fileno()), json.dumps(given)],
             env=environment,

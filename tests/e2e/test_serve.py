@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -54,6 +55,20 @@ def test_answers_are_those_of_python(served):
         assert [item["label"] for item in one["labels"]] == [item["label"] for item in other["labels"]]
     assert ours[4] == expected[4]
     assert httpx.post(f"{address}/predict", json=rows).status_code == 401
+
+
+def test_examples_of_its_docs_work(served):
+    """Those of text: /openapi.json holds the examples that /docs shows."""
+    address, _, _ = served
+    paths = httpx.get(f"{address}/openapi.json", headers={"X-API-Key": KEY}).json()["paths"]
+    examples = [
+        example for methods in paths.values() for operation in methods.values() for example in operation["x-examples"]
+    ]
+    examples = [example for example in examples if "@" not in example]  # a file of the reader's
+    assert len(examples) == 5
+    for example in examples:
+        command = [*shlex.split(example), "-sf", "-H", f"X-API-Key: {KEY}"]
+        assert subprocess.run(command, capture_output=True, check=True).stdout, example
 
 
 def test_a_killed_replica_is_started_again_and_the_server_ends_when_asked(served):
