@@ -43,6 +43,10 @@ class UserError(FinetuneError):
     exit_code = EXIT_USER
 
 
+class EmptyData(UserError):
+    """A source without a single row. Training needs rows; a prediction of none is an empty output."""
+
+
 class TrainingFailed(FinetuneError):
     """Training cannot go on (NaN loss, full disk, a rank died): exit code 1, the last good checkpoint stays."""
 

@@ -14,12 +14,13 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.sources.streams import MemoryStream
 from finetune.inference.answering import Answered, Chunk, Outcome, RowError
-from finetune.inference.prediction.collector import Collector, State
+from finetune.inference.prediction.collector import Collector
 from finetune.inference.prediction.feeder import Asked, Feeder
 from finetune.inference.prediction.jsonl_output import JsonLinesOutput
 from finetune.inference.prediction.keeper import Keeper, _reported
 from finetune.inference.prediction.outcomes import Recorder
 from finetune.inference.prediction.parts import Parts
+from finetune.inference.prediction.state import State
 from finetune.inference.whole_rows import WholeRows
 from finetune.tasks.batch import Answer, RecordOptions, Score
 from finetune.tasks.text_classification.card import CARD
@@ -59,8 +60,10 @@ class AddingAnswerer:
     def cost(self, example: dict[str, Any]) -> int:
         return len(example["input_ids"])
 
-    def run(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, list[Outcome]]]:
+    def run(self, chunks: Iterable[Chunk | None]) -> Iterator[tuple[Chunk, list[Outcome]]]:
         for chunk in chunks:
+            if chunk is None:
+                continue
             self.chunks += 1
             outcomes: list[Outcome] = []
             for example in chunk.examples:

@@ -23,6 +23,7 @@ COMMANDS = (
     "prepare",
     "cache",
     "evaluate",
+    "predict",
     "export",
     "report",
     "verify",

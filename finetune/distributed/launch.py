@@ -194,7 +194,7 @@ class _Watcher:
             for child in family:
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
-            psutil.wait_procs(family, timeout=1)
+            time.sleep(0.02)  # not psutil.wait_procs, which waits for orphans that nobody reaps
         for process in self.ranks:
             process.wait()
 

@@ -16,7 +16,7 @@ from finetune.data.formats.lines import NumberedRow
 from finetune.data.formats.registry import HEADERS, HINTS, NOTES, READERS
 from finetune.data.sources.image_folder import COLUMNS, find_classes
 from finetune.data.sources.located import display_path
-from finetune.errors import UserError
+from finetune.errors import EmptyData, UserError
 from finetune.recipe.data import SourceSection
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _fields(fields: Any, prefix: str, depth: int) -> Iterator[str]:
 
 
 def _empty(path: Path) -> UserError:
-    return UserError(
+    return EmptyData(
         "is empty", where=display_path(path), remedy="Give a file with rows, or remove it from the recipe."
     )
 

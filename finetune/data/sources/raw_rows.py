@@ -24,7 +24,7 @@ from finetune.data.prepare.file_digest import Stat, file_stat
 from finetune.data.sources.located import display_path
 from finetune.data.sources.peek import head_of
 from finetune.data.sources.sampled_digest import quick_digest
-from finetune.errors import UserError
+from finetune.errors import EmptyData, UserError
 from finetune.recipe.data import SourceSection
 from finetune.units import format_bytes
 
@@ -181,7 +181,7 @@ class TypedRows(RawRows):
         from finetune.data.sources.typed_values import field_types, holds_bytes
 
         if not count:
-            raise UserError("is empty", where=name, remedy="Give data with rows.")
+            raise EmptyData("is empty", where=name, remedy="Give data with rows.")
         self.name, self._schema, self._count, self._batches = name, schema, count, batches
         self.columns, self.nested = list(schema.names), nested_names(schema)
         self.field_types = field_types(schema)

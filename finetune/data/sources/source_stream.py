@@ -12,7 +12,7 @@ from finetune.data.sources.open_parts import Notify, open_parts
 from finetune.data.sources.raw_rows import RawRows
 from finetune.data.sources.streams import AskedRows, StreamRow, is_labeled
 from finetune.data.values import OddValues
-from finetune.errors import UserError
+from finetune.errors import EmptyData, UserError
 from finetune.recipe.card import TaskCard
 from finetune.recipe.data import SourceSection
 
@@ -104,7 +104,7 @@ class SourceStream:
                 yield asked.read(number, place, raw)
                 number += 1
         if not number:
-            raise UserError("there are no rows", where=self.name, remedy="Give data that has rows.")
+            raise EmptyData("there are no rows", where=self.name, remedy="Give data that has rows.")
 
 
 def _common_types(kept: Mapping[str, str], parts: Sequence[RawRows]) -> dict[str, str]:

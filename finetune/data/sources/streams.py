@@ -17,7 +17,7 @@ from finetune.data.columns import ColumnSpec, apply_roles, check_required, value
 from finetune.data.image_values import resolve_image
 from finetune.data.table import Row
 from finetune.data.values import check_text, lone_surrogate, without_nan
-from finetune.errors import UserError
+from finetune.errors import EmptyData
 from finetune.recipe.card import TaskCard
 
 PATH_ROLES = ("image",)  # text in these roles is a path, relative to the file that contains it
@@ -167,6 +167,6 @@ class MemoryStream:
     def rows(self, start: int = 0) -> Iterator[StreamRow]:
         """The rows from number `start` on. Raises: UserError if there is none at all."""
         if not self._rows:
-            raise UserError("there are no rows", where=self.name, remedy="Give at least one row.")
+            raise EmptyData("there are no rows", where=self.name, remedy="Give at least one row.")
         for number in range(start, len(self._rows)):
             yield self._asked.read(number, f"{self.name} row {number}", self._rows[number])

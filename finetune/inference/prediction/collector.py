@@ -6,7 +6,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +13,8 @@ from finetune.errors import Halted
 from finetune.inference.answering import PIECE
 from finetune.inference.prediction.feeder import FedWindow
 from finetune.inference.prediction.outcomes import Recorder
-from finetune.inference.prediction.parts import Parts, disk_errors, publish_json
+from finetune.inference.prediction.parts import Parts, disk_errors
+from finetune.inference.prediction.state import State
 
 Line = dict[str, Any]
 
@@ -33,39 +33,6 @@ class Output(Protocol):
     def finish(self) -> None:
         """All records are written."""
         ...
-
-
-@dataclass
-class State:
-    """How far the output is. position: see Output. scored_bytes: of scored.jsonl. errors: kind -> rows.
-
-    seconds: over all starts, while ranks were there. finished: nothing is left to do.
-    """
-
-    windows: int = 0
-    rows: int = 0
-    position: Any = None
-    scored_bytes: int = 0
-    scored: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    finished: bool = False
-
-    @classmethod
-    def read(cls, path: Path) -> State:
-        """The state of an earlier start, or of none."""
-        try:
-            return cls(**json.loads(path.read_text("utf-8")))
-        except FileNotFoundError:
-            return cls()
-
-    def save(self, path: Path) -> None:
-        publish_json(path, asdict(self))
-
-    @property
-    def failed(self) -> int:
-        """Rows without an answer."""
-        return sum(self.errors.values())
 
 
 class Collector:

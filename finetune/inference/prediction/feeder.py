@@ -16,6 +16,7 @@ from finetune.data.prepare.pool import Chunk as Units
 from finetune.data.prepare.pool import map_chunks
 from finetune.data.sources.streams import RowStream, StreamRow
 from finetune.data.table import Row
+from finetune.errors import EmptyData
 from finetune.inference.answering import PIECE, RowError, RowSplitter
 from finetune.inference.prediction.parts import Parts, disk_errors
 from finetune.inference.prediction.spool import write_spool
@@ -124,10 +125,10 @@ class Feeder:
 
 
 def read_windows(asked: Asked, first_row: int = 0) -> Iterator[tuple[list[StreamRow], bool]]:
-    """(rows of a window, whether it is the last). One row is read ahead, to know."""
+    """(rows of a window, whether it is the last). One row is read ahead, to know. Nothing of data without rows."""
     rows: list[StreamRow] = []
     size = 0
-    for row in asked.stream.rows(first_row):
+    for row in _rows(asked, first_row):
         if len(rows) >= asked.window_rows or size >= WINDOW_BYTES:
             yield rows, False
             rows, size = [], 0
@@ -135,6 +136,13 @@ def read_windows(asked: Asked, first_row: int = 0) -> Iterator[tuple[list[Stream
         size += row_bytes(row.row)
     if rows:
         yield rows, True
+
+
+def _rows(asked: Asked, first_row: int) -> Iterator[StreamRow]:
+    try:
+        yield from asked.stream.rows(first_row)
+    except EmptyData:
+        return
 
 
 def encode_window(asked: Asked, rows: Sequence[StreamRow], notices: Notices, *, workers: int = 1) -> list[Pieces]:

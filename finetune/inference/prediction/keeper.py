@@ -12,8 +12,10 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -21,12 +23,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from finetune.distributed.launch import die_with_parent
 from finetune.errors import FinetuneError, Halted, TrainingFailed
-from finetune.inference.prediction.collector import Collector, State
+from finetune.inference.prediction.collector import Collector
 from finetune.inference.prediction.feeder import FedWindow, Feeder
+from finetune.inference.prediction.state import State
 
 OPEN_WINDOWS = 4
 TOO_MANY = "too many rows have no answer"
@@ -99,31 +103,47 @@ class Keeper:
             )
 
 
-def start_keeper(make: MakeParts, max_errors: int | None, *, fork: bool) -> tuple[Any, Connection]:
-    """(process, connection to it). make: called in the process. fork: False where this process has several threads."""
-    context = multiprocessing.get_context("fork" if fork else "spawn")
+def start_keeper(make: MakeParts, max_errors: int | None, *, apart: bool) -> tuple[Any, Connection]:
+    """(process, connection to it). make: called in the process.
+
+    apart: where this process has several threads, it must not be forked: a new process gets `make` in a pickle. False: a
+    thread of this one, for input that cannot be handed on.
+    """
+    forks = _is_single_threaded()
+    context = multiprocessing.get_context("fork" if forks else "spawn")
     ours, theirs = context.Pipe()
-    inherited = [ours] if fork else []
-    process: Any = context.Process(  # type: ignore[attr-defined]
-        target=_work, args=(theirs, make, max_errors, os.dup(0) if fork else 0, inherited), name="keeper"
-    )
-    process.start()
+    if not forks and not (apart and _can_be_sent(make)):
+        thread = threading.Thread(target=_keep, args=(theirs, make, max_errors), name="keeper", daemon=True)
+        thread.start()
+        return thread, ours
+    inherited = [ours] if forks else []
+    process: Any = context.Process(target=_work, args=(theirs, make, max_errors, inherited), name="keeper")  # type: ignore[attr-defined]
+    stdin, sys.stdin = sys.stdin, None  # type: ignore[assignment]  # or multiprocessing closes it, and what was read of it
+    try:
+        process.start()
+    finally:
+        sys.stdin = stdin
     theirs.close()
     return process, ours
 
 
-def _work(connection: Connection, make: MakeParts, max_errors: int | None, stdin: int, inherited: list[Any]) -> None:
+def _work(connection: Connection, make: MakeParts, max_errors: int | None, inherited: list[Any]) -> None:
     """The life of the process. It ends with rank 0, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; rank 0 decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with_parent()
     for other in inherited:
         other.close()
-    if stdin:
-        os.dup2(stdin, 0)
-        sys.stdin = os.fdopen(0)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     gc.freeze()  # what was there before the fork is not looked at, so its pages stay shared
+    try:
+        _keep(connection, make, max_errors)
+    finally:
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _keep(connection: Connection, make: MakeParts, max_errors: int | None) -> None:
     try:
         feeder, collector = make()
         Keeper(feeder, collector, connection, max_errors).run()
@@ -132,9 +152,19 @@ def _work(connection: Connection, make: MakeParts, max_errors: int | None, stdin
     except BaseException as error:
         with suppress(OSError):
             connection.send(("failed", _reported(error)))
-    finally:
-        sys.stderr.flush()
-        os._exit(0)
+
+
+def _is_single_threaded() -> bool:
+    tasks = Path("/proc/self/task")
+    return tasks.is_dir() and len(list(tasks.iterdir())) == 1
+
+
+def _can_be_sent(make: MakeParts) -> bool:
+    try:
+        pickle.dumps(make)
+    except Exception:  # of many types: a lambda, an open file, a lock
+        return False
+    return True
 
 
 def _reported(error: BaseException) -> FinetuneError:

@@ -12,8 +12,8 @@ from typing import Any
 
 from finetune import __version__
 from finetune.errors import UserError
-from finetune.inference.prediction.collector import State
 from finetune.inference.prediction.parts import Parts, disk_errors, publish_json
+from finetune.inference.prediction.state import State
 
 FORMAT = 1
 
@@ -38,10 +38,13 @@ class Manifest:
         """What is not as in the manifest of an earlier start, for people."""
         mine = json.loads(json.dumps(asdict(self)))
         found = []
-        if mine["sources"] != other.get("sources"):
-            found.append(f"the data is {_named(mine['sources'])}, and was {_named(other.get('sources'))}")
-        elif mine["identity"] != other.get("identity"):
-            found.append(f"the content of {_named(mine['sources'])} has changed")
+        if mine["identity"] != other.get("identity"):  # the same files may be named in another way, or have been moved
+            named, before_named = _named(mine["sources"]), _named(other.get("sources"))
+            found.append(
+                f"the content of {named} has changed"
+                if named == before_named
+                else f"the data is {named}, and was {before_named}"
+            )
         if mine["digest"] != other.get("digest"):
             same = mine["model"] == other.get("model")
             found.append(

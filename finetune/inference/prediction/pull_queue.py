@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from finetune.distributed.failure import PeerFailed
@@ -54,26 +54,28 @@ def done_name(window: int) -> str:
 
 @dataclass
 class PullQueue:
-    """One rank's way to chunks.
-
-    waited: seconds in which there was nothing to take, not counting the wait for the end. pulls, pull_seconds: of the
-    counter.
-    """
+    """One rank's way to chunks. pulls, pull_seconds: of the counter."""
 
     session: Session
-    waited: float = 0.0
     pulls: int = 0
     pull_seconds: float = 0.0
     _windows: list[_Announced] = field(default_factory=list)
     _read: int = 0
     _taken: int = 0
 
-    def tickets(self) -> Iterator[Ticket]:
-        """Chunks for this rank, until there are no more."""
-        while (ticket := self._find(self._next_number())) is not None:
+    def tickets(self) -> Iterator[Ticket | None]:
+        """Chunks for this rank, until there are no more. None: there is none yet; asking again waits a moment.
+
+        Raises: PeerFailed if the process that reads the data failed.
+        """
+        while True:
+            number = yield from self._next_number()
+            ticket = yield from self._find(number)
+            if ticket is None:
+                return
             yield ticket
 
-    def _next_number(self) -> int:
+    def _next_number(self) -> Generator[None, None, int]:
         started = time.perf_counter()
         session = self.session
         place = f"predict/replica/{session.replica}/{self._taken}"
@@ -82,30 +84,28 @@ class PullQueue:
             if session.split > 1:
                 session.announce(place, str(number))
         else:
-            number = int(self._wait_for(place))
+            number = int((yield from self._wait_for(place)))
         self._taken += 1
         self.pulls += 1
         self.pull_seconds += time.perf_counter() - started
         return number
 
-    def _find(self, number: int) -> Ticket | None:
-        """The chunk of a number; waits until it is announced. None if there are fewer chunks."""
-        waits = _Waits(self)
+    def _find(self, number: int) -> Generator[None, None, Ticket | None]:
+        """The chunk of a number, once it is announced. None if there are fewer chunks."""
+        pause = _Pause(self.session)
         while True:
             while self._windows and number >= self._windows[0].first + len(self._windows[0].todo):
                 self._windows.pop(0)  # numbers only grow
             if self._windows and number >= self._windows[0].first:
                 found = self._windows[0]
                 chunk = found.todo[number - found.first]
-                waits.end()
                 return Ticket((found.window, chunk), chunk in found.failed)
             if not self._take_announcement():
                 end = self.session.announced(END)
-                if end is not None and not self._take_announcement():
-                    waits.end(counted=number < int(end))
-                    if number >= int(end):
-                        return None
-                waits.pause()
+                if end is not None and number >= int(end):
+                    return None
+                yield
+                pause.wait()
 
     def _take_announcement(self) -> bool:
         text = self.session.announced(f"predict/window/{self._read}")
@@ -115,28 +115,22 @@ class PullQueue:
         self._read += 1
         return True
 
-    def _wait_for(self, name: str) -> str:
-        waits = _Waits(self)
+    def _wait_for(self, name: str) -> Generator[None, None, str]:
+        pause = _Pause(self.session)
         while (text := self.session.announced(name)) is None:
-            waits.pause()
+            yield
+            pause.wait()
         return text
 
 
-class _Waits:
+class _Pause:
     """Pauses that become longer, and end with an error if rank 0 has failed."""
 
-    def __init__(self, queue: PullQueue) -> None:
-        self.queue, self.started, self.seconds = queue, 0.0, POLL_SECONDS[0]
+    def __init__(self, session: Session) -> None:
+        self.session, self.seconds = session, POLL_SECONDS[0]
 
-    def pause(self) -> None:
-        if not self.started:
-            self.started = time.perf_counter()
-        if self.queue.session.announced(FAILED) is not None:
+    def wait(self) -> None:
+        if self.session.announced(FAILED) is not None:
             raise PeerFailed("the process that reads the data failed")
         time.sleep(self.seconds)
         self.seconds = min(POLL_SECONDS[1], self.seconds * 1.5)
-
-    def end(self, *, counted: bool = True) -> None:
-        if self.started and counted:
-            self.queue.waited += time.perf_counter() - self.started
-        self.started = 0.0

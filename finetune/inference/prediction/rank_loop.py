@@ -97,11 +97,20 @@ class RankLoop:
                 self._writer.close()
         figures.ended = time.time()
         figures.seconds = figures.ended - figures.started
-        figures.idle, figures.pulls, figures.pull_seconds = self.queue.waited, self.queue.pulls, self.queue.pull_seconds
+        figures.pulls, figures.pull_seconds = self.queue.pulls, self.queue.pull_seconds
         return figures
 
-    def _chunks(self) -> Iterator[Chunk]:
+    def _chunks(self) -> Iterator[Chunk | None]:
+        """None where there is nothing to take yet, so that an answerer goes on with what it has."""
+        waits_since = 0.0
         for ticket in self.queue.tickets():
+            now = time.perf_counter()
+            if waits_since:
+                self.figures.idle += now - waits_since
+            waits_since = now if ticket is None and not self._loaded else 0.0
+            if ticket is None:
+                yield None
+                continue
             loaded, examples = self._load(ticket)
             if ticket.alone:
                 self._alone.append(loaded)

@@ -13,9 +13,9 @@ from typing import Any
 
 from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, TrainingFailed
-from finetune.inference.prediction.collector import State
 from finetune.inference.prediction.feeder import FedWindow
 from finetune.inference.prediction.pull_queue import FAILED, announce_end, announce_window, done_name
+from finetune.inference.prediction.state import State
 
 LOOK_SECONDS = 0.05  # between two looks at what ranks have counted
 

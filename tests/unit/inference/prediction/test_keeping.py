@@ -12,11 +12,11 @@ import pytest
 
 from finetune.errors import Halted
 from finetune.inference.answering import PIECE, Answered, Chunk, RowError
-from finetune.inference.prediction.collector import State
 from finetune.inference.prediction.feeder import Feeder
 from finetune.inference.prediction.keeper import OPEN_WINDOWS, Keeper
 from finetune.inference.prediction.parts import Parts, publish
 from finetune.inference.prediction.spool import Spool
+from finetune.inference.prediction.state import State
 from finetune.tasks.batch import Answer
 from tests import asking
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
 from finetune.errors import UserError
-from finetune.inference.prediction.collector import State
 from finetune.inference.prediction.manifest import Manifest, begin_or_resume, check_output, only_one
 from finetune.inference.prediction.parts import Parts, publish
+from finetune.inference.prediction.state import State
 
 ASKED = Manifest(["new.jsonl"], [["digest"]], "runs/a/1 (step-10)", "abc", {"top_k": 1, "keep": []}, 2048, 8192)
 
@@ -23,13 +25,17 @@ def begun(tmp_path, state=None):
 
 
 def test_the_same_command_goes_on(tmp_path):
+    moved = replace(ASKED, sources=["../there/new.jsonl"])
+    assert begin_or_resume(begun(tmp_path), moved, resumable=True).rows == 16384
+    Parts(tmp_path / "out.jsonl").output.unlink()
+    Parts(tmp_path / "out.jsonl").state.unlink()
     assert begin_or_resume(begun(tmp_path), replace(ASKED), resumable=True).rows == 16384
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"sources": ["other.jsonl"]}, "the data is other.jsonl, and was new.jsonl"),
+        ({"sources": ["other.jsonl"], "identity": [["o"]]}, "the data is other.jsonl, and was new.jsonl"),
         ({"identity": [["other"]]}, "the content of new.jsonl has changed"),
         ({"digest": "abd"}, "the weights or settings of runs/a/1 (step-10) have changed"),
         ({"digest": "abd", "model": "b"}, "the model is b, and was runs/a/1 (step-10)"),
@@ -87,3 +93,12 @@ def test_one_process_writes_an_output(tmp_path):
         pass
     with only_one(parts):
         pass
+
+
+def test_the_process_that_starts_the_ranks_imports_no_heavy_library():
+    """It is there before the ranks are, and ends within a second of Ctrl-C."""
+    probe = (
+        "import sys, finetune.app.predict; print([n for n in ('torch', 'transformers', 'numpy') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,64 @@
+"""`finetune predict`: answers for new data, on any number of ranks, in the order of the rows, resumed after any end."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+
+from finetune.app.predict_options import PredictOptions
+from finetune.distributed.launch import Launch, run_workers
+from finetune.errors import TrainingFailed, UserError
+from finetune.inference.prediction.manifest import check_output
+from finetune.inference.prediction.parts import Parts
+from finetune.recipe.machine import count_gpus
+from finetune.terminal import print_line
+from finetune.units import format_number
+
+
+def predict(*, options: PredictOptions) -> None:
+    """Start the ranks, and start them again after a failure: what they have answered stays.
+
+    Raises: UserError for an output of another command and for a model or data that cannot be used; Halted for a full disk
+    or too many bad rows; TrainingFailed when restarts are used up.
+    """
+    parts = Parts(options.output.absolute())
+    check_output(parts)
+    launch = Launch(options.arguments(), _processes(options), deepspeed=False, cpu=count_gpus() == 0)
+    restarts = options.restarts
+    while True:
+        try:
+            run_workers(launch, parts.logs, lambda line: None, ends_at_once=True)
+            return
+        except TrainingFailed as error:
+            if restarts <= 0 or not parts.manifest.exists():
+                raise
+            restarts -= 1
+            print_line(f"{error}\nrestarting ({format_number(restarts, 'restart')} left)")
+        except KeyboardInterrupt:
+            print_line(f"what is answered stays in {options.output}; the same command goes on")
+            raise
+        except UserError:
+            _remove_unused(parts)
+            raise
+
+
+def _processes(options: PredictOptions) -> int:
+    """Raises: UserError for more processes than GPUs."""
+    gpus = count_gpus()
+    count = options.processes or max(1, gpus)
+    if gpus and count > gpus:
+        raise UserError(
+            f"{count} processes on {gpus} GPUs",
+            where="--processes",
+            remedy=f"At most one process per GPU: --processes {gpus}. The answers are the same.",
+        )
+    return count
+
+
+def _remove_unused(parts: Parts) -> None:
+    """Of an output that was refused or never begun, no folder is left behind."""
+    if parts.folder.is_dir() and not parts.manifest.exists():
+        shutil.rmtree(parts.logs, ignore_errors=True)
+        (parts.folder / "lock").unlink(missing_ok=True)
+        with suppress(OSError):
+            parts.folder.rmdir()

@@ -1,0 +1,59 @@
+"""The options of `finetune predict`: one object on its way from the command line through the launcher to every rank."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+# Not part of what is asked: the same output goes on with other values of them.
+HOW = frozenset(("processes", "max_errors", "restarts", "wandb"))
+# In the manifest under names of their own.
+NAMED = frozenset(("model", "data", "output", "checkpoint"))
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """See the help of the command. Every field is an option of the same name, but `model`, the argument.
+
+    A new option is a field here and a parameter of cli/predict.py: it reaches every rank, and an output that was begun with
+    another value is refused, unless it is listed in HOW.
+    """
+
+    model: str
+    data: tuple[str, ...]
+    output: Path
+    checkpoint: str = "best"
+    top_k: int = 1
+    threshold: float | None = None
+    logprobs: bool = False
+    keep: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    precision: str | None = None
+    quantization: str | None = None
+    budget: int | None = None
+    trust_remote_code: bool = False
+    processes: int | None = None
+    max_errors: int | None = None
+    restarts: int = 3
+    wandb: str = "off"
+
+    def arguments(self) -> list[str]:
+        """The words of the command that mean these options, for the launcher of ranks."""
+        words = ["predict", self.model]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "model" or value is None or (field.default is not MISSING and value == field.default):
+                continue
+            option = "--" + field.name.replace("_", "-")
+            if value is True:
+                words.append(option)
+                continue
+            for item in value if isinstance(value, tuple) else (value,):
+                words += [option, str(item)]
+        return words
+
+    def asked(self) -> dict[str, Any]:
+        """What answers depend on besides model and data, as JSON values."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in HOW | NAMED}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}

@@ -1,0 +1,205 @@
+"""One rank of `finetune predict`: a whole model, chunks pulled from a queue. Rank 0 also starts the process that reads the data
+and writes the output, and reports.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.app.asked_model import AskedModel, load_found
+from finetune.app.model_sources import FoundModel, find_model
+from finetune.app.predict_options import PredictOptions
+from finetune.app.workers.logs import redirect_output
+from finetune.app.workers.prediction_report import PredictionProgress, report
+from finetune.data.sources.source_stream import open_stream
+from finetune.data.sources.streams import MemoryStream, RowStream
+from finetune.distributed.env import DistributedEnv, from_environ
+from finetune.distributed.failure import PeerFailed, report_failures
+from finetune.distributed.launch import SUPERVISED
+from finetune.distributed.session import Session
+from finetune.errors import EmptyData
+from finetune.inference.answering import Answerer
+from finetune.inference.example_cost import ExampleCost, chunk_budget
+from finetune.inference.prediction.collector import Collector
+from finetune.inference.prediction.feeder import Asked, Feeder, spare_cores
+from finetune.inference.prediction.jsonl_output import JsonLinesOutput
+from finetune.inference.prediction.keeper import start_keeper
+from finetune.inference.prediction.manifest import Manifest, begin_or_resume, only_one
+from finetune.inference.prediction.outcomes import Recorder
+from finetune.inference.prediction.parts import Parts
+from finetune.inference.prediction.rank_loop import RankLoop
+from finetune.inference.prediction.relay import Relay, wait_for_figures
+from finetune.inference.prediction.state import State
+from finetune.inference.prediction.windows import WINDOW_ROWS
+from finetune.inference.whole_rows import WholeRows
+from finetune.models.device import uses_cuda
+from finetune.recipe.data import SourceSection
+from finetune.tasks import load_task
+from finetune.tasks.batch import RecordOptions
+from finetune.terminal import print_line
+
+
+def work(*, options: PredictOptions) -> None:
+    """This process as one of N."""
+    env = from_environ()
+    rank = env.rank if env else 0
+    parts, supervised = Parts(options.output.absolute()), os.environ.get(SUPERVISED)
+    redirect_output(rank, Path(supervised or parts.logs))
+    if supervised:
+        _predict(options, parts, env)
+        return
+    with report_failures(rank, parts.logs, supervised=False):
+        _predict(options, parts, env)
+
+
+def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) -> None:
+    found = find_model(options.model, checkpoint=options.checkpoint, trust_remote_code=options.trust_remote_code)
+    prediction = Prediction.of(found, options, parts)
+    with _reading(prediction, env) as reading:
+        session = Session.open(None, precision=found.precision, cpu=not uses_cuda(), notify=print_line)
+        if not session.broadcast(reading is not None if session.is_main else None):
+            session.close()
+            return
+        relay = reading.relay(session) if reading is not None else None
+        model = load_found(found, precision=options.precision, quantization=options.quantization)  # type: ignore[arg-type]
+        answerer = _answerer(model, prediction.budget)
+        loop = RankLoop(session, parts, answerer, prediction.splitter, prediction.recorder, prediction.cost)
+        try:
+            own = loop.run()
+        except PeerFailed:
+            if relay is not None:
+                relay.wait()  # raises what it was
+            raise
+        figures = wait_for_figures(session, own.to_dict()) if relay is None else []
+        if relay is not None and reading is not None:
+            state = relay.wait()
+            figures = wait_for_figures(session, own.to_dict())
+            reading.progress.close()
+            report(parts, reading.before, state, figures, options, model.name)
+        session.close()
+
+
+def _answerer(model: AskedModel, budget: int) -> Answerer:
+    """The way in which models of this task answer."""
+    if model.writes_text:
+        return model.generation_answerer(model.generation_settings(), notify=print_line)
+    return model.batch_answerer(budget)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What follows from the model and the options, the same on every rank and at every start."""
+
+    options: PredictOptions
+    parts: Parts
+    found: FoundModel
+    splitter: WholeRows
+    recorder: Recorder
+    cost: ExampleCost
+    budget: int
+
+    @classmethod
+    def of(cls, found: FoundModel, options: PredictOptions, parts: Parts) -> Prediction:
+        task, artifacts = load_task(found.recipe.task), found.artifacts
+        record = RecordOptions(options.top_k, options.threshold, options.logprobs)
+        splitter = WholeRows(task, artifacts)
+        return cls(
+            options,
+            parts,
+            found,
+            splitter,
+            Recorder(task, artifacts, splitter, record),
+            ExampleCost.of(task, artifacts),
+            options.budget or chunk_budget(task, "cuda" if uses_cuda() else "cpu"),
+        )
+
+    def open_stream(self) -> RowStream:
+        """The rows that are asked. Raises: UserError for data that cannot be asked."""
+        card, keep = self.recorder.task.card, self.options.keep
+        sources = [SourceSection(source=source) for source in self.options.data]
+        if len(sources) > 1:
+            sources = [source for source in sources if self._has_rows(source)]
+        try:
+            return open_stream(sources, card, keep=keep, notify=print_line) if sources else MemoryStream([], card)
+        except EmptyData:
+            return MemoryStream([], card)
+
+    def _has_rows(self, source: SourceSection) -> bool:
+        """Whether it is not empty; one that is, is named."""
+        try:
+            open_stream([source], self.recorder.task.card)
+        except EmptyData as empty:
+            print_line(f"note: {empty.where}: {empty.what}")
+            return False
+        return True
+
+    def manifest(self, stream: RowStream) -> Manifest:
+        return Manifest(
+            sources=list(self.options.data),
+            identity=stream.identity(),
+            model=self.found.name,
+            digest=self.found.digest,
+            options=self.options.asked(),
+            budget=self.budget,
+            window_rows=WINDOW_ROWS,
+        )
+
+
+@dataclass(frozen=True)
+class _Making:
+    """Makes, in the process that reads and writes, what it needs."""
+
+    asked: Asked
+    parts: Parts
+    recorder: Recorder
+    state: State
+
+    def __call__(self) -> tuple[Feeder, Collector]:
+        collector = Collector(self.parts, JsonLinesOutput(self.parts.output), self.recorder, self.state)
+        return Feeder(self.asked, self.parts, self.state.windows, self.state.rows), collector
+
+
+@dataclass
+class _Reading:
+    """Rank 0's hold on the process that reads and writes. before: the state that this start found."""
+
+    connection: Any
+    before: State
+    progress: PredictionProgress
+
+    def relay(self, session: Session) -> Relay:
+        return Relay(session, self.connection, self.progress.show, print_line)
+
+
+@contextmanager
+def _reading(prediction: Prediction, env: DistributedEnv | None) -> Iterator[_Reading | None]:
+    """On rank 0: start to read, before there are threads and a model. None on other ranks, and where all is done."""
+    if env is not None and env.rank:
+        yield None
+        return
+    parts = prediction.parts
+    with only_one(parts):
+        stream = prediction.open_stream()
+        state = begin_or_resume(parts, prediction.manifest(stream), resumable=stream.resumable)
+        if state.finished:
+            print_line(f"{parts.output}: all {state.rows:,} rows are answered already")
+            yield None
+            return
+        if state.rows:
+            print_line(f"resuming after {state.rows:,} rows")
+        task = prediction.recorder.task
+        workers = spare_cores(env.local_world_size if env else 1)
+        asked = Asked(stream, task.card, prediction.splitter, prediction.cost, prediction.budget, workers)
+        making = _Making(asked, parts, prediction.recorder, state)
+        process, connection = start_keeper(making, prediction.options.max_errors, apart=stream.resumable)
+        try:
+            yield _Reading(connection, state, PredictionProgress(state))
+        finally:
+            if hasattr(process, "kill"):
+                process.kill()
+                process.join()

@@ -1,0 +1,88 @@
+"""What a user sees of a prediction: a progress line, and at its end rows, speed, balance and errors."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.app.predict_options import PredictOptions
+from finetune.inference.prediction.parts import Parts, disk_errors
+from finetune.inference.prediction.rank_loop import total_figures
+from finetune.inference.prediction.state import State
+from finetune.terminal import ProgressLine, print_line
+from finetune.units import format_seconds
+
+
+class PredictionProgress:
+    """A line while rows are answered. before: the state at this start."""
+
+    def __init__(self, before: State) -> None:
+        self._before, self._started, self._line = before, time.monotonic(), ProgressLine()
+
+    def show(self, state: State | None, share: float) -> None:
+        """state: after the last window in the output. share: answered part of the next window."""
+        now = state or self._before
+        rate = (now.rows - self._before.rows) / max(time.monotonic() - self._started, 1e-6)
+        speed = f", {rate:,.0f} rows/s" if rate else ""
+        errors = f", {now.failed:,} errors" if now.failed else ""
+        text = f"answered: {now.rows:,} rows, {share:.0%} of the next window{speed}{errors}"
+        self._line.show(text, share)
+
+    def close(self) -> None:
+        self._line.close()
+
+
+def report(
+    parts: Parts,
+    before: State,
+    state: State,
+    ranks: Sequence[Mapping[str, Any]],
+    options: PredictOptions,
+    model: str,
+) -> dict[str, Any]:
+    """Print what was done and append it to the journal. Rank 0 only. before: the state at this start.
+
+    rows, errors: of the whole output; rows_here, rows_per_second and the rest: of this start alone.
+    """
+    totals = total_figures(ranks)
+    rows_here = state.rows - before.rows
+    row = {
+        "time": round(time.time(), 3),
+        "output": str(parts.output),
+        "model": model,
+        "data": list(options.data),
+        "ranks": len(ranks),
+        "rows": state.rows,
+        "rows_here": rows_here,
+        "rows_per_second": round(rows_here / max(totals["seconds"], 1e-9), 3),
+        **totals,
+        "errors": state.errors,
+        "options": options.asked(),
+    }
+    with disk_errors(parts.journal), parts.journal.open("a", encoding="utf-8") as journal:
+        journal.write(json.dumps(row, ensure_ascii=False) + "\n")
+    for line in _lines(row, state):
+        print_line(line)
+    return row
+
+
+def _lines(row: Mapping[str, Any], state: State) -> list[str]:
+    if not state.rows:
+        return [f"the data has no rows: {row['output']} is empty"]
+    seconds, rate = format_seconds(row["seconds"]), row["rows_per_second"]
+    lines = [
+        f"{row['output']}: {state.rows:,} rows answered ({row['rows_here']:,} now in {seconds}, {rate:,.1f} rows/s)"
+    ]
+    if state.failed:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in state.errors.items())
+        lines.append(f"{state.failed:,} of them have an error in place of an answer: {kinds}")
+    if row["ranks"] > 1:
+        lines.append(
+            f"{row['ranks']} ranks, idle {row['idle_share']:.1%}, busiest rank {row['busiest_rank']} "
+            f"({format_seconds(row['busiest_seconds'])}), padding {row['padding_share']:.1%}"
+        )
+    else:
+        lines.append(f"idle {row['idle_share']:.1%}, padding {row['padding_share']:.1%}")
+    return lines

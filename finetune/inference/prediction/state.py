@@ -1,0 +1,43 @@
+"""How far an output is. No torch here: the process that starts the ranks reads it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.inference.prediction.parts import publish_json
+
+
+@dataclass
+class State:
+    """How far the output is. position: see Output. scored_bytes: of scored.jsonl. errors: kind -> rows.
+
+    seconds: over all starts, while ranks were there. finished: nothing is left to do.
+    """
+
+    windows: int = 0
+    rows: int = 0
+    position: Any = None
+    scored_bytes: int = 0
+    scored: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    finished: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> State:
+        """The state of an earlier start, or of none."""
+        try:
+            return cls(**json.loads(path.read_text("utf-8")))
+        except FileNotFoundError:
+            return cls()
+
+    def save(self, path: Path) -> None:
+        publish_json(path, asdict(self))
+
+    @property
+    def failed(self) -> int:
+        """Rows without an answer."""
+        return sum(self.errors.values())
