@@ -29,6 +29,21 @@ class PredictOptions:
     logprobs: bool = False
     keep: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    task: str = ""
+    tile: int | None = None
+    overlap: float | None = None
+    whole_image: bool = True
+    max_boxes: int | None = None
+    block: int | None = None
+    stride: int | None = None
+    merge: str | None = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    beams: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
     precision: str | None = None
     quantization: str | None = None
     budget: int | None = None
@@ -46,12 +61,25 @@ class PredictOptions:
             if field.name == "model" or value is None or (field.default is not MISSING and value == field.default):
                 continue
             option = "--" + field.name.replace("_", "-")
-            if value is True:
-                words.append(option)
+            if isinstance(value, bool):
+                words.append(option if value else f"--no-{option[2:]}")
                 continue
             for item in value if isinstance(value, tuple) else (value,):
                 words += [option, str(item)]
         return words
+
+    def generation(self) -> dict[str, Any]:
+        """The settings of generation that the user has given, under the names of GenerationSettings."""
+        given = {
+            "new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "repetition_penalty": self.repetition_penalty,
+            "beams": self.beams,
+            "stops": self.stop or None,
+            "seed": self.seed,
+        }
+        return {name: value for name, value in given.items() if value is not None}
 
     def asked(self) -> dict[str, Any]:
         """What answers depend on besides model and data, as JSON values."""

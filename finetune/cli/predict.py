@@ -28,7 +28,9 @@ def predict(
         list[str],
         typer.Option("--data", metavar="SOURCE", help="File, folder or hub id; - is standard input. Can be repeated."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File of the answers: .jsonl.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="File of the answers: .jsonl, .csv or .parquet.")
+    ],
     checkpoint: Checkpoint = "best",
     top_k: Annotated[
         int, typer.Option("--top-k", min=1, metavar="N", help="Classes listed with their scores, the likeliest first.")
@@ -41,8 +43,60 @@ def predict(
     ] = None,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Log-probability of each token written.")] = False,
     keep: Annotated[
-        list[str] | None, typer.Option("--keep", metavar="COLUMN", help="Input column to copy. Can be repeated.")
+        list[str] | None,
+        typer.Option("--keep", metavar="COLUMN[=NAME]", help="Input column to copy, or all. Repeatable."),
     ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--columns", metavar="ROLE=COLUMN", help="Column of a role, such as text=review. Can be repeated."
+        ),
+    ] = None,
+    task: Annotated[
+        str, typer.Option("--task", metavar="NAME", help="Task of a model that was not trained by finetune.")
+    ] = "",
+    tile: Annotated[
+        int | None, typer.Option("--tile", metavar="PIXELS", help="Cut large images into tiles of this side.")
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option("--overlap", metavar="SHARE", help="Share of a tile that neighbors share: 0.2.")
+    ] = None,
+    whole_image: Annotated[
+        bool, typer.Option("--whole-image/--no-whole-image", help="Beside its tiles, answer the whole image.")
+    ] = True,
+    max_boxes: Annotated[
+        int | None, typer.Option("--max-boxes", metavar="N", help="Most boxes of an image that is cut: 1000.")
+    ] = None,
+    block: Annotated[
+        int | None, typer.Option("--block", metavar="TOKENS", help="Cut long texts into blocks of this length.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option("--stride", metavar="TOKENS", help="Tokens that neighboring blocks share.")
+    ] = None,
+    merge: Annotated[
+        str | None,
+        typer.Option("--merge", metavar="WAY", help="Scores of pieces become one by mean, max or head_tail."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, metavar="N", help="Most tokens of a reply.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0, metavar="T", help="Of sampling; 0: the likeliest tokens.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", metavar="P", help="Sample from the likeliest tokens with this probability."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", metavar="X", help="More than 1: tokens are repeated less.")
+    ] = None,
+    beams: Annotated[
+        int | None, typer.Option("--beams", min=1, metavar="N", help="Sequences of a beam search.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="Text that ends a reply. Can be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of sampling.")] = None,
     precision: Annotated[
         str | None, typer.Option("--precision", metavar="NAME", help="fp32, bf16 or fp16. Default: as trained.")
     ] = None,
@@ -86,6 +140,22 @@ def predict(
         threshold=threshold,
         logprobs=logprobs,
         keep=tuple(keep or ()),
+        columns=tuple(columns or ()),
+        task=task,
+        tile=tile,
+        overlap=overlap,
+        whole_image=whole_image,
+        max_boxes=max_boxes,
+        block=block,
+        stride=stride,
+        merge=merge,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        beams=beams,
+        stop=tuple(stop or ()),
+        seed=seed,
         precision=precision,
         budget=budget,
         trust_remote_code=trust_remote_code,

@@ -7,40 +7,46 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.app.asked_model import AskedModel, load_found
+from finetune.app.asked_model import load_found
 from finetune.app.model_sources import FoundModel, find_model
 from finetune.app.predict_options import PredictOptions
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.prediction_report import PredictionProgress, report
+from finetune.data.sources.asked_columns import ColumnChoice, parse_columns
 from finetune.data.sources.source_stream import open_stream
 from finetune.data.sources.streams import MemoryStream, RowStream
 from finetune.distributed.env import DistributedEnv, from_environ
 from finetune.distributed.failure import PeerFailed, report_failures
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.session import Session
-from finetune.errors import EmptyData
-from finetune.inference.answering import Answerer
+from finetune.errors import EmptyData, UserError
+from finetune.inference.answering import RowSplitter
 from finetune.inference.example_cost import ExampleCost, chunk_budget
+from finetune.inference.pieces.options import PieceOptions
+from finetune.inference.pieces.splitter import make_splitter
 from finetune.inference.prediction.collector import Collector
 from finetune.inference.prediction.feeder import Asked, Feeder, spare_cores
-from finetune.inference.prediction.jsonl_output import JsonLinesOutput
 from finetune.inference.prediction.keeper import start_keeper
 from finetune.inference.prediction.manifest import Manifest, begin_or_resume, only_one
 from finetune.inference.prediction.outcomes import Recorder
+from finetune.inference.prediction.outputs import RecordColumns, check_output_name, open_output
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.rank_loop import RankLoop
 from finetune.inference.prediction.relay import Relay, wait_for_figures
 from finetune.inference.prediction.state import State
 from finetune.inference.prediction.windows import WINDOW_ROWS
-from finetune.inference.whole_rows import WholeRows
+from finetune.inference.recording import record_fields
 from finetune.models.device import uses_cuda
 from finetune.recipe.data import SourceSection
 from finetune.tasks import load_task
+from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import RecordOptions
+from finetune.tasks.records import Fields
+from finetune.tasks.task import Task
 from finetune.terminal import print_line
 
 
@@ -58,7 +64,14 @@ def work(*, options: PredictOptions) -> None:
 
 
 def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) -> None:
-    found = find_model(options.model, checkpoint=options.checkpoint, trust_remote_code=options.trust_remote_code)
+    check_output_name(parts.output)
+    found = find_model(
+        options.model,
+        checkpoint=options.checkpoint,
+        task=options.task,
+        trust_remote_code=options.trust_remote_code,
+        notify=print_line if env is None or env.rank == 0 else lambda line: None,
+    )
     prediction = Prediction.of(found, options, parts)
     with _reading(prediction, env) as reading:
         session = Session.open(None, precision=found.precision, cpu=not uses_cuda(), notify=print_line)
@@ -67,7 +80,11 @@ def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) 
             return
         relay = reading.relay(session) if reading is not None else None
         model = load_found(found, precision=options.precision, quantization=options.quantization)  # type: ignore[arg-type]
-        answerer = _answerer(model, prediction.budget)
+        answerer = model.answerer(
+            budget=prediction.budget,
+            notify=print_line if session.is_main else lambda line: None,
+            **prediction.generation,
+        )
         loop = RankLoop(session, parts, answerer, prediction.splitter, prediction.recorder, prediction.cost)
         try:
             own = loop.run()
@@ -84,11 +101,33 @@ def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) 
         session.close()
 
 
-def _answerer(model: AskedModel, budget: int) -> Answerer:
-    """The way in which models of this task answer."""
-    if model.writes_text:
-        return model.generation_answerer(model.generation_settings(), notify=print_line)
-    return model.batch_answerer(budget)
+def _cost(task: Task, artifacts: TaskArtifacts, options: PredictOptions) -> ExampleCost:
+    cost = ExampleCost.of(task, artifacts)
+    return replace(cost, written=options.max_new_tokens) if cost.written and options.max_new_tokens else cost
+
+
+def _generation(task: Task, options: PredictOptions) -> dict[str, Any]:
+    """Raises: UserError for settings of generation where no text is written."""
+    given = options.generation()
+    if hasattr(task, "generate"):
+        return {**given, "logprobs": options.logprobs}
+    if given:
+        names = {"new_tokens": "max-new-tokens", "stops": "stop", "repetition_penalty": "repetition-penalty"}
+        first = next(iter(given))
+        raise UserError(
+            f"a model of the task {task.card.name} writes no text",
+            where=f"--{names.get(first, first.replace('_', '-'))}",
+            remedy="Leave it out.",
+        )
+    return {}
+
+
+def _pieces(options: PredictOptions) -> PieceOptions:
+    """How rows are cut, as far as the options say it."""
+    whole_image = None if options.whole_image else False
+    return PieceOptions(
+        options.tile, options.overlap, whole_image, options.max_boxes, options.block, options.stride, options.merge
+    )
 
 
 @dataclass(frozen=True)
@@ -98,24 +137,28 @@ class Prediction:
     options: PredictOptions
     parts: Parts
     found: FoundModel
-    splitter: WholeRows
+    splitter: RowSplitter
     recorder: Recorder
     cost: ExampleCost
     budget: int
+    fields: Fields
+    generation: dict[str, Any]
 
     @classmethod
     def of(cls, found: FoundModel, options: PredictOptions, parts: Parts) -> Prediction:
         task, artifacts = load_task(found.recipe.task), found.artifacts
         record = RecordOptions(options.top_k, options.threshold, options.logprobs)
-        splitter = WholeRows(task, artifacts)
+        splitter = make_splitter(task, artifacts, _pieces(options))
         return cls(
             options,
             parts,
             found,
             splitter,
             Recorder(task, artifacts, splitter, record),
-            ExampleCost.of(task, artifacts),
+            _cost(task, artifacts, options),
             options.budget or chunk_budget(task, "cuda" if uses_cuda() else "cpu"),
+            record_fields(task, artifacts, record),
+            _generation(task, options),
         )
 
     def open_stream(self) -> RowStream:
@@ -125,14 +168,22 @@ class Prediction:
         if len(sources) > 1:
             sources = [source for source in sources if self._has_rows(source)]
         try:
-            return open_stream(sources, card, keep=keep, notify=print_line) if sources else MemoryStream([], card)
+            if sources:
+                reserved, columns = RecordColumns(self.fields).reserved, self._columns()
+                return open_stream(sources, card, columns=columns, keep=keep, reserved=reserved, notify=print_line)
         except EmptyData:
-            return MemoryStream([], card)
+            pass
+        return MemoryStream([], card)
+
+    def _columns(self) -> ColumnChoice:
+        recipe, task = self.found.recipe, self.recorder.task
+        line_role = task.card.role_of_lines(self.found.artifacts.options)
+        return ColumnChoice(parse_columns(self.options.columns), dict(recipe.data.columns), line_role)
 
     def _has_rows(self, source: SourceSection) -> bool:
         """Whether it is not empty; one that is, is named."""
         try:
-            open_stream([source], self.recorder.task.card)
+            open_stream([source], self.recorder.task.card, columns=self._columns())
         except EmptyData as empty:
             print_line(f"note: {empty.where}: {empty.what}")
             return False
@@ -158,9 +209,11 @@ class _Making:
     parts: Parts
     recorder: Recorder
     state: State
+    columns: RecordColumns
 
     def __call__(self) -> tuple[Feeder, Collector]:
-        collector = Collector(self.parts, JsonLinesOutput(self.parts.output), self.recorder, self.state)
+        output = open_output(self.parts.output, self.columns)
+        collector = Collector(self.parts, output, self.recorder, self.state)
         return Feeder(self.asked, self.parts, self.state.windows, self.state.rows), collector
 
 
@@ -195,7 +248,8 @@ def _reading(prediction: Prediction, env: DistributedEnv | None) -> Iterator[_Re
         task = prediction.recorder.task
         workers = spare_cores(env.local_world_size if env else 1)
         asked = Asked(stream, task.card, prediction.splitter, prediction.cost, prediction.budget, workers)
-        making = _Making(asked, parts, prediction.recorder, state)
+        columns = RecordColumns(prediction.fields, stream.kept, stream.kept_types)
+        making = _Making(asked, parts, prediction.recorder, state, columns)
         process, connection = start_keeper(making, prediction.options.max_errors, apart=stream.resumable)
         try:
             yield _Reading(connection, state, PredictionProgress(state))
