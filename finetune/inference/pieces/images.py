@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.images import Picture, image_size, read_image
+from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row
 from finetune.inference.answering import PIECE, Outcome, Part
 from finetune.inference.pieces.box_merging import merge_boxes
@@ -23,6 +24,8 @@ from finetune.tasks.object_detection.task import count_clear
 from finetune.tasks.task import Encoded, Task
 from finetune.tasks.text.inputs import encode_each
 from finetune.tasks.vision.boxes import Objects, crop
+
+CUT = "the image is larger than a tile; it is answered in tiles"
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,12 @@ class ImageTiles:
             assert not isinstance(example, BadRow), "images are encoded late"
             return example
         kept = {role: row[role] for role in (*self.task.card.columns, "width", "height") if role in row}
-        return [
+        tiles: list[dict[str, Any]] = [
             {ROW: kept, WITH_TARGETS: with_targets, PIECE: _piece(index, len(windows), window, (width, height))}
             for index, window in enumerate(windows)
         ]
+        tiles[0][NOTICES] = [CUT]
+        return tiles
 
     def load(self, examples: Sequence[dict[str, Any]]) -> list[Encoded]:
         """Images and tiles decoded."""

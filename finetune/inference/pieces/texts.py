@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row
 from finetune.errors import UserError
 from finetune.inference.answering import PIECE, Outcome, Part
@@ -34,6 +35,8 @@ REJECTED = "rejected_"  # begins the keys of the second sequence of a pair of re
 HEAD = (
     4  # head_tail: one token in 4 is of the head, as the 128 of 510 of Sun et al. 2019, arXiv 1905.05583, section 5.3.1
 )
+CUT = "the text is longer than the model takes; it is answered in blocks"
+SHORTENED = "the text is longer than the model takes; its middle is left out (head and tail)"
 
 Tokens = dict[str, list[int]]
 
@@ -98,7 +101,9 @@ class TextBlocks:
             tokens = {key: example[start + key] for key in PER_TOKEN if start + key in example}
             sides.append(self._blocks(tokens, texts[index] if texts else None))
         count, pieces = max(map(len, sides)), []
-        rest = {key: value for key, value in example.items() if key != "notices"}
+        rest = {key: value for key, value in example.items() if key != NOTICES}
+        notice = SHORTENED if any(block.left_out for side in sides for block in side) else CUT
+        example = {**example, NOTICES: [*example.get(NOTICES, ()), notice]}
         for index in range(count):
             blocks = [side[index] if index < len(side) else replace(side[-1], share=0.0) for side in sides]
             keys = {

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row
 from finetune.inference.answering import PIECE, Outcome, Part
 from finetune.inference.pieces.merging import Answers, join_lists, merge_outcomes
 from finetune.inference.pieces.spans import span_starts
-from finetune.inference.pieces.texts import PER_TOKEN, TextBlocks, cut_tokens
+from finetune.inference.pieces.texts import CUT, PER_TOKEN, TextBlocks, cut_tokens
 from finetune.models.losses import IGNORE
 from finetune.tasks.batch import Answer
 from finetune.tasks.records import ASKED
@@ -42,6 +43,8 @@ class WordBlocks(TextBlocks):
             span = (begins[number], begins[number] + room)
             piece = self._piece(example, span, start, end, (int(words[0]), int(words[-1]) + 1), is_first=index == 0)
             name = f"block {index + 1} of {len(used)} (words {words[0] + 1} to {words[-1] + 1})"
+            if index == 0:
+                piece[NOTICES] = [*example.get(NOTICES, ()), CUT]
             pieces.append({**piece, PIECE: {"index": index, "count": len(used), "name": name, "left_out": 0}})
         return pieces
 

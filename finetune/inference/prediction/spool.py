@@ -1,5 +1,5 @@
-"""Examples of a window on their way to the ranks: one file, in which each chunk is a range. No pickles: a rank that reads it
-runs nothing.
+"""Examples of a window on their way to the ranks: one file, in which each chunk is a range, and one of the bytes of their rows,
+such as encoded images, each once however many examples it is part of. No pickles: a rank that reads them runs nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from finetune.data.prepare.record_codec import Packer, unpack
 from finetune.inference.prediction.parts import disk_errors
 
 BYTES = "$base64"  # key of an object that stands for bytes in JSON
+BLOB = "$blob"  # the same for many bytes: [offset, size, digest] in blobs.bin
+SMALL = 256  # bytes up to which they are part of the JSON
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Spool:
             [(key, kind) for key, kind in layout] for layout in index["layouts"]
         ]
         self.chunks = [SpooledChunk(*chunk) for chunk in index["chunks"]]
+        self._last = "", b""  # the bytes that were read last, by their digest
 
     def read(self, number: int) -> list[dict[str, Any]]:
         """The examples of a chunk."""
@@ -51,11 +54,29 @@ class Spool:
         sizes = data[: 8 * chunk.examples].view("<i8").tolist()
         examples, offset = [], 8 * chunk.examples
         for size in sizes:
-            examples.append(
-                {key: _restore(value) for key, value in unpack(data[offset : offset + size], self.layouts).items()}
-            )
+            example = unpack(data[offset : offset + size], self.layouts)
+            examples.append({key: self._restore(value) for key, value in example.items()})
             offset += size
         return examples
+
+    def _restore(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            if value.keys() == {BYTES}:
+                return base64.b64decode(value[BYTES])
+            if value.keys() == {BLOB}:
+                return self._blob(*value[BLOB])
+            return {key: self._restore(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._restore(item) for item in value]
+        return value
+
+    def _blob(self, offset: int, size: int, digest: str) -> bytes:
+        """Read once for examples that follow each other, as the tiles of an image do."""
+        if self._last[0] != digest:
+            with (self.folder / "blobs.bin").open("rb") as file:
+                file.seek(offset)
+                self._last = digest, file.read(size)
+        return self._last[1]
 
 
 def write_spool(folder: Path, chunks: Sequence[Sequence[Mapping[str, Any]]]) -> list[SpooledChunk]:
@@ -63,9 +84,10 @@ def write_spool(folder: Path, chunks: Sequence[Sequence[Mapping[str, Any]]]) -> 
     packer, written, offset = Packer(), [], 0
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "spool.bin").open("wb") as file:
+        with (folder / "spool.bin").open("wb") as file, (folder / "blobs.bin").open("wb") as blob_file:
+            portable = _Portable(blob_file)
             for examples in chunks:
-                records = [packer.pack({key: _packable(value) for key, value in e.items()}) for e in examples]
+                records = [packer.pack({key: portable.value(item) for key, item in e.items()}) for e in examples]
                 sizes = np.array([len(record) for record in records], "<i8").tobytes()
                 data = b"".join([sizes, *records])
                 file.write(data)
@@ -81,34 +103,47 @@ def write_spool(folder: Path, chunks: Sequence[Sequence[Mapping[str, Any]]]) -> 
     return written
 
 
-def _packable(value: Any) -> Any:
-    return value if isinstance(value, np.ndarray) else _portable(value)
+class _Portable:
+    """Values without anything that JSON cannot hold: bytes become text or a place in a file of their own, images PNG files."""
 
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._places: dict[str, list[Any]] = {}
+        self._pictures: dict[int, tuple[Any, bytes]] = {}  # by identity, which is safe while the image is kept
 
-def _portable(value: Any) -> Any:
-    """The value without anything that JSON cannot hold: bytes become text, images PNG files."""
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return {BYTES: base64.b64encode(value).decode("ascii")}
-    if isinstance(value, Mapping):
-        return {str(key): _portable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return value if value and type(value[0]) is int else [_portable(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
-        file = io.BytesIO()
-        value.save(file, format="PNG")
-        return _portable(file.getvalue())
-    return str(value)
+    def value(self, value: Any) -> Any:
+        """A value of an example; arrays stay as they are."""
+        return value if isinstance(value, np.ndarray) else self._portable(value)
 
+    def _portable(self, value: Any) -> Any:
+        if value is None or isinstance(value, (str, int, float, bool)):
+            return value
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return self._bytes(value)
+        if isinstance(value, Mapping):
+            return {str(key): self._portable(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return value if value and type(value[0]) is int else [self._portable(item) for item in value]
+        if isinstance(value, (np.ndarray, np.generic)):
+            return value.tolist()
+        if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
+            return self._bytes(self._picture(value))
+        return str(value)
 
-def _restore(value: Any) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {BYTES}:
-            return base64.b64decode(value[BYTES])
-        return {key: _restore(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_restore(item) for item in value]
-    return value
+    def _bytes(self, value: bytes | bytearray | memoryview) -> dict[str, Any]:
+        if len(value) <= SMALL:
+            return {BYTES: base64.b64encode(value).decode("ascii")}
+        digest = hashlib.blake2b(value, digest_size=12).hexdigest()
+        if digest not in self._places:
+            self._places[digest] = [self._file.tell(), len(value), digest]
+            self._file.write(value)
+        return {BLOB: self._places[digest]}
+
+    def _picture(self, image: Any) -> bytes:
+        if id(image) not in self._pictures:
+            file = io.BytesIO()
+            image.save(file, format="PNG")
+            self._pictures = {
+                id(image): (image, file.getvalue())
+            }  # the last one alone: tiles of an image are neighbors
+        return self._pictures[id(image)][1]

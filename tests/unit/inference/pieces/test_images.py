@@ -14,6 +14,7 @@ from PIL import Image
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.images import decode_image
+from finetune.data.prepare.notices import KEY, Notices
 from finetune.inference.answering import PIECE, Answered, Part, RowError
 from finetune.inference.pieces import images
 from finetune.inference.pieces.options import PieceOptions
@@ -233,9 +234,11 @@ def _no_boxes(prepared: Any) -> Any:
 
 
 def test_what_was_cut_is_counted(prepared: Any) -> None:
-    splitter, cut = make_splitter(prepared.task, prepared.artifacts, OPTIONS), CutRows()
+    splitter, cut, notices = make_splitter(prepared.task, prepared.artifacts, OPTIONS), CutRows(), Notices()
     for size in ((64, 64), (150, 90), (65, 64)):
         (examples,) = splitter.split([{"image": stored(picture(*size))}], with_targets=False)
         cut.add(examples)
+        notices.add(f"row {size}", [notice for example in examples for notice in example.get(KEY, ())])
+    assert notices.lines() == [f"2 rows: {images.CUT} (row (150, 90), row (65, 64))"]
     assert cut.report() == ["2 rows were cut into 10 pieces (5.0 per row, at most 7)"]
     assert CutRows().report() == []

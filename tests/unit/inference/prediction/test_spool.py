@@ -33,6 +33,28 @@ def test_images_and_arrays_become_what_a_task_can_read(tmp_path):
     assert example["pixels"].dtype == np.float32 and (example["pixels"] == pixels).all()
 
 
+def test_bytes_of_a_row_are_stored_once_however_many_examples_it_has(tmp_path):
+    contents = [bytes([number]) * 50_000 for number in range(2)]
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8))
+    values = [contents[0], {"bytes": contents[1], "path": None}, picture]
+    examples = [
+        {"id": row, "row": {"image": value}, "piece": {"index": index}}
+        for row, value in enumerate(values)
+        for index in range(40)
+    ]
+    write_spool(tmp_path, [examples[:50], examples[50:]])
+    spool = Spool(tmp_path)
+    read = [*spool.read(1), *spool.read(0)]
+    assert {example["row"]["image"] for example in read if example["id"] == 0} == {contents[0]}
+    assert all(example["row"]["image"] == values[1] for example in read if example["id"] == 1)
+    assert len({example["row"]["image"] for example in read if example["id"] == 2}) == 1
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 200_000
+    (first, _), (second, _) = (
+        write_spool(tmp_path, [[{"id": 1, "row": {"image": content}}], []]) for content in contents
+    )
+    assert first.digest != second.digest
+
+
 def test_a_digest_is_of_the_examples(tmp_path):
     (one, other), (same, _) = (
         write_spool(tmp_path, [[{"id": 1, "input_ids": [5]}], [{"id": 1, "input_ids": [last]}]]) for last in (6, 5)
