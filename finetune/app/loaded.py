@@ -15,11 +15,13 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.prepare.notices import Notices
 from finetune.data.sources.streams import MemoryStream
 from finetune.errors import UserError
-from finetune.inference.answering import PIECE, Answerer, Chunk, Outcome, Part, RowError
+from finetune.inference.answering import PIECE, Answerer, Chunk, Outcome, Part, RowError, RowSplitter
 from finetune.inference.generation.answerer import GenerationAnswerer
+from finetune.inference.pieces.counts import CutRows
+from finetune.inference.pieces.options import PieceOptions
+from finetune.inference.pieces.splitter import make_splitter
 from finetune.inference.prediction.feeder import Asked, cut_window, encode_window, error_of, read_windows
 from finetune.inference.recording import ERROR, ROW, record_fields, record_outcome
-from finetune.inference.whole_rows import WholeRows
 from finetune.models.placement import Placement
 from finetune.tasks.batch import RecordOptions
 
@@ -58,6 +60,13 @@ class LoadedModel:
         top_k: int = 1,
         threshold: float | None = None,
         logprobs: bool = False,
+        tile: int | None = None,
+        overlap: float | None = None,
+        whole_image: bool | None = None,
+        max_boxes: int | None = None,
+        block: int | None = None,
+        stride: int | None = None,
+        merge: str | None = None,
         **generation: Any,
     ) -> list[Record]:
         """One record per row, in order: {"row": 0, "label": "good", "score": 0.98}, or {"row": 0, "error": {...}}.
@@ -65,20 +74,23 @@ class LoadedModel:
         rows: a list of dicts, texts or PIL images, a datasets.Dataset, a pandas.DataFrame; or one text, dict or image. A
         text is what a line of a text file is to `finetune predict`: the text, source or prompt, the path of an image.
         columns: role -> name of the column, where they differ, such as {"text": "review"}. keep: columns that stand beside
-        the answers. top_k, threshold, logprobs: see RecordOptions. generation: of tasks that write text: new_tokens,
-        temperature, top_p, top_k_tokens, seed and the like, see GenerationSettings.
+        the answers. top_k, threshold, logprobs: see RecordOptions. tile to merge: how large images and long texts are cut,
+        see PieceOptions. generation: of tasks that write text: new_tokens, temperature, top_p, top_k_tokens, seed and the like,
+        see GenerationSettings.
         What was changed in a row to be usable is a warning. Raises: UserError for columns that are missing.
         """
         options = RecordOptions(top_k=top_k, threshold=threshold, logprobs=logprobs)
         record_fields(self.asked.task, self.asked.artifacts, options)  # refuses options that do not apply
+        pieces = PieceOptions(tile, overlap, whole_image, max_boxes, block, stride, merge)
+        splitter = make_splitter(self.asked.task, self.asked.artifacts, pieces)
         if "top_k_tokens" in generation:
             generation["top_k"] = generation.pop("top_k_tokens")
         listed = self._as_rows(rows)
         if not len(listed):
             return []
-        with _Answers(
-            self.asked, dict(generation, logprobs=logprobs) if self.asked.writes_text else generation
-        ) as answers:
+        if self.asked.writes_text:
+            generation["logprobs"] = logprobs
+        with _Answers(self.asked, splitter, generation) as answers:
             return answers.records(MemoryStream(listed, self.asked.task.card, columns=columns, keep=keep), options)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
@@ -139,7 +151,7 @@ class _Rows(Sequence[Mapping[str, Any]]):
 class _Answers:
     """Answers streams of rows with one answerer, which is closed at the end."""
 
-    def __init__(self, asked: AskedModel, generation: Mapping[str, Any]) -> None:
+    def __init__(self, asked: AskedModel, splitter: RowSplitter, generation: Mapping[str, Any]) -> None:
         if generation and not asked.writes_text:
             raise UserError(
                 f"{', '.join(generation)}: a model of the task {asked.task.card.name} writes no text",
@@ -147,7 +159,7 @@ class _Answers:
             )
         self.asked = asked
         self.answerer: Answerer = asked.answerer(**generation)
-        self.splitter = WholeRows(asked.task, asked.artifacts)
+        self.splitter = splitter
 
     def __enter__(self) -> _Answers:
         return self
@@ -159,9 +171,10 @@ class _Answers:
     def records(self, stream: MemoryStream, options: RecordOptions) -> list[Record]:
         """The records of all rows, in their order."""
         asked = Asked(stream, self.asked.task.card, self.splitter, self.answerer.cost, self.answerer.budget)
-        notices, records = Notices(), []
+        notices, cut, records = Notices(), CutRows(), []
         for rows, last in read_windows(asked):
             pieces = encode_window(asked, rows, notices)
+            cut.add_all(pieces)
             outcomes: dict[int, Outcome] = {
                 row.number: item for row, item in zip(rows, pieces, strict=True) if isinstance(item, RowError)
             }
@@ -172,7 +185,7 @@ class _Answers:
                 )
                 for row in rows
             ]
-        for line in notices.lines():
+        for line in (*notices.lines(), *cut.report()):
             warnings.warn(line, stacklevel=4)
         return records
 

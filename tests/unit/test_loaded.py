@@ -85,6 +85,34 @@ def test_image_classification_is_what_the_pipeline_says(open_task: Any, tmp_path
     assert from_file == opened.loaded.predict(pictures[:1])[0]
 
 
+def test_long_texts_are_answered_in_blocks_and_reported(open_task: Any) -> None:
+    loaded = open_task("text_classification").loaded
+    long = " ".join(TEXTS * 30)
+    with pytest.warns(UserWarning) as caught:
+        first, short, again = loaded.predict([long, "dull", long], block=32, stride=8, top_k=2)
+    said = [str(one.message) for one in caught]
+    assert any("2 rows: the text is longer than the model takes; it is answered in blocks" in line for line in said)
+    assert any(line.startswith("2 rows were cut into ") and "per row" in line for line in said)
+    assert {**first, "row": 2} == again and first["score"] == pytest.approx(1 - first["labels"][1]["score"], abs=1e-6)
+    same_records([short], loaded.predict(["dull"]))
+    (cut,) = loaded.predict([long], top_k=2)
+    assert cut["labels"] != first["labels"], "without blocks, the end of the text is not read"
+    with pytest.raises(UserError, match="--tile: not for text_classification"):
+        loaded.predict([long], tile=640)
+
+
+def test_large_images_are_answered_in_tiles(open_task: Any) -> None:
+    loaded = open_task("object_detection").loaded
+    picture = Image.effect_noise((150, 90), 90).convert("RGB")
+    with pytest.warns(UserWarning, match="1 row was cut into 7 pieces"):
+        (tiled,) = loaded.predict([picture], tile=64, overlap=0.25, threshold=0.0)
+    (whole,) = loaded.predict([picture], threshold=0.0)
+    assert len(tiled["boxes"]) > len(whole["boxes"]) > 0
+    assert all(x + wide <= 150.01 and y + high <= 90.01 for x, y, wide, high in (one["box"] for one in tiled["boxes"]))
+    (small,) = loaded.predict([picture], tile=150, threshold=0.0)
+    assert small == whole, "an image no larger than a tile is not cut"
+
+
 def test_object_detection_is_what_the_pipeline_says(open_task: Any) -> None:
     opened = open_task("object_detection")
     picture = Image.effect_noise((64, 48), 90).convert("RGB")

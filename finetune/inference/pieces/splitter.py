@@ -1,12 +1,10 @@
-"""The RowSplitter that a user's options ask for, and the count of what was cut."""
+"""The RowSplitter that a user's options ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from finetune.inference.answering import PIECE, RowSplitter
+from finetune.inference.answering import RowSplitter
 from finetune.inference.pieces.images import DetectionTiles, ImageTiles
 from finetune.inference.pieces.options import PieceOptions
 from finetune.inference.pieces.texts import TextBlocks
@@ -34,38 +32,3 @@ def make_splitter(task: Task, artifacts: TaskArtifacts, options: PieceOptions | 
     if not resolved.asked:
         return WholeRows(task, artifacts)
     return SPLITTERS[task.card.name](task, artifacts, resolved)
-
-
-@dataclass
-class CutRows:
-    """Counts over the rows of an input. rows: cut into pieces; pieces: of them; most: of one row; shortened: rows of which
-    the middle was left out (head and tail).
-    """
-
-    rows: int = 0
-    pieces: int = 0
-    most: int = 0
-    shortened: int = 0
-
-    def add(self, examples: Sequence[Mapping[str, Any]]) -> None:
-        """The examples of a row, as RowSplitter.split made them."""
-        if not examples or PIECE not in examples[0]:
-            return
-        if examples[0][PIECE].get("left_out"):
-            self.shortened += 1
-            return
-        self.rows += 1
-        self.pieces += len(examples)
-        self.most = max(self.most, len(examples))
-
-    def report(self) -> list[str]:
-        """Sentences for people; [] if nothing was cut."""
-        lines = []
-        if self.rows:
-            cut = "1 row was" if self.rows == 1 else f"{self.rows:,} rows were"
-            mean = self.pieces / self.rows
-            lines.append(f"{cut} cut into {self.pieces:,} pieces ({mean:.1f} per row, at most {self.most:,})")
-        if self.shortened:
-            rows = "1 row" if self.shortened == 1 else f"{self.shortened:,} rows"
-            lines.append(f"of {rows} the middle was left out (head and tail)")
-        return lines

@@ -18,6 +18,7 @@ from finetune.data.sources.streams import RowStream, StreamRow
 from finetune.data.table import Row
 from finetune.errors import EmptyData
 from finetune.inference.answering import PIECE, RowError, RowSplitter
+from finetune.inference.pieces.counts import CutRows
 from finetune.inference.prediction.parts import Parts, disk_errors
 from finetune.inference.prediction.spool import write_spool
 from finetune.inference.prediction.windows import WINDOW_BYTES, WINDOW_ROWS, cut_into_chunks, row_bytes
@@ -83,6 +84,7 @@ class Feeder:
     first_window: int = 0
     first_row: int = 0
     notices: Notices = field(default_factory=Notices)
+    cut: CutRows = field(default_factory=CutRows)
 
     def windows(self) -> Iterator[FedWindow]:
         """All windows from the first one on. Raises: FinetuneError for a full disk; UserError for input that changed."""
@@ -90,6 +92,7 @@ class Feeder:
         for rows, last in read_windows(self.asked, self.first_row):
             started = time.monotonic()
             pieces = encode_window(self.asked, rows, self.notices, workers=workers)
+            self.cut.add_all(pieces)
             yield self._spool(number, rows, pieces, last=last)
             if time.monotonic() - started > POOL_SECONDS:
                 workers = self.asked.workers

@@ -17,8 +17,9 @@ from finetune.data.images import decode_image
 from finetune.data.prepare.notices import KEY, Notices
 from finetune.inference.answering import PIECE, Answered, Part, RowError
 from finetune.inference.pieces import images
+from finetune.inference.pieces.counts import CutRows
 from finetune.inference.pieces.options import PieceOptions
-from finetune.inference.pieces.splitter import CutRows, make_splitter
+from finetune.inference.pieces.splitter import make_splitter
 from finetune.inference.whole_rows import WholeRows
 from finetune.tasks.batch import RecordOptions
 from tests.unit.inference.pieces.conftest import answer_with, equal_examples, split_and_load

@@ -18,8 +18,9 @@ from finetune.data.bad_rows import BadRow
 from finetune.errors import UserError
 from finetune.inference.answering import PIECE, Answered, Chunk, Part, RowError
 from finetune.inference.batches import BatchAnswerer
+from finetune.inference.pieces.counts import CutRows
 from finetune.inference.pieces.options import PieceOptions
-from finetune.inference.pieces.splitter import CutRows, make_splitter
+from finetune.inference.pieces.splitter import make_splitter
 from finetune.inference.whole_rows import WholeRows
 from tests.unit.inference.pieces.conftest import answer_with, equal_examples, split_and_load
 
