@@ -55,7 +55,7 @@ class MetricSet:
             self._labels = [str(index) for index in range(num_labels)]
         self._multi_label = multi_label
         fields = {name for entry in self._entries.values() for name in entry.fields}
-        self._columns = {name: _Column(_dtype(name, multi_label)) for name in sorted(fields)}
+        self._columns = {name: _Column(column_type(name, multi_label)) for name in sorted(fields)}
 
     def add(self, predictions: Sequence[Values]) -> None:
         """Add predictions with the fields that the metrics need, such as "prediction", "reference", "loss" and "weight".
@@ -125,7 +125,7 @@ def load(name: str, *, multi_label: bool = False) -> LocalMetric:
     return metric_class(config_name="multilabel" if multi_label else None)
 
 
-def _dtype(name: str, multi_label: bool) -> type[Any]:
+def column_type(name: str, multi_label: bool) -> type[Any]:
     """The dtype of a field's column: object for fields that are not one number per example (texts, tags, boxes)."""
     if name in ("prediction", "reference"):
         return np.int8 if multi_label else np.int32

@@ -1,0 +1,128 @@
+"""The verdict on a run in a few sentences: how good, compared with what, whether it over-fitted, and what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from finetune.tracking.judgement.intervals import Interval
+from finetune.tracking.series import Series
+
+Mark = Literal["good", "fair", "bad", "unknown"]
+Mode = Literal["min", "max"]
+
+GAP = 0.1  # the validation loss rises by so much of its best value: over-fitting
+STILL_FALLING = 0.02  # the metric's last change is more than so much of its whole improvement
+FEW = 200  # validation examples, below which intervals are wide
+UNCALIBRATED = 0.1
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What is known of the chosen metric. values: at each evaluation, in order. baselines: name -> value. interval: of the best
+    evaluation. examples: that were evaluated.
+    """
+
+    metric: str
+    mode: Mode
+    values: Sequence[float]
+    best: int
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    interval: Interval | None = None
+    examples: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """mark: for the color. line: one sentence. reasons: what it rests on. next_steps: what to try, the most useful first."""
+
+    mark: Mark
+    line: str
+    reasons: tuple[str, ...] = ()
+    next_steps: tuple[str, ...] = ()
+
+
+def judge(
+    evaluated: Evaluated | None,
+    *,
+    validation_loss: Series | None,
+    calibration_error: float | None = None,
+) -> Verdict:
+    """The verdict on a run whose figures are known so far."""
+    if evaluated is None or not evaluated.values:
+        advice = "Give the recipe validation data: data.validation, or data.validation_fraction."
+        line = "Nothing was evaluated yet, so nobody can say whether the model is good."
+        return Verdict("unknown", line, next_steps=(advice,))
+    reasons: list[str] = []
+    steps: list[str] = []
+    mark, line = _compared(evaluated)
+    rise = _rise(validation_loss)
+    if rise is not None:
+        reasons.append(rise)
+        steps.append(
+            "Over-fitting: fewer epochs, a lower learning rate, more data, or a larger weight decay or dropout."
+        )
+        mark = "fair" if mark == "good" and _is_last(evaluated) else mark
+    if evaluated.best == len(evaluated.values) - 1 and len(evaluated.values) > 1 and _improves(evaluated):
+        reasons.append(f"{evaluated.metric} was still improving at the last evaluation")
+        steps.append("Train longer: a larger training.epochs.")
+    elif evaluated.best < len(evaluated.values) - 1:
+        reasons.append(
+            f"the best of {len(evaluated.values)} evaluations is number {evaluated.best + 1}; its weights are kept"
+        )
+    if 0 < evaluated.examples < FEW:
+        reasons.append(f"only {evaluated.examples} examples were evaluated, so the figures are uncertain")
+        steps.append("Evaluate more examples: a larger validation split.")
+    if calibration_error is not None and calibration_error > UNCALIBRATED:
+        reasons.append(f"scores are off by {calibration_error:.0%} on average (expected calibration error)")
+        steps.append("Do not read the scores as probabilities; label smoothing or fewer epochs bring them nearer.")
+    if not steps:
+        steps.append("Look at the worst examples and at the confusions below: errors in labels show there first.")
+    return Verdict(mark, line, tuple(reasons), tuple(steps))
+
+
+def _compared(evaluated: Evaluated) -> tuple[Mark, str]:
+    """Whether the interval, or else the figure, is beyond the best baseline."""
+    value, metric = evaluated.values[evaluated.best], evaluated.metric
+    sign = 1.0 if evaluated.mode == "max" else -1.0
+    interval = evaluated.interval
+    shown = f"{metric} {figure(value)}" + (
+        f" (95 % interval {figure(interval.low)} to {figure(interval.high)})" if interval else ""
+    )
+    if not evaluated.baselines:
+        return "unknown", f"{shown}. There is no baseline to compare it with."
+    name, reference = max(evaluated.baselines.items(), key=lambda item: sign * item[1])
+    lowest = value if interval is None else (interval.low if sign > 0 else interval.high)
+    against = f"{name}: {figure(reference)}"
+    if sign * (lowest - reference) > 0:
+        return "good", f"The model learned: {shown}, against {against}."
+    if sign * (value - reference) > 0:
+        return "fair", f"Perhaps better than the baseline: {shown}, against {against}, which lies inside the interval."
+    return "bad", f"Not better than the baseline: {shown}, against {against}."
+
+
+def _rise(loss: Series | None) -> str | None:
+    """How far the validation loss has risen above its lowest value, if that is far."""
+    if loss is None or len(loss) < 2:
+        return None
+    best, last = float(loss.values.min()), float(loss.values[-1])
+    if last <= best * (1 + GAP) or best <= 0:
+        return None
+    epoch = float(loss.epochs[int(loss.values.argmin())])
+    return f"over-fitting: the validation loss rose from {figure(best)} (epoch {epoch:.3g}) to {figure(last)}"
+
+
+def _is_last(evaluated: Evaluated) -> bool:
+    return evaluated.best == len(evaluated.values) - 1
+
+
+def _improves(evaluated: Evaluated) -> bool:
+    first, before, last = evaluated.values[0], evaluated.values[-2], evaluated.values[-1]
+    whole = abs(last - first)
+    return whole > 0 and abs(last - before) > STILL_FALLING * whole
+
+
+def figure(value: float) -> str:
+    """Three digits: 0.861, 12.3, 1.2e-05."""
+    return f"{value:.3g}"
