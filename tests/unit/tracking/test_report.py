@@ -12,10 +12,10 @@ import pytest
 
 from finetune.app.report import report
 from finetune.errors import UserError
-from finetune.tracking.charts import Line, draw_chart
 from finetune.tracking.journal import Journal, read_rows
 from finetune.tracking.report import write_report
-from finetune.tracking.report_charts import draw_charts
+from finetune.tracking.report.charts import Line, draw_chart
+from finetune.tracking.report.curves import draw_charts
 from finetune.tracking.run import Run
 from finetune.tracking.series import Series, collect_series, smooth, thin
 from tests.unit.tracking.conftest import make_recipe

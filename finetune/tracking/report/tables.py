@@ -1,4 +1,4 @@
-"""The tables of a report: those of the best checkpoint where there are any, and the samples before and after training."""
+"""The tables of a report: those of the best checkpoint where there are any."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from finetune.tracking.run import Run
 
 MAX_TABLE_ROWS = 100
 MAX_CELL = 600  # characters of a text shown; predictions/ has the full text
-MAX_HEAT = 64  # classes drawn as a heat map
 
 
 @dataclass(frozen=True)
@@ -45,41 +44,6 @@ def _note(name: str, step: int, best_step: int | None) -> str:
     if best_step is not None and (step == best_step or name.startswith("test_")):
         return f"best checkpoint (step {best_step:,})"
     return f"latest evaluation (step {step:,})"
-
-
-def pair_samples(run: Run) -> list[dict[str, str]]:
-    """One entry per sample: its input, the expected output, and the model's output before and after training."""
-    pairs: dict[str, dict[str, str]] = {}
-    files = [path for path, name, _ in list_tables(run.tables) if name == "samples"]
-    for path in files:
-        try:
-            columns, rows = read_table(path)
-        except (OSError, ValueError):
-            continue
-        for row in rows:
-            cells = dict(zip(columns, row, strict=False))
-            pair = pairs.setdefault(str(cells.get("id", len(pairs))), {})
-            when = str(cells.get("when") or ("before" if path == files[0] and len(files) > 1 else "after"))
-            pair.update({key: shorten(cells[key]) for key in ("input", "expected") if key in cells})
-            pair[when] = shorten(cells.get("predicted", ""))
-    return list(pairs.values())
-
-
-def confusion_cells(table: Table | None) -> dict[str, Any] | None:
-    """Cells of a heat map, shaded by their share of the row (the true class); a plain table for other shapes."""
-    if table is None or not table.rows:
-        return None
-    columns, rows = table.columns, table.rows
-    if columns[0] != "reference" or len(columns) != len(rows) + 1 or len(rows) > MAX_HEAT:
-        return {**(clip(table) or {}), "heat": False}
-    shaded = []
-    for index, (name, *counts) in enumerate(rows):
-        total = sum(counts)
-        cells = [
-            {"count": n, "share": n / total if total else 0.0, "right": index == at} for at, n in enumerate(counts)
-        ]
-        shaded.append({"name": name, "cells": cells, "total": total})
-    return {"columns": columns[1:], "rows": shaded, "heat": True, "small": len(rows) > 16, "note": table.note}
 
 
 def drop_class_numbers(table: Table | None) -> Table | None:

@@ -1,39 +1,25 @@
-"""report.html: one file that summarizes a run, made from the run folder alone, while it trains or afterwards."""
+"""The head of a report: which metric counts, its best evaluation, the headline figures, the status."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import jinja2
 import numpy as np
 
 from finetune.errors import UserError
 from finetune.metrics import direction
-from finetune.recipe.secrets import mask
 from finetune.recipe.yaml import read_document
 from finetune.tasks import CARDS
-from finetune.tracking.atomic_files import publish_text
 from finetune.tracking.console import figure
-from finetune.tracking.journal import read_rows
-from finetune.tracking.report_charts import Curves, draw_charts
-from finetune.tracking.report_tables import (
-    choose_tables,
-    clip,
-    confusion_cells,
-    drop_class_numbers,
-    pair_samples,
-    shorten,
-)
-from finetune.tracking.retention import labeled_name, stored_checkpoints
+from finetune.tracking.judgement.intervals import Interval
+from finetune.tracking.report.curves import Curves
+from finetune.tracking.retention import labeled_name
 from finetune.tracking.run import Run
-from finetune.tracking.series import Series, collect_series
-from finetune.units import format_bytes, format_count, format_number, format_seconds
-
-_OWN_SECTION = ("confusion_matrix", "per_class", "samples", "worst_examples")
+from finetune.tracking.series import Series
+from finetune.units import format_count, format_number, format_seconds
 
 
 @dataclass(frozen=True)
@@ -43,48 +29,6 @@ class Card:
     label: str
     value: str
     note: str = ""
-
-
-def write_report(run_dir: Path) -> Path:
-    """Write <run_dir>/report.html and return its path. The run may be unfinished, or have no evaluations.
-
-    The page needs no network and has no script. Raises: UserError if run_dir is no run folder; FinetuneError if the
-    file cannot be written.
-    """
-    run = Run.open(run_dir)
-    facts = run.read()
-    curves = collect_series(read_rows(run.metrics_file))
-    metric = metric_of(run, facts)
-    best = best_evaluation(run, facts, curves, metric)
-    best_step = None if best is None else best[0]
-    tables = choose_tables(run, best_step)
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            name=facts.get("name", run.name),
-            id=run.id,
-            status=_status(run, facts),
-            subtitle=_subtitle(facts),
-            cards=headline(run, facts, curves, metric, best),
-            charts=draw_charts(curves, facts),
-            confusion=confusion_cells(tables.get("confusion_matrix")),
-            per_class=clip(tables.get("per_class")),
-            samples=pair_samples(run),
-            best_step=best_step,
-            worst=clip(drop_class_numbers(tables.get("worst_examples"))),
-            other={name: clip(table) for name, table in tables.items() if name not in _OWN_SECTION},
-            checkpoints=list_checkpoints(run),
-            machine=_machine(facts),
-            versions=facts.get("versions", {}),
-            facts=_flat(facts.get("facts", {})),
-            recipe=mask(run.recipe_file.read_text(encoding="utf-8")) if run.recipe_file.is_file() else "",
-            wandb=facts.get("wandb", {}),
-            figure=figure,
-        )
-    )
-    publish_text(run.report_file, page)
-    return run.report_file
 
 
 def metric_of(run: Run, facts: Mapping[str, Any]) -> str:
@@ -111,23 +55,29 @@ def best_evaluation(run: Run, facts: Mapping[str, Any], curves: Curves, metric: 
     if series is None:
         return None
     steps = series.steps.astype(int).tolist()
-    labeled = _step_of(labeled_name(run.checkpoints / "best"))
+    labeled = step_of(labeled_name(run.checkpoints / "best"))
     known = [step for step in (facts.get("summary", {}).get("best_step"), labeled) if step in steps]
     if known:
         index = steps.index(known[0])
     else:
-        index = int(series.values.argmin() if _mode(run, metric) == "min" else series.values.argmax())
+        index = int(series.values.argmin() if mode_of(run, metric) == "min" else series.values.argmax())
     return steps[index], float(series.epochs[index]), float(series.values[index])
 
 
 def headline(
-    run: Run, facts: Mapping[str, Any], curves: Curves, metric: str, best: tuple[int, float, float] | None
+    run: Run,
+    facts: Mapping[str, Any],
+    curves: Curves,
+    metric: str,
+    best: tuple[int, float, float] | None,
+    interval: Interval | None = None,
 ) -> list[Card]:
     """Best metric, losses, throughput, time, steps: those that are known."""
     cards = []
     if best is not None:
         step, epoch, value = best
-        cards.append(Card(f"best {metric}", figure(value), f"after epoch {figure(epoch)}, step {step:,}"))
+        known = f" · 95 % interval {figure(interval.low)} to {figure(interval.high)}" if interval else ""
+        cards.append(Card(f"best {metric}", figure(value), f"after epoch {figure(epoch)}, step {step:,}{known}"))
     for split in ("train", "validation", "test"):
         loss = curves.get((split, "loss"))
         if loss is None or (split == "validation" and metric == "loss" and len(loss) < 2):
@@ -155,7 +105,7 @@ def steps_done(run: Run, facts: Mapping[str, Any], curves: Curves) -> int:
     """Optimizer steps done: not every step is a row, so the session and the latest checkpoint may know of later ones."""
     rows = curves.get(("train", "loss"))
     session = (facts.get("sessions") or [{}])[-1]
-    known = (session.get("step"), session.get("start_step"), _step_of(labeled_name(run.checkpoints / "latest")))
+    known = (session.get("step"), session.get("start_step"), step_of(labeled_name(run.checkpoints / "latest")))
     return max([int(rows.steps[-1]) if rows is not None else 0, *(step for step in known if step is not None)])
 
 
@@ -174,22 +124,13 @@ def duration(facts: Mapping[str, Any], curves: Curves) -> float | None:
     return total or None
 
 
-def list_checkpoints(run: Run) -> list[dict[str, str]]:
-    """Complete checkpoints by step: name, size, and whether it is the latest or the best."""
-    return [
-        {"name": one.path.name, "size": format_bytes(one.num_bytes), "marks": ", ".join(one.labels)}
-        for one in stored_checkpoints(run)
-        if one.complete
-    ]
-
-
-def _step_of(name: str) -> int | None:
+def step_of(name: str) -> int | None:
     """step-00000075 -> 75."""
     number = name.removeprefix("step-")
     return int(number) if number.isdigit() else None
 
 
-def _subtitle(facts: Mapping[str, Any]) -> list[str]:
+def subtitle(facts: Mapping[str, Any]) -> list[str]:
     details = facts.get("facts", {})
     ranks = details.get("ranks")
     model, size = details.get("model"), details.get("parameters")
@@ -203,59 +144,25 @@ def _subtitle(facts: Mapping[str, Any]) -> list[str]:
     return [part for part in parts if part]
 
 
-def _machine(facts: Mapping[str, Any]) -> dict[str, str]:
-    machine = dict(facts.get("machine", {}))
-    if "memory_bytes" in machine:
-        machine["memory"] = format_bytes(machine.pop("memory_bytes"))
-    gpus = machine.pop("gpus", None) or []
-    machine["GPUs"] = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "none"
-    return {key: str(value) for key, value in machine.items()}
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"examples": {"train": 5}} -> {"examples.train": "5"}."""
-    flat: dict[str, str] = {}
-    for key, item in value.items():
-        if key == "versions":
-            continue
-        if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{key}.")
-        elif isinstance(item, int) and not isinstance(item, bool):
-            flat[f"{prefix}{key}"] = f"{item:,}"
-        else:
-            flat[f"{prefix}{key}"] = shorten(item)
-    return flat
-
-
 def _ends(series: Series) -> tuple[float, float]:
     """First and last value; for long series the mean of 2 % at each end, because single steps are noisy."""
     reach = max(1, len(series) // 50)
     return float(series.values[:reach].mean()), float(series.values[-reach:].mean())
 
 
-def _mode(run: Run, metric: str) -> str:
+def mode_of(run: Run, metric: str) -> Literal["min", "max"]:
     """Whether the smallest ("min") or the largest ("max") is best: as the recipe says, or the metric's own direction."""
     mode = _evaluation_key(run, "best_mode")
     if mode in ("min", "max"):
-        return mode
+        return "min" if mode == "min" else "max"
     try:
         return direction(metric)
     except UserError:  # a metric that this version does not know
         return "max"
 
 
-def _status(run: Run, facts: Mapping[str, Any]) -> str:
+def status_of(run: Run, facts: Mapping[str, Any]) -> str:
     """The status in run.json; "interrupted" if that is "running" but the training process on this host is gone."""
     status = str(facts.get("status", "failed"))
     here = (facts.get("process") or {}).get("host") == platform.node()
     return "interrupted" if status == "running" and here and run.trainer is None else status
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -1,0 +1,71 @@
+"""The confusion matrix at any number of classes: a table of numbers, a map of small cells, and the most frequent confusions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.tracking.report.tables import Table, clip
+
+MAX_TABLE = 16  # classes shown as a table of numbers
+MAX_MAP = 200  # classes drawn as a map
+MAX_CELLS = 5_000  # cells of a map that are drawn, the largest ones
+MAX_PAIRS = 15
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Examples of one class that were taken for another. share: of the examples of the true class."""
+
+    true: str
+    predicted: str
+    count: int
+    share: float
+
+
+def confusion_cells(table: Table | None) -> dict[str, Any] | None:
+    """What the page draws: `form` is table, map, pairs (too many classes) or other (several labels); `pairs`."""
+    if table is None or not table.rows:
+        return None
+    columns, rows = table.columns, table.rows
+    if columns[0] != "reference" or len(columns) != len(rows) + 1:
+        return {**(clip(table) or {}), "form": "other", "pairs": []}
+    pairs, found = _pairs(columns[1:], rows), {"columns": columns[1:], "note": table.note}
+    if len(rows) > MAX_MAP:
+        return {**found, "form": "pairs", "pairs": pairs, "classes": len(rows)}
+    if len(rows) > MAX_TABLE:
+        return {**found, "form": "map", "pairs": pairs, "cells": _cells(columns[1:], rows), "classes": len(rows)}
+    return {**found, "form": "table", "pairs": [], "rows": [_shaded(index, row) for index, row in enumerate(rows)]}
+
+
+def _shaded(index: int, row: list[Any]) -> dict[str, Any]:
+    name, *counts = row
+    total = sum(counts)
+    cells = [{"count": n, "share": n / total if total else 0.0, "right": index == at} for at, n in enumerate(counts)]
+    return {"name": name, "cells": cells, "total": total}
+
+
+def _cells(names: list[str], rows: list[list[Any]]) -> list[dict[str, Any]]:
+    """Cells of a map that are not empty."""
+    cells = []
+    for at, (_, *counts) in enumerate(rows):
+        total = sum(counts)
+        cells += [
+            {"row": at, "column": over, "count": count, "share": count / total, "right": at == over}
+            for over, count in enumerate(counts)
+            if count
+        ]
+    cells.sort(key=lambda cell: -cell["count"])
+    return cells[:MAX_CELLS]
+
+
+def _pairs(names: list[str], rows: list[list[Any]]) -> list[Pair]:
+    found = []
+    for at, (name, *counts) in enumerate(rows):
+        total = sum(counts)
+        found += [
+            Pair(str(name), str(names[over]), count, count / total)
+            for over, count in enumerate(counts)
+            if count and over != at
+        ]
+    return sorted(found, key=lambda pair: (-pair.count, -pair.share))[:MAX_PAIRS]

@@ -1,0 +1,134 @@
+"""The charts of a report: loss, metrics by epoch, learning rate, gradient norm, throughput, step time, memory; calibration
+and threshold curves of the best checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from finetune.tracking.judgement.calibration import Calibration
+from finetune.tracking.judgement.thresholds import Curve
+from finetune.tracking.report.charts import Drawing, Line, draw_chart
+from finetune.tracking.report.judging import Judgement
+from finetune.tracking.series import Series
+
+Curves = dict[tuple[str, str], Series]
+
+TIME_SHARES = {
+    "compute_seconds": "compute",
+    "communication_seconds": "communication",
+    "slowest_seconds": "waiting for the slowest rank",
+    "data_seconds": "waiting for data",
+    "host_seconds": "GPU waiting for the CPU",
+}
+OWN_LOSSES = {
+    "object_detection": "training adds augmented images, auxiliary losses of every layer and denoising queries, so the two "
+    "lines are not on one scale"
+}
+SQUARE = (3.4, 3.1)  # inches
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One plot."""
+
+    title: str
+    drawing: Drawing
+    note: str = ""
+
+
+def draw_charts(curves: Curves, facts: Mapping[str, Any]) -> list[Chart]:
+    """Those charts of the training that have values."""
+    unit = facts.get("facts", {}).get("unit", "unit")
+    losses = [
+        Line(split, curves[split, "loss"], points=split != "train")
+        for split in ("train", "validation")
+        if (split, "loss") in curves
+    ]
+    note = f"mean per {unit}, at each logged step"
+    if len(losses) == 2 and (own := OWN_LOSSES.get(str(facts.get("task")))):
+        note = f"{note}; {own}"
+    charts = [Chart("Loss", draw_chart("Loss", losses), note), *_metric_charts(curves)]
+    for key, title, note in (
+        ("learning_rate", "Learning rate", ""),
+        ("grad_norm", "Gradient norm", "before clipping"),
+        ("units_per_second", "Throughput", f"{unit}s per second, all ranks"),
+    ):
+        if ("train", key) in curves:
+            line = Line(title.lower(), curves["train", key], exact=key == "learning_rate")
+            charts.append(Chart(title, draw_chart(title, [line], zero=key != "grad_norm"), note))
+    return [chart for chart in [*charts, _time_chart(curves), _memory_chart(curves)] if chart.drawing]
+
+
+def draw_scores(judgement: Judgement) -> list[Chart]:
+    """Calibration, ROC and precision-recall curves, where there are scores."""
+    charts = [] if judgement.calibration is None else [_calibration_chart(judgement.calibration)]
+    diagonal = _line(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+    if judgement.roc:
+        lines = [Line("chance", diagonal, plain=True), *_threshold_lines(judgement.roc, "area")]
+        drawing = draw_chart("ROC", lines, share=True, across="false positive rate", size=SQUARE)
+        charts.append(Chart("ROC curve", drawing, "true positive rate at each threshold"))
+    if judgement.precision:
+        lines = _threshold_lines(judgement.precision, "average precision")
+        drawing = draw_chart("Precision and recall", lines, zero=True, across="recall", size=SQUARE)
+        charts.append(Chart("Precision and recall", drawing, "precision at each threshold"))
+    return charts
+
+
+def _calibration_chart(found: Calibration) -> Chart:
+    lines = [
+        Line("perfect", _line(np.array([0.0, 1.0]), np.array([0.0, 1.0])), plain=True),
+        Line("accuracy", _line(found.confidence, found.accuracy), points=True),
+    ]
+    drawing = draw_chart("Calibration", lines, share=True, across="confidence", size=SQUARE)
+    return Chart(
+        "Calibration", drawing, f"how often answers of each confidence are right; expected error {found.error:.3f}"
+    )
+
+
+def _threshold_lines(curves: Sequence[Curve], area: str) -> list[Line]:
+    return [
+        Line(f"{curve.label} ({area} {curve.area:.3f})", _line(curve.across, curve.up), exact=True) for curve in curves
+    ]
+
+
+def _line(across: np.ndarray, up: np.ndarray) -> Series:
+    return Series(across, across, up)
+
+
+def _memory_chart(curves: Curves) -> Chart:
+    series = curves.get(("train", "memory_bytes"))
+    lines = [Line("memory", replace(series, values=series.values / 2**30), exact=True)] if series is not None else []
+    return Chart("Memory", draw_chart("Memory", lines, zero=True), "GiB on rank 0")
+
+
+def _time_chart(curves: Curves) -> Chart:
+    """How the time of a step is divided; empty where only the total was logged."""
+    whole, lines = curves.get(("train", "step_seconds")), []
+    if whole is not None and ("train", "compute_seconds") in curves:
+        for key, label in TIME_SHARES.items():
+            if (series := curves.get(("train", key))) is not None:
+                _, own, others = np.intersect1d(series.steps, whole.steps, return_indices=True)
+                shares = series.values[own] / np.maximum(whole.values[others], 1e-9)
+                lines.append(Line(label, Series(series.steps[own], series.epochs[own], shares), exact=True))
+    title = "Step time breakdown"
+    return Chart(title, draw_chart(title, lines, zero=True), "fraction of the step time, mean over ranks")
+
+
+def _metric_charts(curves: Curves) -> list[Chart]:
+    """Metrics between -1 and 1 share one chart; any other metric gets a chart with its own scale."""
+    metrics = {key: series for (split, key), series in curves.items() if split == "validation" and key != "loss"}
+    shares = {key: series for key, series in metrics.items() if np.abs(series.values).max() <= 1}
+    charts = []
+    if shares:
+        lines = [Line(key, series, points=True, by_epoch=True) for key, series in list(shares.items())[:6]]
+        charts.append(Chart("Metrics by epoch", draw_chart("Metrics by epoch", lines, share=True), "validation"))
+    for key, series in metrics.items():
+        if key not in shares:
+            line = Line(key, series, points=True, by_epoch=True)
+            charts.append(Chart(f"{key.capitalize()} by epoch", draw_chart(key, [line]), "validation"))
+    return charts

@@ -1,0 +1,123 @@
+"""What the predictions of a run's best checkpoint say of it: intervals, baselines, calibration, curves, the verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from finetune.tracking.judgement.baselines import baseline
+from finetune.tracking.judgement.calibration import Calibration, calibration
+from finetune.tracking.judgement.intervals import Interval, intervals
+from finetune.tracking.judgement.predictions import Predictions, prediction_fields, read_predictions
+from finetune.tracking.judgement.thresholds import Curve, threshold_curves
+from finetune.tracking.judgement.verdict import Evaluated, Verdict, judge
+from finetune.tracking.run import Run
+from finetune.tracking.series import Series
+
+UNTUNED = "the model before training"
+Curves = Mapping[tuple[str, str], Series]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of the best evaluation beside what it is compared with; None where that is not known."""
+
+    metric: str
+    value: float
+    interval: Interval | None
+    baselines: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """rows: the metrics. columns: names of the baselines. examples: how many predictions the intervals rest on."""
+
+    verdict: Verdict
+    rows: tuple[Row, ...] = ()
+    columns: tuple[str, ...] = ()
+    examples: int = 0
+    calibration: Calibration | None = None
+    roc: tuple[Curve, ...] = ()
+    precision: tuple[Curve, ...] = field(default=())
+
+
+def judge_run(
+    run: Run, curves: Curves, metric: str, mode: Literal["min", "max"], best: tuple[int, float, float] | None
+) -> Judgement:
+    """best: (step, epoch, value) of the best evaluation, None without one. What cannot be read is left out."""
+    losses = curves.get(("validation", "loss"))
+    if best is None:
+        return Judgement(judge(None, validation_loss=losses))
+    step = best[0]
+    figures = _figures_at(curves, step)
+    predictions = _predictions(run, step, figures)
+    found, baselines = _compare(predictions, figures, curves)
+    series = curves["validation", metric]
+    at = series.steps.astype(int).tolist().index(step)
+    calibrated = calibration(predictions) if predictions else None
+    roc, precision = threshold_curves(predictions) if predictions else ([], [])
+    evaluated = Evaluated(
+        metric,
+        mode,
+        [float(value) for value in series.values],
+        at,
+        {name: values[metric] for name, values in baselines.items() if metric in values},
+        found.get(metric),
+        len(predictions) if predictions else 0,
+    )
+    verdict = judge(evaluated, validation_loss=losses, calibration_error=calibrated.error if calibrated else None)
+    names = sorted(figures, key=lambda name: (name != metric, name == "loss"))
+    rows = tuple(
+        Row(
+            name,
+            figures[name],
+            found.get(name),
+            {of: values[name] for of, values in baselines.items() if name in values},
+        )
+        for name in names
+    )
+    columns, examples = tuple(baselines), len(predictions) if predictions else 0
+    return Judgement(verdict, rows, columns, examples, calibrated, tuple(roc), tuple(precision))
+
+
+def _figures_at(curves: Curves, step: int) -> dict[str, float]:
+    """The figures of the validation split at one step."""
+    figures = {}
+    for (split, name), series in curves.items():
+        steps = series.steps.astype(int).tolist()
+        if split == "validation" and step in steps:
+            figures[name] = float(series.values[steps.index(step)])
+    return figures
+
+
+def _predictions(run: Run, step: int, figures: Mapping[str, float]) -> Predictions | None:
+    path = run.predictions / f"validation-step-{step:08d}.jsonl"
+    return read_predictions(path, prediction_fields(figures), _class_names(run))
+
+
+def _class_names(run: Run) -> list[str]:
+    """Of artifacts.json, which the report reads as data; [] where there are none or it is damaged."""
+    try:
+        classes = json.loads((run.artifacts / "artifacts.json").read_text(encoding="utf-8"))["classes"]
+        return [str(name) for name in classes["names"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _compare(
+    predictions: Predictions | None, figures: Mapping[str, float], curves: Curves
+) -> tuple[dict[str, Interval], dict[str, dict[str, float]]]:
+    """(intervals, baseline -> its figures)."""
+    baselines: dict[str, dict[str, float]] = {}
+    found: dict[str, Interval] = {}
+    if predictions is not None:
+        found = intervals(predictions, figures)
+        name, values = baseline(predictions, figures)
+        if values:
+            baselines[name] = values
+    untuned: dict[str, Any] = _figures_at(curves, 0)
+    if untuned:
+        baselines[UNTUNED] = untuned
+    return found, baselines

@@ -1,0 +1,72 @@
+"""The samples of a run: what the model said of the same examples before and after training, with pictures as thumbnails."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from finetune.tracking.journal import list_tables, read_table
+from finetune.tracking.report.tables import shorten
+from finetune.tracking.run import Run
+
+THUMBNAIL = 320  # pixels of the longer side
+PICTURE_BYTES = 350_000  # of all thumbnails of a page together
+QUALITY = 72
+EMPTY = "(empty)"
+
+Sample = dict[str, Any]
+
+
+def pair_samples(run: Run) -> list[Sample]:
+    """One entry per sample: {"input", "expected", "before", "after"} as far as they are known, an empty reply as EMPTY;
+    "pictures": {"before", "after"} -> a data URI.
+    """
+    pairs: dict[str, Sample] = {}
+    budget = PICTURE_BYTES
+    files = [path for path, name, _ in list_tables(run.tables) if name == "samples"]
+    for path in files:
+        try:
+            columns, rows = read_table(path)
+        except (OSError, ValueError):
+            continue
+        for row in rows:
+            cells = dict(zip(columns, row, strict=False))
+            pair = pairs.setdefault(str(cells.get("id", len(pairs))), {"pictures": {}})
+            when = str(cells.get("when") or ("before" if path == files[0] and len(files) > 1 else "after"))
+            pair.update({key: _said(cells[key]) for key in ("input", "expected") if key in cells})
+            pair[when] = _said(cells.get("predicted", ""))
+            picture = thumbnail(_inside(run, cells.get("picture")))
+            if picture and len(picture) <= budget:
+                pair["pictures"][when] = picture
+                budget -= len(picture)
+    return list(pairs.values())
+
+
+def _said(value: Any) -> str:
+    text = shorten(value)
+    return text if text.strip() else EMPTY
+
+
+def _inside(run: Run, name: Any) -> Path | None:
+    """The file of that name in the run's own pictures; the run may have been moved since the name was written."""
+    if not isinstance(name, str) or not name:
+        return None
+    return run.predictions / "pictures" / Path(name).name
+
+
+def thumbnail(path: Path | None) -> str:
+    """A picture of the run, made small, as a data URI; "" where there is none or it cannot be read."""
+    if path is None or not path.is_file():
+        return ""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, "JPEG", quality=QUALITY)
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        return ""
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

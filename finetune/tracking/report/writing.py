@@ -1,0 +1,133 @@
+"""report.html: one file that summarizes a run, made from the run folder alone, while it trains or afterwards."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from finetune.recipe.secrets import mask
+from finetune.tracking.atomic_files import publish_text
+from finetune.tracking.console import figure
+from finetune.tracking.journal import read_rows
+from finetune.tracking.report.confusion import confusion_cells
+from finetune.tracking.report.curves import draw_charts, draw_scores
+from finetune.tracking.report.headline import (
+    best_evaluation,
+    duration,
+    headline,
+    metric_of,
+    mode_of,
+    status_of,
+    subtitle,
+)
+from finetune.tracking.report.judging import judge_run
+from finetune.tracking.report.samples import pair_samples
+from finetune.tracking.report.sessions import costs, timeline
+from finetune.tracking.report.tables import choose_tables, clip, drop_class_numbers, shorten
+from finetune.tracking.retention import stored_checkpoints
+from finetune.tracking.run import Run
+from finetune.tracking.series import collect_series
+from finetune.units import format_bytes
+
+_OWN_SECTION = ("confusion_matrix", "per_class", "samples", "worst_examples")
+FOLDER = Path(__file__).parent
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write <run_dir>/report.html and return its path. The run may be unfinished, or have no evaluations.
+
+    The page needs no network; its only script is page.js, which a policy inside the page allows by its hash.
+    Raises: UserError if run_dir is no run folder; FinetuneError if the file cannot be written.
+    """
+    run = Run.open(run_dir)
+    facts = run.read()
+    curves = collect_series(read_rows(run.metrics_file))
+    metric = metric_of(run, facts)
+    best = best_evaluation(run, facts, curves, metric)
+    best_step = None if best is None else best[0]
+    tables = choose_tables(run, best_step)
+    judgement = judge_run(run, curves, metric, mode_of(run, metric), best)
+    interval = next((row.interval for row in judgement.rows if row.metric == metric), None)
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            name=facts.get("name", run.name),
+            id=run.id,
+            status=status_of(run, facts),
+            subtitle=subtitle(facts),
+            judgement=judgement,
+            cards=headline(run, facts, curves, metric, best, interval),
+            charts=draw_charts(curves, facts),
+            scores=draw_scores(judgement),
+            confusion=confusion_cells(tables.get("confusion_matrix")),
+            per_class=clip(tables.get("per_class")),
+            samples=pair_samples(run),
+            best_step=best_step,
+            worst=clip(drop_class_numbers(tables.get("worst_examples"))),
+            other={name: clip(table) for name, table in tables.items() if name not in _OWN_SECTION},
+            sessions=timeline(facts, time.time()),
+            costs=costs(facts, curves, duration(facts, curves)),
+            checkpoints=list_checkpoints(run),
+            machine=_machine(facts),
+            versions=facts.get("versions", {}),
+            facts=_flat(facts.get("facts", {})),
+            recipe=mask(run.recipe_file.read_text(encoding="utf-8")) if run.recipe_file.is_file() else "",
+            wandb=facts.get("wandb", {}),
+            figure=figure,
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        )
+    )
+    publish_text(run.report_file, page)
+    return run.report_file
+
+
+def list_checkpoints(run: Run) -> list[dict[str, str]]:
+    """Complete checkpoints by step: name, size, and whether it is the latest or the best."""
+    return [
+        {"name": one.path.name, "size": format_bytes(one.num_bytes), "marks": ", ".join(one.labels)}
+        for one in stored_checkpoints(run)
+        if one.complete
+    ]
+
+
+def _machine(facts: Mapping[str, Any]) -> dict[str, str]:
+    machine = dict(facts.get("machine", {}))
+    if "memory_bytes" in machine:
+        machine["memory"] = format_bytes(machine.pop("memory_bytes"))
+    gpus = machine.pop("gpus", None) or []
+    machine["GPUs"] = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "none"
+    return {key: str(value) for key, value in machine.items()}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"examples": {"train": 5}} -> {"examples.train": "5"}."""
+    flat: dict[str, str] = {}
+    for key, item in value.items():
+        if key == "versions":
+            continue
+        if isinstance(item, Mapping):
+            flat |= _flat(item, f"{prefix}{key}.")
+        elif isinstance(item, int) and not isinstance(item, bool):
+            flat[f"{prefix}{key}"] = f"{item:,}"
+        else:
+            flat[f"{prefix}{key}"] = shorten(item)
+    return flat
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
