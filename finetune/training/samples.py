@@ -37,7 +37,8 @@ class Samples:
         """pictures: the folder that pictures are saved in. count: how many examples are shown."""
         self.task, self.artifacts, self.engine, self.session = task, artifacts, engine, engine.session
         self.listener, self.telemetry, self.count = listener, telemetry, count
-        self.pictures = Pictures(pictures) if self.session.is_main else None
+        self.folder = Pictures(pictures) if self.session.is_main else None
+        self.pictures: Pictures | None = None  # of the samples that are being taken
 
     def show(self, datasets: Mapping[str, Examples], when: str, step: int) -> None:
         """A table "samples" of the validation split, or of the training split where there is none. All ranks call it.
@@ -48,8 +49,10 @@ class Samples:
         chosen = [examples[index] for index in range(min(self.count, len(examples)))]
         if not chosen:
             return
+        self.pictures = self.folder.below(when) if self.folder is not None else None
         shown = self._sample_together(chosen) if self._communicates else self._sample_alone(chosen)
-        if self.pictures is not None and self.pictures.problem:
+        if self.folder is not None and self.pictures is not None and self.pictures.problem:
+            self.folder.problem = self.pictures.problem
             self.telemetry.switch_off("drawing samples", self.pictures.problem)
         if self.session.is_main and shown:
             columns = ["when", *shown[0]]

@@ -51,6 +51,12 @@ class Pictures:
     def __init__(self, folder: Path) -> None:
         self.folder, self.problem = folder, ""
 
+    def below(self, name: str) -> Pictures:
+        """A folder inside of this one, which has failed where this one has."""
+        inner = Pictures(self.folder / name)
+        inner.problem = self.problem
+        return inner
+
     def save(self, name: str, draw: Callable[[], Any]) -> dict[str, str]:
         """{"picture": path} once `draw` gave an image and it was saved; {} from the first failure on."""
         if self.problem:

@@ -52,10 +52,11 @@ def _said(value: Any) -> str:
 
 
 def _inside(run: Run, name: Any) -> Path | None:
-    """The file of that name in the run's own pictures; the run may have been moved since the name was written."""
-    if not isinstance(name, str) or not name:
+    """The file in the run's own pictures/ or a folder of it; the run may have been moved since the name was written."""
+    if not isinstance(name, str) or "pictures" not in Path(name).parts:
         return None
-    return run.predictions / "pictures" / Path(name).name
+    *_, folder, file = Path(name).parts
+    return run.predictions / "pictures" / ("" if folder == "pictures" else folder) / file
 
 
 def thumbnail(path: Path | None) -> str:

@@ -1,5 +1,7 @@
 """report.html: self-contained, escaped, right figures; from a half-done run, from 200,000 rows, from odd files."""
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -168,12 +170,17 @@ def test_nothing_in_the_page_runs_or_asks_the_network(run):
     whole_run(run)
     page = Page(write_report(run.path))
     assert EVIL in page.text, "shown as it is"
-    assert not {"script", "img", "iframe", "object", "embed", "link", "base", "form"} & set(page.tags)
+    assert not {"img", "iframe", "object", "embed", "link", "base", "form"} & set(page.tags)
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", run.report_file.read_text(encoding="utf-8"), re.DOTALL)
+    code = [text for attributes, text in scripts if not attributes]
+    assert all(attributes in ("", ' type="application/json"') for attributes, _ in scripts) and len(code) == 1
+    digest = base64.b64encode(hashlib.sha256(code[0].encode()).digest()).decode()
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     addresses = [value for name, value in page.attributes if name in ("href", "src", "xlink:href", "action")]
     assert all(value.startswith("#") for value in addresses)
     policy = [value for name, value in page.attributes if name == "content" and "default-src" in value]
     assert policy and policy[0].startswith("default-src 'none'")
+    assert policy[0].endswith(f"script-src 'sha256-{digest}'"), "no other script runs"
     assert not re.search(r"url\((?!#)|@import", run.report_file.read_text(encoding="utf-8"))
 
 
@@ -234,7 +241,11 @@ def test_many_classes_and_multi_label_tables(run):
     names = [f"c{index}" for index in range(40)]
     rows = [[name, *(9 if at == index else 0 for at in range(40))] for index, name in enumerate(names)]
     journal.table("confusion_matrix", step=1, columns=["reference", *names], rows=rows)
-    assert Page(write_report(run.path)).tags.count("td") >= 1600
+    page = Page(write_report(run.path))
+    assert page.tags.count("rect") >= 40 and "No example of one class was taken for another" in page.words
+    rows[3][8] = 7  # c3 was taken for c7
+    journal.table("confusion_matrix", step=1, columns=["reference", *names], rows=rows)
+    assert "c3 c7 7 44%" in Page(write_report(run.path)).words
     journal.table("confusion_matrix", step=2, columns=["label", "true_negative"], rows=[["spam", 12]])
     assert "true_negative" in Page(write_report(run.path)).text
     journal.table("per_class", step=2, columns=["label", "support"], rows=[[f"k{i}", i] for i in range(1000)])
@@ -255,22 +266,33 @@ def test_shares_of_a_step_are_drawn_where_they_were_traced(run):
     shares = [chart for chart in draw_charts(collect_series(read_rows(run.metrics_file)), {}) if "time" in chart.title]
     assert [chart.title for chart in shares] == ["Step time breakdown"]
     for label in ("compute", "communication", "waiting for the slowest rank", "waiting for data"):
-        assert label in shares[0].svg
-    assert "GPU" not in shares[0].svg
+        assert label in shares[0].drawing.svg and label in dict(shares[0].drawing.legend)
+    assert "GPU" not in shares[0].drawing.svg
 
 
 def test_charts_take_what_comes():
     def series(*values):
         return Series(np.arange(len(values), dtype=float), np.full(len(values), np.nan), np.array(values, dtype=float))
 
-    assert draw_chart("empty", [Line("a", series())]) == ""
+    assert not draw_chart("empty", [Line("a", series())])
     one = draw_chart("one", [Line("a", series(0.0))], zero=True)
-    assert one.startswith("<svg viewBox=") and 'aria-label="one: a"' in one and "var(--series-1)" in one
+    assert one.svg.startswith("<svg viewBox=") and 'aria-label="one: a 0"' in one.svg and "var(--series-1)" in one.svg
     labelled = draw_chart("$x$", [Line("$a_b$ <b>", series(1, 2), points=True), Line("_hidden", series(1, 2))])
-    assert "$a_b$ &lt;b&gt;" in labelled and "<b>" not in labelled
+    assert "$a_b$ &lt;b&gt; from 1 to 2" in labelled.svg and "<b>" not in labelled.svg + labelled.data
+    assert labelled.legend == (("$a_b$ <b>", "--series-1"), ("_hidden", "--series-2"))
+    assert json.loads(labelled.data)["lines"][0]["points"] == [[0.0, 1.0], [1.0, 2.0]]
     wide = draw_chart("wide", [Line("a", series(*np.geomspace(1e-3, 1e3, 50)))])
-    assert "mathdefault" not in wide and ">100<" in wide
-    assert not re.search(r"#0a0b", one + labelled + wide), "every colour is the page's"
+    assert "mathdefault" not in wide.svg and ">100<" in wide.svg and json.loads(wide.data)["log"]
+    assert not re.search(r"#0a0b", one.svg + labelled.svg + wide.svg), "every color is the page's"
+
+
+def test_two_points_that_lie_close_do_not_fill_the_axis():
+    steps = np.array([1.0, 2.0])
+    close = draw_chart(
+        "Metrics", [Line("accuracy", Series(steps, steps, np.array([0.71, 0.72])), points=True)], share=True
+    )
+    low, high = json.loads(close.data)["y"]
+    assert high - low == pytest.approx(0.22) and low < 0.71 < 0.72 < high
 
 
 def test_smoothing_keeps_the_ends_and_the_mean():
