@@ -46,6 +46,7 @@ def serve(
     host: str,
     port: int,
     replicas: int | None,
+    layers: int,
     api_key_env: str,
     allow_unauthenticated: bool,
     allow_hosts: Sequence[str],
@@ -53,8 +54,9 @@ def serve(
 ) -> int:
     """Serve until a signal; returns the exit code.
 
-    replicas: None for one on each GPU. api_key_env: name of the variable that holds the key, "" for none. allow_hosts:
-    further names that the Host header may have. limits: fields of Limits. Raises: UserError, TrainingFailed.
+    replicas: None for one on each GPU, or on each group of `layers` GPUs, which share the layers of one copy.
+    api_key_env: name of the variable that holds the key, "" for none. allow_hosts: further names that the Host header may
+    have. limits: fields of Limits. Raises: UserError, TrainingFailed.
     """
     check_installed()
     from finetune.inference.serving.guard import LOCAL_NAMES, Gate, is_loopback
@@ -70,8 +72,8 @@ def serve(
         )
     hosts = {*LOCAL_NAMES, host.lower(), *map(str.lower, allow_hosts)} if is_loopback(host) or allow_hosts else set()
     checked = Limits(**limits)
-    gpus = count_gpus()
-    count = replicas or max(1, gpus)
+    places = place_replicas(replicas, layers, count_gpus())
+    count = len(places)
     sock = bind(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
     print_line(f"loading {source.source} ({format_number(count, 'replica')})")
@@ -80,7 +82,7 @@ def serve(
         serving = Serving(
             sock,
             _service_maker(checked, Gate(key, hosts)),
-            _pool_opener(source, count, gpus, address, secret=api_key_env),
+            _pool_opener(source, places, address, secret=api_key_env),
             print_line,
         )
         return await serving.run()
@@ -89,6 +91,23 @@ def serve(
         return asyncio.run(run())
     finally:
         sock.close()
+
+
+def place_replicas(replicas: int | None, layers: int, gpus: int) -> list[list[int]]:
+    """Numbers of the GPUs of each replica: 2 replicas of 2 GPUs each -> [[0, 1], [2, 3]]; [] for one on the CPU.
+
+    Several replicas may share a GPU, but not with a copy whose layers are spread. Raises: UserError for too few GPUs.
+    """
+    if layers == 1:
+        return [[number % gpus] if gpus else [] for number in range(replicas or max(1, gpus))]
+    count = replicas or max(1, gpus // layers)
+    if count * layers > gpus:
+        raise UserError(
+            f"{count} replicas on {layers} GPUs each need {count * layers} GPUs, and there are {gpus}",
+            where="--layers",
+            remedy="Use fewer of them, or a quantized model (--quantization 4bit).",
+        )
+    return [list(range(number * layers, (number + 1) * layers)) for number in range(count)]
 
 
 def check_installed() -> None:
@@ -132,13 +151,15 @@ def _service_maker(limits: Limits, gate: Any) -> Callable[[Any], Service]:
     return make
 
 
-def _pool_opener(source: ServedSource, count: int, gpus: int, address: str, *, secret: str) -> Callable[[Any], Any]:
+def _pool_opener(
+    source: ServedSource, places: Sequence[Sequence[int]], address: str, *, secret: str
+) -> Callable[[Any], Any]:
     from finetune.inference.serving.pool import ReplicaPool
 
-    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+    threads = str(max(1, len(os.sched_getaffinity(0)) // len(places)))
 
     def start(number: int, sock: socket.socket) -> subprocess.Popen[bytes]:
-        given = {**asdict(source), "device": f"cuda:{number % gpus}" if gpus else "cpu"}
+        given = {**asdict(source), "gpus": list(places[number])}
         environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **os.environ}
         environment.pop(secret, None)
         return subprocess.Popen(
@@ -151,7 +172,7 @@ def _pool_opener(source: ServedSource, count: int, gpus: int, address: str, *, s
         )
 
     async def open_pool(failed: Callable[[FinetuneError], None]) -> ReplicaPool:
-        pool = ReplicaPool(start, count, notify=say, failed=failed)
+        pool = ReplicaPool(start, len(places), notify=say, failed=failed)
         asyncio.ensure_future(_announce(pool, address))  # noqa: RUF006 - ends with the loop
         return pool
 

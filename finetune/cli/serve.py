@@ -51,6 +51,12 @@ def serve(
             help="Copies of the model, a process each. Default: one on each GPU.",
         ),
     ] = None,
+    layers: Annotated[
+        int,
+        typer.Option(
+            "--layers", min=1, max=64, metavar="N", help="GPUs that share the layers of one copy of the model."
+        ),
+    ] = 1,
     checkpoint: Checkpoint = "best",
     precision: Annotated[
         Precision | None, typer.Option("--precision", help="Of weights and computation. Default: as it was trained.")
@@ -135,6 +141,7 @@ def serve(
             host=host,
             port=port,
             replicas=replicas,
+            layers=layers,
             api_key_env=api_key_env,
             allow_unauthenticated=allow_unauthenticated,
             allow_hosts=list(allow_host or ()),

@@ -20,6 +20,7 @@ from finetune.inference.serving.replica import Replica
 from finetune.inference.serving.served_model import ServedModel
 from finetune.inference.serving.warm_up import warm_up
 from finetune.inference.serving.writer import Writer
+from finetune.models.placement import Placement
 from finetune.tasks.batch import RecordOptions
 from finetune.terminal import print_bug, say
 
@@ -33,13 +34,15 @@ def work(sock: socket.socket, given: Mapping[str, Any]) -> int:
     """Answer until the front process closes the connection; returns an exit code."""
 
     async def open_replica(ran: Callable[[BatchRun], None], broken: Callable[[BaseException], None]) -> Replica:
+        gpus = given["gpus"]
         asked = open_model(
             given["source"],
             checkpoint=given["checkpoint"],
             task=given["task"],
             precision=given["precision"],
             quantization=given["quantization"],
-            device=given["device"],
+            device=f"cuda:{gpus[0]}" if gpus else "cpu",
+            placement=Placement(layers=tuple(gpus)) if len(gpus) > 1 else None,
             trust_remote_code=given["trust_remote_code"],
             notify=say,
         )

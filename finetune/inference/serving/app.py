@@ -15,7 +15,7 @@ from finetune.inference.serving.asked_rows import AskedRows, parse_rows
 from finetune.inference.serving.backend import Backend
 from finetune.inference.serving.faults import RequestFault
 from finetune.inference.serving.guard import Gate, Guard
-from finetune.inference.serving.intake import Admission, read_body, while_connected
+from finetune.inference.serving.intake import Admission, Bodies, read_body, while_connected
 from finetune.inference.serving.limits import Limits
 from finetune.inference.serving.messages import BatchRun, Record
 from finetune.inference.serving.metrics import Metrics
@@ -44,6 +44,7 @@ class Service:
     def __post_init__(self) -> None:
         self.rows = Admission("rows", self.limits.waiting)
         self.texts = Admission("texts", self.limits.writing)
+        self.bodies = Bodies(self.limits.bodies_bytes)
         metrics = self.metrics
         metrics.gauge("finetune_waiting_rows", "Rows that are accepted and not yet answered.", lambda: self.rows.count)
         metrics.gauge(
@@ -98,12 +99,13 @@ class Service:
     async def predict(self, request: Request) -> Response:
         """Records for rows; see asked_rows.py for the forms of the body."""
         facts = self.backend.facts
-        body = await read_body(request, self.limits)
-        content_type = request.headers.get("content-type", "")
-        asked = parse_rows(content_type, body, _query(request), facts, self.limits)
-        del body
-        with self.rows.hold(max(1, len(asked.rows))):
-            records = await while_connected(request, self._predict(asked), self.limits.answer_seconds)
+        with self.bodies.hold() as take:
+            body = await read_body(request, self.limits, take)
+            content_type = request.headers.get("content-type", "")
+            asked = parse_rows(content_type, body, _query(request), facts, self.limits)
+            del body
+            with self.rows.hold(max(1, len(asked.rows))):
+                records = await while_connected(request, self._predict(asked), self.limits.answer_seconds)
         for record in records:
             if "error" in record:
                 self.metrics.errors.add(kind=record["error"]["kind"])
@@ -131,7 +133,7 @@ def _query(request: Request) -> dict[str, str]:
 
 def build_app(service: Service) -> Guard:
     """The ASGI application."""
-    openai = OpenAIEndpoints(service.backend, service.limits, service.texts, service.metrics)
+    openai = OpenAIEndpoints(service.backend, service.limits, service.texts, service.bodies, service.metrics)
     pages = Pages(service.backend, service.limits, has_key=bool(service.gate.key))
     posts: dict[str, Endpoint] = {
         "/predict": service.predict,

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -25,8 +25,8 @@ REMEMBERED_SECONDS = 10.0
 LONGEST_WAIT = 60  # seconds that a client is asked to wait
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """The whole body. Raises: RequestFault (400, 408 or 413), ClientGone."""
+async def read_body(request: Request, limits: Limits, take: Callable[[int], None]) -> bytes:
+    """The whole body. take: see Bodies. Raises: RequestFault (400, 408, 413 or 429), ClientGone."""
     stated = request.headers.get("content-length", "")
     if stated and not stated.isdecimal():
         raise malformed("Content-Length is not a number", param="content-length")
@@ -40,6 +40,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
                     raise ClientGone
+                take(len(message.get("body", b"")))
                 body += message.get("body", b"")
                 if len(body) > limits.body_bytes:
                     await _linger(request.receive)
@@ -100,6 +101,36 @@ async def while_connected(request: Request, work: Awaitable[Result], seconds: fl
             one.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await one
+
+
+class Bodies:
+    """Bytes of the bodies that are in memory: rows alone do not bound them, since a row may be an image."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.count = most, 0
+
+    @contextmanager
+    def hold(self) -> Iterator[Callable[[int], None]]:
+        """Gives a function that counts so many bytes more, until the context ends; it raises RequestFault (429) if other
+        requests have taken the room.
+        """
+        held = 0
+
+        def take(size: int) -> None:
+            nonlocal held
+            if self.count > held and self.count + size > self.most:
+                raise RequestFault(
+                    429,
+                    "busy",
+                    f"the requests that are being answered have {self.count / MIB:.0f} MiB",
+                    headers={"Retry-After": "2", "Connection": "close"},
+                )
+            self.count, held = self.count + size, held + size
+
+        try:
+            yield take
+        finally:
+            self.count -= held
 
 
 class Admission:

@@ -9,15 +9,17 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """body_bytes: of a request. rows: of a request. characters: of the texts of a row. pixels: of an image.
+    """body_bytes: of a request. bodies_bytes: of all requests that are read or answered now. rows: of a request.
 
-    waiting: rows that are accepted and not yet answered, over all requests. writing: the same for requests that
-    generate text. connections: open at once. header_seconds: for a request's head to arrive. body_seconds: for its body.
-    keep_alive_seconds: that an idle connection stays open. write_seconds: that a client may leave its answer unread.
-    answer_seconds: from the end of the body to the last row's answer. drain_seconds: for what is accepted, after SIGTERM.
+    characters: of the texts of a row. pixels: of an image. waiting: rows that are accepted and not yet answered, over all
+    requests. writing: the same for requests that generate text. connections: open at once.
+    header_seconds: for a request's head to arrive. body_seconds: for its body. keep_alive_seconds: that an idle connection
+    stays open. write_seconds: that a client may leave its answer unread. answer_seconds: from the end of the body to the
+    last row's answer. drain_seconds: for what is accepted, after SIGTERM.
     """
 
     body_bytes: int = 32 * MIB
+    bodies_bytes: int = 1024 * MIB
     rows: int = 1024
     characters: int = 500_000
     pixels: int = 40_000_000

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from finetune.inference.serving.backend import Backend
 from finetune.inference.serving.faults import RequestFault
-from finetune.inference.serving.intake import Admission, read_body, require_json, while_connected
+from finetune.inference.serving.intake import Admission, Bodies, read_body, require_json, while_connected
 from finetune.inference.serving.json_body import parse_json
 from finetune.inference.serving.limits import Limits
 from finetune.inference.serving.messages import ModelFacts, Piece, Sampling
@@ -28,8 +28,9 @@ STATUS = {"out_of_memory": 503, "failed": 500}  # of a reply's error, by its kin
 class OpenAIEndpoints:
     """Endpoints of models that write text; for others they are 404 and say where to ask."""
 
-    def __init__(self, backend: Backend, limits: Limits, texts: Admission, metrics: Metrics) -> None:
+    def __init__(self, backend: Backend, limits: Limits, texts: Admission, bodies: Bodies, metrics: Metrics) -> None:
         self._backend, self._limits, self._texts, self._metrics = backend, limits, texts, metrics
+        self._bodies = bodies
         self._started = int(time.time())
 
     async def models(self, request: Request) -> Response:
@@ -42,16 +43,19 @@ class OpenAIEndpoints:
         facts = self._writing_facts()
         if not facts.chats:
             raise RequestFault(404, "no_chat", "the model has no chat template: use /v1/completions")
-        require_json(request)
-        asked = read_chat(parse_json(await read_body(request, self._limits)), facts, self._limits)
+        asked = read_chat(await self._body(request), facts, self._limits)
         return await self._answer(request, asked, _Shape(facts.name, chat=True))
 
     async def complete(self, request: Request) -> Response:
         """What follows a prompt."""
         facts = self._writing_facts()
-        require_json(request)
-        asked = read_completion(parse_json(await read_body(request, self._limits)), facts, self._limits)
+        asked = read_completion(await self._body(request), facts, self._limits)
         return await self._answer(request, asked, _Shape(facts.name, chat=False))
+
+    async def _body(self, request: Request) -> Any:
+        require_json(request)
+        with self._bodies.hold() as take:  # what is kept of it is short: prompts have a limit of their own
+            return parse_json(await read_body(request, self._limits, take))
 
     def _writing_facts(self) -> ModelFacts:
         facts = self._backend.facts

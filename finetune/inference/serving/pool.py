@@ -167,11 +167,13 @@ class ReplicaPool:
             self._cancel([part])
 
     async def close(self) -> None:
-        """Close the connections, upon which replicas end; kill those that do not."""
+        """Close the connections, upon which replicas end; kill those that do not, and those that are still loading."""
         self._closing = True
         for link in self._links:
             if link.writer is not None:
                 link.writer.close()
+            if link.process is not None and not link.ready:
+                link.process.kill()
         deadline = asyncio.get_running_loop().time() + CLOSE_SECONDS
         while asyncio.get_running_loop().time() < deadline and any(self._running()):
             await asyncio.sleep(0.02)

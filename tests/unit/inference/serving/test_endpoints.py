@@ -125,6 +125,22 @@ def test_too_much_at_once_is_refused_with_when_to_come_again() -> None:
     assert small.service.rows.count == 0
 
 
+def test_bodies_of_all_requests_together_are_limited() -> None:
+    small = Small(limits=replace(LIMITS, bodies_bytes=3000, waiting=100))
+
+    async def use(client: httpx.AsyncClient) -> tuple[httpx.Response, ...]:
+        first = asyncio.ensure_future(client.post("/predict", json=[{"text": "sleep 0.2", "more": "a" * 2000}]))
+        while not small.backend.asked:
+            await asyncio.sleep(0.005)
+        refused = await client.post("/predict", json=[{"text": "b", "more": "a" * 2000}])
+        return await first, refused, await client.post("/predict", json=[{"text": "b", "more": "a" * 3500}])
+
+    first, refused, later = small.run(use)
+    assert fault(refused) == (429, "busy")
+    assert [answer.status_code for answer in (first, later)] == [200, 200]
+    assert small.service.bodies.count == 0
+
+
 def test_a_request_that_takes_too_long_ends() -> None:
     small = Small(limits=replace(LIMITS, answer_seconds=0.05))
     assert fault(small.post("/predict", [{"text": "sleep 5"}])) == (504, "slow_answer")
