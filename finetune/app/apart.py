@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -18,6 +20,7 @@ from typing import Any
 
 from finetune.distributed.launch import stop_signals
 from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError
+from finetune.recipe.machine import lacks_memory, memory_limit
 from finetune.terminal import lasting_streams
 
 PATIENCE = 1.0  # seconds between asking the child to end and ending it
@@ -73,7 +76,7 @@ def run_apart(target: str, *arguments: Any, doing: str) -> Any:
 def _unexplained(code: int, doing: str) -> FinetuneError:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     cause = "; the system may have run out of memory (see dmesg)" if code == -signal.SIGKILL else ""
-    remedy = "Run the same command to continue where it was."
+    remedy = " ".join(filter(None, (memory_limit(), "Run the same command to continue where it was.")))
     return TrainingFailed(f"the process that {doing} {how}{cause}", remedy=remedy)
 
 
@@ -89,6 +92,20 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
+def _portable(error: Exception) -> Exception:
+    """The exception as another process can raise it, with its traceback as a note."""
+    if lacks_memory(error) and memory_limit():
+        return TrainingFailed(f"not enough memory ({type(error).__name__}: {error})", remedy=memory_limit())
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an exception of a library that does not survive
+        other = RuntimeError(f"{type(error).__name__}: {error}")
+        other.add_note(error.__notes__[-1])
+        return other
+    return error
+
+
 def _run(sender: Any, target: str, arguments: tuple[Any, ...]) -> None:
     """In the child. Ctrl-C is its parent's to decide; SIGTERM, which it also gets at the end of its parent, ends it at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -102,8 +119,11 @@ def _run(sender: Any, target: str, arguments: tuple[Any, ...]) -> None:
     except FinetuneError as error:
         outcome = (False, error)
     except OSError as error:
-        if error.errno is None:
-            raise
-        outcome = (False, UserError(error.strerror or str(error), where=str(error.filename or "")))
+        if error.errno is None or lacks_memory(error):
+            outcome = (False, _portable(error))
+        else:
+            outcome = (False, UserError(error.strerror or str(error), where=str(error.filename or "")))
+    except Exception as error:  # its parent reports it
+        outcome = (False, _portable(error))
     sender.send(outcome)
     sender.close()

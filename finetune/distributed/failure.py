@@ -23,6 +23,7 @@ from finetune.errors import (
     TrainingFailed,
     UserError,
 )
+from finetune.recipe.machine import lacks_memory, memory_limit
 from finetune.recipe.secrets import mask_text
 
 # What an error says when another rank has ended.
@@ -106,7 +107,9 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
     echo = isinstance(error, RuntimeError) and any(sign in text.lower() for sign in _PEER_SIGNS)
     what = f"{type(error).__name__}: {text.splitlines()[0]}"
     remedy = ""
-    if "out of memory" in text.lower():
+    if lacks_memory(error) and memory_limit():
+        what, remedy = f"not enough memory ({what})", memory_limit()
+    elif lacks_memory(error):
         remedy = (
             "Set a smaller parallel.micro_batch, model.gradient_checkpointing: true or a higher ZeRO stage: "
             "the numbers stay the same."

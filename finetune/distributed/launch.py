@@ -27,6 +27,7 @@ import psutil
 from finetune.distributed.env import DistributedEnv, as_environ
 from finetune.distributed.failure import clear_failures, read_failures
 from finetune.errors import EXIT_STOPPED, FinetuneError, Stopped, TrainingFailed
+from finetune.recipe.machine import memory_limit
 from finetune.units import format_number
 
 SUPERVISED = (
@@ -288,7 +289,7 @@ def _killed(ends: dict[int, int]) -> FinetuneError | None:
     number, rank = killed[0]
     name = signal.Signals(number).name
     cause = "; the system may have run out of memory (see dmesg)" if name == "SIGKILL" else ""
-    remedy = "Run the same command to resume from the last checkpoint."
+    remedy = " ".join(filter(None, (memory_limit(), "Run the same command to resume from the last checkpoint.")))
     return TrainingFailed(f"was killed by {name}{cause}", where=f"rank {rank}", remedy=remedy)
 
 
@@ -297,7 +298,8 @@ def _unexplained(code: int, logs: Path, said_from: int) -> FinetuneError:
     lines = [line.strip() for line in _said(logs, said_from).splitlines()]
     errors = [line for line in lines if re.match(r"\w*(Error|Exception)\b.*:", line)]
     last = (errors or [line for line in lines if line.strip("=-")] or ["nothing was printed"])[-1]
-    return TrainingFailed(f"the processes ended with code {code}: {last}", where=str(logs / "launcher.log"))
+    what = f"the processes ended with code {code}: {last}"
+    return TrainingFailed(what, where=str(logs / "launcher.log"), remedy=memory_limit())
 
 
 def _said(logs: Path, said_from: int) -> str:

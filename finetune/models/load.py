@@ -146,11 +146,9 @@ def _build_random(kind: Any, auto_class: Any, model: ModelSection, config: PreTr
         config._attn_implementation = model.attention
     if model.init_device == "gpu":
         return _build_on_device(kind, model, config, seed)
-    if kind is None:
-        return auto_class.from_config(config, trust_remote_code=True)
-    # The constructor itself, not from_config: that one shards under ZeRO-3 and then draws other random numbers.
+    # Whole on every rank: from_config shards under ZeRO-3, and then draws other random numbers.
     with _unsharded():
-        return kind(config)
+        return auto_class.from_config(config, trust_remote_code=True) if kind is None else kind(config)
 
 
 def _build_on_device(kind: Any, model: ModelSection, config: PreTrainedConfig, seed: int) -> Any:

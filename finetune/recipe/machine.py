@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from pathlib import Path
 
+from finetune.units import format_bytes
+
+_ADDRESS_LIMIT = resource.getrlimit(resource.RLIMIT_AS)[0]  # as this process was started
+_MEMORY_SIGNS = (
+    "out of memory",
+    "cannot allocate memory",
+    "can't allocate memory",
+    "failed to map segment",
+    "bad_alloc",
+    "can't start new thread",
+    "os error 12",
+)
 _GPU_SIGNS = ("/dev/nvidia0", "/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/kfd", "/dev/dxg")
 
 
@@ -24,6 +37,19 @@ def count_gpus() -> int:
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip()])
     return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory could not be had, in any of the ways in which libraries say so."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_SIGNS)
+
+
+def memory_limit() -> str:
+    """A sentence on the limit that the shell sets to the address space of each process; "" if there is none."""
+    if _ADDRESS_LIMIT == resource.RLIM_INFINITY:
+        return ""
+    return f"Each process may use {format_bytes(_ADDRESS_LIMIT)} of address space here: raise the limit (ulimit -v)."
 
 
 def reach_own_programs() -> None:

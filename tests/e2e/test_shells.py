@@ -91,3 +91,14 @@ def test_of_two_starts_at_the_same_instant_one_trains_in_a_folder(workplace, tmp
         assert "the run is being trained by process" in told
     else:
         assert codes == [0, 0] and len(runs) == 2, told
+
+
+def test_a_limit_of_the_address_space_is_named(workplace, tmp_path):
+    line = finetune_line("train", "tiny.yaml", "--run-dir", str(tmp_path / "run"), *SETS)
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    script = ["-c", f"ulimit -v 400000; {line}"]
+    with start_finetune(script, folder=workplace, program=("bash",), environment=environment) as running:
+        ended = running.wait(MINUTES)
+    assert ended.code == 1 and "Traceback" not in ended.output, ended.output
+    assert "error: not enough memory (" in ended.output and "(ulimit -v)" in ended.output, ended.output
+    assert not (tmp_path / "run").exists(), "nothing half"
