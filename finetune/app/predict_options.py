@@ -6,10 +6,16 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from finetune.errors import UserError
+
 # Not part of what is asked: the same output goes on with other values of them.
 HOW = frozenset(("processes", "max_errors", "restarts", "wandb"))
 # In the manifest under names of their own.
 NAMED = frozenset(("model", "data", "output", "checkpoint"))
+
+
+WANDB = ("auto", "online", "offline", "off")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class PredictOptions:
     logprobs: bool = False
     keep: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    embed: bool = False
+    normalize: bool = False
     task: str = ""
     tile: int | None = None
     overlap: float | None = None
@@ -85,3 +93,19 @@ class PredictOptions:
         """What answers depend on besides model and data, as JSON values."""
         chosen = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in HOW | NAMED}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+
+
+def check_options(options: PredictOptions) -> None:
+    """Raises: UserError for a value that is none of those possible, or options that exclude each other."""
+    for name, value, possible in (("wandb", options.wandb, WANDB), ("precision", options.precision, PRECISIONS)):
+        if value is not None and value not in possible:
+            raise UserError(
+                f"{value!r} is not possible", where=f"--{name}", remedy=f"Use one of {', '.join(possible)}."
+            )
+    if options.normalize and not options.embed:
+        raise UserError("only embeddings are normalized", where="--normalize", remedy="Add --embed, or leave it out.")
+    if options.embed and (options.tile or options.block):
+        remedy = "Leave out --tile and --block."
+        raise UserError("embeddings of pieces are not merged into one", where="--embed", remedy=remedy)
+    if options.data.count("-") > 1:
+        raise UserError("standard input is given twice", where="--data", remedy="Name - once.")

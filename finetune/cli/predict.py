@@ -52,6 +52,10 @@ def predict(
             "--columns", metavar="ROLE=COLUMN", help="Column of a role, such as text=review. Can be repeated."
         ),
     ] = None,
+    embed: Annotated[
+        bool, typer.Option("--embed", help="Embeddings of an encoder (mean of its last states) in place of answers.")
+    ] = False,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Embeddings of length 1.")] = False,
     task: Annotated[
         str, typer.Option("--task", metavar="NAME", help="Task of a model that was not trained by finetune.")
     ] = "",
@@ -129,7 +133,7 @@ def predict(
     the same command goes on where it was, on the same or another number of ranks.
     """
     from finetune.app.dispatch import run_verb
-    from finetune.app.predict_options import PredictOptions
+    from finetune.app.predict_options import PredictOptions, check_options
 
     options = PredictOptions(
         model=model,
@@ -141,6 +145,8 @@ def predict(
         logprobs=logprobs,
         keep=tuple(keep or ()),
         columns=tuple(columns or ()),
+        embed=embed,
+        normalize=normalize,
         task=task,
         tile=tile,
         overlap=overlap,
@@ -164,4 +170,5 @@ def predict(
         restarts=restarts,
         wandb=wandb,
     )
+    check_options(options)
     run_verb("predict", options=options)

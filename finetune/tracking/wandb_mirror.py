@@ -112,7 +112,7 @@ class WandbMirror:
         wandb.setup(wandb.Settings(silent=True))  # otherwise it prints the account in use
         mode = self._recipe.tracking.wandb
         online = mode in ("auto", "online") and os.environ.get("WANDB_MODE", "online") == "online"
-        if online and not _has_key(wandb):
+        if online and not has_key(wandb):
             online = False
             if mode == "online":
                 self._say("W&B: no API key in WANDB_API_KEY or netrc (`wandb login` stores one); recording offline")
@@ -216,7 +216,7 @@ def _pictures(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[tup
     ]
 
 
-def _has_key(wandb: Any) -> bool:
+def has_key(wandb: Any) -> bool:
     """Whether there is an API key in the environment, or in netrc for the server that wandb is configured for."""
     if os.environ.get("WANDB_API_KEY"):
         return True

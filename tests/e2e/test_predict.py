@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -184,3 +185,80 @@ def test_what_cannot_go_on_is_refused(place, whole):
     assert not (place / "mine.jsonl.parts").exists()
     finished = run_finetune(arguments("strict.jsonl", "--max-errors", "1"), MINUTES, folder=place)
     assert finished.code == 0 and (place / "strict.jsonl").read_bytes() == whole
+
+
+BIN = Path(sys.executable).parent
+PLAIN = ("--mixed_precision", "no", "--dynamo_backend", "no", "-m", "finetune")
+LAUNCHERS = {
+    "accelerate": (
+        "accelerate",
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "PORT",
+        *PLAIN,
+    ),
+    "torchrun": ("torchrun", "--nproc_per_node", "2", "--master_port", "PORT", "-m", "finetune"),
+    "deepspeed": ("deepspeed", "--num_gpus", "2", "--master_port", "PORT", "--module", "finetune"),
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_foreign_launcher_writes_the_same_bytes(place, whole, launcher):
+    program, *words = LAUNCHERS[launcher]
+    if not (BIN / program).exists():
+        pytest.skip(f"{program} is not installed")
+    port = free_port()
+    command = [str(BIN / program), *(port if word == "PORT" else word for word in words)]
+    finished = run_finetune(arguments(f"{launcher}.jsonl"), MINUTES, folder=place, program=command)
+    assert finished.code == 0, finished.output
+    assert finished.output.count("rows answered") == 1 and "2 ranks" in finished.output, finished.output
+    assert (place / f"{launcher}.jsonl").read_bytes() == whole
+
+
+def test_two_agents_of_torchrun_write_the_same_bytes(place, whole):
+    """As on two machines that share a file system: each starts one rank."""
+    words = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", free_port()]
+    starts = [
+        start_finetune(
+            arguments("agents.jsonl"),
+            folder=place,
+            program=[str(BIN / "torchrun"), *words, "--node_rank", str(node), "-m", "finetune"],
+        )
+        for node in range(2)
+    ]
+    with starts[0] as first, starts[1] as second:
+        ends = first.wait(MINUTES), second.wait(MINUTES)
+    assert [end.code for end in ends] == [0, 0], ends
+    assert (place / "agents.jsonl").read_bytes() == whole
+
+
+def test_tasks_of_srun_write_the_same_bytes(place, whole):
+    """The variables that Slurm sets for each task; srun itself is not needed."""
+    common = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    common |= {
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_NODEID": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
+    tasks = [
+        start_finetune(
+            arguments("srun.jsonl"),
+            folder=place,
+            environment={**common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    with tasks[0] as first, tasks[1] as second:
+        ends = first.wait(MINUTES), second.wait(MINUTES)
+    assert [end.code for end in ends] == [0, 0], ends
+    assert (place / "srun.jsonl").read_bytes() == whole

@@ -25,6 +25,7 @@ from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.session import Session
 from finetune.errors import EmptyData, UserError
 from finetune.inference.answering import RowSplitter
+from finetune.inference.embedding import as_embedding, check_encoder
 from finetune.inference.example_cost import ExampleCost, chunk_budget
 from finetune.inference.pieces.options import PieceOptions
 from finetune.inference.pieces.splitter import make_splitter
@@ -37,9 +38,11 @@ from finetune.inference.prediction.outputs import RecordColumns, check_output_na
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.rank_loop import RankLoop
 from finetune.inference.prediction.relay import Relay, wait_for_figures
+from finetune.inference.prediction.scored_rows import measure_scored
 from finetune.inference.prediction.state import State
 from finetune.inference.prediction.windows import WINDOW_ROWS
 from finetune.inference.recording import record_fields
+from finetune.models.config import load_config
 from finetune.models.device import uses_cuda
 from finetune.recipe.data import SourceSection
 from finetune.tasks import load_task
@@ -80,7 +83,7 @@ def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) 
             return
         relay = reading.relay(session) if reading is not None else None
         model = load_found(found, precision=options.precision, quantization=options.quantization)  # type: ignore[arg-type]
-        answerer = model.answerer(
+        answerer = replace(model, task=prediction.recorder.task).answerer(
             budget=prediction.budget,
             notify=print_line if session.is_main else lambda line: None,
             **prediction.generation,
@@ -97,7 +100,9 @@ def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) 
             state = relay.wait()
             figures = wait_for_figures(session, own.to_dict())
             reading.progress.close()
-            report(parts, reading.before, state, figures, options, model.name)
+            metrics = model.plan.training.metrics
+            measured = measure_scored(parts.scored, metrics, model.task.metric_options(found.artifacts))
+            report(parts, reading.before, state, figures, options, model.name, measured)
         session.close()
 
 
@@ -147,6 +152,9 @@ class Prediction:
     @classmethod
     def of(cls, found: FoundModel, options: PredictOptions, parts: Parts) -> Prediction:
         task, artifacts = load_task(found.recipe.task), found.artifacts
+        if options.embed:
+            check_encoder(task.card.name, load_config(found.recipe.model), found.name)
+            task = as_embedding(task, normalize=options.normalize)
         record = RecordOptions(options.top_k, options.threshold, options.logprobs)
         splitter = make_splitter(task, artifacts, _pieces(options))
         return cls(

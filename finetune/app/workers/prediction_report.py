@@ -10,8 +10,10 @@ from typing import Any
 from finetune.app.predict_options import PredictOptions
 from finetune.inference.prediction.parts import Parts, disk_errors
 from finetune.inference.prediction.rank_loop import total_figures
+from finetune.inference.prediction.scored_rows import Measured, describe_measured
 from finetune.inference.prediction.state import State
 from finetune.terminal import ProgressLine, print_line
+from finetune.tracking.wandb_prediction import log_prediction
 from finetune.units import format_seconds
 
 
@@ -41,6 +43,7 @@ def report(
     ranks: Sequence[Mapping[str, Any]],
     options: PredictOptions,
     model: str,
+    measured: Measured,
 ) -> dict[str, Any]:
     """Print what was done and append it to the journal. Rank 0 only. before: the state at this start.
 
@@ -59,12 +62,18 @@ def report(
         "rows_per_second": round(rows_here / max(totals["seconds"], 1e-9), 3),
         **totals,
         "errors": state.errors,
+        "scored_rows": measured.rows,
+        **{f"metrics/{name}": value for name, value in measured.scalars.items()},
         "options": options.asked(),
     }
     with disk_errors(parts.journal), parts.journal.open("a", encoding="utf-8") as journal:
         journal.write(json.dumps(row, ensure_ascii=False) + "\n")
-    for line in _lines(row, state):
+    for line in (*_lines(row, state), *describe_measured(measured, state.rows)):
         print_line(line)
+    config = {"model": model, "data": row["data"], "output": row["output"], **row["options"]}
+    figures = {name: value for name, value in row.items() if name not in (*config, "options", "time", "errors")}
+    figures |= {f"errors/{kind}": count for kind, count in state.errors.items()}
+    log_prediction(parts.folder, options.wandb, config, figures, print_line)
     return row
 
 
