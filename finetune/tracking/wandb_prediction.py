@@ -11,7 +11,6 @@ from finetune.recipe.secrets import mask
 from finetune.tracking.atomic_files import plain
 from finetune.tracking.wandb_mirror import has_key
 
-MODES = ("auto", "online", "offline", "off")
 PROJECT = "finetune"
 INIT_SECONDS, FINISH_SECONDS = 20.0, 60.0
 
@@ -21,7 +20,7 @@ def log_prediction(
 ) -> None:
     """Record a run in `folder`/wandb; online if there is a key and a server can be reached, otherwise offline.
 
-    mode: one of MODES. Never fails: the journal of the prediction has the same figures.
+    mode: as in tracking.wandb of a recipe. Never fails: the journal of the prediction has the same figures.
     """
     if mode == "off" or os.environ.get("WANDB_MODE") == "disabled":
         return

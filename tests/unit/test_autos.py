@@ -13,6 +13,7 @@ SCHEMA = {f"recipe/{name}.py" for name in ("data", "evaluation", "model", "paral
 ALLOWED = {
     ("cli/train.py", ""): "--resume is a mode of running",
     ("app/train.py", ""): "--resume",
+    ("app/predict_options.py", ""): "--wandb is a mode of running",
     ("app/runs.py", "find_run"): "--resume",
     ("app/runs.py", "kept_run"): "--resume",
     ("app/supervise.py", "supervise"): "--resume",
