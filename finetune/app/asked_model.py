@@ -99,7 +99,12 @@ class AskedModel:
         return answerer
 
     def text_generator(
-        self, *, beams: int = 1, longest: int = 0, notify: Callable[[str], None] = lambda line: None
+        self,
+        *,
+        beams: int = 1,
+        longest: int = 0,
+        slots: int = 0,
+        notify: Callable[[str], None] = lambda line: None,
     ) -> TextGenerator:
         """Writes text with this model; see open_generator. Raises: UserError for a task that writes none."""
         if not self.writes_text:
@@ -110,7 +115,13 @@ class AskedModel:
                 remedy=f"Give a model of one of the tasks {writing}.",
             )
         return open_generator(
-            self.artifacts, self.module, beams=beams, longest=longest, autocast=self.autocast, notify=notify
+            self.artifacts,
+            self.module,
+            beams=beams,
+            longest=longest,
+            autocast=self.autocast,
+            slots=slots,
+            notify=notify,
         )
 
     @property

@@ -24,6 +24,7 @@ COMMANDS = (
     "cache",
     "evaluate",
     "predict",
+    "chat",
     "export",
     "report",
     "verify",

@@ -42,7 +42,14 @@ class CacheSize:
 
 
 def choose_cache_size(
-    config: Any, dtype: torch.dtype, device: torch.device, longest: int, *, memory: int | None = None, page: int = PAGE
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    longest: int,
+    *,
+    memory: int | None = None,
+    page: int = PAGE,
+    slots: int = 0,
 ) -> CacheSize:
     """config: of the text model. longest: tokens of the longest prompt and its reply. memory: bytes; None: a share of what
     is free on the device.
@@ -51,7 +58,8 @@ def choose_cache_size(
     requests are refused one by one.
     """
     on_gpu = device.type == "cuda"
-    slots, batch_tokens = (GPU_SLOTS, GPU_BATCH_TOKENS) if on_gpu else (CPU_SLOTS, CPU_BATCH_TOKENS)
+    slots = slots or (GPU_SLOTS if on_gpu else CPU_SLOTS)
+    batch_tokens = GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS
     if memory is None:
         memory = _free_memory(device)
     batch_tokens = max(slots, min(batch_tokens, slots * longest))

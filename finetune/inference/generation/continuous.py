@@ -65,6 +65,11 @@ class ContinuousGenerator:
         """Requests that are written at the same time."""
         return self.size.slots
 
+    @property
+    def most_tokens(self) -> int:
+        """See TextGenerator."""
+        return self.rules.most or self.rules.most_prompt
+
     def check(self, prompt: Sequence[int]) -> RowError | None:
         """See TextGenerator."""
         return self.rules.check(prompt)

@@ -28,6 +28,11 @@ class TextGenerator(Protocol):
         """Requests that are written at the same time; more of them wait."""
         ...
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that a prompt and its reply may have (of an encoder-decoder model, the prompt); 0: no limit."""
+        ...
+
     def check(self, prompt: Sequence[int]) -> RowError | None:
         """Why the prompt cannot be answered: empty, too_long, or bad_row for ids that the model does not have."""
         ...

@@ -6,6 +6,7 @@ of the model's ordinary forward pass.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,19 +38,21 @@ def open_generator(
     longest: int = 0,
     autocast: torch.dtype | None = None,
     memory: int | None = None,
+    slots: int = 0,
     notify: Callable[[str], None] = lambda line: None,
 ) -> TextGenerator:
     """The generator of a model that writes text, as `Task.build` makes it (causal_lm, preference, seq2seq).
 
     module: in evaluation mode on its device. An adapter stays unmerged. longest: tokens of the longest prompt with its
-    reply; 0: the model's length. memory: bytes for the cache; None: a share of what is free. notify: told which way is
+    reply; 0: the model's length. memory: bytes for the cache; None: a share of what is free. slots: requests at
+    the same time; 0: by the device. notify: told which way is
     used, and why.
     """
     model: Any = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
     rules = prompt_rules(artifacts, model)
     why = continuous_obstacle(model, beams)
     if not why:
-        generator, why = _open_continuous(model, rules, longest, autocast, memory)
+        generator, why = _open_continuous(model, rules, longest, autocast, memory, slots)
         if generator is not None:
             notify(
                 f"generation: continuous batching, up to {generator.slots} at a time, "
@@ -58,12 +61,13 @@ def open_generator(
             return generator
     notify(f"generation: generate on batches sorted by length, not continuous batching: {why}")
     encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
-    return StaticGenerator(model, rules, why, encoder_decoder=encoder_decoder, autocast=autocast)
+    return StaticGenerator(model, rules, why, encoder_decoder=encoder_decoder, autocast=autocast, slots=slots)
 
 
 def prompt_rules(artifacts: TaskArtifacts, model: Any) -> PromptRules:
     """What the model takes, from its configuration and its tokenizer."""
-    tokenizer, text = artifacts.processor, model.config.get_text_config()
+    tokenizer = copy.deepcopy(artifacts.processor)  # tokenizers do not like it if two threads use one
+    text = model.config.get_text_config()
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     positions = getattr(text, "max_position_embeddings", None)
     positions = positions if isinstance(positions, int) and positions > 0 else 0
@@ -83,13 +87,13 @@ def default_penalty(module: nn.Module) -> float:
 
 
 def _open_continuous(
-    model: Any, rules: PromptRules, longest: int, autocast: torch.dtype | None, memory: int | None
+    model: Any, rules: PromptRules, longest: int, autocast: torch.dtype | None, memory: int | None, slots: int
 ) -> tuple[ContinuousGenerator | None, str]:
     longest = min(longest, rules.most) if longest and rules.most else longest or rules.most or 4096
     page = _FLASH_PAGE if "flash" in str(model.config._attn_implementation) else PAGE
     try:
         size = choose_cache_size(
-            model.config.get_text_config(), model.dtype, model.device, longest, memory=memory, page=page
+            model.config.get_text_config(), model.dtype, model.device, longest, memory=memory, page=page, slots=slots
         )
         if size.tokens < (rules.most or size.tokens + 1):
             limited_by = (

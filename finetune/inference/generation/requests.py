@@ -51,7 +51,7 @@ class GenerationSettings:
         )
         for flag, value, is_right, allowed in checks:
             if not is_right:
-                raise UserError(f"{flag} is {value}", where=flag, remedy=f"It must be {allowed}.")
+                raise UserError(f"{value} is out of range", where=flag, remedy=f"It must be {allowed}.")
         if self.beams > 1 and self.temperature > 0:
             raise UserError(
                 "a beam search looks for the likeliest text and does not sample",

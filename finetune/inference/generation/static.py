@@ -64,6 +64,11 @@ class StaticGenerator:
         """Requests of a batch."""
         return self._slots
 
+    @property
+    def most_tokens(self) -> int:
+        """See TextGenerator."""
+        return self.rules.most or self.rules.most_prompt
+
     def check(self, prompt: Sequence[int]) -> RowError | None:
         """See TextGenerator."""
         return self.rules.check(prompt)

@@ -1,0 +1,171 @@
+"""`finetune chat`: a conversation with a model in the terminal, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from finetune.app.asked_model import open_model
+from finetune.app.chat_screen import ChatScreen
+from finetune.data.bad_rows import BadRow
+from finetune.errors import EXIT_FAILED
+from finetune.inference.answering import RowError
+from finetune.inference.generation.conversation import Conversation
+from finetune.inference.generation.generator import TextGenerator
+from finetune.inference.generation.requests import GenerationSettings, Reply
+from finetune.terminal import phase, say
+
+HELP = (
+    "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a reply, "
+    "a backslash at the end of a line continues it in the next"
+)
+NEW_TOKENS = 512  # of a reply, where the command does not say
+
+
+def chat(
+    source: str,
+    *,
+    checkpoint: str,
+    system: str,
+    new_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    repetition_penalty: float | None,
+    seed: int | None,
+    stops: list[str],
+    trust_remote_code: bool,
+) -> int:
+    """Talk until the end of the input; the exit code. See `open_model` for `source`, GenerationSettings for the rest.
+
+    Raises: UserError.
+    """
+    changes = {
+        "new_tokens": NEW_TOKENS if new_tokens is None else new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "stops": tuple(stops),
+    }
+    GenerationSettings(
+        **{name: value for name, value in changes.items() if value is not None}
+    )  # before a model is loaded
+    screen = ChatScreen()
+    with phase(f"loading {source}", say):
+        asked = open_model(source, checkpoint=checkpoint, trust_remote_code=trust_remote_code, notify=say)
+    settings = asked.generation_settings(**changes, beams=1)
+    generator = asked.text_generator(slots=1, notify=screen.note)
+    try:
+        conversation = Conversation(asked.task, asked.artifacts, system, prompt_limit(generator, settings))
+        screen.note(f"{asked.name}: {HELP}" if screen.interactive else asked.name)
+        return Chat(screen, conversation, generator, settings).run()
+    finally:
+        generator.close()
+
+
+def prompt_limit(generator: TextGenerator, settings: GenerationSettings) -> int:
+    """Tokens of a prompt beside which a reply fits, or half of the model's length where the reply is longer than that."""
+    most = generator.most_tokens
+    return most and max(most - settings.new_tokens, most // 2)
+
+
+class Chat:
+    """Turns of a conversation, one after the other."""
+
+    def __init__(
+        self, screen: ChatScreen, conversation: Conversation, generator: TextGenerator, settings: GenerationSettings
+    ) -> None:
+        self._screen, self._conversation = screen, conversation
+        self._generator, self._settings = generator, settings
+        self._turn = 0
+        self._failures = 0
+        self._left_out = 0
+        self._told: set[str] = set()
+
+    def run(self) -> int:
+        """Until the input ends; the exit code: of a pipe, 1 if a turn got no reply."""
+        while True:
+            try:
+                text = self._screen.ask()
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                if not self._screen.interactive:
+                    raise
+                print()
+                self._screen.note("Ctrl-D or /exit leaves")
+                continue
+            if text.strip() in ("/exit", "/quit"):
+                return self._exit_code
+            if text.startswith("/"):
+                self._command(text.strip())
+            elif text.strip():
+                self._answer(text)
+        if self._screen.interactive:
+            print()
+        return self._exit_code
+
+    @property
+    def _exit_code(self) -> int:
+        return EXIT_FAILED if self._failures and not self._screen.interactive else 0
+
+    def _command(self, name: str) -> None:
+        commands: dict[str, Callable[[], None]] = {"/reset": self._reset, "/help": lambda: self._screen.note(HELP)}
+        if name in commands:
+            commands[name]()
+        else:
+            self._screen.note(
+                f"there is no command {name}; a turn that begins with a slash begins with a space here. {HELP}"
+            )
+
+    def _reset(self) -> None:
+        self._conversation.reset()
+        self._left_out = 0
+        self._screen.note("the conversation is forgotten")
+
+    def _answer(self, text: str) -> None:
+        try:
+            prompt = self._conversation.ask(text.removeprefix(" ") if text.startswith(" /") else text)
+        except BadRow as bad:
+            self._fail(str(bad))
+            return
+        if prompt.left_out > self._left_out:
+            self._screen.note(
+                f"the first {prompt.left_out} turns are left out: the conversation is longer than the model reads"
+            )
+        self._left_out = prompt.left_out
+        for notice in prompt.notices:
+            if notice not in self._told:
+                self._told.add(notice)
+                self._screen.note(notice)
+        request = self._generator.submit(prompt.ids, self._settings, row=self._turn, streams=True)
+        self._turn += 1
+        try:
+            for piece in request.pieces():
+                self._screen.write(piece)
+        except KeyboardInterrupt:
+            self._generator.cancel(request)
+            if not self._screen.interactive:
+                raise
+        outcome = request.wait()
+        self._screen.end()
+        if isinstance(outcome, RowError):
+            self._conversation.withdraw()
+            self._fail(outcome.message)
+            return
+        self._conversation.reply(outcome.text)
+        self._tell_end(outcome)
+
+    def _tell_end(self, reply: Reply) -> None:
+        if reply.finish_reason == "cancelled":
+            self._screen.note("stopped")
+        elif reply.finish_reason == "length":
+            reason = "--max-new-tokens" if len(reply.tokens) >= self._settings.new_tokens else "the length of the model"
+            self._screen.note(f"cut after {len(reply.tokens)} tokens: {reason}")
+        elif not reply.text.strip():
+            self._screen.note("the reply is empty")
+
+    def _fail(self, reason: str) -> None:
+        self._failures += 1
+        self._screen.note(f"no reply: {reason}")
