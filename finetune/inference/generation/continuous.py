@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -45,7 +46,7 @@ class ContinuousGenerator:
         self.rules, self.size = rules, size
         self._model = model
         self._attention, self._was_training = model.config._attn_implementation, model.training
-        self._gate = ModelGate(model, autocast)
+        self._gate, self._casts = ModelGate(model, autocast), autocast is not None
         self._lock = threading.RLock()  # of everything below
         self._names = itertools.count()
         self._live: dict[str, Request] = {}  # in the manager
@@ -153,6 +154,9 @@ class ContinuousGenerator:
             continuous_batching_config=_manager_config(self.size),
         )
         manager.logit_processor = RequestProcessors(self._live.get, self._drop)
+        if self._casts:
+            manager.warmup()  # makes the cache
+            _cast_states(manager.batch_processor.cache)
         return manager
 
     def _stop_manager(self) -> None:
@@ -265,6 +269,16 @@ def _manager_config(size: CacheSize) -> ContinuousBatchingConfig:
         disable_nccl_graph_mixing=False,
         **settings,
     )
+
+
+def _cast_states(cache: Any) -> None:
+    """Keys and values into the cache's own dtype, which is that of the weights: autocast computes them in another."""
+    update, dtype = cache.update, cache.dtype
+
+    def cast_and_update(key_states: Tensor, value_states: Tensor, **named: Any) -> Any:
+        return update(key_states=key_states.to(dtype), value_states=value_states.to(dtype), **named)
+
+    cache.update = cast_and_update
 
 
 def _broken_device(device: torch.device) -> str | None:

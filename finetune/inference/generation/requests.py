@@ -56,13 +56,13 @@ class GenerationSettings:
             raise UserError(
                 "a beam search looks for the likeliest text and does not sample",
                 where="--beams",
-                remedy="Leave out --temperature, or --beams.",
+                remedy="Leave out --temperature, or set --beams 1.",
             )
         if self.beams > 1 and self.logprobs:
             raise UserError(
                 "a beam search does not keep the log-probabilities of its tokens",
                 where="--beams",
-                remedy="Leave out --logprobs, or --beams.",
+                remedy="Leave out --logprobs, or set --beams 1.",
             )
 
     @property

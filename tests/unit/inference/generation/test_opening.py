@@ -112,6 +112,22 @@ def test_a_model_that_fails_under_continuous_batching_is_noticed() -> None:
     assert "no such cache" in said
 
 
+def test_weights_in_float32_write_under_autocast() -> None:
+    model = llama()
+    generator, said = opened(model, autocast=torch.bfloat16)
+    try:
+        assert "generation: continuous batching" in said
+        found = answers(generator, PROMPTS, logprobs=True)
+        assert all(isinstance(one.finish_reason, str) for one in found)
+        with generator.exclusively():
+            half = opening.token_logprobs(model, PROMPTS[7], found[7].tokens)
+        whole = opening.token_logprobs(model, PROMPTS[7], found[7].tokens)
+        assert found[7].logprobs == pytest.approx(half, abs=0.2)
+        assert half != pytest.approx(whole, abs=1e-5)  # it is another precision
+    finally:
+        generator.close()
+
+
 def test_both_generators_draw_the_same_text_in_any_batch() -> None:
     model = llama()
     settings = {"temperature": 1.2, "top_p": 0.95, "seed": 4, "new_tokens": 20}
