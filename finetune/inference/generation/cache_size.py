@@ -14,6 +14,8 @@ CPU_SHARE, GPU_SHARE = 0.25, 0.6  # of the memory that is free once the model is
 CPU_SLOTS, GPU_SLOTS = 16, 64
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 2048
 
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "memory footprint")
+
 
 @dataclass(frozen=True)
 class CacheSize:
@@ -82,3 +84,8 @@ def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
     return int(available_bytes() * CPU_SHARE)
+
+
+def is_out_of_memory(message: str) -> bool:
+    """Whether an error is one of memory: of a GPU, of torch's allocator on a CPU, or of the manager's own check."""
+    return any(words in message.lower() for words in _MEMORY_WORDS)

@@ -23,7 +23,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from finetune.errors import TrainingFailed
 from finetune.inference.answering import RowError
-from finetune.inference.generation.cache_size import CacheSize
+from finetune.inference.generation.cache_size import CacheSize, is_out_of_memory
 from finetune.inference.generation.model_gate import ModelGate
 from finetune.inference.generation.processors import RequestProcessors
 from finetune.inference.generation.prompts import PromptRules
@@ -31,7 +31,6 @@ from finetune.inference.generation.requests import GenerationSettings, Request
 
 _POLL_SECONDS = 0.1
 _CLOSE_SECONDS = 30.0
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "memory footprint")
 
 
 class ContinuousGenerator:
@@ -54,8 +53,12 @@ class ContinuousGenerator:
         self._waiting: list[Request] = []  # until the parts are through
         self._error = ""  # of the manager, for a request that it ended
         self._failed: TrainingFailed | None = None
-        self._closing = False
-        self._manager = self._make_manager()
+        self._closing = self._closed = False
+        try:
+            self._manager = self._make_manager()
+        except BaseException:
+            self._restore_model()
+            raise
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._collect, name="generation", daemon=True)
         self._thread.start()
@@ -127,16 +130,19 @@ class ContinuousGenerator:
     def close(self) -> None:
         """See TextGenerator."""
         with self._lock:
-            if self._closing:
+            if self._closed:
                 return
-            self._closing = True
+            self._closing = self._closed = True
         self._thread.join(_CLOSE_SECONDS)
         self._stop_manager()
+        self._restore_model()
+        for request in self._unfinished():
+            request.cancel()
+
+    def _restore_model(self) -> None:
         self._gate.remove()
         self._model.set_attn_implementation(self._attention)
         self._model.train(self._was_training)
-        for request in self._unfinished():
-            request.cancel()
 
     def _unfinished(self) -> list[Request]:
         with self._lock:
@@ -231,7 +237,7 @@ class ContinuousGenerator:
                 request.fail(RowError("failed", self._failed.what))
             self._closing = True
             return
-        out_of_memory = any(words in error.lower() for words in _MEMORY_WORDS)
+        out_of_memory = is_out_of_memory(error)
         can_shrink = out_of_memory and self.size.slots > 1
         if can_shrink:
             self.size = self.size.halved()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune.errors import TrainingFailed
 from finetune.inference.answering import RowError
 from finetune.inference.generation.cache_size import PAGE, choose_cache_size
 from finetune.inference.generation.continuous import ContinuousGenerator
@@ -107,6 +108,8 @@ def _open_continuous(
         return None, f"it does not start ({error})"
     try:
         fault = _check_tokens(generator, model, autocast)
+    except TrainingFailed as error:
+        fault = error.what
     except BaseException:
         generator.close()
         raise

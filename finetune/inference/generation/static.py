@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from finetune.errors import TrainingFailed
 from finetune.inference.answering import RowError
+from finetune.inference.generation.cache_size import is_out_of_memory
 from finetune.inference.generation.model_gate import ModelGate
 from finetune.inference.generation.prompts import PromptRules
 from finetune.inference.generation.requests import GenerationSettings, Request
@@ -159,11 +160,11 @@ class StaticGenerator:
         try:
             self._generate(batch)
             return
-        except torch.cuda.OutOfMemoryError as error:
-            kind, message = "out_of_memory", str(error)
-            self._slots = max(1, min(self._slots, len(batch)) // 2)
         except Exception as error:
             kind, message = "failed", f"{type(error).__name__}: {error}".partition("\n")[0]
+            if is_out_of_memory(message):
+                kind = "out_of_memory"
+                self._slots = max(1, min(self._slots, len(batch)) // 2)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # raises where the GPU no longer works
             torch.cuda.empty_cache()
