@@ -1,6 +1,6 @@
 """`finetune chat` behind a generator that writes what it is told to: a program for test_chat.py.
 
-A turn "SAY x" is answered with x, in which ~ stands for escape; "SLOWLY" with letters until it is cancelled.
+A turn "SAY x" is answered with x, in which % stands for escape; "SLOWLY" with letters until it is cancelled.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Told:
         if said == "FAIL":
             request.fail(RowError("failed", "it broke"))
             return
-        words = (["A "] * 400) if said == "SLOWLY" else [said.removeprefix("SAY ").replace("~", "\x1b")]
+        words = (["A "] * 400) if said == "SLOWLY" else [said.removeprefix("SAY ").replace("%", "\x1b")]
         for word in words:
             request._pieces.put(word)
             time.sleep(0.02)

@@ -51,7 +51,7 @@ def test_a_conversation_in_a_terminal() -> None:
     terminal = Terminal()
     try:
         terminal.until("> ")
-        terminal.type("SAY ~[2J AND MORE WORDS THAN A LINE OF FORTY HAS ROOM FOR\r")
+        terminal.type("SAY %[2J AND MORE WORDS THAN A LINE OF FORTY HAS ROOM FOR\r")
         shown = terminal.until(NEXT)
         assert "\x1b[2J" not in shown and r"\u001b[2J AND MORE" in shown
         assert all(len(line) < 40 for line in shown.split("\r\n")[1:])
@@ -79,7 +79,7 @@ def test_a_conversation_in_a_terminal() -> None:
 
 
 def test_a_pipe_has_one_turn_a_line() -> None:
-    lines = "SAY ONE\n\n/reset\n  \nSAY ~TWO\nFAIL\n" + "X" * 190 + "\nSAY THREE"
+    lines = "SAY ONE\n\n/reset\n  \nSAY %TWO\nFAIL\n" + "X" * 190 + "\nSAY THREE"
     ended = subprocess.run(PROGRAM, cwd=ROOT, input=lines, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert ended.stdout == "ONE\n\x1bTWO\n\nTHREE\n"  # as it is: no terminal reads it
     assert "it broke" in ended.stderr and "there is room for 180" in ended.stderr
