@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from finetune.app.asked_model import open_model
 from finetune.app.chat_screen import ChatScreen
@@ -39,7 +40,7 @@ def chat(
 
     Raises: UserError.
     """
-    changes = {
+    changes: dict[str, Any] = {
         "new_tokens": NEW_TOKENS if new_tokens is None else new_tokens,
         "temperature": temperature,
         "top_p": top_p,
