@@ -12,16 +12,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.data.formats.delimited import MAX_CELL_CHARS
 from finetune.errors import UserError
 from finetune.inference.prediction.collector import Output
 from finetune.inference.prediction.jsonl_output import GrowingFile, JsonLinesOutput
 from finetune.tasks.records import Fields
 
+READ_ROWS = 256
 EXTENSIONS = (".jsonl", ".csv", ".parquet")
 ERROR = "error"
 ERROR_COLUMNS: Fields = {"error_kind": "text", "error_message": "text"}
@@ -97,6 +99,31 @@ class CsvOutput(GrowingFile):
         kinds = self.columns.columns
         rows = (self.columns.cells(record) for record in records)
         return self._write(b"".join(_csv_line([_cell(row[name], kinds[name]) for name in kinds]) for row in rows))
+
+
+def read_records(path: Path, fields: Fields) -> Iterator[dict[str, Any]]:
+    """The records of a finished output, in order, one after the other; lists and objects of CSV from their JSON."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(READ_ROWS, use_threads=False):
+                yield from batch.to_pylist()
+        return
+    with path.open(encoding="utf-8", newline="") as text:
+        if suffix == ".csv":
+            csv.field_size_limit(MAX_CELL_CHARS)
+            for row in csv.DictReader(text, strict=True):
+                yield {name: _from_cell(cell, fields.get(name)) for name, cell in row.items()}
+        else:
+            yield from (json.loads(line) for line in text)
+
+
+def _from_cell(cell: str, kind: Any) -> Any:
+    if kind is None or kind == "text":
+        return cell
+    return json.loads(cell) if cell else None
 
 
 def _csv_line(cells: Sequence[str]) -> bytes:

@@ -32,14 +32,32 @@ def draw_detections(
     for box in objects["boxes"]:
         pen.rectangle(_scaled(box, scale), outline="white", width=1)
     for box, label, score in zip(detections["boxes"], detections["labels"], detections["scores"], strict=True):
-        if score < min_score:
-            continue
-        corners, color = _scaled(box, scale), _color(label, len(names))
-        pen.rectangle(corners, outline=color, width=2)
-        text = f"{names[label]} {score:.2f}"
-        pen.rectangle(pen.textbbox((corners[0] + 2, corners[1] + 1), text), fill=color)
-        pen.text((corners[0] + 2, corners[1] + 1), text, fill="black")
+        if score >= min_score:
+            _draw_box(pen, _scaled(box, scale), f"{names[label]} {score:.2f}", _color(label, len(names)))
     return image
+
+
+def draw_boxes(image: Any, boxes: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
+    """A PIL image in its own size, or enlarged to EDGE pixels, with boxes. boxes: [{"label", "score", "box": [x, y, w, h]}].
+
+    names: of all classes, by which colors are chosen.
+    """
+    scale = max(1.0, EDGE / max(image.width, 1))
+    size = (round(image.width * scale), max(1, round(image.height * scale)))
+    image = image.convert("RGB") if scale == 1 else image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    pen, colors = ImageDraw.Draw(image), {name: _color(index, len(names)) for index, name in enumerate(names)}
+    for one in boxes:
+        label = str(one["label"])
+        color = colors.get(label, (255, 255, 255))
+        _draw_box(pen, _scaled(one["box"], (scale, scale)), f"{label} {one['score']:.2f}", color)
+    return image
+
+
+def _draw_box(pen: Any, corners: tuple[float, float, float, float], text: str, color: tuple[int, int, int]) -> None:
+    pen.rectangle(corners, outline=color, width=2)
+    text = text.encode("latin-1", "replace").decode("latin-1")  # the letters of the font that Pillow brings
+    pen.rectangle(pen.textbbox((corners[0] + 2, corners[1] + 1), text), fill=color)
+    pen.text((corners[0] + 2, corners[1] + 1), text, fill="black")
 
 
 class Pictures:
@@ -72,7 +90,7 @@ def save_picture(image: Any, path: Path) -> Path:
     """Write a picture, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".incomplete")
-    image.save(beside, "PNG")
+    image.save(beside, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
     return beside.replace(path)
 
 
