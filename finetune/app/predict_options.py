@@ -9,7 +9,7 @@ from typing import Any
 from finetune.errors import UserError
 
 # Not part of what is asked: the same output goes on with other values of them.
-HOW = frozenset(("processes", "max_errors", "restarts", "wandb"))
+HOW = frozenset(("processes", "max_errors", "restarts", "wandb", "draw"))
 # In the manifest under names of their own.
 NAMED = frozenset(("model", "data", "output", "checkpoint"))
 
@@ -35,8 +35,10 @@ class PredictOptions:
     logprobs: bool = False
     keep: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
     embed: bool = False
     normalize: bool = False
+    draw: Path | None = None
     task: str = ""
     tile: int | None = None
     overlap: float | None = None

@@ -52,10 +52,17 @@ def predict(
             "--columns", metavar="ROLE=COLUMN", help="Column of a role, such as text=review. Can be repeated."
         ),
     ] = None,
+    read: Annotated[
+        list[str] | None,
+        typer.Option("--read", metavar="KEY=VALUE", help="How data is read, such as format=csv. Can be repeated."),
+    ] = None,
     embed: Annotated[
-        bool, typer.Option("--embed", help="Embeddings of an encoder (mean of its last states) in place of answers.")
+        bool, typer.Option("--embed", help="Answer with the mean of the last hidden states, of an encoder.")
     ] = False,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Embeddings of length 1.")] = False,
+    normalize: Annotated[bool, typer.Option("--normalize", help="With --embed: embeddings of length 1.")] = False,
+    draw: Annotated[
+        Path | None, typer.Option("--draw", metavar="DIR", help="Folder for pictures of the images with their boxes.")
+    ] = None,
     task: Annotated[
         str, typer.Option("--task", metavar="NAME", help="Task of a model that was not trained by finetune.")
     ] = "",
@@ -145,8 +152,10 @@ def predict(
         logprobs=logprobs,
         keep=tuple(keep or ()),
         columns=tuple(columns or ()),
+        read=tuple(read or ()),
         embed=embed,
         normalize=normalize,
+        draw=draw,
         task=task,
         tile=tile,
         overlap=overlap,

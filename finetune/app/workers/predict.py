@@ -17,6 +17,7 @@ from finetune.app.predict_options import PredictOptions
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.prediction_report import PredictionProgress, report
 from finetune.data.sources.asked_columns import ColumnChoice, parse_columns
+from finetune.data.sources.read_options import asked_sources
 from finetune.data.sources.source_stream import open_stream
 from finetune.data.sources.streams import MemoryStream, RowStream
 from finetune.distributed.env import DistributedEnv, from_environ
@@ -34,8 +35,9 @@ from finetune.inference.prediction.feeder import Asked, Feeder, spare_cores
 from finetune.inference.prediction.keeper import start_keeper
 from finetune.inference.prediction.manifest import Manifest, begin_or_resume, only_one
 from finetune.inference.prediction.outcomes import Recorder
-from finetune.inference.prediction.outputs import RecordColumns, check_output_name, open_output
+from finetune.inference.prediction.outputs import RecordColumns, check_output_name, open_output, read_records
 from finetune.inference.prediction.parts import Parts
+from finetune.inference.prediction.pictures import draw_predictions, prepare_folder
 from finetune.inference.prediction.rank_loop import RankLoop
 from finetune.inference.prediction.relay import Relay, wait_for_figures
 from finetune.inference.prediction.scored_rows import measure_scored
@@ -104,11 +106,23 @@ def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) 
             measured = measure_scored(parts.scored, metrics, model.task.metric_options(found.artifacts))
             report(parts, reading.before, state, figures, options, model.name, measured)
         session.close()
+        if relay is not None:
+            prediction.draw()
 
 
 def _cost(task: Task, artifacts: TaskArtifacts, options: PredictOptions) -> ExampleCost:
     cost = ExampleCost.of(task, artifacts)
     return replace(cost, written=options.max_new_tokens) if cost.written and options.max_new_tokens else cost
+
+
+def _task(found: FoundModel, options: PredictOptions) -> Task:
+    """The task as it is asked. Raises: UserError for embeddings of what is no encoder."""
+    task = load_task(found.recipe.task)
+    if not options.embed:
+        return task
+    check_encoder(found.recipe.task, load_config(found.recipe.model), found.name)
+    embedding: Task = as_embedding(task, normalize=options.normalize)
+    return embedding
 
 
 def _generation(task: Task, options: PredictOptions) -> dict[str, Any]:
@@ -151,10 +165,7 @@ class Prediction:
 
     @classmethod
     def of(cls, found: FoundModel, options: PredictOptions, parts: Parts) -> Prediction:
-        task, artifacts = load_task(found.recipe.task), found.artifacts
-        if options.embed:
-            check_encoder(task.card.name, load_config(found.recipe.model), found.name)
-            task = as_embedding(task, normalize=options.normalize)
+        task, artifacts = _task(found, options), found.artifacts
         record = RecordOptions(options.top_k, options.threshold, options.logprobs)
         splitter = make_splitter(task, artifacts, _pieces(options))
         return cls(
@@ -172,7 +183,7 @@ class Prediction:
     def open_stream(self) -> RowStream:
         """The rows that are asked. Raises: UserError for data that cannot be asked."""
         card, keep = self.recorder.task.card, self.options.keep
-        sources = [SourceSection(source=source) for source in self.options.data]
+        sources = asked_sources(self.options.data, self.options.read)
         if len(sources) > 1:
             sources = [source for source in sources if self._has_rows(source)]
         try:
@@ -196,6 +207,15 @@ class Prediction:
             print_line(f"note: {empty.where}: {empty.what}")
             return False
         return True
+
+    def draw(self) -> None:
+        """Draw what was found, where the options say so. All rows are answered."""
+        if self.options.draw is None:
+            return
+        artifacts, records = self.recorder.artifacts, read_records(self.parts.output, self.fields)
+        rows, value_range = self.open_stream().rows(), artifacts.options.value_range
+        drawn = draw_predictions(self.options.draw, rows, records, artifacts.labels, value_range)
+        print_line(drawn.describe(self.options.draw))
 
     def manifest(self, stream: RowStream) -> Manifest:
         return Manifest(
@@ -246,9 +266,12 @@ def _reading(prediction: Prediction, env: DistributedEnv | None) -> Iterator[_Re
     parts = prediction.parts
     with only_one(parts):
         stream = prediction.open_stream()
+        if prediction.options.draw is not None:
+            prepare_folder(prediction.options.draw, prediction.recorder.task.card.name, stream)
         state = begin_or_resume(parts, prediction.manifest(stream), resumable=stream.resumable)
         if state.finished:
             print_line(f"{parts.output}: all {state.rows:,} rows are answered already")
+            prediction.draw()
             yield None
             return
         if state.rows:
