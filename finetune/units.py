@@ -34,3 +34,12 @@ def format_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}m{rest:02d}s"
     return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def format_age(seconds: float) -> str:
+    """90 -> '1m30s ago', 300_000 -> '3 days ago'."""
+    if seconds < 60:
+        return "just now"
+    if seconds < 2 * 86_400:
+        return f"{format_seconds(seconds)} ago"
+    return f"{seconds / 86_400:.0f} days ago"

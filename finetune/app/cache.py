@@ -5,7 +5,7 @@ from __future__ import annotations
 from finetune.data.prepare.cache import cache_folder
 from finetune.data.prepare.entries import Entry, list_entries, prune_entries
 from finetune.terminal import print_line, print_rows
-from finetune.units import format_bytes, format_seconds
+from finetune.units import format_age, format_bytes
 
 HEAD = ("kind", "from", "size", "last used", "name")
 DAY = 86_400
@@ -35,13 +35,4 @@ def _total(entries: list[Entry]) -> str:
 
 def _row(entry: Entry) -> tuple[str, ...]:
     kind = f"{entry.kind} (interrupted)" if entry.partial else entry.kind
-    return kind, entry.about, format_bytes(entry.size_bytes), _ago(entry.unused_seconds), entry.path.name[:12]
-
-
-def _ago(seconds: float) -> str:
-    """90 -> "1m30s ago", 300_000 -> "3 days ago"."""
-    if seconds < 60:
-        return "just now"
-    if seconds < 2 * DAY:
-        return f"{format_seconds(seconds)} ago"
-    return f"{seconds / DAY:.0f} days ago"
+    return kind, entry.about, format_bytes(entry.size_bytes), format_age(entry.unused_seconds), entry.path.name[:12]

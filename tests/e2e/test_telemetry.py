@@ -96,4 +96,4 @@ def test_a_training_whose_telemetry_all_fails_is_as_good(pool: Ranks, tmp_path):
     weights = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, blind)]
     assert weights[0] == weights[1]
     assert list((whole / "predictions" / "pictures").glob("*.png"))
-    assert not list(blind.glob("predictions/pictures/*.png"))
+    assert not list(blind.glob("predictions/pictures/**/*.png"))

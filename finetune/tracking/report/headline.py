@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -159,10 +158,3 @@ def mode_of(run: Run, metric: str) -> Literal["min", "max"]:
         return direction(metric)
     except UserError:  # a metric that this version does not know
         return "max"
-
-
-def status_of(run: Run, facts: Mapping[str, Any]) -> str:
-    """The status in run.json; "interrupted" if that is "running" but the training process on this host is gone."""
-    status = str(facts.get("status", "failed"))
-    here = (facts.get("process") or {}).get("host") == platform.node()
-    return "interrupted" if status == "running" and here and run.trainer is None else status

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from finetune.recipe.secrets import mask
 from finetune.tracking.atomic_files import publish_text
@@ -23,20 +19,20 @@ from finetune.tracking.report.headline import (
     headline,
     metric_of,
     mode_of,
-    status_of,
     subtitle,
 )
 from finetune.tracking.report.judging import judge_run
+from finetune.tracking.report.page import environment, script
 from finetune.tracking.report.samples import pair_samples
 from finetune.tracking.report.sessions import costs, timeline
 from finetune.tracking.report.tables import choose_tables, clip, drop_class_numbers, shorten
 from finetune.tracking.retention import stored_checkpoints
 from finetune.tracking.run import Run
+from finetune.tracking.run_summary import status_of
 from finetune.tracking.series import collect_series
 from finetune.units import format_bytes
 
 _OWN_SECTION = ("confusion_matrix", "per_class", "samples", "worst_examples")
-FOLDER = Path(__file__).parent
 
 
 def write_report(run_dir: Path) -> Path:
@@ -54,9 +50,9 @@ def write_report(run_dir: Path) -> Path:
     tables = choose_tables(run, best_step)
     judgement = judge_run(run, curves, metric, mode_of(run, metric), best)
     interval = next((row.interval for row in judgement.rows if row.metric == metric), None)
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    code, digest = script()
     page = (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             name=facts.get("name", run.name),
@@ -82,8 +78,8 @@ def write_report(run_dir: Path) -> Path:
             recipe=mask(run.recipe_file.read_text(encoding="utf-8")) if run.recipe_file.is_file() else "",
             wandb=facts.get("wandb", {}),
             figure=figure,
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+            script=code,
+            script_hash=digest,
         )
     )
     publish_text(run.report_file, page)
@@ -121,13 +117,3 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = shorten(item)
     return flat
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -1,0 +1,74 @@
+"""`finetune compare`: what differs between runs, in the terminal and as one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from finetune.terminal import print_line, print_rows
+from finetune.tracking.comparison import Compared, compare_runs
+from finetune.tracking.console import figure
+from finetune.tracking.judgement.paired import Difference
+from finetune.units import format_number
+
+
+def compare(runs: Sequence[Path], html: Path | None) -> None:
+    """Print what differs between the runs; html: also write it as a page.
+
+    Raises: UserError for fewer than two runs, and for a folder that is none.
+    """
+    found = compare_runs(runs)
+    names = tuple(_names(found))
+    for title, rows in (
+        ("recipe", found.recipe),
+        ("data", found.data),
+        ("versions", found.versions),
+        ("machine", found.machine),
+    ):
+        if rows:
+            print_line(title)
+            print_rows((title, *names), [(key, *values) for key, values in rows.items()], titled=True)
+        else:
+            print_line(f"{title}: equal")
+    _print_figures(found, names)
+    for note in found.notes:
+        print_line(f"note: {note}")
+    if html is not None:
+        from finetune.tracking.report.comparing import write_comparison
+
+        print_line(f"page    {write_comparison(found, html)}")
+
+
+def _names(found: Compared) -> list[str]:
+    """The folders of the runs, with the recipe's name where they are alike."""
+    names = [run.path.name for run in found.runs]
+    return names if len(set(names)) == len(names) else [f"{run.name}/{run.path.name}" for run in found.runs]
+
+
+def _print_figures(found: Compared, names: Sequence[str]) -> None:
+    tested = {one.metric: one for one in found.differences}
+    rows = []
+    for metric, values in found.figures.items():
+        shown = tuple(figure(value) if value is not None else "" for value in values)
+        rows.append((metric, *shown, _difference(tested, metric)))
+    print_line("figures of the best checkpoints")
+    print_rows(("metric", *names, "second - first, 95 % interval"), rows, empty="  none yet", titled=True)
+    if found.wins is not None:
+        wins = found.wins
+        print_line(
+            f"{format_number(found.examples, 'validation example')}: {names[1]} has the lower loss on {wins.second:,}, "
+            f"{names[0]} on {wins.first:,}, equal on {wins.ties:,}"
+        )
+        for title, examples in (("gained most", wins.gains), ("lost most", wins.setbacks)):
+            shown = ", ".join(f"{id} ({one:.3g} -> {other:.3g})" for id, one, other in examples[:5])
+            if shown:
+                print_line(f"  {title}: examples {shown}")
+
+
+def _difference(tested: Mapping[str, Difference], metric: str) -> str:
+    one = tested.get(metric)
+    if one is None:
+        return ""
+    if one.interval is None:
+        return f"{one.value:+.4g}"
+    return f"{one.value:+.4g} ({one.interval.low:+.3g} to {one.interval.high:+.3g}){'' if one.certain else ', may be chance'}"

@@ -1,0 +1,75 @@
+"""`finetune logs`: what the ranks of a run printed, once or as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from finetune.errors import UserError
+from finetune.terminal import print_line
+from finetune.tracking.run import Run
+from finetune.tracking.run_summary import status_of
+
+POLL_SECONDS = 0.3
+END = 1 << 20  # bytes at the end of a log that are looked through for its last lines
+
+
+def show_logs(
+    run: Path, *, rank: int | None, lines: int, follow: bool, write: Callable[[str], None] = print_line
+) -> None:
+    """Print the last `lines` lines of a rank's log, or of every log of the run; then what comes, until the run ends.
+
+    Raises: UserError if the run has no such log.
+    """
+    opened = Run.open(run)
+    files = _files(opened, rank)
+    places = {}
+    for file in files:
+        if len(files) > 1:
+            write(f"==> {file.name} <==")
+        for line in _last_lines(file, lines):
+            write(line)
+        places[file] = file.stat().st_size
+    while follow:
+        running = status_of(opened, opened.read()) == "running"
+        for file in files:
+            places[file] = _print_new(file, places[file], f"{file.stem}: " if len(files) > 1 else "", write)
+        if not running:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _files(run: Run, rank: int | None) -> list[Path]:
+    there = sorted(run.logs.glob("*.log"))
+    if rank is None:
+        if not there:
+            raise UserError("the run has no logs", where=str(run.logs), remedy="They are written when its ranks start.")
+        return there
+    file = run.logs / f"rank-{rank}.log"
+    if file not in there:
+        names = ", ".join(path.stem for path in there) or "none"
+        raise UserError(f"the run has no log of rank {rank}", where=str(run.logs), remedy=f"It has logs of {names}.")
+    return [file]
+
+
+def _last_lines(file: Path, count: int) -> list[str]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        stream.seek(max(0, size - END))
+        text = stream.read().decode("utf-8", "replace")
+    found = text.splitlines()
+    return found[len(found) - min(count, len(found)) :]
+
+
+def _print_new(file: Path, place: int, prefix: str, write: Callable[[str], None]) -> int:
+    """Print the whole lines after `place`; the place after them."""
+    with file.open("rb") as stream:
+        if stream.seek(0, 2) < place:  # it was replaced by a new start
+            place = 0
+        stream.seek(place)
+        content = stream.read()
+    whole, newline, _ = content.rpartition(b"\n")
+    for line in whole.decode("utf-8", "replace").splitlines() if newline else ():
+        write(prefix + line)
+    return place + len(whole) + len(newline)

@@ -1,0 +1,105 @@
+"""A run in one line: what it trains, how far it is, how good its best evaluation was. Read from the run folder alone."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.tracking.journal import read_rows
+from finetune.tracking.run import Run
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """status: that of run.json, "interrupted" for a run whose process is gone, "damaged" for one that cannot be read.
+
+    metric, value: of the best evaluation; "" and None without one. step, total: optimizer steps; 0 where unknown.
+    age: seconds since it was started last.
+    """
+
+    path: Path
+    name: str
+    task: str
+    status: str
+    metric: str = ""
+    value: float | None = None
+    step: int = 0
+    total: int = 0
+    age: float = 0.0
+
+
+def find_runs(root: Path) -> list[RunSummary]:
+    """The runs in a folder and two levels below, the newest start first. Damaged ones are among them."""
+    files = [*root.glob("run.json"), *root.glob("*/run.json"), *root.glob("*/*/run.json")]
+    return sorted((summarize(path.parent) for path in files), key=lambda one: one.age)
+
+
+def summarize(folder: Path) -> RunSummary:
+    """The summary of one run folder. It does not raise for a damaged one."""
+    run = Run(folder)
+    try:
+        facts = run.read()
+    except UserError:
+        return RunSummary(folder, folder.parent.name, "", "damaged", age=_age(run, {}))
+    summary, details = _mapping(facts.get("summary")), _mapping(facts.get("facts"))
+    metric, value, step = str(summary.get("best_metric") or ""), summary.get("best_value"), summary.get("steps")
+    if not isinstance(value, (int, float)) or step is None:
+        row, last = _last_rows(run)
+        step = step if step is not None else last
+        named = metric if metric in row else next((key for key in row if key not in _NO_FIGURES), "")
+        metric, value = named, row.get(named)
+    return RunSummary(
+        folder,
+        str(facts.get("name") or folder.parent.name),
+        str(facts.get("task") or ""),
+        status_of(run, facts),
+        metric,
+        float(value) if isinstance(value, (int, float)) else None,
+        int(step or 0),
+        int(details.get("total_steps") or 0),
+        _age(run, facts),
+    )
+
+
+def status_of(run: Run, facts: Mapping[str, Any]) -> str:
+    """The status in run.json; "interrupted" if that is "running" but the training process on this host is gone."""
+    status = str(facts.get("status", "failed"))
+    here = _mapping(facts.get("process")).get("host") == platform.node()
+    return "interrupted" if status == "running" and here and run.trainer is None else status
+
+
+_NO_FIGURES = ("step", "epoch", "split", "time")
+
+
+def _last_rows(run: Run) -> tuple[dict[str, Any], int]:
+    """(the last evaluation of the validation split, the last step that was logged)."""
+    row: dict[str, Any] = {}
+    step = 0
+    for one in read_rows(run.metrics_file):
+        number = one.get("step")
+        step = max(step, int(number)) if isinstance(number, (int, float)) else step
+        if one.get("split") == "validation":
+            row = one
+    return row, step
+
+
+def _age(run: Run, facts: Mapping[str, Any]) -> float:
+    sessions = facts.get("sessions")
+    last = sessions[-1] if isinstance(sessions, list) and sessions else {}
+    started = _mapping(last).get("started")
+    if not isinstance(started, (int, float)):
+        try:
+            started = datetime.fromisoformat(str(facts["created"])).timestamp()
+        except (KeyError, ValueError):
+            started = run.file.stat().st_mtime if run.file.is_file() else 0.0
+    return max(0.0, time.time() - started)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

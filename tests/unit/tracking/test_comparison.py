@@ -1,0 +1,127 @@
+"""Runs in lists, their logs, and what differs between two of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.app.list_runs import list_runs
+from finetune.app.show_logs import show_logs
+from finetune.errors import UserError
+from finetune.tracking.comparison import compare_runs
+from finetune.tracking.journal import Journal
+from finetune.tracking.report.comparing import write_comparison
+from finetune.tracking.run import Run
+from finetune.tracking.run_summary import find_runs
+from tests.unit.tracking.conftest import make_recipe
+
+
+def trained(root: Path, *, rate: float, right: float, content: str = "abc", rows: int = 400) -> Run:
+    """A finished run whose predictions are right for that share of the rows."""
+    run = Run.create(make_recipe(training={"learning_rate": rate}), root)
+    journal = Journal(run)
+    journal.started(start_step=0, total_steps=10, steps_per_epoch=10, facts={"total_steps": 10})
+    reference = [index % 2 for index in range(rows)]
+    shuffled = np.random.default_rng(0).permutation(rows)
+    with (run.predictions / "validation-step-00000010.jsonl").open("w", encoding="utf-8") as file:
+        for index in range(rows):
+            prediction = reference[index] if shuffled[index] < right * rows else 1 - reference[index]
+            loss = 0.1 if prediction == reference[index] else 2.0
+            row = {
+                "id": rows - 1 - index,
+                "prediction": prediction,
+                "reference": reference[index],
+                "loss": loss,
+                "weight": 1,
+            }
+            file.write(json.dumps(row) + "\n")
+    loss = 0.1 * right + 2.0 * (1 - right)
+    journal.row({"step": 10, "epoch": 1.0, "split": "validation", "loss": loss, "accuracy": right, "time": 0.0})
+    journal.finished(
+        status="done", summary={"best_step": 10, "best_metric": "accuracy", "best_value": right, "steps": 10}
+    )
+    run.update(data={"validation": {"rows": rows, "content": content}})
+    return run
+
+
+def test_runs_are_listed_with_status_and_best_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = trained(tmp_path, rate=1e-3, right=0.9)
+    broken = tmp_path / "other" / "x"
+    broken.mkdir(parents=True)
+    (broken / "run.json").write_text("{", encoding="utf-8")
+    found = {run.path: run for run in find_runs(tmp_path)}
+    assert (found[good.path].status, found[good.path].metric, found[good.path].value) == ("done", "accuracy", 0.9)
+    assert (found[good.path].step, found[good.path].total) == (10, 10) and found[broken].status == "damaged"
+    list_runs(tmp_path, "done")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "accuracy 0.9000" in lines[1] and "10/10" in lines[1] and "just now" in lines[1]
+    list_runs(tmp_path / "none", "")
+    assert "no runs in" in capsys.readouterr().out
+
+
+def test_the_logs_of_one_rank_and_of_all(tmp_path: Path) -> None:
+    run = trained(tmp_path, rate=1e-3, right=0.9)
+    (run.logs / "rank-0.log").write_text("a\nb\nc\n", encoding="utf-8")
+    (run.logs / "rank-1.log").write_text("d\n", encoding="utf-8")
+    shown: list[str] = []
+    show_logs(run.path, rank=0, lines=2, follow=False, write=shown.append)
+    assert shown == ["b", "c"]
+    show_logs(run.path, rank=None, lines=1, follow=True, write=shown.append)  # it is done, so it ends
+    assert shown[2:] == ["==> rank-0.log <==", "c", "==> rank-1.log <==", "d"]
+    with pytest.raises(UserError, match="no log of rank 7") as error:
+        show_logs(run.path, rank=7, lines=1, follow=False)
+    assert "rank-0, rank-1" in str(error.value)
+
+
+def test_new_lines_of_a_running_run_are_followed_until_it_ends(tmp_path: Path) -> None:
+    run = Run.create(make_recipe(), tmp_path)
+    log = run.logs / "rank-0.log"
+    log.write_text("first\n", encoding="utf-8")
+
+    def work() -> None:
+        time.sleep(0.4)
+        with log.open("a", encoding="utf-8") as file:
+            file.write("second\nhalf")
+        time.sleep(0.4)
+        run.update(status="done", process=None)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    shown: list[str] = []
+    show_logs(run.path, rank=0, lines=5, follow=True, write=shown.append)
+    worker.join()
+    assert shown == ["first", "second"]
+
+
+def test_what_differs_between_two_runs(tmp_path: Path) -> None:
+    one, other = trained(tmp_path, rate=1e-3, right=0.8), trained(tmp_path, rate=3e-3, right=0.9)
+    found = compare_runs([one.path, other.path])
+    assert found.recipe == {"training.learning_rate": ("0.001", "0.003")} and not found.data
+    assert found.figures["accuracy"] == (0.8, 0.9) and found.examples == 400
+    accuracy = next(one for one in found.differences if one.metric == "accuracy")
+    assert accuracy.value == pytest.approx(0.1) and accuracy.certain and accuracy.interval is not None
+    half = 1.96 * math.sqrt(
+        0.1 * 0.9 / 400
+    )  # 1 of 10 examples changed: paired, so narrower than two intervals together
+    assert accuracy.interval.high - accuracy.interval.low == pytest.approx(2 * half, rel=0.15)
+    assert found.wins is not None and (found.wins.first, found.wins.second, found.wins.ties) == (0, 40, 360)
+    assert len(found.wins.gains) == 10 and found.wins.gains[0][1:] == (2.0, 0.1) and not found.wins.setbacks
+    page = write_comparison(found, tmp_path / "compared.html").read_text(encoding="utf-8")
+    assert "training.learning_rate" in page and "2 runs compared" in page and "40" in page
+    equal = compare_runs([one.path, one.path])
+    assert not equal.recipe and not any(difference.certain for difference in equal.differences)
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    one, other = trained(tmp_path, rate=1e-3, right=0.8), trained(tmp_path, rate=1e-3, right=0.9, content="other")
+    found = compare_runs([one.path, other.path])
+    assert found.data == {"validation content": ("abc", "other")} and found.wins is None
+    assert "different data" in found.notes[0]
+    with pytest.raises(UserError, match="at least two"):
+        compare_runs([one.path])
