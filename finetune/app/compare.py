@@ -40,9 +40,9 @@ def compare(runs: Sequence[Path], html: Path | None) -> None:
 
 
 def _names(found: Compared) -> list[str]:
-    """The folders of the runs, with the recipe's name where they are alike."""
+    """The folders of the runs; in full where the last part is the same."""
     names = [run.path.name for run in found.runs]
-    return names if len(set(names)) == len(names) else [f"{run.name}/{run.path.name}" for run in found.runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in found.runs]
 
 
 def _print_figures(found: Compared, names: Sequence[str]) -> None:
@@ -60,9 +60,9 @@ def _print_figures(found: Compared, names: Sequence[str]) -> None:
             f"{names[0]} on {wins.first:,}, equal on {wins.ties:,}"
         )
         for title, examples in (("gained most", wins.gains), ("lost most", wins.setbacks)):
-            shown = ", ".join(f"{id} ({one:.3g} -> {other:.3g})" for id, one, other in examples[:5])
-            if shown:
-                print_line(f"  {title}: examples {shown}")
+            listed = ", ".join(f"{id} ({one:.3g} -> {other:.3g})" for id, one, other in examples[:5])
+            if listed:
+                print_line(f"  {title}: examples {listed}")
 
 
 def _difference(tested: Mapping[str, Difference], metric: str) -> str:

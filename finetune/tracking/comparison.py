@@ -124,11 +124,11 @@ def _compare_examples(
     if contents[0] is None or contents[0] != contents[1]:
         notes.append("examples are not compared: the runs were evaluated on different data, or before it was recorded")
         return [], None, 0
-    read = [_read(run, one) for run, one in zip((first, second), facts[:2], strict=True)]
-    if read[0] is None or read[1] is None:
+    read, other_read = _read(first, facts[0]), _read(second, facts[1])
+    if read is None or other_read is None:
         notes.append("examples are not compared: the predictions of a best checkpoint cannot be read")
         return [], None, 0
-    (ids, one), (other_ids, other) = read
+    (ids, one), (other_ids, other) = read, other_read
     if not np.array_equal(ids, other_ids):
         notes.append("examples are not compared: the runs left out different rows")
         return [], None, 0

@@ -61,10 +61,10 @@ def differences(first: Predictions, second: Predictions, metrics: Iterable[str])
     drawn = [rng.integers(0, count, count) for _ in range(resamples)] if count >= MIN_EXAMPLES else []
     found = []
     for metric in metrics:
-        entries = figure_of(metric, first), figure_of(metric, second)
-        if entries[0] is None or entries[1] is None:
+        entry, other_entry = figure_of(metric, first), figure_of(metric, second)
+        if entry is None or other_entry is None:
             continue
-        (columns, figure), (others, _) = entries
+        (columns, figure), (others, _) = entry, other_entry
         values = figure(columns), figure(others)
         if values[0] is None or values[1] is None:
             continue
