@@ -145,7 +145,12 @@ class WandbMirror:
                 silent=True, console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS, disable_git=True
             ),
         )
-        run.config.update({**shown(self._recipe), "facts": mask(plain(facts))}, allow_val_change=True)
+        data = {
+            split: {"rows": record["rows"], "digest": record.get("content", "")}
+            for split, record in (self._run.read().get("data") or {}).items()
+        }
+        known = {"facts": mask(plain(facts)), "data_digests": data}
+        run.config.update({**shown(self._recipe), **known}, allow_val_change=True)
         run.define_metric("step")
         for split in ("train", "validation", "test"):
             run.define_metric(f"{split}/*", step_metric="step")

@@ -14,6 +14,7 @@ from finetune.data.prepare.cache import publish
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS
 from tests.e2e import tiny
+from tests.faults import flip_bit
 
 TASKS = Path(__file__).resolve().parents[2] / "finetune" / "tasks"
 
@@ -151,3 +152,28 @@ def test_arrays_of_examples_are_mapped_and_come_back_equal(tmp_path):
     )
     assert not loaded["train"].ids.flags.writeable and not loaded["train"].costs.flags.writeable
     assert len((tmp_path / "datasets.pickle").read_bytes()) < 1_500
+
+
+def test_an_entry_with_a_damaged_part_is_reported_and_prepared_again(make, capsys):
+    def write(folder):
+        (folder / "datasets.pickle").write_bytes(b"pickled" * 100)
+        manifest = {"format": FORMAT, "kept": {}, "entries": [str(part)], "data": {}}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+
+    names = make().names()
+    attacked = 0
+    for damaged, name in (("part", "x"), ("entry", "datasets.pickle"), ("entry", MANIFEST)):
+        part = publish(
+            "examples", "part", lambda folder: (folder / "x").write_text("x" * 500), about="train: train.csv"
+        )
+        entry = publish(KIND, names.new, write, about="tiny")
+        assert find_prepared(names) == entry and not capsys.readouterr().out
+        flip_bit((part if damaged == "part" else entry) / name)
+        assert find_prepared(names) is None
+        (line,) = capsys.readouterr().out.splitlines()
+        assert (
+            line.startswith("note: ") and f"is damaged: {name}: other content" in line and line.endswith("made again")
+        )
+        assert not entry.exists() and (damaged == "entry" or not part.exists())
+        attacked += 1
+    assert attacked == 3
