@@ -42,7 +42,7 @@ test-fast: $(READY) ## the tests to run while working: unit, contract on three t
 
 test: $(READY) ## all tests that need no GPU (under 25 minutes on 2 cores)
 	$(PARALLEL_PYTEST) -m "not gpu" tests/unit tests/contract tests/recipes tests/gpu tests/fuzz
-	$(PYTEST) -m "not gpu" tests/distributed tests/e2e
+	$(PYTEST) -m "not gpu" tests/distributed tests/e2e tests/hostile
 
 test-gpu: $(READY) ## the tests that need CUDA, side by side (under 3 minutes on 16 cores); skipped with a reason where there is none
 	$(PYTEST) -m "gpu and not slow" -n 8 --dist worksteal -rfEs tests/gpu

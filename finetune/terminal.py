@@ -1,8 +1,14 @@
-"""Terminal output for the user: tables, errors without tracebacks, bugs with the traceback saved to a file."""
+"""Terminal output for the user: tables, errors without tracebacks, bugs with the traceback saved to a file.
+
+What is printed may hold words of strangers: names of files, columns and classes, keys of recipes, messages of libraries.
+`printable` is the door that all of it passes: control characters, which would move the cursor, retitle the window or hide text,
+are shown as what they are. `lasting_streams` stands behind it, for what other code prints.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import threading
@@ -18,9 +24,37 @@ import finetune
 from finetune.errors import EXIT_STOPPED, FinetuneError, RecipeFaults
 from finetune.recipe.secrets import mask, mask_text
 
+MAX_REASON = 500  # characters of an unexpected error that are shown
+MAX_LINE = 4_000  # characters of a line of an error that are shown
+
+# Control characters but line feeds and tabs; what turns the direction of text; separators that terminals take for line
+# feeds; and halves of characters, which cannot be printed.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# What our own lines and rich's live line send to a terminal: colors, the cursor up or to the left, erasing, hiding it.
+_OWN_CODES = re.compile(r"\x1b\[[0-9;]{0,20}[mAGK]|\x1b\[\?25[lh]|\r")
+
+
+def printable(text: Any) -> str:
+    r"""The text with control characters as JSON writes them: "\u001b[2J" in place of what clears the screen."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
+
+
+def _guard(text: str, terminal: bool) -> str:
+    """The text without control sequences but our own, and those for a terminal alone."""
+    if not terminal:  # progress bars of libraries begin with a carriage return
+        return "\r".join(map(printable, text.split("\r")))
+    kept = _OWN_CODES.findall(text)
+    parts = map(printable, _OWN_CODES.split(text))
+    return "".join(part + code for part, code in zip(parts, [*kept, ""], strict=True))
+
 
 def print_line(text: str) -> None:
     """A line on stdout, at once."""
+    print(printable(text), flush=True)
+
+
+def print_styled(text: str) -> None:
+    """Lines on stdout that have colors of their own; what they hold of strangers is printable already."""
     print(text, flush=True)
 
 
@@ -37,8 +71,9 @@ def phase(text: str, tell: Callable[[str], None] = print_line, *, after: float =
 
 
 class _Lasting:
-    """A text stream that outlives its reader. When nobody reads it any more (`| head`, a terminal that was closed, a full
-    disk), what is printed goes to a log (`keep_output_in`) or nowhere: output is lost, the work is not.
+    """A text stream that outlives its reader, and passes no control sequences of strangers. When nobody reads it any more
+    (`| head`, a terminal that was closed, a full disk), what is printed goes to a log (`keep_output_in`) or nowhere: output
+    is lost, the work is not.
 
     masked: what looks like a secret is hidden.
     """
@@ -50,10 +85,13 @@ class _Lasting:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        if self._masked and isinstance(text, str):
-            text = mask_text(text)
+        if isinstance(text, str):
+            text = mask_text(text) if self._masked else text
+            text = _guard(text, self._stream.isatty()) if _CONTROL.search(text) else text
         try:
             return int(self._stream.write(text))
+        except UnicodeEncodeError:  # the terminal of a plain locale
+            return int(self._stream.write(text.encode("ascii", "backslashreplace").decode()))
         except OSError:
             self.turn_away()
             if getattr(self._stream, "write_through", False):  # no buffer kept it (python -u)
@@ -125,8 +163,12 @@ def lasting_streams(*, masked: bool = False) -> Iterator[None]:
 
 def say(text: str) -> None:
     """Prints a line to stderr, without secrets; workers of a launcher prefix it with their rank."""
-    text, rank = mask_text(text), os.environ.get("RANK", "")
-    typer.echo(f"[rank {rank}] {text}" if rank not in ("", "0") else text, err=True)
+    _say(printable(mask_text(text)))
+
+
+def _say(text: str) -> None:
+    rank = os.environ.get("RANK", "")
+    typer.echo(f"[rank {printable(rank)}] {text}" if rank not in ("", "0") else text, err=True)
 
 
 class ProgressLine:
@@ -149,7 +191,9 @@ class ProgressLine:
             print_line(text)
             return
         filled = round(self.BAR * min(max(share, 0.0), 1.0))
-        line = f"[{'#' * filled}{'.' * (self.BAR - filled)}] {text}"[: shutil.get_terminal_size().columns - 1]
+        line = f"[{'#' * filled}{'.' * (self.BAR - filled)}] {printable(text)}"[
+            : shutil.get_terminal_size().columns - 1
+        ]
         print(f"\r{line}\x1b[K", end="", flush=True)
         self._open = True
 
@@ -175,11 +219,11 @@ def print_rows(
         table = Table(*head, box=SIMPLE_HEAD, pad_edge=False)
         for row in rows:
             faint = "dim" if row[-1] == "default" else ""
-            table.add_row(*(Text(cell, style=faint, overflow="fold") for cell in row))
+            table.add_row(*(Text(printable(cell), style=faint, overflow="fold") for cell in row))
         Console().print(table)
     else:
         for row in (head, *rows) if titled else rows:
-            typer.echo("\t".join(row))
+            typer.echo("\t".join(map(printable, row)))
 
 
 def print_error(error: FinetuneError) -> None:
@@ -189,30 +233,47 @@ def print_error(error: FinetuneError) -> None:
         return
     stopped = error.exit_code == EXIT_STOPPED
     color = typer.colors.YELLOW if stopped else typer.colors.RED
-    head, _, body = mask_text(str(error)).partition("\n")
-    say(f"{typer.style('stopped:' if stopped else 'error:', fg=color, bold=True)} {head}")
-    for line in body.splitlines():
+    head, *body = (_shorten(line) for line in printable(mask_text(str(error))).split("\n"))
+    _say(f"{typer.style('stopped:' if stopped else 'error:', fg=color, bold=True)} {head}")
+    for line in body:
         indented = not isinstance(error, RecipeFaults) or line.startswith(" ")
         typer.echo(line if indented else typer.style(line, bold=True), err=True)
 
 
+def _shorten(line: str) -> str:
+    """A line of an error, without the middle of a name or value of thousands of characters."""
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 200]} ... {line[-180:]}"
+
+
 def print_bug(error: Exception, *, show_traceback: bool) -> None:
     """Prints one line and saves the traceback to a file; prints it in full if asked and in workers, for their logs."""
-    import tempfile
     import traceback
 
-    text = str(mask("".join(traceback.format_exception(error))))
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     if show_traceback or "RANK" in os.environ:
-        typer.echo(text, err=True, nl=False)
-    reason = str(mask(str(error))).strip().split("\n")[0]
-    say(f"{typer.style('bug:', fg=typer.colors.RED, bold=True)} {type(error).__name__}: {reason}{place}")
+        typer.echo(_traceback_of(error), err=True, nl=False)
+    reason = printable(mask(str(error))).strip().split("\n")[0][:MAX_REASON]
+    _say(f"{typer.style('bug:', fg=typer.colors.RED, bold=True)} {type(error).__name__}: {reason}{place}")
+    say(f"  {save_report(error)}")
+
+
+def save_report(error: Exception) -> str:
+    """Save the traceback of an unexpected error to a file of this user; a sentence that names it."""
+    import tempfile
+
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="finetune-", suffix=".txt", delete=False, encoding="utf-8"
         ) as file:
-            file.write(f"finetune {finetune.__version__}, Python {sys.version}\n{mask(' '.join(sys.argv))}\n\n{text}")
-        say(f"  This is a bug in finetune, not in your recipe; please report it with {file.name}")
+            command = printable(mask(" ".join(sys.argv)))
+            file.write(f"finetune {finetune.__version__}, Python {sys.version}\n{command}\n\n{_traceback_of(error)}")
+        return f"This is a bug in finetune, not in your recipe; please report it with {file.name}"
     except OSError as failure:
-        say(f"  This is a bug in finetune; its traceback could not be saved ({failure}); use --traceback to show it")
+        return f"This is a bug in finetune; its traceback could not be saved ({failure}); use --traceback to show it"
+
+
+def _traceback_of(error: Exception) -> str:
+    import traceback
+
+    return printable(mask("".join(traceback.format_exception(error))))

@@ -32,7 +32,7 @@ from finetune.tasks import load_task
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.task import Datasets
-from finetune.terminal import print_line, say
+from finetune.terminal import print_line, print_styled, say
 from finetune.training.microbatch_planner import MicroBatchPlanner, flat
 
 STEPS = 50  # of the schedule, whose micro-batches are collated to measure padding
@@ -76,7 +76,7 @@ def inspect(
         print_line(json.dumps(report.to_dict(), ensure_ascii=True))
     else:
         style = terminal_style()
-        print_line("\n".join(_encodable(line) for line in render(report, style, whole_rows=row is not None)))
+        print_styled("\n".join(_encodable(line) for line in render(report, style, whole_rows=row is not None)))
     if html is not None:
         say(f"wrote {html}")
     return EXIT_FAILED if strict and fails_strict(report.findings) else EXIT_DONE

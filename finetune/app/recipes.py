@@ -17,6 +17,7 @@ from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.recipe.paths import is_local, is_pattern
 from finetune.recipe.schema import recipes_schema
 from finetune.recipe.starter import write_starter
+from finetune.recipe.yaml import read_text
 from finetune.tasks import CARDS
 
 SCHEMA_FILE = "recipe.schema.json"
@@ -29,7 +30,7 @@ def list_recipes() -> list[tuple[str, str, str]]:
 
 def read_recipe(name: str) -> str:
     """The text of a recipe, comments included. Raises: UserError."""
-    return shelf.find_recipe(name).read_text(encoding="utf-8")
+    return read_text(shelf.find_recipe(name))
 
 
 def resolve_recipe(name: str, sets: Sequence[str]) -> LoadedRecipe:

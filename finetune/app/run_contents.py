@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune.app.machine import plan_alone
+from finetune.app.trust import check_trusted
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.planning.plan import Plan
@@ -24,8 +25,13 @@ KEPT_SETTINGS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "
 
 
 def run_recipe(run: Run, sets: list[str] | None = None) -> LoadedRecipe:
-    """The recipe that the run was trained with. Its data files need not exist any more. Raises: UserError, RecipeFaults."""
-    return load_recipe(run.recipe_file, sets or [], CARDS, here=False)
+    """The recipe that the run was trained with. Its data files need not exist any more.
+
+    Raises: UserError, RecipeFaults; UserError if it has code run that this command line does not trust.
+    """
+    loaded = load_recipe(run.recipe_file, sets or [], CARDS, here=False)
+    check_trusted(loaded, run.recipe_file)
+    return loaded
 
 
 def run_artifacts(run: Run, recipe: Recipe, notify: Notify) -> TaskArtifacts:

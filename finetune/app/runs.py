@@ -91,7 +91,7 @@ def find_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | N
         return Run.newest_unfinished(recipe, ROOT) if resume == "auto" else None
     if not (run_dir / "run.json").is_file():
         return None
-    run = Run.open(run_dir)
+    run = Run.open(run_dir, own=True)
     if resume == "never":
         raise UserError(
             "--resume never would start a new run in the folder of another one",

@@ -11,6 +11,7 @@ from finetune.app.preparation import Request, ensure_prepared
 from finetune.app.runs import choose_run, find_run, kept_run, leave_folders
 from finetune.app.supervise import check_recipe, plan_launch, supervise
 from finetune.distributed.launch import Launch, die_with_parent
+from finetune.recipe.trust import trust_remote_code
 from finetune.terminal import print_line
 from finetune.tracking.run import Run
 
@@ -44,6 +45,10 @@ def train(
         ensure_prepared(Request.of(loaded.recipe, kept, data_changed=data_changed))
     try:
         run = choose_run(loaded, run_dir, resume)
+        if (
+            loaded.recipe.model.trust_remote_code
+        ):  # the user's recipe says so; the ranks read the copy in the run folder
+            trust_remote_code()
         if run is not None:
             _train(run, launch, resume, restarts, data_changed=data_changed)
     finally:

@@ -5,16 +5,17 @@ No heavy imports. A new command is a file here and its name in COMMANDS.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 import typer
 
 from finetune.cli.program import app
 from finetune.errors import EXIT_FAILED, FinetuneError, UserError
 from finetune.recipe.machine import reach_own_programs
+from finetune.recipe.trust import OPTION, trust_remote_code
 from finetune.terminal import is_rank, lasting_streams, print_bug, print_error, say
 
 # In the order of `finetune --help`.
@@ -37,6 +38,21 @@ COMMANDS = (
     "recipes",
 )
 EXIT_INTERRUPTED = 130
+# What the system says of a path, rather than of a fault of ours.
+ERRORS_OF_PATHS = frozenset(
+    (
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    )
+)
 
 for _command in COMMANDS:
     import_module(f"finetune.cli.{_command}")
@@ -45,12 +61,12 @@ for _command in COMMANDS:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with one of the documented exit codes. Printing never ends it."""
     with lasting_streams(masked=is_rank()):
-        _run(argv)
+        _run(list(sys.argv[1:] if argv is None else argv))
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _run(argv: list[str]) -> None:
     reach_own_programs()
-    args, show_traceback = _own_options(list(sys.argv[1:] if argv is None else argv))
+    args, show_traceback = _own_options(argv)
     try:
         typer.main.get_command(app)(args=args, prog_name="finetune")
     except SystemExit as end:  # typer exits this way on Ctrl-C, without a message
@@ -68,26 +84,24 @@ def _run(argv: Sequence[str] | None) -> None:
         say("interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        if isinstance(error, OSError) and (fault := _fault_of_path(error, args)) and not show_traceback:
+        if isinstance(error, OSError) and (fault := _fault_of_path(error)) and not show_traceback:
             print_error(fault)
             sys.exit(fault.exit_code)
         print_bug(error, show_traceback=show_traceback)
         sys.exit(EXIT_FAILED)
 
 
-def _fault_of_path(error: OSError, args: Sequence[str]) -> UserError | None:
-    """What is wrong with a path of the command line, such as a folder that is a file; None if the error is about none."""
-    if not isinstance(error.filename, str):
+def _fault_of_path(error: OSError) -> UserError | None:
+    """What is wrong with a file or folder that the system refuses; None for other errors."""
+    if not isinstance(error.filename, str) or error.errno not in ERRORS_OF_PATHS:
         return None
-    path = Path(error.filename).absolute()
-    for given in (Path(arg).absolute() for arg in args if not arg.startswith("-") and arg != args[0]):
-        if path == given or given in path.parents or (path in given.parents and path.is_file()):
-            return UserError(f"cannot be used: {error.strerror}", where=error.filename)
-    return None
+    return UserError(f"cannot be used: {error.strerror}", where=error.filename)
 
 
 def _own_options(args: list[str]) -> tuple[list[str], bool]:
-    """Removes options accepted anywhere: --traceback, and the --local_rank that DeepSpeed's launcher adds."""
+    """Removes options accepted anywhere: --traceback, --trust-remote-code, and the --local_rank that DeepSpeed's launcher
+    adds.
+    """
     kept: list[str] = []
     show_traceback = False
     rest = iter(args)
@@ -98,6 +112,8 @@ def _own_options(args: list[str]) -> tuple[list[str], bool]:
                 next(rest, None)
         elif arg == "--traceback":
             show_traceback = True
+        elif arg == OPTION:
+            trust_remote_code()
         else:
             kept.append(arg)
     return kept, show_traceback

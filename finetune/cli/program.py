@@ -55,5 +55,13 @@ def finetune_command(
     traceback: Annotated[
         bool, typer.Option("--traceback", help="Show the traceback of an error. Accepted anywhere on the command line.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Trust the run or model folder that is named: run Python code that its model brings, and follow links out "
+            "of it. Accepted anywhere on the command line.",
+        ),
+    ] = False,
 ) -> None:
     """Turn one recipe file into a fine-tuned, evaluated and logged model, on one process or a thousand."""

@@ -9,7 +9,7 @@ import typer
 
 from finetune.cli.arguments import RecipeName, Sets, complete_task
 from finetune.cli.program import SETTINGS, app, examples
-from finetune.terminal import print_rows, say
+from finetune.terminal import print_rows, printable, say
 
 recipes = typer.Typer(
     name="recipes",
@@ -48,7 +48,7 @@ def show_recipe(
     from finetune.app import recipes as verb
 
     if not (explain or resolved or sets):
-        typer.echo(verb.read_recipe(recipe), nl=False)
+        typer.echo(printable(verb.read_recipe(recipe)), nl=False)
         return
     loaded = verb.resolve_recipe(recipe, list(sets or ()))
     if explain:

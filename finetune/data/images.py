@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import struct
 import warnings
 from dataclasses import dataclass
@@ -148,9 +150,13 @@ def _open(value: Any, value_range: ValueRange | None) -> Image.Image:
         return _from_array(value, value_range)
     content = _content(value)
     try:
+        if not isinstance(content, io.BytesIO) and not stat.S_ISREG(os.stat(content).st_mode):  # noqa: PTH116 - quick
+            raise BadRow(f"image{_name(value)} is not a regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(content, formats=_formats())
+    except BadRow:
+        raise
     except UnidentifiedImageError as error:
         raise BadRow(_unidentified(content, _name(value))) from error
     except (*BROKEN, Image.DecompressionBombError) as error:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
+from finetune.distributed.meeting import given_folder
 from finetune.errors import (
     EXIT_FAILED,
     EXIT_STOPPED,
@@ -23,8 +23,10 @@ from finetune.errors import (
     TrainingFailed,
     UserError,
 )
+from finetune.recipe.json_file import read_json
 from finetune.recipe.machine import lacks_memory, memory_limit
 from finetune.recipe.secrets import mask_text
+from finetune.terminal import printable
 
 # What an error says when another rank has ended.
 _PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "gloo", "socket timeout")
@@ -45,6 +47,16 @@ class Failure:
     echo: bool
     log: str = ""
     halted: bool = False
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> Failure:
+        """Raises: TypeError for other values than those that `write_failure` writes."""
+        failure = cls(**tree)
+        for part in fields(cls):
+            value, kind = getattr(failure, part.name), part.type
+            if kind != type(value).__name__ and not (kind == "float" and isinstance(value, int)):
+                raise TypeError(f"{part.name} is {value!r}")
+        return failure
 
     def to_error(self) -> FinetuneError:
         """The same error, in the process that supervises."""
@@ -74,14 +86,14 @@ def report_failures(rank: int, logs: Path, *, supervised: bool) -> Iterator[None
         failure = describe_failure(error, rank, logs / f"rank-{rank}.log")
         if not failure_file(logs, rank).exists():
             write_failure(logs, failure)
-        if not isinstance(error, FinetuneError):
+        if not isinstance(error, FinetuneError) or error.__cause__ is not None:
             _print_traceback()
         if not supervised:
             time.sleep(0.5)  # let the rank that failed first write its file
-            first = read_failures(logs)[0]
+            first = (read_failures(logs) or [failure])[0]
             if first.rank == rank:
                 with suppress(OSError):
-                    os.write(_TERMINAL, f"error: {first.to_error()}\n".encode())
+                    os.write(_TERMINAL, f"error: {printable(first.to_error())}\n".encode())
         os._exit(failure.exit_code)  # the destructors of NCCL and gloo may wait for peers that are gone
 
 
@@ -118,11 +130,11 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
 
 
 def write_failure(folder: Path, failure: Failure) -> None:
-    """failure-rank-*.json, whole or absent. Where the disk of the run is full, it goes to the system's temporary folder:
+    """failure-rank-*.json, whole or absent. Where the disk of the run is full, it goes to the private folder of the launch:
     a full disk must be reported, too.
     """
     text = json.dumps(asdict(failure))
-    for home in (folder, _elsewhere(folder)):
+    for home in filter(None, (folder, given_folder())):
         path = failure_file(home, failure.rank)
         beside = path.with_suffix(".tmp")
         try:
@@ -134,25 +146,20 @@ def write_failure(folder: Path, failure: Failure) -> None:
             _print_traceback()
 
 
-def read_failures(folder: Path) -> list[Failure]:
-    """All that were written, in the order of time; echoes last."""
+def read_failures(*folders: Path) -> list[Failure]:
+    """All that were written, in the order of time; echoes last. What is no such file is passed over."""
     found = []
-    for home in (folder, _elsewhere(folder)):
+    for home in folders:
         for path in home.glob("failure-rank-*.json"):
-            found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
+            with suppress(OSError, ValueError, TypeError):
+                found.append(Failure.of(read_json(path)))
     return sorted(found, key=lambda failure: (failure.echo, failure.time))
 
 
 def clear_failures(folder: Path) -> None:
     """Before a start: remove what an earlier one left."""
-    for home in (folder, _elsewhere(folder)):
-        for path in home.glob("failure-rank-*.json"):
-            path.unlink(missing_ok=True)
-
-
-def _elsewhere(folder: Path) -> Path:
-    name = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
-    return Path(tempfile.gettempdir()) / f"finetune-{os.getuid()}-{name}"
+    for path in folder.glob("failure-rank-*.json"):
+        path.unlink(missing_ok=True)
 
 
 def failure_file(folder: Path, rank: int) -> Path:

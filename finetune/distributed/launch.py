@@ -26,8 +26,10 @@ import psutil
 
 from finetune.distributed.env import DistributedEnv, as_environ
 from finetune.distributed.failure import clear_failures, read_failures
+from finetune.distributed.meeting import ADDRESS, PRIVATE, private_folder, stay_inside
 from finetune.errors import EXIT_STOPPED, FinetuneError, Stopped, TrainingFailed
 from finetune.recipe.machine import memory_limit
+from finetune.recipe.trust import OPTION, is_trusted
 from finetune.units import format_number
 
 SUPERVISED = (
@@ -40,7 +42,6 @@ STOP_SECONDS = (
 )
 LOOK_SECONDS = 1.0  # between looks at a checkpoint that is written
 POLL_SECONDS = 0.1
-ADDRESS = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Launch:
 
     def command(self) -> list[str]:
         """What each rank runs."""
-        return [sys.executable, "-m", "finetune", *self.arguments]
+        trust = [OPTION] if is_trusted() else []
+        return [sys.executable, "-m", "finetune", *self.arguments, *trust]
 
     def equivalent(self, port: int) -> str:
         """The command of accelerate that starts the same ranks, ready to be typed by hand."""
@@ -63,10 +65,11 @@ class Launch:
         words += ["--mixed_precision", "no", "--dynamo_backend", "no", *mode, "-m", "finetune", *self.arguments]
         return shlex.join(["accelerate", "launch", *words])
 
-    def environment(self, rank: int, port: int, logs: Path, mark: str) -> dict[str, str]:
-        """Of one rank. port: where rank 0 listens."""
+    def environment(self, rank: int, port: int, logs: Path, mark: str, private: Path) -> dict[str, str]:
+        """Of one rank. port: names the launch to DeepSpeed; nobody listens there. private: where the ranks meet."""
         place = DistributedEnv(rank, self.processes, rank, self.processes, "finetune", ADDRESS, port)
-        env = {**os.environ, SUPERVISED: str(logs), LAUNCH: mark, **as_environ(place)}
+        env = {**os.environ, SUPERVISED: str(logs), LAUNCH: mark, PRIVATE: str(private), **as_environ(place)}
+        stay_inside(env)
         env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.processes)))
         env.setdefault("TOKENIZERS_PARALLELISM", "false")
         env.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
@@ -86,8 +89,8 @@ def run_workers(launch: Launch, logs: Path, notify: Callable[[str], None], *, en
     clear_failures(logs)
     port = _free_port()
     notify(f"starting {format_number(launch.processes, 'rank')}, as: {launch.equivalent(port)}")
-    watcher = _Watcher(launch, logs, notify, ends_at_once=ends_at_once)
-    with (logs / "launcher.log").open("ab") as log:
+    with private_folder(logs) as private, (logs / "launcher.log").open("ab") as log:
+        watcher = _Watcher(launch, logs, private, notify, ends_at_once=ends_at_once)
         said_from = log.tell()
         with watcher.signals_passed_on():
             try:
@@ -95,12 +98,12 @@ def run_workers(launch: Launch, logs: Path, notify: Callable[[str], None], *, en
                 watcher.wait()
             finally:
                 watcher.kill()  # nothing, unless a rank could not be started
-    _raise_outcome(watcher, logs, said_from)
+        _raise_outcome(watcher, logs, said_from)
 
 
 def _raise_outcome(watcher: _Watcher, logs: Path, said_from: int) -> None:
     """The error of the rank that failed first, if one failed. What a rank reports goes before how it ended."""
-    failures = read_failures(logs)
+    failures = read_failures(logs, watcher.private)
     if watcher.aborted:
         raise KeyboardInterrupt
     if watcher.stopped:
@@ -132,9 +135,16 @@ class _Watcher:
     """
 
     def __init__(
-        self, launch: Launch, logs: Path, notify: Callable[[str], None], *, ends_at_once: bool = False
+        self,
+        launch: Launch,
+        logs: Path,
+        private: Path,
+        notify: Callable[[str], None],
+        *,
+        ends_at_once: bool = False,
     ) -> None:
-        self.launch, self.logs, self.notify, self.ends_at_once = launch, logs, notify, ends_at_once
+        self.launch, self.logs, self.private = launch, logs, private
+        self.notify, self.ends_at_once = notify, ends_at_once
         self.mark = uuid.uuid4().hex
         self.ranks: list[subprocess.Popen[bytes]] = []
         self.ends: dict[int, int] = {}
@@ -150,7 +160,7 @@ class _Watcher:
             process = subprocess.Popen(
                 self.launch.command(),
                 stderr=log,
-                env=self.launch.environment(rank, port, self.logs, self.mark),
+                env=self.launch.environment(rank, port, self.logs, self.mark, self.private),
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
@@ -185,7 +195,7 @@ class _Watcher:
         codes = [code for code in self.ends.values() if code]
         if any(code != EXIT_STOPPED for code in codes):
             return GRACE_SECONDS
-        if any(failure.exit_code != EXIT_STOPPED for failure in read_failures(self.logs)):
+        if any(failure.exit_code != EXIT_STOPPED for failure in read_failures(self.logs, self.private)):
             return GRACE_SECONDS
         return STOP_SECONDS if codes else float("inf")
 

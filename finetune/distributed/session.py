@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from finetune.distributed.engines.accelerator import GIVE_UP_AFTER, open_accelerator
 from finetune.distributed.env import DistributedEnv, as_environ, from_environ
 from finetune.distributed.failure import PeerFailed
+from finetune.distributed.meeting import ADDRESS, open_store, stay_inside
 from finetune.distributed.prebuild import Notify
 
 ARRIVAL_SECONDS = 0.01  # between two looks at the store
@@ -84,8 +85,10 @@ class Session:
         else:
             _choose_gpu(env)
             choose_float32(tf32=precision == "tf32")
+        if env.local_world_size == env.world_size:
+            stay_inside(os.environ)
         if not dist.is_initialized():
-            _open_process_group(cpu)
+            _open_process_group(cpu, env)
         tell = notify if env.rank == 0 else lambda line: None
         accelerator = open_accelerator(deepspeed_config, precision=precision, cpu=cpu, notify=tell)
         session = cls(accelerator, deepspeed_config, split)
@@ -245,13 +248,17 @@ def _choose_gpu(env: DistributedEnv) -> None:
 
 def _alone() -> DistributedEnv:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return DistributedEnv(0, 1, 0, 1, "none", "127.0.0.1", probe.getsockname()[1])
+        probe.bind((ADDRESS, 0))
+        return DistributedEnv(0, 1, 0, 1, "none", ADDRESS, probe.getsockname()[1])
 
 
-def _open_process_group(cpu: bool) -> None:
+def _open_process_group(cpu: bool, env: DistributedEnv) -> None:
+    store = open_store(env, GIVE_UP_AFTER)
+    options: dict[str, Any] = {"timeout": GIVE_UP_AFTER}
+    if store is not None:
+        options |= {"store": store, "rank": env.rank, "world_size": env.world_size}
     if cpu:
-        dist.init_process_group("gloo", timeout=GIVE_UP_AFTER)
+        dist.init_process_group("gloo", **options)
         return
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
@@ -259,9 +266,9 @@ def _open_process_group(cpu: bool) -> None:
         os.environ.setdefault("NCCL_P2P_DISABLE", "1")
         os.environ.setdefault("NCCL_IB_DISABLE", "1")
     if shares_gpu():  # NCCL refuses two ranks on one GPU
-        dist.init_process_group("gloo", timeout=GIVE_UP_AFTER)
+        dist.init_process_group("gloo", **options)
     else:
-        dist.init_process_group("nccl", timeout=GIVE_UP_AFTER, device_id=device)
+        dist.init_process_group("nccl", device_id=device, **options)
 
 
 def _unlink_shared_memory(rank: int) -> None:

@@ -104,7 +104,9 @@ def _findings(findings: Sequence[Finding], style: Style) -> Iterator[str]:
             more = f"{' ' * 7}and {one.count - len(one.rows[:SHOWN_ROWS]):,} more (--html and --json list them)"
             yield from _wrap(more, style.width, " " * 7)
         for text in (one.remedy, f"Looked at {one.sampled}." if one.sampled else ""):
-            yield from (style.paint(line, "faint") for line in _wrap(f"{' ' * 7}{text}", style.width, " " * 7) if text)
+            yield from (
+                style.paint(line, "faint") for line in _wrap(f"{' ' * 7}{visible(text)}", style.width, " " * 7) if text
+            )
 
 
 def _heading(title: str, style: Style) -> Iterator[str]:
@@ -252,7 +254,7 @@ def _picture(row: ShownRow, style: Style) -> Iterator[str]:
 
 def _sequence(sequence: ShownSequence, style: Style, limit: int) -> Iterator[str]:
     learned = f", {sequence.learned:,} learned" if sequence.learned else ""
-    name = f"{sequence.name}: " if sequence.name else ""
+    name = f"{visible(sequence.name)}: " if sequence.name else ""
     yield f"  {name}{format_number(sequence.length, 'token')}{learned}"
     left = limit
     for speaker, tokens in sequence.turns:
@@ -276,7 +278,7 @@ def _turn(speaker: str, tokens: Sequence[Token], style: Style) -> Iterator[str]:
     """The tokens of one turn, wrapped between tokens, in brackets if they are learned, and if a template adds them."""
     indent = " " * (ROLE_WIDTH + 3)
     room = max(16, style.width - len(indent))
-    line, used, head = "", 0, f"  {style.paint(f'{speaker:{ROLE_WIDTH}}', speaker)} "
+    line, used, head = "", 0, f"  {style.paint(f'{visible(speaker):{ROLE_WIDTH}}', speaker)} "
     for token, text in zip(tokens, _marked(tokens, style), strict=True):
         for piece in _chunks(text, room):
             if used and used + cell_len(piece) > room:

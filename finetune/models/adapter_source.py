@@ -5,7 +5,6 @@ Nothing of the folder runs: adapter_config.json is data, and weights are read fr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.models.source import looks_like_path, resolve_model
+from finetune.recipe.json_file import read_json
 from finetune.recipe.model import ModelSection
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -89,10 +89,10 @@ def find_adapter(source: str) -> AdapterSource | None:
     """
     folder = Path(resolve_model(source))
     path = folder / CONFIG
-    if not path.is_file() or any(folder.glob("model*.safetensors")):
+    if not _is_adapter(folder):
         return None
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
         kind = str(settings["peft_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the adapter cannot be read: {error}", where=str(path), remedy="Copy it again.") from None
@@ -111,6 +111,10 @@ def find_adapter(source: str) -> AdapterSource | None:
     return AdapterSource(folder, settings, _find_base(folder, settings.get("base_model_name_or_path") or ""))
 
 
+def _is_adapter(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and not any(folder.glob("model*.safetensors"))
+
+
 def _find_base(folder: Path, named: str) -> str:
     """Beside the adapter, else where it says. Raises: UserError that names both."""
     if (folder / BASE / "config.json").is_file():
@@ -124,6 +128,12 @@ def _find_base(folder: Path, named: str) -> str:
         )
     for path in (Path(named).expanduser(), folder / named):
         if path.is_dir():
+            if _is_adapter(path):
+                raise UserError(
+                    f"the base of the adapter is an adapter, too: {path}",
+                    where=str(folder / CONFIG),
+                    remedy="Merge that one into its own base first, and set base_model_name_or_path to the merged model.",
+                )
             return str(path)
     if looks_like_path(named):
         raise UserError(

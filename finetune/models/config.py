@@ -8,13 +8,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import UserError
+from finetune.errors import FinetuneError, UserError
 from finetune.models.adapter_source import adapter_of
+from finetune.models.folder_check import CONVERT, check_layers
 from finetune.models.source import resolve_model
 from finetune.recipe.model import ModelSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+# What libraries raise for settings of odd types and values.
+ODD_FILES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+SHOWN = 500  # characters of such an error
 
 
 def load_config(model: ModelSection, **overrides: Any) -> PreTrainedConfig:
@@ -26,6 +42,7 @@ def load_config(model: ModelSection, **overrides: Any) -> PreTrainedConfig:
     """
     from transformers import AutoConfig
 
+    check_layers(model.config, "model.config")
     asked = {**model.config, **overrides}
     if is_model_type(model):
         with model_errors(model.source):
@@ -107,7 +124,7 @@ def _check_folder(where: str) -> None:
 
 @contextmanager
 def model_errors(source: str, shown: str = "") -> Iterator[None]:
-    """Turn what transformers and the hub client raise into UserErrors; other errors pass. shown: the name in messages."""
+    """Turn what transformers and the hub client raise into UserErrors; a full memory passes. shown: the name in messages."""
     from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,
@@ -118,8 +135,13 @@ def model_errors(source: str, shown: str = "") -> Iterator[None]:
 
     try:
         yield
+    except FinetuneError:
+        raise
     except StrictDataclassError as error:
-        raise UserError(f"model.config: {_last_line(error)}", remedy="Correct the value in the recipe.") from None
+        raise UserError(
+            f"model.config: {_last_line(error)}",
+            remedy="Correct the value in the recipe, or in the model's config.json.",
+        ) from None
     except SafetensorError as error:
         raise UserError(
             f"the weights of {shown or source} are damaged: {_first_line(error)}",
@@ -142,15 +164,21 @@ def model_errors(source: str, shown: str = "") -> Iterator[None]:
                 "package:<package>/<folder>."
             )
         raise UserError(f"the model {shown or source} {what}", remedy=remedy) from None
+    except ODD_FILES as error:  # of settings that no library expects
+        what = _first_line(error)
+        if type(error) not in (ValueError, ImportError):
+            what = f"{type(error).__name__}: {what}"
+        raise UserError(
+            f"the model {shown or source} cannot be used: {what[:SHOWN]}",
+            remedy="Its settings or files are not what the library expects: copy or download it again, or set "
+            "model.config to correct a value.",
+        ) from error
 
 
 def _missing_weights_remedy(folder: Path) -> str:
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if pickles:
-        return (
-            f"It holds pickled weights ({pickles[0]}), which can run code and are refused. Convert them once where you "
-            "trust them: AutoModel.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(NEW_FOLDER)"
-        )
+        return f"It holds pickled weights ({pickles[0]}), which can run code and are refused. {CONVERT}"
     return f"It holds: {', '.join(sorted(path.name for path in folder.iterdir())[:12]) or 'nothing'}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import UserError
 from finetune.models.adapter_source import AdapterSource, adapter_of
 from finetune.models.config import load_config, model_errors, stored_config
+from finetune.models.guards import allocation_errors, check_hub_index, check_memory, no_pickles
 from finetune.models.head import embedding_modules, head_names, replace_head
 from finetune.models.placement import placement_options
 from finetune.models.quantized import keep_layout, quantization_options
@@ -84,7 +86,13 @@ def load_model(
     """
     import torch
 
-    with torch.random.fork_rng(devices=[]), _source_errors(model), _attention(model), quiet_transformers():
+    with (
+        torch.random.fork_rng(devices=[]),
+        _source_errors(model),
+        _attention(model),
+        allocation_errors(model.source),
+        quiet_transformers(),
+    ):
         torch.default_generator.manual_seed(seed)
         kind = _model_class(auto_class, model, config)
         if model.init == "config":
@@ -148,7 +156,10 @@ def _build_random(kind: Any, auto_class: Any, model: ModelSection, config: PreTr
         return _build_on_device(kind, model, config, seed)
     # Whole on every rank: from_config shards under ZeRO-3, and then draws other random numbers.
     with _unsharded():
-        return auto_class.from_config(config, trust_remote_code=True) if kind is None else kind(config)
+        if kind is None:
+            return auto_class.from_config(config, trust_remote_code=True)
+        check_memory(lambda: kind(copy.deepcopy(config)), config, model.source)
+        return kind(config)
 
 
 def _build_on_device(kind: Any, model: ModelSection, config: PreTrainedConfig, seed: int) -> Any:
@@ -203,16 +214,19 @@ def _load_pretrained(
         options["attn_implementation"] = model.attention
     options |= quantization_options(model, kind, config, dtype, heads)
     options |= placement_options(kind)
+    where, revision = adapter.base if adapter else resolve_model(model.source), "main" if adapter else model.revision
+    check_hub_index(where, revision)
     try:
-        loaded, info = kind.from_pretrained(
-            adapter.base if adapter else resolve_model(model.source),
-            config=config,
-            revision="main" if adapter else model.revision,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        with no_pickles(model.source):
+            loaded, info = kind.from_pretrained(
+                where,
+                config=config,
+                revision=revision,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
     except RuntimeError as error:
         if "mismatch" in str(error).lower():
             raise UserError(

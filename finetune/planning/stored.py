@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.planning.plan import Plan, TrainingPlan
+from finetune.recipe.json_file import read_json
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 COMPARED = (
@@ -41,7 +41,7 @@ class StoredPlan:
         unnoticed.
         """
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
+            tree = read_json(path)
             parts = tree if "training" in tree else {"training": {"precision": tree["precision"]}, "machine": tree}
             stored = cls(dict(parts["training"]), dict(parts["machine"]))
             if stored.training["precision"] not in PRECISIONS:

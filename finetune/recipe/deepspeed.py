@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune.errors import Fault, UserError
 from finetune.recipe.faults import nearest, show_value
+from finetune.recipe.json_file import read_json
 from finetune.recipe.recipe import Recipe
 
 AUTO = "auto"
@@ -103,12 +104,12 @@ class Asked:
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
     """The JSON as written. Raises: UserError with the line for broken JSON."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except json.JSONDecodeError as error:
         raise UserError(
             f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}", remedy="A DeepSpeed config is plain JSON."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot be read: {getattr(error, 'strerror', error)}", where=str(path)) from None
     if not isinstance(config, dict):
         raise UserError("a DeepSpeed config is a JSON object", where=str(path))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 MAX_SHOWN = 120  # characters of a value
+MAX_FAULTS = 100  # that are described; each is compared with every key there is
 
 # Names in other tools -> the name here. Only names that mean the same thing.
 ELSEWHERE = {
@@ -86,7 +87,10 @@ def nearest(word: str, words: Sequence[str]) -> str:
 def faults_of(error: ValidationError, draft: Draft, schema: Node) -> dict[KeyPath, Fault]:
     """One fault per key, however many alternatives of a union pydantic tried."""
     faults: dict[KeyPath, Fault] = {}
-    for item in error.errors(include_url=False, include_context=False):
+    found = error.errors(include_url=False, include_context=False)
+    if len(found) > MAX_FAULTS:
+        faults[()] = Fault(draft.place(()), "(recipe)", f"and {len(found) - MAX_FAULTS:,} more faults like these")
+    for item in found[:MAX_FAULTS]:
         path = _place_of(draft, item["loc"], item["type"])
         if item["type"] == "too_short" and draft.get(path):
             continue  # pydantic counts only valid items of a list; the others are reported on their own
@@ -155,6 +159,8 @@ def _fault(kind: str, message: str, path: KeyPath, draft: Draft, schema: Node) -
         return Fault(where, key, "not one of the choices", shown, allowed, nearest(str(value), choices))
     if kind == "string_pattern_mismatch":
         return Fault(where, key, "has characters that are not allowed", shown, allowed)
+    if kind == "string_too_long":
+        return Fault(where, key, f"has {len(str(value)):,} characters", shown, allowed)
     if kind in ("too_short", "string_too_short"):
         return Fault(where, key, "is empty", shown, description_at(schema, path) or allowed)
     if kind.startswith(("greater_than", "less_than", "finite")):

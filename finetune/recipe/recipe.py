@@ -19,6 +19,7 @@ from finetune.recipe.training import TrainingSection
 class Recipe(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=120,
         description="Names the run folder and the W&B group.",
         json_schema_extra={
             "machine": True,
@@ -26,7 +27,9 @@ class Recipe(Section):
         },
     )
     task: str = Field(description="Task to train for.")
-    seed: int = Field(default=17, ge=0, description="Random seed for the order of examples, dropout and new weights.")
+    seed: int = Field(
+        default=17, ge=0, le=2**32 - 1, description="Random seed for the order of examples, dropout and new weights."
+    )
     model: ModelSection = Field(description="The model to fine-tune.")
     adapter: AdapterSection | None = Field(default=None, description="Train a low-rank adapter instead of all weights.")
     data: DataSection = Field(description="The data: sources, columns, packing.")

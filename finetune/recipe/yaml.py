@@ -6,6 +6,7 @@ Values are parsed as in YAML 1.2: `off`, `no` and `2024-01-01` are strings, only
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +22,8 @@ KeyPath = tuple[str | int, ...]
 MAX_FILE_BYTES = 1 << 20  # a recipe is a page; a larger file is a data file given by mistake
 KINDS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 MAX_NODES = 50_000  # aliases of aliases grow without bound
+MAX_DEPTH = 64  # of sections within sections; parsers that call themselves end the program at some thousands
+MAX_DIGITS = 100  # of a number
 
 _PLAIN = (  # tag, what it looks like, its first characters: YAML 1.2's core schema, and 1_000 besides
     ("null", r"~|null|Null|NULL|", "~nN\0"),
@@ -56,17 +59,7 @@ def read_document(path: Path) -> Document:
     name = short_name(path)
     if path.is_dir():
         raise UserError(f"{name} is a folder, not a recipe", remedy="Name a YAML file.")
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{name} is too large for a recipe", remedy="Is it a data file? Recipes are YAML files.")
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            "the recipe is not UTF-8 text", where=name, remedy=f"Byte {error.start} cannot be read."
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read the recipe: {error.strerror}", where=name) from None
-    document = parse_document(text, name)
+    document = parse_document(read_text(path), name)
     if not isinstance(document.values, dict):
         found = "empty" if document.values is None else describe_type(document.values)
         raise UserError(
@@ -77,9 +70,31 @@ def read_document(path: Path) -> Document:
     return document
 
 
-def parse_document(text: str, name: str) -> Document:
-    """Raises: UserError with name:line for text that is not YAML."""
+def read_text(path: Path) -> str:
+    """The text of a recipe. Raises: UserError for a file that is missing, unreadable, too large or not text."""
+    name = short_name(path)
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(
+                f"{name} is not a regular file but a pipe, a device or a folder",
+                remedy="A recipe is read more than once: write it to a file.",
+            )
+        if status.st_size > MAX_FILE_BYTES:
+            raise UserError(f"{name} is too large for a recipe", remedy="Is it a data file? Recipes are YAML files.")
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            "the recipe is not UTF-8 text", where=name, remedy=f"Byte {error.start} cannot be read."
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read the recipe: {error.strerror}", where=name) from None
+
+
+def parse_document(text: str, name: str) -> Document:
+    """Raises: UserError with name:line for text that is not YAML, or is nested too deeply."""
+    try:
+        _check_depth(text, name)
         node = yaml.compose(text, Loader=_loader())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -91,6 +106,21 @@ def parse_document(text: str, name: str) -> Document:
     if node is not None:
         document.values = _Builder(document).build(node, ())
     return document
+
+
+def _check_depth(text: str, name: str) -> None:
+    """Composing nodes calls itself for each level: the depth is looked at before, from the events of the parser."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_loader()):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise UserError(
+                    f"nested more than {MAX_DEPTH} levels deep",
+                    where=f"{name}:{event.start_mark.line + 1 if event.start_mark else 1}",
+                )
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def parse_value(text: str) -> Any:
@@ -153,8 +183,11 @@ class _Builder:
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
         self.count += 1
         self.document.lines.setdefault(path, node.start_mark.line + 1)
-        if id(node) in self.open or self.count > MAX_NODES:
-            self._fault(node, path, "an alias that holds itself" if id(node) in self.open else "too many aliases")
+        if self.count > MAX_NODES:
+            where = f"{self.document.name}:{node.start_mark.line + 1}"
+            raise UserError(f"more than {MAX_NODES:,} values, with those that aliases repeat", where=where)
+        if id(node) in self.open:
+            self._fault(node, path, "an alias that holds itself")
             return None
         if node.tag.removeprefix("tag:yaml.org,2002:") not in KINDS:
             self._fault(node, path, f"the tag {node.tag} is not allowed: recipes hold plain values only")
@@ -178,6 +211,9 @@ class _Builder:
                 merged |= self._merge(value_node, path)
                 continue
             key = self._key(key_node, path)
+            if "\0" in key:
+                self._fault(key_node, path, "a key holds the character NUL", show_text(key))
+                continue
             line = key_node.start_mark.line + 1
             if key in first_line:
                 self._fault(key_node, (*path, key), f"written twice; first on line {first_line[key]}")
@@ -205,6 +241,12 @@ class _Builder:
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
         text = node.value
+        if "\0" in text:
+            self._fault(node, path, "holds the character NUL", show_text(text))
+            return None
+        if kind in ("int", "float") and len(text) > MAX_DIGITS:
+            self._fault(node, path, f"a number of {len(text):,} characters", show_text(text))
+            return None
         try:
             if kind == "null":
                 return None
@@ -224,6 +266,11 @@ class _Builder:
     def _fault(self, node: yaml.Node, path: KeyPath, message: str, value: str = "") -> None:
         where = f"{self.document.name}:{node.start_mark.line + 1}"
         self.document.faults.append(Fault(where, dotted(path) or "(file)", message, value))
+
+
+def show_text(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= MAX_DIGITS else f"{text[:MAX_DIGITS]}..."
 
 
 def dotted(path: KeyPath) -> str:

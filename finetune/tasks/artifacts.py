@@ -23,6 +23,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
+from finetune.recipe.json_file import read_json
 from finetune.recipe.section import Section
 from finetune.tasks.classes import Classes
 
@@ -82,13 +83,15 @@ def load_artifacts(folder: Path, card: TaskCard) -> TaskArtifacts:
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
         if content["task"] != card.name:
             raise ValueError(f"they belong to the task {content['task']}, not {card.name}")
         options: Section = card.options(**content["options"])
         classes = Classes.from_dict(content["classes"]) if content["classes"] is not None else None
+        if content["processor"] not in ("", PROCESSOR):
+            raise ValueError(f"the processor is in {PROCESSOR}/ or beside them, not in {content['processor']!r}")
         processor = _load_processor(folder / content["processor"], content["processor_kind"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -103,5 +106,5 @@ def _load_processor(folder: Path, kind: str) -> Any:
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing")
     if kind == "tokenizer":
-        return AutoTokenizer.from_pretrained(folder)
-    return AutoImageProcessor.from_pretrained(folder, backend="pil")
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, backend="pil")

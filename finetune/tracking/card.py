@@ -13,6 +13,7 @@ import yaml
 
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.yaml import dump
+from finetune.terminal import printable
 from finetune.tracking.console import figure
 from finetune.tracking.run import describe_versions, shown
 from finetune.tracking.usage import Kind, loading_code, usage_of
@@ -63,7 +64,7 @@ def model_card(
         name=recipe.name,
         summary=_summary(recipe, merged),
         columns=columns,
-        rows=rows,
+        rows=[[as_text(cell) for cell in row] for row in rows],
         weights=_weights(step, facts),
         use=loading_code(
             usage_of(recipe.task),
@@ -71,10 +72,24 @@ def model_card(
             new_tokens=bool(facts.get("new embeddings")),
             remote_code=recipe.model.trust_remote_code,
         ),
-        training=_training(recipe, facts),
-        recipe=text,
+        training={key: as_text(value) for key, value in _training(recipe, facts).items()},
+        recipe=printable(text),
         fence="`" * max(3, longest + 1),
     )
+
+
+def as_text(value: Any) -> str:
+    """A value in Markdown, on one line, in which nothing is a mark of Markdown or of HTML."""
+    text = printable(" ".join(str(value).split()))
+    return re.sub(r"([\\`*_\[\]<>|#!~&])", r"\\\1", text)
+
+
+def as_code(value: Any) -> str:
+    """A value in a code span that no character of it ends."""
+    text = printable(" ".join(str(value).split()))
+    ticks = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
+    blank = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{ticks}{blank}{text}{blank}{ticks}"
 
 
 def card_header(recipe: Recipe, figures: Mapping[str, Any], *, merged: bool = False) -> dict[str, Any]:
@@ -127,7 +142,7 @@ def _weights(step: int | None, facts: Mapping[str, Any]) -> str:
 
 def _summary(recipe: Recipe, merged: bool) -> str:
     """One sentence: what it is, and what it was trained for."""
-    model = f"`{_tail(recipe.model.source)}`" if recipe.model.source else "a model"
+    model = as_code(_tail(recipe.model.source)) if recipe.model.source else "a model"
     title = usage_of(recipe.task).title
     if recipe.adapter:
         adapter = f"{_ADAPTERS.get(recipe.adapter.kind, recipe.adapter.kind)} adapter of rank {recipe.adapter.rank}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.recipe.json_file import read_json
 from finetune.tracking.atomic_files import disk_errors, plain, publish_json, sync_folder
 from finetune.tracking.run import Run
 
@@ -127,7 +128,7 @@ def list_tables(folder: Path) -> list[tuple[Path, str, int]]:
 
 def read_table(path: Path) -> tuple[list[str], list[list[Any]]]:
     """(columns, rows) of a table file. Raises: ValueError if it has none."""
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = read_json(path)
     if not isinstance(value, dict) or not {"columns", "rows"} <= set(value):
         raise ValueError(f"{path} is not a table")
     return value["columns"], value["rows"]
@@ -138,7 +139,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import secrets
@@ -20,10 +19,12 @@ import psutil
 from finetune import __version__
 from finetune.errors import UserError
 from finetune.recipe.identity import stored_values, training_differences
+from finetune.recipe.json_file import read_json
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
 from finetune.recipe.yaml import dump
 from finetune.tracking.atomic_files import disk_errors, plain, publish_json, publish_text
+from finetune.tracking.containment import check_contained
 
 Status = Literal["running", "done", "stopped", "failed"]
 
@@ -92,8 +93,11 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: Path) -> Run:
-        """An existing run folder. Raises: UserError if `path` is not one."""
+    def open(cls, path: Path, *, own: bool = False) -> Run:
+        """An existing run folder. own: it is trained here, so that its links are this user's.
+
+        Raises: UserError if `path` is not one; if it is not `own`, for links that lead out of it (containment.py).
+        """
         run = cls(path)
         if not run.file.is_file():
             below = sorted([*path.glob("*/run.json"), *path.glob("*/*/run.json")], key=lambda file: file.parent.name)
@@ -104,6 +108,8 @@ class Run:
                 if below
                 else "Give the folder of one run, such as runs/<recipe name>/<run id>.",
             )
+        if not own:
+            check_contained(path)
         run.read()
         return run
 
@@ -139,7 +145,7 @@ class Run:
     def read(self) -> dict[str, Any]:
         """run.json. Raises: UserError if it is missing or damaged."""
         try:
-            value = json.loads(self.file.read_text(encoding="utf-8"))
+            value = read_json(self.file)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the run: {error}", where=str(self.file)) from error
         if not isinstance(value, dict):

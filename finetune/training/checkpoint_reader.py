@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,12 +31,17 @@ from finetune.distributed.engines.engine import Engine
 from finetune.distributed.session import Session
 from finetune.distributed.sharded_state import Shard
 from finetune.errors import UserError
+from finetune.recipe.json_file import read_json
 
 MANIFEST = "manifest.json"
 INCOMPLETE = ".incomplete"
 DAMAGED = ".damaged"
 FORMAT = 1
 HASHED_AT_A_TIME = 4
+LABELS = ("latest", "best")
+NAME = re.compile(r"step-[0-9]{1,18}")  # of a checkpoint's folder
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a file in it
+MAX_NAME = 4096  # characters of a label that are read
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,13 @@ class Manifest:
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Raises: ValueError, KeyError, TypeError for anything but a whole manifest of this format."""
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
         digest = tree.pop("digest")
         if digest != _digest_of(tree):
             raise ValueError("the manifest has changed since it was written (digest differs)")
         if tree.pop("format") != FORMAT:
             raise ValueError(f"not a manifest of format {FORMAT}")
-        tree["files"] = {name: (int(size), str(digest)) for name, (size, digest) in tree["files"].items()}
+        tree["files"] = {_file_name(name): (int(size), str(digest)) for name, (size, digest) in tree["files"].items()}
         return cls(**tree)
 
 
@@ -82,6 +88,13 @@ class Checkpoint:
         return self.manifest.step
 
 
+def _file_name(name: str) -> str:
+    """Raises: ValueError for one that could leave the folder."""
+    if not FILE_NAME.fullmatch(name):
+        raise ValueError(f"the manifest names a file that is not of this folder: {name!r}")
+    return name
+
+
 def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
@@ -95,11 +108,23 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def named_checkpoint(folder: Path, label: str) -> Path | None:
-    """The folder that the file `latest` or `best` names, or that has this name itself; None if there is none."""
-    file = folder / label
-    if file.is_file():
-        file = folder / file.read_text(encoding="utf-8", errors="replace").strip()
-    return file if file.is_dir() else None
+    """The folder that the file `latest` or `best` names, or that has this name itself; None if there is none.
+
+    Raises: UserError if the file names something else than a checkpoint beside it.
+    """
+    name = label
+    if label in LABELS and (file := folder / label).is_file():
+        with file.open(encoding="utf-8", errors="replace") as text:
+            name = text.read(MAX_NAME).strip()
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"checkpoints/{label} does not name a checkpoint: {name!r}",
+                where=str(file),
+                remedy=f"It holds one name, such as {checkpoint_name(120)}; or name a checkpoint: --checkpoint step-...",
+            )
+    if name not in LABELS and not NAME.fullmatch(name):
+        return None
+    return folder / name if (folder / name).is_dir() else None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

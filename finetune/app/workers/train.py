@@ -79,7 +79,7 @@ def work(
 def _agree_on_run(session: Session, loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | None:
     """Rank 0 chooses the run folder, if the supervising process has not; all ranks learn it."""
     if SUPERVISED in os.environ and run_dir is not None:
-        return Run.open(run_dir)
+        return Run.open(run_dir, own=True)
     path: str | None = None
     with session.main_first():
         if session.is_main:
@@ -88,7 +88,7 @@ def _agree_on_run(session: Session, loaded: LoadedRecipe, run_dir: Path | None, 
             if run is not None:
                 clear_failures(run.logs)
     path = session.broadcast(path)
-    return Run.open(Path(path)) if path else None
+    return Run.open(Path(path), own=True) if path else None
 
 
 def _train(

@@ -27,6 +27,9 @@ DEPTHS = {"[": 1, "{": 1, "]": -1, "}": -1}
 DATA_FIRST = re.compile(r'\{[ \t\r\n]*"data"[ \t\r\n]*:[ \t\r\n]*\[')
 
 
+MAX_SKIPPED_DEPTH = 1 << 20  # of a value that cannot be parsed, but whose end is looked for
+
+
 def read_json(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     """The rows of a JSON file with the line on which each starts. Holds one row in memory, not the file.
 
@@ -192,6 +195,8 @@ class _JsonStream:
                 position, depth = match.end(), depth + DEPTHS.get(match[0], 0)
                 if depth == 0:
                     break
+                if depth > MAX_SKIPPED_DEPTH:
+                    raise self.fault("nested too deeply")
                 continue
             number = NUMBER.match(self._window, self._at)
             if number and number[0] and (number.end() < len(self._window) or self._done):

@@ -139,7 +139,7 @@ def _opened(path: Path, *, values: bool) -> Iterator[Any]:
         raise
     except OSError as error:
         raise unreadable(path, error) from error
-    except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (InvalidFileException, zipfile.BadZipFile, SyntaxError, LookupError, TypeError, ValueError) as error:
         remedy = "Save it as .xlsx or .csv; workbooks with a password and .xls files cannot be read."
         raise UserError("is not an .xlsx workbook", where=str(path), remedy=remedy) from error
     except Exception as error:  # of damaged XML inside, openpyxl raises what happens to fail

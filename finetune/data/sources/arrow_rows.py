@@ -211,7 +211,9 @@ def class_columns(schema: pa.Schema) -> dict[str, ClassNames]:
     """
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return {}
+    if not isinstance(features, dict):
         return {}
     found = {column: _class_names(feature) for column, feature in features.items()}
     return {column: names for column, names in found.items() if names}

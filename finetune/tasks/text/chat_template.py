@@ -14,16 +14,19 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetune.data.bad_rows import BadRow
+from finetune.errors import FinetuneError, UserError
 from finetune.tasks.text import template_limits
 from finetune.tasks.text.conversations import Message
-from finetune.tasks.text.template_limits import TookTooLong, time_limit
+from finetune.tasks.text.template_limits import TookTooLong, rendering_limits
 from finetune.tasks.text.tool_calls import Tool, with_arguments
+from finetune.units import format_bytes
 
 Span = tuple[int, int]  # [start, end), in characters of a text or in tokens
 
 STAND_IN = "\ue000reply\ue001"  # private-use characters: no reply begins or ends with them, no template trims them
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ID = "a1b2c3d4e"  # Mistral's templates take identifiers of nine letters and digits only
+SHOWN = 1_000  # characters of what a template says that are shown
 _USER: Message = {"role": "user", "content": "Hi"}
 _REPLY: Message = {"role": "assistant", "content": "Yes."}
 
@@ -49,6 +52,7 @@ class ChatTemplate:
         self.marked = bool(_GENERATION.search(source))
         self._special = dict(tokenizer.special_tokens_map)
         self._found: dict[Any, Any] = {}
+        self._strikes = 0
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, prompt: bool = False) -> str:
         """The conversation as text; prompt: up to where the assistant is to continue.
@@ -65,7 +69,7 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Sequence[Tool], *, prompt: bool, marks: bool
     ) -> tuple[str, list[Span]]:
         try:
-            with time_limit(template_limits.SECONDS):
+            with rendering_limits(template_limits.SECONDS):
                 rendered: Any = render_jinja_template(
                     conversations=[list(messages)],
                     tools=list(tools) or None,
@@ -74,19 +78,30 @@ class ChatTemplate:
                     add_generation_prompt=prompt,
                     **self._special,
                 )
-        except ImportError:
-            raise  # the installation is at fault, not the row
+        except (ImportError, FinetuneError):
+            raise  # the installation is at fault, or somebody stops the program: not the row
         except TookTooLong:
-            raise BadRow(f"the chat template took longer than {template_limits.SECONDS:g} seconds") from None
-        except MemoryError as error:
-            raise BadRow("the chat template needs more memory than there is") from error
+            raise self._strike(f"took longer than {template_limits.SECONDS:g} seconds") from None
+        except MemoryError:
+            raise self._strike(f"needs more than {format_bytes(template_limits.BYTES)} of memory") from None
         except Exception as error:  # a template may raise anything
             kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
-            raise BadRow(f"the chat template refuses this conversation: {kind}{error}") from error
+            raise BadRow(f"the chat template refuses this conversation: {kind}{_shortened(error)}") from error
         text, spans = rendered[0][0], rendered[1]
         if len(text) > template_limits.CHARACTERS:
             raise BadRow(f"the chat template writes {len(text):,} characters, more than {template_limits.CHARACTERS:,}")
         return text, [(start, end) for start, end in spans[0] if end > start] if marks else []
+
+    def _strike(self, what: str) -> Exception:
+        """A bad row; after several of them the template is at fault, and no other row is tried."""
+        self._strikes += 1
+        if self._strikes < template_limits.STRIKES:
+            return BadRow(f"the chat template {what}")
+        return UserError(
+            f"the chat template {what}, {self._strikes} times",
+            where="chat_template of the tokenizer",
+            remedy="It is a program that came with the tokenizer, and it may be damaged or hostile: take another tokenizer.",
+        )
 
     def _once(self, key: Any, find: Any) -> Any:
         if key not in self._found:
@@ -229,6 +244,11 @@ class ChatTemplate:
             return frozenset()
         wanted = [index for index, message in enumerate(messages) if words_of(message).strip()]
         return frozenset(index for index in wanted if f"\ue000{index}\ue001" not in text)
+
+
+def _shortened(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
 
 
 def words_of(message: Message) -> str:

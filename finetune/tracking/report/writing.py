@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.recipe.secrets import mask
+from finetune.terminal import printable
 from finetune.tracking.atomic_files import publish_text
 from finetune.tracking.console import figure
 from finetune.tracking.journal import read_rows
@@ -82,7 +83,7 @@ def write_report(run_dir: Path) -> Path:
             script_hash=digest,
         )
     )
-    publish_text(run.report_file, page)
+    publish_text(run.report_file, printable(page))
     return run.report_file
 
 

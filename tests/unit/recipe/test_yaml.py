@@ -109,7 +109,22 @@ def test_aliases_cannot_run_away() -> None:
     bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
     )
-    assert any("too many" in fault.message for fault in parse_document(bomb, "r.yaml").faults)
+    with pytest.raises(UserError, match=r"more than 50,000 values, with those that aliases repeat"):
+        parse_document(bomb, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: " + "[" * 50_000, "a: " + "{a: " * 50_000, "a:\n " + "- " * 5_000 + "x", "? " * 5_000]
+)
+def test_depth_is_limited_before_nodes_are_composed(text: str) -> None:
+    with pytest.raises(UserError, match=r"r\.yaml:\d: .*nested more than 64 levels deep"):
+        parse_document(text, "r.yaml")
+
+
+@pytest.mark.parametrize("text", ["0x" + "f" * 200_000, "9" * 200_000, "0o" + "7" * 5_000, "1." + "0" * 200])
+def test_numbers_are_of_bounded_length(text: str) -> None:
+    (fault,) = parse_document(f"a: {text}", "r.yaml").faults
+    assert "a number of" in fault.message and len(fault.value) < 200
 
 
 def test_files_that_are_no_recipes(tmp_path, monkeypatch) -> None:

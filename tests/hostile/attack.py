@@ -1,0 +1,110 @@
+"""One attack: a command line over files that somebody made with bad intent, and what must happen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.e2e import tiny
+
+GIB = 1 << 30
+MARK = "PWNED"  # file that payloads make in the folder of their attack
+TITLE = "\x1b]0;owned\x07"  # retitles the window
+ERASE = "\x1b[2J\x1b[1;1H"  # clears the screen
+PAYLOAD = f"open({MARK!r}, 'w').write('executed')\n"  # Python that an attack would have run
+
+
+class Payload:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, (PAYLOAD,))
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the attacks start from. run: a run folder that this version trained. bert, llama: folders of small models."""
+
+    run: Path
+    bert: Path
+    llama: Path
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder of one attack, which is empty, and where its command runs."""
+
+    folder: Path
+    given: Given
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+        return path
+
+    def data(self) -> None:
+        """train.csv and the rest of what the small recipe reads."""
+        tiny.write_data(self.folder)
+
+    def recipe(self, change: Callable[[dict[str, Any]], None] = lambda tree: None) -> str:
+        """recipe.yaml, and its data; `change` alters its values in place."""
+        self.data()
+        tree = tiny.recipe()
+        change(tree)
+        self.write("recipe.yaml", yaml.safe_dump(tree, allow_unicode=True))
+        return "recipe.yaml"
+
+    def run(self, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
+        """`stranger/`: a copy of the run folder; `change` alters the values of its recipe."""
+        run = self.folder / "stranger"
+        shutil.copytree(self.given.run, run, symlinks=True)
+        if change is not None:
+            file = run / "recipe.yaml"
+            tree = yaml.safe_load(file.read_text())
+            change(tree)
+            file.write_text(yaml.safe_dump(tree))
+        return run
+
+    def model(self, kind: str = "bert", **config: Any) -> Path:
+        """`model/`: a copy of a small model; its configuration with other values."""
+        model = self.folder / "model"
+        shutil.copytree(getattr(self.given, kind), model)
+        if config:
+            file = model / "config.json"
+            file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+        return model
+
+
+@dataclass(frozen=True)
+class Attack:
+    """make: writes its files and returns the command line. says: pattern that the output must have. codes: exit codes that
+    are right. memory: bytes that the largest process may take. check: what else must hold afterwards, of the folder.
+    """
+
+    name: str
+    make: Callable[[Place], Sequence[str]]
+    says: str = ""
+    codes: tuple[int, ...] = (2,)
+    seconds: float = 20.0
+    memory: int = 3 * GIB
+    stop_after: float = 0.0
+    check: Callable[[Path], None] = lambda folder: None
+
+
+def put(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Sets the value at a path of a tree."""
+
+    def change(tree: dict[str, Any]) -> None:
+        inner: Any = tree
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[path[-1]] = value
+
+    return change

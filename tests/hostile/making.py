@@ -1,0 +1,34 @@
+"""Makes what the attacks start from: a small trained run, and a small model with a chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.e2e import tiny
+from tests.faults import run_finetune
+
+TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}</s>{% endfor %}"
+
+
+def make_run(folder: Path) -> None:
+    """`run` in a folder that has the data: one process, one epoch."""
+    training = {"global_batch": 8, "epochs": 1, "learning_rate": 5e-3}
+    tiny.write_recipe(folder, training=training, parallel={"processes": 1, "deepspeed": "none"})
+    finished = run_finetune(["train", "tiny.yaml", "--run-dir", "run"], 240, folder=folder)
+    assert finished.code == 0, finished.output
+
+
+def make_llama(folder: Path) -> None:
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+
+    from finetune.models.source import resolve_model
+
+    set_seed(3)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(tiny.PACKAGE))
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.add_special_tokens({"eos_token": "</s>", "bos_token": "<s>"})
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

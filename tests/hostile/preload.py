@@ -1,0 +1,30 @@
+"""What the process that attacks are forked from has imported."""
+
+import os
+from contextlib import suppress
+from importlib import import_module
+
+os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
+for _name in (
+    "finetune.cli",
+    "finetune.app.evaluate",
+    "finetune.app.export",
+    "finetune.app.inspect",
+    "finetune.app.prepare",
+    "finetune.app.report",
+    "finetune.app.train",
+    "finetune.app.verify",
+    "finetune.app.workers.preparing",
+    "finetune.tracking.report",
+    "finetune.tasks.text_classification.task",
+    "finetune.tasks.causal_lm.task",
+    "finetune.tasks.image_classification.task",
+    "finetune.tasks.object_detection.task",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.llama.modeling_llama",
+    "PIL.Image",
+    "openpyxl",
+    "scipy.optimize",
+):
+    with suppress(ImportError):
+        import_module(_name)
