@@ -22,30 +22,42 @@ import typer
 
 import finetune
 from finetune.errors import EXIT_STOPPED, FinetuneError, RecipeFaults
-from finetune.recipe.secrets import mask, mask_text
 
 MAX_REASON = 500  # characters of an unexpected error that are shown
 MAX_LINE = 4_000  # characters of a line of an error that are shown
 
 # Control characters but line feeds and tabs; what turns the direction of text; separators that terminals take for line
 # feeds; and halves of characters, which cannot be printed.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 # What our own lines and rich's live line send to a terminal: colors, the cursor up or to the left, erasing, hiding it.
-_OWN_CODES = re.compile(r"\x1b\[[0-9;]{0,20}[mAGK]|\x1b\[\?25[lh]|\r")
+_OWN_CODES = r"\x1b\[[0-9;]{0,20}[mAGK]|\x1b\[\?25[lh]|\r"
+
+
+def _is_plain(text: str) -> bool:
+    """Whether there is surely no control character: quick, and without a pattern that the start-up would compile."""
+    return text.replace("\n", "").replace("\t", "").isprintable()
 
 
 def printable(text: Any) -> str:
     r"""The text with control characters as JSON writes them: "\u001b[2J" in place of what clears the screen."""
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
+    text = str(text)
+    return text if _is_plain(text) else re.sub(_CONTROL, lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _guard(text: str, terminal: bool) -> str:
     """The text without control sequences but our own, and those for a terminal alone."""
     if not terminal:  # progress bars of libraries begin with a carriage return
         return "\r".join(map(printable, text.split("\r")))
-    kept = _OWN_CODES.findall(text)
-    parts = map(printable, _OWN_CODES.split(text))
+    kept = re.findall(_OWN_CODES, text)
+    parts = map(printable, re.split(_OWN_CODES, text))
     return "".join(part + code for part, code in zip(parts, [*kept, ""], strict=True))
+
+
+def _masked(text: str) -> str:
+    """The text without secrets. Imported late: their patterns take a tenth of the start-up."""
+    from finetune.recipe.secrets import mask_text
+
+    return mask_text(text)
 
 
 def print_line(text: str) -> None:
@@ -86,8 +98,8 @@ class _Lasting:
 
     def write(self, text: str) -> int:
         if isinstance(text, str):
-            text = mask_text(text) if self._masked else text
-            text = _guard(text, self._stream.isatty()) if _CONTROL.search(text) else text
+            text = _masked(text) if self._masked else text
+            text = text if _is_plain(text) else _guard(text, self._stream.isatty())
         try:
             return int(self._stream.write(text))
         except UnicodeEncodeError:  # the terminal of a plain locale
@@ -163,7 +175,7 @@ def lasting_streams(*, masked: bool = False) -> Iterator[None]:
 
 def say(text: str) -> None:
     """Prints a line to stderr, without secrets; workers of a launcher prefix it with their rank."""
-    _say(printable(mask_text(text)))
+    _say(printable(_masked(text)))
 
 
 def _say(text: str) -> None:
@@ -233,7 +245,7 @@ def print_error(error: FinetuneError) -> None:
         return
     stopped = error.exit_code == EXIT_STOPPED
     color = typer.colors.YELLOW if stopped else typer.colors.RED
-    head, *body = (_shorten(line) for line in printable(mask_text(str(error))).split("\n"))
+    head, *body = (_shorten(line) for line in printable(_masked(str(error))).split("\n"))
     _say(f"{typer.style('stopped:' if stopped else 'error:', fg=color, bold=True)} {head}")
     for line in body:
         indented = not isinstance(error, RecipeFaults) or line.startswith(" ")
@@ -253,7 +265,7 @@ def print_bug(error: Exception, *, show_traceback: bool) -> None:
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     if show_traceback or "RANK" in os.environ:
         typer.echo(_traceback_of(error), err=True, nl=False)
-    reason = printable(mask(str(error))).strip().split("\n")[0][:MAX_REASON]
+    reason = printable(_masked(str(error))).strip().split("\n")[0][:MAX_REASON]
     _say(f"{typer.style('bug:', fg=typer.colors.RED, bold=True)} {type(error).__name__}: {reason}{place}")
     say(f"  {save_report(error)}")
 
@@ -266,7 +278,7 @@ def save_report(error: Exception) -> str:
         with tempfile.NamedTemporaryFile(
             "w", prefix="finetune-", suffix=".txt", delete=False, encoding="utf-8"
         ) as file:
-            command = printable(mask(" ".join(sys.argv)))
+            command = printable(_masked(" ".join(sys.argv)))
             file.write(f"finetune {finetune.__version__}, Python {sys.version}\n{command}\n\n{_traceback_of(error)}")
         return f"This is a bug in finetune, not in your recipe; please report it with {file.name}"
     except OSError as failure:
@@ -276,4 +288,4 @@ def save_report(error: Exception) -> str:
 def _traceback_of(error: Exception) -> str:
     import traceback
 
-    return printable(mask("".join(traceback.format_exception(error))))
+    return printable(_masked("".join(traceback.format_exception(error))))
