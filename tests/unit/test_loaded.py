@@ -190,6 +190,15 @@ def test_a_row_that_cannot_be_answered_is_an_error_of_its_own(open_task: Any) ->
     assert bad["error"]["kind"] == "bad_row" and "/nowhere.png" in bad["error"]["message"]
 
 
+def test_a_text_that_is_cut_is_reported(open_task: Any) -> None:
+    loaded = open_task("text_classification").loaded
+    with pytest.warns(UserWarning, match="only the first 256 tokens of the text were read") as caught:
+        assert "label" in loaded.predict(["a", "word " * 400])[1]
+    assert "row 1" in str(caught[0].message)
+    with pytest.warns(UserWarning, match="options.max_source_length"):
+        open_task("seq2seq").loaded.predict("word " * 400, new_tokens=4)
+
+
 def test_it_maps_a_dataset(open_task: Any) -> None:
     loaded = open_task("text_classification").loaded
     data = datasets.Dataset.from_list([{"text": text, "n": index} for index, text in enumerate([*TEXTS, " "])])

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row, Table
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.text.inputs import encode_each, resolve_on_long, row_text
+from finetune.tasks.text.inputs import cut_notice, encode_each, resolve_on_long, row_text
 
 TOO_LONG: dict[str, Any] = {"input_ids": [], "labels": []}
 
@@ -28,7 +29,10 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
             continue
         limits = {"source": settings["max_source_length"], "target": options.max_target_length}
         ids = {"source": next(sources), **({"target": next(targets)} if with_targets else {})}
-        examples.append(_within_limits(ids, limits, on_long))
+        example = _within_limits(ids, limits, on_long)
+        if not with_targets and not isinstance(example, BadRow) and len(example["input_ids"]) < len(ids["source"]):
+            example[NOTICES] = [cut_notice(limits["source"], "options.max_source_length")]
+        examples.append(example)
     return examples
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row, Table
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
@@ -31,15 +32,16 @@ def encode_each(rows: Sequence[Row], encode: Callable[[Row], Any]) -> list[Any]:
 
 
 def tokenize_texts(
-    tokenizer: Any, texts: Sequence[Sequence[str] | BadRow], limit: int, on_long: str
-) -> list[Tokens | BadRow]:
+    tokenizer: Any, texts: Sequence[Sequence[str] | BadRow], limit: int, on_long: str, *, notes_cuts: bool = False
+) -> list[Any]:
     """Single texts [text] and pairs [text, other] -> {"input_ids", "token_type_ids" if the model takes them} for each.
 
     All of them go through the fast tokenizer in two calls, one for single texts and one for pairs. An example that is
     longer than `limit` is truncated, or marked to be left out ({"input_ids": []}), or a BadRow, as `on_long` says
-    (truncate, drop, error). A BadRow in `texts` stays; a text without any token is one.
+    (truncate, drop, error). A BadRow in `texts` stays; a text without any token is one. notes_cuts: a truncated example
+    has a notice (of a split, all lengths are described together).
     """
-    encoded: list[Tokens | BadRow] = [item if isinstance(item, BadRow) else {} for item in texts]
+    encoded: list[Any] = [item if isinstance(item, BadRow) else {} for item in texts]
     for size in (1, 2):
         chosen = [index for index, item in enumerate(texts) if not isinstance(item, BadRow) and len(item) == size]
         if not chosen:
@@ -49,7 +51,9 @@ def tokenize_texts(
         keys = [key for key in ("input_ids", "token_type_ids") if key in together]
         for place, index in enumerate(chosen):
             one = {key: together[key][place] for key in keys}
-            encoded[index] = _within_limit(tokenizer, texts[index], one, limit, on_long)  # type: ignore[arg-type]
+            found = _within_limit(tokenizer, texts[index], one, limit, on_long)  # type: ignore[arg-type]
+            is_cut = not isinstance(found, BadRow) and 0 < len(found["input_ids"]) < len(one["input_ids"])
+            encoded[index] = {**found, NOTICES: [cut_notice(limit)]} if is_cut and notes_cuts else found  # type: ignore[dict-item]
     return encoded
 
 
@@ -63,6 +67,11 @@ def _within_limit(tokenizer: Any, texts: Sequence[str], encoded: Tokens, limit: 
         shortened = tokenizer(*texts, truncation=True, max_length=limit, verbose=False)
         return {key: shortened[key] for key in encoded}
     return encoded if length else BadRow("the text holds no token", kind="empty")
+
+
+def cut_notice(limit: int, option: str = "options.max_length") -> str:
+    """What a row that is asked is told of its end."""
+    return f"only the first {limit} tokens of the text were read ({option})"
 
 
 def resolve_on_long(on_long: str, *, with_targets: bool) -> str:

@@ -25,7 +25,8 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
     texts = encode_each(rows, text_and_pair)
     usable = [label if isinstance(label, BadRow) else text for label, text in zip(labels, texts, strict=True)]
     on_long = resolve_on_long(options.on_long, with_targets=with_targets)
-    encoded = tokenize_texts(artifacts.processor, usable, artifacts.settings["max_length"], on_long)
+    limit = artifacts.settings["max_length"]
+    encoded = tokenize_texts(artifacts.processor, usable, limit, on_long, notes_cuts=not with_targets)
     if not with_targets:
         return list(encoded)
     return [
