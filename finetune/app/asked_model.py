@@ -13,7 +13,7 @@ from torch import nn
 
 from finetune.app.machine import plan_alone
 from finetune.app.model_sources import FoundModel, find_model
-from finetune.distributed.replicas import replica_mesh
+from finetune.distributed.replica_mesh import replica_mesh
 from finetune.distributed.session import Session
 from finetune.errors import UserError
 from finetune.inference.batches import BatchAnswerer

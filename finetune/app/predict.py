@@ -43,14 +43,24 @@ def predict(*, options: PredictOptions) -> None:
 
 
 def _processes(options: PredictOptions) -> int:
-    """Raises: UserError for more processes than GPUs."""
-    gpus = count_gpus()
-    count = options.processes or max(1, gpus)
-    if gpus and count > gpus:
+    """Raises: UserError for more processes than GPUs, or for processes that make no whole replica."""
+    gpus, slices, layers = count_gpus(), options.slices, options.layers
+    if layers > 1 and (slices > 1 or gpus < layers):
+        what = "--layers and --slices are two ways to hold one model" if slices > 1 else f"{layers} of {gpus} GPUs"
+        raise UserError(what, where="--layers", remedy="Give one of them, and no more GPUs than there are.")
+    fitting = max(1, gpus // layers // slices) * slices
+    count = options.processes or fitting
+    if count % slices:
         raise UserError(
-            f"{count} processes on {gpus} GPUs",
+            f"{count} processes are no whole number of replicas of {slices}",
+            where="--slices",
+            remedy=f"Start {slices}, {2 * slices}, ... processes.",
+        )
+    if gpus and count * layers > gpus:
+        raise UserError(
+            f"{count} processes on {gpus} GPUs" + (f", {layers} for each" if layers > 1 else ""),
             where="--processes",
-            remedy=f"At most one process per GPU: --processes {gpus}. The answers are the same.",
+            remedy=f"At most one process per GPU: --processes {fitting}. The answers are the same.",
         )
     return count
 

@@ -9,7 +9,7 @@ from typing import Any
 from finetune.errors import UserError
 
 # Not part of what is asked: the same output goes on with other values of them.
-HOW = frozenset(("processes", "max_errors", "restarts", "wandb", "draw"))
+HOW = frozenset(("processes", "slices", "layers", "max_errors", "restarts", "wandb", "draw"))
 # In the manifest under names of their own.
 NAMED = frozenset(("model", "data", "output", "checkpoint"))
 
@@ -59,6 +59,8 @@ class PredictOptions:
     budget: int | None = None
     trust_remote_code: bool = False
     processes: int | None = None
+    slices: int = 1
+    layers: int = 1
     max_errors: int | None = None
     restarts: int = 3
     wandb: str = "off"

@@ -123,6 +123,12 @@ def predict(
     processes: Annotated[
         int | None, typer.Option("--processes", min=1, metavar="N", help="Number of ranks. Default: one per GPU.")
     ] = None,
+    slices: Annotated[
+        int, typer.Option("--slices", min=1, metavar="N", help="Ranks that hold slices of each layer of one model.")
+    ] = 1,
+    layers: Annotated[
+        int, typer.Option("--layers", min=1, metavar="N", help="GPUs that share the layers of one model.")
+    ] = 1,
     max_errors: Annotated[
         int | None,
         typer.Option("--max-errors", min=0, metavar="N", help="End with code 1 once more than N rows have no answer."),
@@ -175,6 +181,8 @@ def predict(
         budget=budget,
         trust_remote_code=trust_remote_code,
         processes=processes,
+        slices=slices,
+        layers=layers,
         max_errors=max_errors,
         restarts=restarts,
         wandb=wandb,

@@ -33,7 +33,7 @@ class Placement:
     """layers: numbers of the GPUs that share the layers. memory: bytes that weights may take, by number of a GPU or "cpu";
     those that are not named: by what is free. offload: folder for weights that no memory holds.
 
-    slices: ranks that share each layer (see distributed/replicas.py for several such groups of ranks).
+    slices: ranks that share each layer (see distributed/replica_mesh.py for several such groups of ranks).
     """
 
     layers: tuple[int, ...] = ()

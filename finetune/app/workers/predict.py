@@ -46,6 +46,7 @@ from finetune.inference.prediction.windows import WINDOW_ROWS
 from finetune.inference.recording import record_fields
 from finetune.models.config import load_config
 from finetune.models.device import uses_cuda
+from finetune.models.placement import Placement
 from finetune.recipe.data import SourceSection
 from finetune.tasks import load_task
 from finetune.tasks.artifacts import TaskArtifacts
@@ -79,12 +80,20 @@ def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) 
     )
     prediction = Prediction.of(found, options, parts)
     with _reading(prediction, env) as reading:
-        session = Session.open(None, precision=found.precision, cpu=not uses_cuda(), notify=print_line)
+        session = Session.open(
+            None, precision=found.precision, cpu=not uses_cuda(), split=options.slices, notify=print_line
+        )
         if not session.broadcast(reading is not None if session.is_main else None):
             session.close()
             return
         relay = reading.relay(session) if reading is not None else None
-        model = load_found(found, precision=options.precision, quantization=options.quantization)  # type: ignore[arg-type]
+        model = load_found(
+            found,
+            precision=options.precision,  # type: ignore[arg-type]
+            quantization=options.quantization,  # type: ignore[arg-type]
+            placement=_placement(options, parts, env),
+            session=session,
+        )
         answerer = replace(model, task=prediction.recorder.task).answerer(
             budget=prediction.budget,
             notify=print_line if session.is_main else lambda line: None,
@@ -108,6 +117,16 @@ def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) 
         session.close()
         if relay is not None:
             prediction.draw()
+
+
+def _placement(options: PredictOptions, parts: Parts, env: DistributedEnv | None) -> Placement | None:
+    """None for a model that is whole on the device of this rank."""
+    if options.slices > 1:
+        return Placement(slices=options.slices)
+    if options.layers == 1:
+        return None
+    first = options.layers * (env.local_rank if env else 0)
+    return Placement(layers=tuple(range(first, first + options.layers)), offload=parts.folder / f"offload-{first}")
 
 
 def _cost(task: Task, artifacts: TaskArtifacts, options: PredictOptions) -> ExampleCost:

@@ -1,4 +1,4 @@
-"""Replicas of two ranks that hold slices of a model answer as the whole model does, and the second rank follows the first."""
+"""Replicas of two ranks that hold slices of a model answer as the whole model does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from finetune.app.asked_model import load_found
 from finetune.app.model_sources import find_model
-from finetune.distributed.replicas import Replica
 from finetune.distributed.session import Session
 from finetune.errors import TrainingFailed
 from finetune.inference.answering import Answered, Chunk
@@ -60,11 +59,9 @@ def answers(folder: str, ranks: int, new_tokens: int) -> dict[int, Any]:
     held = sum(weight.to_local().numel() if hasattr(weight, "to_local") else weight.numel()
                for weight in asked.module.parameters())  # fmt: skip
     own = chunks_of(asked.task, asked.artifacts)[session.replica :: session.replicas]
-    if not session.is_replica_lead:
-        own = []  # what it is given counts
     answerer = asked.answerer(**({"new_tokens": new_tokens} if asked.writes_text else {}))
     outcomes = {}
-    for chunk, found_outcomes in answerer.run(Replica(session).follow(own)):
+    for chunk, found_outcomes in answerer.run(own):
         for example, outcome in zip(chunk.examples, found_outcomes, strict=True):
             assert isinstance(outcome, Answered), outcome
             outcomes[example["id"]] = dict(outcome.answer.values)
