@@ -46,7 +46,7 @@ def draw_boxes(image: Any, boxes: Sequence[Mapping[str, Any]], names: Sequence[s
     size = (round(image.width * scale), max(1, round(image.height * scale)))
     image = image.convert("RGB") if scale == 1 else image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
     pen, colors = ImageDraw.Draw(image), {name: _color(index, len(names)) for index, name in enumerate(names)}
-    for one in boxes:
+    for one in sorted(boxes, key=lambda box: float(box["score"])):  # the clearest on top
         label = str(one["label"])
         color = colors.get(label, (255, 255, 255))
         _draw_box(pen, _scaled(one["box"], (scale, scale)), f"{label} {one['score']:.2f}", color)
