@@ -7,6 +7,7 @@ are shown as what they are. `lasting_streams` stands behind it, for what other c
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -104,8 +105,8 @@ class _Lasting:
             return int(self._stream.write(text))
         except UnicodeEncodeError:  # the terminal of a plain locale
             return int(self._stream.write(text.encode("ascii", "backslashreplace").decode()))
-        except OSError:
-            self.turn_away()
+        except OSError as error:
+            self.turn_away(error)
             if getattr(self._stream, "write_through", False):  # no buffer kept it (python -u)
                 with suppress(OSError):
                     self._stream.write(text)
@@ -118,13 +119,15 @@ class _Lasting:
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except OSError:
-            self.turn_away()
+        except OSError as error:
+            self.turn_away(error)
 
-    def turn_away(self) -> None:
+    def turn_away(self, error: OSError | None = None) -> None:
         """From now on into the log. What could not be written is still in the buffer, and goes there too."""
         if self not in _turned:
             _turned.append(self)
+        if error is not None and error.errno not in GONE:
+            _lost.append(error.strerror or str(error))
         for target in filter(None, (_log[0], Path(os.devnull))):
             with suppress(OSError, ValueError):
                 file = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -138,6 +141,13 @@ _log: list[Path | None] = [None]
 
 
 _turned: list[_Lasting] = []  # nobody reads them any more
+_lost: list[str] = []  # why a reader that is there did not get all
+GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # the reader does not want more, as of `| head`, or the terminal is closed
+
+
+def output_lost() -> str:
+    """Why what was printed is lost, although a reader wants it and no log keeps it, such as a full disk; "" if it is not."""
+    return _lost[0] if _lost and _log[0] is None else ""
 
 
 def keep_output_in(log: Path) -> None:

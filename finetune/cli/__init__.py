@@ -16,7 +16,7 @@ from finetune.cli.program import app
 from finetune.errors import EXIT_FAILED, FinetuneError, UserError
 from finetune.recipe.machine import reach_own_programs
 from finetune.recipe.trust import OPTION, trust_remote_code
-from finetune.terminal import is_rank, lasting_streams, print_bug, print_error, say
+from finetune.terminal import is_rank, lasting_streams, output_lost, print_bug, print_error, say
 
 # In the order of `finetune --help`.
 COMMANDS = (
@@ -61,7 +61,16 @@ for _command in COMMANDS:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with one of the documented exit codes. Printing never ends it."""
     with lasting_streams(masked=is_rank()):
-        _run(list(sys.argv[1:] if argv is None else argv))
+        try:
+            _run(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise
+        sys.stdout.flush()
+        if reason := output_lost():  # of a command whose output is its result
+            say(f"error: the output could not be written: {reason}")
+            sys.exit(EXIT_FAILED)
+        sys.exit(0)
 
 
 def _run(argv: list[str]) -> None:

@@ -51,6 +51,19 @@ def test_a_full_disk_under_the_output_ends_nothing(tmp_path: Path) -> None:
         assert run(tmp_path, PRINT, full.fileno(), log="no such folder/log") == 0
 
 
+def test_a_command_whose_output_is_its_result_fails_where_it_cannot_be_written(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "finetune", "recipes", "list"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1, ended
+    assert ended.stderr == "error: the output could not be written: No space left on device\n"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, ""), "a reader that goes away has what it wants"
+
+
 def test_streams_that_are_closed_from_the_start_end_nothing(tmp_path: Path) -> None:
     body = PRINT + "; Path('other').write_text('intact')"
     script = PRELUDE.format(log=str(tmp_path / "log"), done=str(tmp_path / "done"), body=body)
