@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,16 @@ def place_replicas(replicas: int | None, layers: int, gpus: int) -> list[list[in
     return [list(range(number * layers, (number + 1) * layers)) for number in range(count)]
 
 
+def see_only(gpus: Sequence[int], environment: Mapping[str, str]) -> dict[str, str]:
+    """The variable with which a process sees these GPUs alone, numbered from 0; {} for none.
+
+    gpus: as this process numbers them, which may see only some of the machine's itself.
+    """
+    visible = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    names = [visible[gpu] if visible else str(gpu) for gpu in gpus]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names)} if names else {}
+
+
 def check_installed() -> None:
     """Raises: UserError that names the extra where the server's packages are missing."""
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
@@ -159,8 +169,9 @@ def _pool_opener(
     threads = str(max(1, len(os.sched_getaffinity(0)) // len(places)))
 
     def start(number: int, sock: socket.socket) -> subprocess.Popen[bytes]:
-        given = {**asdict(source), "gpus": list(places[number])}
+        given = {**asdict(source), "gpus": len(places[number])}
         environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **os.environ}
+        environment |= see_only(places[number], os.environ)
         environment.pop(secret, None)
         return subprocess.Popen(
             [sys.executable, "-m", "finetune.app.workers.serve", str(sock.fileno()), json.dumps(given)],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune.app.serve import ServedSource, check_installed, place_replicas, read_key, serve
+from finetune.app.serve import ServedSource, check_installed, place_replicas, read_key, see_only, serve
 from finetune.errors import UserError
 
 
@@ -67,3 +67,9 @@ def test_places_of_replicas(replicas: int | None, layers: int, gpus: int, places
 def test_too_few_gpus(replicas: int | None, layers: int, gpus: int) -> None:
     with pytest.raises(UserError, match="need"):
         place_replicas(replicas, layers, gpus)
+
+
+def test_a_replica_sees_its_gpus_alone() -> None:
+    assert see_only([], {"CUDA_VISIBLE_DEVICES": "3"}) == {}
+    assert see_only([1, 2], {}) == {"CUDA_VISIBLE_DEVICES": "1,2"}
+    assert see_only([1], {"CUDA_VISIBLE_DEVICES": "4, GPU-5a"}) == {"CUDA_VISIBLE_DEVICES": "GPU-5a"}

@@ -34,15 +34,15 @@ def work(sock: socket.socket, given: Mapping[str, Any]) -> int:
     """Answer until the front process closes the connection; returns an exit code."""
 
     async def open_replica(ran: Callable[[BatchRun], None], broken: Callable[[BaseException], None]) -> Replica:
-        gpus = given["gpus"]
+        gpus = given["gpus"]  # which this process sees
         asked = open_model(
             given["source"],
             checkpoint=given["checkpoint"],
             task=given["task"],
             precision=given["precision"],
             quantization=given["quantization"],
-            device=f"cuda:{gpus[0]}" if gpus else "cpu",
-            placement=Placement(layers=tuple(gpus)) if len(gpus) > 1 else None,
+            device="cuda:0" if gpus else "cpu",
+            placement=Placement(layers=tuple(range(gpus))) if gpus > 1 else None,
             trust_remote_code=given["trust_remote_code"],
             notify=say,
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune.inference.answering import Answerer, Chunk, Outcome, RowError
 
+IDLE_SECONDS = 0.5
 PADDING = 16  # a chunk's padding is at most this part of the budget: about what one more chunk costs
 
 Done = Callable[[int, Outcome], None]
@@ -117,14 +118,19 @@ class Queue:
 class Batcher:
     """Answers examples on a thread of its own.
 
-    ran: told the number of rows and the seconds of each chunk. broken: told why the answerer cannot go on; after that every
-    example fails. Both are called on the batcher's thread.
+    ran: told the number of rows and the seconds of each chunk. idle: called once when nothing has come for a moment.
+    broken: told why the answerer cannot go on; after that every example fails. All are called on the batcher's thread.
     """
 
     def __init__(
-        self, answerer: Answerer, *, ran: Callable[[int, float], None], broken: Callable[[BaseException], None]
+        self,
+        answerer: Answerer,
+        *,
+        ran: Callable[[int, float], None],
+        broken: Callable[[BaseException], None],
+        idle: Callable[[], None] = lambda: None,
     ) -> None:
-        self._answerer, self._ran, self._broken = answerer, ran, broken
+        self._answerer, self._ran, self._broken, self._idle = answerer, ran, broken, idle
         self._queue = Queue(answerer.budget)
         self._changed = threading.Condition()
         self._closed = False
@@ -174,10 +180,16 @@ class Batcher:
 
     def _wait(self) -> bool:
         """Until there is something to do; False once closed."""
-        with self._changed:
-            while not self._closed and not len(self._queue):
-                self._changed.wait()
-            return not self._closed
+        seconds: float | None = IDLE_SECONDS
+        while True:
+            with self._changed:
+                if not self._closed and not len(self._queue):
+                    self._changed.wait(seconds)
+                if self._closed or len(self._queue):
+                    return not self._closed
+            if seconds is not None:
+                self._idle()
+                seconds = None
 
     def _answer(self) -> None:
         """Everything that waits, and what comes in meanwhile, until the queue is empty."""

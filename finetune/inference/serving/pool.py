@@ -226,6 +226,13 @@ class ReplicaPool:
 
     async def _keep(self, link: _Link) -> None:
         """Start a replica, read what it says, and start it again when it ends."""
+        try:
+            await self._run(link)
+        except OSError as error:  # no process can be started, or no socket opened
+            self._closing = True
+            self._failed(TrainingFailed(f"a replica cannot be started: {error}", where=f"replica {link.number}"))
+
+    async def _run(self, link: _Link) -> None:
         while not self._closing:
             await asyncio.sleep(BACKOFF_SECONDS[min(link.failures, len(BACKOFF_SECONDS) - 1)])
             ours, theirs = socket.socketpair()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.prepare.notices import KEY as NOTICES
@@ -42,6 +44,7 @@ class Replica:
             model.answerer,
             ran=lambda rows, seconds: self._call(ran, BatchRun(rows, seconds)),
             broken=lambda error: self._call(broken, error),
+            idle=release_memory,
         )
 
     @property
@@ -96,6 +99,12 @@ class Replica:
     def _call(self, function: Callable[[Any], None], value: Any) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, value)
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system: batches of many sizes leave holes in the heap of the C library."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def prompt_of(example: Any) -> list[int]:

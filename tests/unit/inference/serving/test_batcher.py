@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -196,3 +197,16 @@ def test_a_model_that_breaks_fails_what_waits_and_what_comes(small: Small) -> No
     assert "the device is gone" in later.outcomes[0].message
     batcher.close()
     assert broken == [small.error]
+
+
+def test_idle_is_told_once_after_each_busy_period(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.inference.serving.batcher.IDLE_SECONDS", 0.02)
+    told: list[float] = []
+    batcher = Batcher(small, ran=lambda rows, seconds: None, broken=print, idle=lambda: told.append(time.monotonic()))
+    for period in (1, 2):
+        asked = Asked([3])
+        asked.put(batcher)
+        assert asked.lengths() == [3]
+        time.sleep(0.2)
+        assert period <= len(told) <= period + 1  # one more where the thread was idle before the first request came
+    batcher.close()

@@ -129,3 +129,20 @@ def test_a_model_that_cannot_be_served_ends_the_server() -> None:
     told = run(use, count=1, SMALL_REFUSES="1")
     assert str(told.failures[0]) == "here: no such model"
     assert told.failures[0].exit_code == 2
+
+
+def test_a_process_that_cannot_be_started_ends_the_server() -> None:
+    def start(number: int, sock: socket.socket) -> subprocess.Popen[bytes]:
+        raise OSError("no more processes")
+
+    async def main() -> FinetuneError:
+        failures: list[FinetuneError] = []
+        pool = ReplicaPool(start, 1, notify=print, failed=failures.append)
+        while not failures:
+            await asyncio.sleep(0.01)
+        with pytest.raises(RequestFault):
+            await ask(pool, "a")
+        await pool.close()
+        return failures[0]
+
+    assert "no more processes" in str(asyncio.run(main()))
