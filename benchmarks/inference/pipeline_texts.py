@@ -1,11 +1,12 @@
 """Texts per second of a MiniLM classifier: `finetune.load(...).predict` beside `transformers.pipeline` at its best batch size.
 
-    python benchmarks/inference/pipeline_texts.py [--texts 600] [--rounds 3]      # results: benchmarks/README.md
+    python benchmarks/inference/pipeline_texts.py [--texts 600] [--rounds 3] [--ranks 2]      # results: benchmarks/README.md
 
-One process, one model folder, the same texts in the same order: made-up sentences whose numbers of words are lognormal
+One model folder, the same texts in the same order: made-up sentences whose numbers of words are lognormal
 (median 32, sigma 0.9, at most 240). Both sides compute in float32 on as many threads and begin with plain strings; the labels
 are compared. The batch size of the pipeline is the best of several, measured on the first texts. Sides take turns, and the
-order of the turns alternates; the figures are medians over rounds. On a busy machine take --threads 1 --clock cpu: seconds of
+order of the turns alternates; the figures are medians over rounds. With --ranks, ours is `finetune predict` on so many ranks of
+one thread each, from the first chunk to the last answer. On a busy machine take --threads 1 --clock cpu: seconds of
 the processor that the process itself had, whatever others did meanwhile.
 """
 
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -63,11 +66,28 @@ def seconds_of(answer: Callable[[Sequence[str]], Any], texts: Sequence[str], clo
     return clock() - began
 
 
+def by_ranks(folder: Path, ranks: int) -> Callable[[Sequence[str]], float]:
+    """Seconds of `finetune predict` from the first pull of a rank to the last answer of any."""
+
+    def answer(texts: Sequence[str]) -> float:
+        with tempfile.TemporaryDirectory() as scratch:
+            data, output = Path(scratch) / "texts.jsonl", Path(scratch) / "answers.jsonl"
+            data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+            words = ["predict", str(folder), "--data", str(data), "--output", str(output), "--processes", str(ranks)]
+            environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            subprocess.run([sys.executable, "-m", "finetune", *words], check=True, env=environ, stdout=sys.stderr)
+            journal = output.with_name(output.name + ".parts") / "journal.jsonl"
+            return float(json.loads(journal.read_text().splitlines()[-1])["seconds"])
+
+    return answer
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ranks", type=int, default=0, help="ours: finetune predict on so many ranks of one thread")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = parser.parse_args()
     import torch
@@ -98,13 +118,16 @@ def main() -> None:
         ]
         for turn in range(options.rounds):
             for name, answer in sides if turn % 2 == 0 else reversed(sides):
-                rates[name].append(len(texts) / seconds_of(answer, texts, clock))
+                ours_on_ranks = name == "finetune" and options.ranks
+                taken = by_ranks(folder, options.ranks)(texts) if ours_on_ranks else seconds_of(answer, texts, clock)
+                rates[name].append(len(texts) / taken)
         ratios = [mine / other for mine, other in zip(rates["finetune"], rates["pipeline"], strict=True)]
         print(
             json.dumps(
                 {
                     "texts": len(texts),
                     "threads": options.threads,
+                    "ranks": options.ranks,
                     "clock": options.clock,
                     "pipeline_by_batch_size": {size: round(rate, 1) for size, rate in probed.items()},
                     "best_batch_size": best,
