@@ -48,10 +48,10 @@ class Making:
 def run(data: Path, output: Path, seconds: float) -> None:
     """This process as one of the ranks; rank 0 prints a line of JSON at the end."""
     env = from_environ()
-    connection = None
+    process = connection = None
     if env is None or env.rank == 0:
         Parts(output).folder.mkdir(parents=True, exist_ok=True)
-        _, connection = start_keeper(Making(data, output), None, apart=True)
+        process, connection = start_keeper(Making(data, output), None, apart=True)
     session = Session.open(None, precision="fp32", cpu=True)
     session.wait()
     relay = None
@@ -65,6 +65,8 @@ def run(data: Path, output: Path, seconds: float) -> None:
         state = relay.wait()
         seconds_taken = time.monotonic() - began
         ranks = wait_for_figures(session, figures.to_dict())
+        if process is not None:
+            process.join()  # or its memory is not known
         peaks = [resource.getrusage(who).ru_maxrss * KIB for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         print(
             json.dumps({"seconds": seconds_taken, "rows": state.rows, "ranks": ranks, "peak_bytes": peaks}), flush=True
