@@ -2,7 +2,8 @@
 
     python -m benchmarks.inference.kills [--kills 50] [--seed 0]
 
-Each start has 1 to 3 ranks; after a random time one of them, or all, get SIGKILL. Then the same output goes on.
+Each start has 1 to 3 ranks; at a random moment after its first answered chunk, one of them, or all, get SIGKILL. Then the same
+output goes on.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.inference.adding_ranks import finish, start
@@ -19,7 +22,20 @@ from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.state import State
 
 ROWS = 60_000
-MOST_SECONDS = 5.0  # from a start to its kill: the import of torch takes half of it
+MOST_SECONDS = 1.0  # from the first chunk that a start has answered to its kill
+
+
+def progress(output: Path) -> tuple[int, int]:
+    """(rows in the output, chunks of open windows that are answered)"""
+    parts = Parts(output)
+    return State.read(parts.state).rows, len(list(parts.folder.glob("window-*/*.answers")))
+
+
+def wait_for_progress(output: Path, processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Until a chunk is answered, or the ranks have ended."""
+    before = progress(output)
+    while progress(output) == before and any(process.poll() is None for process in processes):
+        time.sleep(0.02)
 
 
 def main() -> None:
@@ -38,8 +54,8 @@ def main() -> None:
         while kills < asked.kills:
             ranks = draw.randint(1, 3)
             processes = start(data, output, [3e-5] * ranks)
-            # Later and later, or the end would be reached before the last kill.
-            time.sleep(draw.uniform(1.0, MOST_SECONDS))
+            wait_for_progress(output, processes)
+            time.sleep(draw.uniform(0.0, MOST_SECONDS))
             victims = processes if draw.random() < 0.5 else [draw.choice(processes)]
             for process in victims:
                 process.kill()

@@ -172,16 +172,20 @@ class Session:
 
         No collective: any rank calls it whenever it likes, from any thread. `amount` 0 reads it.
         """
-        return int(_get_default_store().add(f"finetune/counter/{name}", amount))
+        with _store_errors():
+            return int(_get_default_store().add(f"finetune/counter/{name}", amount))
 
     def announce(self, name: str, text: str) -> None:
         """Let every rank read `text` under a name, see `announced`. No collective."""
-        _get_default_store().set(f"finetune/announced/{name}", text)
+        with _store_errors():
+            _get_default_store().set(f"finetune/announced/{name}", text)
 
     def announced(self, name: str) -> str | None:
         """What some rank announced under a name; None if none has yet. Never waits."""
-        store, key = _get_default_store(), f"finetune/announced/{name}"
-        return store.get(key).decode() if store.check([key]) else None
+        key = f"finetune/announced/{name}"
+        with _store_errors():
+            store = _get_default_store()
+            return store.get(key).decode() if store.check([key]) else None
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -212,6 +216,15 @@ class Session:
         if dist.is_initialized():
             time.sleep(GLOO_LETS_GO)
             dist.destroy_process_group()
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """The store is gone when rank 0 is: that is no failure of this rank, and not of what it works on."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerFailed(f"rank 0 can no longer be reached: {error}") from error
 
 
 def shares_gpu() -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from finetune.distributed import session as sessions
+from finetune.distributed.failure import PeerFailed
 from finetune.distributed.session import Session
 
 PULLS = 200
@@ -48,3 +49,20 @@ def test_threads_of_a_rank_count_too(kind, monkeypatch, tmp_path):
     session.announce("x", "1")
     session.announce("x", "2")
     assert session.announced("x") == "2"
+
+
+class Gone:
+    """A store whose process was killed."""
+
+    def add(self, *given):
+        raise RuntimeError("Failed to recv, got 0 bytes")
+
+    check = set = add
+
+
+def test_a_store_that_is_gone_is_the_failure_of_a_peer(monkeypatch):
+    monkeypatch.setattr(sessions, "_get_default_store", Gone)
+    session = object.__new__(Session)
+    for call in (lambda: session.count("n"), lambda: session.announce("n", "1"), lambda: session.announced("n")):
+        with pytest.raises(PeerFailed, match="rank 0"):
+            call()

@@ -8,11 +8,13 @@ import time
 
 import pytest
 
+from finetune.data.sources.streams import MemoryStream
 from finetune.distributed.session import Session
 from finetune.errors import UserError
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.rank_loop import RankLoop, total_figures
 from finetune.inference.prediction.relay import Relay, wait_for_figures
+from finetune.tasks.text_classification.card import CARD
 from tests import asking
 from tests.ranks import RankError
 
@@ -94,6 +96,11 @@ def test_a_fast_rank_takes_more(ranks, tmp_path):
     assert 0 <= totals["idle_share"] < 0.5 and 0 <= totals["padding_share"] < 0.3
 
 
+def test_data_without_rows_is_an_empty_output(ranks, tmp_path):
+    ((_, state, _), _) = ranks.run(2, predict, [], tmp_path / "out.jsonl")
+    assert state.finished and (tmp_path / "out.jsonl").read_bytes() == b""
+
+
 def test_a_rank_without_work_is_not_waited_for(ranks, tmp_path):
     results = ranks.run(3, predict, [{"text": "a", "name": ""}], tmp_path / "out.jsonl")
     assert sorted(own.rows for own, _, _ in results) == [0, 0, 1]
@@ -115,9 +122,18 @@ def test_a_row_that_breaks_the_device_ends_only_itself(ranks, rows, tmp_path):
     assert lines[:120] + lines[121:] == before[:120] + before[121:]
 
 
+class Growing(MemoryStream):
+    """A file that grows while it is read."""
+
+    def rows(self, start=0):
+        yield from super().rows(start)
+        raise UserError("changed while it was read", where="new.jsonl")
+
+
 def test_an_error_of_the_reader_ends_every_rank(ranks, tmp_path):
+    stream = Growing([{"text": text, "name": ""} for text in texts(60)], CARD, keep=("name",))
     with pytest.raises(RankError) as ended:
-        ranks.run(2, predict, [], tmp_path / "out.jsonl")
+        ranks.run(2, predict, stream, tmp_path / "out.jsonl")
     assert any(isinstance(cause, UserError) or "reads the data" in str(cause) for cause in ended.value.causes.values())
 
 
