@@ -31,7 +31,9 @@ class Listener(Protocol):
         """One line for the user: resumed from, skipped rows, a warning."""
 
     def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
-        """status: "done", "stopped" or "failed". summary: best and last figures, seconds, path of the model."""
+        """status: "done", "stopped" or "failed". summary: best and last figures, seconds, path of the model; of a
+        run that failed its reason, under "failure".
+        """
 
 
 class SilentListener:

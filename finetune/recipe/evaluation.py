@@ -38,6 +38,9 @@ class CheckpointSection(Section):
     )
 
 
+Alert = Literal["done", "failed", "stopped"]
+
+
 class TrackingSection(Section):
     wandb: Literal["auto", "online", "offline", "off"] = Field(
         default="auto", description="auto: online if an API key is found, otherwise offline."
@@ -47,3 +50,8 @@ class TrackingSection(Section):
     group: str = Field(default="", description="W&B group. Default: the name of the recipe.")
     tags: list[str] = Field(default_factory=list, description="W&B tags.")
     log_every: int = Field(default=10, ge=1, description="Log training metrics every N steps.")
+    alerts: list[Alert] = Field(
+        default_factory=lambda: ["failed", "stopped"],
+        description="W&B alerts (by mail or chat, as the W&B account says) when a run is done, failed (with the reason, such "
+        "as a loss that is not finite or a full disk) or was stopped on request; [] for none.",
+    )

@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.metrics.catalogue import CATALOGUE
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
 from finetune.tracking.atomic_files import plain
+from finetune.tracking.example_history import example_history
 from finetune.tracking.journal import list_tables, read_rows, read_table
 from finetune.tracking.run import Run, shown
+from finetune.tracking.wandb_lineage import record_inputs, record_model
 
 INIT_SECONDS = 20.0  # how long the thread waits for a server before it records offline
 FINISH_SECONDS = 60.0  # how long the end of training waits for uploads at most
@@ -80,6 +83,7 @@ class WandbMirror:
         if self._thread is None:
             return
         figures = mask(plain(dict(summary)))
+        self._later(lambda: self._tell_end(status, figures))
         self._later(lambda: self._close(status, figures))
         self._queue.put(None)
         self._thread.join(FINISH_SECONDS + 5)
@@ -126,13 +130,14 @@ class WandbMirror:
         if self._wandb is None:
             self._wandb = self._init(wandb, "offline", facts)
         self._report_location()
+        record_inputs(wandb, self._wandb, self._run, self._recipe)
 
     def _init(self, wandb: Any, mode: str, facts: dict[str, Any]) -> Any:
         tracking = self._recipe.tracking
         run = wandb.init(
             dir=str(self._run.path),
             id=self._run.read().get("wandb", {}).get("id") or self._run.id,
-            name=f"{self._recipe.name} {self._run.id}",
+            name=display_name(self._recipe),
             project=tracking.project,
             entity=tracking.entity or None,
             group=tracking.group or self._recipe.name,
@@ -154,7 +159,20 @@ class WandbMirror:
         run.define_metric("step")
         for split in ("train", "validation", "test"):
             run.define_metric(f"{split}/*", step_metric="step")
+        for name, best in self._directions().items():  # the runs table then sorts by the best value, not by the last
+            run.define_metric(f"validation/{name}", step_metric="step", summary=best)
         return run
+
+    def _directions(self) -> dict[str, str]:
+        """Whether the smallest ("min") or the largest value is best, of the loss and the metrics of the recipe."""
+        evaluation = self._recipe.evaluation
+        found: dict[str, str] = {"loss": "min"}
+        for name in evaluation.metrics or ():
+            if name in CATALOGUE and (better := CATALOGUE[name].direction) is not None:
+                found[name] = better
+        if evaluation.best and evaluation.best_mode != "auto":
+            found[evaluation.best] = evaluation.best_mode
+        return found
 
     def _report_location(self) -> None:
         folder = Path(self._wandb.dir).parent
@@ -203,9 +221,36 @@ class WandbMirror:
             values[f"pictures/{name}"] = [wandb.Image(str(path), caption=caption) for path, caption in pictures]
         self._wandb.log(values, step=step)
 
+    def _tell_end(self, status: str, summary: dict[str, Any]) -> None:
+        """The examples over all evaluations, the model as an artifact, and an alert where the recipe asks for it."""
+        import wandb
+
+        history = example_history(self._run)
+        if history is not None:
+            columns, rows = history
+            table = wandb.Table(columns=columns, data=plain(rows), allow_mixed_types=True)
+            self._wandb.log({"tables/examples": table})
+        if status == "done":
+            record_model(wandb, self._wandb, self._run, self._recipe, summary)
+        if status in self._recipe.tracking.alerts:
+            text = str(summary.get("failure") or f"{self._recipe.name}, run {self._run.id}")
+            level = wandb.AlertLevel.ERROR if status == "failed" else wandb.AlertLevel.INFO
+            self._wandb.alert(title=f"{self._recipe.name}: {status}", text=text, level=level)
+
     def _close(self, status: str, summary: dict[str, Any]) -> None:
         self._wandb.summary.update({"status": status, **summary})
         self._wandb.finish(exit_code=1 if status == "failed" else 0)
+
+
+def display_name(recipe: Recipe) -> str:
+    """The recipe and what usually differs between its runs: "quickstart lr=0.0003 batch=32 epochs=2 seed=42"."""
+    training = recipe.training
+    length = f"steps={training.steps}" if training.steps else f"epochs={training.epochs:g}" if training.epochs else ""
+    adapter = f"{recipe.adapter.kind}={recipe.adapter.rank}" if recipe.adapter is not None else ""
+    rate = f"lr={training.learning_rate:g}"
+    return " ".join(
+        filter(None, [recipe.name, rate, f"batch={training.global_batch}", length, adapter, f"seed={recipe.seed}"])
+    )
 
 
 def _pictures(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[tuple[Path, str]]:

@@ -111,8 +111,10 @@ def _train(
     except (Stopped, KeyboardInterrupt):
         _end(session, listener, "stopped")
         raise
-    except BaseException:
-        _end(session, listener, "failed")
+    except BaseException as error:
+        _end(
+            session, listener, "failed", reason=error.what if isinstance(error, FinetuneError) else type(error).__name__
+        )
         raise
     if session.is_main:
         listener.finished(status="done", summary=summary)
@@ -136,11 +138,11 @@ def _write_contract(context: TrainingContext, data: PreparedData, run: Run) -> N
         module.config.save_pretrained(run.artifacts / MODEL)
 
 
-def _end(session: Session, listener: Listener, status: str) -> None:
+def _end(session: Session, listener: Listener, status: str, *, reason: str = "") -> None:
     """Report that the training ended early. A disk error here must not mask the original exception."""
     if session.is_main:
         with suppress(FinetuneError):
-            listener.finished(status=status, summary={})
+            listener.finished(status=status, summary={"failure": reason} if reason else {})
 
 
 def _finish(loop: Loop, context: TrainingContext, run: Run, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:

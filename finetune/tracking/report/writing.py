@@ -11,6 +11,7 @@ from finetune.recipe.secrets import mask
 from finetune.terminal import printable
 from finetune.tracking.atomic_files import publish_text
 from finetune.tracking.console import figure
+from finetune.tracking.example_history import example_history
 from finetune.tracking.journal import read_rows
 from finetune.tracking.report.confusion import confusion_cells
 from finetune.tracking.report.curves import draw_charts, draw_scores
@@ -26,13 +27,14 @@ from finetune.tracking.report.judging import judge_run
 from finetune.tracking.report.page import environment, script
 from finetune.tracking.report.samples import pair_samples
 from finetune.tracking.report.sessions import costs, timeline
-from finetune.tracking.report.tables import choose_tables, clip, drop_class_numbers, shorten
+from finetune.tracking.report.tables import Table, choose_tables, clip, drop_class_numbers, shorten
 from finetune.tracking.retention import stored_checkpoints
 from finetune.tracking.run import Run
 from finetune.tracking.run_summary import status_of
 from finetune.tracking.series import collect_series
 from finetune.units import format_bytes
 
+HISTORY_ROWS = 30
 _OWN_SECTION = ("confusion_matrix", "per_class", "samples", "worst_examples")
 
 
@@ -67,6 +69,7 @@ def write_report(run_dir: Path) -> Path:
             confusion=confusion_cells(tables.get("confusion_matrix")),
             per_class=clip(tables.get("per_class")),
             samples=pair_samples(run),
+            history=_history(run),
             best_step=best_step,
             worst=clip(drop_class_numbers(tables.get("worst_examples"))),
             other={name: clip(table) for name, table in tables.items() if name not in _OWN_SECTION},
@@ -85,6 +88,12 @@ def write_report(run_dir: Path) -> Path:
     )
     publish_text(run.report_file, printable(page))
     return run.report_file
+
+
+def _history(run: Run) -> dict[str, Any] | None:
+    """The examples that got worse over the evaluations, and those that were never learned."""
+    found = example_history(run, HISTORY_ROWS)
+    return clip(Table(0, *found)) if found is not None else None
 
 
 def list_checkpoints(run: Run) -> list[dict[str, str]]:

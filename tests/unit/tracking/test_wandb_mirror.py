@@ -17,7 +17,8 @@ from finetune.tracking import wandb_mirror
 from finetune.tracking.journal import Journal
 from finetune.tracking.listeners import Listeners
 from finetune.tracking.run import Run
-from finetune.tracking.wandb_mirror import WandbMirror
+from finetune.tracking.wandb_lineage import OFFLINE_LACKS
+from finetune.tracking.wandb_mirror import WandbMirror, display_name
 from tests.unit.tracking.conftest import make_recipe
 
 TOKEN = "hf_" + "a" * 34
@@ -69,7 +70,8 @@ def test_offline_a_run_and_its_resume_hold_rows_config_and_tables(tmp_path, no_k
     run = Run.create(recipe, tmp_path)
     said = train(run, recipe, start=0, stop=10, status="stopped")
     assert said == [f"W&B offline; to upload it later: wandb sync {segments(run)[0]}"]
-    assert run.read()["wandb"] == {"id": run.id, "folder": f"wandb/{segments(run)[0].name}", "url": ""}
+    recorded = {"id": run.id, "folder": f"wandb/{segments(run)[0].name}", "url": ""}
+    assert run.read()["wandb"] == {**recorded, "not_recorded": OFFLINE_LACKS}
 
     rows = {row["step"]: row for row in history(segments(run)[0])}
     assert sorted(rows) == list(range(1, 11)) and all(rows[step]["_step"] == step for step in rows)
@@ -105,6 +107,39 @@ def test_offline_a_run_and_its_resume_hold_rows_config_and_tables(tmp_path, no_k
     assert any(key.startswith("tables/") for key in rows[4]), "tables of before the resume too"
 
 
+def test_the_runs_table_sorts_by_the_best_value_and_lineage_is_recorded(tmp_path, no_key):
+    recipe = make_recipe(evaluation={"metrics": ["accuracy", "confusion_matrix"], "best": "accuracy"})
+    recipe = recipe.model_copy(update={"tracking": recipe.tracking.model_copy(update={"alerts": ["done", "failed"]})})
+    run = Run.create(recipe, tmp_path)
+    run.update(data={"validation": {"rows": 5, "content": "abc"}})
+    run.model.mkdir()
+    (run.model / "config.json").write_text("{}")
+    for step, loss in ((5, 1.0), (10, 0.2)):
+        rows = [
+            {"id": 3, "loss": loss, "weight": 1, "text": "good"},
+            {"id": 4, "loss": 0.5 / loss, "weight": 1, "text": "bad"},
+        ]
+        path = run.predictions / f"validation-step-{step:08d}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(run, recipe, start=0, stop=10)
+    records = [json.loads(line) for line in inspect(segments(run)[0]).splitlines()]
+    best = {one["metric"]["name"]: one["metric"]["summary"] for one in records if "summary" in one.get("metric", {})}
+    assert best == {"validation/loss": {"min": True}, "validation/accuracy": {"max": True}}
+    artifacts = {one["artifact"]["type"]: one["artifact"] for one in records if one["type"] == "artifact"}
+    assert set(artifacts) == {"dataset", "base-model", "model", "run_table"}
+    assert sorted(artifacts["model"]["aliases"]) == ["best", "latest"] and '"content":"abc"' in artifacts["dataset"][
+        "metadata"
+    ].replace(" ", "")
+    assert [one["alert"]["title"] for one in records if one["type"] == "alert"] == ["demo: done"]
+    table = json.loads(next(segments(run)[0].glob("files/media/table/tables/examples_*.table.json")).read_text())
+    assert [row[:4] for row in table["data"]] == [[4, "got worse", 0.5, 2.5], [3, "learned", 1.0, 0.2]]
+
+
+def test_a_run_is_called_by_what_usually_differs():
+    recipe = make_recipe(training={"learning_rate": 3e-4, "epochs": 2, "global_batch": 16}, seed=7)
+    assert display_name(recipe) == "demo lr=0.0003 batch=16 epochs=2 seed=7"
+
+
 def test_wandb_says_nothing_on_its_own(tmp_path, no_key, capfd):
     recipe = make_recipe()
     train(Run.create(recipe, tmp_path), recipe, start=0, stop=3)
@@ -133,9 +168,9 @@ def test_a_key_in_netrc_means_online(monkeypatch, tmp_path, no_key):
     netrc.chmod(0o600)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     wandb.teardown()  # it reads the address once
-    assert not wandb_mirror._has_key(wandb)
+    assert not wandb_mirror.has_key(wandb)
     monkeypatch.setenv("NETRC", str(netrc))
-    assert wandb_mirror._has_key(wandb)
+    assert wandb_mirror.has_key(wandb)
     wandb.teardown()
 
 
