@@ -51,7 +51,7 @@ class TrackingSection(Section):
     tags: list[str] = Field(default_factory=list, description="W&B tags.")
     log_every: int = Field(default=10, ge=1, description="Log training metrics every N steps.")
     alerts: list[Alert] = Field(
-        default_factory=lambda: ["failed", "stopped"],
+        default=["failed", "stopped"],
         description="W&B alerts (by mail or chat, as the W&B account says) when a run is done, failed (with the reason, such "
         "as a loss that is not finite or a full disk) or was stopped on request; [] for none.",
     )

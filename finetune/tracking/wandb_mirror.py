@@ -228,13 +228,13 @@ class WandbMirror:
         history = example_history(self._run)
         if history is not None:
             columns, rows = history
-            table = wandb.Table(columns=columns, data=plain(rows), allow_mixed_types=True)
+            table = wandb.Table(columns=[*columns], data=plain(rows), allow_mixed_types=True)
             self._wandb.log({"tables/examples": table})
         if status == "done":
             record_model(wandb, self._wandb, self._run, self._recipe, summary)
         if status in self._recipe.tracking.alerts:
             text = str(summary.get("failure") or f"{self._recipe.name}, run {self._run.id}")
-            level = wandb.AlertLevel.ERROR if status == "failed" else wandb.AlertLevel.INFO
+            level = "ERROR" if status == "failed" else "INFO"
             self._wandb.alert(title=f"{self._recipe.name}: {status}", text=text, level=level)
 
     def _close(self, status: str, summary: dict[str, Any]) -> None:
