@@ -1,18 +1,19 @@
 """Makes one list of boxes of those that were found in the tiles of an image.
 
-A box that ends at a tile's inner border is a fragment: the tile may have cut its object. All others, and those of the whole
-image, are complete. Per class, the best box first:
+A box that ends at a tile's inner border is a fragment: the tile may have cut its object. A box of the whole image is coarse if
+a tile shows all of it, at a higher resolution. All others are complete. Per class, the best box first:
 
     complete, complete     the same object from an intersection over union (IoU) of 0.5 on: the better box stays (NMS)
     complete, fragment     the same from half of the fragment on (the intersection over the smaller area, where the fragment
                            is the smaller one): the complete box stays
+    complete, coarse       the same from half of the smaller one on: the complete box stays
     fragment, fragment     of two tiles: the same where they agree on what both tiles see, that is if the IoU of the two
                            boxes, each cut to the other's tile, is 0.5 or more: they are joined to the box around both, and
                            then compared with further tiles. So objects larger than the overlap become one box, and a small
                            object before a large one stays apart, which intersection over smaller area alone joins
 
-A fragment counts half when boxes are ordered, so that a complete box wins unless its score is below half of the
-fragment's; and it stretches a joined box only if its score is at least half of the box's. So boxes of low score, of which
+Fragments and coarse boxes count half when boxes are ordered, so that a complete box wins unless its score is below half of
+theirs; and a fragment stretches a joined box only if its score is at least half of the box's. So boxes of low score, of which
 detectors of the DETR family give a hundred per image, neither replace nor distort good ones.
 """
 
@@ -29,19 +30,16 @@ from finetune.inference.pieces.tiles import Window
 from finetune.tasks.vision.boxes import xywh
 
 SAME = 0.5
-EDGE_OF_TILE, EDGE_OF_BOX, EDGE_PIXELS = (
-    0.01,
-    0.05,
-    2.0,
-)  # a box this near to a border touches it: shares of sides, pixels
-FRAGMENT_WEIGHT = 0.5
+EDGE_OF_TILE, EDGE_OF_BOX = 0.01, 0.05  # a box this near to a border touches it: shares of the tile's and its own side
+EDGE_PIXELS = 2.0  # ... at least
+PARTIAL = 0.5  # weight of the score of fragments and coarse boxes
 COMPARED = 20  # boxes that are compared, for each that is asked for: bounds the time where tiles are many
 
 
 @dataclass
 class Found:
     """Boxes of one image: corners float64 [n, 4] in its pixels, scores [n], labels [n], windows [n, 4] (the corners of the
-    tile of each), is_fragment [n].
+    tile of each), is_fragment and is_coarse [n].
     """
 
     corners: np.ndarray
@@ -49,15 +47,21 @@ class Found:
     labels: np.ndarray
     windows: np.ndarray
     is_fragment: np.ndarray
+    is_coarse: np.ndarray
 
     def take(self, chosen: np.ndarray) -> Found:
         """The chosen ones, in their order."""
         return Found(*(values[chosen] for values in vars(self).values()))
 
     @property
+    def weights(self) -> np.ndarray:
+        """What their scores count where boxes are ordered."""
+        return np.where(self.is_fragment | self.is_coarse, PARTIAL, 1.0)
+
+    @property
     def order(self) -> np.ndarray:
         """Indices by descending priority. Ties are broken by the boxes themselves, not by their order."""
-        priority = np.where(self.is_fragment, FRAGMENT_WEIGHT, 1.0) * self.scores
+        priority = self.weights * self.scores
         return np.lexsort((*self.windows.T, *self.corners.T, -self.scores, -priority))
 
 
@@ -98,7 +102,21 @@ def _collect(tiles: Sequence[tuple[Window, Mapping[str, Any]]], size: tuple[int,
         windows.append(np.tile(np.array(window.corners, np.float64), (len(boxes), 1)))
     all_corners, all_windows = np.concatenate(corners), np.concatenate(windows)
     is_fragment = _touches(all_corners, all_windows, size)
-    return Found(all_corners, np.array(scores, np.float64), np.array(labels, np.int64), all_windows, is_fragment)
+    is_coarse = (all_windows == [0, 0, *size]).all(axis=1) & _fits(all_corners, [window for window, _ in tiles], size)
+    return Found(
+        all_corners, np.array(scores, np.float64), np.array(labels, np.int64), all_windows, is_fragment, is_coarse
+    )
+
+
+def _fits(corners: np.ndarray, windows: Sequence[Window], size: tuple[int, int]) -> np.ndarray:
+    """Which boxes a tile shows as a whole, away from its inner borders: bool [n]."""
+    fits = np.zeros(len(corners), bool)
+    for window in windows:
+        edges = np.array(window.corners, np.float64)
+        if window.corners != (0, 0, *size):
+            inside = (corners[:, :2] >= edges[:2]).all(axis=1) & (corners[:, 2:] <= edges[2:]).all(axis=1)
+            fits |= inside & ~_touches(corners, np.tile(edges, (len(corners), 1)), size)
+    return fits
 
 
 def _touches(corners: np.ndarray, windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -115,7 +133,7 @@ def _merge_class(found: Found, limit: int) -> list[tuple[np.ndarray, float]]:
     """(corners, score) of the objects of one class; at least the `limit` best of them."""
     rest, merged, best = found.take(found.order), list[tuple[np.ndarray, float]](), list[float]()
     while len(rest.scores):
-        most = rest.scores[0] * (1.0 if rest.is_fragment[0] else 1 / FRAGMENT_WEIGHT)  # no box behind it has more
+        most = rest.scores[0] * rest.weights[0] / PARTIAL  # no box behind it has more
         if len(best) == limit and best[0] >= most:
             break
         first, rest = rest.take(np.array([0])), rest.take(np.arange(1, len(rest.scores)))
@@ -123,8 +141,7 @@ def _merge_class(found: Found, limit: int) -> list[tuple[np.ndarray, float]]:
             corners, is_same = _join(first, rest)
         else:
             corners = first.corners[0]
-            inside = _intersection(corners, rest.corners) / _area(rest.corners)
-            is_same = np.where(rest.is_fragment, inside, iou(corners, rest.corners)) >= SAME
+            is_same = _is_same(corners, rest, rest.is_fragment)
         score = max([float(first.scores[0]), *rest.scores[is_same].tolist()])
         merged.append((corners, score))
         heapq.heappush(best, score)
@@ -146,13 +163,20 @@ def _join(first: Found, rest: Found) -> tuple[np.ndarray, np.ndarray]:
         is_same |= agree
         for index in np.flatnonzero(agree):
             fresh = not any(np.array_equal(rest.windows[index], other) for other in seen)
-            if fresh and rest.scores[index] >= FRAGMENT_WEIGHT * score:  # one box per tile stretches the joined one
+            if fresh and rest.scores[index] >= PARTIAL * score:  # one box per tile stretches the joined one
                 seen.append(rest.windows[index])
                 members.append((rest.corners[index], rest.windows[index]))
                 corners[:2] = np.minimum(corners[:2], rest.corners[index, :2])
                 corners[2:] = np.maximum(corners[2:], rest.corners[index, 2:])
-    is_same |= ~rest.is_fragment & (iou(corners, rest.corners) >= SAME)
+    is_same |= ~rest.is_fragment & _is_same(corners, rest, np.zeros_like(is_same))
     return corners, is_same
+
+
+def _is_same(corners: np.ndarray, rest: Found, is_fragment: np.ndarray) -> np.ndarray:
+    """Which boxes behind a box are of its object: bool [n]. is_fragment: which of them count as fragments."""
+    inside, areas = _intersection(corners, rest.corners), _area(rest.corners)
+    partial = inside / np.where(is_fragment, areas, np.minimum(areas, _area(corners)))
+    return np.where(is_fragment | rest.is_coarse, partial, iou(corners, rest.corners)) >= SAME
 
 
 def _agreement(box: np.ndarray, window: np.ndarray, others: Found) -> np.ndarray:
