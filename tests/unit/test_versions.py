@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.versions import signatures
-from tests.versions.methods import ATTRIBUTES, METHODS
+from tests.versions.methods import ATTRIBUTES, LOOKED_FOR, METHODS
 from tests.versions.oldest import RECORDED, lower_bounds
 from tests.versions.usage import PACKAGE, used_names
 
@@ -42,12 +42,19 @@ def test_the_oldest_versions_are_those_of_pyproject():
     assert recorded == bounds, "run python -m tests.versions.oldest FOLDER"
 
 
-@pytest.mark.parametrize("name", sorted(USED))
+@pytest.mark.parametrize("name", sorted(USED.keys() - LOOKED_FOR.keys()))
 def test_the_oldest_admitted_version_has_it(name):
     assert name in OLDEST["signatures"], f"{name} is not recorded: run python -m tests.versions.oldest FOLDER"
     signature = OLDEST["signatures"][name]
     assert signature != signatures.MISSING, f"{name} is younger than the oldest admitted version"
     assert not refused(signature, USED[name]), f"the oldest admitted {name} takes {signature}"
+
+
+@pytest.mark.parametrize("name", sorted(LOOKED_FOR))
+def test_what_the_oldest_version_lacks_is_looked_for(name):
+    assert OLDEST["signatures"][name] == signatures.MISSING, f"{name} is there: it need not be listed"
+    source = (PACKAGE.parent / LOOKED_FOR[name]).read_text("utf-8")
+    assert "getattr(" in source and "raise UserError" in source
 
 
 @pytest.mark.parametrize("name", sorted(ATTRIBUTES))

@@ -54,3 +54,9 @@ ATTRIBUTES: dict[str, str] = {
     "sub_group_to_group_id": "deepspeed.runtime.zero.stage3",
     "zero_init_context": "deepspeed.runtime.zero.partition_parameters",
 }
+
+# Names that the oldest admitted version lacks: whoever uses one looks for it first, and does without or says so.
+LOOKED_FOR = {
+    "transformers.distributed.mixin.initialize_distributed_mesh": "finetune/distributed/replica_mesh.py",
+    "transformers.distributed.utils.TransformersDeviceMesh": "finetune/distributed/replica_mesh.py",
+}
