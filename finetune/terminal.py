@@ -26,6 +26,7 @@ from finetune.errors import EXIT_STOPPED, FinetuneError, RecipeFaults
 
 MAX_REASON = 500  # characters of an unexpected error that are shown
 MAX_LINE = 4_000  # characters of a line of an error that are shown
+VIEW_LINES = 6  # lines at most of what a rank shows live in a terminal (tracking/live_view.py)
 
 # Control characters but line feeds and tabs; what turns the direction of text; separators that terminals take for line
 # feeds; and halves of characters, which cannot be printed.
@@ -64,6 +65,13 @@ def _masked(text: str) -> str:
 def print_line(text: str) -> None:
     """A line on stdout, at once."""
     print(printable(text), flush=True)
+
+
+def print_beside_view(text: str) -> None:
+    """A line on stdout while another process may show something live in the same terminal. That process moves the cursor up
+    to rewrite what it shows: the line is put below it, and enough free lines below the line.
+    """
+    print(f"\n{printable(text)}" + "\n" * (VIEW_LINES - 1) if sys.stdout.isatty() else printable(text), flush=True)
 
 
 def print_styled(text: str) -> None:
@@ -229,7 +237,10 @@ class ProgressLine:
 def print_rows(
     head: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: str = "", *, titled: bool = False
 ) -> None:
-    """Prints a table in a terminal, else tab-separated lines (titled: with the header); `empty` if there are no rows."""
+    """Prints a table in a terminal, else tab-separated lines (titled: with the header); `empty` if there are no rows.
+
+    Cells of the first column, which are names, are never broken.
+    """
     if not rows and empty:
         typer.echo(empty)
     elif sys.stdout.isatty():
@@ -239,6 +250,8 @@ def print_rows(
         from rich.text import Text
 
         table = Table(*head, box=SIMPLE_HEAD, pad_edge=False)
+        table.columns[0].no_wrap = True
+        table.columns[0].min_width = max((len(printable(row[0])) for row in rows), default=0)
         for row in rows:
             faint = "dim" if row[-1] == "default" else ""
             table.add_row(*(Text(printable(cell), style=faint, overflow="fold") for cell in row))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from finetune.data.prepare.locks import holder, release, try_lock
@@ -10,6 +11,7 @@ from finetune.errors import UserError
 from finetune.recipe.identity import list_differences
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
+from finetune.recipe.trust import OPTION, is_trusted
 from finetune.terminal import print_line
 from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
@@ -107,6 +109,19 @@ def find_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | N
     if run.trainer not in (None, os.getpid()):
         raise _taken(f"process {run.trainer}", run_dir)
     return run
+
+
+def resume_command(run: Run, *, processes: int | None = None, data_changed: bool = False, restarts: int = 0) -> str:
+    """What to type to resume exactly this run, from the folder that this process was started in.
+
+    The stored recipe has the values of --set; the number of processes is that of the recipe or machine unless it is given.
+    """
+    words = ["finetune", "train", str(run.recipe_file), "--run-dir", str(run.path)]
+    words += ["--processes", str(processes)] if processes is not None else []
+    words += ["--restarts", str(restarts)] if restarts else []
+    words += ["--data-changed"] if data_changed else []
+    words += [OPTION] if is_trusted() else []
+    return shlex.join(words)
 
 
 def take_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from finetune.planning.tensor import KEY, check_model
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.machine import count_gpus
 from finetune.tasks import CARDS
-from finetune.terminal import keep_output_in, print_line
+from finetune.terminal import keep_output_in, print_beside_view, print_line
 from finetune.tracking.run import Run
 
 
@@ -102,7 +102,7 @@ def supervise(run: Run, launch: Callable[[str], Launch], resume: str, restarts: 
     keep_output_in(run.logs / "launcher.log")
     while True:
         try:
-            run_workers(launch(resume), run.logs, print_line)
+            run_workers(launch(resume), run.logs, print_line, notify_meanwhile=print_beside_view)
             return
         except TrainingFailed as error:
             reached = _last_step(run)

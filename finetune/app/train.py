@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.app.opening import open_recipe
 from finetune.app.preparation import Request, ensure_prepared
-from finetune.app.runs import choose_run, find_run, kept_run, leave_folders
+from finetune.app.runs import choose_run, find_run, kept_run, leave_folders, resume_command
 from finetune.app.supervise import check_recipe, plan_launch, supervise
 from finetune.distributed.launch import Launch, die_with_parent
+from finetune.errors import Stopped
 from finetune.recipe.trust import trust_remote_code
 from finetune.terminal import print_line
 from finetune.tracking.run import Run
@@ -50,9 +52,23 @@ def train(
         ):  # the user's recipe says so; the ranks read the copy in the run folder
             trust_remote_code()
         if run is not None:
-            _train(run, launch, resume, restarts, data_changed=data_changed)
+            again = resume_command(run, processes=processes, data_changed=data_changed, restarts=restarts)
+            with _say_how_to_resume(again):
+                _train(run, launch, resume, restarts, data_changed=data_changed)
     finally:
         leave_folders()
+
+
+@contextmanager
+def _say_how_to_resume(command: str) -> Iterator[None]:
+    """Around a training: when it is stopped or interrupted, the command that resumes this run is shown."""
+    try:
+        yield
+    except Stopped as error:
+        raise Stopped(error.what, where=error.where, remedy=f"Resume with: {command}") from None
+    except KeyboardInterrupt:
+        print_line(f"interrupted; resume with: {command}")
+        raise
 
 
 def _train(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +21,20 @@ recipes = typer.Typer(
 )
 app.add_typer(recipes)
 
+WIDE = 120  # columns of a terminal that has space for the tasks of recipes
+
 
 @recipes.command("list", epilog=examples("finetune recipes list", "finetune train NAME"))
 def list_recipes() -> None:
-    """List the shipped recipes."""
+    """List the shipped recipes. In a pipe: one line each, separated by tabs: name, task, summary."""
     from finetune.app import recipes as verb
 
+    empty = "this installation has no shipped recipes"
     rows = verb.list_recipes()
-    print_rows(("recipe", "task", "what it does"), rows, empty="this installation has no shipped recipes")
+    if sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE:  # names begin with the task
+        print_rows(("recipe", "what it does"), [(name, summary) for name, _, summary in rows], empty=empty)
+    else:
+        print_rows(("recipe", "task", "what it does"), rows, empty=empty)
 
 
 @recipes.command(

@@ -78,19 +78,27 @@ class Launch:
         return env
 
 
-def run_workers(launch: Launch, logs: Path, notify: Callable[[str], None], *, ends_at_once: bool = False) -> None:
+def run_workers(
+    launch: Launch,
+    logs: Path,
+    notify: Callable[[str], None],
+    *,
+    notify_meanwhile: Callable[[str], None] | None = None,
+    ends_at_once: bool = False,
+) -> None:
     """Run to the end. Raises: the first failing rank's error, in this process; Stopped if it stopped on request.
 
     Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are passed on to the ranks, which save and stop; a second Ctrl-C ends them at once.
     Ranks that have not ended STOP_SECONDS later, whatever they do, are killed; not while a checkpoint grows.
-    ends_at_once: the first signal does, because the ranks have nothing to save.
+    ends_at_once: the first signal does, because the ranks have nothing to save. notify_meanwhile: in place of `notify`
+    while the ranks run, which may show something live in the terminal.
     """
     logs.mkdir(parents=True, exist_ok=True)
     clear_failures(logs)
     port = _free_port()
     notify(f"starting {format_number(launch.processes, 'rank')}, as: {launch.equivalent(port)}")
     with private_folder(logs) as private, (logs / "launcher.log").open("ab") as log:
-        watcher = _Watcher(launch, logs, private, notify, ends_at_once=ends_at_once)
+        watcher = _Watcher(launch, logs, private, notify_meanwhile or notify, ends_at_once=ends_at_once)
         said_from = log.tell()
         with watcher.signals_passed_on():
             try:

@@ -1,4 +1,4 @@
-"""Progress for the user: a live line in a terminal, plain lines in a log file."""
+"""Progress for the user: a live view in a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import console as terminal
+from rich.console import Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from finetune.recipe.secrets import mask_text
+from finetune.tracking.live_view import Curve, curve_lines, figures_line
 from finetune.units import format_bytes, format_count, format_number, format_seconds
 
 LINE_SECONDS = 30.0  # at least one plain line per so many seconds, however slow the steps are
@@ -25,7 +25,8 @@ _NOT_FIGURES = ("step", "epoch", "split", "time")
 
 
 class Console:
-    """A Listener. In a terminal: one live line, evaluations above it. Otherwise a plain line every `log_every` steps.
+    """A Listener. In a terminal: a live view (figures, curve of the loss, last evaluation) below what is printed. Otherwise a
+    plain line every `log_every` steps.
 
     The terminal is restored at `finished`, at exit and on Ctrl-C: `close` may be called at any time and repeatedly.
     """
@@ -40,6 +41,8 @@ class Console:
         self._last_step = (0, time.monotonic())
         self._last_line = time.monotonic()
         self._began = time.monotonic()
+        self._loss = Curve()
+        self._evaluation = ""  # the last one
 
     def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
         self._total, self._per_epoch = total_steps, max(steps_per_epoch, 1)
@@ -49,7 +52,7 @@ class Console:
         self.message(describe_start(facts))
         if start_step:
             self.message(f"resuming from step {start_step} of {total_steps}")
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(console=self._console, refresh_per_second=8, transient=True)
             self._live.start()
             atexit.register(self.close)
@@ -58,10 +61,13 @@ class Console:
         now = time.monotonic()
         self._update_rate(step, now)
         if self._live is not None:
-            self._live.update(self._live_line(step, epoch, progress))
+            if math.isfinite(progress.get("loss", math.nan)):
+                self._loss.add(progress["loss"])
+            self._live.update(self._view(step, epoch, progress))
         elif step % self._log_every == 0 or step == self._total or now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            self._print(" · ".join([f"step {step}/{self._total}", *self._figures(step, epoch, progress)]))
+            parts = [f"step {step}/{self._total}", *(text for _, text in self._figures(step, epoch, progress))]
+            self._print(" · ".join(parts))
 
     def row(self, row: Mapping[str, float | int | str]) -> None:
         """Prints rows of evaluations; training rows show nothing that `step` has not shown."""
@@ -70,6 +76,7 @@ class Console:
         self._pause()
         figures = [f"{key} {figure(value)}" for key, value in row.items() if key not in _NOT_FIGURES]
         head = f"{row['split']} after epoch {figure(row.get('epoch'))} (step {row.get('step')})"
+        self._evaluation = f"{head}: {' · '.join(figures)}"
         text = Text(f"{head}: ", style="bold") if self._live is not None else Text(f"{head}: ")
         self._print(text.append(" · ".join(figures), style="green" if self._live is not None else ""))
 
@@ -114,31 +121,30 @@ class Console:
             )
         self._last_step = (step, now)
 
-    def _figures(self, step: int, epoch: float, progress: Mapping[str, float]) -> list[str]:
-        parts = [f"epoch {epoch:.2f}"]
+    def _figures(self, step: int, epoch: float, progress: Mapping[str, float]) -> list[tuple[int, str]]:
+        """(rank, text) of each figure; in a narrow terminal those of the largest ranks are left out first."""
+        parts = [(4, f"epoch {epoch:.2f}")]
         if "loss" in progress:
-            parts.append(f"loss {figure(progress['loss'])}")
+            parts.append((0, f"loss {figure(progress['loss'])}"))
         if "learning_rate" in progress:
-            parts.append(f"lr {progress['learning_rate']:.2e}")
+            parts.append((5, f"lr {progress['learning_rate']:.2e}"))
         if progress.get("units_per_second"):
-            parts.append(f"{format_count(progress['units_per_second'])} {self._unit}s/s")
+            parts.append((3, f"{format_count(progress['units_per_second'])} {self._unit}s/s"))
         if self._step_seconds is not None and step < self._total:
-            parts.append(f"{format_seconds((self._total - step) * self._step_seconds)} left")
+            parts.append((1, f"{format_seconds((self._total - step) * self._step_seconds)} left"))
         if progress.get("padding_share"):
-            parts.append(f"padding {progress['padding_share']:.0%}")
+            parts.append((6, f"padding {progress['padding_share']:.0%}"))
         if progress.get("memory_bytes"):
-            parts.append(format_bytes(progress["memory_bytes"]))
+            parts.append((2, format_bytes(progress["memory_bytes"])))
         return parts
 
-    def _live_line(self, step: int, epoch: float, progress: Mapping[str, float]) -> Table:
-        grid = Table.grid(padding=(0, 1), expand=True)
-        grid.add_column(width=max(8, min(24, self._console.width // 6)))
-        grid.add_column(no_wrap=True)
-        grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        count = Text(f"{step}/{self._total}", style="bold")
-        bar = ProgressBar(total=max(self._total, 1), completed=step)
-        grid.add_row(bar, count, Text(" · ".join(self._figures(step, epoch, progress))))
-        return grid
+    def _view(self, step: int, epoch: float, progress: Mapping[str, float]) -> Group:
+        figures = figures_line(self._console, step, self._total, self._figures(step, epoch, progress))
+        points = self._loss.points
+        labels = (figure(max(points)), figure(min(points))) if points else ("", "")
+        curve = curve_lines(self._console, points, labels, "loss")
+        last = [Text(self._evaluation, style="green", no_wrap=True, overflow="ellipsis")] if self._evaluation else []
+        return Group(figures, *curve, *(last if curve else []))
 
 
 def describe_start(facts: Mapping[str, Any]) -> str:

@@ -76,10 +76,19 @@ class StepLogger:
             self.telemetry.switch_off("measuring where a step's seconds go", self.timing.failure)
         self.row(step, epoch, "train", {**now, **timing})
         late = timing and step > self.log_every and self._whole >= ADVICE_AFTER
-        advice = self.telemetry.run("advice on speed", lambda: advise(timing), None) if late else None
+        advice = (
+            self.telemetry.run("advice on speed", lambda: advise(timing, shared_cpu=self._shares_cpu()), None)
+            if late
+            else None
+        )
         if advice and advice[0] not in self._advised:
             self._advised.add(advice[0])
             self.listener.message(advice[1])
+
+    def _shares_cpu(self) -> bool:
+        """Whether all ranks compute on the cores of one machine."""
+        session = self.session
+        return session.device.type == "cpu" and session.local_world_size == session.world_size
 
 
 def _memory_bytes(device: torch.device) -> int:

@@ -18,6 +18,7 @@ ADVICE = {
     "slowest_seconds": "waiting for the slowest rank: look at cost_imbalance, or set parallel.rank_speed: auto",
     "host_seconds": "waiting for the host, which feeds the GPU too slowly: a larger parallel.micro_batch would help",
 }
+OF_SHARED_CORES = ("communication_seconds",)
 BUBBLE = (
     "waiting for the neighboring stage (the bubble): a smaller parallel.micro_batch or a larger global batch would help"
 )
@@ -128,15 +129,20 @@ class Timing:
         return figures
 
 
-def advise(figures: dict[str, float]) -> tuple[str, str] | None:
-    """(what, a line of advice) for the largest share of a step that is not computing, if it is worth a line."""
+def advise(figures: dict[str, float], *, shared_cpu: bool = False) -> tuple[str, str] | None:
+    """(what, a line of advice) for the largest share of a step that is not computing, if it is worth a line.
+
+    shared_cpu: all ranks share the cores of one machine. They then wait for each other's cores in a collective, which no
+    setting of the recipe changes, so that nothing is advised about it.
+    """
     if "bubble" in figures:
         return (
             ("bubble", f"{figures['bubble']:.0%} of each step is {BUBBLE}")
             if figures["bubble"] >= WORTH_REPORTING
             else None
         )
-    shares = {key: figures.get(key, 0.0) / max(figures["step_seconds"], 1e-9) for key in ADVICE}
+    candidates = [key for key in ADVICE if not (shared_cpu and key in OF_SHARED_CORES)]
+    shares = {key: figures.get(key, 0.0) / max(figures["step_seconds"], 1e-9) for key in candidates}
     worst = max(shares, key=lambda key: shares[key])
     if shares[worst] < WORTH_REPORTING:
         return None

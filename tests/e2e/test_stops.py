@@ -102,6 +102,17 @@ def test_a_request_to_stop_saves_and_ends_with_75(story, chapter):
     assert not story.survivors[chapter]
 
 
+@pytest.mark.parametrize("chapter", ["Ctrl-C", "SIGTERM", "SIGUSR1 to rank 1"])
+def test_a_stopped_run_shows_the_command_that_resumes_it(story, chapter):
+    """`test_resume_command` runs it."""
+    assert "Resume with: finetune train story/recipe.yaml --run-dir story" in story.chapters[chapter].output
+
+
+def test_no_bars_of_libraries_are_in_the_logs(story):
+    logs = "".join(path.read_text() for path in (story.run / "logs").glob("*.log"))
+    assert "%|" not in logs and "Writing model shards" not in logs
+
+
 def test_a_killed_rank_ends_all_at_once_and_is_named(story):
     finished = story.chapters["SIGKILL to rank 1"]
     assert finished.code == 1, finished.output

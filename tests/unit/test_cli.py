@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pstats
+import pty
 import re
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import jsonschema
@@ -327,6 +329,30 @@ def test_the_schema_validates_every_shipped_recipe() -> None:
         validator.validate(read_document(recipe.path).values)
     listed = run("recipes", "list").stdout.splitlines()
     assert [line.split("\t")[0] for line in listed if "\t" in line] == [recipe.name for recipe in shipped]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_recipes_are_listed_in_columns_and_names_are_whole(width: int) -> None:
+    """In a pseudo-terminal, which is what a person has."""
+    from finetune.recipe.shelf import list_recipes
+
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(width), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "finetune", "recipes", "list"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # EIO: the other end is closed
+        while part := os.read(ours, 65536):
+            seen += part
+    os.close(ours)
+    assert process.wait(timeout=20) == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", seen.decode()).splitlines()
+    assert max(map(len, lines)) <= width
+    rows = [line for line in lines if line[1:2].strip() and not line.strip().startswith("─")][1:]
+    assert [row.split()[0] for row in rows] == [recipe.name for recipe in list_recipes()]
+    second = {re.match(r" \S+ +", row).end() for row in rows}  # type: ignore[union-attr]
+    assert len(second) == 1, "the second column begins at the same place everywhere"
 
 
 def test_the_shipped_schema_is_the_current_one() -> None:

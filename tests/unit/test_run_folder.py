@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from finetune.app import runs
 from finetune.app.report import report
-from finetune.app.runs import LOCK, choose_run, has_checkpoint, kept_run, leave_folders, take_folder
+from finetune.app.runs import LOCK, choose_run, has_checkpoint, kept_run, leave_folders, resume_command, take_folder
+from finetune.cli import app as program
 from finetune.data.prepare.locks import release, try_lock
 from finetune.errors import UserError
-from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS
 from finetune.tracking.run import Run
@@ -48,6 +51,22 @@ def test_of_two_starts_at_once_one_has_the_folder(loaded: LoadedRecipe, tmp_path
     assert try_lock(run.path / LOCK) is None, "it is this process's own"
     leave_folders()
     assert not (run.path / LOCK).exists()
+
+
+def test_the_command_that_resumes_a_run_finds_it_and_no_other(loaded: LoadedRecipe) -> None:
+    """Words of the shell, parsed again by the command line's own parser."""
+    tiny.write_data(Path())
+    run = Run.create(loaded.recipe, Path("runs with spaces"))
+    Run.create(loaded.recipe, Path("runs with spaces"))  # a newer one
+    command = resume_command(run, processes=3, restarts=2, data_changed=True)
+    name, verb, *rest = shlex.split(command)
+    options = typer.main.get_command(program).commands[verb].make_context(verb, rest).params  # type: ignore[attr-defined]
+    assert (name, verb) == ("finetune", "train")
+    assert (options["processes"], options["restarts"], options["data_changed"]) == (3, 2, True)
+    again = load_recipe(Path(options["recipe"]), [], CARDS)
+    found = choose_run(again, options["run_dir"], options["resume"])
+    assert found is not None and found.path.resolve() == run.path.resolve()
+    assert shlex.split(resume_command(run))[-2:] == ["--run-dir", str(run.path)], "no options that were not given"
 
 
 def test_a_run_that_is_resumed_without_naming_its_folder_is_locked_too(loaded: LoadedRecipe) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich import console as terminal
 from finetune.app.machine import plan_here
 from finetune.app.model_folder import write_model
 from finetune.app.opening import open_recipe
-from finetune.app.runs import choose_run, kept_run, leave_folders
+from finetune.app.runs import choose_run, kept_run, leave_folders, resume_command
 from finetune.app.workers.context import TrainingContext, make_loop, open_session, set_up
 from finetune.app.workers.describe import describe, forecast_bytes
 from finetune.app.workers.launcher_config import compare_with_launcher
@@ -69,11 +70,21 @@ def work(
             _train(session, loaded.recipe, plan, data, run, resume, stop)
         elif run is not None:
             redirect_output(rank, run.logs)
-            with report_failures(rank, run.logs, supervised=False):
+            with report_failures(rank, run.logs, supervised=False), _say_how_to_resume(run):
                 _train(session, loaded.recipe, plan, data, run, resume, stop)
     finally:
         leave_folders()
     session.close()
+
+
+@contextmanager
+def _say_how_to_resume(run: Run) -> Iterator[None]:
+    """Under another launcher, whose own command this process does not know."""
+    try:
+        yield
+    except Stopped as error:
+        words = resume_command(run).removeprefix("finetune ")
+        raise Stopped(error.what, remedy=f"Resume with the same launcher: ... -m finetune {words}") from None
 
 
 def _agree_on_run(session: Session, loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | None:

@@ -76,3 +76,11 @@ def test_a_rank_that_cannot_trace_ends_it_for_all():
     assert not any(kept._is_due(step) for step in range(11, 200))
     alone = Timing(session(world_size=1), 1)
     assert not any(alone._is_due(step) for step in range(1, 200))  # one CPU process waits for nobody
+
+
+def test_ranks_that_share_the_cores_of_one_machine_get_no_advice_on_communication():
+    """The quickstart starts two ranks on a CPU on purpose."""
+    figures = {"step_seconds": 1.0, "communication_seconds": 0.5, "data_seconds": 0.2}
+    assert advise(figures)[0] == "communication_seconds"
+    assert advise(figures, shared_cpu=True)[0] == "data_seconds", "what else is worth a line is still reported"
+    assert advise({**figures, "data_seconds": 0.0}, shared_cpu=True) is None
