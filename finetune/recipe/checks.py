@@ -19,6 +19,7 @@ from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.paths import is_pattern, is_present, path_keys
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.shelf import find_deepspeed_config, list_deepspeed_configs, looks_like_file
+from finetune.recipe.trackers import TRACKERS
 from finetune.recipe.yaml import KeyPath
 
 DEEPSPEED_OFF = "none"
@@ -418,6 +419,14 @@ def check_optimizer(context: CheckContext) -> Iterator[Fault]:
         )
 
 
+def check_trackers(context: CheckContext) -> Iterator[Fault]:
+    """Trackers whose packages are missing."""
+    for index, name in enumerate(context.recipe.tracking.also):
+        if not TRACKERS[name].is_installed:
+            remedy = f"pip install 'finetune[{name}]', or remove it here"
+            yield context.fault(("tracking", "also", index), f"{name} is not installed", allowed=remedy)
+
+
 ALWAYS: tuple[Check, ...] = (
     check_model,
     check_length,
@@ -437,7 +446,7 @@ ALWAYS: tuple[Check, ...] = (
     check_columns,
     check_deepspeed,
 )
-HERE: tuple[Check, ...] = (check_files, check_precision, check_kernels, check_optimizer)
+HERE: tuple[Check, ...] = (check_files, check_precision, check_kernels, check_optimizer, check_trackers)
 
 
 def _has_validation(recipe: Recipe) -> bool:

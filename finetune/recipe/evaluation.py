@@ -39,6 +39,7 @@ class CheckpointSection(Section):
 
 
 Alert = Literal["done", "failed", "stopped"]
+OtherTracker = Literal["tensorboard", "mlflow"]  # the keys of recipe/trackers.py
 
 
 class TrackingSection(Section):
@@ -50,6 +51,11 @@ class TrackingSection(Section):
     group: str = Field(default="", description="W&B group. Default: the name of the recipe.")
     tags: list[str] = Field(default_factory=list, description="W&B tags.")
     log_every: int = Field(default=10, ge=1, description="Log training metrics every N steps.")
+    also: list[OtherTracker] = Field(
+        default_factory=list,
+        description="Other trackers that get the rows of metrics.jsonl: tensorboard (RUN/tensorboard), mlflow (where "
+        "MLFLOW_TRACKING_URI says). Each needs the extra of its name.",
+    )
     alerts: list[Alert] = Field(
         default=["failed", "stopped"],
         description="W&B alerts (by mail or chat, as the W&B account says) when a run is done, failed (with the reason, such "

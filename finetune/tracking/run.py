@@ -57,6 +57,7 @@ class Run:
     report_file = property(lambda self: self.path / "report.html")
     logs = property(lambda self: self.path / "logs")
     tables = property(lambda self: self.path / "tables")
+    tensorboard = property(lambda self: self.path / "tensorboard")
     file = property(lambda self: self.path / "run.json")
 
     @classmethod

@@ -7,9 +7,7 @@ the server cannot be reached, the run is recorded offline in the run folder, to 
 from __future__ import annotations
 
 import os
-import queue
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from finetune.metrics.catalogue import CATALOGUE
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
 from finetune.tracking.atomic_files import plain
+from finetune.tracking.background import Background
 from finetune.tracking.example_history import example_history
 from finetune.tracking.journal import list_tables, read_rows, read_table
 from finetune.tracking.run import Run, shown
@@ -42,18 +41,15 @@ class WandbMirror:
 
     def __init__(self, run: Run, recipe: Recipe, say: Callable[[str], None] = print) -> None:
         self._run, self._recipe, self._say = run, recipe, say
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._background = Background("wandb-mirror", self._report)
         self._wandb: Any = None  # wandb's Run, once it is open
-        self._broken = False
 
     def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
         if self._recipe.tracking.wandb == "off" or os.environ.get("WANDB_MODE") == "disabled":
             return
         size = self._run.metrics_file.stat().st_size if start_step and self._run.metrics_file.is_file() else 0
         tables = [path for path, _, step in list_tables(self._run.tables) if start_step and step <= start_step]
-        self._thread = threading.Thread(target=self._work, name="wandb-mirror", daemon=True)
-        self._thread.start()
+        self._background.start()
         self._later(lambda: self._open(dict(facts)))
         if start_step:
             self._later(lambda: self._replay(size, tables))
@@ -80,33 +76,20 @@ class WandbMirror:
 
     def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
         """Close the W&B run; waits for uploads, for about a minute at most."""
-        if self._thread is None:
+        if not self._background.running:
             return
         figures = mask(plain(dict(summary)))
         self._later(lambda: self._tell_end(status, figures))
         self._later(lambda: self._close(status, figures))
-        self._queue.put(None)
-        self._thread.join(FINISH_SECONDS + 5)
-        if self._thread.is_alive() and not self._broken:
-            self._broken = True
+        if not self._background.finish(FINISH_SECONDS + 5):
             self._say(f"W&B did not finish within {FINISH_SECONDS:.0f} s; its files are in {self._run.path / 'wandb'}")
-        self._thread = None
 
     def _later(self, call: Callable[[], None]) -> None:
-        if self._thread is not None and not self._broken:
-            self._queue.put(call)
+        self._background.later(call)
 
-    def _work(self) -> None:
-        """The mirror's thread: makes the calls in order; the first failure is reported and disables the mirror."""
-        while (call := self._queue.get()) is not None:
-            if self._broken:
-                continue
-            try:
-                call()
-            except Exception as error:
-                self._broken = True
-                reason = str(mask(f"{type(error).__name__}: {error}")).splitlines()[0]
-                self._say(f"W&B is disabled, training continues ({reason})")
+    def _report(self, error: Exception) -> None:
+        reason = str(mask(f"{type(error).__name__}: {error}")).splitlines()[0]
+        self._say(f"W&B is disabled, training continues ({reason})")
 
     def _open(self, facts: dict[str, Any]) -> None:
         if "wandb" not in sys.modules:

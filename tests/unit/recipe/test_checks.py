@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune.recipe import checks
+from finetune.recipe import checks, trackers
 
 from .conftest import GOOD
 
@@ -76,12 +76,20 @@ def test_a_contradiction_is_told_once_at_its_key(faults, sets: list[str], key: s
     assert found[key].where.startswith(("--set ", "r.yaml:"))
 
 
+def test_a_tracker_that_is_not_installed_is_told_with_its_extra(faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "mlflow" else object())
+    monkeypatch.setattr(checks, "HERE", (checks.check_trackers,))
+    [fault] = faults(GOOD, "tracking.also=[tensorboard, mlflow]", here=True).values()
+    assert fault.key == "tracking.also.1" and "mlflow is not installed" in fault.message
+    assert "pip install 'finetune[mlflow]'" in fault.allowed
+
+
 def test_every_check_is_proved_here() -> None:
     assert len(CONTRADICTIONS) >= 29
     listed = {check.__name__ for check in checks.ALWAYS + checks.HERE}
     defined = {name for name in vars(checks) if name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 21
+    assert len(listed) == 22
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""TensorBoard and MLflow as mirrors of the journal, through the trackers of Accelerate (`tracking.also`)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.recipe.recipe import Recipe
+from finetune.recipe.secrets import mask_text
+from finetune.recipe.trackers import TRACKERS
+from finetune.tracking.atomic_files import plain
+from finetune.tracking.background import Background
+from finetune.tracking.journal import read_rows
+from finetune.tracking.run import Run, shown
+from finetune.tracking.wandb_mirror import display_name
+
+FINISH_SECONDS = 60.0  # how long the end of training waits for a tracker at most
+
+_NOT_FIGURES = ("step", "split", "time")
+
+
+class AccelerateTracker:
+    """A Listener. A row {"step", "split": "validation", "loss"} becomes "validation/loss" at that step, as in W&B.
+
+    All calls are made by a thread: a server that hangs does not block training. A failure is reported once, and the tracker
+    gets nothing after it.
+
+    TensorBoard: event files in RUN/tensorboard/. A resumed run writes them anew from metrics.jsonl, so that they never hold
+    steps that were undone. MLflow: where MLFLOW_TRACKING_URI says; a resumed run continues the same MLflow run, whose history
+    keeps steps that are trained again.
+    """
+
+    def __init__(self, name: str, run: Run, recipe: Recipe, say: Callable[[str], None] = print) -> None:
+        """Raises: UserError if the tracker's package is not installed."""
+        check_installed(name)
+        self.name, self._run, self._recipe, self._say = name, run, recipe, say
+        self._background = Background(f"{name}-tracker", self._report)
+        self._tracker: Any = None
+
+    def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
+        size = self._run.metrics_file.stat().st_size if start_step and self._run.metrics_file.is_file() else 0
+        self._background.start()
+        self._background.later(lambda: self._open(size))
+
+    def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None:
+        """Not logged: rows are mirrored, not every step."""
+
+    def row(self, row: Mapping[str, float | int | str]) -> None:
+        copy = dict(row)
+        self._background.later(lambda: self._log(copy))
+
+    def table(self, name: str, *, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Not logged: these trackers take numbers."""
+
+    def checkpoint(self, path: Path, *, step: int, best: bool) -> None:
+        """Not logged."""
+
+    def message(self, text: str) -> None:
+        """Not logged: messages are for the console."""
+
+    def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
+        """Close the tracker; waits for about a minute at most."""
+        self._background.later(self._close)
+        if not self._background.finish(FINISH_SECONDS):
+            self._say(f"{self.name} did not finish within {FINISH_SECONDS:.0f} s; metrics.jsonl has all rows")
+
+    def _open(self, size: int) -> None:
+        """Start the tracker; log the first `size` bytes of metrics.jsonl where it lacks those rows."""
+        from accelerate import tracking
+
+        kind = getattr(tracking, TRACKERS[self.name].class_name)
+        known = self._run.read().get(self.name, {}).get("id", "")
+        self._tracker = self._make(kind, known)
+        self._tracker.start()
+        if self.name == "mlflow" and known:
+            return
+        if self.name == "mlflow":
+            self._run.update(mlflow={"id": str(self._tracker.tracker.info.run_id)})
+        self._tracker.store_init_configuration(dict(flatten(shown(self._recipe))))
+        for row in read_rows(self._run.metrics_file, size):
+            self._log(row)
+
+    def _make(self, kind: Any, known: str) -> Any:
+        if self.name == "mlflow":
+            project = self._recipe.tracking.project
+            return kind(experiment_name=project, run_id=known or None, run_name=display_name(self._recipe))
+        if self._run.tensorboard.is_dir():
+            shutil.rmtree(self._run.tensorboard)
+        return kind(run_name=self._run.tensorboard.name, logging_dir=str(self._run.path))
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        split = row.get("split", "train")
+        numbers = {
+            f"{split}/{key}": value
+            for key, value in plain(row).items()
+            if key not in _NOT_FIGURES and isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        self._tracker.log(numbers, step=int(row["step"]))
+
+    def _close(self) -> None:
+        self._tracker.finish()
+
+    def _report(self, error: Exception) -> None:
+        reason = (mask_text(str(error)).strip() or "no message").splitlines()[0]
+        self._say(f"{self.name} is disabled, training continues ({type(error).__name__}: {reason})")
+
+
+def check_installed(name: str) -> None:
+    """Raises: UserError that names the package and the extra."""
+    if not TRACKERS[name].is_installed:
+        raise UserError(
+            f"tracking.also names {name}, which is not installed",
+            remedy=f"Install it: pip install 'finetune[{name}]', or remove it from tracking.also.",
+        )
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """("training.learning_rate", 3e-4), ...: keys joined by dots, lists as JSON; keys without a value are left out."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, (bool, int, float, str)):
+            yield f"{prefix}{key}", value
+        elif value is not None:
+            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False)
