@@ -72,7 +72,9 @@ class RankLoop:
         self.queue = PullQueue(session)
         self.figures = RankFigures(session.rank)
         self._loaded: dict[ChunkName, _Loaded] = {}
+        self._tickets = self.queue.tickets()
         self._alone: list[_Loaded] = []
+        self._ended = False
         self._spools: dict[int, Spool] = {}
         self._writer = _Writer(self._write) if session.is_replica_lead else None
 
@@ -84,10 +86,12 @@ class RankLoop:
         figures = self.figures
         figures.started = time.time()
         try:
-            for chunk, outcomes in self.answerer.run(self._chunks()):
-                self._finish(self._loaded.pop(chunk.name), outcomes)
-            for loaded in self._alone:
-                self._finish(loaded, self._answer_alone(loaded))
+            while not self._ended:
+                for chunk, outcomes in self.answerer.run(self._chunks()):
+                    self._finish(self._loaded.pop(chunk.name), outcomes)
+                while self._alone:
+                    loaded = self._alone.pop()
+                    self._finish(loaded, self._answer_alone(loaded))
         except Exception as error:
             if isinstance(error, TrainingFailed) or not isinstance(error, FinetuneError):
                 self._note_failure()  # a full disk, or another rank, is not the fault of these chunks
@@ -101,9 +105,13 @@ class RankLoop:
         return figures
 
     def _chunks(self) -> Iterator[Chunk | None]:
-        """None where there is nothing to take yet, so that an answerer goes on with what it has."""
+        """None where there is nothing to take yet, so that an answerer goes on with what it has.
+
+        It ends with a chunk whose examples are answered one by one, and goes on behind it when called again: no further
+        window is read before the oldest one is complete, so such a chunk cannot wait for the end of the input.
+        """
         waits_since = 0.0
-        for ticket in self.queue.tickets():
+        for ticket in self._tickets:
             now = time.perf_counter()
             if waits_since:
                 self.figures.idle += now - waits_since
@@ -114,11 +122,13 @@ class RankLoop:
             loaded, examples = self._load(ticket)
             if ticket.alone:
                 self._alone.append(loaded)
-            elif examples:
+                return
+            if examples:
                 self._loaded[loaded.name] = loaded
                 yield Chunk(loaded.name, examples)
             else:
                 self._finish(loaded, [])
+        self._ended = True
 
     def _load(self, ticket: Ticket) -> tuple[_Loaded, list[Example]]:
         window, number = ticket.name
