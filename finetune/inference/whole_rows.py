@@ -10,7 +10,8 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
 from finetune.inference.answering import Outcome, Part
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.task import Encoded, Task
+from finetune.tasks.task import Encoded, Task, check_target
+from finetune.tasks.text.inputs import encode_each
 
 ROW = "row"  # of an example that is encoded late: the row itself
 WITH_TARGETS = "with_targets"
@@ -30,9 +31,15 @@ class WholeRows:
     def split(self, rows: Sequence[Row], *, with_targets: bool) -> list[list[dict[str, Any]] | BadRow]:
         """One example for each row, or why there is none."""
         if self.late:
-            return [[{ROW: dict(row), WITH_TARGETS: with_targets}] for row in rows]
+            return encode_each(rows, lambda row: [self._late(row, with_targets)])
         encoded = self.task.encode(self.artifacts, rows, with_targets=with_targets)
         return [item if isinstance(item, BadRow) else [item] for item in encoded]
+
+    def _late(self, row: Row, with_targets: bool) -> dict[str, Any]:
+        """Raises: BadRow for a target that cannot be used, so that the row is asked without it."""
+        if with_targets:
+            check_target(self.task, self.artifacts, row)
+        return {ROW: dict(row), WITH_TARGETS: with_targets}
 
     def load(self, examples: Sequence[dict[str, Any]]) -> list[Encoded]:
         """Images decoded; texts are examples already."""

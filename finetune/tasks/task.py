@@ -150,6 +150,20 @@ class ReferenceTask(Task, Protocol):
         ...
 
 
+class ImageTask(Task, Protocol):
+    """A task whose rows hold images. In a prediction, they are encoded shortly before they are answered."""
+
+    def check_target(self, artifacts: TaskArtifacts, row: Row) -> None:
+        """Raises: BadRow for a target that `encode` would refuse, as far as it shows without decoding the image."""
+        ...
+
+
+def check_target(task: Task, artifacts: TaskArtifacts, row: Row) -> None:
+    """See ImageTask; nothing for other tasks. Raises: BadRow."""
+    if hasattr(task, "check_target"):
+        cast(ImageTask, task).check_target(artifacts, row)
+
+
 def as_writing_task(task: Task) -> WritingTask:
     """The task as one that generates text. Its card has metrics of generated texts, so it must have `generate`."""
     assert hasattr(task, "generate"), f"{task.card.name} has metrics of generated texts on its card, but no generate()"

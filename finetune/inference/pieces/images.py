@@ -21,7 +21,7 @@ from finetune.tasks.batch import Answer
 from finetune.tasks.classes import name_of
 from finetune.tasks.object_detection.data import Reading, detection_transform, objects_in_pixels, usable_objects
 from finetune.tasks.object_detection.task import count_clear
-from finetune.tasks.task import Encoded, Task
+from finetune.tasks.task import Encoded, Task, check_target
 from finetune.tasks.text.inputs import encode_each
 from finetune.tasks.vision.boxes import Objects, crop
 
@@ -65,8 +65,11 @@ class ImageTiles:
         windows = cut_image(width, height, options.tile, options.overlap, whole_image=bool(options.whole_image))
         if not windows:
             (example,) = self.whole.split([row], with_targets=with_targets)
-            assert not isinstance(example, BadRow), "images are encoded late"
+            if isinstance(example, BadRow):
+                raise example
             return example
+        if with_targets:
+            check_target(self.task, self.artifacts, row)
         kept = {role: row[role] for role in (*self.task.card.columns, "width", "height") if role in row}
         tiles: list[dict[str, Any]] = [
             {ROW: kept, WITH_TARGETS: with_targets, PIECE: _piece(index, len(windows), window, (width, height))}

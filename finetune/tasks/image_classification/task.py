@@ -95,6 +95,11 @@ class ImageClassification:
         """Images as pixels, without augmentation; see encode_rows."""
         return encode_rows(artifacts, rows, with_targets=with_targets)
 
+    def check_target(self, artifacts: TaskArtifacts, row: Row) -> None:
+        """Raises: BadRow for a label that is not among the classes."""
+        assert artifacts.classes is not None
+        artifacts.classes.lookup.index(row.get("label"))
+
     def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:
         """A split whose images are decoded when they are fetched; every image and label is checked once, in any run."""
         checked, options, training = self._check(plan, artifacts, table), artifacts.options, table.name == "train"

@@ -58,7 +58,7 @@ from finetune.tasks.object_detection.data import (
 )
 from finetune.tasks.records import Fields, figure, refuse_options
 from finetune.tasks.task import Encoded
-from finetune.tasks.vision.boxes import xywh
+from finetune.tasks.vision.boxes import objects_columns, xywh
 from finetune.tasks.vision.drawing import Pictures, draw_detections
 from finetune.tasks.vision.transforms import ImageExamples, one_image
 
@@ -106,6 +106,12 @@ class ObjectDetection:
     def encode(self, artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[Encoded]:
         """Images as pixels, without augmentation, and with targets their boxes; see encode_rows."""
         return encode_rows(artifacts, rows, with_targets=with_targets)
+
+    def check_target(self, artifacts: TaskArtifacts, row: Row) -> None:
+        """Raises: BadRow for objects of another form, or with a category that is not among the classes."""
+        assert artifacts.classes is not None
+        for category in objects_columns(row.get("objects"))[1]:
+            artifacts.classes.lookup.index(category)
 
     def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:
         """A split whose images are decoded when they are fetched; every image and box is checked once, in any run."""

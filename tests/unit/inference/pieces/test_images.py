@@ -15,16 +15,19 @@ from PIL import Image
 from finetune.data.bad_rows import BadRow
 from finetune.data.images import decode_image
 from finetune.data.prepare.notices import KEY, Notices
+from finetune.data.sources.streams import MemoryStream
 from finetune.inference.answering import PIECE, Answered, Part, RowError
 from finetune.inference.pieces import images
 from finetune.inference.pieces.counts import CutRows
 from finetune.inference.pieces.options import PieceOptions
 from finetune.inference.pieces.splitter import make_splitter
+from finetune.inference.prediction.feeder import Asked, encode_window, read_windows
 from finetune.inference.whole_rows import WholeRows
 from finetune.tasks.batch import RecordOptions
 from tests.unit.inference.pieces.conftest import answer_with, equal_examples, split_and_load
 
 OPTIONS = PieceOptions(tile=64, overlap=0.25)
+UNKNOWN = {"objects": {"bbox": [[1, 2, 30, 40]], "category": ["2024"]}}
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -47,6 +50,20 @@ def turned(image: Image.Image) -> bytes:
 @pytest.fixture(params=["object_detection", "image_classification"])
 def prepared(request: pytest.FixtureRequest, prepared_task: Any) -> Any:
     return prepared_task(request.param)
+
+
+@pytest.mark.parametrize("splitter_options", [None, OPTIONS], ids=["whole", "tiles"])
+def test_a_class_that_the_model_does_not_know_costs_no_answer(prepared: Any, splitter_options: Any) -> None:
+    """Photos in folders by year have labels that no model has; the row is then asked without its target, and reported."""
+    target = {"label": "2024"} if prepared.task.card.name == "image_classification" else UNKNOWN
+    splitter = make_splitter(prepared.task, prepared.artifacts, splitter_options)
+    stream = MemoryStream([{"image": stored(picture(150, 90)), **target}], prepared.task.card)
+    asked, notices = Asked(stream, prepared.task.card, splitter, len, 10), Notices()
+    ((rows, _),) = read_windows(asked)
+    (examples,) = encode_window(asked, rows, notices)
+    assert isinstance(examples, list) and len(examples) == (7 if splitter_options else 1)
+    assert not any(isinstance(item, BadRow) for item in splitter.load(examples))
+    assert "answered without its target, which cannot be used: label '2024'" in "\n".join(notices.lines())
 
 
 MODES = {
