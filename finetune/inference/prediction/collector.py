@@ -13,7 +13,7 @@ from finetune.errors import Halted
 from finetune.inference.answering import PIECE
 from finetune.inference.prediction.feeder import FedWindow
 from finetune.inference.prediction.outcomes import Recorder
-from finetune.inference.prediction.parts import Parts, disk_errors
+from finetune.inference.prediction.parts import Parts, cut_back, disk_errors
 from finetune.inference.prediction.state import State
 
 Line = dict[str, Any]
@@ -23,7 +23,10 @@ class Output(Protocol):
     """The user's file while it grows."""
 
     def resume(self, position: Any) -> None:
-        """Go on behind `position`, as `append` returned it; None: at the beginning. What is behind it is removed."""
+        """Go on behind `position`, as `append` returned it; None: at the beginning. What is behind it is removed.
+
+        Raises: UserError if what was written is not there.
+        """
         ...
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> Any:
@@ -122,8 +125,8 @@ class _Scored:
 
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.size = path, size
-        if path.exists():
-            os.truncate(path, size)
+        with disk_errors(path):
+            cut_back(path, size)
 
     def append(self, lines: Sequence[Line]) -> int:
         """The size of the file behind them."""

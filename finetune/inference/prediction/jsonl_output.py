@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.inference.prediction.parts import cut_back
+
 
 class GrowingFile:
     """A file that bytes are appended to. A position is its size."""
@@ -16,9 +18,8 @@ class GrowingFile:
         self.path = path
 
     def resume(self, position: Any) -> None:
-        """What is behind the position, and half of a record that a crash has left, are removed."""
-        with self.path.open("ab"):
-            os.truncate(self.path, position or 0)
+        """What is behind the position, and half of a record that a crash has left, are removed. Raises: UserError."""
+        cut_back(self.path, position or 0)
 
     def _write(self, data: bytes) -> int:
         """The size behind the data. Raises: OSError; then nothing of it stays."""

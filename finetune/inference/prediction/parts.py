@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import Halted
+from finetune.errors import Halted, UserError
 
 ChunkName = tuple[int, int]  # (window, number within it)
 SUFFIX = ".parts"
@@ -88,6 +88,23 @@ def publish(path: Path, content: bytes) -> None:
 def publish_json(path: Path, value: Any) -> None:
     """As `publish`, with JSON for people."""
     publish(path, (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
+
+
+def cut_back(path: Path, size: int) -> None:
+    """Remove what is behind the first `size` bytes of a file, which is made if there is none and `size` is 0.
+
+    Raises: UserError for a file that is shorter: it was changed, and rows would be missing. OSError.
+    """
+    with path.open("ab") as file:
+        found = file.tell()
+        if found >= size:
+            file.truncate(size)
+            return
+    raise UserError(
+        f"has {found:,} bytes, fewer than the {size:,} that were written to it",
+        where=str(path),
+        remedy=f"Bring it back as it was, or remove the output and its folder *{SUFFIX} to begin again.",
+    )
 
 
 @contextmanager

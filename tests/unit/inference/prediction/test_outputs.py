@@ -121,6 +121,19 @@ def test_what_ends_anywhere_goes_on_to_the_same_file(tmp_path: Path, ending: str
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_an_output_that_lost_rows_is_not_filled_with_zeros(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"out{ending}"
+    output = open_output(path, COLUMNS)
+    output.resume(None)
+    position = output.append(RECORDS)
+    path.write_bytes(path.read_bytes()[:-9])
+    left = path.read_bytes()
+    with pytest.raises(UserError, match=rf"{len(left)} bytes, fewer than the {position:,}"):
+        open_output(path, COLUMNS).resume(position)
+    assert path.read_bytes() == left
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
 def test_half_a_line_never_stays(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / f"out{ending}"
     output = open_output(path, COLUMNS)
