@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import jinja2
@@ -63,7 +63,7 @@ def _environment() -> jinja2.Environment:
     )
 
 
-@cache
+@lru_cache(maxsize=8)  # /docs contains the Host header of the request, so clients make pages without end
 def _policy(page: str) -> str:
     """A browser runs the page's own script and style, told by their digests, and talks to this server alone."""
     allowed = {}

@@ -201,9 +201,6 @@ class ReplicaPool:
     def _dispatch(self) -> None:
         """Waiting parts to replicas with room, those first that have the least to do."""
         while self._waiting:
-            if self._waiting[0].done:
-                self._waiting.popleft()
-                continue
             free = [link for link in self._links if link.takes(self._waiting[0])]
             if not free:
                 return
@@ -222,6 +219,7 @@ class ReplicaPool:
             if link is not None and part.message.id in link.parts and link.writer is not None:
                 del link.parts[part.message.id]
                 send(link.writer, Cancel(part.message.id))
+        self._waiting = deque(part for part in self._waiting if not part.done)  # their rows take memory
         self._dispatch()
 
     async def _keep(self, link: _Link) -> None:

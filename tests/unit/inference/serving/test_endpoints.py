@@ -15,6 +15,7 @@ import pytest
 from finetune.inference.serving.app import Service, build_app
 from finetune.inference.serving.guard import LOCAL_NAMES, Gate, Guard, host_name, is_loopback
 from finetune.inference.serving.limits import Limits
+from finetune.inference.serving.pages import _policy
 from tests.unit.inference.serving.small_backend import FACTS, WRITING, SmallBackend
 
 Use = Callable[[httpx.AsyncClient], Awaitable[Any]]
@@ -251,6 +252,14 @@ def test_pages_run_only_their_own_script(facts: Any) -> None:
     api = small.get("/openapi.json").json()
     assert ("/v1/chat/completions" in api["paths"]) is facts.chats
     assert api["servers"] == [{"url": "http://127.0.0.1:8000"}]
+
+
+def test_pages_with_other_addresses_are_not_kept() -> None:
+    """/docs shows the address that the client used, so pages must not be remembered without end."""
+    small = Small()
+    for port in range(100):
+        assert small.get("/docs", base=f"http://127.0.0.1:{port + 1}").status_code == 200
+    assert _policy.cache_info().currsize <= 8
 
 
 def test_every_answer_forbids_the_browser_what_it_can() -> None:

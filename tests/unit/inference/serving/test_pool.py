@@ -104,6 +104,23 @@ def test_a_replica_that_is_killed_loses_no_request() -> None:
     assert not run(use).failures
 
 
+def test_requests_that_nobody_waits_for_take_no_memory() -> None:
+    """Clients that connect and leave while all replicas are loading or busy."""
+
+    async def use(pool: ReplicaPool, told: Told) -> None:
+        first = asyncio.ensure_future(ask(pool, "first"))
+        gone = [asyncio.ensure_future(ask(pool, "x" * 100_000)) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert len(pool._waiting) == 21
+        for one in gone:
+            one.cancel()
+        await asyncio.wait(gone)
+        assert len(pool._waiting) == 1
+        assert [record["length"] for record in await first] == [5]
+
+    assert not run(use, count=1).failures
+
+
 def test_texts_are_streamed_and_end_with_their_reader() -> None:
     async def use(pool: ReplicaPool, told: Told) -> None:
         await pool.ready.wait()
