@@ -57,8 +57,6 @@ def differences(first: Predictions, second: Predictions, metrics: Iterable[str])
     """Of each metric of which both have all fields. Both hold the same examples in the same order."""
     count = len(first)
     resamples = int(min(RESAMPLES, max(MIN_RESAMPLES, MAX_DRAWN // max(count, 1))))
-    rng = np.random.default_rng(SEED)
-    drawn = [rng.integers(0, count, count) for _ in range(resamples)] if count >= MIN_EXAMPLES else []
     found = []
     for metric in metrics:
         entry, other_entry = figure_of(metric, first), figure_of(metric, second)
@@ -69,9 +67,10 @@ def differences(first: Predictions, second: Predictions, metrics: Iterable[str])
         if values[0] is None or values[1] is None:
             continue
         interval = None
-        if all(column.dtype != object for column in columns.values()):
+        if count >= MIN_EXAMPLES and all(column.dtype != object for column in columns.values()):
             gaps = []
-            for rows in drawn:
+            rng = np.random.default_rng(SEED)  # the same resamples for each metric, one at a time in memory
+            for rows in (rng.integers(0, count, count) for _ in range(resamples)):
                 one = figure({name: column[rows] for name, column in columns.items()})
                 other = figure({name: column[rows] for name, column in others.items()})
                 gaps += [] if one is None or other is None else [other - one]
