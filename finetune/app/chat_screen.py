@@ -5,7 +5,6 @@ In a pipe there are no prompts and no notes on stdout: one line in is one turn, 
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import textwrap
@@ -14,9 +13,8 @@ from contextlib import suppress
 
 import typer
 
-from finetune.terminal import say
+from finetune.terminal import printable, say
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 PROMPT, CONTINUED = "> ", ". "
 
 
@@ -104,8 +102,3 @@ def _width(text: str) -> int:
     """Columns of a terminal."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
-
-
-def printable(text: str) -> str:
-    """The text with control characters as JSON writes them."""
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
