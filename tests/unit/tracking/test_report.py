@@ -315,6 +315,38 @@ def test_chromium_draws_it(run, tmp_path):
     assert done.stdout.count("<svg") == 5
 
 
+def test_curves_are_read_out_and_enlarged_by_keys(run, tmp_path):
+    """In a real browser, with the page's own script; a second one presses the keys."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium: none on PATH")
+    whole_run(run)
+    keys = """<script>
+      const chart = document.querySelector("figure.chart"), said = [];
+      const press = (key) => chart.dispatchEvent(new KeyboardEvent("keydown", { key }));
+      for (const key of ["Home", "ArrowRight", "End", "+"]) {
+        press(key);
+        said.push(chart.querySelector("output").textContent);
+      }
+      said.push(chart.querySelectorAll(".enlarged .curve").length);
+      press("Escape");
+      said.push(chart.querySelectorAll(".enlarged").length);
+      document.title = "said " + said.join(" | ");
+    </script></body>"""
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", write_report(run.path).read_text("utf-8"))
+    page = tmp_path / "page.html"
+    page.write_text(text.replace("</body>", keys), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    command = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.resolve().as_uri()]
+    dumped = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    said = re.search(r"<title>said (.*?)</title>", dumped)
+    assert said is not None, dumped[:300]
+    first, second, last, _, enlarged, left = said[1].split(" | ")
+    assert (first, second) == ("step 1: train 2", "step 2: train 1")
+    assert last == "step 20: train 0.1 · validation 0.05"
+    assert (enlarged, left) == ("2", "0")
+
+
 def test_secrets_in_a_recipe_are_not_shown(tmp_path):
     recipe = make_recipe(data={"train": "https://user:hunter2@example.org/set.jsonl"})
     run = Run.create(recipe, tmp_path)
