@@ -31,6 +31,7 @@ COMMANDS = (
     "runs",
     "logs",
     "compare",
+    "dashboard",
     "verify",
     "inspect",
     "serve",
