@@ -160,8 +160,8 @@ def model_errors(source: str, shown: str = "") -> Iterator[None]:
         else:
             what = "is not on this machine, and the hub cannot be reached"
             remedy = (
-                "It needs the network once (hf download NAME fills the cache); or set model.source to a folder, or to "
-                "package:<package>/<folder>."
+                "It needs the network once (hf download NAME fills the cache); or give a folder, or "
+                "package:<package>/<folder>, in its place."
             )
         raise UserError(f"the model {shown or source} {what}", remedy=remedy) from None
     except ODD_FILES as error:  # of settings that no library expects

@@ -108,7 +108,7 @@ def check_length(context: CheckContext) -> Iterator[Fault]:
         yield context.fault(
             "training.steps",
             f"given beside training.epochs ({training.epochs}): a run has one length",
-            allowed="one of the two",
+            allowed="one of the two: set the other to null",
             on=("training.epochs",),
         )
     if training.steps is not None and training.warmup >= max(training.steps, 2):

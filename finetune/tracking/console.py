@@ -152,8 +152,9 @@ def describe_start(facts: Mapping[str, Any]) -> str:
     parts = [str(facts.get("model", "model"))]
     if facts.get("parameters"):
         trained = facts.get("trainable_parameters", facts["parameters"])
-        only = "" if trained == facts["parameters"] else f", {format_count(trained)} trainable"
-        parts[0] += f" ({format_count(facts['parameters'])} parameters{only})"
+        all_of_them, some = format_count(facts["parameters"]), format_count(trained)
+        only = "" if some == all_of_them else f", {some} trainable"
+        parts[0] += f" ({all_of_them} parameters{only})"
     examples = facts.get("examples")
     if isinstance(examples, Mapping):
         parts.append(", ".join(f"{count:,} {split}" for split, count in examples.items()))

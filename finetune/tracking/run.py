@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import platform
 import secrets
@@ -30,6 +31,20 @@ Status = Literal["running", "done", "stopped", "failed"]
 
 _FOLDERS = ("checkpoints", "predictions", "logs", "tables")
 _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "evaluate", "peft", "wandb", "numpy")
+
+
+def newest_run_in(folder: Path) -> Path | None:
+    """The newest run in a folder of runs, such as runs/ or runs/<recipe name>; None if it holds none."""
+    below = sorted([*folder.glob("*/run.json"), *folder.glob("*/*/run.json")], key=lambda file: file.parent.name)
+    return below[-1].parent if below else None
+
+
+def nearest_folder(path: Path) -> Path | None:
+    """The folder beside a path that does not exist whose name is like its own; None if there is none."""
+    if path.exists() or not path.parent.is_dir():
+        return None
+    names = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_dir()], 1)
+    return path.parent / names[0] if names else None
 
 
 class Run:
@@ -101,12 +116,12 @@ class Run:
         """
         run = cls(path)
         if not run.file.is_file():
-            below = sorted([*path.glob("*/run.json"), *path.glob("*/*/run.json")], key=lambda file: file.parent.name)
+            meant = newest_run_in(path) or nearest_folder(path)
             raise UserError(
                 "not a run folder: it has no run.json" if path.exists() else "no such run folder",
                 where=str(path),
-                remedy=f"Did you mean {below[-1].parent}?"
-                if below
+                remedy=f"Did you mean {meant}?"
+                if meant
                 else "Give the folder of one run, such as runs/<recipe name>/<run id>.",
             )
         if not own:

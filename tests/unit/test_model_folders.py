@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from finetune.app.asked_model import AskedModel, open_model
-from finetune.app.model_sources import find_model
+from finetune.app.model_sources import MANIFEST, find_model
 from finetune.errors import UserError
 from finetune.inference.answering import Answered, Chunk
 from finetune.models.tokenizer import load_tokenizer
@@ -181,6 +181,26 @@ def test_images(tmp_path: Path) -> None:
     assert any(
         "resized to 64 x 64 pixels; the model's own processor keeps their aspect ratio" in note for note in notes
     )
+
+
+def test_a_folder_beside_a_run_is_refused_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "runs" / "mine" / "1"
+    checkpoint = run / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (checkpoint / MANIFEST).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for source, remedy in (
+        ("runs/mine", "Did you mean runs/mine/1?"),
+        ("runs", "Did you mean runs/mine/1?"),
+        ("runs/mime", "Did you mean runs/mine?"),
+        ("runs/mine/1/checkpoints/step-00000002", "--checkpoint step-00000002"),
+        ("./nowhere", "Give the folder of a run"),
+        ("runs/mine/2/model", "Give the folder of a run"),
+    ):
+        with pytest.raises(UserError) as caught:
+            find_model(source)
+        assert remedy in caught.value.remedy, source
 
 
 def test_what_cannot_be_told_is_refused(tmp_path: Path, tokenizer: Any) -> None:

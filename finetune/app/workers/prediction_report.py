@@ -85,8 +85,8 @@ def _lines(row: Mapping[str, Any], state: State) -> list[str]:
         f"{row['output']}: {state.rows:,} rows answered ({row['rows_here']:,} now in {seconds}, {rate:,.1f} rows/s)"
     ]
     if state.failed:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in state.errors.items())
-        lines.append(f"{state.failed:,} of them have an error in place of an answer: {kinds}")
+        have = "has" if state.failed == 1 else "have"
+        lines.append(f"{state.failed:,} of them {have} an error in place of an answer: {state.failed_kinds}")
     if row["ranks"] > 1:
         lines.append(
             f"{row['ranks']} ranks, idle {row['idle_share']:.1%}, busiest rank {row['busiest_rank']} "

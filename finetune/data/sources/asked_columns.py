@@ -88,6 +88,9 @@ def _missing(rows: RawRows, card: TaskCard, role: str, column: str, nearest: str
     """The error for a column that is not there."""
     roles = next((roles for roles in card.required if role in roles), (role,))
     wanted = f"the data has no column {column!r}" if role in choice.flags else f"no column for {' or '.join(roles)}"
+    if role not in choice.flags and role in choice.recipe:
+        wanted += f": the model was trained on {choice.recipe[role]!r}"
+        nearest = nearest_name(choice.recipe[role], rows.columns) or nearest
     listed = ", ".join(rows.columns[:40]) + (", ..." if len(rows.columns) > 40 else "")
     remedy = f"The data has the columns {listed}; say which one it is: {FLAG} {roles[0]}={nearest or 'COLUMN'}"
     return UserError(

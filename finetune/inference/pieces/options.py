@@ -100,4 +100,4 @@ class PieceOptions:
 
 def _mistake(name: str, what: str, remedy: str) -> UserError:
     flag = f"--{name.replace('_', '-')}"
-    return UserError(f"{flag}: {what}", where=flag, remedy=remedy)
+    return UserError(what, where=flag, remedy=remedy)

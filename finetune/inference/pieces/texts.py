@@ -64,13 +64,13 @@ class TextBlocks:
         self.limit = int(artifacts.settings["max_length"])
         if self.size > self.limit:
             raise UserError(
-                f"--block: {self.size} tokens, but the model takes {self.limit} at most (options.max_length)",
+                f"blocks of {self.size} tokens, but the model takes {self.limit} at most (options.max_length)",
                 where="--block",
                 remedy=f"Set --block to {self.limit} or less.",
             )
         if not artifacts.processor.is_fast:
             raise UserError(
-                "--block: the model's tokenizer has no fast version, so where its texts can be cut is not known",
+                "the model's tokenizer has no fast version, so where its texts can be cut is not known",
                 where="--block",
                 remedy="Leave --block out: long texts are cut at their end, as in training.",
             )

@@ -105,6 +105,8 @@ class Collector:
         errors = Counter(state.errors)
         errors.update(record["error"]["kind"] for record in records if "error" in record)
         state.errors = dict(sorted(errors.items()))
+        failed = {record["error"]["kind"]: int(record["row"]) for record in reversed(records) if "error" in record}
+        state.first_errors = {**failed, **state.first_errors}
         state.windows, state.rows, state.scored = (
             state.windows + 1,
             state.rows + len(records),

@@ -95,9 +95,8 @@ class Keeper:
     def _check_errors(self) -> None:
         failed = self.collector.state.failed
         if self.max_errors is not None and failed > self.max_errors:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.collector.state.errors.items())
             raise Halted(
-                f"{TOO_MANY}: {failed:,} ({kinds}), and --max-errors is {self.max_errors:,}",
+                f"{TOO_MANY}: {self.collector.state.failed_kinds}; --max-errors is {self.max_errors:,}",
                 where=str(self.collector.parts.output),
                 remedy="See the errors in the output. The same command with a larger --max-errors goes on from here.",
             )

@@ -17,6 +17,7 @@ from finetune.data.images import read_image
 from finetune.data.sources.streams import RowStream, StreamRow
 from finetune.errors import Halted, UserError
 from finetune.tasks.vision.drawing import draw_boxes, save_picture
+from finetune.units import format_number
 
 FLAG = "--draw"
 MARK = ".finetune-pictures"  # in a folder of ours
@@ -32,9 +33,9 @@ class Drawn:
     without: int = 0
 
     def describe(self, folder: Path) -> str:
-        parts = [f"{self.pictures:,} pictures drawn"]
+        parts = [f"{format_number(self.pictures, 'picture')} drawn"]
         parts += [f"{self.there:,} were there"] if self.there else []
-        parts += [f"{self.without:,} rows have none, as they have no answer"] if self.without else []
+        parts += [f"{format_number(self.without, 'row')} without an answer"] if self.without else []
         return f"{folder}: {', '.join(parts)}"
 
 

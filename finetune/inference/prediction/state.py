@@ -13,6 +13,7 @@ from finetune.inference.prediction.parts import publish_json
 @dataclass
 class State:
     """How far the output is. position: see Output. scored_bytes: of scored.jsonl. errors: kind -> rows.
+    first_errors: kind -> the first such row.
 
     seconds: over all starts, while ranks were there. finished: nothing is left to do.
     """
@@ -23,6 +24,7 @@ class State:
     scored_bytes: int = 0
     scored: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+    first_errors: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     finished: bool = False
 
@@ -41,3 +43,13 @@ class State:
     def failed(self) -> int:
         """Rows without an answer."""
         return sum(self.errors.values())
+
+    @property
+    def failed_kinds(self) -> str:
+        """Their kinds, with the number of rows and the first one: "5 bad_row (first: row 2), 1 empty (row 7)"."""
+        return ", ".join(self._kind(kind, count) for kind, count in self.errors.items())
+
+    def _kind(self, kind: str, count: int) -> str:
+        first = self.first_errors.get(kind)
+        place = "" if first is None else f" ({'first: ' if count > 1 else ''}row {first:,})"
+        return f"{count:,} {kind}{place}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow, BadValue
 from finetune.data.columns import apply_roles, resolve_columns
-from finetune.data.image_values import base64_bytes, image_bytes
+from finetune.data.image_values import base64_bytes, image_bytes, is_inline, shorten
 from finetune.data.images import image_size
 from finetune.inference.answering import Answerer, Outcome, RowError
 from finetune.inference.recording import record_outcome
@@ -110,13 +110,28 @@ def bad_row_error(bad: BadRow) -> RowError:
     return RowError(str(getattr(bad, "kind", "bad_row")), str(bad))
 
 
+def _sent_image(text: str) -> bytes:
+    """The bytes of base64 text or a data URI. Raises: BadRow for anything else, such as a path or an address."""
+    try:
+        inline = image_bytes(text)
+        found = base64_bytes(text) if inline is None else inline
+        if inline is None:
+            image_size(found)  # a path may consist of letters of base64
+    except BadRow as bad:
+        if is_inline(text):
+            raise
+        raise BadRow(
+            f"the image is neither base64 nor a data URI: {shorten(text)} (paths and addresses are not opened)"
+        ) from bad
+    return found
+
+
 def _image(value: Any, most: int) -> bytes:
     """The bytes of an image. Raises: BadRow for a path or an address, and for one with too many pixels."""
     if isinstance(value, Mapping):
         value = value.get("bytes", value.get("url"))
     if isinstance(value, str) and value:
-        inline = image_bytes(value)
-        value = base64_bytes(value) if inline is None else inline
+        value = _sent_image(value)
     if not isinstance(value, (bytes, bytearray)) or not value:
         raise BadRow("no image; send its bytes as base64 or as a data URI", kind="empty")
     width, height = image_size(bytes(value))

@@ -322,6 +322,9 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no column for text .did you mean texts.") as caught:
         stream_of(str(path))
     assert "--columns text=texts" in caught.value.remedy
+    with pytest.raises(UserError, match=r"trained on 'starz' .did you mean stars.") as caught:
+        stream_of(str(path), columns=ColumnChoice(recipe={"text": "starz"}))
+    assert "--columns text=stars" in caught.value.remedy
     with pytest.raises(UserError, match=r"no column 'txets' .did you mean texts."):
         stream_of(str(path), columns=ColumnChoice(flags={"text": "txets"}))
     with pytest.raises(UserError, match="has no role 'txt'") as caught:

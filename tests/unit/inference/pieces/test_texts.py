@@ -288,7 +288,9 @@ def test_blocks_longer_than_the_model_are_refused(prepared_task: Any) -> None:
 def test_options_that_make_no_sense_are_refused(task: str, options: PieceOptions, message: str) -> None:
     with pytest.raises(UserError) as caught:
         options.resolve(task)
-    assert message in caught.value.what and caught.value.remedy and caught.value.where.startswith("--")
+    said = str(caught.value)
+    assert message in said and caught.value.remedy and caught.value.where.startswith("--")
+    assert f"{caught.value.where}: {caught.value.where}" not in said
 
 
 def test_defaults_are_filled_in() -> None:

@@ -178,6 +178,7 @@ def test_no_value_names_a_file_of_the_server(opened: Any, tmp_path: Any) -> None
     encoded = model.encode([{"image": value} for value in values])
     assert all(isinstance(item, RowError) for item in encoded)
     assert "200 x 200" in encoded[12].message
+    assert all("paths and addresses are not opened" in encoded[place].message for place in (0, 3, 4, 5))
 
 
 @pytest.mark.parametrize("name", ["text_classification", "image_classification"])

@@ -1,0 +1,12 @@
+"""What the state of an output says about rows without an answer."""
+
+from pathlib import Path
+
+from finetune.inference.prediction.state import State
+
+
+def test_kinds_of_errors_have_their_first_row(tmp_path: Path) -> None:
+    state = State(errors={"bad_row": 5, "empty": 1}, first_errors={"bad_row": 2, "empty": 1700})
+    state.save(tmp_path / "state.json")
+    assert State.read(tmp_path / "state.json").failed_kinds == "5 bad_row (first: row 2), 1 empty (row 1,700)"
+    assert State(errors={"empty": 3}).failed_kinds == "3 empty"  # of a state written before first rows were kept
