@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.terminal import print_line
-from finetune.tracking.atomic_files import publish_json
 from finetune.tracking.dashboard import build_workspace, check_installed, read_logged, save_workspace, specification
 from finetune.tracking.run_summary import find_runs
 from finetune.tracking.wandb_mirror import has_key
@@ -34,7 +34,7 @@ def dashboard(target: Path, spec: Path | None, name: str) -> None:
     for section in workspace.sections:
         print_line(f"  {section.name}: {format_number(len(section.panels), 'panel')}")
     if spec is not None:
-        publish_json(spec, specification(workspace))
+        spec.write_text(json.dumps(specification(workspace), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print_line(f"specification  {spec} (not sent to W&B: how it looks there was not checked)")
         return
     print_line(f"workspace      {save_workspace(workspace)}")
