@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row
 from finetune.inference.answering import Outcome, Part
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.task import Encoded, Task, check_target
-from finetune.tasks.text.inputs import encode_each
+from finetune.tasks.text.inputs import encode_each, is_cut_notice
 
 ROW = "row"  # of an example that is encoded late: the row itself
 WITH_TARGETS = "with_targets"
@@ -33,7 +34,24 @@ class WholeRows:
         if self.late:
             return encode_each(rows, lambda row: [self._late(row, with_targets)])
         encoded = self.task.encode(self.artifacts, rows, with_targets=with_targets)
-        return [item if isinstance(item, BadRow) else [item] for item in encoded]
+        usable = [self._usable(row, item) for row, item in zip(rows, encoded, strict=True)]
+        return [item if isinstance(item, BadRow) else [item] for item in usable]
+
+    def _usable(self, row: Row, example: Encoded) -> Encoded:
+        """The example, or a BadRow where a split would leave it out, or where what is asked would be cut with its answer."""
+        if isinstance(example, BadRow) or "input_ids" not in example:
+            return example
+        notices = example.get(NOTICES, [])
+        if not len(example["input_ids"]):
+            return BadRow("; ".join(notices) or "it has more tokens than the model reads", kind="too_long")
+        if "spans" in example and any(map(is_cut_notice, notices)):
+            (alone,) = self.task.encode(self.artifacts, [row], with_targets=False)
+            same = (
+                not isinstance(alone, BadRow) and alone["input_ids"] == example["input_ids"][: example["reply_start"]]
+            )
+            if not same or getattr(self.artifacts.options, "on_long", "") == "split":
+                return BadRow("its end has more tokens than the model reads", kind="too_long")
+        return example
 
     def _late(self, row: Row, with_targets: bool) -> dict[str, Any]:
         """Raises: BadRow for a target that cannot be used, so that the row is asked without it."""

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.chat import chat_encoder
 from finetune.tasks.text.drafts import Draft, Tokens, encode_drafts
+from finetune.tasks.text.inputs import cut_notice
 from finetune.tasks.text.preference_pairs import equal_after_cut, read_pair, read_prompt, read_reply
 from finetune.tasks.text.row_formats import prompt_example
 from finetune.tasks.text.tool_calls import Tool
@@ -54,11 +56,12 @@ class ReplyEncoder:
         notices = equal_after_cut(one["input_ids"], other["input_ids"], [each.ids for each in tokens], self.limit)
         if notices or not one["input_ids"] or not other["input_ids"]:
             one = other = {"input_ids": [], "span": []}
+        notices += dict.fromkeys([*one.get(NOTICES, ()), *other.get(NOTICES, ())])
         return {
             **one,
             "rejected_input_ids": other["input_ids"],
             "rejected_span": other["span"],
-            "notices": notices,
+            NOTICES: notices,
         }
 
     def _draft_prompt(self, row: Row) -> list[Draft]:
@@ -67,8 +70,8 @@ class ReplyEncoder:
     def _prompt(self, row: Row, tokens: Sequence[Tokens]) -> dict[str, Any]:
         return prompt_example(tokens[0].ids, self.limit)
 
-    def _reply(self, tokens: Tokens) -> dict[str, list[int]]:
-        ids, spans = tokens.ids, tokens.spans
+    def _reply(self, tokens: Tokens) -> dict[str, list[Any]]:
+        ids, spans, cuts = tokens.ids, tokens.spans, list[str]()
         if not spans:
             raise BadRow("the reply holds no token", kind="empty")
         start, end = max(spans[0][0], 1), spans[-1][1]
@@ -83,7 +86,8 @@ class ReplyEncoder:
                     kind="too_long",
                 )
             ids, end = ids[: self.limit], min(end, self.limit)
-        return {"input_ids": ids, "span": [start, end]}
+            cuts = [cut_notice(self.limit, what="conversation")]
+        return {"input_ids": ids, "span": [start, end], **({NOTICES: cuts} if cuts else {})}
 
 
 def reply_encoder(artifacts: TaskArtifacts) -> ReplyEncoder:

@@ -10,7 +10,7 @@ from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.chat import ChatEncoder, chat_encoder
 from finetune.tasks.text.drafts import Draft, Tokens, tokenize
-from finetune.tasks.text.inputs import encode_each, resolve_on_long, tokenize_texts
+from finetune.tasks.text.inputs import cut_notice, encode_each, resolve_on_long, tokenize_texts
 from finetune.tasks.text.preference_pairs import Reply, equal_after_cut, read_pair, read_reply
 from finetune.tasks.text.tool_calls import Tool
 
@@ -62,7 +62,7 @@ class PairEncoder:
         if self.as_pair:
             encoded = tokenize_texts(self.tokenizer, [reply.texts for reply in replies], self.limit, on_long)
             return [
-                item if isinstance(item, BadRow) else {**item, "notices": list(reply.notices)}
+                item if isinstance(item, BadRow) else {**item, "notices": [*reply.notices, *item.get("notices", ())]}
                 for reply, item in zip(replies, encoded, strict=True)
             ]
         chat = chat_encoder(self.tokenizer)
@@ -83,6 +83,8 @@ class PairEncoder:
             return {"input_ids": [], "notices": notices}
         if len(ids) > self.limit and on_long == "error":
             return BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}", kind="too_long")
+        if len(ids) > self.limit:
+            notices.append(cut_notice(self.limit, what="conversation"))
         return {"input_ids": ids[: self.limit], "notices": notices}
 
     def _example(self, replies: Sequence[Reply], encoded: Sequence[dict[str, Any] | BadRow]) -> dict[str, Any]:

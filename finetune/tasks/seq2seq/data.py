@@ -30,8 +30,8 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
         limits = {"source": settings["max_source_length"], "target": options.max_target_length}
         ids = {"source": next(sources), **({"target": next(targets)} if with_targets else {})}
         example = _within_limits(ids, limits, on_long)
-        if not with_targets and not isinstance(example, BadRow) and len(example["input_ids"]) < len(ids["source"]):
-            example[NOTICES] = [cut_notice(limits["source"], "options.max_source_length")]
+        if not isinstance(example, BadRow) and example["input_ids"] and (cuts := _describe_cuts(ids, limits)):
+            example = {**example, NOTICES: cuts}
         examples.append(example)
     return examples
 
@@ -60,6 +60,15 @@ def _within_limits(ids: dict[str, list[int]], limits: dict[str, int], on_long: s
             return BadRow(f"{name}: {len(tokens)} tokens, more than options.max_{name}_length {limit}", kind="too_long")
         kept[name] = tokens if len(tokens) <= limit else [*tokens[: limit - 1], tokens[-1]]
     return {"input_ids": kept["source"], **({"labels": kept["target"]} if "target" in kept else {})}
+
+
+def _describe_cuts(ids: dict[str, list[int]], limits: dict[str, int]) -> list[str]:
+    names = {"source": "text", "target": "expected text"}
+    return [
+        cut_notice(limits[name], f"options.max_{name}_length", names[name])
+        for name, tokens in ids.items()
+        if len(tokens) > limits[name]
+    ]
 
 
 def training_texts(table: Table) -> Iterator[str]:

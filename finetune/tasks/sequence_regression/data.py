@@ -21,7 +21,7 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
     usable = [number if isinstance(number, BadRow) else text for number, text in zip(numbers, texts, strict=True)]
     on_long = resolve_on_long(artifacts.options.on_long, with_targets=with_targets)
     limit = artifacts.settings["max_length"]
-    encoded = tokenize_texts(artifacts.processor, usable, limit, on_long, notes_cuts=not with_targets)
+    encoded = tokenize_texts(artifacts.processor, usable, limit, on_long)
     if not with_targets:
         return list(encoded)
     return [

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow, BadValue
 from finetune.data.prepare.encode import encode
+from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Examples, Row, Table
 from finetune.errors import UserError
 from finetune.models.tokenizer import fingerprint
@@ -17,6 +18,7 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.records import ASKED
 from finetune.tasks.task import Encoded, Task
+from finetune.tasks.text.inputs import is_cut_notice
 from finetune.tasks.text.lengths import describe_lengths
 from finetune.tasks.text.row_values import TOOL_ROLES
 from finetune.tasks.text.selection import SplitExamples, drop_marked
@@ -37,12 +39,14 @@ def encode_with_targets(
 ) -> list[Encoded]:
     """`task.encode`, as a function that can be sent to a worker process. Reasons name columns as the data does.
 
-    columns: role -> column.
+    columns: role -> column. What is cut is not told row by row: `describe_lengths` says it of the whole split.
     """
     encoded = task.encode(artifacts, rows, with_targets=True)
     for item in encoded:
         if not isinstance(item, BadRow):
             item.pop(ASKED, None)
+            if NOTICES in item:
+                item[NOTICES] = [notice for notice in item[NOTICES] if not is_cut_notice(notice)]
     return [item.with_columns(columns) if isinstance(item, BadValue) else item for item in encoded]
 
 

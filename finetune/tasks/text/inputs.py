@@ -31,15 +31,12 @@ def encode_each(rows: Sequence[Row], encode: Callable[[Row], Any]) -> list[Any]:
     return encoded
 
 
-def tokenize_texts(
-    tokenizer: Any, texts: Sequence[Sequence[str] | BadRow], limit: int, on_long: str, *, notes_cuts: bool = False
-) -> list[Any]:
+def tokenize_texts(tokenizer: Any, texts: Sequence[Sequence[str] | BadRow], limit: int, on_long: str) -> list[Any]:
     """Single texts [text] and pairs [text, other] -> {"input_ids", "token_type_ids" if the model takes them} for each.
 
     All of them go through the fast tokenizer in two calls, one for single texts and one for pairs. An example that is
     longer than `limit` is truncated, or marked to be left out ({"input_ids": []}), or a BadRow, as `on_long` says
-    (truncate, drop, error). A BadRow in `texts` stays; a text without any token is one. notes_cuts: a truncated example
-    has a notice (of a split, all lengths are described together).
+    (truncate, drop, error). A truncated example has a notice. A BadRow in `texts` stays; a text without any token is one.
     """
     encoded: list[Any] = [item if isinstance(item, BadRow) else {} for item in texts]
     for size in (1, 2):
@@ -53,7 +50,7 @@ def tokenize_texts(
             one = {key: together[key][place] for key in keys}
             found = _within_limit(tokenizer, texts[index], one, limit, on_long)  # type: ignore[arg-type]
             is_cut = not isinstance(found, BadRow) and 0 < len(found["input_ids"]) < len(one["input_ids"])
-            encoded[index] = {**found, NOTICES: [cut_notice(limit)]} if is_cut and notes_cuts else found  # type: ignore[dict-item]
+            encoded[index] = {**found, NOTICES: [cut_notice(limit)]} if is_cut else found  # type: ignore[dict-item]
     return encoded
 
 
@@ -69,9 +66,17 @@ def _within_limit(tokenizer: Any, texts: Sequence[str], encoded: Tokens, limit: 
     return encoded if length else BadRow("the text holds no token", kind="empty")
 
 
-def cut_notice(limit: int, option: str = "options.max_length") -> str:
-    """What a row that is asked is told of its end."""
-    return f"only the first {limit} tokens of the text were read ({option})"
+_CUT = "only the first "
+
+
+def cut_notice(limit: int, option: str = "options.max_length", what: str = "text") -> str:
+    """What is told of a row whose end is not read. what: that has an end."""
+    return f"{_CUT}{limit} tokens of the {what} were read ({option})"
+
+
+def is_cut_notice(notice: str) -> bool:
+    """Whether it is one of `cut_notice`. Of a split, all lengths are described together instead."""
+    return notice.startswith(_CUT)
 
 
 def resolve_on_long(on_long: str, *, with_targets: bool) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from finetune.data.bad_rows import BadRow, BadValue
+from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row
 from finetune.tasks.text.chat import EMPTY, chat_encoder
 from finetune.tasks.text.conversations import (
@@ -24,6 +25,7 @@ from finetune.tasks.text.conversations import (
     text_turns,
 )
 from finetune.tasks.text.drafts import Draft, Tokens, encode_drafts
+from finetune.tasks.text.inputs import cut_notice
 from finetune.tasks.text.row_values import (
     check_text_only,
     read_history,
@@ -245,6 +247,7 @@ class RowEncoder:
         supervised = [(max(start, 1), end) for start, end in spans if end > max(start, 1)]
         if not supervised:
             raise BadRow(EMPTY)
+        cuts: list[str] = []
         if len(ids) > self.limit:
             if self.on_long == "drop":
                 return {"input_ids": [], "spans": [], "reply_start": 0}
@@ -253,6 +256,7 @@ class RowEncoder:
                     "input_ids": ids,
                     "spans": [edge for span in supervised for edge in span],
                     "reply_start": min(reply_start, self.limit - 1),
+                    NOTICES: [cut_notice(self.limit, what="conversation")],
                 }
             if self.on_long == "error":
                 raise BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}", kind="too_long")
@@ -263,7 +267,9 @@ class RowEncoder:
                 )
             supervised = [(start, min(end, self.limit)) for start, end in supervised if start < self.limit]
             ids, reply_start = ids[: self.limit], min(reply_start, supervised[-1][0])
-        return {"input_ids": ids, "spans": [edge for span in supervised for edge in span], "reply_start": reply_start}
+            cuts = [cut_notice(self.limit, what="conversation")]
+        edges = [edge for span in supervised for edge in span]
+        return {"input_ids": ids, "spans": edges, "reply_start": reply_start, **({NOTICES: cuts} if cuts else {})}
 
 
 def prompt_example(ids: list[int], limit: int) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.label_forms import parse_list
 from finetune.data.labels import Labels
+from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row
 from finetune.models.losses import IGNORE
 from finetune.tasks.records import ASKED
-from finetune.tasks.text.inputs import encode_each, row_text
+from finetune.tasks.text.inputs import cut_notice, encode_each, row_text
 from finetune.tasks.text.splitting import split_words
 
 
@@ -86,6 +87,7 @@ class WordEncoder:
 
     def _example(self, read: Read, encoded: dict[str, Any]) -> dict[str, Any] | BadRow:
         words, tags, text = read.words, read.tags, " ".join(read.words)
+        cuts: list[str] = []
         if len(encoded["input_ids"]) > self.limit:
             if self.on_long == "drop":
                 return {"input_ids": [], "labels": [], "firsts": [], "tags": []}
@@ -96,6 +98,7 @@ class WordEncoder:
             encoded = self.tokenizer(
                 text, return_offsets_mapping=True, truncation=True, max_length=self.limit, verbose=False
             )
+            cuts = [cut_notice(self.limit)]
         owners = token_words(encoded["offset_mapping"], words, text)
         firsts = [-1] * len(words)
         for position, word in enumerate(owners):
@@ -104,9 +107,9 @@ class WordEncoder:
         if all(first < 0 for first in firsts):
             return BadRow("not one of the words becomes a token")
         kept: dict[str, Any] = {key: encoded[key] for key in ("input_ids", "token_type_ids") if key in encoded}
+        kept |= {ASKED: read.asked(), **({NOTICES: cuts} if cuts else {})}
         if tags is None:
-            return {**kept, "firsts": firsts, ASKED: read.asked()}
-        kept[ASKED] = read.asked()
+            return {**kept, "firsts": firsts}
         return {**kept, "labels": self._labels(owners, firsts, tags), "firsts": firsts, "tags": tags}
 
     def _labels(self, owners: Sequence[int], firsts: Sequence[int], tags: Sequence[int]) -> list[int]:

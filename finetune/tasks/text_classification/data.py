@@ -26,7 +26,7 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
     usable = [label if isinstance(label, BadRow) else text for label, text in zip(labels, texts, strict=True)]
     on_long = resolve_on_long(options.on_long, with_targets=with_targets)
     limit = artifacts.settings["max_length"]
-    encoded = tokenize_texts(artifacts.processor, usable, limit, on_long, notes_cuts=not with_targets)
+    encoded = tokenize_texts(artifacts.processor, usable, limit, on_long)
     if not with_targets:
         return list(encoded)
     return [
