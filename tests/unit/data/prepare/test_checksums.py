@@ -6,16 +6,21 @@ Whatever is damaged must be reported in one line and made again: the rows are th
 import json
 import os
 import random
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from finetune.app import starting
 from finetune.data.prepare import checksums
 from finetune.data.prepare.cache import publish
 from finetune.data.prepare.encode import encode
 from finetune.data.prepare.progress import SilentProgress, Stage, entered
 from finetune.data.sources.tables import open_tables
+from finetune.inference import reference_logprobs
 
 DRAW = random.Random(5)
 
@@ -89,6 +94,61 @@ def test_whatever_is_damaged_is_reported_and_made_again(extension, cache, make_r
                     kinds.add(kind)
                     attacked += 1
     assert {"splits", "examples"} < kinds and attacked >= 60, (kinds, attacked)
+
+
+def in_vain(attack, name):
+    """Whether an attack leaves no trace but that the entry is gone, as one of an earlier version."""
+    return attack is remove and name == checksums.FILE
+
+
+@pytest.mark.parametrize("name", ["values.npy", checksums.FILE])
+def test_damaged_reference_log_probabilities_are_computed_again(name, cache, monkeypatch):
+    values, computed, lines = np.arange(8.0).reshape(4, 2), [], []
+    session = SimpleNamespace(is_main=True, broadcast=lambda value: value)
+    plan = SimpleNamespace(batch=SimpleNamespace(micro_batch=1), recipe=SimpleNamespace(name="r"))
+    monkeypatch.setattr(reference_logprobs, "reference_columns", lambda *of: ("chosen", "rejected"))
+    monkeypatch.setattr(reference_logprobs, "BatchRunner", lambda *of: None)
+    monkeypatch.setattr(reference_logprobs, "_key", lambda *of: "key")
+    monkeypatch.setattr(reference_logprobs, "_compute", lambda *of: computed.append(1) or values)
+
+    def add():
+        lines.clear()
+        datasets = {"train": [{"id": index} for index in range(4)]}
+        engine = SimpleNamespace(session=session)
+        reference_logprobs.add_reference_logprobs(None, plan, None, datasets, engine, notify=lines.append)
+        return [(one["chosen"], one["rejected"]) for one in datasets["train"]]
+
+    whole = add()
+    assert add() == whole == [tuple(row) for row in values] and computed == [1] and not lines
+    for attack in ATTACKS:
+        attack(cache / reference_logprobs.KIND / "key" / name)
+        assert add() == whole
+        assert any("reference/key" in line and "is damaged" in line for line in lines) != in_vain(attack, name), lines
+    assert len(computed) == 1 + len(ATTACKS)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", checksums.FILE])
+def test_a_damaged_merged_adapter_is_merged_again(name, cache, monkeypatch, make_recipe, capsys):
+    merged = []
+
+    def write_merged(auto_class, model, source, folder):
+        merged.append(1)
+        (folder / "model.safetensors").write_bytes(bytes(range(200)))
+
+    source = SimpleNamespace(base="base", folder="an-adapter")
+    monkeypatch.setattr(starting, "adapter_of", lambda model: source)
+    monkeypatch.setattr(starting, "source_files", lambda model: "files")
+    monkeypatch.setattr("finetune.models.continuing.write_merged", write_merged)
+    recipe = make_recipe(train="a.jsonl").model_copy(update={"task": "causal_lm"})
+    folder = Path(starting.start_model(recipe)[0].model.source)
+    starting.start_model(recipe)
+    assert merged == [1] and folder.parent.name == starting.KIND and "damaged" not in capsys.readouterr().out
+    for attack in ATTACKS:
+        attack(folder / name)
+        assert Path(starting.start_model(recipe)[0].model.source) == folder
+        assert (folder / "model.safetensors").read_bytes() == bytes(range(200))
+        assert ("(an-adapter) in the cache is damaged" in capsys.readouterr().out) != in_vain(attack, name)
+    assert len(merged) == 1 + len(ATTACKS)
 
 
 def test_a_large_file_is_compared_in_sections(cache, monkeypatch):
