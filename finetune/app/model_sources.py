@@ -7,6 +7,7 @@ the folder runs: code that a model brings needs `trust_remote_code` of the calle
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -216,11 +217,18 @@ def _commit(model: ModelSection) -> str:
     return str(getattr(load_config(model), "_commit_hash", None) or "")
 
 
+def _short_name(source: str) -> str:
+    """What a model is called without a recipe: its folder's name, of <run>/model the one above; of a hub id the last part."""
+    path = Path(source)
+    last = path.resolve().parent.name if path.is_dir() and path.name == "model" else path.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:120] or "model"
+
+
 def recipe_of(artifacts: TaskArtifacts, model: ModelSection) -> Recipe:
     """The recipe that builds `model` for the task of `artifacts`. Its data is never read."""
     card, adapter, dtype = CARDS[artifacts.task], find_adapter(model.source), stored_dtype(model)
     values = {
-        "name": "model",
+        "name": _short_name(model.source),
         "task": card.name,
         "model": model.model_copy(update={"dtype": dtype}),
         "adapter": AdapterSection() if adapter is not None else None,

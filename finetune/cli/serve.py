@@ -74,7 +74,10 @@ def serve(
         ),
     ] = "",
     name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="What clients call the model. Default: the recipe's name.")
+        str,
+        typer.Option(
+            "--name", metavar="NAME", help="What clients call the model. Default: the recipe's name, or the folder's."
+        ),
     ] = "",
     api_key_env: Annotated[
         str,

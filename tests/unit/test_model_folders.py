@@ -105,6 +105,7 @@ def test_what_kind_of_classifier_it_is(
     folder = bert(BertForSequenceClassification, tmp_path / "model", tokenizer, **settings)
     notes: list[str] = []
     found = find_model(folder, notify=notes.append)
+    assert found.recipe.name == tmp_path.name  # of x/model: x
     assert found.artifacts.task == task and note in "\n".join(notes)
     several = settings.get("problem_type") == "multi_label_classification"
     assert getattr(found.artifacts.options, "problem", "") in ("", "multi_label" if several else "single_label")
