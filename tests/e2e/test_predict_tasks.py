@@ -22,6 +22,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from finetune.distributed.failure import read_failures
 from finetune.errors import EXIT_USER
 from tests.contract.examples import EXAMPLES
 from tests.ranks import RankError
@@ -226,7 +227,9 @@ def test_a_bad_text_ends_only_itself(train):
         file.write('{"text": "cut off\n')
     said, one = run.predict("texts-1.jsonl", data="texts.jsonl")
     assert kinds(one) == [*(kind for _, kind in BAD_TEXTS), "bad_row"]
-    assert "6 of them have an error in place of an answer: 4 bad_row, 2 empty" in said, said
+    assert "6 of them have an error in place of an answer: 4 bad_row (first: row 3), 2 empty (first: row 1)" in said, (
+        said
+    )
     assert "2 rows: only the first" in said and "texts.jsonl:6" in said and "texts.jsonl:7" in said, said
     assert "1 row: answered without its target" in said and "texts.jsonl:9" in said and "unheard of" in said, said
     assert "2 of 11 rows say what their answer should be" in said, said
@@ -234,7 +237,7 @@ def test_a_bad_text_ends_only_itself(train):
     assert two.read_bytes() == one.read_bytes()
     with pytest.raises(RankError, match="exit code 1"):
         run.predict("strict.jsonl", data="texts.jsonl", max_errors=2)
-    assert "--max-errors is 2" in (run.folder / "strict.jsonl.parts/logs/rank-0.log").read_text()
+    assert "--max-errors is 2" in str(read_failures(run.folder / "strict.jsonl.parts/logs")[0].to_error())
 
 
 @pytest.mark.parametrize("task", ["image_classification", "object_detection"])
@@ -270,7 +273,8 @@ def test_embeddings_of_a_model_that_writes_are_refused(train):
     run = train("causal_lm")
     with pytest.raises(RankError, match=f"exit code {EXIT_USER}"):
         run.predict("embedded.jsonl", embed=True)
-    assert "--embed" in (run.folder / "embedded.jsonl.parts/logs/rank-0.log").read_text()
+    said = str(read_failures(run.folder / "embedded.jsonl.parts/logs")[0].to_error())
+    assert "--embed needs an encoder" in said, said
 
 
 def test_boxes_are_drawn(train):
