@@ -18,19 +18,30 @@ from finetune.units import format_seconds
 
 
 class PredictionProgress:
-    """A line while rows are answered. before: the state at this start."""
+    """A line while rows are answered. before: the state at this start. total: about how many rows there are, if known."""
 
-    def __init__(self, before: State) -> None:
-        self._before, self._started, self._line = before, time.monotonic(), ProgressLine()
+    def __init__(self, before: State, total: int | None = None) -> None:
+        self._before, self._total, self._line = before, total, ProgressLine()
+        self._first: tuple[float, int] | None = (
+            None  # time and rows, at the first look: chunks of an earlier start count
+        )
 
-    def show(self, state: State | None, share: float) -> None:
-        """state: after the last window in the output. share: answered part of the next window."""
+    def show(self, state: State | None, behind: int) -> None:
+        """state: after the last window in the output. behind: rows that are answered in the windows after it."""
         now = state or self._before
-        rate = (now.rows - self._before.rows) / max(time.monotonic() - self._started, 1e-6)
-        speed = f", {rate:,.0f} rows/s" if rate else ""
-        errors = f", {now.failed:,} errors" if now.failed else ""
-        text = f"answered: {now.rows:,} rows, {share:.0%} of the next window{speed}{errors}"
-        self._line.show(text, share)
+        self._line.show(*self.describe(now.rows + behind, now.failed, time.monotonic()))
+
+    def describe(self, rows: int, errors: int, now: float) -> tuple[str, float]:
+        """The line, and the share that is done."""
+        self._first = self._first or (now, rows)
+        rate = (rows - self._first[1]) / max(now - self._first[0], 1e-6)
+        known = self._total is not None and self._total >= rows
+        text = f"answered: {rows:,} of about {self._total:,} rows" if known else f"answered: {rows:,} rows"
+        text += f", {rate:,.1f} rows/s" if 0 < rate < 10 else f", {rate:,.0f} rows/s" if rate else ""
+        if known and self._total and rate:
+            text += f", {format_seconds((self._total - rows) / rate)} left"
+        text += f", {errors:,} errors" if errors else ""
+        return text, rows / self._total if known and self._total else 0.0
 
     def close(self) -> None:
         self._line.close()

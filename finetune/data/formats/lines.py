@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.formats.compression import READ_ERRORS, unreadable
+from finetune.data.formats.compression import READ_ERRORS, unreadable, without_compression
 from finetune.data.formats.encodings import UTF8, UTF8_MARK, decode, open_utf8
 from finetune.data.formats.json_values import parse_object
 from finetune.errors import UserError
@@ -17,6 +17,7 @@ from finetune.recipe.data import SourceSection
 
 MAX_LINE_BYTES = 1 << 28  # a longer line is a bad row, and never held in memory
 NumberedRow = tuple[int, dict[str, Any] | BadRow]  # (1-based line on which the row starts, row)
+COUNTED_BYTES = 1 << 30  # of files whose lines are counted for a progress line
 
 
 class Reader(Protocol):
@@ -37,6 +38,20 @@ class LongLine(bytes):
         if errors != "strict":
             return super().decode(encoding, errors)
         raise BadRow(f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB")
+
+
+def count_lines(path: Path) -> int | None:
+    """The lines of a file, at the speed of the disk; None of a compressed or a huge one, and where it cannot be read."""
+    try:
+        if without_compression(path) != path or path.stat().st_size > COUNTED_BYTES:
+            return None
+        lines, last = 0, b"\n"
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                lines, last = lines + block.count(b"\n"), block[-1:]
+    except OSError:
+        return None
+    return lines + (last != b"\n")
 
 
 def numbered_lines(path: Path, encoding: str = UTF8) -> Iterator[tuple[int, bytes]]:

@@ -152,3 +152,8 @@ class Limited(RawRows):
         """See RawRows."""
         found = self._part.identity()
         return [*found, self._limit] if found else []
+
+    def estimate(self) -> int | None:
+        """See RawRows."""
+        found = self._part.estimate()
+        return None if found is None else min(found, self._limit)

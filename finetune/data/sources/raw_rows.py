@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.formats import coco
 from finetune.data.formats.compression import unreadable
-from finetune.data.formats.lines import NumberedRow, Reader, read_jsonl_after
+from finetune.data.formats.lines import NumberedRow, Reader, count_lines, read_jsonl_after
 from finetune.data.formats.parallel_text import parallel_files
 from finetune.data.formats.registry import READ_OPTIONS, READERS
 from finetune.data.formats.standard_input import NAME, STDIN, standard_input
@@ -70,6 +70,10 @@ class RawRows(ABC):
     @abstractmethod
     def identity(self) -> list[Any]:
         """JSON values that change with the rows."""
+
+    def estimate(self) -> int | None:
+        """About how many rows there are, for a progress line; None where that takes as long as to read them."""
+        return None
 
 
 class TextRows(RawRows):
@@ -154,6 +158,15 @@ class TextRows(RawRows):
                 remedy="Give a file that nothing writes to any more: copy it, or pipe it into --data -.",
             )
 
+    def estimate(self) -> int | None:
+        """Lines of a file with one row per line; a quoted line break counts as one more."""
+        by_line = self._format in ("jsonl", "csv", "tsv") or (
+            self._format == "text" and self._source.sample_by == "line"
+        )
+        lines = count_lines(self._path) if by_line and not self._is_pipe else None
+        has_header = self.words and not self._source.header
+        return lines if lines is None or not has_header else max(0, lines - 1)
+
     def identity(self) -> list[Any]:
         """See RawRows."""
         if self._is_pipe:
@@ -187,6 +200,10 @@ class TypedRows(RawRows):
         self.field_types = field_types(schema)
         self.unkeepable = frozenset(field.name for field in schema if holds_bytes(field.type))
         self._identity = list(identity)
+
+    def estimate(self) -> int | None:
+        """See RawRows."""
+        return self._count
 
     def identity(self) -> list[Any]:
         """See RawRows."""
@@ -223,6 +240,10 @@ class ImageRows(RawRows):
     @property
     def notes(self) -> Sequence[str]:
         return self._notes
+
+    def estimate(self) -> int | None:
+        """See RawRows."""
+        return len(self._images)
 
     def after(self, skip: int) -> tuple[int, Iterator[Placed]]:
         """See RawRows."""

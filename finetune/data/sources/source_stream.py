@@ -91,6 +91,11 @@ class SourceStream:
         mappings = [[dict(one.mapping), dict(one.keep)] for one in self._asked]
         return [[part.identity(), mapping] for part, mapping in zip(self._parts, mappings, strict=True)]
 
+    def estimate(self) -> int | None:
+        """See RowStream."""
+        found = [part.estimate() for part in self._parts]
+        return None if None in found else sum(count for count in found if count is not None)
+
     def rows(self, start: int = 0) -> Iterator[StreamRow]:
         """See RowStream."""
         number = 0

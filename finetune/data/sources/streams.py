@@ -71,6 +71,10 @@ class RowStream(Protocol):
         """JSON values that change with the content of the sources or how they are read; [] where nobody can know it."""
         ...
 
+    def estimate(self) -> int | None:
+        """About how many rows there are, for a progress line; None where that is not known cheaply."""
+        ...
+
     def rows(self, start: int = 0) -> Iterator[StreamRow]:
         """The rows from number `start` on, in order.
 
@@ -163,6 +167,10 @@ class MemoryStream:
     def identity(self) -> list[Any]:
         """Nothing outside of this process can refer to them."""
         return []
+
+    def estimate(self) -> int | None:
+        """See RowStream."""
+        return len(self._rows)
 
     def rows(self, start: int = 0) -> Iterator[StreamRow]:
         """The rows from number `start` on. Raises: UserError if there is none at all."""
