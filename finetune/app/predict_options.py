@@ -16,6 +16,7 @@ NAMED = frozenset(("model", "data", "output", "checkpoint"))
 
 WANDB = ("auto", "online", "offline", "off")
 PRECISIONS = ("fp32", "bf16", "fp16")
+QUANTIZATIONS = ("none", "8bit", "4bit")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,11 @@ class PredictOptions:
 
 def check_options(options: PredictOptions) -> None:
     """Raises: UserError for a value that is none of those possible, or options that exclude each other."""
-    for name, value, possible in (("wandb", options.wandb, WANDB), ("precision", options.precision, PRECISIONS)):
+    for name, value, possible in (
+        ("wandb", options.wandb, WANDB),
+        ("precision", options.precision, PRECISIONS),
+        ("quantization", options.quantization, QUANTIZATIONS),
+    ):
         if value is not None and value not in possible:
             raise UserError(
                 f"{value!r} is not possible", where=f"--{name}", remedy=f"Use one of {', '.join(possible)}."

@@ -111,6 +111,10 @@ def predict(
     precision: Annotated[
         str | None, typer.Option("--precision", metavar="NAME", help="fp32, bf16 or fp16. Default: as trained.")
     ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option("--quantization", metavar="NAME", help="Of weights: none, 8bit or 4bit. Default: as trained."),
+    ] = None,
     budget: Annotated[
         int | None,
         typer.Option(
@@ -178,6 +182,7 @@ def predict(
         stop=tuple(stop or ()),
         seed=seed,
         precision=precision,
+        quantization=quantization,
         budget=budget,
         trust_remote_code=trust_remote_code,
         processes=processes,
