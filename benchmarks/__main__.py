@@ -19,15 +19,21 @@ SCRIPTS = (
     "pipeline",
     "traffic",
     "tensor_parallel",
+    "inference.slowed_rank",
+    "inference.pulls",
+    "inference.memory_growth",
+    "inference.kills",
+    "inference.generation",
+    "inference.planted_objects",
 )
 
 
 def main() -> None:
     for name in SCRIPTS:
         print(f"\n== {name} ==", flush=True)
-        sys.argv = [str(HERE / f"{name}.py")]
+        sys.argv = [str(HERE / f"{name.replace('.', '/')}.py")]
         try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            runpy.run_module(f"benchmarks.{name}", run_name="__main__")
         except SystemExit as ended:
             if ended.code:
                 print(f"{name} ended with {ended.code}")

@@ -244,7 +244,7 @@ def _stop_pool(session: _Session, n: int) -> list[int]:
 def _collect(pool: _Pool, answers: dict[int, tuple[Any, ...]], timeout: float) -> list[int]:
     """Wait for all ranks, or, once one failed, a little longer for the others. Returns the ranks without an answer."""
     waiting = {connection: rank for rank, connection in enumerate(pool.connections) if rank not in answers}
-    end = time.monotonic() + timeout
+    end = time.monotonic() + (STRAGGLER_SECONDS if answers else timeout)
     while waiting and (left := end - time.monotonic()) > 0:
         for connection in wait(list(waiting), left):
             assert isinstance(connection, Connection)

@@ -1,10 +1,11 @@
 """Trains to the end while random ranks are killed at random moments, and compares with an undisturbed run: `make soak`.
 
-    python -m tests.soak [--kills 50] [--seed 0] [--elastic 20]
+    python -m tests.soak [--kills 50] [--seed 0] [--elastic 20] [--predictions 20]
 
 First under one layout (2 ranks, ZeRO-2, dropout on): ids, every row and the model's bytes must be the same. Then the
 number of ranks and the ZeRO stage change at each start (dropout off): ids the same, losses within 1e-5. The ranks are
 real processes that die of real signals, forked as a launcher would start them; `tests/e2e` kills through the launchers.
+Then predictions (tests/kills.py): every row once, and the bytes of an undisturbed output.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from finetune.training.checkpoint_reader import find_checkpoints, open_checkpoin
 from tests.e2e import tiny
 from tests.e2e.conftest import Ended, Workers
 from tests.e2e.inside import ids_by_step
+from tests.kills import KilledPredictions, make_place
 from tests.ranks import RankError, Ranks
 
 STEPS = 240
@@ -119,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--elastic", type=int, default=20)
+    parser.add_argument("--predictions", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     os.environ.update(TORCH_EXTENSIONS_DIR=str(choose_cache()), OMP_NUM_THREADS="1")
@@ -146,6 +149,11 @@ def main() -> None:
             found, worst = compare_closely(folder / "elastic", folder / "calm")
             problems += found
             notify("ranks and stages changing", log, folder / "elastic", f"ids the same, losses within {worst:.1e}")
+        if asked.predictions:
+            (folder / "predictions").mkdir()
+            killed = KilledPredictions(pool, make_place(folder / "predictions", 5_000))
+            done = killed.kill(asked.predictions, asked.seed)
+            print(f"\npredictions: {done.describe()}; each of {killed.rows:,} rows once, the same bytes\n", flush=True)
     finally:
         pool.close()
     print(f"{time.monotonic() - began:.0f} s; " + ("; ".join(problems) if problems else "nothing lost, nothing twice"))
