@@ -43,12 +43,13 @@ def main() -> None:
             halves = [split(ordered, rank) for rank in range(2)]
             theirs = max(sum(half) * seconds for half, seconds in zip(halves, SECONDS, strict=True))
             pulls = sum(rank["pulls"] for rank in result["ranks"])
-            pulling = sum(rank["pull_seconds"] for rank in result["ranks"])
+            pulling = sum(rank["pull_cpu_seconds"] for rank in result["ranks"])
             worst = max(worst, ours / ideal)
             print(f"{name}: {ours:.2f} s ({ours / ideal:.3f} x the ideal)")
             print(f"  split_between_processes: {theirs:.2f} s ({theirs / ideal:.3f} x)")
             print(
-                f"  {pulls} pulls of {1e6 * pulling / pulls:.0f} us, {pulling / 2 / ours:.3%} of the time", flush=True
+                f"  {pulls} pulls of {1e6 * pulling / pulls:.0f} us of processor time, {pulling / 2 / ours:.3%} of the time",
+                flush=True,
             )
     print(f"worst: {worst:.3f} x (target: {TARGET})")
 

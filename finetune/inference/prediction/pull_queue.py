@@ -54,11 +54,14 @@ def done_name(window: int) -> str:
 
 @dataclass
 class PullQueue:
-    """One rank's way to chunks. pulls, pull_seconds: of the counter."""
+    """One rank's way to chunks. pulls: numbers taken from the counter; pull_seconds: of them, with the time that this process
+    waited for a core and the answer; pull_cpu_seconds: of this thread alone.
+    """
 
     session: Session
     pulls: int = 0
     pull_seconds: float = 0.0
+    pull_cpu_seconds: float = 0.0
     _windows: list[_Announced] = field(default_factory=list)
     _read: int = 0
     _taken: int = 0
@@ -76,18 +79,19 @@ class PullQueue:
             yield ticket
 
     def _next_number(self) -> Generator[None, None, int]:
-        started = time.perf_counter()
         session = self.session
         place = f"predict/replica/{session.replica}/{self._taken}"
         if session.is_replica_lead:
+            started, cpu = time.perf_counter(), time.thread_time()
             number = session.count(TICKETS) - 1
+            self.pulls += 1
+            self.pull_seconds += time.perf_counter() - started
+            self.pull_cpu_seconds += time.thread_time() - cpu
             if session.split > 1:
                 session.announce(place, str(number))
         else:
             number = int((yield from self._wait_for(place)))
         self._taken += 1
-        self.pulls += 1
-        self.pull_seconds += time.perf_counter() - started
         return number
 
     def _find(self, number: int) -> Generator[None, None, Ticket | None]:

@@ -1,0 +1,57 @@
+"""What a pull costs a rank: the counter of a prediction's chunks in the group's store, by wall time and by processor time.
+
+    python -m benchmarks.inference.pulls [--ranks 2] [--pulls 5000] [--chunk-seconds 0.1]
+
+Every rank pulls as fast as it can. --chunk-seconds: a chunk takes so long, for the queue's share of the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from finetune.distributed.prebuild import choose_cache
+from finetune.distributed.session import Session
+from finetune.inference.prediction.pull_queue import TICKETS
+from tests.ranks import Ranks
+
+
+def pull(pulls: int) -> tuple[float, float, int]:
+    """(wall seconds, processor seconds of this thread, sum of the numbers) of one rank."""
+    session = Session.open(None, precision="fp32", cpu=True)
+    session.wait()
+    began, cpu = time.perf_counter(), time.thread_time()
+    total = sum(session.count(TICKETS) for _ in range(pulls))
+    taken = time.perf_counter() - began, time.thread_time() - cpu
+    session.wait()
+    session.close()
+    return *taken, total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--pulls", type=int, default=5_000)
+    parser.add_argument("--chunk-seconds", type=float, default=0.1)
+    asked = parser.parse_args()
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(choose_cache())
+    with tempfile.TemporaryDirectory() as folder:
+        pool = Ranks(Path(folder))
+        try:
+            results = pool.options(open_group=False).run(asked.ranks, pull, asked.pulls)
+        finally:
+            pool.close()
+    count = asked.ranks * asked.pulls
+    assert sum(total for _, _, total in results) == count * (count + 1) // 2, "every number once"
+    wall, cpu = (sum(result[index] for result in results) / count for index in (0, 1))
+    print(
+        f"{count:,} pulls on {asked.ranks} ranks, every number once: {wall * 1e6:.0f} us, {cpu * 1e6:.0f} us of processor time"
+    )
+    print(f"of chunks of {asked.chunk_seconds:g} s: {wall / asked.chunk_seconds:.3%}, {cpu / asked.chunk_seconds:.3%}")
+
+
+if __name__ == "__main__":
+    main()
