@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 
 from finetune.app.predict_options import PredictOptions
 from finetune.distributed.launch import Launch, run_workers
 from finetune.errors import TrainingFailed, UserError
+from finetune.inference.prediction.deaths import forget_whereabouts, note_deaths
 from finetune.inference.prediction.manifest import check_output
 from finetune.inference.prediction.parts import Parts
+from finetune.inference.prediction.state import State
 from finetune.recipe.machine import count_gpus
 from finetune.terminal import print_line
 from finetune.units import format_number
 
 
 def predict(*, options: PredictOptions) -> None:
-    """Start the ranks, and start them again after a failure: what they have answered stays.
+    """Start the ranks, and start all of them again after a failure: what they have answered stays. A start that has answered
+    something gives back the restarts that were used up before it.
 
     Raises: UserError for an output of another command and for a model or data that cannot be used; Halted for a full disk
     or too many bad rows; TrainingFailed when restarts are used up.
@@ -24,12 +28,17 @@ def predict(*, options: PredictOptions) -> None:
     parts = Parts(options.output.absolute())
     check_output(parts)
     launch = Launch(options.arguments(), _processes(options), deepspeed=False, cpu=count_gpus() == 0)
-    restarts = options.restarts
+    restarts, reached = options.restarts, _reached(parts)
     while True:
+        deaths = _Deaths(parts)
+        forget_whereabouts(parts)
         try:
-            run_workers(launch, parts.logs, lambda line: None, ends_at_once=True)
+            run_workers(launch, parts.logs, lambda line: None, ends_at_once=True, tell_dead=deaths.note)
             return
         except TrainingFailed as error:
+            before, reached = reached, _reached(parts)
+            if deaths.gained or reached > before:
+                restarts = options.restarts
             if restarts <= 0 or not parts.manifest.exists():
                 raise
             restarts -= 1
@@ -40,6 +49,24 @@ def predict(*, options: PredictOptions) -> None:
         except UserError:
             _remove_unused(parts)
             raise
+
+
+class _Deaths:
+    """Remembers at which rows ranks died. gained: rows were answered alone in this start, so the device works."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.gained = parts, False
+
+    def note(self, dead: Sequence[int]) -> None:
+        lines, self.gained = note_deaths(self.parts, dead)
+        for line in lines:
+            print_line(line)
+
+
+def _reached(parts: Parts) -> tuple[int, int]:
+    """How far the output is: it grows whenever a chunk is answered."""
+    state = State.read(parts.state)
+    return state.windows, len(list(parts.folder.glob("window-*/*.answers")))
 
 
 def _processes(options: PredictOptions) -> int:

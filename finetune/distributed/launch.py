@@ -85,6 +85,7 @@ def run_workers(
     *,
     notify_meanwhile: Callable[[str], None] | None = None,
     ends_at_once: bool = False,
+    tell_dead: Callable[[Sequence[int]], None] = lambda ranks: None,
 ) -> None:
     """Run to the end. Raises: the first failing rank's error, in this process; Stopped if it stopped on request.
 
@@ -92,6 +93,8 @@ def run_workers(
     Ranks that have not ended STOP_SECONDS later, whatever they do, are killed; not while a checkpoint grows.
     ends_at_once: the first signal does, because the ranks have nothing to save. notify_meanwhile: in place of `notify`
     while the ranks run, which may show something live in the terminal.
+    tell_dead: called, when no process is left,
+    with the ranks that a signal ended which this process did not send, such as a fault of memory or the OOM killer's.
     """
     logs.mkdir(parents=True, exist_ok=True)
     clear_failures(logs)
@@ -106,6 +109,8 @@ def run_workers(
                 watcher.wait()
             finally:
                 watcher.kill()  # nothing, unless a rank could not be started
+        if not (watcher.aborted or watcher.stopped) and (dead := watcher.dead()):
+            tell_dead(dead)
         _raise_outcome(watcher, logs, said_from)
 
 
@@ -197,6 +202,10 @@ class _Watcher:
             code = process.poll()
             if code is not None and rank not in self.ends:
                 self.ends[rank] = code
+
+    def dead(self) -> list[int]:
+        """Ranks that ended without a word. SIGTERM is somebody's wish."""
+        return [rank for rank, code in self.ends.items() if code < 0 and -code != signal.SIGTERM]
 
     def _patience(self) -> float:
         """Seconds that the other ranks have from now on; they cannot go on without one that failed."""

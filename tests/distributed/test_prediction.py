@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 import time
+from multiprocessing import Pipe
 
 import pytest
 
 from finetune.data.sources.streams import MemoryStream
 from finetune.distributed.session import Session
-from finetune.errors import UserError
+from finetune.errors import TrainingFailed, UserError
+from finetune.inference.prediction.heartbeat import Listening
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.rank_loop import RankLoop, total_figures
 from finetune.inference.prediction.relay import Relay, wait_for_figures
@@ -146,3 +148,22 @@ def test_too_many_errors_end_it_and_a_larger_limit_goes_on(ranks, rows, tmp_path
     assert 50 <= state["rows"] < 230
     ranks.run(1, predict, rows, tmp_path / "out.jsonl", max_errors=5)
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 230
+
+
+def hear(count_rank_1):
+    """Rank 1 is there, but says nothing more: as rank 0 sees a rank that was killed where no launcher ends the others."""
+    session = Session.open(None, precision="fp32", cpu=True)
+    if session.is_main:
+        listening = Listening(session, silence=0.5, every=0.02)
+        relay = Relay(session, Pipe()[0], lambda state, share: None, lambda line: None, listening)
+        with pytest.raises(TrainingFailed) as ended:
+            relay.wait()
+        session.count(count_rank_1)
+        return ended.value.where
+    while not session.count(count_rank_1, 0):
+        time.sleep(0.01)
+    return None
+
+
+def test_a_rank_of_which_nothing_is_heard_ends_the_prediction(ranks):
+    assert ranks.run(2, hear, "seen") == ["rank 1", None]

@@ -32,6 +32,7 @@ from finetune.inference.pieces.options import PieceOptions
 from finetune.inference.pieces.splitter import make_splitter
 from finetune.inference.prediction.collector import Collector
 from finetune.inference.prediction.feeder import Asked, Feeder, spare_cores
+from finetune.inference.prediction.heartbeat import Heartbeat, Listening
 from finetune.inference.prediction.keeper import start_keeper
 from finetune.inference.prediction.manifest import Manifest, begin_or_resume, only_one
 from finetune.inference.prediction.outcomes import Recorder
@@ -86,37 +87,44 @@ def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) 
         if not session.broadcast(reading is not None if session.is_main else None):
             session.close()
             return
-        relay = reading.relay(session) if reading is not None else None
-        model = load_found(
-            found,
-            precision=options.precision,  # type: ignore[arg-type]
-            quantization=options.quantization,  # type: ignore[arg-type]
-            placement=_placement(options, parts, env),
-            session=session,
-        )
-        answerer = replace(model, task=prediction.recorder.task).answerer(
-            budget=prediction.budget,
-            notify=print_line if session.is_main else lambda line: None,
-            **prediction.generation,
-        )
-        loop = RankLoop(session, parts, answerer, prediction.splitter, prediction.recorder, prediction.cost)
-        try:
-            own = loop.run()
-        except PeerFailed:
-            if relay is not None:
-                relay.wait()  # raises what it was
-            raise
-        figures = wait_for_figures(session, own.to_dict()) if relay is None else []
-        if relay is not None and reading is not None:
-            state = relay.wait()
-            figures = wait_for_figures(session, own.to_dict())
-            reading.progress.close()
-            metrics = model.plan.training.metrics
-            measured = measure_scored(parts.scored, metrics, model.task.metric_options(found.artifacts))
-            report(parts, reading.before, state, figures, options, model.name, measured)
+        with Heartbeat(session):
+            _answer(prediction, session, reading, env)
         session.close()
-        if relay is not None:
+        if reading is not None:
             prediction.draw()
+
+
+def _answer(prediction: Prediction, session: Session, reading: _Reading | None, env: DistributedEnv | None) -> None:
+    """Answer chunks until there are no more; then, on rank 0, wait until all are written, and report."""
+    options, parts = prediction.options, prediction.parts
+    relay = reading.relay(session) if reading is not None else None
+    model = load_found(
+        prediction.found,
+        precision=options.precision,  # type: ignore[arg-type]
+        quantization=options.quantization,  # type: ignore[arg-type]
+        placement=_placement(options, parts, env),
+        session=session,
+    )
+    answerer = replace(model, task=prediction.recorder.task).answerer(
+        budget=prediction.budget,
+        notify=print_line if session.is_main else lambda line: None,
+        **prediction.generation,
+    )
+    loop = RankLoop(session, parts, answerer, prediction.splitter, prediction.recorder, prediction.cost)
+    try:
+        own = loop.run()
+    except PeerFailed:
+        if relay is not None:
+            relay.wait()  # raises what it was
+        raise
+    figures = wait_for_figures(session, own.to_dict()) if relay is None else []
+    if relay is not None and reading is not None:
+        state = relay.wait()
+        figures = wait_for_figures(session, own.to_dict())
+        reading.progress.close()
+        metrics = model.plan.training.metrics
+        measured = measure_scored(parts.scored, metrics, model.task.metric_options(prediction.found.artifacts))
+        report(parts, reading.before, state, figures, options, model.name, measured)
 
 
 def _placement(options: PredictOptions, parts: Parts, env: DistributedEnv | None) -> Placement | None:
@@ -273,7 +281,7 @@ class _Reading:
     progress: PredictionProgress
 
     def relay(self, session: Session) -> Relay:
-        return Relay(session, self.connection, self.progress.show, print_line)
+        return Relay(session, self.connection, self.progress.show, print_line, Listening(session))
 
 
 @contextmanager
@@ -297,12 +305,12 @@ def _reading(prediction: Prediction, env: DistributedEnv | None) -> Iterator[_Re
             print_line(f"resuming after {state.rows:,} rows")
         task = prediction.recorder.task
         workers = spare_cores(env.local_world_size if env else 1)
-        asked = Asked(stream, task.card, prediction.splitter, prediction.cost, prediction.budget, workers)
+        asked = Asked(stream, task.card, prediction.splitter, prediction.cost, prediction.budget, workers, WINDOW_ROWS)
         columns = RecordColumns(prediction.fields, stream.kept, stream.kept_types)
         making = _Making(asked, parts, prediction.recorder, state, columns)
         process, connection = start_keeper(making, prediction.options.max_errors, apart=stream.resumable)
         try:
-            yield _Reading(connection, state, PredictionProgress(state))
+            yield _Reading(connection, state, PredictionProgress(state, stream.estimate()))
         finally:
             if hasattr(process, "kill"):
                 process.kill()

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from finetune.errors import Halted
 from finetune.inference.answering import PIECE
+from finetune.inference.prediction.deaths import forget_whereabouts
 from finetune.inference.prediction.feeder import FedWindow
 from finetune.inference.prediction.outcomes import Recorder
 from finetune.inference.prediction.parts import Parts, cut_back, disk_errors
@@ -118,6 +119,7 @@ class Collector:
         """All windows are collected."""
         with disk_errors(self.parts.output):
             self.output.finish()
+        forget_whereabouts(self.parts)
         self.state.finished = True
         self.state.save(self.parts.state)
 

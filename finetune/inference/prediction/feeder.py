@@ -122,7 +122,7 @@ class Feeder:
             return False
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        for stale in (path, self.parts.failed(name), self.parts.lost(name)):
+        for stale in (path, self.parts.died(name), self.parts.failed(name), self.parts.lost(name)):
             stale.unlink(missing_ok=True)
         return False
 

@@ -9,8 +9,10 @@ window-00000012/            only while the window is open:
     spool.bin, spool.json   its examples by chunk; written again by every start
     rows.jsonl              one line per row: what of it goes to the output besides the answer
     00003.answers           the outcomes of chunk 3: complete as soon as it has this name
+    00003.died              a rank's process died at chunk 3, once so far
     00003.failed            a rank failed at chunk 3, so its examples are answered one by one
     00003.lost              the examples at which a rank failed even so
+at-00001                    what rank 1 is at, for whoever finds it dead; see prediction/deaths.py
 
 What is there belongs to one output and one command, which goes on with it after any end.
 """
@@ -55,6 +57,13 @@ class Parts:
 
     def lost(self, name: ChunkName) -> Path:
         return self.answers(name).with_suffix(".lost")
+
+    def died(self, name: ChunkName) -> Path:
+        return self.answers(name).with_suffix(".died")
+
+    def at(self, rank: int) -> Path:
+        """What a rank is at; see prediction/deaths.py."""
+        return self.folder / f"at-{rank:05d}"
 
     def remove_window(self, number: int) -> None:
         shutil.rmtree(self.window(number), ignore_errors=True)

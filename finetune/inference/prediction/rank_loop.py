@@ -14,6 +14,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, TrainingFailed
 from finetune.inference.answering import Answerer, Chunk, Outcome, RowError, RowSplitter
+from finetune.inference.prediction.deaths import Whereabouts
 from finetune.inference.prediction.feeder import error_of
 from finetune.inference.prediction.outcomes import Recorder
 from finetune.inference.prediction.parts import ChunkName, Parts, publish
@@ -43,6 +44,7 @@ class RankFigures:
     padding: int = 0
     pulls: int = 0
     pull_seconds: float = 0.0
+    pull_cpu_seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,6 +73,7 @@ class RankLoop:
         self.splitter, self.recorder, self.cost = splitter, recorder, cost
         self.queue = PullQueue(session)
         self.figures = RankFigures(session.rank)
+        self._at = Whereabouts(parts, session.rank)
         self._loaded: dict[ChunkName, _Loaded] = {}
         self._tickets = self.queue.tickets()
         self._alone: list[_Loaded] = []
@@ -89,9 +92,11 @@ class RankLoop:
             while not self._ended:
                 for chunk, outcomes in self.answerer.run(self._chunks()):
                     self._finish(self._loaded.pop(chunk.name), outcomes)
+                    self._at.note(self._loaded)
                 while self._alone:
                     loaded = self._alone.pop()
                     self._finish(loaded, self._answer_alone(loaded))
+                    self._at.note(self._loaded)
         except Exception as error:
             if isinstance(error, TrainingFailed) or not isinstance(error, FinetuneError):
                 self._note_failure()  # a full disk, or another rank, is not the fault of these chunks
@@ -99,9 +104,11 @@ class RankLoop:
         finally:
             if self._writer is not None:
                 self._writer.close()
+            self._at.close()
         figures.ended = time.time()
         figures.seconds = figures.ended - figures.started
         figures.pulls, figures.pull_seconds = self.queue.pulls, self.queue.pull_seconds
+        figures.pull_cpu_seconds = self.queue.pull_cpu_seconds
         return figures
 
     def _chunks(self) -> Iterator[Chunk | None]:
@@ -125,6 +132,7 @@ class RankLoop:
                 return
             if examples:
                 self._loaded[loaded.name] = loaded
+                self._at.note(self._loaded)
                 yield Chunk(loaded.name, examples)
             else:
                 self._finish(loaded, [])
@@ -161,6 +169,7 @@ class RankLoop:
         """Example by example. One at which a rank failed before has no answer; a failure now is noted by its index."""
         lost = _read_lost(self.parts, loaded.name)
         outcomes: list[Outcome] = []
+        answered = 0
         for index, spooled in enumerate(loaded.spooled):
             (example,) = self._try_load([spooled])
             if index in lost:
@@ -168,6 +177,7 @@ class RankLoop:
             elif isinstance(example, BadRow):
                 outcomes.append(error_of(example))
             else:
+                self._at.note([loaded.name], example=index, answered=answered)
                 try:
                     ((_, (outcome,)),) = self.answerer.run([Chunk(loaded.name, [example])])
                 except Exception:
@@ -175,6 +185,7 @@ class RankLoop:
                         file.write(f"{index}\n")
                     raise
                 outcomes.append(outcome)
+                answered += 1
         return outcomes
 
     def _finish(self, loaded: _Loaded, outcomes: Sequence[Outcome]) -> None:
@@ -249,7 +260,8 @@ def total_figures(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Idle share, busiest rank and padding over all ranks. ranks: RankFigures as dicts.
 
     idle_share: of the time from the first pull of any rank to the last answer of any, the part in which ranks had nothing
-    to do. busiest_rank: the one that worked longest. padding_share: of all positions computed.
+    to do. busiest_rank: the one that worked longest. padding_share: of all positions computed. queue_share: processor
+    time of pulls.
     """
     begun, ended = min(rank["started"] for rank in ranks), max(rank["ended"] for rank in ranks)
     span = max(ended - begun, 1e-9)
@@ -261,5 +273,5 @@ def total_figures(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "busiest_rank": max(busy, key=lambda rank: busy[rank]),
         "busiest_seconds": round(max(busy.values()), 3),
         "padding_share": round(padding / max(1, cost + padding), 4),
-        "queue_share": round(sum(rank["pull_seconds"] for rank in ranks) / (span * len(ranks)), 6),
+        "queue_share": round(sum(rank["pull_cpu_seconds"] for rank in ranks) / (span * len(ranks)), 6),
     }

@@ -8,32 +8,41 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, TrainingFailed
 from finetune.inference.prediction.feeder import FedWindow
+from finetune.inference.prediction.heartbeat import Listening
 from finetune.inference.prediction.pull_queue import FAILED, announce_end, announce_window, done_name
 from finetune.inference.prediction.state import State
 
 LOOK_SECONDS = 0.05  # between two looks at what ranks have counted
 
 
-Progress = Callable[[State | None, float], None]
+Progress = Callable[[State | None, int], None]
 
 
 class Relay:
     """A thread of rank 0. progress: called in it with the state after the last window that is in the output (None: after
-    none in this launch) and the part of the next one that is answered. note: with lines for the user.
+    none in this launch) and the rows that are answered behind it. note: with lines for the user. listening: to the
+    other ranks.
     """
 
     def __init__(
-        self, session: Session, connection: Connection, progress: Progress, note: Callable[[str], None]
+        self,
+        session: Session,
+        connection: Connection,
+        progress: Progress,
+        note: Callable[[str], None],
+        listening: Listening | None = None,
     ) -> None:
         self._session, self._connection, self._progress, self._note = session, connection, progress, note
+        self._listening = listening
         self._before: State | None = None
-        self._open: dict[int, tuple[int, int]] = {}  # window -> (its chunks, those that are known to be answered)
+        self._open: dict[int, _OpenWindow] = {}  # those that are not in the output
         self._index, self._chunks, self._done = 0, 0, 0
         self._state: State | None = None
         self._error: FinetuneError | None = None
@@ -66,6 +75,10 @@ class Relay:
                     self._take(*self._connection.recv())
                 else:
                     self._count_done()
+                if self._listening is not None:
+                    self._listening.check()
+        except FinetuneError as error:
+            self._error = error
         except (EOFError, OSError):
             self._error = TrainingFailed(
                 "the process that reads the data and writes the output was killed; the system may have run out of memory",
@@ -79,15 +92,16 @@ class Relay:
     def _take(self, kind: str, *content: Any) -> None:
         if kind == "window":
             window: FedWindow = content[0]
-            if window.todo:
-                self._open[window.number] = (len(window.todo), 0)
+            self._open[window.number] = _OpenWindow(window.rows, window.chunks, len(window.todo))
             announce_window(self._session, self._index, self._chunks, window)
             self._index, self._chunks = self._index + 1, self._chunks + len(window.todo)
         elif kind == "end":
             announce_end(self._session, content[0])
         elif kind == "progress":
-            self._before = content[0]
-            self._progress(self._before, 0.0)
+            state: State = content[0]
+            self._before = state
+            self._open = {number: window for number, window in self._open.items() if number >= state.windows}
+            self._show()
         elif kind == "note":
             self._note(content[0])
         elif kind == "finished":
@@ -101,16 +115,30 @@ class Relay:
         if done == self._done:
             return
         self._done = done
-        for number, (chunks, before) in list(self._open.items()):
-            now = self._session.count(done_name(number), 0)
-            if now != before:
+        for number, window in self._open.items():
+            if window.done < window.todo and (now := self._session.count(done_name(number), 0)) != window.done:
                 self._connection.send(("done", number, now))
-                self._open[number] = (chunks, now)
-            if now >= chunks:
-                del self._open[number]
-        if self._open:
-            chunks, now = self._open[min(self._open)]
-            self._progress(self._before, now / chunks)
+                window.done = now
+        self._show()
+
+    def _show(self) -> None:
+        self._progress(self._before, sum(window.answered for window in self._open.values()))
+
+
+@dataclass
+class _OpenWindow:
+    """todo: of its chunks, in this launch. done: of them, as far as is known."""
+
+    rows: int
+    chunks: int
+    todo: int
+    done: int = 0
+
+    @property
+    def answered(self) -> int:
+        """Its rows, about."""
+        left = (self.todo - self.done) / self.chunks if self.chunks else 0.0
+        return round(self.rows * (1 - left))
 
 
 def wait_for_figures(session: Session, own: dict[str, Any], *, seconds: float = 30.0) -> list[dict[str, Any]]:
