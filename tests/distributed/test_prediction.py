@@ -155,10 +155,12 @@ def hear(count_rank_1):
     session = Session.open(None, precision="fp32", cpu=True)
     if session.is_main:
         listening = Listening(session, silence=0.5, every=0.02)
-        relay = Relay(session, Pipe()[0], lambda state, share: None, lambda line: None, listening)
+        ours, theirs = Pipe()  # nobody reads or writes, and nobody ends
+        relay = Relay(session, ours, lambda state, share: None, lambda line: None, listening)
         with pytest.raises(TrainingFailed) as ended:
             relay.wait()
         session.count(count_rank_1)
+        theirs.close()
         return ended.value.where
     while not session.count(count_rank_1, 0):
         time.sleep(0.01)

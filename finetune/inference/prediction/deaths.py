@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from finetune.inference.prediction.parts import ChunkName, Parts
 
 SIZE = 4096  # bytes of the file: one write, which a kill cannot cut in two
+NOWHERE = -1  # the file could not be made
 MOST_CHUNKS = 100  # that are noted; an answerer has a few at a time
 
 
@@ -24,19 +25,23 @@ class Whereabouts:
     """Of one rank, written by it. Its file is gone when the rank ends by itself."""
 
     def __init__(self, parts: Parts, rank: int) -> None:
-        self._path = parts.at(rank)
-        self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._path, self._handle = parts.at(rank), NOWHERE
+        with suppress(OSError):  # a full disk: a prediction can do without
+            parts.folder.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
 
     def note(self, chunks: Iterable[ChunkName], *, example: int | None = None, answered: int = 0) -> None:
         """chunks: in work. example: index in the only one of them, of what is answered alone. answered: of its examples,
         before that one, in this launch.
         """
         text = json.dumps({"chunks": list(chunks)[:MOST_CHUNKS], "example": example, "answered": answered})
-        with suppress(OSError):  # a full disk: the answers say so
+        with suppress(OSError):
             os.pwrite(self._handle, text.ljust(SIZE).encode(), 0)
 
     def close(self) -> None:
-        os.close(self._handle)
+        if self._handle != NOWHERE:
+            os.close(self._handle)
+            self._handle = NOWHERE
         self._path.unlink(missing_ok=True)
 
 
