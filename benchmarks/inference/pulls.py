@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.inference import pulls  # ranks import it by this name, not as __main__
 from finetune.distributed.prebuild import choose_cache
 from finetune.distributed.session import Session
 from finetune.inference.prediction.pull_queue import TICKETS
@@ -41,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pool = Ranks(Path(folder))
         try:
-            results = pool.options(open_group=False).run(asked.ranks, pull, asked.pulls)
+            results = pool.options(open_group=False).run(asked.ranks, pulls.pull, asked.pulls)
         finally:
             pool.close()
     count = asked.ranks * asked.pulls
