@@ -124,8 +124,9 @@ def resume_command(run: Run, *, processes: int | None = None, data_changed: bool
     return shlex.join(words)
 
 
-def take_folder(folder: Path) -> None:
-    """Keep other processes from training in a run folder, until this one ends or calls `leave_folders`.
+def take_folder(folder: Path, what: str = "run") -> None:
+    """Keep other processes from training in a run folder (what: or from running a sweep), until this one ends or calls
+    `leave_folders`.
 
     Where the file system has no locks, run.json alone tells who trains the run.
     Raises: UserError if another process has it.
@@ -139,8 +140,21 @@ def take_folder(folder: Path) -> None:
     except OSError:  # no locks, or read-only, which is reported when something is written
         return
     if file is None:
-        raise _taken(holder(folder / LOCK), folder)
+        raise _taken(holder(folder / LOCK), folder, what)
     _held[folder] = file
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether a living process trains in a run folder."""
+    try:
+        file = try_lock(folder / LOCK) if folder.is_dir() else -1
+    except OSError:
+        file = -1
+    if file is None:
+        return True
+    if file >= 0:
+        release(file, folder / LOCK)
+    return (folder / "run.json").is_file() and Run(folder).trainer is not None
 
 
 def leave_folders() -> None:
@@ -150,9 +164,9 @@ def leave_folders() -> None:
         release(file, folder / LOCK)
 
 
-def _taken(by: str, folder: Path) -> UserError:
+def _taken(by: str, folder: Path, what: str = "run") -> UserError:
     return UserError(
-        f"the run is being trained by {by}",
+        f"the {what} is being trained by {by}",
         where=str(folder),
         remedy="Wait for its end or stop it (kill -TERM saves first), then start the same command again.",
     )

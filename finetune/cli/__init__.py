@@ -21,6 +21,7 @@ from finetune.terminal import is_rank, lasting_streams, output_lost, print_bug, 
 # In the order of `finetune --help`.
 COMMANDS = (
     "train",
+    "sweep",
     "prepare",
     "cache",
     "evaluate",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from finetune.metrics.catalogue import direction
 from finetune.planning.plan import Plan
-from finetune.tasks.artifacts import TaskArtifacts
+
+if TYPE_CHECKING:
+    from finetune.tasks.artifacts import TaskArtifacts  # transformers; a sweep reads this file without it
 
 BEST_METRIC = "best_metric"  # of the artifacts' settings, set by tasks that found out
 

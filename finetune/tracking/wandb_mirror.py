@@ -119,7 +119,7 @@ class WandbMirror:
         tracking = self._recipe.tracking
         run = wandb.init(
             dir=str(self._run.path),
-            id=self._run.read().get("wandb", {}).get("id") or self._run.id,
+            id=self._run.read().get("wandb", {}).get("id") or _agents_id() or self._run.id,
             name=display_name(self._recipe),
             project=tracking.project,
             entity=tracking.entity or None,
@@ -247,6 +247,11 @@ def _pictures(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[tup
         for path, row in files
         if path.is_file()
     ]
+
+
+def _agents_id() -> str:
+    """The id that the agent of a W&B sweep gives to the run that it started; "" without an agent."""
+    return os.environ.get("WANDB_RUN_ID", "") if os.environ.get("WANDB_SWEEP_ID") else ""
 
 
 def has_key(wandb: Any) -> bool:
