@@ -52,8 +52,7 @@ def sweep(
     first = loaded[0]
     measure = Measure(first.recipe.evaluation.best, best_mode(first.recipe))
     if wandb_sweep is not None:
-        options = [f"--set={one}" for one in common]
-        write_wandb_sweep(wandb_sweep, recipe, options, space, draws, measure)
+        write_wandb_sweep(wandb_sweep, recipe, common, space, draws, measure)
         print_line(f"W&B     {wandb_sweep}: start it with wandb sweep {shlex.quote(str(wandb_sweep))}")
         return
     _check_data(loaded)

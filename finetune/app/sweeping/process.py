@@ -15,6 +15,7 @@ from finetune.distributed.launch import die_with_parent
 from finetune.errors import EXIT_DONE, EXIT_STOPPED
 from finetune.recipe.trust import OPTION, is_trusted
 
+PROGRAM = (sys.executable, "-m", "finetune", "train")
 End = Literal["done", "stopped", "failed"]
 STOPPED_CODES = (EXIT_STOPPED, 130, -signal.SIGTERM, -signal.SIGINT)  # the last three: before it had begun
 TAIL_BYTES = 20_000
@@ -35,7 +36,7 @@ class TrialProcess:
         with log.open("ab") as file:
             self._from = file.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "finetune", "train", *arguments, *trust],
+                [*PROGRAM, *arguments, *trust],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

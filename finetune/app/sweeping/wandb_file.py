@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from finetune.app.sweeping.space import Choices, Dimension
 from finetune.app.sweeping.trials import Measure
-from finetune.recipe.yaml import dump, parse_value
+from finetune.recipe.yaml import parse_value
 from finetune.tracking.atomic_files import publish_text
 
 # An agent hands over key=value for each parameter; the shell makes --set=key=value of each. The agent replaces only
@@ -31,7 +33,8 @@ def write_wandb_sweep(
     }
     if draws is not None:
         values["run_cap"] = draws
-    publish_text(path, dump(values))
+    # Not recipe.yaml's dump: W&B reads YAML 1.1, where 1e-05 is text and 1.0e-05 a number.
+    publish_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def _parameter(one: Dimension) -> dict[str, Any]:
