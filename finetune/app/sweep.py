@@ -14,9 +14,10 @@ from finetune.app.sweeping.runner import Runner
 from finetune.app.sweeping.slots import Slot, list_slots, ranks_of_trial
 from finetune.app.sweeping.space import list_trials, parse_space
 from finetune.app.sweeping.state import Definition, State, open_state
-from finetune.app.sweeping.trials import Measure, best_mode, check_trials, measure_of, name_trials
+from finetune.app.sweeping.trials import Measure, check_trials, measure_of, name_trials
 from finetune.app.sweeping.wandb_file import write_wandb_sweep
 from finetune.errors import TrainingFailed, UserError
+from finetune.planning.best import best_mode
 from finetune.recipe import shelf
 from finetune.recipe.load import LoadedRecipe
 from finetune.terminal import print_line
@@ -50,7 +51,7 @@ def sweep(
     trials = name_trials(points)
     loaded = check_trials(recipe, common, trials, metric)
     first = loaded[0]
-    measure = Measure(first.recipe.evaluation.best, best_mode(first.recipe))
+    measure = Measure(first.recipe.evaluation.best, best_mode(first.recipe.evaluation, first.recipe.evaluation.best))
     if wandb_sweep is not None:
         write_wandb_sweep(wandb_sweep, recipe, common, space, draws, measure)
         print_line(f"W&B     {wandb_sweep}: start it with wandb sweep {shlex.quote(str(wandb_sweep))}")

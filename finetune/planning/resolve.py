@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.errors import RecipeFaults, UserError
-from finetune.metrics.catalogue import direction
 from finetune.models.padding_free import padding_free_obstacle
 from finetune.planning.batch import BatchPlan, plan_batch
+from finetune.planning.best import best_mode
 from finetune.planning.deepspeed import offloads, resolve_deepspeed_config, zero_stage
 from finetune.planning.engine import choose_engine, deepspeed_name
 from finetune.planning.plan import MachinePlan, Plan, TrainingPlan
@@ -118,7 +118,7 @@ def resolve_training(
         steps=training.steps,
         metrics=card.default_metrics if evaluation.metrics is None else tuple(evaluation.metrics),
         best_metric=best,
-        best_mode=direction(best) if evaluation.best_mode == "auto" else evaluation.best_mode,
+        best_mode=best_mode(evaluation, best),
         packing=packing,
         capacity=0 if packing == "none" else _capacity(recipe, card, config),
         balance_window=None if window is None else int(window),

@@ -131,7 +131,7 @@ def test_a_stop_saves_every_trial_and_two_sweeps_do_not_share_a_folder(place: Pa
 def test_a_recipe_that_changes_while_a_sweep_runs_ends_it(place: Path) -> None:
     with start_finetune(words(), folder=place, program=PROGRAM) as running:
         wait_for(running, lambda: "trial-01 starts" in running.output())
-        (place / "tiny.yaml").write_text((place / "tiny.yaml").read_text().replace("seed:", "seed: 9 #"))
+        (place / "tiny.yaml").write_text((place / "tiny.yaml").read_text() + "\n# edited\n")
         ended = running.wait(60)
     assert ended.code == 2 and "the recipe was changed while the sweep ran" in ended.output, ended.output
 

@@ -18,6 +18,7 @@ ALLOWED = {
     ("app/runs.py", "kept_run"): "--resume",
     ("app/supervise.py", "supervise"): "--resume",
     ("app/supervise.py", "plan_launch"): "parallel.processes, decided before there is a plan",
+    ("app/sweeping/slots.py", "ranks_of_trial"): "parallel.processes of a trial, decided before there is a plan",
     ("app/workers/resuming.py", ""): "--resume",
     ("app/workers/verify.py", "run_variant"): "writes the recipe of a layout; planning chooses its engine",
     ("app/workers/launcher_config.py", ""): "accelerate's own word, in its configuration",

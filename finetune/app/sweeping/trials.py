@@ -119,12 +119,6 @@ def _check_comparable(recipe: Recipe) -> None:
         )
 
 
-def best_mode(recipe: Recipe) -> str:
-    """Whether the largest ("max") or the smallest value is best, of the metric that chooses the best checkpoint."""
-    mode = recipe.evaluation.best_mode
-    return direction(recipe.evaluation.best) if mode == "auto" else mode
-
-
 @dataclass(frozen=True)
 class Measure:
     """The metric that trials are compared by. mode: max or min."""
