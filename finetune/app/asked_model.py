@@ -38,7 +38,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Quantization = Literal["none", "4bit", "8bit"]
 DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-UNTRAINED = ("new head", "missing weights")  # facts of weights that loading has drawn at random
+UNTRAINED = ("new head", "missing weights")  # facts of weights that loading has drawn at random; the head first
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def build_trained(found: FoundModel, plan: Plan, facts: Facts) -> nn.Module:
     module = load_task(plan.recipe.task).build(plan, found.artifacts, facts)
     if (checkpoint := found.checkpoint()) is not None:
         put_weights(module, checkpoint)
-    elif missing := [f"{kind}: {facts.values[kind]}" for kind in UNTRAINED if kind in facts.values]:
+    elif missing := [f"{kind}: {facts.values[kind]}" for kind in UNTRAINED[found.body :] if kind in facts.values]:
         raise UserError(
             f"the model lacks weights, so its answers would be random ({'; '.join(missing)})",
             where=found.name,

@@ -47,7 +47,8 @@ class FoundModel:
     """name: for people, such as "runs/sst2/1 (step-00000120)". digest: of weights, artifacts and base, 32 hex digits.
 
     recipe: what the model is built by. stored: the plan of its training, of a run alone. checkpoint: whose weights are put
-    into what was built; None: they are those of recipe.model.source. checkpoint_folder: the same, unread.
+    into what was built; None: they are those of recipe.model.source. checkpoint_folder: the same, unread. body: only what lies
+    below the head is asked, so the head may lack weights.
     """
 
     name: str
@@ -57,6 +58,7 @@ class FoundModel:
     stored: StoredPlan | None = None
     run: Run | None = None
     checkpoint_folder: Path | None = None
+    body: bool = False
 
     @property
     def precision(self) -> str:
@@ -76,6 +78,7 @@ def find_model(
     checkpoint: str = "best",
     task: str = "",
     trust_remote_code: bool = False,
+    body: bool = False,
     notify: Notify = lambda line: None,
 ) -> FoundModel:
     """The model that `source` names: a run folder, an exported folder such as its `model/`, or any model folder, package
@@ -83,7 +86,8 @@ def find_model(
 
     checkpoint: of a run: best (latest where nothing was validated), latest, or a name such as step-00000120.
     task: for a model that was not trained here; "": as its configuration tells.
-    trust_remote_code: run Python code that the model brings. notify: called with lines for the user.
+    trust_remote_code: run Python code that the model brings. body: only what lies below its head is asked.
+    notify: called with lines for the user.
     Raises: UserError if there is no such model, or it cannot be told how to ask it.
     """
     if task and task not in CARDS:
@@ -102,7 +106,7 @@ def find_model(
     if has_artifacts(Path(resolve_model(str(source)))):
         found = _find_exported(Path(resolve_model(str(source))), str(source), trust_remote_code)
     else:
-        return _find_by_config(str(source), task, trust_remote_code, notify)
+        return _find_by_config(str(source), task, trust_remote_code, notify, body)
     if task and task != found.artifacts.task:
         raise UserError(
             f"the model was trained for {found.artifacts.task}, not for {task}",
@@ -175,20 +179,21 @@ def _find_exported(folder: Path, source: str, trust_remote_code: bool) -> FoundM
     )
 
 
-def _find_by_config(source: str, task: str, trust_remote_code: bool, notify: Notify) -> FoundModel:
+def _find_by_config(source: str, task: str, trust_remote_code: bool, notify: Notify, body: bool) -> FoundModel:
     resolved = resolve_model(source)
     model = ModelSection(source=resolved, trust_remote_code=trust_remote_code)
     notes: list[str] = []
     with quiet_transformers(), _known_kinds(source):
-        artifacts = derive_artifacts(model, task, notes)
+        artifacts = derive_artifacts(model, task, notes, body=body)
         named = files_digest(Path(resolved)) if Path(resolved).is_dir() else [resolved, _commit(model)]
-    for note in notes:
+    for note in notes if not body else ():  # which are about the head
         notify(note)
     return FoundModel(
         name=source,
         digest=digest("asked model", "configuration", named, _base_digest(model), artifacts.task),
         recipe=recipe_of(artifacts, model),
         artifacts=artifacts,
+        body=body,
     )
 
 

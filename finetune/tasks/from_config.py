@@ -30,13 +30,14 @@ ADAPTED = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq
 SHOWN = 8
 
 
-def derive_artifacts(model: ModelSection, task: str, notes: list[str]) -> TaskArtifacts:
-    """The artifacts of `model`. task: what the user says it is; "" to tell it from the configuration.
+def derive_artifacts(model: ModelSection, task: str, notes: list[str], *, body: bool = False) -> TaskArtifacts:
+    """The artifacts of `model`. task: what the user says it is; "" to tell it from the configuration. body: only what lies
+    below the head is asked (embeddings), so a model that has none will do.
 
     Raises: UserError for a model that none of our tasks fits, or whose files do not tell what is needed.
     """
     config = load_config(model)
-    possible = possible_tasks(model, config)
+    possible = possible_tasks(model, config) or (bodies(config) if body else [])
     if task and task not in possible:
         listed = ", ".join(possible) or "none of our tasks"
         raise UserError(
@@ -59,6 +60,12 @@ def derive_artifacts(model: ModelSection, task: str, notes: list[str]) -> TaskAr
         model, config, notes
     )
     return derived
+
+
+def bodies(config: Any) -> list[str]:
+    """Tasks whose models are this body with a head: how an encoder without one reads texts or images."""
+    with_heads = ("text_classification", "image_classification")
+    return [name for name in with_heads if type(config) in getattr(transformers, CARDS[name].auto_model)._model_mapping]
 
 
 def derivable() -> list[str]:

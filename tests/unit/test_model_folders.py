@@ -13,6 +13,7 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
@@ -26,10 +27,11 @@ from transformers import (
     YolosImageProcessorPil,
 )
 
-from finetune.app.asked_model import AskedModel, open_model
+from finetune.app.asked_model import AskedModel, load_found, open_model
 from finetune.app.model_sources import MANIFEST, find_model
 from finetune.errors import UserError
 from finetune.inference.answering import Answered, Chunk
+from finetune.inference.embedding import as_embedding
 from finetune.models.tokenizer import load_tokenizer
 from finetune.recipe.model import ModelSection
 
@@ -237,3 +239,19 @@ def test_the_digest_names_the_files(tmp_path: Path, tokenizer: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "id2label": {"0": "no", "1": "yes"}}))
     assert find_model(folder).digest != digest
+
+
+def test_an_encoder_without_a_head_gives_embeddings_and_nothing_else(tmp_path: Path, tokenizer: Any) -> None:
+    folder = bert(BertModel, tmp_path / "bert", tokenizer)
+    with pytest.raises(UserError, match="answers none of our tasks"):
+        find_model(folder)
+    opened = load_found(find_model(folder, body=True))
+    task = as_embedding(opened.task, normalize=False)
+    encoded = task.encode(opened.artifacts, [{"text": text} for text in TEXTS], with_targets=False)
+    batch = task.collate(opened.artifacts, [{**one, "id": id} for id, one in enumerate(encoded)])
+    model: Any = BertModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        found = task.decode(opened.artifacts, task.forward(opened.module, batch), batch)
+        for text, answer in zip(TEXTS, found, strict=True):
+            expected = model(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(dim=1)[0]
+            torch.testing.assert_close(torch.tensor(answer.values["embedding"]), expected, rtol=1e-4, atol=1e-5)

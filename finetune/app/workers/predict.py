@@ -77,6 +77,7 @@ def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) 
         checkpoint=options.checkpoint,
         task=options.task,
         trust_remote_code=options.trust_remote_code,
+        body=options.embed,
         notify=print_line if env is None or env.rank == 0 else lambda line: None,
     )
     prediction = Prediction.of(found, options, parts)
