@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+KEPT_BLOCKS = 64  # whose events are kept without a look: `read` is usually called before there are more
+
 
 class Stopwatch:
-    """Adds up the seconds of every `running` block; on CUDA between two events in the current stream."""
+    """Adds up the seconds of every `running` block; on CUDA between two events in the current stream.
+
+    Of many blocks, the events of those that are done are let go, so it may run for days without being read.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._on_gpu = device.type == "cuda"
         self._seconds = 0.0
-        self._events: list[tuple[Any, Any]] = []
+        self._events: deque[tuple[Any, Any]] = deque()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -27,6 +33,8 @@ class Stopwatch:
             yield
             last.record()
             self._events.append((first, last))
+            while len(self._events) > KEPT_BLOCKS and self._events[0][1].query():
+                self._add(*self._events.popleft())
         else:
             began = time.perf_counter()
             yield
@@ -34,8 +42,11 @@ class Stopwatch:
 
     def read(self) -> float:
         """Seconds so far. On CUDA it waits until the last block is done."""
-        for first, last in self._events:
+        while self._events:
+            first, last = self._events.popleft()
             last.synchronize()
-            self._seconds += first.elapsed_time(last) / 1000
-        self._events = []
+            self._add(first, last)
         return self._seconds
+
+    def _add(self, first: Any, last: Any) -> None:
+        self._seconds += first.elapsed_time(last) / 1000
