@@ -30,6 +30,7 @@ from finetune.planning.stored import StoredPlan
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.model import AdapterSection, ModelSection
 from finetune.recipe.recipe import Recipe, recipe_type
+from finetune.recipe.trust import is_trusted, trusted
 from finetune.tasks import CARDS
 from finetune.tasks.artifacts import FILE, TaskArtifacts, has_artifacts, load_artifacts
 from finetune.tasks.from_config import derive_artifacts
@@ -90,13 +91,19 @@ def find_model(
     notify: called with lines for the user.
     Raises: UserError if there is no such model, or it cannot be told how to ask it.
     """
+    with trusted(trust_remote_code or is_trusted()):
+        return _find(source, checkpoint, task, trust_remote_code, notify)
+
+
+def _find(source: str | Path, checkpoint: str, task: str, trust_remote_code: bool, notify: Notify) -> FoundModel:
+    """See find_model."""
     if task and task not in CARDS:
         near = nearest_name(task.replace("-", "_"), CARDS)
         hint = f"Did you mean {near}?" if near else f"Tasks are {', '.join(sorted(CARDS))}."
         raise UserError(f"there is no task {task!r}", where="--task", remedy=hint)
     path = Path(source).expanduser()
     if (path / RUN_FILE).is_file():
-        return _find_in_run(Run.open(path), checkpoint, trust_remote_code, notify)
+        return _find_in_run(Run.open(path), checkpoint, notify)
     _refuse_other_folders(str(source), path)
     if checkpoint != "best":
         raise UserError(
@@ -142,14 +149,8 @@ def _refuse_other_folders(source: str, path: Path) -> None:
         )
 
 
-def _find_in_run(run: Run, checkpoint: str, trust_remote_code: bool, notify: Notify) -> FoundModel:
+def _find_in_run(run: Run, checkpoint: str, notify: Notify) -> FoundModel:
     recipe = run_recipe(run).recipe
-    if recipe.model.trust_remote_code and not trust_remote_code:
-        raise UserError(
-            "the model of the run brings Python code of its own",
-            where=str(run.recipe_file),
-            remedy="Allow it with --trust-remote-code if you trust its author.",
-        )
     folder = checkpoint_folder(run, checkpoint)
     artifacts = run_artifacts(run, recipe, notify)
     built = for_answers(portable_recipe(run, recipe))

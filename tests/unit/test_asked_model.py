@@ -14,9 +14,11 @@ import yaml
 
 from finetune.app.asked_model import AskedModel, open_model
 from finetune.app.export import export
+from finetune.app.model_sources import find_model
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.inference.answering import Answered, Chunk
+from finetune.recipe.trust import is_trusted
 from finetune.tasks.artifacts import FILE
 from tests.contract.examples import EXAMPLES, TinyExample
 from tests.prepared import Prepared, prepare
@@ -166,9 +168,11 @@ def test_code_of_the_model_needs_the_callers_word(tmp_path: Path) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["model"]["trust_remote_code"] = True
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(UserError, match="brings Python code of its own") as caught:
+    with pytest.raises(UserError, match="has Python code run that comes with its model") as caught:
         open_model(run)
     assert "--trust-remote-code" in caught.value.remedy
+    found = find_model(run, trust_remote_code=True)  # as Python callers and replicas of the server say it
+    assert found.recipe.model.trust_remote_code and not is_trusted()
 
 
 def test_a_model_that_lacks_its_head_is_refused(tmp_path: Path) -> None:
