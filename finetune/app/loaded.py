@@ -20,7 +20,7 @@ from finetune.inference.generation.answerer import GenerationAnswerer
 from finetune.inference.pieces.counts import CutRows
 from finetune.inference.pieces.options import PieceOptions
 from finetune.inference.pieces.splitter import make_splitter
-from finetune.inference.prediction.feeder import Asked, cut_window, encode_window, error_of, read_windows
+from finetune.inference.prediction.feeder import Asked, cut_window, encode_window, error_of, load_examples, read_windows
 from finetune.inference.recording import ERROR, ROW, record_fields, record_outcome
 from finetune.models.placement import Placement
 from finetune.tasks.batch import RecordOptions
@@ -203,7 +203,7 @@ class _Answers:
         def chunks() -> Iterator[Chunk]:
             for number, examples in enumerate(cut):
                 usable = []
-                for example, item in zip(examples, self.splitter.load(examples), strict=True):
+                for example, item in zip(examples, load_examples(self.splitter, examples), strict=True):
                     if isinstance(item, BadRow):
                         take(example, error_of(item))
                     else:

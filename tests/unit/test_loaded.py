@@ -16,8 +16,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 import finetune
 from finetune.app.export import export
-from finetune.app.loaded import LoadedModel
+from finetune.app.loaded import LoadedModel, _Answers
 from finetune.errors import UserError
+from finetune.inference.answering import RowError
+from tests import asking
 from tests.contract.examples import EXAMPLES
 from tests.prepared import Prepared, prepare
 from tests.stored_runs import store_run, trained_like
@@ -240,3 +242,24 @@ def test_mistakes_are_named(open_task: Any) -> None:
             loaded.predict(rows, **choices)
     with pytest.raises(UserError, match="row 0 is str"):
         open_task("reward_model").loaded.predict(["a"])
+
+
+class BreaksAt:
+    """A splitter that raises when it loads a text."""
+
+    def __init__(self, text: str) -> None:
+        self.inner, self.ids = asking.recorder().splitter, list(map(ord, text))
+
+    def load(self, examples: Any) -> Any:
+        if any(example["input_ids"] == self.ids for example in examples):
+            raise ZeroDivisionError("in load")
+        return self.inner.load(examples)
+
+
+def test_a_row_that_cannot_be_loaded_ends_only_itself() -> None:
+    answers: Any = object.__new__(_Answers)
+    answers.answerer, answers.splitter = asking.AddingAnswerer(), BreaksAt("bc")
+    examples = [{"id": row, "input_ids": list(map(ord, text))} for row, text in enumerate(("a", "bc", "d"))]
+    outcomes = answers._answer([examples])
+    assert outcomes[1] == RowError("bad_row", "ZeroDivisionError: in load")
+    assert [outcomes[row].answer.values for row in (0, 2)] == [{"sum": ord("a")}, {"sum": ord("d")}]

@@ -23,6 +23,7 @@ from finetune.inference.prediction.parts import Parts, disk_errors
 from finetune.inference.prediction.spool import write_spool
 from finetune.inference.prediction.windows import WINDOW_BYTES, WINDOW_ROWS, cut_into_chunks, row_bytes
 from finetune.recipe.card import TaskCard
+from finetune.tasks.task import Encoded
 
 POOL_ROWS = 256  # that a worker encodes at a time
 POOL_SECONDS = 2.0  # encoding a window in this process takes longer: the next ones are encoded by workers
@@ -225,13 +226,7 @@ class _EncodeJob:
             yield index, result
 
     def _try(self, rows: Sequence[Any], with_targets: bool) -> list[list[dict[str, Any]] | BadRow]:
-        """Together; where that fails, one by one, so that the row at which it fails is the only one."""
-        try:
-            return self.asked.splitter.split(rows, with_targets=with_targets)
-        except Exception as error:
-            if len(rows) > 1:
-                return [result for row in rows for result in self._try([row], with_targets)]
-            return [error if isinstance(error, BadRow) else BadRow(f"{type(error).__name__}: {error}")]
+        return _together(rows, lambda some: self.asked.splitter.split(some, with_targets=with_targets))
 
     def describe(self, units: Units) -> str:
         return f"{self.rows[units[0]].place} to {self.rows[units[1] - 1].place}"
@@ -241,6 +236,21 @@ class _EncodeJob:
 
     def join(self, results: Sequence[list[Pieces]]) -> list[Pieces]:
         return [item for result in results for item in result]
+
+
+def load_examples(splitter: RowSplitter, examples: Sequence[dict[str, Any]]) -> list[Encoded]:
+    """RowSplitter.load; an example at which it raises an exception becomes a BadRow, and is the only one."""
+    return _together(examples, splitter.load)
+
+
+def _together(items: Sequence[Any], work: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
+    """What `work` makes of all items together; where that fails, one by one, so that the one at which it fails is found."""
+    try:
+        return work(items)
+    except Exception as error:
+        if len(items) > 1:
+            return [result for item in items for result in _together([item], work)]
+        return [error if isinstance(error, BadRow) else BadRow(f"{type(error).__name__}: {error}")]
 
 
 def error_of(bad: BadRow) -> RowError:

@@ -15,7 +15,7 @@ from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, TrainingFailed
 from finetune.inference.answering import Answerer, Chunk, Outcome, RowError, RowSplitter
 from finetune.inference.prediction.deaths import Whereabouts
-from finetune.inference.prediction.feeder import error_of
+from finetune.inference.prediction.feeder import error_of, load_examples
 from finetune.inference.prediction.outcomes import Recorder
 from finetune.inference.prediction.parts import ChunkName, Parts, publish
 from finetune.inference.prediction.pull_queue import PullQueue, Ticket, done_name
@@ -149,21 +149,12 @@ class RankLoop:
         if ticket.alone:
             return loaded, []
         examples = []
-        for index, item in enumerate(self._try_load(loaded.spooled)):
+        for index, item in enumerate(load_examples(self.splitter, loaded.spooled)):
             if isinstance(item, BadRow):
                 loaded.known[index] = error_of(item)
             else:
                 examples.append(item)
         return loaded, examples
-
-    def _try_load(self, examples: Sequence[Example]) -> list[Example | BadRow]:
-        """Together; where that fails, one by one."""
-        try:
-            return self.splitter.load(examples)
-        except Exception as error:
-            if len(examples) > 1:
-                return [item for example in examples for item in self._try_load([example])]
-            return [error if isinstance(error, BadRow) else BadRow(f"{type(error).__name__}: {error}")]
 
     def _answer_alone(self, loaded: _Loaded) -> list[Outcome]:
         """Example by example. One at which a rank failed before has no answer; a failure now is noted by its index."""
@@ -171,7 +162,7 @@ class RankLoop:
         outcomes: list[Outcome] = []
         answered = 0
         for index, spooled in enumerate(loaded.spooled):
-            (example,) = self._try_load([spooled])
+            (example,) = load_examples(self.splitter, [spooled])
             if index in lost:
                 outcomes.append(RowError("failed", "the model, or the device it is on, failed at this row"))
             elif isinstance(example, BadRow):
