@@ -24,7 +24,7 @@ from finetune.inference.generation.requests import GenerationSettings
 from finetune.models.config import load_config
 from finetune.models.device import uses_cuda
 from finetune.models.load import quiet_transformers
-from finetune.models.placement import Placement, placed
+from finetune.models.placement import Placement, describe_layers, layer_devices, placed
 from finetune.planning.plan import Plan
 from finetune.planning.stored import StoredPlan
 from finetune.planning.tensor import check_model
@@ -210,7 +210,7 @@ def load_found(
         autocast=autocast,
         name=found.name,
         digest=f"{found.digest}-{str(autocast or plan.weights_dtype).removeprefix('torch.')}-{plan.recipe.model.quantization}",
-        notes=(*plan.notes, *facts.notes, *_layer_notes(module)),
+        notes=(*plan.notes, *facts.notes, *describe_layers(module)),
         slices=placement.slices if placement is not None else 1,
     )
 
@@ -288,34 +288,3 @@ def _check_placement(found: FoundModel, plan: Plan, placement: Placement | None)
             where=where,
             remedy="Spread whole layers over the GPUs (--layers), or merge the adapter: finetune export RUN --merge.",
         )
-
-
-def _base(module: Any) -> Any:
-    return module.get_base_model() if hasattr(module, "get_base_model") else module
-
-
-def layer_devices(module: Any) -> list[torch.device] | None:
-    """The devices that compute a model's layers, in order; None for a model that is whole on one."""
-    places = getattr(_base(module), "hf_device_map", None)
-    if places is None:
-        return None
-    named = [place for place in dict.fromkeys(places.values()) if place != "disk"]
-    devices = [torch.device("cuda", place) if isinstance(place, int) else torch.device(place) for place in named]
-    return [device for device in devices if device.type != "cpu"] or devices or [torch.device("cpu")]
-
-
-def _layer_notes(module: Any) -> list[str]:
-    """Where layers are, if not on one device, and how many of them wait elsewhere until they are computed."""
-    devices, places = layer_devices(module), list((getattr(_base(module), "hf_device_map", None) or {}).values())
-    if devices is None or len(set(places)) < 2:
-        return []
-    notes = [f"layers are on {', '.join(map(str, devices))}"]
-    waits = (
-        {"disk": "on the disk"} if torch.device("cpu") in devices else {"cpu": "in main memory", "disk": "on the disk"}
-    )
-    for place, where in waits.items():
-        if count := places.count(place):
-            notes.append(
-                f"{count} of {len(places)} parts of the model wait {where} until they are computed, which is slow"
-            )
-    return notes

@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from finetune.errors import UserError
 from finetune.models.device import uses_cuda
+
+if TYPE_CHECKING:
+    import torch
 
 SHARE = 0.9  # of the free memory of a device that weights may take; the rest is for what is computed
 MEMORY_SHARE = 0.8  # of main memory
@@ -86,3 +89,38 @@ def placement_options(kind: Any) -> dict[str, Any]:
     """Additional arguments of from_pretrained; empty where weights are loaded whole."""
     placement = _current.get()
     return placement.options(kind) if placement is not None else {}
+
+
+def layer_devices(module: Any) -> list[torch.device] | None:
+    """The devices that compute a model's layers, in order; None for a model that is whole on one."""
+    import torch
+
+    places = getattr(_base(module), "hf_device_map", None)
+    if places is None:
+        return None
+    named = [place for place in dict.fromkeys(places.values()) if place != "disk"]
+    devices = [torch.device("cuda", place) if isinstance(place, int) else torch.device(place) for place in named]
+    return [device for device in devices if device.type != "cpu"] or devices or [torch.device("cpu")]
+
+
+def describe_layers(module: Any) -> list[str]:
+    """Where layers are, if not on one device, and how many of them wait elsewhere until they are computed."""
+    import torch
+
+    devices, places = layer_devices(module), list((getattr(_base(module), "hf_device_map", None) or {}).values())
+    if devices is None or len(set(places)) < 2:
+        return []
+    notes = [f"layers are on {', '.join(map(str, devices))}"]
+    waits = (
+        {"disk": "on the disk"} if torch.device("cpu") in devices else {"cpu": "in main memory", "disk": "on the disk"}
+    )
+    for place, where in waits.items():
+        if count := places.count(place):
+            notes.append(
+                f"{count} of {len(places)} parts of the model wait {where} until they are computed, which is slow"
+            )
+    return notes
+
+
+def _base(module: Any) -> Any:
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
