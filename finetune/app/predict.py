@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 
-from finetune.app.predict_options import PredictOptions
+from finetune.app.predict_options import PredictOptions, check_replicas
 from finetune.distributed.launch import Launch, run_workers
 from finetune.errors import TrainingFailed, UserError
 from finetune.inference.prediction.deaths import forget_whereabouts, note_deaths
@@ -77,12 +77,9 @@ def _processes(options: PredictOptions) -> int:
         raise UserError(what, where="--layers", remedy="Give one of them, and no more GPUs than there are.")
     fitting = max(1, gpus // layers // slices) * slices
     count = options.processes or fitting
-    if count % slices:
-        raise UserError(
-            f"{count} processes are no whole number of replicas of {slices}",
-            where="--slices",
-            remedy=f"Start {slices}, {2 * slices}, ... processes.",
-        )
+    check_replicas(count, slices)
+    if gpus and slices > gpus:
+        raise UserError(f"{slices} slices on {gpus} GPUs", where="--slices", remedy=f"Use at most {gpus}.")
     if gpus and count * layers > gpus:
         raise UserError(
             f"{count} processes on {gpus} GPUs" + (f", {layers} for each" if layers > 1 else ""),

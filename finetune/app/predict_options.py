@@ -100,6 +100,16 @@ class PredictOptions:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
 
 
+def check_replicas(processes: int, slices: int) -> None:
+    """Raises: UserError for processes of which some belong to no whole replica."""
+    if processes % slices:
+        raise UserError(
+            f"{processes} processes are no whole number of replicas of {slices}",
+            where="--slices",
+            remedy=f"Start {slices}, {2 * slices}, ... processes.",
+        )
+
+
 def check_options(options: PredictOptions) -> None:
     """Raises: UserError for a value that is none of those possible, or options that exclude each other."""
     for name, value, possible in (

@@ -180,17 +180,17 @@ class BatchAnswerer:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in message for sign in _CPU_MEMORY):
             return RowError("out_of_memory", f"the row does not fit into the memory of {self.device}")
         if self.device.type == "cuda":
-            self._check_device(error)
+            self._check_device(error, message)
         if isinstance(error, FinetuneError):
             return RowError("failed", error.what)
         return RowError("failed", f"{type(error).__name__}: {message}")
 
-    def _check_device(self, error: Exception) -> None:
+    def _check_device(self, error: Exception, message: str) -> None:
         try:
             torch.zeros(1, device=self.device).add_(1).item()
         except Exception:
             raise TrainingFailed(
-                f"the GPU no longer works in this process: {str(error).strip().splitlines()[0]}",
+                f"the GPU no longer works in this process: {message}",
                 where=str(self.device),
                 remedy="Start the same command again: it goes on where it ended.",
             ) from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune.app.asked_model import load_found
 from finetune.app.model_sources import FoundModel, find_model
-from finetune.app.predict_options import PredictOptions
+from finetune.app.predict_options import PredictOptions, check_replicas
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.prediction_report import PredictionProgress, report
 from finetune.data.sources.asked_columns import ColumnChoice, parse_columns
@@ -72,6 +72,7 @@ def work(*, options: PredictOptions) -> None:
 
 def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) -> None:
     check_output_name(parts.output)
+    check_replicas(env.world_size if env else 1, options.slices)  # the ranks may be another launcher's
     found = find_model(
         options.model,
         checkpoint=options.checkpoint,
