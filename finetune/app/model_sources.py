@@ -92,10 +92,12 @@ def find_model(
     Raises: UserError if there is no such model, or it cannot be told how to ask it.
     """
     with trusted(trust_remote_code or is_trusted()):
-        return _find(source, checkpoint, task, trust_remote_code, notify)
+        return _find(source, checkpoint, task, trust_remote_code, notify, body=body)
 
 
-def _find(source: str | Path, checkpoint: str, task: str, trust_remote_code: bool, notify: Notify) -> FoundModel:
+def _find(
+    source: str | Path, checkpoint: str, task: str, trust_remote_code: bool, notify: Notify, *, body: bool
+) -> FoundModel:
     """See find_model."""
     if task and task not in CARDS:
         near = nearest_name(task.replace("-", "_"), CARDS)
