@@ -28,6 +28,7 @@ from finetune.models.placement import Placement, describe_layers, layer_devices,
 from finetune.planning.plan import Plan
 from finetune.planning.stored import StoredPlan
 from finetune.planning.tensor import check_model
+from finetune.recipe.trust import is_trusted, trusted
 from finetune.tasks import CARDS, load_task
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
@@ -164,8 +165,9 @@ def open_model(
     notify: Callable[[str], None] = lambda line: None,
 ) -> AskedModel:
     """Find a model, see `find_model`, and load it, see `load_found`."""
-    found = find_model(source, checkpoint=checkpoint, task=task, trust_remote_code=trust_remote_code, notify=notify)
-    return load_found(found, precision=precision, quantization=quantization, device=device, placement=placement)
+    with trusted(trust_remote_code or is_trusted()):
+        found = find_model(source, checkpoint=checkpoint, task=task, notify=notify)
+        return load_found(found, precision=precision, quantization=quantization, device=device, placement=placement)
 
 
 def load_found(

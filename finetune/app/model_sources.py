@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -87,18 +88,16 @@ def find_model(
 
     checkpoint: of a run: best (latest where nothing was validated), latest, or a name such as step-00000120.
     task: for a model that was not trained here; "": as its configuration tells.
-    trust_remote_code: run Python code that the model brings. body: only what lies below its head is asked.
+    trust_remote_code: run Python code that the model brings, as `--trust-remote-code` on the command line also says.
+    body: only what lies below its head is asked.
     notify: called with lines for the user.
     Raises: UserError if there is no such model, or it cannot be told how to ask it.
     """
     with trusted(trust_remote_code or is_trusted()):
-        return _find(source, checkpoint, task, trust_remote_code, notify, body=body)
+        return _find_model(source, checkpoint, task, notify, body)
 
 
-def _find(
-    source: str | Path, checkpoint: str, task: str, trust_remote_code: bool, notify: Notify, *, body: bool
-) -> FoundModel:
-    """See find_model."""
+def _find_model(source: str | Path, checkpoint: str, task: str, notify: Notify, body: bool) -> FoundModel:
     if task and task not in CARDS:
         near = nearest_name(task.replace("-", "_"), CARDS)
         hint = f"Did you mean {near}?" if near else f"Tasks are {', '.join(sorted(CARDS))}."
@@ -113,9 +112,9 @@ def _find(
             remedy="Leave out --checkpoint, or give the folder of the run.",
         )
     if has_artifacts(Path(resolve_model(str(source)))):
-        found = _find_exported(Path(resolve_model(str(source))), str(source), trust_remote_code)
+        found = _find_exported(Path(resolve_model(str(source))), str(source))
     else:
-        return _find_by_config(str(source), task, trust_remote_code, notify, body)
+        return _find_by_config(str(source), task, notify, body)
     if task and task != found.artifacts.task:
         raise UserError(
             f"the model was trained for {found.artifacts.task}, not for {task}",
@@ -168,12 +167,12 @@ def _find_in_run(run: Run, checkpoint: str, notify: Notify) -> FoundModel:
     )
 
 
-def _find_exported(folder: Path, source: str, trust_remote_code: bool) -> FoundModel:
+def _find_exported(folder: Path, source: str) -> FoundModel:
     card = CARDS[stored_task(folder)]
     artifacts = load_artifacts(folder, card)
     if "new_head" in card.options.model_fields:  # the head was trained: it is among the weights
         artifacts = replace(artifacts, options=artifacts.options.model_copy(update={"new_head": False}))
-    model = ModelSection(source=str(folder), trust_remote_code=trust_remote_code)
+    model = ModelSection(source=str(folder), trust_remote_code=is_trusted())
     return FoundModel(
         name=source,
         digest=digest("asked model", "folder", files_digest(folder), _base_digest(model)),
@@ -182,9 +181,9 @@ def _find_exported(folder: Path, source: str, trust_remote_code: bool) -> FoundM
     )
 
 
-def _find_by_config(source: str, task: str, trust_remote_code: bool, notify: Notify, body: bool) -> FoundModel:
+def _find_by_config(source: str, task: str, notify: Notify, body: bool) -> FoundModel:
     resolved = resolve_model(source)
-    model = ModelSection(source=resolved, trust_remote_code=trust_remote_code)
+    model = ModelSection(source=resolved, trust_remote_code=is_trusted())
     notes: list[str] = []
     with quiet_transformers(), _known_kinds(source):
         artifacts = derive_artifacts(model, task, notes, body=body)
@@ -217,6 +216,7 @@ def _known_kinds(source: str) -> Iterator[None]:
             f"the model cannot be read: {first}",
             where=source,
             remedy="It may be damaged, of a kind that this version of transformers does not know, or no model at all.",
+            trace="".join(traceback.format_exception(error)),
         ) from error
 
 

@@ -8,6 +8,7 @@ import typer
 
 from finetune.cli.arguments import Checkpoint
 from finetune.cli.program import app, examples
+from finetune.recipe.trust import is_trusted
 
 
 @app.command(
@@ -75,7 +76,7 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stops=list(stop or ()),
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code or is_trusted(),
     )
     if code:
         raise typer.Exit(code)

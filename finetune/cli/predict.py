@@ -9,6 +9,7 @@ import typer
 
 from finetune.cli.arguments import Checkpoint
 from finetune.cli.program import app, examples
+from finetune.recipe.trust import is_trusted
 
 
 @app.command(
@@ -184,7 +185,7 @@ def predict(
         precision=precision,
         quantization=quantization,
         budget=budget,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code or is_trusted(),
         processes=processes,
         slices=slices,
         layers=layers,

@@ -9,6 +9,7 @@ import typer
 
 from finetune.cli.arguments import Checkpoint, complete_task
 from finetune.cli.program import app, examples
+from finetune.recipe.trust import is_trusted
 
 
 class Precision(StrEnum):
@@ -127,7 +128,7 @@ def serve(
         task=task,
         precision=precision.value if precision else None,
         quantization=quantization.value if quantization else None,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code or is_trusted(),
         name=name,
         pixels=max_pixels,
     )
