@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import check_cuda_p2p_ib_support
 from torch.distributed.distributed_c10d import _get_default_store
 
-from finetune.distributed.engines.accelerator import GIVE_UP_AFTER, open_accelerator
+from finetune.distributed.engines.accelerator import GIVE_UP_AFTER, forget_choices, open_accelerator
 from finetune.distributed.env import DistributedEnv, as_environ, from_environ
 from finetune.distributed.failure import PeerFailed
 from finetune.distributed.meeting import ADDRESS, open_store, stay_inside
@@ -78,7 +78,7 @@ class Session:
         """
         env = from_environ() or _alone()
         os.environ.update(as_environ(env))
-        os.environ.pop("ACCELERATE_USE_CPU", None)
+        forget_choices(os.environ)
         if cpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"

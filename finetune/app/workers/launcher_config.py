@@ -1,4 +1,4 @@
-"""Differences between the DeepSpeed settings of `accelerate launch` and the recipe, reported because the recipe wins."""
+"""Differences between the settings of `accelerate launch` and the recipe, reported because the recipe wins."""
 
 from __future__ import annotations
 
@@ -9,9 +9,36 @@ from typing import Any
 
 from finetune.planning.plan import Plan
 
+ENGINES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+
 
 def compare_with_launcher(environment: Mapping[str, str], plan: Plan) -> list[str]:
     """One line for each difference. The recipe goes first: the numbers must not depend on how it was started."""
+    return _compare_engines(environment, plan) + _compare_deepspeed(environment, plan)
+
+
+def _compare_engines(environment: Mapping[str, str], plan: Plan) -> list[str]:
+    """Engines that no recipe asks for, and precision."""
+    lines = [
+        f"note: accelerate was started with {name}, the recipe trains with {plan.engine}; the recipe decides"
+        for key, name in ENGINES.items()
+        if environment.get(key, "false").lower() == "true"
+    ]
+    if (compiler := environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()) != "no":
+        lines.append(f"note: accelerate's configuration says torch.compile by {compiler}; a recipe has no compiler")
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", plan.precision):
+        lines.append(
+            f"note: precision: accelerate's configuration says {precision}, the recipe {plan.precision}; the recipe decides"
+        )
+    return lines
+
+
+def _compare_deepspeed(environment: Mapping[str, str], plan: Plan) -> list[str]:
     if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return []
     said = _launcher_says(environment)
@@ -35,8 +62,10 @@ def _launcher_says(environment: Mapping[str, str]) -> dict[str, Any]:
     """Dotted DeepSpeed keys -> values, from accelerate's environment or the JSON that it names."""
     file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if file and Path(file).is_file():
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
-        flat = _flatten(config)
+        try:
+            flat = _flatten(json.loads(Path(file).read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # the recipe decides, so nobody needs it
+            return {}
         return {
             key: value for key, value in flat.items() if key.split(".")[-1] in ("stage", "device", "gradient_clipping")
         }

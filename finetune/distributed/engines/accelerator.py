@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import MutableMapping
 from contextlib import redirect_stdout
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,17 @@ from finetune.distributed.prebuild import Notify, announce_builds, choose_cache
 from finetune.errors import FinetuneError
 
 GIVE_UP_AFTER = timedelta(minutes=30)
+_CHOICES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")  # of `accelerate launch`, by prefix
+_NO_CHOICES = ("ACCELERATE_TORCH_DEVICE", "ACCELERATE_DEBUG_MODE", "ACCELERATE_LOG_LEVEL")
+
+
+def forget_choices(environment: MutableMapping[str, str]) -> None:
+    """Take out what `accelerate launch` and its configuration file chose: Accelerate would open an engine that the recipe
+    does not ask for, such as FSDP, or refuse a DeepSpeed configuration that differs. app/workers/launcher_config.py reports
+    the differences before.
+    """
+    for name in [name for name in environment if name.startswith(_CHOICES) and name not in _NO_CHOICES]:
+        del environment[name]
 
 
 def open_accelerator(

@@ -1,0 +1,54 @@
+"""What `accelerate launch` says beside a recipe: it is reported, and taken away before Accelerate is opened."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from finetune.app.workers.launcher_config import compare_with_launcher
+from finetune.distributed.engines.accelerator import forget_choices
+
+
+def plan(**values: Any) -> Any:
+    return SimpleNamespace(**{"engine": "deepspeed", "precision": "fp32", "deepspeed": {}, **values})
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, []),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_FSDP": "false"}, []),
+        ({"ACCELERATE_USE_FSDP": "true"}, ["started with FSDP, the recipe trains with deepspeed"]),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, ["started with Megatron-LM"]),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, ["says bf16, the recipe fp32"]),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, ["torch.compile by inductor"]),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+            ["zero_optimization.stage: accelerate's configuration says 3, the recipe None"],
+        ),
+    ],
+)
+def test_every_difference_is_one_line(environment: dict[str, str], said: list[str]) -> None:
+    lines = compare_with_launcher(environment, plan())
+    assert len(lines) == len(said) and all(word in line for word, line in zip(said, lines, strict=True)), lines
+
+
+def test_a_deepspeed_file_that_cannot_be_read_is_no_error(tmp_path: Any) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    environment = {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "broken.json"),
+    }
+    assert compare_with_launcher(environment, plan()) == []
+
+
+def test_what_accelerate_chose_is_forgotten_and_the_rest_stays() -> None:
+    kept = {"RANK": "0", "HOME": "/x", "ACCELERATE_TORCH_DEVICE": "cpu", "NCCL_DEBUG": "INFO"}
+    environment = {
+        **kept,
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "ACCELERATE_CONFIG_DS_FIELDS": "zero_stage",
+    }
+    forget_choices(environment)
+    assert environment == kept
