@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.prepare.file_digest import open_regular
 from finetune.data.table import Row, Table
 from finetune.inspection.characters import CharacterCounter
 from finetune.inspection.similar import Signatures
@@ -123,7 +124,8 @@ def _image_bytes(value: Any) -> bytes:
         return hashlib.blake2b(value).digest()
     if isinstance(value, str):
         try:
-            return hashlib.blake2b(Path(value).read_bytes()).digest()
+            with open_regular(value) as file:
+                return hashlib.blake2b(file.read()).digest()
         except (OSError, ValueError):
             return value.encode("utf-8", "surrogatepass")
     if hasattr(value, "tobytes"):

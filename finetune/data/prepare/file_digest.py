@@ -6,13 +6,16 @@ file; one whose content changes is another, even if its size and modification ti
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +61,17 @@ def file_digest(path: Path) -> str:
 
     Raises: OSError.
     """
-    stat = file_stat(path)
+    before = file_stat(path)
     memory = cache_folder() / FOLDER / f"{digest(os.fspath(path.resolve()))}.json"
     try:
         remembered = json.loads(memory.read_text("utf-8"))
-        if tuple(remembered["stat"]) == stat:
+        if tuple(remembered["stat"]) == before:
             return str(remembered["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not remembered
     found = read_digest(path)
-    if file_stat(path) == stat:  # otherwise it changed while it was read
-        _remember(memory, {"path": os.fspath(path.resolve()), "stat": stat, "digest": found})
+    if file_stat(path) == before:  # otherwise it changed while it was read
+        _remember(memory, {"path": os.fspath(path.resolve()), "stat": before, "digest": found})
     return found
 
 
@@ -113,9 +116,18 @@ def source_digest(*rooms: str) -> str:
     return _sources[rooms]
 
 
+def open_regular(path: str | Path) -> BufferedReader:
+    """A file for reading. Raises: OSError, also for a pipe, which would be waited for, and a device, which has no end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return os.fdopen(handle, "rb")
+
+
 def read_digest(path: Path) -> str:
-    """Digest of a file's content, which is read. Raises: OSError."""
-    with path.open("rb", buffering=0) as file:
+    """Digest of a file's content, which is read. Raises: OSError, also for a pipe or a device."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 

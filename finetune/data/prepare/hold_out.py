@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune.data.prepare.cache import digest, publish
+from finetune.data.prepare.file_digest import open_regular
 from finetune.data.prepare.pool import Chunk, map_chunks
 from finetune.data.prepare.progress import Meter, current_stage
 from finetune.data.table import Row, Table, describe_table, read_rows
@@ -61,7 +62,7 @@ def _canonical(value: Any, role: str = "") -> Any:
 def _file_digest(path: str) -> str:
     """Digest of a file's content. For a missing file, the path: the error is reported when it is read."""
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(HEAD_BYTES)
         return hashlib.blake2b(head, digest_size=16).hexdigest() + str(Path(path).stat().st_size)
     except (OSError, ValueError):  # such as a path with a null byte

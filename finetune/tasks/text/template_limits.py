@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 3.0  # of processor time, so that a busy machine makes no row bad
+AGAIN = (
+    0.1  # seconds until the next interrupt: Jinja swallows those that come while it computes constants of a template
+)
 CHARACTERS = 1 << 25  # of rendered text
 BYTES = 1 << 30  # of memory, beyond what the process has
 STRIKES = 3  # conversations beyond the limits, after which the template is at fault and no row is tried any more
@@ -53,13 +56,15 @@ class rendering_limits:  # noqa: N801 (a context manager that is entered for eve
             allowed = _size() + BYTES
             if self._before[0] == resource.RLIM_INFINITY or allowed < self._before[0]:
                 resource.setrlimit(resource.RLIMIT_AS, (allowed, self._before[1]))
-        signal.setitimer(signal.ITIMER_PROF, self._seconds)
+        signal.setitimer(signal.ITIMER_PROF, self._seconds, AGAIN)
 
     def __exit__(self, *error: Any) -> None:
-        if self._limited:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-        if self._before is not None:
-            resource.setrlimit(resource.RLIMIT_AS, self._before)
+        try:
+            if self._limited:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+        finally:
+            if self._before is not None:
+                resource.setrlimit(resource.RLIMIT_AS, self._before)
 
 
 _installed: list[bool] = []
