@@ -15,25 +15,26 @@ class FinetuneError(Exception):
     """A failure that is reported without a traceback.
 
     what: one sentence. where: file:line, row, rank or step. remedy: what to do about it.
+    trace: traceback of what a library raised, where the fault may be this program's after all; it is kept in a file or log.
     """
 
     exit_code = EXIT_FAILED
 
-    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", remedy: str = "", trace: str = "") -> None:
         super().__init__(what)
-        self.what, self.where, self.remedy = what, where, remedy
+        self.what, self.where, self.remedy, self.trace = what, where, remedy, trace
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
         return f"{head}\n  {self.remedy}" if self.remedy else head
 
     def __reduce__(self):  # crosses process borders whole
-        return (_rebuild, (type(self), self.what, self.where, self.remedy))
+        return (_rebuild, (type(self), self.what, self.where, self.remedy, self.trace))
 
 
-def _rebuild(kind: type[FinetuneError], what: str, where: str, remedy: str) -> FinetuneError:
+def _rebuild(kind: type[FinetuneError], what: str, where: str, remedy: str, trace: str) -> FinetuneError:
     error = kind.__new__(kind)
-    FinetuneError.__init__(error, what, where=where, remedy=remedy)
+    FinetuneError.__init__(error, what, where=where, remedy=remedy, trace=trace)
     return error
 
 

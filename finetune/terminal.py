@@ -273,6 +273,16 @@ def print_error(error: FinetuneError) -> None:
     for line in body:
         indented = not isinstance(error, RecipeFaults) or line.startswith(" ")
         typer.echo(line if indented else typer.style(line, bold=True), err=True)
+    if error.trace and not is_rank():  # a rank's log has it
+        say(f"  {_save_trace(error.trace)}")
+
+
+def _save_trace(trace: str) -> str:
+    """Keep the traceback of a library's error in a file of this user; a sentence that names it."""
+    try:
+        return f"If it is sound, the fault may be in finetune: the traceback is in {_save(trace)}."
+    except OSError as failure:
+        return f"Its traceback could not be saved ({failure}); use --traceback to show it."
 
 
 def _shorten(line: str) -> str:
@@ -295,17 +305,23 @@ def print_bug(error: Exception, *, show_traceback: bool) -> None:
 
 def save_report(error: Exception) -> str:
     """Save the traceback of an unexpected error to a file of this user; a sentence that names it."""
-    import tempfile
+    import traceback
 
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="finetune-", suffix=".txt", delete=False, encoding="utf-8"
-        ) as file:
-            command = printable(_masked(" ".join(sys.argv)))
-            file.write(f"finetune {finetune.__version__}, Python {sys.version}\n{command}\n\n{_traceback_of(error)}")
-        return f"This is a bug in finetune, not in your recipe; please report it with {file.name}"
+        name = _save("".join(traceback.format_exception(error)))
     except OSError as failure:
         return f"This is a bug in finetune; its traceback could not be saved ({failure}); use --traceback to show it"
+    return f"This is a bug in finetune, not in your recipe; please report it with {name}"
+
+
+def _save(trace: str) -> str:
+    """Write a traceback, without secrets, to a file that only this user can read; its name. Raises: OSError."""
+    import tempfile
+
+    command = printable(_masked(" ".join(sys.argv)))
+    with tempfile.NamedTemporaryFile("w", prefix="finetune-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write(f"finetune {finetune.__version__}, Python {sys.version}\n{command}\n\n{printable(_masked(trace))}")
+    return file.name
 
 
 def _traceback_of(error: Exception) -> str:

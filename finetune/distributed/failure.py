@@ -66,9 +66,8 @@ class Failure:
         kind = Halted if self.halted else kind
         expected = self.exit_code in (EXIT_USER, EXIT_STOPPED) or self.halted
         where = self.where if expected else ", ".join(part for part in (f"rank {self.rank}", self.where) if part)
-        return kind(
-            self.what, where=where, remedy=self.remedy or (f"The traceback is in {self.log}." if self.log else "")
-        )
+        kept = f"The traceback is in {self.log}." if self.log and (expected or not self.remedy) else ""
+        return kind(self.what, where=where, remedy=" ".join(filter(None, (self.remedy, kept))))
 
 
 class PeerFailed(FinetuneError):
@@ -112,7 +111,8 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
         echo = isinstance(error, PeerFailed)
         halted = isinstance(error, Halted)
         what, where, remedy = (mask_text(part) for part in (error.what, error.where, error.remedy))
-        return Failure(rank, time.time(), what, where, remedy, error.exit_code, echo, "", halted)
+        kept = str(log) if error.trace else ""
+        return Failure(rank, time.time(), what, where, remedy, error.exit_code, echo, kept, halted)
     text = mask_text(str(error).strip()) or type(error).__name__
     origin = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f"{origin.filename}:{origin.lineno}" if origin else ""

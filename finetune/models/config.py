@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,6 +173,7 @@ def model_errors(source: str, shown: str = "") -> Iterator[None]:
             f"the model {shown or source} cannot be used: {what[:SHOWN]}",
             remedy="Its settings or files are not what the library expects: copy or download it again, or set "
             "model.config to correct a value.",
+            trace="".join(traceback.format_exception(error)),
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from finetune.errors import UserError
 from finetune.models.adapter_source import MARK, PROCESSOR_FILES, AdapterSource, adapter_of
 from finetune.models.adapters import add_adapter, check_rows_can_be_trained, check_same_modules, embed_with_gradients
-from finetune.models.config import load_config
+from finetune.models.config import ODD_FILES, load_config
 from finetune.models.load import load_model, quiet_transformers
 from finetune.models.merging import Comparison, check_equal, compare, merge, outputs_of, random_inputs
 from finetune.recipe.model import AdapterSection, ModelSection
@@ -92,6 +93,13 @@ def continue_adapter(model: Any, source: AdapterSource, adapter: AdapterSection 
                 f"the weights of the adapter do not fit its base {source.base}: {_first_lines(error)}",
                 where=str(source.folder),
                 remedy="Use the base model, new tokens and labels that the adapter was trained with.",
+            ) from error
+        except ODD_FILES as error:
+            raise UserError(
+                f"the adapter cannot be used: {type(error).__name__}: {_first_lines(error)}",
+                where=str(source.folder),
+                remedy="Its settings are not what peft expects: copy it again, or export it again from its run.",
+                trace="".join(traceback.format_exception(error)),
             ) from error
     return adapted
 
