@@ -26,6 +26,9 @@ def is_worker() -> bool:
     return SUPERVISED in os.environ or from_environ() is not None
 
 
+MOST_RANKS, RANKS_PER_CORE = 64, 16  # on one machine: more of them would only end it
+
+
 @contextmanager
 def as_worker() -> Iterator[None]:
     """Around everything that a supervised worker does, so that each of its failures is reported."""
@@ -87,6 +90,13 @@ def plan_launch(loaded: LoadedRecipe, processes: int | None) -> Callable[[Sequen
             remedy=f"At most one process per GPU: --processes {gpus // split * split}. The numbers stay the same."
             if gpus >= split
             else f"The {split} ranks that hold a model together need a GPU each.",
+        )
+    most = max(MOST_RANKS, RANKS_PER_CORE * (os.cpu_count() or 1))
+    if count > most:
+        raise UserError(
+            f"{count:,} processes on one machine",
+            where=origin,
+            remedy=f"At most {most:,} are started here; several machines are started by a launcher (docs/launching.md).",
         )
     deepspeed = choose_engine(parallel) == "deepspeed"
     return lambda arguments: Launch(arguments, count, deepspeed=deepspeed, cpu=gpus == 0)

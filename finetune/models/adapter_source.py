@@ -5,6 +5,7 @@ Nothing of the folder runs: adapter_config.json is data, and weights are read fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from finetune.recipe.json_file import read_json
 from finetune.recipe.model import ModelSection
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+NUMBERS = (("r", "rank"), ("lora_alpha", "alpha"))  # each for all modules, and by a pattern for single ones
+MAX_RANK = 65_536  # above the width of published models, where LoRA has no use
 MARK = "merged_adapter.json"  # in the folder of a base that was merged here, and exists nowhere else
 BASE = "base"  # folder of a base that exists nowhere else, inside the adapter's folder
 PROCESSOR_FILES = ("*token*", "vocab*", "merges*", "chat_template*", "*processor_config.json", "spiece*")
@@ -108,7 +111,44 @@ def find_adapter(source: str) -> AdapterSource | None:
             where=str(path),
             remedy="Set megatron_config: null in it if its layers are plain ones.",
         )
+    _check_settings(settings, path)
     return AdapterSource(folder, settings, _find_base(folder, settings.get("base_model_name_or_path") or ""))
+
+
+def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
+    """Raises: UserError for numbers and names of other types than peft writes, and for a rank that no adapter has."""
+    ranks, alphas = (
+        {"": settings.get(key)} | _pattern(settings, f"{pattern}_pattern", path) for key, pattern in NUMBERS
+    )
+    faults = [f"r: {rank!r}" for rank in ranks.values() if type(rank) is not int or not 0 < rank <= MAX_RANK]
+    faults += [f"lora_alpha: {alpha!r}" for alpha in alphas.values() if not _is_number(alpha)]
+    faults += [f"lora_dropout: {rate!r}" for rate in [settings.get("lora_dropout") or 0.0] if not _is_number(rate)]
+    for key in ("target_modules", "modules_to_save"):
+        named = settings.get(key)
+        if named is not None and not isinstance(named, str) and not _are_names(named):
+            faults.append(f"{key}: {named!r}")
+    if faults:
+        raise UserError(
+            f"the adapter has a setting that no LoRA adapter has: {faults[0][:200]}",
+            where=str(path),
+            remedy=f"Copy the adapter again. Ranks are whole numbers from 1 to {MAX_RANK:,}.",
+        )
+
+
+def _pattern(settings: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """Numbers of single modules, by name."""
+    found = settings.get(key) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"the adapter has a {key} that is not an object", where=str(path), remedy="Copy it again.")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _is_adapter(folder: Path) -> bool:

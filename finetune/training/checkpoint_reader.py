@@ -202,7 +202,10 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
 
 
 def put_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """A checkpoint's weights and buffers into a model of one process. Raises: UserError if it lacks a trained weight."""
+    """A checkpoint's weights and buffers into a model of one process.
+
+    Raises: UserError if it lacks a trained weight, or one has another shape.
+    """
     with CheckpointTensors(checkpoint) as stored, torch.no_grad():
         trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
         if missing := sorted(trained - stored.keys):
@@ -213,7 +216,15 @@ def put_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
             )
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name in stored.keys & tensors.keys():
-            tensors[name].copy_(stored.whole(name))
+            weight = stored.whole(name)
+            if weight.shape != tensors[name].shape:
+                raise UserError(
+                    f"the checkpoint has {name} in the shape {tuple(weight.shape)}, the model of recipe.yaml in "
+                    f"{tuple(tensors[name].shape)}",
+                    where=str(checkpoint.path),
+                    remedy="The model or adapter of recipe.yaml has changed since it was written.",
+                )
+            tensors[name].copy_(weight)
 
 
 class CheckpointTensors:
