@@ -52,7 +52,8 @@ def work_here(folder, spoilt):
 def verify(pool, tmp_path):
     """Derive, train under every layout on two forked ranks, compare: {variant: difference}, figures of all."""
 
-    def run(values, *, spoilt=()):
+    def run(values, *, spoilt=(), steps=STEPS):
+        """steps: that there are to compare, of STEPS that are asked for."""
         folder = tmp_path / "verify"
         (folder / "predictions").mkdir(parents=True)
         recipe = recipe_type(CARDS[values["task"]])(**values)
@@ -61,7 +62,7 @@ def verify(pool, tmp_path):
         logs = {SUPERVISED: str(folder / "logs"), "DS_ACCELERATOR": "cpu"}
         pool.options(environment=logs).run(2, work_here, str(folder), spoilt)
         figures = read_figures(folder)
-        assert len(figures[0]["losses"]) == STEPS and all(map(math.isfinite, figures[0]["losses"]))
+        assert len(figures[0]["losses"]) == steps and all(map(math.isfinite, figures[0]["losses"]))
         return compare_all(figures, folder), {one["name"]: one for one in figures}
 
     return run
@@ -142,6 +143,16 @@ def test_with_matrices_shared_by_two_ranks(number, verify, tmp_path):
     differences, figures = verify(values)
     assert "2 ranks, tensor parallel 2" in differences and not any(figure["refused"] for figure in figures.values())
     assert len(differences) == 10 and not any(difference.first for difference in differences.values()), differences
+
+
+def test_a_recipe_of_fewer_steps_is_compared_over_these(verify, tmp_path):
+    example = next(example for example in EXAMPLES if example.task == "text_classification")
+    values = learning(example.recipe(tmp_path))
+    del values["training"]["epochs"]
+    values["training"]["steps"] = 2
+    differences, figures = verify(values, steps=2)
+    assert {len(one["losses"]) for one in figures.values()} == {2}
+    assert not any(difference.first for difference in differences.values()), differences
 
 
 def test_a_loss_scaled_wrongly_is_found_and_named(verify, tmp_path):

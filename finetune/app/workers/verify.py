@@ -148,12 +148,13 @@ def reference_figures(recipe: Recipe, name: str, folder: Path, steps: int) -> Fi
         capacity=subject.artifacts.settings.get("capacity", 0),
     )
     schedule = planner.schedule(recipe, plan.training.balance_window)
+    total_steps = plan.training.total_steps(schedule.steps_per_epoch)
     figures = run_reference(
         subject,
         model,
         schedule,
-        steps=steps,
-        total_steps=plan.training.total_steps(schedule.steps_per_epoch),
+        steps=min(steps, total_steps),  # the loop ends there, too
+        total_steps=total_steps,
         metrics=metrics_of(plan),
         dtype=REFERENCES[name],
     )

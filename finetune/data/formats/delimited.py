@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -19,6 +20,7 @@ from finetune.units import format_number
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}  # in order of preference
 MAX_CELL_CHARS = 1 << 26  # of a csv cell; bounds the memory that a quote which is never closed takes
+MAX_COLUMNS = 100_000  # each is a word in every message on columns, and a key of every row
 SAMPLED_LINES = 50  # read to find the separator
 MIN_SWALLOWED = 2  # lines within a cell that look like rows of their own
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
@@ -159,7 +161,13 @@ def check_header(names: Sequence[str], path: Path, line: int, fault: tuple[int, 
             remedy="If the file has no header, name the columns with `header:`.",
         )
     names = [str(name).strip() or f"column_{index}" for index, name in enumerate(names, start=1)]
-    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if len(names) > MAX_COLUMNS:
+        raise UserError(
+            f"the header has {len(names):,} columns; {MAX_COLUMNS:,} are read at most",
+            where=f"{path}:{line}",
+            remedy="Keep the columns that are trained on.",
+        )
+    duplicate = next((name for name, count in Counter(names).items() if count > 1), None)
     if duplicate is not None:
         raise UserError(f"two columns are named {duplicate!r}", where=f"{path}:{line}", remedy="Rename one of them.")
     return names

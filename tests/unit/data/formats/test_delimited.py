@@ -5,6 +5,7 @@ which an open quote takes in are reported.
 import csv
 import io
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,23 @@ def test_csv_with_a_cell_of_a_megabyte(tmp_path):
 def test_two_columns_of_one_name_are_refused(tmp_path):
     with pytest.raises(UserError, match="two columns are named 'text'"):
         rows_of(read_csv, tmp_path / "x.csv", b"text,text\na,b\n")
+
+
+@pytest.mark.parametrize(("reader", "mark"), [(read_csv, ","), (read_tsv, "\t")])
+def test_a_header_of_a_million_columns_is_refused_at_once(reader, mark, tmp_path):
+    header = mark.join(f"c{index}" for index in range(1_000_000))
+    began = time.process_time()
+    with pytest.raises(UserError, match="the header has 1,000,000 columns; 100,000 are read at most"):
+        rows_of(reader, tmp_path / "x.csv", f"{header}\n".encode())
+    assert time.process_time() - began < 10
+
+
+def test_of_ninety_thousand_columns_a_repeated_one_is_found_in_time(tmp_path):
+    header = ",".join(f"c{index}" for index in range(90_000))
+    began = time.process_time()
+    with pytest.raises(UserError, match="two columns are named 'c7'"):
+        rows_of(read_csv, tmp_path / "x.csv", f"{header},c7\n".encode())
+    assert time.process_time() - began < 5
 
 
 def test_tsv_takes_quotes_in_a_text_as_they_are(tmp_path):
