@@ -26,6 +26,7 @@ from finetune.recipe.data import SourceSection
 from finetune.recipe.load import load_recipe
 from finetune.tasks import CARDS
 from finetune.tasks.artifacts import load_artifacts
+from finetune.terminal import printable
 from finetune.tracking.run import Run
 from finetune.training import checkpoint_reader
 from finetune.training.checkpoint_reader import Checkpoint, Manifest, read_checkpoint
@@ -70,9 +71,9 @@ def folder() -> Iterator[Path]:
 
 
 def readable(error: FinetuneError) -> None:
-    """The message is one for people: there is one, and it can be encoded."""
-    text = str(error)
-    assert text.strip() and text.encode("utf-8", "surrogateescape")
+    """The message is one for people: there is one, and as the terminal shows it, it can be encoded."""
+    text = printable(error)
+    assert text.strip() and text.encode("utf-8")
 
 
 def load(content: bytes | str, name: str = "r.yaml") -> None:

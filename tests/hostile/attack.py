@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +84,22 @@ class Place:
 
 @dataclass(frozen=True)
 class Attack:
-    """make: writes its files and returns the command line. says: pattern that the output must have. codes: exit codes that
-    are right. memory: bytes that the largest process may take. check: what else must hold afterwards, of the folder.
+    """make: writes its files and returns the command line. says: pattern that the output must have. code: the exit code that
+    is right. memory: bytes that the largest process may take. check: what else must hold afterwards, of the folder.
+    stop_after: seconds until it gets SIGTERM; 0: it does not. bound: it has no right to pass over permissions of files.
+    executed: its code must run, as its command line asks for; this shows that the others would be found out.
     """
 
     name: str
     make: Callable[[Place], Sequence[str]]
-    says: str = ""
-    codes: tuple[int, ...] = (2,)
+    says: str
+    code: int = 2
     seconds: float = 20.0
     memory: int = 3 * GIB
     stop_after: float = 0.0
+    bound: bool = False
+    executed: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[Path], None] = lambda folder: None
 
 

@@ -45,103 +45,109 @@ def _bomb(levels: int = 30) -> str:
 
 
 def attacks() -> Iterator[Attack]:
+    yield from _of_yaml()
+    yield from _of_numbers()
+    yield from _of_files()
+    yield from _of_characters()
+    yield from _of_values()
+
+
+def _of_yaml() -> Iterator[Attack]:
     yield Attack("flow sequences 50,000 deep", _text("a: " + "[" * 50_000), "nested")
     yield Attack("flow mappings 50,000 deep", _text("a: " + "{a: " * 50_000), "nested")
     yield Attack("block sequences 20,000 deep", _text("a:\n " + "- " * 20_000 + "x"), "nested")
     yield Attack("block mappings 700 deep", _text("".join(f"{' ' * i}a:\n" for i in range(700))), "nested")
     yield Attack("question marks 20,000 deep", _text("? " * 20_000), "nested")
     yield Attack("--set nested", _sets("model.config=" + "[" * 50_000), "nested")
-    for text in ("0x" + "f" * 200_000, "9" * 200_000, "-" + "9" * 5_000, "0o" + "7" * 200_000, "1" + "_1" * 100_000):
-        yield Attack(
-            f"integer {text[:4]} of {len(text):,}", _text(BASE + f"seed: {text}\n"), "digits|whole number|number"
-        )
-        yield Attack(f"--set integer {text[:4]} of {len(text):,}", _sets(f"seed={text[:100_000]}"))
-    for text in ("1e999999999", "1" * 400 + ".0", ".inf", ".nan", "-.inf", "1e-999999999"):
-        yield Attack(f"learning rate {text[:12]}", _text(BASE.replace("0.001", text)))
-    yield Attack("seed of 2^64", _text(BASE + f"seed: {2**64}\n"), "seed")
-    yield Attack("seed of 2^63", _text(BASE + f"seed: {2**63}\n"), "seed")
-    yield Attack("seed of -1", _text(BASE + "seed: -1\n"), "seed")
     yield Attack("aliases of aliases", _text(_bomb()), "alias")
     yield Attack("an alias to itself", _text("a: &a [*a]"), "alias")
-    yield Attack(
-        "merges of merges", _text("a: &a {x: 1}\n" + "".join(f"b{i}: &b{i} {{<<: [*a, *a]}}\n" for i in range(20_000)))
-    )
+    merges = "".join(f"b{i}: &b{i} {{<<: [*a, *a]}}\n" for i in range(20_000))
+    yield Attack("merges of merges", _text("a: &a {x: 1}\n" + merges), "alias|merge")
     yield Attack("a tag that runs code", _text("a: !!python/object/apply:os.system ['touch PWNED']"), "tag")
     yield Attack("a tag of a module", _text("a: !!python/name:os.system"), "tag")
-    yield Attack("200,000 keys", _text("".join(f"k{i}: 1\n" for i in range(100_000))))
-    yield Attack("a key of 5,000 letters", _text(BASE + "k" * 5_000 + ": 1\n"))
-    yield Attack("a name of 5,000 letters", _with("name", value="n" * 5_000), "name")
-    yield Attack("a name that leaves", _with("name", value="../../x"), "name")
-    yield Attack("a name with codes", _with("name", value=TITLE), "name")
-    yield Attack("a tab and NUL", _text(b"a:\t\0\n"))
-    yield Attack("UTF-16", _text("a: 1".encode("utf-16")))
+    yield Attack("100,000 keys", _text("".join(f"k{i}: 1\n" for i in range(100_000))), "more than 50,000 values")
+    yield Attack("a key of 5,000 letters", _text(BASE + "k" * 5_000 + ": 1\n"), "kkk")
+
+
+def _of_numbers() -> Iterator[Attack]:
+    for text in ("0x" + "f" * 200_000, "9" * 200_000, "0o" + "7" * 200_000, "1" + "_1" * 100_000):
+        what = f"{text[:4]} of {len(text):,}"
+        yield Attack(f"integer {what}", _text(BASE + f"seed: {text}\n"), "digits|whole number|number")
+    yield Attack("--set integer of 100,000", _sets("seed=" + "9" * 100_000), "digits|whole number|number")
+    for text in ("1e999999999", ".nan", "-.inf", "1e-999999999"):
+        yield Attack(f"learning rate {text[:12]}", _text(BASE.replace("0.001", text)), "learning_rate")
+    for text in (str(2**64), str(2**63), "-1"):
+        yield Attack(f"seed of {text}", _text(BASE + f"seed: {text}\n"), "seed")
+
+
+def _of_files() -> Iterator[Attack]:
+    yield Attack("a tab and NUL", _text(b"a:\t\0\n"), "control characters are not allowed")
+    yield Attack("UTF-16", _text("a: 1".encode("utf-16")), "recipe.yaml")
     yield Attack("10 MB", _text("a: " + "x" * (10 << 20)), "too large")
-    yield Attack("a million lines of comments", _text(b"#\n" * 600_000), "too large")
     yield Attack("a pipe", lambda place: (os.mkfifo(place.folder / "recipe.yaml"), SHOW)[1], "regular|pipe")
     yield Attack("a device", lambda place: ("recipes", "show", "/dev/zero", "--resolved"), "regular|device")
     yield Attack("a device as it is", lambda place: ("recipes", "show", "/dev/zero"), "regular|device")
     yield Attack("a folder", lambda place: ("train", "."), "folder")
     yield Attack("standard input", lambda place: ("train", "/dev/stdin"), "regular|pipe|device")
-    for name, text in (
-        ("title", TITLE),
-        ("erase", ERASE),
-        ("C1", "\x9b2J"),
-        ("backspaces", "\b" * 9),
-        ("direction", "\u202egpj"),
-        ("color", "\x1b[5;41m"),
-        ("link", "\x1b]8;;http://x\x1b\\"),
-        ("cursor", "\x1b[3A"),
+
+
+CODES = {
+    "title": TITLE,
+    "erase": ERASE,
+    "C1": "\x9b2J",
+    "backspaces": "\b" * 9,
+    "direction": "\u202egpj",
+    "color": "\x1b[5;41m",
+    "link": "\x1b]8;;http://x\x1b\\",
+    "cursor": "\x1b[3A",
+}
+
+
+def _of_characters() -> Iterator[Attack]:
+    shown = r"\\(u00|x)(1b|9b|08)|\\u202e"
+    for name, text in CODES.items():
+        yield Attack(f"{name} in a key", _text(BASE + f'"{_quoted(text)}": 1\n'), shown)
+        yield Attack(f"{name} on the command line", lambda place, text=text: ("train", text + "x"), shown)
+    for name, text in (("title", TITLE), ("direction", CODES["direction"])):
+        yield Attack(f"{name} in a value", _text(BASE.replace("text_classification", f'"{_quoted(text)}"')), shown)
+        path = BASE.replace("train.csv", f'"{_quoted(text)}.csv"')
+        yield Attack(f"{name} in a path", _text(path, ("train", "recipe.yaml")), shown)
+        column = BASE.replace("train.csv}", f'train.csv, columns: {{text: "{_quoted(text)}"}}}}')
+        yield Attack(f"{name} in a column", _text(column, ("train", "recipe.yaml")), shown)
+        yield Attack(f"{name} in a recipe's file name", lambda place, text=text: _file_name(place, text), shown)
+        yield Attack(f"{name} in --set", _sets(f"nothing.{text}=1"), shown)
+    yield Attack("erase as an option", lambda place: ("train", "--" + ERASE), shown)
+    yield Attack("erase as a command", lambda place: (ERASE + "x",), shown)
+    yield Attack("title in a recipe shown as it is", _text(f"# {TITLE}\n{BASE}", SHOW[:3]), shown, code=0)
+    yield Attack("a name with codes", _with("name", value=TITLE), "name")
+
+
+def _quoted(text: str) -> str:
+    return "".join(f"\\u{ord(one):04x}" for one in text)
+
+
+def _of_values() -> Iterator[Attack]:
+    for path, value, says in (
+        (("name",), "n" * 5_000, "name"),
+        (("name",), "../../x", "name"),
+        (("model", "tokenizer"), "train:99999999999999999999", "tokenizer"),
+        (("model", "tokenizer"), "package:../../etc", "package"),
+        (("model", "tokenizer"), "package:os/x", "package"),
+        (("model", "source"), "x" * 5_000, "xxx"),
+        (("model", "source"), "a/b/../../../etc", "etc"),
+        (("data", "train"), "x" * 5_000 + ".csv", "xxx"),
+        (("data", "train"), "**/" * 500 + "*.csv", "train"),
+        (("evaluation", "metrics"), ["../../evil"], "evil"),
+        (("evaluation", "metrics"), ["./evil.py"], "evil"),
     ):
-        quoted = "".join(f"\\u{ord(one):04x}" for one in text)
-        yield Attack(f"{name} in a key", _text(BASE + f'"{quoted}": 1\n'))
-        yield Attack(f"{name} in a value", _text(BASE.replace("text_classification", f'"{quoted}"')))
-        yield Attack(f"{name} in a path", _text(BASE.replace("train.csv", f'"{quoted}.csv"'), ("train", "recipe.yaml")))
-        yield Attack(
-            f"{name} in a column",
-            _text(BASE.replace("train.csv}", f'train.csv, columns: {{text: "{quoted}"}}}}'), ("train", "recipe.yaml")),
-        )
-        yield Attack(f"{name} in a recipe's file name", lambda place, text=text: _file_name(place, text))
-        yield Attack(f"{name} in --set", _sets(f"nothing.{text}=1"))
-        yield Attack(f"{name} on the command line", lambda place, text=text: ("train", text.replace("\0", "") + "x"))
-        yield Attack(f"{name} as an option", lambda place, text=text: ("train", "--" + text))
-        yield Attack(f"{name} as a command", lambda place, text=text: (text + "x",))
-        yield Attack(
-            f"{name} in a recipe shown as it is",
-            _text(f"# {text}\n{BASE}", ("recipes", "show", "recipe.yaml")),
-            codes=(0, 2),
-        )
-    for path, value in (
-        (("training", "epochs"), 10**30),
-        (("training", "global_batch"), 10**30),
-        (("training", "global_batch"), 10**9),
-        (("parallel", "processes"), 10**9),
-        (("parallel", "micro_batch"), 10**20),
-        (("data", "workers"), 10**9),
-        (("options", "max_length"), 10**30),
-        (("data", "limit"), 10**40),
-        (("evaluation", "samples"), 10**30),
-        (("tracking", "log_every"), 10**30),
-        (("checkpoint", "keep"), 10**30),
-        (("training", "learning_rate"), 1e308),
-        (("data", "validation_fraction"), 1e-300),
-        (("model", "new_tokens"), ["<x>"] * 100_000),
-        (("model", "tokenizer"), "train:99999999999999999999"),
-        (("model", "tokenizer"), "package:../../etc"),
-        (("model", "tokenizer"), "package:os/x"),
-        (("model", "source"), "x" * 5_000),
-        (("model", "source"), "a/b/../../../etc"),
-        (("data", "train"), "x" * 5_000 + ".csv"),
-        (("data", "train"), "**/" * 500 + "*.csv"),
-        (("data", "train"), "train.{" + "a," * 5000 + "}"),
-        (("model", "freeze"), ["*" * 60 + "x"]),
-        (("evaluation", "metrics"), ["../../evil"]),
-        (("evaluation", "metrics"), ["./evil.py"]),
+        what = f"{'.'.join(path)}: {str(value)[:20]}"
+        yield Attack(what, _with(*path, value=value, arguments=("prepare", "recipe.yaml")), says)
+    train = ("train", "recipe.yaml", "--run-dir", "new")
+    for path, value, says in (
+        (("parallel", "processes"), 10**6, "1,000,000 processes on one machine"),
+        (("parallel", "micro_batch"), 10**20, "micro_batch"),
     ):
-        yield Attack(
-            f"{'.'.join(path)}: {str(value)[:20]}",
-            _with(*path, value=value, arguments=("prepare", "recipe.yaml")),
-            codes=(0, 1, 2),
-        )
+        yield Attack(f"{'.'.join(path)}: {value:.0e}", _with(*path, value=value, arguments=train), says, seconds=60)
 
 
 def _file_name(place: Place, text: str) -> Sequence[str]:

@@ -8,7 +8,7 @@ from tests.e2e import tiny
 from tests.hostile.attack import Given
 from tests.hostile.running import Program
 
-RESULTS: dict[str, list[tuple[str, str]]] = {}  # area -> (attack, what was wrong or "")
+RESULTS: dict[str, list[tuple[str, float]]] = {}  # area -> (what was wrong or "", seconds of processors)
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +34,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     kinds = ("executed", "leaked", "hung", "raw", "codes", "memory", "wrong")
     terminalreporter.section("hostile inputs")
     for area, found in RESULTS.items():
-        counts = ", ".join(f"{kind} {sum(kind in wrong for _, wrong in found)}" for kind in kinds)
-        terminalreporter.line(f"{area:10} {len(found):4} tried: {counts}")
-    terminalreporter.line(f"{'all':10} {sum(map(len, RESULTS.values())):4} tried")
+        counts = ", ".join(f"{kind} {sum(kind in wrong for wrong, _ in found)}" for kind in kinds)
+        terminalreporter.line(f"{area:15} {len(found):4} tried: {counts}")
+    everything = [one for found in RESULTS.values() for one in found]
+    seconds = sum(cpu for _, cpu in everything)
+    terminalreporter.line(f"{'all':15} {len(everything):4} tried in {seconds:.0f} s of processor time")

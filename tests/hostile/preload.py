@@ -1,5 +1,6 @@
 """What the process that attacks are forked from has imported."""
 
+import gc
 import os
 from contextlib import suppress
 from importlib import import_module
@@ -21,10 +22,19 @@ for _name in (
     "finetune.tasks.image_classification.task",
     "finetune.tasks.object_detection.task",
     "transformers.models.bert.modeling_bert",
+    "transformers.models.d_fine.configuration_d_fine",
     "transformers.models.llama.modeling_llama",
+    "finetune.app.predict",
+    "finetune.app.chat",
+    "finetune.app.serve",
+    "finetune.tracking.wandb_mirror",
     "PIL.Image",
     "openpyxl",
     "scipy.optimize",
+    "tests.hostile.running",
 ):
     with suppress(ImportError):
         import_module(_name)
+
+gc.collect()
+gc.freeze()  # a fork that counts these objects again would copy their memory

@@ -6,6 +6,7 @@ a user's would, so that escape codes are seen as a terminal would get them.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -14,11 +15,14 @@ import resource
 import select
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.hostile.attack import Attack
 
 SECRET = "hostile-5f1e9a7c-never-print-me"  # of the child's environment
 SECRET_NAMES = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "WANDB_API_KEY")
@@ -28,15 +32,27 @@ SHOWN = 4_000_000  # bytes of output that are kept
 
 @dataclass(frozen=True)
 class Outcome:
-    """code: exit code, minus the signal for one that was killed. memory: bytes, of the largest process. hung: it had to
-    be ended after the time that it was given.
+    """code: exit code, minus the signal for one that was killed. seconds, cpu: of the clock, and of processors over all its
+    processes. memory: bytes, of the largest process. hung: it had to be ended after the time that it was given.
     """
 
     code: int
     output: str
     seconds: float
+    cpu: float
     memory: int
     hung: bool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """As of an Attack."""
+
+    seconds: float
+    stop_after: float
+    bound: bool
+    environment: dict[str, str]
+    temporary: str
 
 
 class Program:
@@ -47,33 +63,32 @@ class Program:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["tests.hostile.preload"])
 
-    def run(self, arguments: Sequence[str], cwd: Path, *, seconds: float, stop_after: float = 0.0) -> Outcome:
-        """`finetune ARGUMENTS` in the folder `cwd`. stop_after: seconds until it gets SIGTERM; 0: it does not."""
+    def run(self, attack: Attack, arguments: Sequence[str], cwd: Path) -> Outcome:
+        """`finetune ARGUMENTS` in the folder `cwd`."""
         self.count += 1
         answer = self.folder / f"outcome-{self.count}.json"
-        process = self._context.Process(
-            target=_supervise, args=(list(arguments), str(cwd), str(answer), seconds, stop_after)
-        )
+        limits = Limits(attack.seconds, attack.stop_after, attack.bound, dict(attack.environment), str(self.folder))
+        process = self._context.Process(target=_supervise, args=(list(arguments), str(cwd), str(answer), limits))
         process.start()
-        process.join(seconds + 30)
+        process.join(limits.seconds + 30)
         if process.is_alive():
             process.kill()
-            return Outcome(-9, "", seconds, 0, True)
+            return Outcome(-9, "", limits.seconds, 0.0, 0, True)
         return Outcome(**json.loads(answer.read_text()))
 
 
-def _supervise(arguments: list[str], cwd: str, answer: str, seconds: float, stop_after: float) -> None:
+def _supervise(arguments: list[str], cwd: str, answer: str, limits: Limits) -> None:
     began = time.monotonic()
     child, terminal = pty.fork()
     if child == 0:
-        os._exit(_be_finetune(arguments, cwd))
-    output, hung, stopped = bytearray(), False, not stop_after
+        os._exit(_be_finetune(arguments, cwd, limits))
+    output, hung, stopped = bytearray(), False, not limits.stop_after
     while True:
         passed = time.monotonic() - began
-        if not stopped and passed > stop_after:
+        if not stopped and passed > limits.stop_after:
             os.kill(child, signal.SIGTERM)
             stopped = True
-        if passed > seconds:
+        if passed > limits.seconds:
             hung = True
             _end_family(child)
         if select.select([terminal], [], [], 0.05)[0]:
@@ -93,6 +108,7 @@ def _supervise(arguments: list[str], cwd: str, answer: str, seconds: float, stop
                 "code": os.waitstatus_to_exitcode(status),
                 "output": output.decode(errors="replace").replace("\r\n", "\n"),
                 "seconds": round(time.monotonic() - began, 2),
+                "cpu": round(own.ru_utime + own.ru_stime, 2),
                 "memory": max(usage.ru_maxrss, own.ru_maxrss) * 1024,
                 "hung": hung,
             }
@@ -108,7 +124,7 @@ def _end_family(child: int) -> None:
         process.kill()
 
 
-def _be_finetune(arguments: list[str], cwd: str) -> int:
+def _be_finetune(arguments: list[str], cwd: str, limits: Limits) -> int:
     """In the child: a user's process, whose preparation is forked rather than spawned, which would import all again."""
     from finetune import cli
     from finetune.app import apart
@@ -117,7 +133,11 @@ def _be_finetune(arguments: list[str], cwd: str) -> int:
 
     os.chdir(cwd)
     os.environ.update(dict.fromkeys(SECRET_NAMES, SECRET), COLUMNS="120", TERM="xterm-256color")
-    os.environ["XDG_CACHE_HOME"] = f"{cwd}/.cache"
+    os.environ.update(limits.environment, XDG_CACHE_HOME=f"{cwd}/.cache")
+    tempfile.tempdir = limits.temporary
+    _keep_hub_inside(Path(cwd))
+    if limits.bound:
+        _give_up_privileges()
     sys.argv = ["finetune", *arguments]
     fork = multiprocessing.get_context("fork")
     apart.multiprocessing = _Contexts(fork)  # type: ignore[attr-defined]
@@ -138,6 +158,26 @@ def _be_finetune(arguments: list[str], cwd: str) -> int:
         return 1
     sys.stdout.flush()
     return 0
+
+
+def _keep_hub_inside(folder: Path) -> None:
+    """The hub's cache, and the modules of code that came with models, lie in this folder."""
+    from huggingface_hub import constants
+    from transformers import dynamic_module_utils
+
+    constants.HF_HUB_CACHE = str(folder / "hub")
+    dynamic_module_utils.HF_MODULES_CACHE = str(folder / ".modules")
+
+
+def _give_up_privileges() -> None:
+    """From here on root, too, is bound by the permissions of files: without CAP_DAC_OVERRIDE and what is like it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, held = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, held)
+    for index in (0, 1):  # effective and permitted
+        held[index] &= ~0b1110
+    if libc.capset(header, held) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 class _Forking:
