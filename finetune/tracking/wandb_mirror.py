@@ -15,6 +15,7 @@ from typing import Any
 from finetune.metrics.catalogue import CATALOGUE
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
+from finetune.terminal import printable
 from finetune.tracking.atomic_files import plain
 from finetune.tracking.background import Background
 from finetune.tracking.example_history import example_history
@@ -120,12 +121,12 @@ class WandbMirror:
         run = wandb.init(
             dir=str(self._run.path),
             id=self._run.read().get("wandb", {}).get("id") or _agents_id() or self._run.id,
-            name=display_name(self._recipe),
+            name=printable(display_name(self._recipe)),
             project=tracking.project,
             entity=tracking.entity or None,
-            group=tracking.group or self._recipe.name,
+            group=printable(tracking.group or self._recipe.name),
             job_type="train",
-            tags=list(tracking.tags) or None,
+            tags=list(map(printable, tracking.tags)) or None,
             resume="allow",
             mode=mode,
             reinit="create_new",

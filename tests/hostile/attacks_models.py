@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -356,7 +357,9 @@ def _named(place: Place) -> Sequence[str]:
 
 def _no_markup_on_the_card(folder: Path) -> None:
     card = (folder / "new" / "model" / "README.md").read_text(errors="replace")
-    assert "<script>" not in card and "[a](http" not in card and "\x1b" not in card, "markup on the card"
+    bare = re.sub(r"^```.*?^```$", "", card, flags=re.DOTALL | re.MULTILINE)  # what is code is shown as it is
+    bare = re.sub(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", "", bare)
+    assert "<script>" not in bare and "[a](http" not in bare and "\x1b" not in card, "markup on the card"
     assert "alert(1)" in card, "what was to be escaped is not on the card"
     (recorded,) = folder.rglob("run-*.wandb")
     written = recorded.read_bytes()
