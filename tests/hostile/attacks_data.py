@@ -335,7 +335,9 @@ def _of_boxes() -> Iterator[Attack]:
     yield Attack("COCO file_name in a folder that images: allows", allowed, "prepared", code=0)
     yield Attack("COCO: as it should be", _coco(lambda tree: None), "prepared", code=0)
     yield Attack(
-        "COCO: boxes of 10^400", _coco(lambda t: t["annotations"][0].update(bbox=[0, 0, 10**400, 1])), "boxes.json"
+        "COCO: boxes of 10^400",
+        _coco(lambda t: t["annotations"][0].update(bbox=[0, 0, 10**400, 1])),
+        "holds a value that is not a number",
     )
     yield Attack("COCO: an id that is a list", _coco(lambda t: t["images"][0].update(id=[1])), "boxes.json")
 
