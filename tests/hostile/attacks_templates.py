@@ -55,7 +55,7 @@ def _of_memory() -> Iterator[Attack]:
         (doubling.replace("X", "[1]"), "doubling a list"),
         ("{{ '%20000000000d' % 1 }}", "width"),
         ("{{ '{:>20000000000}'.format(1) }}", "format"),
-        ("{{ 10 ** 10 ** 10 }}", "a power"),
+        ("{{ 10 ** (10 ** 10) }}", "a power"),
         ("{{ 1 << 99999999999 }}", "a shift"),
         ("{{ ('x' * 100000000) | replace('x', 'x' * 100000) }}", "replace"),
         ("{{ messages | tojson(indent=1000000000) }}", "an indent"),
