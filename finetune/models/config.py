@@ -166,6 +166,11 @@ def model_errors(source: str, shown: str = "") -> Iterator[None]:
             )
         raise UserError(f"the model {shown or source} {what}", remedy=remedy) from None
     except ODD_FILES as error:  # of settings that no library expects
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"the model {shown or source} brings Python code of its own",
+                remedy="If you trust its author, allow it: --trust-remote-code, or model.trust_remote_code in a recipe.",
+            ) from None
         what = _first_line(error)
         if type(error) not in (ValueError, ImportError):
             what = f"{type(error).__name__}: {what}"

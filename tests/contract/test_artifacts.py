@@ -110,7 +110,7 @@ def damage(folder: Path, **changes: Any) -> None:
         ({"options": {"max_length": -1}}, "max_length"),
         ({"options": {"unknown": 1}}, "unknown"),
         ({"classes": {"names": ["a"]}}, "written"),
-        ({"processor": "none"}, "none is missing"),
+        ({"processor": "none"}, "the processor is in processor/ or beside them, not in 'none'"),
     ],
 )
 def test_artifacts_that_do_not_fit_are_reported(saved: Path, changes: dict[str, Any], reason: str) -> None:

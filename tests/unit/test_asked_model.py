@@ -193,7 +193,7 @@ def test_damage_is_reported(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(UserError, match="has changed since it was written"):
         open_model(run)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="no such folder"):
         open_model("./nowhere")
     with pytest.raises(UserError, match="is not the folder of a run"):
         open_model(tmp_path, checkpoint="latest")

@@ -27,6 +27,7 @@ def recipe():
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine with a GPU that has bf16, as far as planning asks."""
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
 
     def set_gpu(present):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: present)
