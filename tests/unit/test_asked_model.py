@@ -195,5 +195,5 @@ def test_damage_is_reported(tmp_path: Path) -> None:
         open_model(run)
     with pytest.raises(UserError, match="no such folder"):
         open_model("./nowhere")
-    with pytest.raises(UserError, match="is not the folder of a run"):
+    with pytest.raises(UserError, match="not a run folder"):
         open_model(tmp_path, checkpoint="latest")
