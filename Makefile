@@ -41,8 +41,8 @@ test-fast: $(READY) ## the tests to run while working: unit, contract on three t
 	$(PYTEST) $(ONE_TRAINING)
 
 test: $(READY) ## all tests that need no GPU (under 25 minutes on 2 cores)
-	$(PARALLEL_PYTEST) -m "not gpu" tests/unit tests/contract tests/recipes tests/gpu tests/fuzz
-	$(PYTEST) -m "not gpu" tests/distributed tests/e2e tests/hostile
+	$(PARALLEL_PYTEST) -m "not gpu" tests/unit tests/contract tests/recipes tests/gpu tests/fuzz tests/hostile
+	$(PYTEST) -m "not gpu" tests/distributed tests/e2e
 
 test-gpu: $(READY) ## the tests that need CUDA, side by side (under 3 minutes on 16 cores); skipped with a reason where there is none
 	$(PYTEST) -m "gpu and not slow" -n 8 --dist worksteal -rfEs tests/gpu

@@ -142,7 +142,8 @@ def _be_finetune(arguments: list[str], cwd: str, limits: Limits) -> int:
     fork = multiprocessing.get_context("fork")
     apart.multiprocessing = _Contexts(fork)  # type: ignore[attr-defined]
     launch.subprocess = _Forking()  # type: ignore[attr-defined]
-    template_limits.SECONDS = 0.3  # the same limit, in less time
+    if not limits.stop_after:
+        template_limits.SECONDS = 0.3  # the same limit, in less time
     size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     try:
