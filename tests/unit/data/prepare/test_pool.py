@@ -174,7 +174,9 @@ def test_the_workers_end_with_their_parent(number):
         "list(map_chunks(Sleep(), [(0, 1), (1, 2), (2, 3), (3, 4)], workers=2))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
-    for _ in range(2):  # both are at work, so the parent waits: Python drops a KeyboardInterrupt that comes while it forks
+    for _ in range(
+        2
+    ):  # both are at work, so the parent waits: Python drops a KeyboardInterrupt that comes while it forks
         assert parent.stdout.readline() == b"at work\n"
     workers = psutil.Process(parent.pid).children()
     assert len(workers) == 2
