@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator
+from pydantic_core import PydanticCustomError
 
 from finetune.recipe.section import Section
 
@@ -80,6 +82,16 @@ class ModelSection(Section):
         "'*.layers.0.*'.",
     )
     trust_remote_code: bool = Field(default=False, description="Allow Python code that comes with the model to run.")
+
+    @field_validator("config")
+    @classmethod
+    def _finite_numbers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Refuses infinity and NaN, which no JSON has: stored, they would be null."""
+        try:
+            json.dumps(value, allow_nan=False, default=str)
+        except ValueError:
+            raise PydanticCustomError("no_finite_number", "holds a number that is not finite") from None
+        return value
 
     @field_validator("batch_norm", mode="before", json_schema_input_type=BatchNorm)
     @classmethod

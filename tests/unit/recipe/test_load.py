@@ -284,6 +284,8 @@ def test_numbers_where_text_is_wanted_ask_for_quotes(faults) -> None:
 def test_a_number_cannot_be_nan(faults) -> None:
     assert "training.learning_rate" in faults(GOOD, "training.learning_rate=.nan")
     assert "training.learning_rate" in faults(GOOD, "training.learning_rate=.inf")
+    for odd in ("1E400", ".nan", "[1, -.inf]"):  # stored as JSON they would be null
+        assert "not finite" in faults(GOOD, f"model.config={{rope_theta: {odd}}}")["model.config"].message
 
 
 def test_a_broken_source_does_not_make_the_list_empty(faults) -> None:
