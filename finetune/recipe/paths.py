@@ -55,6 +55,8 @@ def unusable(value: str) -> str:
     if len(value) > MAX_PATH:
         return f"a path of {len(value):,} characters"
     parts = value.split("/")
+    if value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111 - pathlib raises
+        return f"a home folder of nobody: there is no user {parts[0].removeprefix('~')!r}"
     longest = max(len(part.encode("utf-8", "surrogatepass")) for part in parts)
     if longest > MAX_NAME:
         return f"a name of {longest:,} bytes in a path"

@@ -64,6 +64,7 @@ def test_a_conversation_in_a_terminal() -> None:
         terminal.until("A A A")
         terminal.type("\x03")  # Ctrl-C
         assert "(stopped)" in terminal.until(NEXT)
+        time.sleep(0.5)  # the prompt is there a moment before the program waits at it
         terminal.type("\x03")
         assert "Ctrl-D or /exit leaves" in terminal.until(NEXT)
         for turn in range(3):
