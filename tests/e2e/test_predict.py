@@ -61,7 +61,7 @@ def test_an_undisturbed_output(place, whole):
     assert lines[5_000]["error"]["kind"] == "bad_row" and "text" in lines[5_000]["error"]["message"]
     assert all(0 <= line["score"] <= 1 for line in lines if "error" not in line)
     assert sorted(path.name for path in (place / "whole.jsonl.parts").iterdir()) == [
-        "journal.jsonl", "lock", "logs", "manifest.json", "state.json"
+        "journal.jsonl", "lock", "logs", "manifest.json", "scored.jsonl", "state.json"
     ]  # fmt: skip
     row = json.loads((place / "whole.jsonl.parts/journal.jsonl").read_text())
     assert row["rows"] == ROWS and row["errors"] == {"bad_row": 1} and 0 <= row["padding_share"] < 0.2
