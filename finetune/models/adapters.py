@@ -98,7 +98,7 @@ def save_adapter(model: nn.Module, folder: Path, *, state_dict: dict[str, Any] |
 def bring_base(folder: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill base/ of the adapter's folder, and name it as the adapter's base, where `folder` will be."""
     write(folder / BASE)
-    path, final = folder / CONFIG, folder.with_name(folder.name.removesuffix(".incomplete"))
+    path, final = folder / CONFIG, folder.with_name(folder.name.partition(".incomplete")[0])
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = str(final.resolve() / BASE)
     path.write_text(json.dumps(settings, indent=2), encoding="utf-8")

@@ -60,9 +60,10 @@ def test_a_full_disk_at_a_row_leaves_whole_rows_and_is_told(disk, workers, twelv
     with pytest.raises(Ended) as ended:
         workers.train(2, run, SHORT, "tracking.wandb=offline", signals={8: (0, -1)})
     said = str(ended.value.first)
-    assert "metrics.jsonl" in said and "No space left" in said, ended.value
+    # If ten rows fit into the last page of the file, the checkpoint of step 10 is the first that finds no space.
+    assert ("metrics.jsonl" in said and "No space left" in said) or "the disk is full" in said, ended.value
     steps = [row["step"] for row in whole_rows(run)]  # a row or two still fit into the file's last page
-    assert steps == list(range(1, len(steps) + 1)) and 7 <= len(steps) < 10
+    assert steps == list(range(1, len(steps) + 1)) and 7 <= len(steps) <= 10
     assert [open_checkpoint(path).step for path in find_checkpoints(run / "checkpoints")] == [5]
     go_on(workers, run, twelve_steps)
 
