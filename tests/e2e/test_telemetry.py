@@ -95,5 +95,5 @@ def test_a_training_whose_telemetry_all_fails_is_as_good(pool: Ranks, tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 8
     weights = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, blind)]
     assert weights[0] == weights[1]
-    assert list((whole / "predictions" / "pictures").glob("*.png"))
+    assert list((whole / "predictions" / "pictures").rglob("*.png"))
     assert not list(blind.glob("predictions/pictures/**/*.png"))
