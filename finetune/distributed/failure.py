@@ -31,6 +31,8 @@ from finetune.terminal import printable
 # What an error says when another rank has ended.
 _PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "gloo", "socket timeout")
 
+RESERVED_BYTES = 4096
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -79,6 +81,7 @@ def report_failures(rank: int, logs: Path, *, supervised: bool) -> Iterator[None
     """An exception inside ends this process: the error is written to failure-rank-*.json, the traceback to stderr (which
     is the rank's log). Without a supervising process the rank prints its error itself, unless another one was first.
     """
+    reserved = _reserve(logs, rank)
     try:
         yield
     except Exception as error:
@@ -94,6 +97,22 @@ def report_failures(rank: int, logs: Path, *, supervised: bool) -> Iterator[None
                 with suppress(OSError):
                     os.write(_TERMINAL, f"error: {printable(first.to_error())}\n".encode())
         os._exit(failure.exit_code)  # the destructors of NCCL and gloo may wait for peers that are gone
+    finally:
+        with suppress(OSError):
+            reserved.unlink(missing_ok=True)
+
+
+def _reserve(folder: Path, rank: int) -> Path:
+    """The file that a failure is written into, with its space taken now: later the disk may be full."""
+    path = _unfinished(failure_file(folder, rank))
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(" " * RESERVED_BYTES, encoding="utf-8")
+    return path
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}")
 
 
 def _print_traceback() -> None:
@@ -136,10 +155,11 @@ def write_failure(folder: Path, failure: Failure) -> None:
     text = json.dumps(asdict(failure))
     for home in filter(None, (folder, given_folder())):
         path = failure_file(home, failure.rank)
-        beside = path.with_suffix(".tmp")
+        beside = _unfinished(path)
         try:
             home.mkdir(parents=True, exist_ok=True)
-            beside.write_text(text, encoding="utf-8")
+            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT, 0o644), "w", encoding="utf-8") as file:
+                file.write(text.ljust(RESERVED_BYTES))  # over what is reserved there, which a full disk allows
             beside.replace(path)
             return
         except OSError:

@@ -55,9 +55,6 @@ def test_a_full_disk_at_a_save_is_told_with_path_and_bytes(disk, workers, twelve
     go_on(workers, run, twelve_steps)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="open: since 2026-11-27 the ranks sometimes end without a word when every write fails"
-)
 def test_a_full_disk_at_a_row_leaves_whole_rows_and_is_told(disk, workers, twelve_steps):
     run = disk / "run"
     with pytest.raises(Ended) as ended:
