@@ -46,7 +46,7 @@ def write_model(folder: Path) -> None:
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
-def make_texts(count: int) -> list[str]:
+def make_texts(count: int, median: float) -> list[str]:
     """The same ones at each start."""
     import numpy as np
     from transformers import AutoTokenizer
@@ -56,7 +56,7 @@ def make_texts(count: int) -> list[str]:
     vocabulary = AutoTokenizer.from_pretrained(resolve_model(SOURCE)).get_vocab()
     words = sorted(word for word in vocabulary if word.isalpha() and word.isascii() and len(word) > 2)
     draw = np.random.default_rng(3)
-    lengths = np.clip(draw.lognormal(np.log(32), 0.9, count), 2, 240).astype(int)
+    lengths = np.clip(draw.lognormal(np.log(median), 0.9, count), 2, 240).astype(int)
     return [" ".join(draw.choice(words, length)) for length in lengths]
 
 
@@ -85,6 +85,7 @@ def by_ranks(folder: Path, ranks: int) -> Callable[[Sequence[str]], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=600)
+    parser.add_argument("--median", type=float, default=32, help="words in the median text")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ranks", type=int, default=0, help="ours: finetune predict on so many ranks of one thread")
@@ -100,7 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "minilm"
         write_model(folder)
-        texts = make_texts(options.texts)
+        texts = make_texts(options.texts, options.median)
         ours = finetune.load(folder)
         theirs = pipeline("text-classification", model=str(folder), truncation=True, max_length=LONGEST)
 
