@@ -185,7 +185,7 @@ class _Answers:
                 )
                 for row in rows
             ]
-        for line in (*notices.lines(), *cut.report()):
+        for line in (*stream.notes, *notices.lines(), *cut.report()):
             warnings.warn(line, stacklevel=4)
         return records
 

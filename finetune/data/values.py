@@ -21,7 +21,12 @@ MISSING_WORDS = frozenset(
     )
 )
 LONGEST_WORD = max(map(len, MISSING_WORDS))
-NO_NUMBER, WORD = "no number", "word"  # kinds of odd values
+NO_NUMBER, WORD, NUMBER = "no number", "word", "number"  # kinds of odd values
+
+# Roles whose values are texts; a number in one of them is read as the text that Python writes for it.
+TEXT_ROLES = frozenset(
+    ("text", "text_pair", "prompt", "completion", "instruction", "input", "output", "source", "target", "system")
+)
 
 
 def is_missing(value: Any) -> bool:
@@ -67,6 +72,20 @@ def check_text(value: Any, name: str) -> None:
         )
 
 
+def is_number_in_text(value: Any, role: str) -> bool:
+    """Whether a role of texts has a number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and role in TEXT_ROLES
+
+
+def number_notices(row: Mapping[str, Any], mapping: Mapping[str, str]) -> list[str]:
+    """A notice for each role of texts that has a number in this row. row: by roles. mapping: role -> column."""
+    return [
+        f"{column} is a number, read as text"
+        for role, column in mapping.items()
+        if is_number_in_text(row.get(role), role)
+    ]
+
+
 class OddValues:
     """Counts of values that are read otherwise than a reader may expect, by kind and column, each with the first place."""
 
@@ -78,12 +97,16 @@ class OddValues:
         before, first = self._counts.get((kind, column), (0, place))
         self._counts[kind, column] = before + count, first
 
-    def look(self, row: Mapping[str, Any], columns: Iterable[str], place: str, *, words: bool) -> None:
-        """Count the odd values in some columns of a row. words: also cells that hold just a word such as NA."""
-        for column in columns:
+    def look(self, row: Mapping[str, Any], mapping: Mapping[str, str], place: str, *, words: bool) -> None:
+        """Count the odd values in the columns of roles. mapping: role -> column. words: also cells that hold just a word
+        such as NA.
+        """
+        for role, column in mapping.items():
             value = row.get(column)
             if isinstance(value, float) and not math.isfinite(value):
                 self.add(NO_NUMBER, column, place)
+            elif is_number_in_text(value, role):
+                self.add(NUMBER, column, place)
             elif words and isinstance(value, str) and len(value) <= LONGEST_WORD and value.strip() in MISSING_WORDS:
                 self.add(WORD, column, place)
 
@@ -103,6 +126,9 @@ class OddValues:
             values = "1 value is" if count == 1 else f"{count:,} values are"
             if kind == NO_NUMBER:
                 lines.append(f"{column}: {values} NaN or infinite, read as missing (first: {first})")
+            elif kind == NUMBER:
+                numbers = "1 value is a number" if count == 1 else f"{count:,} values are numbers"
+                lines.append(f"{column}: {numbers}, read as text (first: {first})")
             else:
                 lines.append(
                     f"{column}: {values} just a word such as nan, null, None or NA, read as text (first: {first})"

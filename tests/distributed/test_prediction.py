@@ -33,7 +33,7 @@ def predict(rows, output, *, seconds=(0.0,), dies_at="", died=(), max_errors=Non
     session = Session.open(None, precision="fp32", cpu=True)
     slowness = seconds[min(session.rank, len(seconds) - 1)]
     answerer = asking.AddingAnswerer(seconds=slowness, dies_at=dies_at if session.rank in died else "")
-    relay = None
+    relay = connection = None
     if session.is_main:
         connection = asking.keep_in_thread(asking.asked(rows, keep=("name",)), output, max_errors)
         relay = Relay(session, connection, lambda state, share: None, lambda line: None)
@@ -44,8 +44,8 @@ def predict(rows, output, *, seconds=(0.0,), dies_at="", died=(), max_errors=Non
         state = relay.wait() if relay else None
         return own, state, wait_for_figures(session, own.to_dict())
     finally:
-        if relay is not None:
-            relay.close()
+        if connection is not None:
+            connection.close()  # ends the thread at its other end, and the relay's
 
 
 @pytest.fixture

@@ -263,3 +263,10 @@ def test_a_row_that_cannot_be_loaded_ends_only_itself() -> None:
     outcomes = answers._answer([examples])
     assert outcomes[1] == RowError("bad_row", "ZeroDivisionError: in load")
     assert [outcomes[row].answer.values for row in (0, 2)] == [{"sum": ord("a")}, {"sum": ord("d")}]
+
+
+def test_a_number_in_place_of_a_text_is_a_warning(open_task: Any) -> None:
+    loaded = open_task("text_classification").loaded
+    with pytest.warns(UserWarning, match="text: 1 value is a number, read as text"):
+        (record,) = loaded.predict([{"text": 17}])
+    assert record["label"] == loaded.predict(["17"])[0]["label"]

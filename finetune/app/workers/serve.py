@@ -84,6 +84,8 @@ def model_facts(asked: AskedModel, name: str) -> ModelFacts:
         roles={role: about for role, about in card.columns.items() if role not in card.targets},
         columns=dict(recipe.data.columns),
         image="image" if "image" in card.columns else "",
+        line_role=card.role_of_lines(artifacts.options),
+        targets=tuple({name for role in card.targets for name in (role, recipe.data.columns.get(role, role))}),
         labels=tuple(artifacts.labels),
         options=tuple(option for option in OPTIONS if _takes(asked, OPTIONS[option])),
         writes=writes,

@@ -16,7 +16,7 @@ from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.content_digests import joint_digest
 from finetune.data.prepare.file_digest import contents_digest, file_digest, source_digest
 from finetune.data.sources.arrow_values import column_at, is_plain, plain
-from finetune.data.values import NO_NUMBER, OddValues, without_nan
+from finetune.data.values import NO_NUMBER, NUMBER, TEXT_ROLES, OddValues, without_nan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,17 +116,26 @@ class ArrowRows:
         return np.flatnonzero(complete)[:limit]
 
     def _odd_values(self, mapping: Mapping[str, str]) -> OddValues:
-        """NaN and infinity in the columns of roles."""
+        """NaN and infinity in the columns of roles, and numbers in those of texts."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         odd = OddValues()
         for role, name in mapping.items():
-            column, _ = self._columns[role]
+            column, classes = self._columns[role]
+            found = {}
             if pa.types.is_floating(column.type):
-                rows = pc.indices_nonzero(pc.fill_null(pc.invert(pc.is_finite(column)), False))
+                found[NO_NUMBER] = pc.invert(pc.is_finite(column))
+            if (
+                role in TEXT_ROLES
+                and not classes
+                and (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
+            ):
+                found[NUMBER] = pc.is_finite(column)
+            for kind, mask in found.items():
+                rows = pc.indices_nonzero(pc.fill_null(mask, False))
                 if len(rows):
-                    odd.add(NO_NUMBER, name, f"{self._name} row {rows[0].as_py()}", len(rows))
+                    odd.add(kind, name, f"{self._name} row {rows[0].as_py()}", len(rows))
         return odd
 
     def _value(self, role: str, row: int) -> Any:

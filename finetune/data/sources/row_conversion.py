@@ -67,7 +67,7 @@ class RowConverter:
             try:
                 if isinstance(raw, BadRow):
                     raise raw
-                odd.look(raw, self.mapping.values(), str(line), words=self.words)
+                odd.look(raw, self.mapping, str(line), words=self.words)
                 row = self._with_paths(apply_roles(raw, self.mapping))
                 check_required(row, self.required, self.mapping)
                 record = self._record(row)

@@ -105,7 +105,7 @@ class SourceStream:
             number += skipped
             for place, raw in placed:
                 if isinstance(raw, Mapping):
-                    self._odd.look(raw, asked.mapping.values(), place, words=part.words)
+                    self._odd.look(raw, asked.mapping, place, words=part.words)
                 yield asked.read(number, place, raw)
                 number += 1
         if not number:

@@ -16,7 +16,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.columns import ColumnSpec, apply_roles, check_required, value_at
 from finetune.data.image_values import resolve_image
 from finetune.data.table import Row
-from finetune.data.values import check_text, lone_surrogate, without_nan
+from finetune.data.values import OddValues, check_text, lone_surrogate, without_nan
 from finetune.errors import EmptyData
 from finetune.recipe.card import TaskCard
 
@@ -161,8 +161,13 @@ class MemoryStream:
         self.kept: Sequence[str] = list(keep)
         self.kept_types: Mapping[str, str] = {}
         self.labeled = is_labeled(card, self.columns)
-        self.notes: Sequence[str] = ()
+        self._odd = OddValues()
         self._asked = AskedRows(spec, self.columns, {column: column for column in keep})
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """See RowStream."""
+        return self._odd.notes()
 
     def identity(self) -> list[Any]:
         """Nothing outside of this process can refer to them."""
@@ -176,5 +181,8 @@ class MemoryStream:
         """The rows from number `start` on. Raises: UserError if there is none at all."""
         if not self._rows:
             raise EmptyData("there are no rows", where=self.name, remedy="Give at least one row.")
+        self._odd = OddValues()
         for number in range(start, len(self._rows)):
-            yield self._asked.read(number, f"{self.name} row {number}", self._rows[number])
+            place, raw = f"{self.name} row {number}", self._rows[number]
+            self._odd.look(raw, self.columns, place, words=False)
+            yield self._asked.read(number, place, raw)

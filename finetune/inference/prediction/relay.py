@@ -46,7 +46,6 @@ class Relay:
         self._index, self._chunks, self._done = 0, 0, 0
         self._state: State | None = None
         self._error: FinetuneError | None = None
-        self._closed = False
         self._thread = threading.Thread(target=self._work, name="relay", daemon=True)
         self._thread.start()
 
@@ -57,12 +56,6 @@ class Relay:
         assert self._state is not None, "the relay ends with a state or an error"
         return self._state
 
-    def close(self) -> None:
-        """End the thread, and with the connection the process at its other end."""
-        self._closed = True
-        self._thread.join()
-        self._connection.close()
-
     def check(self) -> None:
         """Raises: the error that ended the process that reads and writes."""
         if self._error is not None:
@@ -70,7 +63,7 @@ class Relay:
 
     def _work(self) -> None:
         try:
-            while self._state is None and self._error is None and not self._closed:
+            while self._state is None and self._error is None:
                 if self._connection.poll(LOOK_SECONDS):
                     self._take(*self._connection.recv())
                 else:

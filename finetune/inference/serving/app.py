@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -15,7 +16,7 @@ from finetune.inference.serving.asked_rows import AskedRows, parse_rows
 from finetune.inference.serving.backend import Backend
 from finetune.inference.serving.faults import RequestFault
 from finetune.inference.serving.guard import Gate, Guard
-from finetune.inference.serving.intake import Admission, Bodies, read_body, while_connected
+from finetune.inference.serving.intake import VALUE_BYTES, Admission, Bodies, read_body, while_connected
 from finetune.inference.serving.limits import Limits
 from finetune.inference.serving.messages import BatchRun, Record
 from finetune.inference.serving.metrics import Metrics
@@ -104,6 +105,7 @@ class Service:
             content_type = request.headers.get("content-type", "")
             asked = parse_rows(content_type, body, _query(request), facts, self.limits)
             del body
+            take(asked.values * VALUE_BYTES)
             with self.rows.hold(max(1, len(asked.rows))):
                 records = await while_connected(request, self._predict(asked), self.limits.answer_seconds)
         for record in records:
@@ -111,9 +113,7 @@ class Service:
                 self.metrics.errors.add(kind=record["error"]["kind"])
         errors = sum("error" in record for record in records)
         self.metrics.rows.add(len(records) - errors)
-        notices = [
-            {"row": record["row"], "notice": notice} for record in records for notice in record.pop("notices", ())
-        ]
+        notices = _gather_notices(records)
         answer = {"model": facts.name, "predictions": records, "errors": errors}
         return json_response({**answer, "notices": notices} if notices else answer)
 
@@ -122,6 +122,15 @@ class Service:
         if asked.rows:
             records = await self.backend.predict(asked.rows, top_k=asked.top_k, threshold=asked.threshold)
         return asked.merged(records)
+
+
+def _gather_notices(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """[{"row": the first one, "rows": how many, "notice": text}] of what is taken out of the records."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for notice in record.pop("notices", ()):
+            found.setdefault(notice, {"row": record["row"], "rows": 0, "notice": notice})["rows"] += 1
+    return list(found.values())
 
 
 def _query(request: Request) -> dict[str, str]:

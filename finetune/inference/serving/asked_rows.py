@@ -4,21 +4,24 @@
     application/jsonl          one row per line (also application/x-ndjson)
     image/*                    the bytes of one image
     multipart/form-data        images as files, and options as fields
-Options that have no place in the body are in the query: /predict?top_k=3.
+A row may be a text alone, which is what a line of a text file is to `finetune predict`. Options that have no place in the
+body are in the query: /predict?top_k=3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from finetune.data.columns import nearest_name
 from finetune.inference.serving.faults import RequestFault, malformed
-from finetune.inference.serving.json_body import parse_json
+from finetune.inference.serving.json_body import MOST_VALUES, count_values, parse_json, too_many_values
 from finetune.inference.serving.limits import Limits
 from finetune.inference.serving.messages import ModelFacts, Record
 from finetune.inference.serving.multipart import parse_multipart
+from finetune.inference.serving.row_keys import check_lone_row
 
 OPTIONS = ("top_k", "threshold")
 MOST_CLASSES = 1000
@@ -30,13 +33,14 @@ FORMS = "application/json, application/jsonl, image/* or multipart/form-data"
 class AskedRows:
     """rows: those that the model is to answer. faults: position in the request -> why that row is not among them.
 
-    top_k, threshold: as `finetune predict` takes them.
+    top_k, threshold: as `finetune predict` takes them. values: that the rows hold together; see count_parts.
     """
 
     rows: list[dict[str, Any]]
     top_k: int = 1
     threshold: float | None = None
     faults: dict[int, Record] = field(default_factory=dict)
+    values: int = 0
 
     def merged(self, records: list[Record]) -> list[Record]:
         """The records of `rows` and those of `faults`, each at its place in the request."""
@@ -56,10 +60,9 @@ def parse_rows(
     kind = content_type.partition(";")[0].strip().lower()
     options: dict[str, Any] = _query_options(query)
     if kind == "application/json":
-        rows, given = _json_rows(body)
+        rows, given = _json_rows(body, facts)
     elif kind in LINES:
-        lines = body.split(b"\n")
-        rows, given = [parse_json(line, what=f"line {n}") for n, line in enumerate(lines, 1) if line.strip()], {}
+        rows, given = list(_lines(body, limits.rows)), {}
     elif kind.startswith("image/"):
         rows, given = [{_image_role(facts): body}], {}
     elif kind == "multipart/form-data":
@@ -78,13 +81,29 @@ def parse_rows(
     return _checked(rows, options, facts, limits)
 
 
-def _json_rows(body: bytes) -> tuple[list[Any], dict[str, Any]]:
+def _lines(body: bytes, most: int) -> Iterator[Any]:
+    """The values of the lines that are not blank. Raises: RequestFault (413) as soon as there are too many of them."""
+    number, at, left = 1, 0, MOST_VALUES
+    for count, found in enumerate(re.finditer(rb"\S[^\n]*", body), 1):
+        if count > most:
+            raise RequestFault(413, "too_many_rows", f"more than {most:,} rows in one request", param="rows")
+        number, at = number + body.count(b"\n", at, found.start()), found.start()
+        left -= count_values(found[0], left)
+        if left < 0:
+            raise too_many_values("the body", MOST_VALUES)
+        yield parse_json(found[0], what=f"line {number}")
+
+
+def _json_rows(body: bytes, facts: ModelFacts) -> tuple[list[Any], dict[str, Any]]:
     value = parse_json(body)
     if isinstance(value, list):
         return value, {}
+    if isinstance(value, str) and facts.line_role:
+        return [value], {}
     if not isinstance(value, dict):
         raise malformed(f"the body is {_kind(value)}; send rows as objects")
     if "rows" not in value:
+        check_lone_row(value, facts, OPTIONS)
         return [value], {}
     rows = value.pop("rows")
     if not isinstance(rows, list):
@@ -119,7 +138,11 @@ def _form_rows(
 def _query_options(query: Mapping[str, str]) -> dict[str, Any]:
     for name in query:
         if name not in OPTIONS:
-            raise malformed(f"unknown option {name[:100]!r} in the query", param=name[:100], kind="unknown_option")
+            near = nearest_name(name, OPTIONS)
+            hint = f"; did you mean {near}?" if near else f"; known: {', '.join(OPTIONS)}"
+            raise malformed(
+                f"unknown option {name[:100]!r} in the query{hint}", param=name[:100], kind="unknown_option"
+            )
     return {name: _number(name, value) for name, value in query.items()}
 
 
@@ -153,24 +176,32 @@ def _checked(rows: list[Any], options: Mapping[str, Any], facts: ModelFacts, lim
         raise malformed(f"threshold is {_kind(threshold)}, not a number", param="threshold")
     if threshold is not None and not 0 <= threshold <= 1:
         raise malformed("threshold is not between 0 and 1", param="threshold")
-    kept, faults = [], {}
+    kept, faults, values = [], {}, 0
     for place, row in enumerate(rows):
+        if isinstance(row, str) and facts.line_role:
+            row = {facts.line_role: row}
         if not isinstance(row, dict):
-            raise malformed(f"row {place} is {_kind(row)}, not an object", param=f"rows[{place}]")
-        fault = _row_fault(row, facts, limits)
+            wanted = "neither an object nor a text" if facts.line_role else "not an object"
+            raise malformed(f"row {place} is {_kind(row)}, {wanted}", param=f"rows[{place}]")
+        parts = count_parts(row)
+        fault = _row_fault(row, parts, facts, limits)
         if fault is None:
             kept.append(row)
+            values += parts
         else:
             faults[place] = fault
-    return AskedRows(kept, top_k, threshold, faults)
+    return AskedRows(kept, top_k, threshold, faults, values)
 
 
-def _row_fault(row: Mapping[str, Any], facts: ModelFacts, limits: Limits) -> Record | None:
+def _row_fault(row: Mapping[str, Any], values: int, facts: ModelFacts, limits: Limits) -> Record | None:
     images = {facts.image, facts.columns.get(facts.image, facts.image)} - {""}
-    count = count_characters([value for key, value in row.items() if key not in images])
-    if count <= limits.characters:
+    characters = count_characters([value for key, value in row.items() if key not in images])
+    if characters > limits.characters:
+        message = f"{characters:,} characters, more than the server's limit of {limits.characters:,} in one row"
+    elif values > limits.values:
+        message = f"{values:,} values, more than the server's limit of {limits.values:,} in one row"
+    else:
         return None
-    message = f"{count:,} characters, more than the server's limit of {limits.characters:,} in one row"
     return {"error": {"kind": "too_long", "message": message}}
 
 
@@ -181,6 +212,12 @@ def count_characters(value: Any) -> int:
     if isinstance(value, dict):
         return sum(len(key) + count_characters(item) for key, item in value.items())
     return sum(map(count_characters, value)) if isinstance(value, list) else 0
+
+
+def count_parts(value: Any) -> int:
+    """The number of values inside lists and objects, at any depth, and of the value itself."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(count_parts, items))
 
 
 def _kind(value: Any) -> str:

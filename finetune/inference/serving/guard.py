@@ -90,7 +90,10 @@ def is_loopback(host: str) -> bool:
 
 @dataclass
 class Guard:
-    """ASGI application around another one. report: told of bugs, with their traceback. in_flight: requests now."""
+    """ASGI application around another one. report: told of bugs, with their traceback. in_flight: requests now.
+
+    answered: requests so far that were accepted before the server drained and got an answer, of any status.
+    """
 
     app: ASGIApp
     gate: Gate
@@ -98,6 +101,7 @@ class Guard:
     endpoints: Collection[str]
     report: Callable[[BaseException], None]
     in_flight: int = field(default=0)
+    answered: int = field(default=0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,14 +118,17 @@ class Guard:
             await send(message)
 
         self.in_flight += 1
+        accepted, gone = not self.gate.draining, True
         try:
-            await self._run(scope, receive, send_guarded, lambda: status)
+            gone = not await self._run(scope, receive, send_guarded, lambda: status)
         finally:
             self.in_flight -= 1
+            self.answered += accepted and bool(status) and not gone
             self.metrics.requests.add(endpoint=endpoint, status=str(status or "cut"))
             self.metrics.seconds.add(time.perf_counter() - started, endpoint=endpoint)
 
-    async def _run(self, scope: Scope, receive: Receive, send: Send, status: Callable[[], int]) -> None:
+    async def _run(self, scope: Scope, receive: Receive, send: Send, status: Callable[[], int]) -> bool:
+        """Whether the client was there to the end."""
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         try:
             self.gate.check(scope["path"], headers, scope.get("server"))
@@ -132,6 +139,7 @@ class Guard:
                 await send_fault(send, fault)
         except ClientGone:
             self.metrics.errors.add(kind="disconnected")
+            return False
         except Exception as error:
             self.metrics.errors.add(kind="bug")
             self.report(error)
@@ -139,6 +147,7 @@ class Guard:
                 await send_fault(send, RequestFault(500, "bug", "a bug in the server; its log says more"))
             else:
                 raise
+        return True
 
 
 class ClientGone(Exception):

@@ -21,6 +21,7 @@ from finetune.inference.serving.responses import until_disconnected
 Result = TypeVar("Result")
 
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 * MIB  # of a body that is too large, read so that its sender gets the answer
+VALUE_BYTES = 100  # about what a value of a row takes in memory besides its text
 REMEMBERED_SECONDS = 10.0
 LONGEST_WAIT = 60  # seconds that a client is asked to wait
 
@@ -104,7 +105,9 @@ async def while_connected(request: Request, work: Awaitable[Result], seconds: fl
 
 
 class Bodies:
-    """Bytes of the bodies that are in memory: rows alone do not bound them, since a row may be an image."""
+    """Bytes of the bodies that are in memory, and of the values made of them: the number of rows alone does not bound them,
+    since a row may be an image or a long list.
+    """
 
     def __init__(self, most: int) -> None:
         self.most, self.count = most, 0

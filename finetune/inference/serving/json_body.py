@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
-from finetune.inference.serving.faults import malformed
+from finetune.inference.serving.faults import RequestFault, malformed
 
 DEEPEST = 64  # objects and lists inside each other
+MOST_VALUES = 1_000_000  # of one body
+
+_OPENERS = (b"[", b"{", b",")  # each of them begins at most one value, or an object's key with its value
+_STRING_OR_OPENER = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{,]', re.DOTALL)
 
 
-def parse_json(body: bytes, *, what: str = "the body") -> Any:
+def parse_json(body: bytes, *, what: str = "the body", most: int = MOST_VALUES) -> Any:
     """The value of a JSON text in UTF-8.
 
     Raises: RequestFault (400) for text that is not JSON, for a key that is there twice, for NaN and Infinity, and for
-    values that are nested too deep.
+    values that are nested too deep; 413 for more than `most` values, before any of them is made: millions of empty lists
+    are few bytes, and much memory.
     """
+    if count_values(body, most) > most:
+        raise too_many_values(what, most)
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -35,11 +43,33 @@ def parse_json(body: bytes, *, what: str = "the body") -> Any:
     return value
 
 
+def too_many_values(what: str, most: int) -> RequestFault:
+    """413."""
+    message = f"{what} has more than {most:,} values: numbers, texts, lists and objects"
+    return RequestFault(413, "too_many_values", message)
+
+
+def count_values(body: bytes, most: int) -> int:
+    """The number of values in a JSON text, or a bound of it that is not more than `most`; counting ends once there are more.
+
+    The characters that begin values are counted first, as if all of them were outside of texts, which is quick.
+    """
+    bound = 1 + sum(map(body.count, _OPENERS))
+    if bound <= most:
+        return bound
+    count = 1
+    for found in _STRING_OR_OPENER.finditer(body):
+        count += body[found.start()] != 0x22
+        if count > most:
+            break
+    return count
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise malformed(f"the key {twice[:100]!r} is in one object twice", param=twice[:100])
     return made
 

@@ -23,8 +23,9 @@ class ModelFacts:
     """What the endpoints need to know of the model. name: as clients call it. task: the name of its card.
 
     roles: role -> what it holds, and columns: role -> the column of the training data. image: the role that holds an
-    image, "" for none. labels: names of the classes. writes: it generates text. chats: and has a chat template.
-    max_length: in tokens; None for none. device: what it runs on.
+    image, "" for none. line_role: the role of a row that is a text alone, "" for none. targets: roles and columns of what
+    the answer should be, which are not read. labels: names of the classes. writes: it generates text. chats: and has a
+    chat template. max_length: in tokens; None for none. device: what it runs on.
     """
 
     name: str
@@ -33,6 +34,8 @@ class ModelFacts:
     roles: dict[str, str] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     image: str = ""
+    line_role: str = ""
+    targets: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     options: tuple[str, ...] = ("top_k", "threshold")
     writes: bool = False

@@ -27,11 +27,12 @@ def parse_multipart(body: bytes, content_type: str, *, most: int) -> list[Part]:
     if not found:
         raise malformed("the content type multipart/form-data has no boundary", param="content-type")
     mark = b"--" + found["text"].encode("latin-1", "replace")
+    parts = body.count(b"\r\n" + mark) + body.startswith(mark) - 1  # the last one is the end
+    if parts > most:
+        raise malformed(f"the multipart body has {parts:,} parts, more than {most:,}")
     pieces = (b"\r\n" + body).split(b"\r\n" + mark)
     if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
         raise malformed("the multipart body has no end: it is cut, or its boundary is another one")
-    if len(pieces) - 2 > most:
-        raise malformed(f"the multipart body has {len(pieces) - 2:,} parts, more than {most:,}")
     return [_part(piece) for piece in pieces[1:-1]]
 
 

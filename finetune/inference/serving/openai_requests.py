@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.data.columns import nearest_name
-from finetune.inference.serving.asked_rows import count_characters
+from finetune.inference.serving.asked_rows import count_characters, count_parts
 from finetune.inference.serving.faults import RequestFault, malformed
 from finetune.inference.serving.limits import Limits
 from finetune.inference.serving.messages import ModelFacts, Sampling
@@ -120,6 +120,8 @@ def _asked(
                 param=own[0],
                 kind="too_long",
             )
+        if count_parts(prompt) > limits.values:
+            raise malformed(f"the prompt has more than {limits.values:,} values", param=own[0], kind="too_long")
     if given.get("n") is not None and (given["n"] is True or given["n"] != 1):
         raise malformed(
             "n is not 1: send the request several times, with another seed each", param="n", kind="unsupported"

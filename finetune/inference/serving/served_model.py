@@ -13,13 +13,18 @@ from finetune.data.bad_rows import BadRow, BadValue
 from finetune.data.columns import apply_roles, resolve_columns
 from finetune.data.image_values import base64_bytes, image_bytes, is_inline, shorten
 from finetune.data.images import image_size
+from finetune.data.prepare.notices import KEY as NOTICES
+from finetune.data.values import number_notices
 from finetune.inference.answering import Answerer, Outcome, RowError
 from finetune.inference.recording import record_outcome
 from finetune.inference.serving.messages import ModelFacts, Record
+from finetune.inference.serving.row_keys import unread_keys
 from finetune.tasks import CARDS
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import RecordOptions
 from finetune.tasks.task import Encoded, Task
+
+MOST_UNREAD = 20  # columns of a row that are listed as not read
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,19 @@ class ServedModel:
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | RowError]:
         """An example per row, or why there is none. Any number of threads may call it."""
-        read = [self._read(row) for row in rows]
+        notices: list[list[str]] = [[] for _ in rows]
+        read = [self._read(row, told) for row, told in zip(rows, notices, strict=True)]
         good = [row for row in read if not isinstance(row, BadRow)]
         encoded = iter(self._encode(good))
         outcomes: list[dict[str, Any] | RowError] = []
-        for row in read:
+        for row, told in zip(read, notices, strict=True):
             item = row if isinstance(row, BadRow) else next(encoded)
             if isinstance(item, BadValue):
                 item = item.with_columns(self.facts.columns)
-            outcomes.append(bad_row_error(item) if isinstance(item, BadRow) else item)
+            if isinstance(item, BadRow):
+                outcomes.append(bad_row_error(item))
+            else:
+                outcomes.append({**item, NOTICES: [*told, *item.get(NOTICES, ())]} if told else item)
         return outcomes
 
     def record(self, row: int, outcome: Outcome, options: RecordOptions) -> Record:
@@ -71,12 +80,21 @@ class ServedModel:
         own: TaskArtifacts = self._own.artifacts
         return own
 
-    def _read(self, row: Mapping[str, Any]) -> dict[str, Any] | BadRow:
-        """The row by roles. An image is inside of it: nothing that a client sends names a file of this machine."""
+    def _read(self, row: Mapping[str, Any], notices: list[str]) -> dict[str, Any] | BadRow:
+        """The row by roles. An image is inside of it: nothing that a client sends names a file of this machine.
+
+        notices: is given what is not read of the row, or not as it is.
+        """
         try:
-            read = apply_roles(row, row_mapping(self.facts.task, tuple(self.facts.columns.items()), tuple(row)))
+            mapping = row_mapping(self.facts.task, tuple(self.facts.columns.items()), tuple(row))
+            unread, fault = unread_keys(row, [column.partition(".")[0] for column in mapping.values()], self.facts)
+            if fault:
+                raise BadRow(fault)
+            read = apply_roles(row, mapping)
         except BadRow as bad:
             return bad
+        notices += [f"the column {shorten(name)} is not read" for name in unread[:MOST_UNREAD]]
+        notices += number_notices(read, mapping)
         if self.facts.image:
             try:
                 read[self.facts.image] = _image(read.get(self.facts.image), self.pixels)

@@ -1,7 +1,7 @@
 """The server: uvicorn on a socket that is bound already, until a signal; then what is accepted is answered, and no more.
 
 The first SIGTERM or Ctrl-C drains: new requests get 503, and the server ends when nothing is in flight, or after
-limits.drain_seconds. The second one ends it at once.
+limits.drain_seconds. The second one ends it at once. Both are said, and how many requests were answered.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Serving:
         notify: Callable[[str], None],
     ) -> None:
         self._sock, self._service, self._open_backend, self._notify = sock, service, open_backend, notify
-        self._signals = 0
+        self._signals: list[str] = []
         self._failure: FinetuneError | None = None
         self._ending = asyncio.Event()
         self._at_once = asyncio.Event()
@@ -117,9 +117,9 @@ class Serving:
         return code
 
     def _signalled(self, number: int) -> None:
-        self._signals += 1
+        self._signals.append(signal.Signals(number).name)
         self._ending.set()
-        if self._signals > 1:
+        if len(self._signals) > 1:
             self._at_once.set()
 
     def _fail(self, failure: FinetuneError) -> None:
@@ -129,14 +129,25 @@ class Serving:
 
     async def _drain(self, app: Guard, seconds: float) -> int:
         """Until nothing is in flight."""
-        if app.in_flight:
-            waiting = format_number(app.in_flight, "request")
-            self._notify(f"draining: {waiting} in flight, at most {seconds:g} seconds (again: at once)")
+        accepted, before = app.in_flight, app.answered
+        name = self._signals[0] if self._signals else "the server ends"
+        if accepted:
+            waiting = format_number(accepted, "request")
+            self._notify(f"{name}: draining {waiting}, at most {seconds:g} seconds (again: ends at once)")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while app.in_flight and loop.time() < deadline and not self._at_once.is_set() and not self._failure:
             await asyncio.sleep(POLL_SECONDS)
+        answered = app.answered - before
         if app.in_flight:
-            self._notify(f"ended with {format_number(app.in_flight, 'request')} unanswered")
+            left = format_number(app.in_flight, "request")
+            self._notify(f"ended with {left} unanswered; {answered:,} of {accepted:,} answered while draining")
             return EXIT_INTERRUPTED if self._at_once.is_set() else EXIT_FAILED
+        if not accepted:
+            self._notify(f"{name}: ended; no request was in flight")
+        elif answered < accepted:
+            gone = format_number(accepted - answered, "client")
+            self._notify(f"ended: {answered:,} of {accepted:,} requests answered; {gone} closed the connection before")
+        else:
+            self._notify(f"ended: {format_number(answered, 'request')} answered")
         return EXIT_DONE

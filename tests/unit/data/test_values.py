@@ -8,9 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.sources.source_stream import open_stream
 from finetune.data.sources.tables import open_tables
 from finetune.data.values import OddValues, check_text, lone_surrogate, without_nan
 from finetune.errors import UserError
+from finetune.recipe.data import SourceSection
 
 NAN, INF, HALF = math.nan, math.inf, "\ud83d"
 
@@ -91,8 +93,29 @@ def test_text_checks():
 
 def test_counts_are_added_up_over_files():
     one, two = OddValues(), OddValues()
-    one.look({"a": NAN, "b": "NULL"}, ["a", "b"], "one:1", words=True)
-    two.look({"a": INF, "b": "NULL"}, ["a", "b"], "two:1", words=False)
+    one.look({"a": NAN, "b": "NULL"}, {"a": "a", "b": "b"}, "one:1", words=True)
+    two.look({"a": INF, "b": "NULL"}, {"a": "a", "b": "b"}, "two:1", words=False)
     one.extend(OddValues(json.loads(json.dumps(two.to_list()))))
     assert one.notes()[0].startswith("a: 2 values are NaN or infinite") and "(first: one:1)" in one.notes()[0]
     assert len(one.notes()) == 2
+
+
+def test_numbers_in_roles_of_texts_are_counted():
+    found = OddValues()
+    for line, row in enumerate([{"review": 5, "label": 1}, {"review": 0.5}, {"review": True}, {"review": "5"}], 1):
+        found.look(row, {"text": "review", "label": "label"}, f"a:{line}", words=False)
+    assert found.notes() == ["review: 2 values are numbers, read as text (first: a:1)"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_training_and_prediction_tell_of_numbers_in_texts(read, text_card, tmp_path, name):
+    if name == "a.jsonl":
+        rows, said = read('{"text": "a", "label": "x"}\n{"text": 17, "label": "x"}\n', name)
+    else:
+        rows, said = read(pa.table({"text": [17, None], "label": ["x", "x"]}), name, on_bad_row="skip")
+    assert rows[-1]["text"] == 17
+    told = "text: 1 value is a number, read as text"
+    assert any(told in line for line in said), said
+    stream = open_stream([SourceSection(source=str(tmp_path / name))], text_card)
+    assert len(list(stream.rows())) == 2
+    assert any(note.startswith(told) for note in stream.notes), stream.notes

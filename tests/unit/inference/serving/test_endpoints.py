@@ -62,6 +62,18 @@ def test_records_are_in_order_and_a_row_fails_alone() -> None:
     assert (answer["errors"], answer["model"]) == (1, "small")
 
 
+def test_equal_notices_are_told_once_with_the_number_of_rows() -> None:
+    small = Small()
+
+    async def predict(rows: list[Any], **options: Any) -> list[Any]:
+        return [{"row": row, "notices": ["cut"] + ["odd"] * (row == 2)} for row in range(len(rows))]
+
+    small.backend.predict = predict  # type: ignore[method-assign]
+    answer = small.post("/predict", [{"text": "a"}] * 3).json()
+    assert answer["notices"] == [{"row": 0, "rows": 3, "notice": "cut"}, {"row": 2, "rows": 1, "notice": "odd"}]
+    assert answer["predictions"] == [{"row": 0}, {"row": 1}, {"row": 2}]
+
+
 def test_a_bug_is_an_answer_without_its_message(capsys: pytest.CaptureFixture[str]) -> None:
     answer = Small().post("/predict", [{"text": "bug"}])
     assert fault(answer) == (500, "bug")

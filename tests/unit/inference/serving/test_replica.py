@@ -197,3 +197,18 @@ def test_a_made_up_row_warms_the_model_up(opened: Any, name: str) -> None:
 
     warm_up(replace(model, answerer=Watched()))
     assert ran == [1]
+
+
+def test_what_is_not_read_of_a_row_is_told_and_a_misspelled_column_is_refused(opened: Any) -> None:
+    model = opened["text_classification"][1]
+    rows = [
+        {"text": "fine", "id": 5},
+        {"text": 17},
+        {"text": "fine", "text_pairs": "film"},
+        {"text": "fine", "text_pair": "film"},
+    ]
+    unread, number, misspelled, both = model.encode(rows)
+    assert unread["notices"] == ["the column id is not read"]
+    assert number["notices"] == ["text is a number, read as text"]
+    assert isinstance(misspelled, RowError) and "did you mean text_pair?" in misspelled.message
+    assert not both.get("notices")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from finetune.inference.serving.asked_rows import AskedRows, parse_rows
 from finetune.inference.serving.faults import RequestFault
-from finetune.inference.serving.json_body import parse_json
+from finetune.inference.serving.json_body import count_values, parse_json
 from finetune.inference.serving.limits import Limits
 from finetune.inference.serving.messages import ModelFacts
 from finetune.inference.serving.openai_requests import read_chat, read_completion
 from tests.unit.inference.serving.small_backend import FACTS, WRITING
 
 LIMITS = Limits(rows=4, characters=100)
+TEXTS = replace(FACTS, line_role="text", columns={"text": "review"}, targets=("label",))
 IMAGES = ModelFacts("eyes", "object_detection", columns={"image": "photo"}, image="image", options=("threshold",))
 JSON = "application/json"
 
@@ -34,6 +37,87 @@ def test_rows_are_one_a_list_or_under_rows(body: Any) -> None:
 
 def test_rows_are_lines() -> None:
     assert rows_of(b'{"text": "a"}\r\n\n{"text": "b"}\n', "application/x-ndjson").rows == [{"text": "a"}, {"text": "b"}]
+
+
+@pytest.mark.parametrize("body", ["a", ["a"], {"rows": ["a"]}, [{"text": "a"}]])
+def test_a_row_may_be_a_text_alone(body: Any) -> None:
+    assert rows_of(body, facts=TEXTS).rows == [{"text": "a"}]
+    assert rows_of(b'"a"\n"b"', "application/jsonl", TEXTS).rows == [{"text": "a"}, {"text": "b"}]
+    assert rows_of(["aGk="], facts=replace(IMAGES, line_role="image")).rows == [{"image": "aGk="}]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"row": [{"text": "a"}]}, "did you mean rows"),
+        ({"Rows": []}, "did you mean rows"),
+        ({"text": "a", "top_k": 3}, "into the query"),
+        ({"text": "a", "topk": 3}, "did you mean top_k"),
+        ({"txt": "a"}, "did you mean text"),
+        ({"reviews": "a"}, "did you mean review"),
+        ({"quite": "other"}, "a row with review or text"),
+        ({}, "without keys"),
+    ],
+)
+def test_an_object_that_is_neither_rows_nor_a_row(body: Any, told: str) -> None:
+    with pytest.raises(RequestFault) as fault:
+        rows_of(body, facts=TEXTS)
+    assert (fault.value.status, fault.value.kind) == (400, "unknown_option")
+    assert told in fault.value.message
+
+
+@pytest.mark.parametrize("body", [{"review": "a", "label": "x", "id": 5}, {"sentence": "a"}])
+def test_a_lone_row_may_have_columns_of_its_own(body: Any) -> None:
+    assert rows_of(body, facts=TEXTS).rows == [body]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"[]," * 3_000_000 + b"[]]",
+        b"[" + b'"",' * 3_000_000 + b'""]',
+        b'{"rows": [' + b"{}," * 3_000_000 + b"{}]}",
+        b'[{"a": [' + b"0," * 3_000_000 + b"0]}]",
+        b'["' + b'\\",[' * 3_000_000,
+    ],
+)
+def test_millions_of_values_are_refused_before_they_are_made(body: bytes) -> None:
+    began = time.monotonic()
+    with pytest.raises(RequestFault) as fault:
+        rows_of(body)
+    assert fault.value.status in (400, 413)
+    assert time.monotonic() - began < 5
+    with pytest.raises(RequestFault):
+        rows_of(b"\n \r\n" * 1_000_000 + b"[]\n" * 1_000_000, "application/jsonl")
+
+
+def test_commas_and_brackets_of_texts_are_no_values() -> None:
+    text = "[,{" * 20 + '"'
+    assert count_values(json.dumps([text] * 3).encode(), 50) == 4
+    assert rows_of([{"text": text}]).rows == [{"text": text}]
+    assert count_values(b'"\\\\",1,2,3,4', 3) == 4
+
+
+def test_a_row_of_many_values_is_alone_in_that() -> None:
+    limits = Limits(values=50)
+    body = json.dumps([{"text": "a"}, {"text": [[[]] * 20, {"a": {}}] * 3}]).encode()
+    asked = parse_rows(JSON, body, {}, FACTS, limits)
+    assert asked.faults[1]["error"]["kind"] == "too_long" and "values" in asked.faults[1]["error"]["message"]
+    assert (len(asked.rows), asked.values) == (1, 2)
+
+
+def test_many_parts_of_a_form_are_counted_before_they_are_cut() -> None:
+    body = b"--X\r\n" * 2_000_000 + b"--X--\r\n"
+    with pytest.raises(RequestFault, match="2,000,000 parts"):
+        rows_of(body, "multipart/form-data; boundary=X", IMAGES)
+
+
+def test_a_key_twice_among_many_is_found_at_once() -> None:
+    body = b"{" + b",".join(b'"%d":0' % number for number in range(200_000)) + b',"199999":0}'
+    began = time.monotonic()
+    with pytest.raises(RequestFault, match="'199999' is in one object twice"):
+        rows_of(body)
+    assert time.monotonic() - began < 5
 
 
 def test_options_are_beside_rows_or_in_the_query() -> None:

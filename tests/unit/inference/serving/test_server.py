@@ -173,6 +173,25 @@ def test_sigterm_answers_what_is_accepted_and_refuses_what_comes(server: Server)
         assert httpx.get(f"{server.address}/health").json()["status"] == "draining"
         assert b'"length":9' in everything(sock)
     assert server.process.wait(10) == 0
+    assert server.process.stdout is not None
+    first, last = server.process.stdout.read().splitlines()
+    assert first.startswith("SIGTERM: draining 1 request, at most 30 seconds")
+    assert last == "ended: 1 request answered"
+
+
+def test_a_client_that_leaves_while_the_server_drains_is_not_counted_as_answered(server: Server) -> None:
+    with server.connect() as stays:
+        stays.sendall(request_of([{"text": "sleep 0.8"}]))
+        with server.connect() as leaves:
+            leaves.sendall(request_of([{"text": "sleep 30"}]))
+            while server.in_flight() < 2:
+                time.sleep(0.02)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+        assert b'"length":9' in everything(stays)
+    assert server.process.wait(10) == 0
+    assert server.process.stdout is not None
+    assert "ended: 1 of 2 requests answered; 1 client closed" in server.process.stdout.read()
 
 
 def test_draining_ends_in_time_and_says_what_is_lost() -> None:
@@ -196,6 +215,8 @@ def test_a_second_signal_ends_it_at_once(server: Server) -> None:
         began = time.monotonic()
         assert server.end(signal.SIGINT) == 130
         assert time.monotonic() - began < 4
+    assert server.process.stdout is not None
+    assert "ended with 1 request unanswered" in server.process.stdout.read()
 
 
 def test_an_idle_server_ends_within_a_second(server: Server) -> None:
@@ -203,6 +224,8 @@ def test_an_idle_server_ends_within_a_second(server: Server) -> None:
         began = time.monotonic()
         assert server.end() == 0
         assert time.monotonic() - began < 2
+    assert server.process.stdout is not None
+    assert server.process.stdout.read() == "SIGTERM: ended; no request was in flight\n"
 
 
 def test_a_stream_ends_with_its_reader() -> None:
