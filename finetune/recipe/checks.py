@@ -63,6 +63,8 @@ def warnings(context: CheckContext) -> list[str]:
         found.append(f"{place(('adapter',))}: an adapter on random weights (model.init: config) trains next to nothing")
     if context.draft.is_written(("evaluation", "best")) and not _has_validation(recipe):
         found.append(f"{place(('evaluation', 'best'))}: evaluation.best has no effect without validation data")
+    if recipe.evaluation.at_start and not _has_validation(recipe):
+        found.append(f"{place(('evaluation', 'at_start'))}: evaluation.at_start has no effect without validation data")
     if recipe.model.trust_remote_code:
         found.append(f"{place(('model', 'trust_remote_code'))}: Python code that comes with the model will be run")
     if keys := rounding_keys(_deepspeed_config(recipe) or {}):

@@ -15,6 +15,10 @@ KeepAfterTraining = Literal["all", "best", "none"]
 class EvaluationSection(Section):
     metrics: list[str] | None = Field(default=None, description="Names of metrics. Default: those of the task.")
     every: Every = Field(default="epoch", description="epoch: after each epoch; N: every N steps.")
+    at_start: bool = Field(
+        default=False,
+        description="Evaluate before the first step, too: the report compares the trained model with the untrained one.",
+    )
     best: str = Field(
         default="", description="Metric that selects the best checkpoint. Default: that of the task, or loss."
     )

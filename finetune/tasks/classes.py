@@ -22,6 +22,7 @@ from finetune.data.prepare.label_survey import (
     declared_names,
     label_form,
     label_notes,
+    labels_by_class,
     look_alike_notes,
     whole_table,
 )
@@ -133,8 +134,12 @@ def _classes_by_position(
 
 
 def describe_labels(facts: Facts, table: Table, classes: Classes, *, role: str = "label", kind: Kind = None) -> None:
-    """Notes on how the labels of a split are written, and how many of its rows have none. kind: None for one per row."""
+    """How many of a split's rows each class has; notes on how the labels are written, and how many rows have none.
+
+    kind: None for one label per row.
+    """
     facts.notes += label_notes(table, role, classes.lookup, kind=kind)
+    facts[f"{table.name} classes"] = labels_by_class(table, role, classes.lookup, kind=kind)
 
 
 def choose_classes(

@@ -31,6 +31,9 @@ MAX_TABLE_ROWS = 1_000
 _NOT_FIGURES = ("step", "epoch", "split", "time")
 
 
+_DISTRIBUTIONS = ("lengths", "class_balance")  # facts that are no columns for a table of runs
+
+
 class WandbMirror:
     """A Listener. Mode `auto`: online if there is an API key (environment, netrc), otherwise offline.
 
@@ -138,7 +141,8 @@ class WandbMirror:
             split: {"rows": record["rows"], "digest": record.get("content", "")}
             for split, record in (self._run.read().get("data") or {}).items()
         }
-        known = {"facts": mask(plain(facts)), "data_digests": data}
+        few = {key: value for key, value in facts.items() if key not in _DISTRIBUTIONS}
+        known = {"facts": mask(plain(few)), "data_digests": data}
         run.config.update({**shown(self._recipe), **known}, allow_val_change=True)
         run.define_metric("step")
         for split in ("train", "validation", "test"):

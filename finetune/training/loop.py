@@ -161,6 +161,8 @@ class Loop:
         self.engine.model.train()  # what is loaded pretrained comes in evaluation mode
         if self.progress.step == 0:
             self.samples.show(self.datasets, "before", 0)
+            if self.recipe.evaluation.at_start and "validation" in self.datasets:
+                self.measure("validation")  # no checkpoint has these weights, so they are never the best ones
         for result in self.steps():
             improved = self._evaluate() if self._due(self.recipe.evaluation.every) else False
             if improved or result.stop or self._due(self.recipe.checkpoint.every):

@@ -11,6 +11,7 @@ import torch
 
 from finetune.distributed.session import Session
 from finetune.events import Listener
+from finetune.training.energy import EnergyMeter, gpus_of
 from finetune.training.step import StepResult
 from finetune.training.telemetry import Telemetry
 from finetune.training.timing import Timing, advise
@@ -25,6 +26,12 @@ class StepLogger:
         self.session, self.listener, self.log_every = session, listener, log_every
         self.timing = Timing(session, log_every)
         self.telemetry = Telemetry(listener.message if session.is_main else None)
+        counted: list[str] = []
+        if session.is_main and session.device.type == "cuda":
+            counted = self.telemetry.run(
+                "measuring energy", lambda: gpus_of(session.device, session.local_world_size), counted
+            )
+        self.energy = EnergyMeter(counted)
         self._advised: set[str] = set()
         self._units = self._padding = self._positions = 0
         self._seconds = self._whole = 0.0
@@ -45,6 +52,7 @@ class StepLogger:
             **self._known,
             **figures,
             "units_per_second": self._units / max(self._seconds, 1e-9),
+            "positions_per_second": (self._positions - self._padding) / max(self._seconds, 1e-9),
             "padding_share": self._padding / max(self._positions, 1),
         }
         memory = self.telemetry.run("measuring memory", lambda: _memory_bytes(self.session.device), 0)
@@ -74,7 +82,9 @@ class StepLogger:
             return
         if self.timing.failure:
             self.telemetry.switch_off("measuring where a step's seconds go", self.timing.failure)
-        self.row(step, epoch, "train", {**now, **timing})
+        joules = self.telemetry.run("measuring energy", self.energy.joules, None)
+        energy = {} if joules is None else {"energy_joules": joules}
+        self.row(step, epoch, "train", {**now, **timing, **energy})
         late = timing and step > self.log_every and self._whole >= ADVICE_AFTER
         advice = (
             self.telemetry.run("advice on speed", lambda: advise(timing, shared_cpu=self._shares_cpu()), None)

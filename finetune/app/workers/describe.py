@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from finetune.app.workers.context import TrainingContext
+from finetune.app.workers.distributions import class_balance, length_histograms
 from finetune.distributed.tensor_parallel import whole_shape
 from finetune.models.quantized import stored_bytes
 from finetune.planning.deepspeed import offloads
@@ -61,4 +62,6 @@ def describe(context: TrainingContext) -> dict[str, Any]:
         "accumulation": plan.batch.accumulation,
         "examples": {split: len(examples) for split, examples in context.datasets.items()},
         **context.facts.simple(),
+        "lengths": length_histograms(context.datasets),
+        "class_balance": class_balance(context.facts.values, context.datasets),
     }

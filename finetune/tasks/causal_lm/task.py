@@ -43,6 +43,7 @@ from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import is_concatenated, settle_packing
 from finetune.tasks.text.supervised_tokens import forward_with_loss
 from finetune.tasks.text.tools_file import load_tools
+from finetune.tasks.text.turns import prompt_turns
 from finetune.tasks.vision.drawing import Pictures
 
 
@@ -182,6 +183,7 @@ class CausalLM:
                 "input": tokenizer.decode(prompt),
                 "expected": tokenizer.decode(reply_ids, skip_special_tokens=True).strip(),
                 "predicted": reply,
+                "turns": prompt_turns(tokenizer, prompt),
             }
             for example, prompt, reply_ids, reply in zip(examples, prompts, expected, replies, strict=True)
         ]

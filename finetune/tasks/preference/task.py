@@ -43,6 +43,7 @@ from finetune.tasks.text.padding_free import collate_texts, is_concatenated, set
 from finetune.tasks.text.preference_pairs import pair_texts
 from finetune.tasks.text.supervised_tokens import forward_with_loss, supervised_targets
 from finetune.tasks.text.tools_file import load_tools
+from finetune.tasks.text.turns import prompt_turns
 from finetune.tasks.vision.drawing import Pictures
 
 REFERENCE, REJECTED_REFERENCE = "reference", "rejected_reference"  # columns of reference log-probabilities
@@ -225,16 +226,17 @@ class Preference:
         synced: bool,
         pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
-        """Replies, and which of two the model prefers by its rewards (KTO: whether it likes the one)."""
+        """Prompts and replies, and which of two the model prefers by its rewards (KTO: whether it likes the one)."""
         with eval_mode(model) as device:
             batch = self.collate(artifacts, examples).to(device)
             outputs = self.forward(model, batch)
             answers, scores = self.decode(artifacts, outputs, batch), self.score(artifacts, outputs, batch)
-        rows = []
-        for answer, score in zip(answers, scores, strict=True):
+        tokenizer, rows = artifacts.processor, []
+        for answer, score, example in zip(answers, scores, examples, strict=True):
             expected, predicted = _verdict(answer, score)
-            text = "\n\n".join(f"{name}: {reply}" for name, reply in answer.shown.items())
-            rows.append({"id": str(answer.id), "input": text, "expected": expected, "predicted": predicted})
+            prompt = list(map(int, example["input_ids"][: int(example["span"][0])]))
+            row = {"id": str(answer.id), "input": tokenizer.decode(prompt), **answer.shown}
+            rows.append({**row, "expected": expected, "predicted": predicted, "turns": prompt_turns(tokenizer, prompt)})
         return rows
 
 

@@ -165,7 +165,8 @@ class RewardModel:
         return [
             {
                 "id": str(answer.id),
-                "input": f"chosen: {answer.shown['chosen']}\n\nrejected: {answer.shown['rejected']}",
+                "chosen": str(answer.shown["chosen"]),
+                "rejected": str(answer.shown["rejected"]),
                 "expected": "chosen",
                 "predicted": "chosen"
                 if answer.values["chosen_reward"] > answer.values["rejected_reward"]

@@ -27,7 +27,7 @@ from finetune.tasks.sequence_regression.data import encode_rows
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_sequence_model
 from finetune.tasks.text.dataset import text_dataset
-from finetune.tasks.text.inputs import input_texts, training_texts
+from finetune.tasks.text.inputs import input_texts, shown_texts, training_texts
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import collate_texts, settle_packing
 from finetune.tasks.vision.drawing import Pictures
@@ -70,7 +70,8 @@ class SequenceRegression:
         if "label" in examples[0]:
             targets["labels"] = torch.tensor([float(example["label"]) for example in examples], dtype=torch.float32)
         ids = tuple(int(example["id"]) for example in examples)
-        return Batch(ids, inputs, targets, padding=padding, positions=inputs["input_ids"].numel())
+        meta: dict[str, Any] = dict(shown_texts(examples))
+        return Batch(ids, inputs, targets, meta, padding=padding, positions=inputs["input_ids"].numel())
 
     def weight(self, batch: Batch) -> int:
         """Examples."""
@@ -90,7 +91,7 @@ class SequenceRegression:
         return LOSSES[artifacts.options.loss](values, batch.targets["labels"], reduction="none")
 
     def decode(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Answer]:
-        """The number; the text as the model saw it."""
+        """The number; the text."""
         values = outputs.logits.detach().squeeze(-1).float().tolist()
         rows = zip(batch.ids, values, input_texts(artifacts, batch), strict=True)
         return [Answer(id, {"value": value}, {"text": text}) for id, value, text in rows]

@@ -18,7 +18,7 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.records import ASKED
 from finetune.tasks.task import Encoded, Task
-from finetune.tasks.text.inputs import is_cut_notice
+from finetune.tasks.text.inputs import SHOWN, is_cut_notice, shown_text
 from finetune.tasks.text.lengths import describe_lengths
 from finetune.tasks.text.row_values import TOOL_ROLES
 from finetune.tasks.text.selection import SplitExamples, drop_marked
@@ -35,15 +35,18 @@ def num_tokens(example: dict[str, Any]) -> int:
 
 
 def encode_with_targets(
-    task: Task, artifacts: TaskArtifacts, columns: Mapping[str, str], rows: Sequence[Row]
+    task: Task, artifacts: TaskArtifacts, columns: Mapping[str, str], with_texts: bool, rows: Sequence[Row]
 ) -> list[Encoded]:
     """`task.encode`, as a function that can be sent to a worker process. Reasons name columns as the data does.
 
     columns: role -> column. What is cut is not told row by row: `describe_lengths` says it of the whole split.
+    with_texts: keep the beginning of each row's text beside its tokens, for people.
     """
     encoded = task.encode(artifacts, rows, with_targets=True)
-    for item in encoded:
+    for item, row in zip(encoded, rows, strict=True):
         if not isinstance(item, BadRow):
+            if with_texts:
+                item[SHOWN] = shown_text(row)
             item.pop(ASKED, None)
             if NOTICES in item:
                 item[NOTICES] = [notice for notice in item[NOTICES] if not is_cut_notice(notice)]
@@ -95,10 +98,11 @@ def text_dataset(
     for the reported counts. split_at: longer examples become several of at most that many tokens (0: never).
     Raises: UserError for bad rows where data.on_bad_row is error, and where no example is left.
     """
+    with_texts = table.name != "train" and not {"text_pair", "tokens"}.isdisjoint(task.card.columns)
     encoded = encode(
         table,
-        partial(encode_with_targets, task, artifacts, dict(table.columns)),
-        key=json.dumps([fingerprint(artifacts.processor), *key]),
+        partial(encode_with_targets, task, artifacts, dict(table.columns), with_texts),
+        key=json.dumps([fingerprint(artifacts.processor), *key, with_texts]),
         on_bad_row=plan.recipe.data.on_bad_row,
         cost=cost,
     )

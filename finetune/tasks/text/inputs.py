@@ -5,7 +5,7 @@ Used by text classification, sequence regression and reward models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
@@ -16,6 +16,7 @@ from finetune.tasks.batch import Batch
 from finetune.tasks.text.padding_free import split_rows
 
 SHOWN_CHARACTERS = 400
+SHOWN = "shown"  # the key of an example, and of a batch's `meta`, that holds the texts of rows as they are written
 
 Tokens = dict[str, list[int]]
 
@@ -108,6 +109,20 @@ def text_and_pair(row: Row) -> list[str]:
     return texts
 
 
+def shown_text(row: Row) -> str | list[str]:
+    """The beginning of a row's text, or of both, as they are written; of a row of words all of them."""
+    words = row.get("tokens")
+    if isinstance(words, (list, tuple)):
+        return [str(word) for word in words]
+    parts = [str(row[role]) for role in ("text", "text_pair") if row.get(role) is not None]
+    return "\n\n".join(part[:SHOWN_CHARACTERS] for part in parts)
+
+
+def shown_texts(examples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """`meta` of a batch whose examples have their texts with them; {} for others."""
+    return {SHOWN: [example[SHOWN] for example in examples]} if SHOWN in examples[0] else {}
+
+
 def training_texts(table: Table) -> Iterator[str]:
     """Texts for a tokenizer that is trained on them."""
     for row in table:
@@ -115,7 +130,11 @@ def training_texts(table: Table) -> Iterator[str]:
 
 
 def input_texts(artifacts: TaskArtifacts, batch: Batch, *, special: bool = False) -> list[str]:
-    """Each row's text as the model saw it, cut to SHOWN_CHARACTERS; special: with marks such as [SEP]."""
+    """Each row's text as it is written, where the examples have it with them; otherwise as the model saw it. Cut to
+    SHOWN_CHARACTERS. special: as the model saw it, with marks such as [SEP].
+    """
+    if SHOWN in batch.meta and not special:
+        return list(batch.meta[SHOWN])
     rows = [row.tolist() for row in split_rows(batch.inputs)]
     texts = artifacts.processor.batch_decode(rows, skip_special_tokens=not special)
     return [text[:SHOWN_CHARACTERS] for text in texts]

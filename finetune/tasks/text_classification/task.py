@@ -38,7 +38,7 @@ from finetune.tasks.records import Fields, class_fields, class_record, refuse_op
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import SEQUENCE_HEAD, build_sequence_model
 from finetune.tasks.text.dataset import text_dataset
-from finetune.tasks.text.inputs import input_texts, training_texts
+from finetune.tasks.text.inputs import input_texts, shown_texts, training_texts
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import collate_texts, settle_packing
 from finetune.tasks.text_classification.card import CARD
@@ -101,6 +101,7 @@ class TextClassification:
             ids=tuple(int(example["id"]) for example in examples),
             inputs=inputs,
             targets=targets,
+            meta={**shown_texts(examples)},
             padding=padding,
             positions=inputs["input_ids"].numel(),
         )
@@ -119,7 +120,7 @@ class TextClassification:
         return classification_loss_sum(outputs.logits, batch.targets["labels"], label_smoothing=smoothing)
 
     def decode(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Answer]:
-        """Class and scores; the text as the model saw it."""
+        """Class and scores; the text."""
         shown = [{"text": text} for text in input_texts(artifacts, batch)]
         return class_answers(outputs.logits, batch, artifacts.labels, shown, several=_several(artifacts))
 

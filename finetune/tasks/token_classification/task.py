@@ -32,6 +32,7 @@ from finetune.tasks.records import ASKED, Fields, refuse_options
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_text_model
 from finetune.tasks.text.dataset import text_dataset
+from finetune.tasks.text.inputs import SHOWN, shown_texts
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import collate_texts, is_concatenated, settle_packing, split_rows, split_values
 from finetune.tasks.token_classification.card import CARD
@@ -115,6 +116,7 @@ class TokenClassification:
             meta={
                 "firsts": [_integers(example["firsts"]) for example in examples],
                 ASKED: [example.get(ASKED, {}) for example in examples],
+                **shown_texts(examples),
             },
             padding=padding,
             positions=shape[0] * shape[1],
@@ -201,17 +203,21 @@ class TokenClassification:
             {
                 "id": str(answer.id),
                 "input": " ".join(words[row]),
-                "expected": " ".join(names[tag] for tag in batch.targets["tags"][row]),
-                "predicted": " ".join(names[tag] for tag in answer.values["tags"]),
+                "expected": tagged_text(words[row], batch.targets["tags"][row], names),
+                "predicted": tagged_text(words[row], answer.values["tags"], names),
             }
             for row, answer in enumerate(answers)
         ]
 
 
 def _words(artifacts: TaskArtifacts, batch: Batch) -> list[list[str]]:
-    """The words of each example, as the model saw them."""
-    rows = zip(split_rows(batch.inputs), batch.meta["firsts"], strict=True)
-    return [input_words(artifacts, ids.tolist(), firsts) for ids, firsts in rows]
+    """The words of each example: as they are written where it has them with it, otherwise as the model saw them."""
+    rows = list(zip(split_rows(batch.inputs), batch.meta["firsts"], strict=True))
+    written = batch.meta.get(SHOWN) or [[]] * len(rows)
+    return [
+        list(words) if len(words) == len(firsts) else input_words(artifacts, ids.tolist(), firsts)
+        for (ids, firsts), words in zip(rows, written, strict=True)
+    ]
 
 
 def _integers(values: Any) -> list[int]:

@@ -1,9 +1,10 @@
-"""What a model would reach that does not look at its input: always the most frequent class, always the mean."""
+"""What a model would reach that does not look at its input: always the most frequent class, always the mean, nothing found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,11 @@ from finetune.tracking.judgement.predictions import Columns, Predictions
 
 MAJORITY = "always the most frequent class"
 MEAN = "always the mean"
+SAME = "the same reward for all replies"
+NO_ENTITY = "no entity anywhere"
+NO_BOX = "no box anywhere"
+OUTSIDE = "O"
+UNRELATED = ("pearson", "spearman")  # correlations, which a constant has none of: 0
 
 
 def baseline(predictions: Predictions, metrics: Iterable[str]) -> tuple[str, dict[str, float]]:
@@ -27,13 +33,15 @@ def baseline(predictions: Predictions, metrics: Iterable[str]) -> tuple[str, dic
     for metric in metrics:
         entry = figure_of(metric, guessing)
         value = entry[1](entry[0]) if entry is not None else None
+        if entry is not None and value is None and metric in UNRELATED:
+            value = 0.0
         if value is not None:
             figures[metric] = value
     return (name, figures) if figures else ("", {})
 
 
 def _references(columns: Columns) -> Columns:
-    return {field: columns[field] for field in ("reference", "target") if field in columns}
+    return {field: columns[field] for field in ("reference", "target", "reference_tags", "objects") if field in columns}
 
 
 def _constant(predictions: Predictions) -> tuple[str, Columns]:
@@ -54,4 +62,20 @@ def _constant(predictions: Predictions) -> tuple[str, Columns]:
         }
     if "target" in columns and columns["target"].dtype == np.float64:
         return MEAN, {"value": np.full(count, columns["target"].mean())}
+    if {"chosen_reward", "rejected_reward"} <= columns.keys():
+        rewards = {field: columns[field] * 0.0 for field in ("chosen_reward", "rejected_reward")}  # NaN stays: no reply
+        return SAME, rewards
+    if "reference_tags" in columns and OUTSIDE in (predictions.labels or ()):
+        outside = (predictions.labels or []).index(OUTSIDE)
+        return NO_ENTITY, {"tags": _objects([outside] * len(tags) for tags in columns["reference_tags"])}
+    if "objects" in columns:
+        return NO_BOX, {"detections": _objects({"boxes": [], "labels": [], "scores": []} for _ in range(count))}
     return "", {}
+
+
+def _objects(values: Iterable[Any]) -> np.ndarray:
+    """Python values as a column: object [examples]."""
+    found = list(values)
+    column = np.empty(len(found), object)
+    column[:] = found
+    return column

@@ -52,8 +52,19 @@ def intervals(predictions: Predictions, metrics: Iterable[str]) -> dict[str, Int
         numbers = all(column.dtype != object for column in columns.values())
         interval = _bootstrap(columns, figure) if numbers else _jackknife(columns, figure)
         if interval is not None:
-            found[name] = interval
+            found[name] = _opened(name, interval, len(predictions))
     return found
+
+
+def _opened(name: str, interval: Interval, count: int) -> Interval:
+    """Where all examples are right, or none, no resample differs: then what an event that `count` examples did not show
+    may still have as its probability (exact binomial interval; Clopper and Pearson 1934). Of metrics between 0 and 1.
+    """
+    bounded = name in CATALOGUE and CATALOGUE[name].direction == "max"
+    if not bounded or interval.low != interval.high or interval.low not in (0.0, 1.0):
+        return interval
+    unseen = 1 - 0.025 ** (1 / count)
+    return Interval(0.0, unseen) if interval.low == 0 else Interval(1 - unseen, 1.0)
 
 
 def figure_of(name: str, predictions: Predictions) -> tuple[Columns, Figure] | None:

@@ -77,6 +77,8 @@ def judge(
     if calibration_error is not None and calibration_error > UNCALIBRATED:
         reasons.append(f"scores are off by {calibration_error:.0%} on average (expected calibration error)")
         steps.append("Do not read the scores as probabilities; label smoothing or fewer epochs bring them nearer.")
+    if not evaluated.baselines:
+        steps.append("Set evaluation.at_start: true, so that the model before training is measured, too.")
     if not steps:
         steps.append("Look at the worst examples and at the confusions below: errors in labels show there first.")
     return Verdict(mark, line, tuple(reasons), tuple(steps))

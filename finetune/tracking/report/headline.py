@@ -51,8 +51,9 @@ def best_evaluation(run: Run, facts: Mapping[str, Any], curves: Curves, metric: 
     As the summary says, or the label checkpoints/best while the run trains; otherwise from the curve.
     """
     series = curves.get(("validation", metric))
-    if series is None:
+    if series is None or not (series.steps > 0).any():  # measured before training alone (evaluation.at_start)
         return None
+    series = Series(*(column[series.steps > 0] for column in (series.steps, series.epochs, series.values)))
     steps = series.steps.astype(int).tolist()
     labeled = step_of(labeled_name(run.checkpoints / "best"))
     known = [step for step in (facts.get("summary", {}).get("best_step"), labeled) if step in steps]

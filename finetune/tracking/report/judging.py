@@ -47,14 +47,15 @@ def judge_run(
     run: Run, curves: Curves, metric: str, mode: Literal["min", "max"], best: tuple[int, float, float] | None
 ) -> Judgement:
     """best: (step, epoch, value) of the best evaluation, None without one. What cannot be read is left out."""
-    losses = curves.get(("validation", "loss"))
+    losses = _trained(curves.get(("validation", "loss")))
     if best is None:
         return Judgement(judge(None, validation_loss=losses))
     step = best[0]
     figures = _figures_at(curves, step)
     predictions = _predictions(run, step, figures)
     found, baselines = _compare(predictions, figures, curves)
-    series = curves["validation", metric]
+    series = _trained(curves["validation", metric])
+    assert series is not None
     at = series.steps.astype(int).tolist().index(step)
     calibrated = calibration(predictions) if predictions else None
     roc, precision = threshold_curves(predictions) if predictions else ([], [])
@@ -80,6 +81,13 @@ def judge_run(
     )
     columns, examples = tuple(baselines), len(predictions) if predictions else 0
     return Judgement(verdict, rows, columns, examples, calibrated, tuple(roc), tuple(precision))
+
+
+def _trained(series: Series | None) -> Series | None:
+    """Without the evaluation before training (evaluation.at_start), which is a baseline; None where nothing else is there."""
+    if series is None or not (kept := series.steps > 0).any():
+        return None
+    return Series(series.steps[kept], series.epochs[kept], series.values[kept])
 
 
 def _figures_at(curves: Curves, step: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ THUMBNAIL = 320  # pixels of the longer side
 PICTURE_BYTES = 350_000  # of all thumbnails of a page together
 QUALITY = 72
 EMPTY = "(empty)"
+REPLIES = ("chosen", "rejected", "reply")  # that a sample is about, besides the prompt
 
 Sample = dict[str, Any]
 
 
 def pair_samples(run: Run) -> list[Sample]:
-    """One entry per sample: {"input", "expected", "before", "after"} as far as they are known, an empty reply as EMPTY;
-    "pictures": {"before", "after"} -> a data URI.
+    """One entry per sample, with what is known of it: "turns": (speaker, words) of a conversation, or "input"; "replies": name
+    -> text of the replies that it has; "expected", "before", "after", an empty reply as EMPTY; "pictures": {"before",
+    "after"} -> a data URI; "missing": pictures that are left out.
     """
     pairs: dict[str, Sample] = {}
     budget = PICTURE_BYTES
@@ -35,15 +38,27 @@ def pair_samples(run: Run) -> list[Sample]:
             continue
         for row in rows:
             cells = dict(zip(columns, row, strict=False))
-            pair = pairs.setdefault(str(cells.get("id", len(pairs))), {"pictures": {}})
+            pair = pairs.setdefault(str(cells.get("id", len(pairs))), {"pictures": {}, "replies": {}, "missing": 0})
             when = str(cells.get("when") or ("before" if path == files[0] and len(files) > 1 else "after"))
             pair.update({key: _said(cells[key]) for key in ("input", "expected") if key in cells})
+            pair["replies"] |= {key: _said(cells[key]) for key in REPLIES if key in cells}
+            pair["turns"] = _turns(cells.get("turns"))
             pair[when] = _said(cells.get("predicted", ""))
             picture = thumbnail(_inside(run, cells.get("picture")))
             if picture and len(picture) <= budget:
                 pair["pictures"][when] = picture
                 budget -= len(picture)
+            elif cells.get("picture"):
+                pair["missing"] += 1
     return list(pairs.values())
+
+
+def _turns(value: Any) -> list[tuple[str, str]]:
+    """[["user", "Hi."]] as JSON -> [("user", "Hi.")]; [] for anything else."""
+    try:
+        return [(str(speaker), _said(words)) for speaker, words in json.loads(value or "[]")]
+    except (ValueError, TypeError):
+        return []
 
 
 def _said(value: Any) -> str:

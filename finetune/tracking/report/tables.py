@@ -47,10 +47,11 @@ def _note(name: str, step: int, best_step: int | None) -> str:
 
 
 def drop_class_numbers(table: Table | None) -> Table | None:
-    """Without the numbers of classes, where their names are there too."""
-    if table is None or not {"label", "predicted"} <= set(table.columns):
+    """Without the numbers of classes and tags, where their names are there too."""
+    if table is None or "predicted" not in table.columns or not {"label", "text"} & set(table.columns):
         return table
-    keep = [index for index, name in enumerate(table.columns) if name not in ("prediction", "reference")]
+    numbers = ("prediction", "reference", "tags", "reference_tags")
+    keep = [index for index, name in enumerate(table.columns) if name not in numbers]
     columns = [table.columns[index] for index in keep]
     return replace(table, columns=columns, rows=[[row[index] for index in keep] for row in table.rows])
 

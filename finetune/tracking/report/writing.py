@@ -14,7 +14,9 @@ from finetune.tracking.console import figure
 from finetune.tracking.example_history import example_history
 from finetune.tracking.journal import read_rows
 from finetune.tracking.report.confusion import confusion_cells
+from finetune.tracking.report.costs import costs
 from finetune.tracking.report.curves import draw_charts, draw_scores
+from finetune.tracking.report.data import class_balance, data_changes, draw_lengths
 from finetune.tracking.report.headline import (
     best_evaluation,
     duration,
@@ -26,7 +28,7 @@ from finetune.tracking.report.headline import (
 from finetune.tracking.report.judging import judge_run
 from finetune.tracking.report.page import environment, script
 from finetune.tracking.report.samples import pair_samples
-from finetune.tracking.report.sessions import costs, timeline
+from finetune.tracking.report.sessions import timeline
 from finetune.tracking.report.tables import Table, choose_tables, clip, drop_class_numbers, shorten
 from finetune.tracking.retention import stored_checkpoints
 from finetune.tracking.run import Run
@@ -35,6 +37,7 @@ from finetune.tracking.series import collect_series
 from finetune.units import format_bytes
 
 HISTORY_ROWS = 30
+_DRAWN = ("lengths", "class_balance")  # facts that have sections of their own
 _OWN_SECTION = ("confusion_matrix", "per_class", "samples", "worst_examples")
 
 
@@ -66,6 +69,9 @@ def write_report(run_dir: Path) -> Path:
             cards=headline(run, facts, curves, metric, best, interval),
             charts=draw_charts(curves, facts),
             scores=draw_scores(judgement),
+            lengths=draw_lengths(facts),
+            balance=class_balance(facts),
+            data_changes=data_changes(facts),
             confusion=confusion_cells(tables.get("confusion_matrix")),
             per_class=clip(tables.get("per_class")),
             samples=pair_samples(run),
@@ -78,7 +84,7 @@ def write_report(run_dir: Path) -> Path:
             checkpoints=list_checkpoints(run),
             machine=_machine(facts),
             versions=facts.get("versions", {}),
-            facts=_flat(facts.get("facts", {})),
+            facts=_flat({key: one for key, one in facts.get("facts", {}).items() if key not in _DRAWN}),
             recipe=mask(run.recipe_file.read_text(encoding="utf-8")) if run.recipe_file.is_file() else "",
             wandb=facts.get("wandb", {}),
             figure=figure,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.tracking.judgement.baselines import MAJORITY, MEAN, baseline
+from finetune.tracking.judgement.baselines import MAJORITY, MEAN, NO_BOX, NO_ENTITY, SAME, baseline
 from finetune.tracking.judgement.calibration import calibration
 from finetune.tracking.judgement.intervals import intervals
 from finetune.tracking.judgement.predictions import Predictions, prediction_fields, read_predictions
@@ -73,6 +73,33 @@ def test_baselines_of_several_labels_of_numbers_and_of_texts() -> None:
     name, figures = baseline(Predictions({"target": np.array([1.0, 2.0, 6.0])}, None, False), ["mse"])
     assert name == MEAN and figures["mse"] == pytest.approx(14 / 3)
     assert baseline(Predictions({"text": np.array(["a"], object)}, None, False), ["exact_match"]) == ("", {})
+
+
+def objects(*values: object) -> np.ndarray:
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
+
+
+def test_baselines_of_pairs_of_tags_and_of_boxes() -> None:
+    rewards = {"chosen_reward": np.array([1.0, 2.0, np.nan]), "rejected_reward": np.array([0.0, 3.0, 1.0])}
+    name, values = baseline(Predictions(rewards, None, False), ["preference_accuracy", "reward_margin"])
+    assert name == SAME and values == {"preference_accuracy": 0.5, "reward_margin": 0.0}
+    tags = {"tags": objects([1, 0], [0]), "reference_tags": objects([1, 0], [0])}
+    name, values = baseline(Predictions(tags, ["O", "B-per"], False), ["word_accuracy", "entity_f1"])
+    assert name == NO_ENTITY and values == {"word_accuracy": pytest.approx(2 / 3), "entity_f1": 0.0}
+    box = {"boxes": [[1, 1, 5, 5]], "labels": [0]}
+    boxes = {"detections": objects({**box, "scores": [0.9]}), "objects": objects(box)}
+    assert baseline(Predictions(boxes, ["cell"], False), ["map"]) == (NO_BOX, {"map": 0.0})
+    numbers = {"value": np.array([1.0, 2.0, 4.0]), "target": np.array([1.0, 2.0, 3.0])}
+    assert baseline(Predictions(numbers, None, False), ["pearson"]) == (MEAN, {"pearson": 0.0})
+
+
+def test_where_all_are_right_the_interval_is_that_of_an_event_not_seen() -> None:
+    found = intervals(classified(32, 1.0), ["accuracy"])["accuracy"]
+    assert found.high == 1.0 and found.low == pytest.approx(0.8911, abs=1e-4)  # Clopper-Pearson for 32 of 32
+    wrong = intervals(classified(32, 0.0), ["accuracy"])["accuracy"]
+    assert wrong.low == 0.0 and wrong.high == pytest.approx(0.1089, abs=1e-4)
 
 
 def test_calibration_by_hand() -> None:
