@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -65,11 +69,35 @@ def iterate_batches(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=PREFETCHED if workers else None,
+        worker_init_fn=_outlast_requests if workers else None,
     )
     batches = iter(loader)
     for batch in batches:
         step = sampler.taken()
         yield step, [batch, *(next(batches) for _ in step.micro_batches[1:])]
+
+
+def _outlast_requests(worker: int) -> None:
+    """In a loader process: nobody but its own rank ends it.
+
+    A request to stop often reaches every process of a training at once: Ctrl-C in a terminal, SIGTERM from torchrun, srun or
+    systemd. The rank finishes its step and saves, for which it needs its loader processes: torch would end them on SIGTERM,
+    and the rank with them, by an error.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    rank = multiprocessing.parent_process()
+    if rank is None or not hasattr(signal, "sigwaitinfo"):  # macOS has none
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_for, args=(rank.pid,), daemon=True).start()
+
+
+def _end_for(rank: int | None) -> None:
+    """Wait for the SIGTERM that comes from process `rank`, which terminates a loader process that does not end by itself."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank:
+        pass
+    os._exit(0)
 
 
 class _ExamplesByEpoch(Dataset):

@@ -4,10 +4,15 @@ must; and that augmentation learns the epoch.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from finetune.data.order.assignment import Assignment
@@ -63,3 +68,30 @@ def test_an_evaluation_is_one_micro_batch_after_another() -> None:
     steps = [list(evaluation_steps(assignment, rank)) for rank in range(2)]
     assert [[step.micro_batches for step in own] for own in steps] == [[((0, 1),), ((4,),)], [((2, 3),), ((),)]]
     assert steps[1][1].dummies == (True,)
+
+
+def test_a_request_to_stop_that_reaches_every_process_leaves_the_loader_to_its_rank() -> None:
+    """As torchrun, srun, systemd and a terminal send it. SIGTERM by another process: a rank's own is for its workers."""
+    rows: Any = Rows()
+    steps = [RankStep(index, 0, ((index,),)) for index in range(60)]
+    batches = iterate_batches(rows, collate, steps, workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    for _ in range(2):
+        os.waitpid(os.posix_spawnp("kill", ["kill", "-TERM", str(worker.pid)], os.environ), 0)
+    time.sleep(0.05)  # a worker that ends does so at once
+    assert [step.index for step, _ in batches] == list(range(1, 60))
+    assert not psutil.pid_exists(worker.pid), "it ended with its work"
+
+
+def test_a_rank_can_end_its_loader() -> None:
+    rows: Any = Rows()
+    batches = iterate_batches(rows, collate, STEPS * 100, workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == 0
