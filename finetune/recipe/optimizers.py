@@ -36,6 +36,7 @@ class OptimizerSpec:
     device: "any"; "cuda": runs on CUDA alone; "cpu state": its state is in main memory.
     decay: how weight_decay acts. same_update: the optimizer that makes the same update with torch's own kernels.
     offloaded: the optimizer that takes its place where DeepSpeed keeps the state in main memory.
+    extension: the C++ or CUDA library that DeepSpeed compiles for it, see distributed/prebuild.py.
     """
 
     name: str
@@ -50,6 +51,7 @@ class OptimizerSpec:
     state_argument: str = ""
     same_update: str = ""
     offloaded: str = ""
+    extension: str = ""
 
     @property
     def state_bytes(self) -> int:
@@ -106,16 +108,17 @@ _SPECS = (
     OptimizerSpec(
         "deepspeed_adam", "deepspeed.ops.adam:FusedAdam", "adamw in DeepSpeed's CUDA kernel",
         state=_MOMENTS, step="group", decay="decoupled", arguments=_ADAM, options={"adam_w_mode": True},
-        device="cuda", same_update="adamw",
+        device="cuda", same_update="adamw", extension="fused_adam",
     ),
     OptimizerSpec(
         "deepspeed_cpu_adam", "deepspeed.ops.adam:DeepSpeedCPUAdam", "adamw on state in main memory",
         state=_MOMENTS, step="number", decay="decoupled", arguments=_ADAM, options={"adamw_mode": True},
-        device="cpu state", same_update="adamw",
+        device="cpu state", same_update="adamw", extension="cpu_adam",
     ),
     OptimizerSpec(
         "deepspeed_lion", "deepspeed.ops.lion:FusedLion", "lion in DeepSpeed's CUDA kernel",
         state=("exp_avg",), step="group", decay="decoupled", arguments=("betas",), device="cuda", same_update="lion",
+        extension="fused_lion",
     ),
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from finetune.app.workers.preparing import PreparedData
 from finetune.app.workers.stages import cut_into_stages
 from finetune.distributed.engines.engine import Engine, EngineOptions
 from finetune.distributed.engines.registry import open_engine
+from finetune.distributed.prebuild import announce_builds, of_optimizer
 from finetune.distributed.session import Session, sharing_note
 from finetune.errors import UserError
 from finetune.events import Listener
@@ -116,6 +117,7 @@ def build_engine(
         cut=lambda whole: cut_into_stages(task, artifacts, datasets, whole, plan, facts, notify),
         master_weights=plan.machine.master_weights,
     )
+    announce_builds(of_optimizer(plan.optimizer) if trains else (), notify)
     with phase(f"starting the engine ({plan.engine_name})", notify):
         return open_engine(plan.engine, session, model, optimizer_over if trains else None, options)
 

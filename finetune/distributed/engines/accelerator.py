@@ -15,7 +15,7 @@ from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
 from finetune.distributed.deepspeed_import import import_deepspeed
-from finetune.distributed.prebuild import Notify, announce_builds, choose_cache
+from finetune.distributed.prebuild import SHARED_MEMORY, Notify, announce_builds, choose_cache
 from finetune.errors import FinetuneError
 
 GIVE_UP_AFTER = timedelta(minutes=30)
@@ -51,7 +51,7 @@ def open_accelerator(
         accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[handler])
     else:
         backend = dist.get_backend()
-        announce_builds(deepspeed_config, notify, cuda=not cpu)
+        announce_builds((SHARED_MEMORY,) if cpu else (), notify)
         _open_deepspeed(backend)
         # The state must know that it is a CPU one before the plugin makes it a DeepSpeed one.
         PartialState(cpu=cpu)

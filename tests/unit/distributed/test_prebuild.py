@@ -14,6 +14,7 @@ import pytest
 from finetune.distributed import prebuild
 from finetune.distributed.prebuild import CPU_ADAM, SHARED_MEMORY, build_folder, extensions
 from finetune.errors import FinetuneError
+from finetune.recipe.optimizers import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -119,23 +120,29 @@ def test_the_lock_of_a_dead_build_is_removed_and_a_live_one_waited_for(cache: Pa
     assert "died" in told[1]
 
 
-@pytest.mark.parametrize(
-    ("offload", "cuda", "names"),
-    [
-        (None, False, ["deepspeed_shm_comm"]),
-        ({"device": "cpu"}, False, ["deepspeed_shm_comm", "cpu_adam"]),
-        ({"device": "none"}, True, []),
-        ({"device": "cpu"}, True, ["cpu_adam"]),
-    ],
-)
-def test_what_the_first_training_compiles_is_told_before(cache: Path, offload, cuda: bool, names: list[str]) -> None:
+@pytest.mark.parametrize("needed", [(SHARED_MEMORY,), (SHARED_MEMORY, CPU_ADAM), ()])
+def test_what_the_first_training_compiles_is_told_before(cache: Path, needed: tuple[prebuild.Extension, ...]) -> None:
     said: list[str] = []
-    config = {"zero_optimization": {"stage": 2, "offload_optimizer": offload}}
-    prebuild.announce_builds(config, said.append, cuda=cuda)
-    assert [line.split("it compiles ")[1].split()[0] for line in said] == names
+    prebuild.announce_builds(needed, said.append)
+    assert [line.split("it compiles ")[1].split()[0] for line in said] == [extension.name for extension in needed]
     assert all("minutes, once on this machine" in line for line in said)
-    for name in names:
-        (cache / name).mkdir()
-        (cache / name / f"{name}.so").touch()
-    prebuild.announce_builds(config, said.append, cuda=cuda)
-    assert len(said) == len(names), "what is there is not compiled again"
+    for extension in needed:
+        build_folder(extension).mkdir()
+        (build_folder(extension) / f"{extension.name}.so").touch()
+    prebuild.announce_builds(needed, said.append)
+    assert len(said) == len(needed), "what is there is not compiled again"
+
+
+def test_every_optimizer_of_deepspeed_says_what_it_compiles() -> None:
+    """With DeepSpeed's engine or without; its builder is DeepSpeed's own name for it."""
+    from deepspeed.ops import op_builder
+
+    for name, spec in OPTIMIZERS.items():
+        extensions = prebuild.of_optimizer(name)
+        assert len(extensions) == spec.from_deepspeed, name
+    built = {one.name: one.builder for spec in OPTIMIZERS for one in prebuild.of_optimizer(spec)}
+    assert sorted(built) == ["cpu_adam", "fused_adam", "fused_lion"]
+    folder = Path(op_builder.__file__).parent
+    for name, builder in built.items():
+        source = folder / ("cpu" if name.startswith("cpu") else "") / f"{name}.py"
+        assert f'NAME = "{name}"' in source.read_text() and f"class {builder}(" in source.read_text()
