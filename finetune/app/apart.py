@@ -45,8 +45,7 @@ def run_apart(target: str, *arguments: Any, doing: str) -> Any:
     def note(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    numbers = [number for number in stop_signals() if number != signal.SIGUSR1]
-    before = {number: signal.signal(number, note) for number in numbers}
+    before = {number: signal.signal(number, note) for number in stop_signals()}
     try:
         while not receiver.poll(0.1) and not asked:
             pass

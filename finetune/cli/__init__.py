@@ -13,8 +13,8 @@ from importlib import import_module
 import typer
 
 from finetune.cli.program import app
-from finetune.errors import EXIT_FAILED, FinetuneError, UserError
-from finetune.recipe.machine import reach_own_programs
+from finetune.errors import EXIT_FAILED, FinetuneError, TrainingFailed, UserError
+from finetune.recipe.machine import lacks_memory, memory_limit, reach_own_programs
 from finetune.recipe.trust import OPTION, trust_remote_code
 from finetune.terminal import is_rank, lasting_streams, output_lost, print_bug, print_error, say
 
@@ -95,18 +95,28 @@ def _run(argv: list[str]) -> None:
         say("interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        if isinstance(error, OSError) and (fault := _fault_of_path(error)) and not show_traceback:
+        fault = _fault_of_path(error) or _lack_of_memory(error)
+        if fault and not show_traceback:
             print_error(fault)
             sys.exit(fault.exit_code)
         print_bug(error, show_traceback=show_traceback)
         sys.exit(EXIT_FAILED)
 
 
-def _fault_of_path(error: OSError) -> UserError | None:
+def _fault_of_path(error: Exception) -> FinetuneError | None:
     """What is wrong with a file or folder that the system refuses; None for other errors."""
-    if not isinstance(error.filename, str) or error.errno not in ERRORS_OF_PATHS:
+    if not isinstance(error, OSError) or not isinstance(error.filename, str) or error.errno not in ERRORS_OF_PATHS:
         return None
     return UserError(f"cannot be used: {error.strerror}", where=error.filename)
+
+
+def _lack_of_memory(error: Exception) -> FinetuneError | None:
+    """What a process says that may not have the memory it needs (ulimit -v); None for other errors, and without a limit."""
+    if not lacks_memory(error) or not memory_limit():
+        return None
+    reason = (str(error).strip().splitlines() or [""])[0]
+    said = ": ".join(filter(None, (type(error).__name__, reason)))
+    return TrainingFailed(f"not enough memory ({said})", remedy=memory_limit())
 
 
 def _own_options(args: list[str]) -> tuple[list[str], bool]:

@@ -85,7 +85,9 @@ def test_a_preparation_that_is_killed_continues_with_the_same_result(many, undis
     assert not list(tmp_path.glob("finetune/*/*.partial-*"))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, EXIT_STOPPED)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, EXIT_STOPPED), (signal.SIGUSR1, EXIT_STOPPED)]
+)
 def test_a_signal_ends_it_within_two_seconds(number, code, many, tmp_path):
     environment, journal = {"XDG_CACHE_HOME": str(tmp_path)}, "finetune/examples/*.partial-*/journal.jsonl"
     with start_finetune(["train", "many.yaml"], folder=many, environment=environment) as running:

@@ -273,6 +273,16 @@ def test_a_path_that_cannot_be_used_is_no_bug(tmp_path, monkeypatch, capsys, com
     assert end.value.code == 2 and told.startswith("error: ") and "file" in told and "bug" not in told
 
 
+@pytest.mark.parametrize("error", [MemoryError(), ImportError("libx.so: failed to map segment from shared object")])
+def test_a_limit_of_memory_is_no_bug(monkeypatch, capsys, error: Exception) -> None:
+    """As `ulimit -v` causes it where no other process watches this one, such as a rank of torchrun."""
+    monkeypatch.setattr(cli, "memory_limit", lambda: "Raise the limit (ulimit -v).")
+    assert call(monkeypatch, "train", "r.yaml", does=error)[0] == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: not enough memory ({type(error).__name__}") and "(ulimit -v)" in told
+    assert "bug" not in told and "Traceback" not in told
+
+
 def test_a_bug_is_one_line_and_a_saved_traceback(monkeypatch, capsys) -> None:
     secret = "hf_" + "b" * 30
     assert call(monkeypatch, "train", "r.yaml", does=ZeroDivisionError(f"oops {secret}"))[0] == 1
