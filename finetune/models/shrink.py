@@ -34,12 +34,17 @@ def shrunken(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def without_dropout(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides that disable random numbers in the forward pass: dropout of all kinds, and denoising queries."""
-    return {
-        key: type(value)(0)
-        for key, value in config.items()
-        if ("drop" in key or key == "num_denoising") and type(value) in (int, float) and value
-    }
+    """Overrides that disable random numbers in the forward pass: dropout of all kinds, and denoising queries. Those of a
+    nested configuration (a backbone's) are that configuration, changed.
+    """
+    changes: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            if nested := without_dropout(value):
+                changes[key] = {**value, **nested}
+        elif ("drop" in key or key == "num_denoising") and type(value) in (int, float) and value:
+            changes[key] = type(value)(0)
+    return changes
 
 
 def _shallow(config: Mapping[str, Any]) -> dict[str, Any]:
