@@ -4,7 +4,9 @@
     python -m tests.e2e.sweep_program --trial RECIPE ...      a trial: 40 steps, each some milliseconds
 
 A trial keeps its run folder as a training does (run.json, metrics.jsonl, a checkpoint's step), saves and ends with code 75
-on SIGTERM, and goes on there. Its accuracy is 1 minus the distance of log10(learning rate) from -3, times its progress.
+on SIGTERM, and goes on there. After an evaluation it waits until the sweep has looked twice: from then on, the sweep has read
+it, and has asked the trial to pause if it does so at all, however crowded the machine is. Its accuracy is 1 minus the
+distance of log10(learning rate) from -3, times its progress.
 label_smoothing 0.5 breaks it at step 6, 0.6 has it killed there, 0.7 gives a loss that is not finite.
 """
 
@@ -19,11 +21,14 @@ from pathlib import Path
 
 from finetune import cli
 from finetune.app import runs
+from finetune.app import sweep as command
 from finetune.app.opening import open_recipe
-from finetune.app.sweeping import process
+from finetune.app.sweeping import process, runner
+from finetune.app.sweeping.halving import Decision
 from finetune.tracking.journal import Journal
 
 STEPS, EVERY, SECONDS = 40, 5, 0.02
+LOOKS = "looks"  # a file of the sweep, which grows by a byte when it has looked at its trials
 
 
 def train(words: list[str]) -> int:
@@ -56,6 +61,9 @@ def train(words: list[str]) -> int:
             accuracy = math.nan if training.label_smoothing == 0.7 else accuracy
             best = max(best, accuracy)
             journal.row({"step": step, "epoch": step / EVERY, "split": "validation", "accuracy": accuracy, "loss": 0.1})
+            enough = looks(folder.parent) + 2
+            while not asked and looks(folder.parent) < enough:
+                time.sleep(0.005)
         if asked and step < STEPS:
             kept.write_text(str(step))
             journal.finished(status="stopped", summary={})
@@ -65,8 +73,24 @@ def train(words: list[str]) -> int:
     return 0
 
 
+def looks(sweep: Path) -> int:
+    """How often the sweep has looked at its trials."""
+    file = sweep / LOOKS
+    return file.stat().st_size if file.exists() else 0
+
+
+class CountedRunner(runner.Runner):
+    def _look(self) -> Decision:
+        decision = super()._look()
+        if self.state.folder.is_dir():
+            with (self.state.folder / LOOKS).open("ab") as file:
+                file.write(b".")
+        return decision
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "--trial":
         sys.exit(train(sys.argv[2:]))
+    command.Runner = CountedRunner  # type: ignore[misc]
     process.PROGRAM = (sys.executable, "-m", "tests.e2e.sweep_program", "--trial")
     cli.main(sys.argv[1:])
