@@ -29,10 +29,10 @@ def whole_rows(run):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def go_on(workers, run, undisturbed):
+def go_on(workers, run, undisturbed, *sets):
     """With space again, the same command ends as if nothing had been."""
     (run / "filler").unlink()
-    workers.train(2, run, SHORT)
+    workers.train(2, run, SHORT, *sets)
     assert tiny.comparable(run) == tiny.comparable(undisturbed)
 
 
@@ -56,16 +56,20 @@ def test_a_full_disk_at_a_save_is_told_with_path_and_bytes(disk, workers, twelve
 
 
 def test_a_full_disk_at_a_row_leaves_whole_rows_and_is_told(disk, workers, twelve_steps):
-    run = disk / "run"
+    """Rows that fit into the last page of the file (4,096 bytes) need no space: of twelve rows of 350 bytes and more, the
+    last does not. It comes before the checkpoint of step 12, which is the next that is due.
+    """
+    run, sets = disk / "run", ("checkpoint.every=6", "tracking.wandb=offline")
     with pytest.raises(Ended) as ended:
-        workers.train(2, run, SHORT, "tracking.wandb=offline", signals={8: (0, -1)})
+        workers.train(2, run, SHORT, *sets, signals={9: (0, -1)})
     said = str(ended.value.first)
-    # If ten rows fit into the last page of the file, the checkpoint of step 10 is the first that finds no space.
-    assert ("metrics.jsonl" in said and "No space left" in said) or "the disk is full" in said, ended.value
-    steps = [row["step"] for row in whole_rows(run)]  # a row or two still fit into the file's last page
-    assert steps == list(range(1, len(steps) + 1)) and 7 <= len(steps) <= 10
-    assert [open_checkpoint(path).step for path in find_checkpoints(run / "checkpoints")] == [5]
-    go_on(workers, run, twelve_steps)
+    assert "metrics.jsonl" in said and "No space left" in said, ended.value
+    assert {failure.exit_code for failure in ended.value.failures} == {1}
+    steps = [row["step"] for row in whole_rows(run)]
+    assert steps == list(range(1, len(steps) + 1)) and 8 <= len(steps) < 12
+    assert [open_checkpoint(path).step for path in find_checkpoints(run / "checkpoints")] == [6]
+    assert not list((run / "logs").glob(".failure*")), "what was reserved has been used"
+    go_on(workers, run, twelve_steps, *sets)
 
 
 def test_space_is_checked_before_the_first_step(disk, workers):
