@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune.app.evaluated_data import check_evaluated_data, evaluation_name, reserve_folder
+from finetune.app.evaluated_data import check_evaluated_data, evaluation_logs, evaluation_name, reserve_folder
 from finetune.app.preparation import Request, ensure_prepared
 from finetune.app.run_contents import checkpoint_folder, run_recipe
 from finetune.app.supervise import plan_launch
@@ -33,7 +33,7 @@ def evaluate(
         for value in values:
             arguments += [option, value]
     try:
-        run_workers(launch(arguments), opened.logs, lambda line: None)
+        run_workers(launch(arguments), evaluation_logs(opened, folder.name), lambda line: None)
     finally:
         if not any(folder.iterdir()):  # it failed before there was anything to keep
             folder.rmdir()

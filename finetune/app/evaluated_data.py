@@ -106,17 +106,29 @@ def evaluation_name(checkpoint: str, split: str, data: list[str]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{checkpoint}-{subject}").strip("-.") or "evaluation"
 
 
-def reserve_folder(run: Run, name: str) -> Path:
-    """A new, empty folder evaluations/<name> of the run; with a number behind the name if there is one already.
-
-    Raises: UserError for a name that is not that of a folder.
+def evaluation_logs(run: Run, name: str) -> Path:
+    """Where the ranks of an evaluation write what they print, and how they failed: not among the logs of a training that
+    may go on meanwhile. Raises: UserError for a name that is not that of a folder.
     """
+    _check_name(name)
+    return run.logs / f"evaluate-{name}"
+
+
+def _check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(
             f"{name!r} cannot name an evaluation",
             where="--name",
             remedy="Use letters, digits, dots, dashes, underscores.",
         )
+
+
+def reserve_folder(run: Run, name: str) -> Path:
+    """A new, empty folder evaluations/<name> of the run; with a number behind the name if there is one already.
+
+    Raises: UserError for a name that is not that of a folder.
+    """
+    _check_name(name)
     run.evaluations.mkdir(exist_ok=True)
     for number in range(1, 10_000):
         folder = run.evaluations / (name if number == 1 else f"{name}-{number}")

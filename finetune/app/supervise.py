@@ -26,18 +26,23 @@ def is_worker() -> bool:
     return SUPERVISED in os.environ or from_environ() is not None
 
 
+# Launchers that are the parents of their ranks, and live as long as these: what kills one, such as a SIGUSR1 that it does not
+# know, would leave them to train alone. A shell that exports RANK may well end before them.
+PARENTS = ("accelerate", "deepspeed", "torchrun")
 MOST_RANKS, RANKS_PER_CORE = 64, 16  # on one machine: more of them would only end it
 
 
 @contextmanager
 def as_worker() -> Iterator[None]:
-    """Around everything that a supervised worker does, so that each of its failures is reported."""
-    logs = os.environ.get(SUPERVISED)
+    """Around everything that a worker does: it saves and stops when its launcher is gone, and each failure of a supervised
+    one is reported.
+    """
+    logs, env = os.environ.get(SUPERVISED), from_environ()
+    if logs or (env is not None and env.launcher in PARENTS):
+        die_with_parent()
     if not logs:
         yield
         return
-    die_with_parent()
-    env = from_environ()
     with report_failures(env.rank if env else 0, Path(logs), supervised=True):
         yield
 

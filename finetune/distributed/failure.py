@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from finetune.distributed.env import from_environ
 from finetune.distributed.meeting import given_folder
 from finetune.errors import (
     EXIT_FAILED,
@@ -86,29 +88,57 @@ def report_failures(rank: int, logs: Path, *, supervised: bool) -> Iterator[None
         yield
     except Exception as error:
         failure = describe_failure(error, rank, logs / f"rank-{rank}.log")
-        if not failure_file(logs, rank).exists():
-            write_failure(logs, failure)
+        write_failure(logs, failure)
         if not isinstance(error, FinetuneError) or error.__cause__ is not None:
             _print_traceback()
         if not supervised:
             time.sleep(0.5)  # let the rank that failed first write its file
-            first = (read_failures(logs) or [failure])[0]
-            if first.rank == rank:
-                with suppress(OSError):
-                    os.write(_TERMINAL, f"error: {printable(first.to_error())}\n".encode())
+            if (first := _first_failure(logs) or failure).rank == rank:
+                _report(first)
+        _remove(reserved)
         os._exit(failure.exit_code)  # the destructors of NCCL and gloo may wait for peers that are gone
     finally:
+        _remove(reserved)
+
+
+def _report(failure: Failure) -> None:
+    """To the terminal; to the rank's log if nobody reads the terminal any more."""
+    if failure.echo:  # a rank that was killed reports nothing
+        what = "another rank ended, and did not say why"
+        remedy = "The launcher reports how it ended. Run the same command to resume from the last checkpoint."
+        failure = replace(failure, what=what, where="", remedy=remedy)
+    kind = "stopped" if failure.exit_code == EXIT_STOPPED else "error"
+    line = f"{kind}: {printable(failure.to_error())}\n"
+    try:
+        os.write(_TERMINAL, line.encode())
+    except OSError:
         with suppress(OSError):
-            reserved.unlink(missing_ok=True)
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+
+def _first_failure(logs: Path) -> Failure | None:
+    """Of the ranks that there are: an earlier start, whose files nobody removed, may have had more."""
+    env = from_environ()
+    ranks = env.world_size if env is not None else 1
+    return next((failure for failure in read_failures(logs) if failure.rank < ranks), None)
 
 
 def _reserve(folder: Path, rank: int) -> Path:
-    """The file that a failure is written into, with its space taken now: later the disk may be full."""
+    """The file that a failure is written into, with its space taken now: later the disk may be full. A failure of this rank
+    in an earlier start is removed.
+    """
     path = _unfinished(failure_file(folder, rank))
+    _remove(failure_file(folder, rank))
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(" " * RESERVED_BYTES, encoding="utf-8")
     return path
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _unfinished(path: Path) -> Path:
@@ -177,9 +207,10 @@ def read_failures(*folders: Path) -> list[Failure]:
 
 
 def clear_failures(folder: Path) -> None:
-    """Before a start: remove what an earlier one left."""
-    for path in folder.glob("failure-rank-*.json"):
-        path.unlink(missing_ok=True)
+    """Before a start: remove what an earlier one left, and the space that killed ranks had reserved."""
+    for pattern in ("failure-rank-*.json", ".failure-rank-*.json"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def failure_file(folder: Path, rank: int) -> Path:

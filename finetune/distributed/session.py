@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ class Session:
         Raises: FinetuneError if what Accelerate opened is not what was asked for.
         """
         env = from_environ() or _alone()
+        if not (env.master_addr and env.master_port):  # one rank, of a user's own RANK=0 WORLD_SIZE=1
+            env = replace(env, master_addr=ADDRESS, master_port=_alone().master_port)
         os.environ.update(as_environ(env))
         forget_choices(os.environ)
         if cpu:

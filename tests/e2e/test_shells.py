@@ -1,6 +1,7 @@
 """Attacks a training through the shell around it: readers that go away, shells that end, two starts at the same instant."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import time
 import psutil
 import pytest
 
+from finetune.app.runs import leave_folders, take_folder
 from tests.e2e import tiny
 from tests.e2e.conftest import MINUTES
 from tests.faults import start_finetune, text_appears
+from tests.ranks import RankError
 
 SETS = ["--set", "parallel.processes=1", "--set", "parallel.deepspeed=none"]
 ENDLESS = [*SETS, "--set", "training.epochs=100000"]
@@ -91,6 +94,17 @@ def test_of_two_starts_at_the_same_instant_one_trains_in_a_folder(workplace, tmp
         assert "the run is being trained by process" in told
     else:
         assert codes == [0, 0] and len(runs) == 2, told
+
+
+def test_a_folder_that_is_trained_in_is_refused_to_ranks_of_another_launcher(workers):
+    run = workers.folder / "held"
+    take_folder(run)
+    try:
+        with pytest.raises(RankError, match=f"the run is being trained by process {os.getpid()}"):
+            workers.train(2, run, *SETS)
+    finally:
+        leave_folders()
+    assert not (run / "run.json").exists()
 
 
 def test_a_limit_of_the_address_space_is_named(workplace, tmp_path):

@@ -22,9 +22,9 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
         ((), signal.SIGTERM, 75),
         ((), signal.SIGUSR1, 75),
         (ACCELERATE, signal.SIGTERM, None),
-        (TORCHRUN, signal.SIGTERM, None),
+        (TORCHRUN, signal.SIGUSR1, None),
     ],
-    ids=["SIGTERM", "SIGUSR1", "accelerate launch", "torchrun"],
+    ids=["SIGTERM", "SIGUSR1", "accelerate launch", "torchrun that dies of it"],
 )
 def test_a_single_process_saves_and_stops(workplace, tmp_path, launcher, number, code):
     """code: of the process that got the signal, where it is ours and not a launcher's."""

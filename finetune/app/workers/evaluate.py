@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from finetune.app.evaluated_data import evaluation_name, reserve_folder
+from finetune.app.evaluated_data import evaluation_logs, evaluation_name, reserve_folder
 from finetune.app.machine import plan_here
 from finetune.app.run_contents import find_checkpoint, portable_recipe, run_recipe
 from finetune.app.workers.context import build_engine, check_same_data, open_session
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.preparing import ready
 from finetune.distributed.env import from_environ
+from finetune.distributed.failure import report_failures
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.session import Session
 from finetune.inference.evaluation import Evaluator
@@ -35,8 +37,16 @@ def work(
 ) -> None:
     """This process as one of N. processes: for the supervising process alone."""
     env, opened = from_environ(), Run.open(run)
+    rank, name = env.rank if env else 0, name or evaluation_name(checkpoint, split, data)
     supervised = os.environ.get(SUPERVISED)
-    redirect_output(env.rank if env else 0, Path(supervised or opened.logs))
+    logs = Path(supervised) if supervised else evaluation_logs(opened, name)
+    redirect_output(rank, logs)
+    with nullcontext() if supervised else report_failures(rank, logs, supervised=False):
+        _evaluate(opened, checkpoint, split, data, name, sets)
+
+
+def _evaluate(opened: Run, checkpoint: str, split: str, data: list[str], name: str, sets: list[str]) -> None:
+    env, supervised = from_environ(), SUPERVISED in os.environ
     recipe = run_recipe(opened, sets).recipe
     stored = StoredPlan.read(opened.plan_file)
     prepared, task = ready(recipe, opened.path, split, tuple(data)), load_task(recipe.task)
@@ -56,7 +66,7 @@ def work(
     ((name_of_split, examples),) = datasets.items()
     found = find_checkpoint(opened, checkpoint)
     load_checkpoint(engine, found)
-    folder = _agree_on_folder(session, opened, name or evaluation_name(checkpoint, split, data), supervised)
+    folder = _agree_on_folder(session, opened, name, supervised=supervised)
     cost = cost_model(load_config(plan.recipe.model))
     metrics = recipe.evaluation.metrics  # as --set may say; None: those of the training
     evaluator = Evaluator(
@@ -72,7 +82,7 @@ def work(
     session.close()
 
 
-def _agree_on_folder(session: Session, run: Run, name: str, supervised: str | None) -> Path:
+def _agree_on_folder(session: Session, run: Run, name: str, *, supervised: bool) -> Path:
     """The folder that the supervising process made; else rank 0 makes one. All ranks call it."""
     if supervised:
         return run.evaluations / name
