@@ -97,8 +97,8 @@ def test_a_signal_ends_it_within_two_seconds(number, code, many, tmp_path):
         sent = time.monotonic()
         running.send(number)
         assert running.wait(10).code == code, running.output()
-        assert time.monotonic() - sent < 3  # on a crowded machine
-        assert not running.survivors()
+        while running.survivors():  # workers end by the signal that the end of their parent sends
+            assert time.monotonic() - sent < 3, "on a crowded machine"
     assert "Traceback" not in running.output() and not (many / "runs").exists()
 
 
