@@ -10,13 +10,13 @@ from finetune.app.chat_screen import ChatScreen
 from finetune.data.bad_rows import BadRow
 from finetune.errors import EXIT_FAILED
 from finetune.inference.answering import RowError
-from finetune.inference.generation.conversation import Conversation
+from finetune.inference.generation.conversation import Conversation, Prompt
 from finetune.inference.generation.generator import TextGenerator
-from finetune.inference.generation.requests import GenerationSettings, Reply
+from finetune.inference.generation.requests import GenerationSettings, Reply, Request
 from finetune.terminal import phase, say
 
 HELP = (
-    "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a reply, "
+    "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a reply and else leaves, "
     "a backslash at the end of a line continues it in the next"
 )
 NEW_TOKENS = 512  # of a reply, where the command does not say
@@ -60,7 +60,8 @@ def chat(
     try:
         conversation = Conversation(asked.task, asked.artifacts, system, prompt_limit(generator, settings))
         screen.note(f"{asked.name}: {HELP}" if screen.interactive else asked.name)
-        return Chat(screen, conversation, generator, settings).run()
+        with screen.keyboard:
+            return Chat(screen, conversation, generator, settings).run()
     finally:
         generator.close()
 
@@ -85,24 +86,23 @@ class Chat:
         self._told: set[str] = set()
 
     def run(self) -> int:
-        """Until the input ends; the exit code: of a pipe, 1 if a turn got no reply."""
+        """Until the input ends; the exit code: of a pipe, 1 if a turn got no reply. Raises: KeyboardInterrupt at a prompt."""
         while True:
             try:
                 text = self._screen.ask()
             except EOFError:
                 break
             except KeyboardInterrupt:
-                if not self._screen.interactive:
-                    raise
-                print()
-                self._screen.note("Ctrl-D or /exit leaves")
-                continue
+                if self._screen.interactive:
+                    print()  # behind the prompt
+                raise
             if text.strip() in ("/exit", "/quit"):
                 return self._exit_code
             if text.startswith("/"):
                 self._command(text.strip())
             elif text.strip():
-                self._answer(text)
+                with self._screen.keyboard.silent():
+                    self._answer(text)
         if self._screen.interactive:
             print()
         return self._exit_code
@@ -126,11 +126,36 @@ class Chat:
         self._screen.note("the conversation is forgotten")
 
     def _answer(self, text: str) -> None:
+        request: Request | None = None
         try:
             prompt = self._conversation.ask(text.removeprefix(" ") if text.startswith(" /") else text)
+            self._tell_prompt(prompt)
+            request = self._generator.submit(prompt.ids, self._settings, row=self._turn, streams=True)
+            self._turn += 1
+            for piece in request.pieces():
+                self._screen.write(piece)
         except BadRow as bad:
             self._fail(str(bad))
             return
+        except KeyboardInterrupt:
+            if not self._screen.interactive:
+                raise
+            if request is None:
+                self._conversation.withdraw()
+                self._screen.note("stopped")
+                return
+            self._generator.cancel(request)
+        outcome = request.wait()
+        self._screen.end()
+        if isinstance(outcome, RowError):
+            self._conversation.withdraw()
+            self._fail(outcome.message)
+            return
+        self._conversation.reply(outcome.text)
+        self._tell_end(outcome)
+
+    def _tell_prompt(self, prompt: Prompt) -> None:
+        """What is not as the user may expect, each time it is new."""
         if prompt.left_out > self._left_out:
             self._screen.note(
                 f"the first {prompt.left_out} turns are left out: the conversation is longer than the model reads"
@@ -140,23 +165,6 @@ class Chat:
             if notice not in self._told:
                 self._told.add(notice)
                 self._screen.note(notice)
-        request = self._generator.submit(prompt.ids, self._settings, row=self._turn, streams=True)
-        self._turn += 1
-        try:
-            for piece in request.pieces():
-                self._screen.write(piece)
-        except KeyboardInterrupt:
-            self._generator.cancel(request)
-            if not self._screen.interactive:
-                raise
-        outcome = request.wait()
-        self._screen.end()
-        if isinstance(outcome, RowError):
-            self._conversation.withdraw()
-            self._fail(outcome.message)
-            return
-        self._conversation.reply(outcome.text)
-        self._tell_end(outcome)
 
     def _tell_end(self, reply: Reply) -> None:
         if reply.finish_reason == "cancelled":

@@ -13,15 +13,20 @@ from contextlib import suppress
 
 import typer
 
+from finetune.app.chat_keys import Keyboard
 from finetune.terminal import printable, say
 
 PROMPT, CONTINUED = "> ", ". "
 
 
 class ChatScreen:
-    """interactive: a person types. shows: a person reads, so that control characters are shown as what they are."""
+    """interactive: a person types. shows: a person reads, so that control characters are shown as what they are.
+
+    keyboard: a context around the whole conversation.
+    """
 
     def __init__(self) -> None:
+        self.keyboard = Keyboard()
         self.interactive = sys.stdin.isatty()
         self.shows = sys.stdout.isatty()
         self._column = 0
@@ -31,7 +36,9 @@ class ChatScreen:
                 import readline  # noqa: F401  (input() then has a history, and arrow keys)
 
     def ask(self) -> str:
-        """The next turn. A line that ends with a backslash goes on in the next one. Raises: EOFError at the end."""
+        """The next turn. A line that ends with a backslash goes on in the next one. Raises: EOFError at the end;
+        KeyboardInterrupt.
+        """
         if not self.interactive:
             line = sys.stdin.readline()
             if not line:

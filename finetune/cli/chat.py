@@ -60,8 +60,9 @@ def chat(
 ) -> None:
     """Talk to a model in the terminal: replies appear as they are written, with the model's own chat template.
 
-    /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a reply. If the conversation becomes longer than
-    the model reads, the oldest turns are left out, and that is said. In a pipe, one line is one turn.
+    /reset forgets the conversation, /exit or Ctrl-D leaves. Ctrl-C stops a reply; at the prompt it leaves. If the
+    conversation becomes longer than the model reads, the oldest turns are left out, and that is said. In a pipe, one line
+    is one turn.
     """
     from finetune.app.chat import chat as verb
 

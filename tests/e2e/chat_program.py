@@ -1,6 +1,7 @@
 """`finetune chat` behind a generator that writes what it is told to: a program for test_chat.py.
 
-A turn "SAY x" is answered with x, in which % stands for escape; "SLOWLY" with letters until it is cancelled.
+A turn "SAY x" is answered with x, in which % stands for escape; "SLOWLY" with letters until it is cancelled,
+"BRIEFLY" with fewer.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ class Told:
         if said == "FAIL":
             request.fail(RowError("failed", "it broke"))
             return
-        words = (["A "] * 400) if said == "SLOWLY" else [said.removeprefix("SAY ").replace("%", "\x1b")]
+        words = (
+            (["A "] * {"SLOWLY": 400, "BRIEFLY": 40}[said])
+            if said in ("SLOWLY", "BRIEFLY")
+            else [said.removeprefix("SAY ").replace("%", "\x1b")]
+        )
         for word in words:
             request._pieces.put(word)
             time.sleep(0.02)
@@ -55,7 +60,13 @@ def main() -> int:
     settings, generator = GenerationSettings(new_tokens=20), Told()
     limit = prompt_limit(generator, settings)  # type: ignore[arg-type]
     talk = Conversation(TASK, artifacts, "", limit)
-    return Chat(ChatScreen(), talk, generator, settings).run()  # type: ignore[arg-type]
+    screen = ChatScreen()
+    try:
+        with screen.keyboard:
+            return Chat(screen, talk, generator, settings).run()  # type: ignore[arg-type]
+    except KeyboardInterrupt:  # as finetune.cli does
+        print("interrupted")
+        return 130
 
 
 if __name__ == "__main__":

@@ -6,10 +6,15 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
+import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 PROGRAM = [sys.executable, "-m", "tests.e2e.chat_program"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,65 +23,142 @@ NEXT = r"\n(?:\x1b\[\?2004h)?> "  # the program waits for a turn
 
 
 class Terminal:
-    """The program on a pseudo-terminal of 40 columns."""
+    """A program on a pseudo-terminal of 40 columns."""
 
-    def __init__(self) -> None:
-        self.master, slave = pty.openpty()
+    def __init__(self, command: list[str] = PROGRAM) -> None:
+        self.master, self.slave = pty.openpty()
         environment = {**os.environ, "COLUMNS": "40", "TERM": "xterm"}
         self.process = subprocess.Popen(
-            PROGRAM, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            command, cwd=ROOT, env=environment, stdin=self.slave, stdout=self.slave, stderr=self.slave, start_new_session=True,
             preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
         )  # fmt: skip
-        os.close(slave)
         self.seen = ""
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed."""
+        return bool(termios.tcgetattr(self.slave)[3] & termios.ECHO)
 
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
-    def until(self, pattern: str) -> str:
+    def until(self, pattern: str, seconds: float = SECONDS) -> str:
         """What came until `pattern`; it is taken away."""
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen)):
             assert time.monotonic() < end, f"{pattern!r} did not come: {self.seen!r}"
             if select.select([self.master], [], [], 0.2)[0]:
-                try:
-                    self.seen += os.read(self.master, 4096).decode()
-                except OSError:
-                    assert re.search(pattern, self.seen), f"{pattern!r} did not come: {self.seen!r}"
+                self.seen += os.read(self.master, 4096).decode()
         before, self.seen = self.seen[: found.end()], self.seen[found.end() :]
         return before
 
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.slave)
+        os.close(self.master)
 
-def test_a_conversation_in_a_terminal() -> None:
-    terminal = Terminal()
-    try:
-        terminal.until("> ")
-        terminal.type("SAY %[2J AND MORE WORDS THAN A LINE OF FORTY HAS ROOM FOR\r")
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    opened = Terminal()
+    yield opened
+    opened.close()
+
+
+def test_a_conversation_in_a_terminal(terminal: Terminal) -> None:
+    terminal.until("> ")
+    terminal.type("SAY %[2J AND MORE WORDS THAN A LINE OF FORTY HAS ROOM FOR\r")
+    shown = terminal.until(NEXT)
+    assert "\x1b[2J" not in shown and r"\u001b[2J AND MORE" in shown
+    assert all(len(line) < 40 for line in shown.split("\r\n")[1:])
+    assert " ".join(shown.split("\r\n")[1:]).startswith(r"\u001b[2J AND MORE WORDS THAN A LINE OF FORTY")
+    terminal.type("/HELP\r")
+    assert "no command /HELP" in " ".join(terminal.until(NEXT).split())
+    terminal.type("FAIL\r")
+    assert "no reply: it broke" in terminal.until(NEXT)
+    for turn in range(3):
+        terminal.type(f"SAY NUMBER {turn} IS LONG ENOUGH FOR THIS\r")
         shown = terminal.until(NEXT)
-        assert "\x1b[2J" not in shown and r"\u001b[2J AND MORE" in shown
-        assert all(len(line) < 40 for line in shown.split("\r\n")[1:])
-        assert " ".join(shown.split("\r\n")[1:]).startswith(r"\u001b[2J AND MORE WORDS THAN A LINE OF FORTY")
-        terminal.type("/HELP\r")
-        assert "no command /HELP" in " ".join(terminal.until(NEXT).split())
-        terminal.type("FAIL\r")
-        assert "no reply: it broke" in terminal.until(NEXT)
+    assert "turns are left out" in " ".join(shown.split())
+    terminal.type("\x04")  # Ctrl-D
+    assert terminal.process.wait(SECONDS) == 0
+
+
+def test_ctrl_c_stops_a_reply_alone_and_at_the_prompt_it_leaves(terminal: Terminal) -> None:
+    terminal.until("> ")
+    for _ in range(3):
         terminal.type("SLOWLY\r")
         terminal.until("A A A")
-        terminal.type("\x03")  # Ctrl-C
-        assert "(stopped)" in terminal.until(NEXT)
-        time.sleep(0.5)  # the prompt is there a moment before the program waits at it
         terminal.type("\x03")
-        assert "Ctrl-D or /exit leaves" in terminal.until(NEXT)
-        for turn in range(3):
-            terminal.type(f"SAY NUMBER {turn} IS LONG ENOUGH FOR THIS\r")
-            shown = terminal.until(NEXT)
-        assert "turns are left out" in " ".join(shown.split())
-        terminal.type("\x04")  # Ctrl-D
-        assert terminal.process.wait(SECONDS) == 0
+        shown = terminal.until(NEXT, 5)
+        assert "(stopped)" in shown and "^C" not in shown
+    terminal.type("\x03")  # the prompt is there a moment before the program waits at it
+    terminal.until("interrupted", 5)
+    assert terminal.process.wait(5) == 130
+    assert terminal.echoes
+
+
+def test_ctrl_c_in_the_middle_of_a_turn_leaves(terminal: Terminal) -> None:
+    terminal.until("> ")
+    terminal.type("FIRST \\\rHALF A TU")
+    terminal.until("HALF A TU")
+    terminal.type("\x03")
+    terminal.until("interrupted", 5)
+    assert terminal.process.wait(5) == 130
+
+
+def test_keys_of_a_reply_are_not_shown_in_it_and_are_the_next_turn(terminal: Terminal) -> None:
+    terminal.until("> ")
+    terminal.type("BRIEFLY\r")
+    terminal.until("A A A")
+    assert not terminal.echoes
+    terminal.type("SAY SO")
+    shown = terminal.until(NEXT)
+    assert set(shown.partition("\x1b")[0]) <= set("A \r\n> ")
+    terminal.type("ON\r")
+    assert "\nSOON" in terminal.until(NEXT)
+
+
+@pytest.mark.parametrize(("number", "replies"), [(signal.SIGTERM, True), (signal.SIGHUP, False)])
+def test_the_terminal_is_given_back_when_a_signal_ends_the_program(
+    terminal: Terminal, number: signal.Signals, replies: bool
+) -> None:
+    terminal.until("> ")
+    if replies:
+        terminal.type("SLOWLY\r")
+        terminal.until("A A A")
+    else:
+        time.sleep(0.1)  # until readline has changed the terminal
+    assert not terminal.echoes
+    terminal.process.send_signal(number)
+    terminal.until(f"ended by {number.name}", 5)
+    assert terminal.process.wait(5) == -number
+    assert terminal.echoes
+
+
+PROMPTS = """
+import readline
+from finetune.app.chat_keys import Keyboard
+with Keyboard():
+    for turn in range(400):
+        try:
+            input("> ")
+        except KeyboardInterrupt:
+            print(f"noticed {turn}.")
+"""
+
+
+def test_no_ctrl_c_is_lost_at_a_prompt() -> None:
+    terminal = Terminal([sys.executable, "-c", PROMPTS])
+    try:
+        for turn in range(400):
+            terminal.until("> ")
+            terminal.type("\x03")
+            terminal.until(rf"noticed {turn}\.", 2)
+        assert terminal.process.wait(5) == 0
     finally:
-        terminal.process.kill()
-        terminal.process.wait()
-        os.close(terminal.master)
+        terminal.close()
 
 
 def test_a_pipe_has_one_turn_a_line() -> None:
