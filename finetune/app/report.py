@@ -1,4 +1,4 @@
-"""`finetune report RUN`: makes report.html anew from the run folder."""
+"""`finetune report RUN|GROUP`: makes report.html anew from a run folder, or from the runs below a folder."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from pathlib import Path
 from finetune.tracking.run import Run
 
 
-def report(run: Path) -> Path:
-    """Write RUN/report.html and return its path; works while the run trains, too.
+def report(target: Path) -> Path:
+    """Write report.html into `target` and return its path; works while a run trains, too.
 
-    Raises: UserError if `run` is no run folder, naming the newest one below it if there is any.
+    target: a run, or a folder with two or more runs below it, whose reports are linked.
+    Raises: UserError if `target` is neither, naming the newest run below it if there is any.
     """
-    Run.open(run)
+    if not (target / "run.json").exists():
+        from finetune.tracking.run_summary import find_runs
+
+        runs = find_runs(target)
+        if sum(run.status != "damaged" for run in runs) > 1:
+            from finetune.tracking.report.comparing import write_group
+
+            return write_group(runs, target)
+    Run.open(target)
     from finetune.tracking.report import write_report  # matplotlib: nearly a second
 
-    return write_report(run)
+    return write_report(target)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.metrics.catalogue import CATALOGUE
+from finetune.recipe.yaml import read_document
+from finetune.tasks import CARDS
 from finetune.tracking.journal import read_rows
 from finetune.tracking.run import Run
 
@@ -50,10 +53,9 @@ def summarize(folder: Path) -> RunSummary:
     summary, details = _mapping(facts.get("summary")), _mapping(facts.get("facts"))
     metric, value, step = str(summary.get("best_metric") or ""), summary.get("best_value"), summary.get("steps")
     if not isinstance(value, (int, float)) or step is None:
-        row, last = _last_rows(run)
+        rows, last = _evaluations(run)
         step = step if step is not None else last
-        named = metric if metric in row else next((key for key in row if key not in _NO_FIGURES), "")
-        metric, value = named, row.get(named)
+        metric, value = _best(rows, metric or _chosen_metric(run, facts))
     return RunSummary(
         folder,
         str(facts.get("name") or folder.parent.name),
@@ -77,16 +79,36 @@ def status_of(run: Run, facts: Mapping[str, Any]) -> str:
 _NO_FIGURES = ("step", "epoch", "split", "time")
 
 
-def _last_rows(run: Run) -> tuple[dict[str, Any], int]:
-    """(the last evaluation of the validation split, the last step that was logged)."""
-    row: dict[str, Any] = {}
-    step = 0
+def _evaluations(run: Run) -> tuple[list[dict[str, Any]], int]:
+    """(the evaluations of the validation split after the first step, the last step that was logged)."""
+    rows, step = list[dict[str, Any]](), 0
     for one in read_rows(run.metrics_file):
         number = one.get("step")
         step = max(step, int(number)) if isinstance(number, (int, float)) else step
-        if one.get("split") == "validation":
-            row = one
-    return row, step
+        if one.get("split") == "validation" and number:
+            rows.append(one)
+    return rows, step
+
+
+def _chosen_metric(run: Run, facts: Mapping[str, Any]) -> str:
+    """The metric that selects the best checkpoint; "loss" where the recipe cannot be read and the task is not known."""
+    try:
+        named = read_document(run.recipe_file).values["evaluation"]["best"]
+    except (UserError, KeyError, TypeError):
+        named = ""
+    card = CARDS.get(str(facts.get("task")))
+    return str(named or (card.best if card else "loss"))
+
+
+def _best(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[str, float | None]:
+    """(metric, its best value); of rows that lack it, the first figure that they have."""
+    if rows and metric not in rows[-1]:
+        metric = next((key for key in rows[-1] if key not in _NO_FIGURES), "")
+    values = [row[metric] for row in rows if isinstance(row.get(metric), (int, float))]
+    if not values:
+        return metric if rows else "", None
+    lowest = metric == "loss" or (metric in CATALOGUE and CATALOGUE[metric].direction == "min")
+    return metric, min(values) if lowest else max(values)
 
 
 def _age(run: Run, facts: Mapping[str, Any]) -> float:

@@ -106,8 +106,12 @@ def _memory(curves: Curves) -> list[tuple[str, str]]:
     own = peaks.get("memory_bytes")
     others = {name.removeprefix("memory_bytes_"): peak for name, peak in peaks.items() if name != "memory_bytes"}
     rows = [] if own is None else [("memory of rank 0", f"{own:.2f} GiB at most")]
-    rows += [(f"memory, {name.replace('_', ' ')}", f"{peak:.2f} GiB at most") for name, peak in sorted(others.items())]
-    return rows
+    names = {"max": "memory of the largest rank", "min": "memory of the smallest rank"}
+    return rows + [
+        (names.get(name, f"memory of {name.replace('_', ' ')}"), f"{peak:.2f} GiB at most")
+        for name, peak in sorted(others.items())
+        if name != "rank_0"
+    ]
 
 
 def _idle(curves: Curves) -> float | None:

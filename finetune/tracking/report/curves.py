@@ -29,6 +29,7 @@ OWN_LOSSES = {
     "object_detection": "training adds augmented images, auxiliary losses of every layer and denoising queries, so the two "
     "lines are not on one scale"
 }
+MAX_RANKS = 6  # whose memory is drawn
 SQUARE = (3.4, 3.1)  # inches
 
 
@@ -101,9 +102,18 @@ def _line(across: np.ndarray, up: np.ndarray) -> Series:
 
 
 def _memory_chart(curves: Curves) -> Chart:
-    series = curves.get(("train", "memory_bytes"))
-    lines = [Line("memory", replace(series, values=series.values / 2**30), exact=True)] if series is not None else []
-    return Chart("Memory", draw_chart("Memory", lines, zero=True), "GiB on rank 0")
+    """Of rank 0, and of others where they are recorded: each of a few ranks, or the largest and the smallest."""
+    own = {"memory_bytes": "rank 0"}
+    each = {f"memory_bytes_rank_{rank}": f"rank {rank}" for rank in range(MAX_RANKS)}
+    ends = {"memory_bytes_max": "largest of all ranks", "memory_bytes_min": "smallest of all ranks"}
+    chosen = next((names for names in (each, ends) if any(("train", key) in curves for key in names)), own)
+    lines = [
+        Line(label, replace(series, values=series.values / 2**30), exact=True)
+        for key, label in chosen.items()
+        if (series := curves.get(("train", key))) is not None
+    ]
+    note = "GiB on rank 0" if chosen is own else "GiB"
+    return Chart("Memory", draw_chart("Memory", lines, zero=True), note)
 
 
 def _time_chart(curves: Curves) -> Chart:

@@ -10,6 +10,7 @@ from finetune.tracking.journal import list_tables, read_table
 from finetune.tracking.run import Run
 
 MAX_TABLE_ROWS = 100
+MANY_CLASSES = 20
 MAX_CELL = 600  # characters of a text shown; predictions/ has the full text
 
 
@@ -54,6 +55,15 @@ def drop_class_numbers(table: Table | None) -> Table | None:
     keep = [index for index, name in enumerate(table.columns) if name not in numbers]
     columns = [table.columns[index] for index in keep]
     return replace(table, columns=columns, rows=[[row[index] for index in keep] for row in table.rows])
+
+
+def weakest_first(table: Table | None) -> Table | None:
+    """Of a table of many classes, those of the lowest f1 first, which the note then says."""
+    if table is None or "f1" not in table.columns or len(table.rows) <= MANY_CLASSES:
+        return table
+    at = table.columns.index("f1")
+    rows = sorted(table.rows, key=lambda row: row[at] if isinstance(row[at], (int, float)) else 1.0)
+    return replace(table, rows=rows, note=f"{table.note}; lowest f1 first")
 
 
 def clip(table: Table | None) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ from finetune.tracking.report.judging import judge_run
 from finetune.tracking.report.page import environment, script
 from finetune.tracking.report.samples import pair_samples
 from finetune.tracking.report.sessions import timeline
-from finetune.tracking.report.tables import Table, choose_tables, clip, drop_class_numbers, shorten
+from finetune.tracking.report.tables import Table, choose_tables, clip, drop_class_numbers, shorten, weakest_first
 from finetune.tracking.retention import stored_checkpoints
 from finetune.tracking.run import Run
 from finetune.tracking.run_summary import status_of
@@ -73,7 +73,7 @@ def write_report(run_dir: Path) -> Path:
             balance=class_balance(facts),
             data_changes=data_changes(facts),
             confusion=confusion_cells(tables.get("confusion_matrix")),
-            per_class=clip(tables.get("per_class")),
+            per_class=clip(weakest_first(tables.get("per_class"))),
             samples=pair_samples(run),
             history=_history(run),
             best_step=best_step,

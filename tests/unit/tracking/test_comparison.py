@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from finetune.app.list_runs import list_runs
+from finetune.app.report import report
 from finetune.app.show_logs import show_logs
 from finetune.errors import UserError
 from finetune.tracking.comparison import compare_runs
 from finetune.tracking.journal import Journal
+from finetune.tracking.report import write_report
 from finetune.tracking.report.comparing import write_comparison
 from finetune.tracking.run import Run
 from finetune.tracking.run_summary import find_runs
@@ -125,3 +127,29 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert "different data" in found.notes[0]
     with pytest.raises(UserError, match="at least two"):
         compare_runs([one.path])
+
+
+def test_the_report_of_a_group_lists_its_runs_the_best_first(tmp_path: Path) -> None:
+    runs = [trained(tmp_path, rate=rate, right=right) for rate, right in ((1e-3, 0.7), (1e-4, 0.9), (1e-5, 0.8))]
+    write_report(runs[0].path)
+    broken = tmp_path / "demo" / "broken"
+    broken.mkdir()
+    (broken / "run.json").write_text("{", encoding="utf-8")
+    path = report(tmp_path / "demo")
+    page = path.read_text(encoding="utf-8")
+    assert path == tmp_path / "demo" / "report.html" and "demo: 4 runs" in page and "1 run cannot be read" in page
+    order = [page.index(runs[number].path.name) for number in (1, 2, 0)]
+    assert order == sorted(order) and f"Best: {runs[1].path.name}, accuracy 0.9000." in page
+    assert f'<a href="{runs[0].path.name}/report.html">' in page and page.count("<a href") == 1
+    assert "training.learning_rate" in page and page.count("<svg") == 2
+
+
+def test_a_run_that_is_not_done_shows_its_best_evaluation_of_the_chosen_metric(tmp_path: Path) -> None:
+    run = Run.create(make_recipe(evaluation={"best": "accuracy"}), tmp_path)
+    journal = Journal(run)
+    journal.started(start_step=0, total_steps=30, steps_per_epoch=10, facts={"total_steps": 30})
+    for step, accuracy in ((0, 0.99), (10, 0.8), (20, 0.6)):  # step 0: before training (evaluation.at_start)
+        figures = {"loss": 1.0, "accuracy": accuracy}
+        journal.row({"step": step, "epoch": step / 10, "split": "validation", **figures, "time": 0.0})
+    (found,) = find_runs(tmp_path)
+    assert (found.metric, found.value, found.step) == ("accuracy", 0.8, 20)

@@ -96,7 +96,7 @@ def test_the_share_of_the_peak_and_the_energy_of_all_sessions() -> None:
     mfu = 6 * 8e9 * 20_000 / 2 / 989e12
     assert found["share of the GPUs' peak (MFU)"].startswith(f"{mfu:.1%} of 989 TFLOP/s")
     assert found["energy of the GPUs"] == "0.50 kWh on the machine of rank 0, 60,000 J per step"
-    assert found["memory of rank 0"].startswith("2.00 GiB") and found["memory, rank 1"].startswith("3.00 GiB")
+    assert found["memory of rank 0"].startswith("2.00 GiB") and found["memory of rank 1"].startswith("3.00 GiB")
 
 
 @pytest.mark.parametrize(
