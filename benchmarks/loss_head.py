@@ -1,4 +1,5 @@
-"""Peak memory of forward and backward pass with the loss head, beside the loss of all logits; traced, without a GPU.
+"""Peak memory of forward and backward pass with the loss head, beside the loss of all logits; traced, without a GPU. The last
+column has gated layers that compute their activation again as well, as models that are trained do.
 
     python -m benchmarks.loss_head
 
@@ -21,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counting import GIB, Count, fake_model
 from finetune.models import loss_head
+from finetune.models.gated import recompute_gates
 
 ONE_BILLION = {
     "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
@@ -30,14 +32,26 @@ ONE_BILLION = {
 
 
 def peak(
-    config: dict[str, Any], *, head: bool, weights: torch.dtype, autocast: bool, rows: int, length: int, every: int = 1
+    config: dict[str, Any],
+    *,
+    head: bool,
+    gates: bool = False,
+    weights: torch.dtype,
+    autocast: bool,
+    rows: int,
+    length: int,
+    every: int = 1,
 ) -> tuple[int, int]:
-    """(peak bytes of a forward and a backward pass, bytes moved). head: the loss head; else the loss of all logits."""
+    """(peak bytes of a forward and a backward pass, bytes moved). head: the loss head; else the loss of all logits. gates:
+    those of gated layers are computed again in the backward pass.
+    """
     mode, count = FakeTensorMode(), Count()
     build = lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))  # noqa: E731
     model: Any = fake_model(mode, build, weights).train()
     with mock.patch.object(loss_head, "find_transform", loss_head.find_transform if head else lambda _: "compared"):
         loss_head.install_loss_head(model)
+    if gates and recompute_gates(model) != config["num_hidden_layers"]:
+        raise RuntimeError("the gated layers of this version of transformers are not known")
     run = convert_outputs_to_fp32(model.forward) if autocast else model.forward
     with mode, mock.patch("transformers.masking_utils.find_packed_sequence_indices", lambda _: None):
         tokens = torch.zeros(rows, length, dtype=torch.int64)
@@ -55,14 +69,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=16)
     config = ONE_BILLION | {"num_hidden_layers": parser.parse_args().layers}
-    print("| weights | supervised | all logits: peak | loss head: peak | less | bytes moved, before and after |")
-    print("|---|---|---|---|---|---|")
+    print("| weights | supervised | all logits: peak | loss head: peak | and gates again: peak | less | bytes moved |")
+    print("|---|---|---|---|---|---|---|")
     for name, weights, autocast in (("bf16", torch.bfloat16, False), ("none (float32, autocast)", torch.float32, True)):
         for every in (1, 4):
-            options = {"weights": weights, "autocast": autocast, "rows": 4, "length": 2048, "every": every}
-            (before, read), (after, moved) = (peak(config, head=head, **options) for head in (False, True))  # type: ignore[arg-type]
-            cells = [name, f"1 of {every}", *(f"{x / GIB:.2f} GiB" for x in (before, after, before - after))]
-            print(f"| {' | '.join(cells)} | {read / GIB:.0f}, {moved / GIB:.0f} GiB |", flush=True)
+            options: dict[str, Any] = {
+                "weights": weights,
+                "autocast": autocast,
+                "rows": 4,
+                "length": 2048,
+                "every": every,
+            }
+            ways = ({"head": False}, {"head": True}, {"head": True, "gates": True})
+            peaks, moved = zip(*(peak(config, **way, **options) for way in ways), strict=True)
+            cells = [f"{value / GIB:.2f} GiB" for value in (*peaks, peaks[0] - peaks[-1])]
+            print(f"| {name} | 1 of {every} | {' | '.join(cells)} ", end="")
+            print(f"| {', '.join(f'{value / GIB:.0f}' for value in moved)} GiB |", flush=True)
 
 
 if __name__ == "__main__":

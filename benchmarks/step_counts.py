@@ -21,6 +21,7 @@ import transformers
 
 from benchmarks.counting import Count
 from finetune.distributed.gradient_norm import clip_gradients
+from finetune.models.gated import recompute_gates
 from finetune.models.loss_head import install_loss_head
 from finetune.models.segmented import use_segmented_attention
 from finetune.tasks.text.padding_free import concatenate_rows
@@ -43,6 +44,7 @@ def count_step(weights: torch.dtype, autocast: bool) -> dict[str, int]:
     model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).to(weights).train()
     use_segmented_attention(model)
     install_loss_head(model)
+    recompute_gates(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     draw = np.random.default_rng(0)
     count = Count()

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from finetune.models.continuing import adapt
+from finetune.models.gated import recompute_gates
 from finetune.models.head import head_names
 from finetune.models.kernels import use_liger
 from finetune.models.load import load_config, load_model
@@ -54,6 +55,8 @@ def build_text_model(
     facts.update(loading.facts())
     if plan.machine.kernels == "liger":
         use_liger(model)
+    elif not recipe.model.gradient_checkpointing:  # which computes everything again
+        recompute_gates(model)
     set_padding(model, tokenizer, always=always_pad)
     if before_adapter is not None:
         before_adapter(model)
