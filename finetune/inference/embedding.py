@@ -25,6 +25,7 @@ from finetune.tasks.batch import Answer, Batch, RecordOptions
 from finetune.tasks.records import Fields, figure, refuse_options
 from finetune.tasks.task import Encoded, Task
 from finetune.tasks.text.padding_free import split_values
+from finetune.tasks.text.shared_prefixes import whole_sequences
 
 FLAG = "--embed"
 ENCODERS = (
@@ -97,7 +98,8 @@ def mean_states(states: torch.Tensor, batch: Batch) -> torch.Tensor:
         return states.mean(dim=(2, 3))
     if "input_ids" not in batch.inputs:
         return states.mean(dim=1)
-    return torch.stack([row.mean(dim=0) for row in split_values(states, batch.inputs)])
+    rows = split_values(whole_sequences(states, batch.inputs), batch.inputs)
+    return torch.stack([row.mean(dim=0) for row in rows])
 
 
 def encoder_of(model: Any) -> nn.Module:

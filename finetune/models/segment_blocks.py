@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
+
+from finetune.models.shared_tokens import SharedTokens, compose
 
 _FILLED = 0.75  # a segment joins a block if it fills this part of its rows,
 _FREE = 16  # or leaves at most so many positions
@@ -34,13 +33,10 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """source: the token at each place of the blocks, [P]; a place without one holds its segment's first. place: that of each
-    token, [T].
-    """
+    """tokens: their places in the blocks; a place without one holds its segment's first."""
 
     blocks: tuple[_Block, ...]
-    source: Tensor
-    place: Tensor
+    tokens: SharedTokens
 
 
 def attend_in_blocks(
@@ -53,13 +49,14 @@ def attend_in_blocks(
     window: int | None,
     dropout: float,
     scaling: float | None,
+    shared: SharedTokens | None = None,
 ) -> Tensor:
     """query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D]; each segment attends to itself alone.
 
     borders: int32 [S + 1], the first 0 and the last T. window: positions that a token sees on each side, itself included;
-    those after it only where `causal` is false.
+    those after it only where `causal` is false. shared: tokens of two segments; borders are then those of its places.
     """
-    blocks = _blocks(borders)
+    blocks = _blocks(borders, shared)
     parts = [_into_blocks(tensor, blocks) for tensor in (query, key, value)]
     outputs = []
     for block, q, k, v in zip(blocks.blocks, *parts, strict=True):
@@ -76,50 +73,18 @@ def attend_in_blocks(
         )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     moved = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    result: Tensor = _Take.apply(moved, blocks.place, len(blocks.source))
-    return result.unsqueeze(0)
+    return blocks.tokens.take(moved).unsqueeze(0)
 
 
 def _into_blocks(tensor: Tensor, blocks: _Blocks) -> list[Tensor]:
     """[1, H, T, D] -> [N, H, L, D] of each block."""
-    spread: Tensor = _Spread.apply(tensor[0].transpose(0, 1), blocks.source, blocks.place)
+    spread = blocks.tokens.spread(tensor[0].transpose(0, 1))
     sizes = [block.count * block.width for block in blocks.blocks]
     parts = spread.split(sizes) if len(sizes) > 1 else (spread,)
     return [
         part.unflatten(0, (block.count, block.width)).transpose(1, 2)
         for part, block in zip(parts, blocks.blocks, strict=True)
     ]
-
-
-class _Spread(Function):
-    """rows [T, ...] -> rows[source] [P, ...]. The gradients of places without a token are zero, as nothing reads them."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, source: Tensor, place: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(place)
-        return rows.index_select(0, source)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, incoming: Tensor) -> Any:  # type: ignore[override]
-        return incoming.index_select(0, ctx.saved_tensors[0]), None, None
-
-
-class _Take(Function):
-    """rows [P, ...] -> rows[place] [T, ...], where no place is taken twice."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, place: Tensor, places: int) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(place)
-        ctx.places = places
-        return rows.index_select(0, place)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, incoming: Tensor) -> Any:  # type: ignore[override]
-        gradient = incoming.new_zeros(ctx.places, *incoming.shape[1:])
-        gradient[ctx.saved_tensors[0]] = incoming
-        return gradient, None, None
 
 
 def _mask(block: _Block, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
@@ -139,11 +104,12 @@ def _mask(block: _Block, causal: bool, window: int | None, device: torch.device)
     return mask
 
 
-def _blocks(borders: Tensor) -> _Blocks:
-    """Every layer asks with the same tensor; the device is asked for its values once."""
+def _blocks(borders: Tensor, shared: SharedTokens | None) -> _Blocks:
+    """Every layer asks with the same tensors; the device is asked for their values once."""
     blocks: _Blocks | None = getattr(borders, _BLOCKS, None)
     if blocks is None:
         blocks = _divide(borders.tolist(), borders.device)
+        blocks = _Blocks(blocks.blocks, compose(blocks.tokens, shared))
         setattr(borders, _BLOCKS, blocks)
     return blocks
 
@@ -170,7 +136,7 @@ def _divide(borders: list[int], device: torch.device) -> _Blocks:
         filled += tokens.size
         blocks.append(_Block(len(group), width, None if held.all() else torch.from_numpy(lengths).to(device)))
     tables = (torch.from_numpy(table).to(device) for table in (np.concatenate(source), place))
-    return _Blocks(tuple(blocks), *tables)
+    return _Blocks(tuple(blocks), SharedTokens(*tables))
 
 
 def _joins(length: int, width: int) -> bool:

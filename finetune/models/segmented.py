@@ -18,6 +18,7 @@ import torch
 
 from finetune.errors import UserError
 from finetune.models.segment_blocks import attend_in_blocks
+from finetune.models.shared_tokens import SharedTokens
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +50,13 @@ def packing_obstacle(model_class: Any, config: Any, attention: str = "") -> User
                 remedy="Set data.packing: none, or model.attention: flash_attention_2 on a GPU.",
             )
     return None
+
+
+def can_share_tokens(config: Any, attention: str = "") -> bool:
+    """Whether segments may share tokens (models/shared_tokens.py), for a model that has no `packing_obstacle`."""
+    flash = "flash_attention_2" in (attention, getattr(config, "_attn_implementation", None))
+    causal = getattr(config, "is_causal", True) and not getattr(config, "use_bidirectional_attention", False)
+    return causal and not flash
 
 
 def use_segmented_attention(model: nn.Module) -> None:
@@ -124,7 +132,7 @@ def segmented_attention(
     """query [B, H, T, D], key and value [B, K, T, D] -> ([B, T, H, D], None).
 
     cu_seq_lens_q: int32 [segments + 1], the borders, first 0 and last T. sliding_window: positions that a token sees,
-    itself included.
+    itself included. Where segments share tokens (SharedTokens.of(options)), borders are those of its places.
     """
     borders = options.get(_BORDERS)
     if borders is None:
@@ -134,13 +142,23 @@ def segmented_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     causal = bool(getattr(module, "is_causal", True))
-    dtype = _kernel_dtype(query)
+    shared, dtype = SharedTokens.of(options), _kernel_dtype(query)
+    if shared is not None and not causal:
+        raise RuntimeError("segments share tokens, which needs causal attention")
     if dropout == 0.0 and dtype is not None:
         longest = int(options["max_length_q"])
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        return _varlen(query, key, value, borders, longest, scaling, sliding_window, causal), None
+        return _varlen(query, key, value, borders, longest, scaling, sliding_window, causal, shared), None
     result = attend_in_blocks(
-        query, key, value, borders, causal=causal, window=sliding_window, dropout=dropout, scaling=scaling
+        query,
+        key,
+        value,
+        borders,
+        causal=causal,
+        window=sliding_window,
+        dropout=dropout,
+        scaling=scaling,
+        shared=shared,
     )
     return result, None
 
@@ -178,6 +196,7 @@ def _varlen(
     scaling: float | None,
     window: int | None,
     causal: bool,
+    shared: SharedTokens | None,
 ) -> torch.Tensor:
     """One call of torch's own variable-length flash attention for all segments. query, key, value: half precision, of one
     dtype.
@@ -186,7 +205,8 @@ def _varlen(
 
     left = -1 if window is None else window - 1
     grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if _takes_enable_gqa(varlen_attn) else {}
-    queries, keys, values = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    queries, keys, values = (x.contiguous() if shared is None else shared.spread(x) for x in rows)
     out = varlen_attn(
         queries,
         keys,
@@ -200,4 +220,4 @@ def _varlen(
         **grouped,
     )
     assert isinstance(out, torch.Tensor)
-    return out.unsqueeze(0)
+    return (out if shared is None else shared.take(out)).unsqueeze(0)

@@ -158,7 +158,8 @@ def test_batches_without_padding_have_the_losses_and_the_answers_of_padded_ones(
     assert [answer.shown for answer in predicted[0]] == [answer.shown for answer in free[2][0]]
     assert [score.reference.keys() for score in predicted[1]] == [score.reference.keys() for score in free[2][1]]
     assert (shown, weight) == (free[3], free[5])
-    assert free[4].positions == batch.positions - batch.padding  # as many tokens, and nothing else
+    shared = free[4].inputs.get("shared_again", torch.empty(2, 0)).shape[1]  # tokens that two sequences begin with
+    assert free[4].positions == batch.positions - batch.padding - shared  # and nothing else
 
 
 class _UnknownLogits(nn.Module):

@@ -4,7 +4,7 @@ The log-probabilities of every reply under the reference (the model as it was at
 are computed once, before training, and become columns of the examples: no second model in memory, under any ZeRO stage.
 
 Shapes: B pairs, N supervised tokens; a batch holds 2B sequences, the chosen replies first (KTO: B): tokens [2B, L] (padded
-to the longest), or [1, T] without padding.
+to the longest), or [1, T] without padding, where both replies of a pair stand behind one prompt.
 Unit of loss: one pair (KTO: one reply).
 """
 
@@ -21,6 +21,7 @@ from finetune.data.prepare.cache import publish
 from finetune.data.table import Examples, Row, Table
 from finetune.models.config import load_config
 from finetune.models.losses import IGNORE
+from finetune.models.shared_tokens import SOURCE
 from finetune.models.tokenizer import load_tokenizer
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
@@ -41,6 +42,7 @@ from finetune.tasks.text.generation import generate_replies
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import collate_texts, is_concatenated, settle_packing, split_values
 from finetune.tasks.text.preference_pairs import pair_texts
+from finetune.tasks.text.shared_prefixes import share_prefixes, shares_prefixes
 from finetune.tasks.text.supervised_tokens import forward_with_loss, supervised_targets
 from finetune.tasks.text.tools_file import load_tools
 from finetune.tasks.text.turns import prompt_turns
@@ -68,6 +70,7 @@ class Preference:
             "label_smoothing": recipe.training.label_smoothing,
             "beta": options.resolved_beta,
             "tools": load_tools(options.tools),
+            "shared_prompts": len(roles) == 2 and shares_prefixes(plan),
         }
         return TaskArtifacts(CARD.name, options, tokenizer, settings=settings)
 
@@ -97,11 +100,15 @@ class Preference:
         """Two pairs a and b -> four sequences: chosen a, chosen b, rejected a, rejected b (see collate_texts); labels are -100
         except on the replies. targets "reference" and "rejected_reference": float32 [B], once they are known;
         "target_rows": the sequence of each supervised token, int64 [N]; "reply_tokens": those of each, float32 [2B].
+        Without padding, what both sequences of a pair begin with is in the row once (see share_prefixes).
         """
         rows = [{"input_ids": example["input_ids"]} for example in examples]
         if "rejected_input_ids" in examples[0]:
             rows += [{"input_ids": example["rejected_input_ids"]} for example in examples]
         inputs, padding = collate_texts(artifacts, rows)
+        whole = inputs["input_ids"].shape
+        if len(rows) > len(examples) and artifacts.settings.get("shared_prompts"):
+            inputs = share_prefixes(inputs)
         positions = inputs["input_ids"].numel()
         ids = tuple(int(example["id"]) for example in examples)
         if "span" not in examples[0]:
@@ -110,10 +117,12 @@ class Preference:
         spans = [example["span"] for example in examples]
         if len(rows) > len(examples):
             spans += [example["rejected_span"] for example in examples]
-        labels = np.full(inputs["input_ids"].shape, IGNORE, np.int64)
+        labels = np.full(whole, IGNORE, np.int64)
         for row, example, (start, end) in zip(split_values(labels, inputs), rows, spans, strict=True):
             row[start:end] = example["input_ids"][start:end]
         targets: dict[str, Any] = supervised_targets(labels)
+        if SOURCE in inputs:  # the last token of a shared prompt predicts the first of both replies
+            targets["target_positions"] = inputs[SOURCE][targets["target_positions"]]
         counts = torch.tensor([int(end) - int(start) for start, end in spans])
         targets["reply_tokens"] = counts.float()
         targets["target_rows"] = torch.repeat_interleave(torch.arange(len(rows)), counts)

@@ -17,6 +17,7 @@ from finetune.recipe.card import TaskCard
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.text.lengths import pad_rows
+from finetune.tasks.text.shared_prefixes import whole_sequences
 
 
 def settle_packing(card: TaskCard, plan: Plan, limit: int, facts: Facts) -> dict[str, Any]:
@@ -76,12 +77,12 @@ def concatenate_rows(examples: Sequence[dict[str, Any]]) -> tuple[dict[str, Any]
 
 def split_rows(inputs: dict[str, Any]) -> list[torch.Tensor]:
     """The token ids of each sequence, on the CPU, whether padded or concatenated."""
-    return split_values(inputs["input_ids"].cpu(), inputs)
+    return split_values(whole_sequences(inputs["input_ids"].cpu(), inputs), inputs)
 
 
 def split_values(values: Any, inputs: dict[str, Any]) -> list[Any]:
-    """What belongs to the tokens of each sequence. values: [B, L, ...] of padded rows, [1, T, ...] of concatenated ones;
-    tensors, or arrays, which the result are views of.
+    """What belongs to the tokens of each sequence. values: [B, L, ...] of padded rows, [1, T, ...] of concatenated ones (whole
+    ones, if they share tokens); tensors, or arrays, which the result are views of.
     """
     if "cu_seq_lens_q" in inputs:
         return [values[0, start:end] for start, end in itertools.pairwise(inputs["cu_seq_lens_q"].tolist())]

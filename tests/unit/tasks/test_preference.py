@@ -242,3 +242,24 @@ def test_long_replies_are_cut_left_out_or_told(tmp_path: Path) -> None:
         _read(tmp_path, rows, max_length=64, on_long="error")
     with pytest.raises(UserError, match="the prompt has"):
         _read(tmp_path, rows, max_length=16)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "orpo"])
+def test_two_replies_behind_one_prompt_are_scored_as_two_sequences(tmp_path: Path, loss: str) -> None:
+    prepared = _read(tmp_path, PAIRS, loss=loss)
+    assert prepared.artifacts.settings["shared_prompts"]
+    model = prepared.build().double()
+    batch = _with_reference(prepared, model) if loss == "dpo" else _whole(prepared)
+    prepared.artifacts.settings["shared_prompts"] = False
+    apart = _whole(prepared)
+    assert batch.positions < 0.8 * apart.positions
+    found = []
+    for each in (batch, apart):
+        model.zero_grad()
+        outputs = prepared.task.forward(model, each)
+        prepared.task.loss_sum(prepared.artifacts, outputs, each).backward()
+        answers = [answer.shown for answer in prepared.task.decode(prepared.artifacts, outputs, each)]
+        scores = [score.loss for score in prepared.task.score(prepared.artifacts, outputs, each)]
+        found.append((scores, answers, torch.cat([weight.grad.flatten() for weight in model.parameters()])))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6) and found[0][1] == found[1][1]
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-5, atol=1e-6)
