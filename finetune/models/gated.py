@@ -40,7 +40,8 @@ def _is_gated(layer: Any) -> bool:
     parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
     if "forward" in vars(layer) or not all(isinstance(getattr(layer, part, None), nn.Module) for part in parts):
         return False
-    return type(layer.act_fn).__name__ in _ACTIVATIONS and _is_plain(type(layer))
+    kind: Any = type(layer)
+    return type(layer.act_fn).__name__ in _ACTIVATIONS and _is_plain(kind)
 
 
 @cache
