@@ -182,7 +182,7 @@ def _wandb() -> Finding:
 
 
 def _netrc_has_wandb() -> bool:
-    netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    netrc = Path(os.path.expanduser(os.environ.get("NETRC") or "~/.netrc"))  # noqa: PTH111 - pathlib raises RuntimeError
     try:
         return "wandb" in netrc.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -190,8 +190,9 @@ def _netrc_has_wandb() -> bool:
 
 
 def _hub() -> Finding:
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub")
-    models = list(cache.expanduser().glob("models--*")) if cache.expanduser().is_dir() else []
+    named = os.environ.get("HF_HUB_CACHE") or f"{os.environ.get('HF_HOME') or '~/.cache/huggingface'}/hub"
+    cache = Path(os.path.expanduser(named))  # noqa: PTH111 - pathlib raises RuntimeError
+    models = list(cache.glob("models--*")) if cache.is_dir() else []
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     fact = f"{len(models)} models in the cache; " + (
         "HF_HUB_OFFLINE is set" if offline else "others are fetched when used"

@@ -13,6 +13,7 @@ from finetune.data.table import Table
 from finetune.errors import Fault, UserError
 from finetune.recipe.data import SourceSection
 from finetune.recipe.recipe import Recipe
+from finetune.recipe.user_path import user_path
 from finetune.tasks import CARDS
 from finetune.tracking.run import Run
 
@@ -96,7 +97,7 @@ def _sources(recipe: Recipe, split: str, data: list[str]) -> tuple[SourceSection
 
 def _absolute(source: str) -> str:
     """A path of the current folder in full, with links as they are; hub ids and built-in sets as they are."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     return os.path.abspath(path) if path.exists() else source  # noqa: PTH100 - the extension of a link counts
 
 

@@ -32,6 +32,7 @@ from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.model import AdapterSection, ModelSection
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.recipe.trust import is_trusted, trusted
+from finetune.recipe.user_path import user_path
 from finetune.tasks import CARDS
 from finetune.tasks.artifacts import FILE, TaskArtifacts, has_artifacts, load_artifacts
 from finetune.tasks.from_config import derive_artifacts
@@ -102,7 +103,7 @@ def _find_model(source: str | Path, checkpoint: str, task: str, notify: Notify, 
         near = nearest_name(task.replace("-", "_"), CARDS)
         hint = f"Did you mean {near}?" if near else f"Tasks are {', '.join(sorted(CARDS))}."
         raise UserError(f"there is no task {task!r}", where="--task", remedy=hint)
-    path = Path(source).expanduser()
+    path = user_path(source)
     if (path / RUN_FILE).is_file():
         return _find_in_run(Run.open(path), checkpoint, notify)
     _refuse_other_folders(str(source), path)

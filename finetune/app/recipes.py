@@ -17,6 +17,7 @@ from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.recipe.paths import is_local, is_pattern
 from finetune.recipe.schema import recipes_schema
 from finetune.recipe.starter import write_starter
+from finetune.recipe.user_path import user_path
 from finetune.recipe.yaml import read_text
 from finetune.tasks import CARDS
 
@@ -83,7 +84,7 @@ def peek_columns(data: str) -> list[str]:
 
     Raises: UserError if the file is not there.
     """
-    path = Path(data).expanduser()
+    path = user_path(data)
     if not data or not is_local(data, Path.cwd()):
         return []
     if not path.exists() and not is_pattern(data) and not is_parallel(data):

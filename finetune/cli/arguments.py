@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from finetune.recipe.user_path import user_path
+
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Shipped recipes, YAML files and folders that start with the typed text."""
@@ -37,7 +39,7 @@ RecipeName = Annotated[
         metavar="RECIPE", help="Path to a YAML file, or the name of a shipped recipe.", autocompletion=complete_recipe
     ),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder: runs/<recipe>/<run id>.")]
+RunFolder = Annotated[Path, typer.Argument(parser=user_path, metavar="RUN", help="Run folder: runs/<recipe>/<run id>.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key. Can be repeated."),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from finetune.cli.program import app, examples
+from finetune.recipe.user_path import user_path
 
 
 @app.command(
@@ -18,9 +19,10 @@ from finetune.cli.program import app, examples
     ),
 )
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two or more run folders.")],
+    runs: Annotated[list[Path], typer.Argument(parser=user_path, metavar="RUN...", help="Two or more run folders.")],
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write the comparison as one HTML file.")
+        Path | None,
+        typer.Option("--html", parser=user_path, metavar="FILE", help="Also write the comparison as one HTML file."),
     ] = None,
 ) -> None:
     """Show what differs between runs in recipe, data, versions, machine and figures.

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from finetune.cli.program import app, examples
+from finetune.recipe.user_path import user_path
 
 
 @app.command(
@@ -19,12 +20,18 @@ from finetune.cli.program import app, examples
 )
 def dashboard(
     target: Annotated[
-        Path, typer.Argument(metavar="RUN|GROUP", help="A run folder, or a folder with runs, such as runs/<recipe>.")
+        Path,
+        typer.Argument(
+            parser=user_path, metavar="RUN|GROUP", help="A run folder, or a folder with runs, such as runs/<recipe>."
+        ),
     ],
     spec: Annotated[
         Path | None,
         typer.Option(
-            "--spec", metavar="FILE", help="Write the specification as JSON instead of saving it; needs no network."
+            "--spec",
+            parser=user_path,
+            metavar="FILE",
+            help="Write the specification as JSON instead of saving it; needs no network.",
         ),
     ] = None,
     name: Annotated[str, typer.Option("--name", metavar="TEXT", help="Name of the workspace.")] = "",

@@ -9,6 +9,7 @@ import typer
 
 from finetune.cli.arguments import Checkpoint, RunFolder
 from finetune.cli.program import app, examples
+from finetune.recipe.user_path import user_path
 
 
 @app.command(
@@ -20,7 +21,10 @@ from finetune.cli.program import app, examples
 )
 def export(
     run: RunFolder,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder. Must be new or empty.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", parser=user_path, metavar="DIR", help="Output folder. Must be new or empty."),
+    ],
     checkpoint: Checkpoint = "best",
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into its base weights.")] = False,
 ) -> None:

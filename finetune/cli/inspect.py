@@ -9,6 +9,7 @@ import typer
 
 from finetune.cli.arguments import RecipeName, Sets
 from finetune.cli.program import app, examples
+from finetune.recipe.user_path import user_path
 
 
 @app.command(
@@ -32,7 +33,8 @@ def inspect(
         int | None, typer.Option("--row", min=0, metavar="ID", help="Show only the row with this id, in full.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write the report as one HTML file.")
+        Path | None,
+        typer.Option("--html", parser=user_path, metavar="FILE", help="Also write the report as one HTML file."),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if there is an error or a warning among the findings.")

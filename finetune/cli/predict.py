@@ -10,6 +10,7 @@ import typer
 from finetune.cli.arguments import Checkpoint
 from finetune.cli.program import app, examples
 from finetune.recipe.trust import is_trusted
+from finetune.recipe.user_path import user_path
 
 
 @app.command(
@@ -30,7 +31,10 @@ def predict(
         typer.Option("--data", metavar="SOURCE", help="File, folder or hub id; - is standard input. Can be repeated."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="File of the answers: .jsonl, .csv or .parquet.")
+        Path,
+        typer.Option(
+            "--output", "-o", parser=user_path, metavar="FILE", help="File of the answers: .jsonl, .csv or .parquet."
+        ),
     ],
     checkpoint: Checkpoint = "best",
     top_k: Annotated[
@@ -62,7 +66,10 @@ def predict(
     ] = False,
     normalize: Annotated[bool, typer.Option("--normalize", help="With --embed: embeddings of length 1.")] = False,
     draw: Annotated[
-        Path | None, typer.Option("--draw", metavar="DIR", help="Folder for pictures of the images with their boxes.")
+        Path | None,
+        typer.Option(
+            "--draw", parser=user_path, metavar="DIR", help="Folder for pictures of the images with their boxes."
+        ),
     ] = None,
     task: Annotated[
         str, typer.Option("--task", metavar="NAME", help="Task of a model that was not trained by finetune.")

@@ -11,6 +11,7 @@ import typer
 
 from finetune.cli.arguments import RecipeName, Sets, complete_task
 from finetune.cli.program import SETTINGS, app, examples
+from finetune.recipe.user_path import user_path
 from finetune.terminal import print_rows, printable, say
 
 recipes = typer.Typer(
@@ -74,7 +75,10 @@ def show_recipe(
 )
 def show_schema(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file instead of printing.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", parser=user_path, metavar="FILE", help="Write to this file instead of printing."
+        ),
     ] = None,
 ) -> None:
     """Print the JSON Schema of recipes, which lets editors complete and check keys.
@@ -101,7 +105,8 @@ def new_recipe(
     task: Annotated[str, typer.Argument(metavar="TASK", help="Task to train for.", autocompletion=complete_task)],
     data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Training data: file, folder or hub id.")] = "",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write. Default: TASK.yaml.")
+        Path | None,
+        typer.Option("--output", "-o", parser=user_path, metavar="FILE", help="File to write. Default: TASK.yaml."),
     ] = None,
     model: Annotated[str, typer.Option("--model", metavar="SOURCE", help="Model to fine-tune: hub id or folder.")] = "",
 ) -> None:

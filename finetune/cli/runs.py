@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from finetune.cli.program import app, examples
+from finetune.recipe.user_path import user_path
 
 
 @app.command(
@@ -15,9 +16,9 @@ from finetune.cli.program import app, examples
     epilog=examples("finetune runs", "finetune runs --status interrupted", "finetune runs /shared/runs"),
 )
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of runs, or of one recipe's runs.")] = Path(
-        "runs"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(parser=user_path, metavar="[FOLDER]", help="Folder of runs, or of one recipe's runs.")
+    ] = Path("runs"),
     status: Annotated[
         str, typer.Option("--status", metavar="STATUS", help="Only running, done, stopped, failed or interrupted runs.")
     ] = "",

@@ -9,6 +9,7 @@ import typer
 
 from finetune.cli.arguments import RecipeName, Sets
 from finetune.cli.program import app, examples
+from finetune.recipe.user_path import user_path
 
 
 @app.command(
@@ -64,12 +65,20 @@ def sweep(
     sweep_dir: Annotated[
         Path | None,
         typer.Option(
-            "--sweep-dir", metavar="DIR", help="Folder of the sweep. Default: runs/<recipe>-sweeps/<sweep id>."
+            "--sweep-dir",
+            parser=user_path,
+            metavar="DIR",
+            help="Folder of the sweep. Default: runs/<recipe>-sweeps/<sweep id>.",
         ),
     ] = None,
     wandb_sweep: Annotated[
         Path | None,
-        typer.Option("--wandb-sweep", metavar="FILE", help="Only write the space as a W&B sweep for `wandb agent`."),
+        typer.Option(
+            "--wandb-sweep",
+            parser=user_path,
+            metavar="FILE",
+            help="Only write the space as a W&B sweep for `wandb agent`.",
+        ),
     ] = None,
 ) -> None:
     """Train a recipe with many values of its keys, each in a run of its own, and name the best.

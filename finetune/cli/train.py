@@ -9,6 +9,7 @@ import typer
 
 from finetune.cli.arguments import Processes, RecipeName, Sets
 from finetune.cli.program import app, examples
+from finetune.recipe.user_path import user_path
 
 
 @app.command(
@@ -24,7 +25,8 @@ def train(
     recipe: RecipeName,
     processes: Processes = None,
     run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", metavar="DIR", help="Run folder. Default: runs/<recipe>/<run id>.")
+        Path | None,
+        typer.Option("--run-dir", parser=user_path, metavar="DIR", help="Run folder. Default: runs/<recipe>/<run id>."),
     ] = None,
     sets: Sets = None,
     resume: Annotated[

@@ -44,7 +44,7 @@ def resolve_image(value: Any, base: Path) -> Any:
         return {**value, "path": resolve_image(value["path"], base)}
     if not isinstance(value, str) or not value or is_inline(value) or ADDRESS.match(value):
         return value
-    return str(base / Path(value).expanduser())
+    return str(base / os.path.expanduser(value))  # noqa: PTH111 - pathlib raises RuntimeError
 
 
 def named_file(value: Any) -> str | None:

@@ -15,6 +15,7 @@ from finetune.errors import UserError
 from finetune.models.source import looks_like_path, resolve_model
 from finetune.recipe.json_file import read_json
 from finetune.recipe.model import ModelSection
+from finetune.recipe.user_path import user_path
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 NUMBERS = (("r", "rank"), ("lora_alpha", "alpha"))  # each for all modules, and by a pattern for single ones
@@ -166,7 +167,7 @@ def _find_base(folder: Path, named: str) -> str:
             remedy="If its base was random weights (model.init: config), export it again from its run: with the base "
             "beside it (finetune export RUN --output DIR), or merged (--merge).",
         )
-    for path in (Path(named).expanduser(), folder / named):
+    for path in (user_path(named), folder / named):
         if path.is_dir():
             if _is_adapter(path):
                 raise UserError(

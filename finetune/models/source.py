@@ -8,6 +8,7 @@ from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.models.folder_check import check_model_folder
+from finetune.recipe.user_path import user_path
 
 PACKAGE_SCHEME = "package:"
 RUN_FILE = "run.json"  # in the folder of a run, whose model/ has its best weights
@@ -26,7 +27,7 @@ def resolve_model(source: str) -> str:
     """
     if source.startswith(PACKAGE_SCHEME):
         return str(_package_folder(source))
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     if (folder / RUN_FILE).is_file():
         return _checked(_run_model(folder))
     if folder.is_dir():

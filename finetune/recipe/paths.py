@@ -13,13 +13,12 @@ from typing import Any
 from finetune.errors import Fault
 from finetune.recipe.draft import SPLITS, Draft
 from finetune.recipe.shelf import list_deepspeed_configs
+from finetune.recipe.user_path import unusable, user_path
 from finetune.recipe.yaml import KeyPath, show_text
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".xlsx", ".conll", ".parquet", ".arrow", ".txt")
 PATH_OPTIONS = ("tools",)  # options of tasks that name a file; preparation notices that it changes
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-
-MAX_PATH, MAX_NAME, MAX_PARTS = 4096, 255, 100  # of Linux, but for the last: patterns are matched part by part
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
 _BRACES = re.compile(r"\{[^{}/]+,[^{}/]+\}")  # train.{de,en}: several files, looked for when they are opened
@@ -45,22 +44,9 @@ def absolute_paths(draft: Draft, recipe_folder: Path) -> None:
         elif isinstance(value, str) and is_local(value, base):
             if path == ("model", "source") and draft.get(("model", "init")) == "config" and is_model_type(value):
                 continue  # the architecture, although a folder has its name; ./name means the folder
-            local = base / Path(value).expanduser()
+            local = base / user_path(value)
             # The name of a data file says how it is read, so links to it are not followed.
             _replace(draft, path, os.path.abspath(local) if path[0] == "data" else str(local.resolve()))  # noqa: PTH100
-
-
-def unusable(value: str) -> str:
-    """Why no file or folder can have this name, and no pattern match one; "" if some can."""
-    if len(value) > MAX_PATH:
-        return f"a path of {len(value):,} characters"
-    parts = value.split("/")
-    if value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111 - pathlib raises
-        return f"a home folder of nobody: there is no user {parts[0].removeprefix('~')!r}"
-    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in parts)
-    if longest > MAX_NAME:
-        return f"a name of {longest:,} bytes in a path"
-    return f"a path of {len(parts):,} parts" if len(parts) > MAX_PARTS else ""
 
 
 def path_keys(draft: Draft) -> Iterator[KeyPath]:

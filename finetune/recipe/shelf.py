@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from finetune.errors import UserError
+from finetune.recipe.user_path import user_path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SUFFIXES = (".yaml", ".yml")
@@ -44,7 +45,7 @@ def find_recipe(name: str | Path) -> Path:
 
     Raises: UserError naming the nearest recipes.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.exists():
         return path
     wanted = str(name).removesuffix(".yaml").removesuffix(".yml").removeprefix("./").removeprefix("recipes/")
@@ -69,7 +70,7 @@ def find_deepspeed_config(name: str | Path) -> Path:
 
     Raises: UserError naming the nearest, or all of them.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if looks_like_file(str(name)):
         if path.is_file():
             return path

@@ -11,6 +11,7 @@ from pathlib import Path
 from finetune.recipe.card import TaskCard
 from finetune.recipe.column_pairs import find_pairs
 from finetune.recipe.paths import is_local
+from finetune.recipe.user_path import user_path
 from finetune.recipe.yaml import one_line
 
 # Role -> common names of such a column; only names that are unambiguous.
@@ -48,7 +49,7 @@ def write_starter(card: TaskCard, *, data: str, columns: Sequence[str], output: 
     to be filled in). schema: path of the JSON Schema.
     """
     local = is_local(data, Path.cwd())
-    shown = _relative_to(Path(data).expanduser(), output) if local else data
+    shown = _relative_to(user_path(data), output) if local else data
     blocks = [
         f"# yaml-language-server: $schema={schema}",
         f"# {card.summary.rstrip('.')}, fine-tuned on {data or 'your data'}.",

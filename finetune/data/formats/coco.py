@@ -20,6 +20,7 @@ from finetune.data.formats.compression import open_binary
 from finetune.data.formats.lines import NumberedRow
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
+from finetune.recipe.user_path import user_path
 
 ANNOTATIONS = "_annotations.coco.json"  # the name that exporters use
 EXTENSION = ".coco.json"
@@ -56,7 +57,7 @@ def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
             yield 0, BadRow(f"annotation {annotation.get('id')}: there is no image {image_id!r}"[:300] + but)
         else:
             objects[_key(image_id)].append(annotation)
-    folder = Path(source.images).expanduser() if source.images else path.parent
+    folder = user_path(source.images) if source.images else path.parent
     files = [_image_path(path, folder, index, image["file_name"]) for index, image in enumerate(content["images"])]
     ids, listed = Counter(_key(image["id"]) for image in content["images"]), Counter(map(os.path.normpath, files))
     for image, file in zip(content["images"], files, strict=True):
@@ -90,7 +91,7 @@ def read_asked(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     for annotation in content["annotations"]:
         objects.get(_key(annotation["image_id"]), []).append(annotation)
     ids = Counter(_key(image["id"]) for image in content["images"])
-    folder = Path(source.images).expanduser() if source.images else path.parent
+    folder = user_path(source.images) if source.images else path.parent
     for index, image in enumerate(content["images"]):
         row: dict[str, Any] = {"image": _image_path(path, folder, index, image["file_name"]), "image_id": image["id"]}
         row.update({key: image[key] for key in ("width", "height") if image.get(key) is not None})

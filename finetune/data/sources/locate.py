@@ -15,6 +15,7 @@ from finetune.data.sources.located import Located, display_path, listed
 from finetune.data.split_names import split_of
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
+from finetune.recipe.user_path import user_path
 
 __all__ = ["BUILTIN", "Located", "display_path", "locate"]
 
@@ -38,7 +39,7 @@ def _locate(source: SourceSection, name: str) -> Located:
         return Located("builtin", ())
     if requested == "hub":
         return Located("hub", ())
-    path = Path(source.source).expanduser()
+    path = user_path(source.source)
     if requested == "parallel" or (requested == "auto" and is_parallel(source.source)):
         parallel_files(path)
         _no_split(path, source)

@@ -18,6 +18,7 @@ from finetune.data.sources.located import display_path
 from finetune.data.sources.raw_rows import ImageRows, Placed, RawRows, TextRows, TypedRows
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
+from finetune.recipe.user_path import user_path
 
 PIPE = "-"  # the name of standard input
 
@@ -77,7 +78,7 @@ def _image_files(source: SourceSection) -> list[Path]:
     """The image files that a source names: one, or those of a pattern that matches nothing else."""
     if source.format not in ("auto", "imagefolder"):
         return []
-    path = Path(source.source).expanduser()
+    path = user_path(source.source)
     if path.is_file():
         return [path] if can_decode(path.suffix) else []
     if not glob.has_magic(source.source):

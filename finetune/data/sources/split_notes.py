@@ -9,6 +9,7 @@ from finetune.data.sources.locate import locate
 from finetune.data.sources.located import display_path, listed
 from finetune.data.split_names import split_of
 from finetune.recipe.data import DataSection, SourceSection
+from finetune.recipe.user_path import user_path
 
 
 def split_notes(data: DataSection) -> Iterator[str]:
@@ -21,7 +22,7 @@ def split_notes(data: DataSection) -> Iterator[str]:
     if not data.validation:
         for source in data.train:
             if any(split_of(label) == "validation" for label in locate(source, "train").left):
-                where = display_path(Path(source.source).expanduser())
+                where = display_path(user_path(source.source))
                 yield f"{where} has validation data that is not used; data.validation: {where} evaluates on it"
 
 
