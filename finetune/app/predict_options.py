@@ -23,8 +23,8 @@ QUANTIZATIONS = ("none", "8bit", "4bit")
 class PredictOptions:
     """See the help of the command. Every field is an option of the same name, but `model`, the argument.
 
-    A new option is a field here and a parameter of cli/predict.py: it reaches every rank, and an output that was begun with
-    another value is refused, unless it is listed in HOW.
+    A new option is a field here and an entry of cli/predict_parameters.py: it reaches every rank, and an output that was
+    begun with another value is refused, unless it is listed in HOW.
     """
 
     model: str
