@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from finetune.cli.program import app, examples
+from finetune.recipe.user_path import user_path
 
 
 @app.command(
@@ -20,7 +21,10 @@ from finetune.cli.program import app, examples
 )
 def report(
     target: Annotated[
-        Path, typer.Argument(metavar="RUN|GROUP", help="A run folder, or a folder with runs, such as runs/<recipe>.")
+        Path,
+        typer.Argument(
+            parser=user_path, metavar="RUN|GROUP", help="A run folder, or a folder with runs, such as runs/<recipe>."
+        ),
     ],
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
 ) -> None:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from finetune.app.workers.prediction_report import PredictionProgress
+from finetune.app.workers.prediction_report import PredictionProgress, describe_resumed
 from finetune.data.formats.lines import count_lines
 from finetune.data.sources.source_stream import open_stream
+from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.state import State
 from finetune.recipe.data import SourceSection
 from finetune.tasks.text_classification.card import CARD
@@ -34,3 +35,16 @@ def test_estimates(tmp_path):
     assert open_stream([SourceSection(source=str(tmp_path / "a.jsonl"), limit=2)], CARD).estimate() == 2
     (tmp_path / "d.json").write_text('[{"text": "a"}]')
     assert open_stream([*sources, SourceSection(source=str(tmp_path / "d.json"))], CARD).estimate() is None
+
+
+def test_a_resumed_prediction_counts_what_is_answered_and_not_written(tmp_path):
+    parts = Parts(tmp_path / "out.jsonl")
+    assert parts.count_answered() == 0
+    for name, rows in (((2, 0), (20, 21)), ((2, 3), (22,)), ((3, 0), (31, 31, 32))):
+        parts.window(name[0]).mkdir(parents=True, exist_ok=True)
+        lines = ['{"digest": "row"}', *(f'{{"row": {row}, "record": {{"row": {row}}}}}' for row in rows)]
+        parts.answers(name).write_text("\n".join(lines) + "\n")
+    assert parts.count_answered() == 5  # row 31 has two parts
+    assert describe_resumed(20, 5) == "resuming after 20 rows; 5 more answered, and not in the output yet"
+    assert describe_resumed(0, 1) == "resuming: 1 row answered, and none in the output yet"
+    assert describe_resumed(1, 0) == "resuming after 1 row"

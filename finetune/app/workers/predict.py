@@ -15,7 +15,7 @@ from finetune.app.asked_model import load_found
 from finetune.app.model_sources import FoundModel, find_model
 from finetune.app.predict_options import PredictOptions, check_replicas
 from finetune.app.workers.logs import redirect_output
-from finetune.app.workers.prediction_report import PredictionProgress, report
+from finetune.app.workers.prediction_report import PredictionProgress, describe_resumed, report
 from finetune.data.sources.asked_columns import ColumnChoice, parse_columns
 from finetune.data.sources.read_options import asked_sources
 from finetune.data.sources.source_stream import open_stream
@@ -126,7 +126,7 @@ def _answer(prediction: Prediction, session: Session, reading: _Reading | None, 
         reading.progress.close()
         metrics = model.plan.training.metrics
         measured = measure_scored(parts.scored, metrics, model.task.metric_options(prediction.found.artifacts))
-        report(parts, reading.before, state, figures, options, model.name, measured)
+        report(parts, reading.before.rows + reading.waiting, state, figures, options, model.name, measured)
 
 
 def _placement(options: PredictOptions, parts: Parts, env: DistributedEnv | None) -> Placement | None:
@@ -276,10 +276,13 @@ class _Making:
 
 @dataclass
 class _Reading:
-    """Rank 0's hold on the process that reads and writes. before: the state that this start found."""
+    """Rank 0's hold on the process that reads and writes. before: the state that this start found. waiting: rows that are
+    answered, but not in the output.
+    """
 
     connection: Any
     before: State
+    waiting: int
     progress: PredictionProgress
 
     def relay(self, session: Session) -> Relay:
@@ -303,8 +306,9 @@ def _reading(prediction: Prediction, env: DistributedEnv | None) -> Iterator[_Re
             prediction.draw()
             yield None
             return
-        if state.rows:
-            print_line(f"resuming after {state.rows:,} rows")
+        waiting = parts.count_answered()
+        if state.rows or waiting:
+            print_line(describe_resumed(state.rows, waiting))
         task = prediction.recorder.task
         workers = spare_cores(env.local_world_size if env else 1)
         asked = Asked(stream, task.card, prediction.splitter, prediction.cost, prediction.budget, workers, WINDOW_ROWS)
@@ -312,7 +316,7 @@ def _reading(prediction: Prediction, env: DistributedEnv | None) -> Iterator[_Re
         making = _Making(asked, parts, prediction.recorder, state, columns)
         process, connection = start_keeper(making, prediction.options.max_errors, apart=stream.resumable)
         try:
-            yield _Reading(connection, state, PredictionProgress(state, stream.estimate()))
+            yield _Reading(connection, state, waiting, PredictionProgress(state, stream.estimate()))
         finally:
             if hasattr(process, "kill"):
                 process.kill()

@@ -14,7 +14,7 @@ from finetune.inference.prediction.scored_rows import Measured, describe_measure
 from finetune.inference.prediction.state import State
 from finetune.terminal import ProgressLine, print_line
 from finetune.tracking.wandb_prediction import log_prediction
-from finetune.units import format_seconds
+from finetune.units import format_number, format_seconds
 
 
 class PredictionProgress:
@@ -47,21 +47,30 @@ class PredictionProgress:
         self._line.close()
 
 
+def describe_resumed(written: int, waiting: int) -> str:
+    """What an earlier start has done. waiting: rows that are answered, but not in the output."""
+    if not waiting:
+        return f"resuming after {format_number(written, 'row')}"
+    if not written:
+        return f"resuming: {format_number(waiting, 'row')} answered, and none in the output yet"
+    return f"resuming after {format_number(written, 'row')}; {waiting:,} more answered, and not in the output yet"
+
+
 def report(
     parts: Parts,
-    before: State,
+    rows_before: int,
     state: State,
     ranks: Sequence[Mapping[str, Any]],
     options: PredictOptions,
     model: str,
     measured: Measured,
 ) -> dict[str, Any]:
-    """Print what was done and append it to the journal. Rank 0 only. before: the state at this start.
+    """Print what was done and append it to the journal. Rank 0 only. rows_before: that earlier starts answered.
 
     rows, errors: of the whole output; rows_here, rows_per_second and the rest: of this start alone.
     """
     totals = total_figures(ranks)
-    rows_here = state.rows - before.rows
+    rows_here = max(0, state.rows - rows_before)
     row = {
         "time": round(time.time(), 3),
         "output": str(parts.output),
@@ -104,5 +113,5 @@ def _lines(row: Mapping[str, Any], state: State) -> list[str]:
             f"({format_seconds(row['busiest_seconds'])}), padding {row['padding_share']:.1%}"
         )
     else:
-        lines.append(f"idle {row['idle_share']:.1%}, padding {row['padding_share']:.1%}")
+        lines.append(f"padding {row['padding_share']:.1%}")
     return lines

@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from finetune.errors import Halted, UserError
 
 ChunkName = tuple[int, int]  # (window, number within it)
 SUFFIX = ".parts"
+_ROW = re.compile(rb'^\{"row": (\d+)', re.MULTILINE)  # of a line of answers
 
 
 class Parts:
@@ -71,6 +73,14 @@ class Parts:
     def has_answers(self) -> bool:
         """Whether some chunk of an open window is answered."""
         return next(self.folder.glob("window-*/*.answers"), None) is not None
+
+    def count_answered(self) -> int:
+        """Rows of open windows of which an earlier start has answered something."""
+        rows: set[bytes] = set()
+        for path in self.folder.glob("window-*/*.answers"):
+            with suppress(OSError):
+                rows.update(_ROW.findall(path.read_bytes()))
+        return len(rows)
 
     def windows(self) -> list[int]:
         """Numbers of the windows that have a folder, ascending."""

@@ -72,3 +72,17 @@ def test_paths_are_expanded_at_this_door_alone() -> None:
 
 def test_an_image_of_a_row_in_a_home_folder_of_nobody_is_a_file_that_is_not_there() -> None:
     assert resolve_image(f"{NOBODY}.png", Path("/data")) == f"/data/{NOBODY}.png"
+
+
+def test_every_path_of_the_command_line_passes_it() -> None:
+    """Annotated[Path, typer.Option(..., parser=user_path)], in every file of the command line."""
+    seen = 0
+    for file in sorted((PACKAGE / "cli").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if not (isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Annotated"):
+                continue
+            kind, declared = node.slice.elts  # type: ignore[attr-defined]
+            if "Path" in ast.unparse(kind):
+                seen += 1
+                assert "parser=user_path" in ast.unparse(declared), f"{file}:{node.lineno}: add parser=user_path"
+    assert seen >= 16
