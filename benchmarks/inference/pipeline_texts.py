@@ -82,6 +82,13 @@ def by_ranks(folder: Path, ranks: int) -> Callable[[Sequence[str]], float]:
     return answer
 
 
+def count_onednn(loaded: Any) -> int:
+    """Linear layers of our side that call oneDNN; 0 on a machine that is not known to gain."""
+    from finetune.models.onednn_linear import OneDnnLinear
+
+    return sum(isinstance(part, OneDnnLinear) for part in loaded.asked.module.modules())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=600)
@@ -127,6 +134,8 @@ def main() -> None:
             json.dumps(
                 {
                     "texts": len(texts),
+                    "mean_tokens": round(statistics.mean(map(len, theirs.tokenizer(texts)["input_ids"])), 1),
+                    "linear_layers_by_onednn": count_onednn(ours),
                     "threads": options.threads,
                     "ranks": options.ranks,
                     "clock": options.clock,

@@ -24,6 +24,7 @@ from finetune.inference.generation.requests import GenerationSettings
 from finetune.models.config import load_config
 from finetune.models.device import uses_cuda
 from finetune.models.load import quiet_transformers
+from finetune.models.onednn_linear import use_onednn
 from finetune.models.placement import Placement, describe_layers, layer_devices, placed
 from finetune.planning.plan import Plan
 from finetune.planning.stored import StoredPlan
@@ -202,6 +203,7 @@ def load_found(
         chosen = spread[0]
     elif placement is None or placement.slices == 1:
         module.to(chosen)
+    use_onednn(module)
     task = load_task(found.recipe.task)
     return AskedModel(
         task=task,

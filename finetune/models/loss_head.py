@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from finetune.models.linear_loss import LogitTransform, linear_losses, sum_losses
 from finetune.models.logit_probe import Sealed, answering, find_transform, output_head
 from finetune.models.losses import cross_entropy_each, cross_entropy_rows, cross_entropy_sum
+from finetune.models.onednn_linear import is_plain_linear
 
 CHUNK_BYTES = 256 * 2**20  # of float32 logits of a head that is not a plain nn.Linear
 
@@ -79,7 +80,7 @@ class _Request:
     def answer(self, head: nn.Module, transform: LogitTransform) -> Callable[[Tensor], Sealed]:
         """What the head computes in place of its forward pass: hidden states [B, L, H] -> losses."""
         call = head.forward
-        plain = type(head) is nn.Linear and "forward" not in vars(head)
+        plain = is_plain_linear(head)
 
         def losses(hidden: Tensor) -> Sealed:
             rows = self._supervised(hidden)

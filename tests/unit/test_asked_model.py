@@ -18,6 +18,7 @@ from finetune.app.model_sources import find_model
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.inference.answering import Answered, Chunk
+from finetune.models import onednn_linear
 from finetune.recipe.trust import is_trusted
 from finetune.tasks.artifacts import FILE
 from tests.contract.examples import EXAMPLES, TinyExample
@@ -69,6 +70,17 @@ def test_a_run_and_its_export_say_what_the_trained_model_says(task: str, tmp_pat
         assert opened_answers(opened, rows) == expected
         assert not opened.module.training and not any(one.requires_grad for one in opened.module.parameters())
         assert opened.device == torch.device("cpu") and opened.autocast is None
+
+
+def test_linear_layers_take_the_faster_way_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, rows = read(TASKS["text_classification"], tmp_path)
+    model = trained_like(prepared.build())
+    run = store_run(prepared, model, tmp_path)
+    monkeypatch.setattr(onednn_linear, "is_faster_here", lambda: True)
+    opened = open_model(run)
+    kinds = {type(part) for part in opened.module.modules() if isinstance(part, torch.nn.Linear)}
+    assert kinds == {onednn_linear.OneDnnLinear}
+    assert opened_answers(opened, rows) == asked(model, prepared.task, prepared.artifacts, rows)
 
 
 def test_generating_tasks_reply(tmp_path: Path) -> None:
