@@ -11,16 +11,16 @@ from typing import Any
 from PIL import Image
 
 from finetune.app.asked_model import AskedModel, Precision, Quantization, open_model
-from finetune.data.bad_rows import BadRow
 from finetune.data.prepare.notices import Notices
 from finetune.data.sources.streams import MemoryStream
 from finetune.errors import UserError
 from finetune.inference.answering import PIECE, Answerer, Chunk, Outcome, Part, RowError, RowSplitter
 from finetune.inference.generation.answerer import GenerationAnswerer
 from finetune.inference.pieces.counts import CutRows
+from finetune.inference.pieces.loading import LoadingAnswerer
 from finetune.inference.pieces.options import PieceOptions
 from finetune.inference.pieces.splitter import make_splitter
-from finetune.inference.prediction.feeder import Asked, cut_window, encode_window, error_of, load_examples, read_windows
+from finetune.inference.prediction.feeder import Asked, cut_window, encode_window, read_windows
 from finetune.inference.recording import ERROR, ROW, record_fields, record_outcome
 from finetune.models.placement import Placement
 from finetune.tasks.batch import RecordOptions
@@ -202,15 +202,9 @@ class _Answers:
 
         def chunks() -> Iterator[Chunk]:
             for number, examples in enumerate(cut):
-                usable = []
-                for example, item in zip(examples, load_examples(self.splitter, examples), strict=True):
-                    if isinstance(item, BadRow):
-                        take(example, error_of(item))
-                    else:
-                        usable.append(item)
-                yield Chunk((0, number), usable)
+                yield Chunk((0, number), examples)
 
-        for chunk, found in self.answerer.run(chunks()):
+        for chunk, found in LoadingAnswerer(self.answerer, self.splitter).run(chunks()):
             for example, outcome in zip(chunk.examples, found, strict=True):
                 take(example, outcome)
         for row, some in parts.items():

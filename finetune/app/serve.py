@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from finetune.distributed.launch import die_with_parent
 from finetune.errors import FinetuneError, UserError
+from finetune.inference.pieces.options import PieceOptions
 from finetune.recipe.machine import count_gpus
 from finetune.terminal import print_line, say
 from finetune.units import format_number
@@ -28,7 +29,10 @@ SHORTEST_KEY = 16  # characters
 
 @dataclass(frozen=True)
 class ServedSource:
-    """What a replica opens; see open_model. name: as clients call it, "" for the recipe's. pixels: of an image, at most."""
+    """What a replica opens; see open_model. name: as clients call it, "" for the recipe's. pixels: of an image, at most.
+
+    pieces: how large images and long texts are cut, see PieceOptions.
+    """
 
     source: str
     checkpoint: str = "best"
@@ -38,6 +42,7 @@ class ServedSource:
     trust_remote_code: bool = False
     name: str = ""
     pixels: int = 40_000_000
+    pieces: Mapping[str, Any] = field(default_factory=dict)
 
 
 def serve(
@@ -59,6 +64,7 @@ def serve(
     have. limits: fields of Limits. Raises: UserError, TrainingFailed.
     """
     check_installed()
+    PieceOptions(**source.pieces).check_values()
     from finetune.inference.serving.guard import LOCAL_NAMES, Gate, is_loopback
     from finetune.inference.serving.limits import Limits
     from finetune.inference.serving.server import Serving, bind

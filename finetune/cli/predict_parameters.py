@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from finetune.cli.arguments import Checkpoint
+from finetune.cli.piece_arguments import Block, MaxBoxes, Merge, Overlap, Stride, Tile, WholeImage
 from finetune.recipe.user_path import user_path
 
 # In the order of the help page.
@@ -63,28 +64,13 @@ PARAMETERS: dict[str, Any] = {
     "task": Annotated[
         str, typer.Option("--task", metavar="NAME", help="Task of a model that was not trained by finetune.")
     ],
-    "tile": Annotated[
-        int | None, typer.Option("--tile", metavar="PIXELS", help="Cut large images into tiles of this side.")
-    ],
-    "overlap": Annotated[
-        float | None, typer.Option("--overlap", metavar="SHARE", help="Share of a tile that neighbors share: 0.2.")
-    ],
-    "whole_image": Annotated[
-        bool, typer.Option("--whole-image/--no-whole-image", help="Beside its tiles, answer the whole image.")
-    ],
-    "max_boxes": Annotated[
-        int | None, typer.Option("--max-boxes", metavar="N", help="Most boxes of an image that is cut: 1000.")
-    ],
-    "block": Annotated[
-        int | None, typer.Option("--block", metavar="TOKENS", help="Cut long texts into blocks of this length.")
-    ],
-    "stride": Annotated[
-        int | None, typer.Option("--stride", metavar="TOKENS", help="Tokens that neighboring blocks share.")
-    ],
-    "merge": Annotated[
-        str | None,
-        typer.Option("--merge", metavar="WAY", help="Scores of pieces become one by mean, max or head_tail."),
-    ],
+    "tile": Tile,
+    "overlap": Overlap,
+    "whole_image": WholeImage,
+    "max_boxes": MaxBoxes,
+    "block": Block,
+    "stride": Stride,
+    "merge": Merge,
     "max_new_tokens": Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, metavar="N", help="Most tokens of a reply.")
     ],

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from finetune.cli.arguments import Checkpoint, complete_task
+from finetune.cli.piece_arguments import Block, MaxBoxes, Merge, Overlap, Stride, Tile, WholeImage
 from finetune.cli.program import app, examples
 from finetune.recipe.trust import is_trusted
 
@@ -111,6 +112,16 @@ def serve(
         float,
         typer.Option("--drain-seconds", min=0, metavar="N", help="Seconds that accepted requests have after SIGTERM."),
     ] = 30.0,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    whole_image: WholeImage = True,
+    max_boxes: MaxBoxes = None,
+    block: Block = None,
+    stride: Stride = None,
+    merge: Merge = None,
+    max_pieces: Annotated[
+        int, typer.Option("--max-pieces", min=1, metavar="N", help="Most tiles or blocks of a row.")
+    ] = 1024,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
     ] = False,
@@ -131,6 +142,16 @@ def serve(
         trust_remote_code=trust_remote_code or is_trusted(),
         name=name,
         pixels=max_pixels,
+        pieces={
+            "tile": tile,
+            "overlap": overlap,
+            "whole_image": None if whole_image else False,
+            "max_boxes": max_boxes,
+            "block": block,
+            "stride": stride,
+            "merge": merge,
+            "most_pieces": max_pieces,
+        },
     )
     limits = {
         "body_bytes": max_body_mib << 20,

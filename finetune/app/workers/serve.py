@@ -9,15 +9,19 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from finetune.app.asked_model import AskedModel, open_model
 from finetune.errors import EXIT_FAILED, UserError
+from finetune.inference.pieces.loading import LoadingAnswerer
+from finetune.inference.pieces.options import PieceOptions
 from finetune.inference.serving.link import serve_link
 from finetune.inference.serving.messages import BatchRun, ModelFacts
 from finetune.inference.serving.prompts import PromptEncoder
 from finetune.inference.serving.replica import Replica
 from finetune.inference.serving.served_model import ServedModel
+from finetune.inference.serving.splitting import ServedPieces
 from finetune.inference.serving.warm_up import warm_up
 from finetune.inference.serving.writer import Writer
 from finetune.models.placement import Placement
@@ -46,7 +50,7 @@ def work(sock: socket.socket, given: Mapping[str, Any]) -> int:
             trust_remote_code=given["trust_remote_code"],
             notify=say,
         )
-        model = serve_asked(asked, name=given["name"], pixels=given["pixels"])
+        model = serve_asked(asked, name=given["name"], pixels=given["pixels"], pieces=given["pieces"])
         if model.facts.writes:
             return Replica(model, writer=open_writer(asked, broken), ran=ran, broken=broken)
         await asyncio.get_running_loop().run_in_executor(None, warm_up, model)
@@ -55,9 +59,20 @@ def work(sock: socket.socket, given: Mapping[str, Any]) -> int:
     return asyncio.run(serve_link(sock, open_replica))
 
 
-def serve_asked(asked: AskedModel, *, name: str = "", pixels: int) -> ServedModel:
-    """The model as a replica holds it. name: "" for the recipe's."""
-    return ServedModel(asked.task, asked.artifacts, asked.batch_answerer(), model_facts(asked, name), pixels)
+def serve_asked(
+    asked: AskedModel, *, name: str = "", pixels: int, pieces: Mapping[str, Any] | None = None
+) -> ServedModel:
+    """The model as a replica holds it. name: "" for the recipe's. pieces: see PieceOptions.
+
+    Raises: UserError for pieces that do not fit the task or the model.
+    """
+    options = PieceOptions(**(pieces or {}))
+    facts, answerer = model_facts(asked, name), asked.batch_answerer()
+    if not options.asked:
+        return ServedModel(asked.task, asked.artifacts, answerer, facts, pixels)
+    cut = ServedPieces(asked.task, asked.artifacts, options, pixels=pixels)
+    facts = replace(facts, notes=(*facts.notes, options.describe()))
+    return ServedModel(asked.task, asked.artifacts, LoadingAnswerer(answerer, cut), facts, pixels, cut)
 
 
 def open_writer(asked: AskedModel, broken: Callable[[BaseException], None] = lambda error: None) -> Writer:

@@ -14,7 +14,8 @@ from finetune.inference.answering import PIECE, Outcome, Part
 from finetune.inference.pieces.box_merging import merge_boxes
 from finetune.inference.pieces.merging import Answers, merge_class_scores, merge_outcomes
 from finetune.inference.pieces.options import PieceOptions
-from finetune.inference.pieces.tiles import Window, cut_image
+from finetune.inference.pieces.spans import check_count
+from finetune.inference.pieces.tiles import Window, count_tiles, cut_image
 from finetune.inference.whole_rows import ROW, WITH_TARGETS, WholeRows
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer
@@ -25,16 +26,20 @@ from finetune.tasks.task import Encoded, Task, check_target
 from finetune.tasks.text.inputs import encode_each
 from finetune.tasks.vision.boxes import Objects, crop
 
+MOST_KEPT = 64  # images
 CUT = "the image is larger than a tile; it is answered in tiles"
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """The image that was decoded last, and the row and value that it was decoded from."""
+    """An image, or why it cannot be decoded, and the value that it was decoded from."""
 
-    id: int
     value: Any
-    picture: Picture
+    picture: Picture | BadRow
+
+    @property
+    def pixels(self) -> int:
+        return 0 if isinstance(self.picture, BadRow) else self.picture.rgb.width * self.picture.rgb.height
 
 
 class ImageTiles:
@@ -42,17 +47,19 @@ class ImageTiles:
 
     A piece holds the row and its window. `load` decodes an image when its first tile comes, and keeps it until another
     image comes: tiles of an image are neighbors in a chunk, as all cost the same, so memory holds one decoded image and the
-    tiles of one chunk.
+    tiles of one chunk. kept_pixels: of further images that are kept, for tiles that come in turns.
     """
+
+    kept_pixels = 0
 
     def __init__(self, task: Task, artifacts: TaskArtifacts, options: PieceOptions) -> None:
         assert options.tile is not None
         self.task, self.artifacts, self.options = task, artifacts, options
         self.whole = WholeRows(task, artifacts)
-        self._last: _Decoded | None = None
+        self._kept: list[_Decoded] = []  # the one that was used last is the last one
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_last": None}
+        return {**vars(self), "_kept": []}
 
     def split(self, rows: Sequence[Row], *, with_targets: bool) -> list[list[dict[str, Any]] | BadRow]:
         """The tiles of each image; reads no more than the headers of the files."""
@@ -62,6 +69,7 @@ class ImageTiles:
         width, height = image_size(row.get("image"), self.artifacts.options.value_range)
         options = self.options
         assert options.tile is not None and options.overlap is not None
+        check_count(count_tiles(width, height, options.tile, options.overlap), options.most_pieces)
         windows = cut_image(width, height, options.tile, options.overlap, whole_image=bool(options.whole_image))
         if not windows:
             (example,) = self.whole.split([row], with_targets=with_targets)
@@ -86,7 +94,7 @@ class ImageTiles:
         if PIECE not in example:
             (encoded,) = self.whole.load([dict(example)])
         else:
-            picture = self._decode(example["id"], example[ROW].get("image"))
+            picture = self._decode(example[ROW].get("image"))
             width, height = example[PIECE]["size"]
             if picture.rgb.size != (width, height):
                 raise BadRow(f"the image was {width} x {height} pixels when it was cut, and now is another")
@@ -95,13 +103,30 @@ class ImageTiles:
             raise encoded
         return {**encoded, **{key: example[key] for key in ("id", PIECE) if key in example}}
 
-    def _decode(self, id: int, value: Any) -> Picture:
-        last = self._last
-        if last is None or last.id != id or not (last.value is value or _is_equal(last.value, value)):
-            last = self._last = None  # its memory is free before the next image is decoded
-            picture = read_image(value, self.artifacts.options.value_range)
-            last = self._last = _Decoded(id, value, picture)
-        return last.picture
+    def forget(self) -> None:
+        """Free the images that are kept."""
+        self._kept = []
+
+    def _decode(self, value: Any) -> Picture:
+        """Raises: BadRow for an image that cannot be decoded, which is tried once for all of its tiles."""
+        found = next((one for one in self._kept if one.value is value or _is_equal(one.value, value)), None)
+        if found is None:
+            room = self.kept_pixels
+            while sum(one.pixels for one in self._kept) > room or len(self._kept) >= MOST_KEPT:
+                del self._kept[0]  # its memory is free before the next image is decoded
+            found = _Decoded(value, self._read(value))
+        else:
+            self._kept.remove(found)
+        self._kept.append(found)
+        if isinstance(found.picture, BadRow):
+            raise found.picture
+        return found.picture
+
+    def _read(self, value: Any) -> Picture | BadRow:
+        try:
+            return read_image(value, self.artifacts.options.value_range)
+        except BadRow as bad:
+            return bad.with_traceback(None)
 
     def _encode(self, row: Row, picture: Picture, window: Sequence[int], with_targets: bool) -> Encoded:
         tile = {**row, "image": cut_out(picture, window)}

@@ -28,6 +28,7 @@ class PieceOptions:
     share. whole_image: the whole image is answered as well. max_boxes: most boxes of an image that is cut.
     block: tokens of a block of a text that is longer than the model takes, special tokens included; None: texts are not cut.
     stride: tokens that neighboring blocks share. merge: how scores and numbers of pieces become one, one of MERGES.
+    most_pieces: of a row; a row that has more is bad. None: any number.
     """
 
     tile: int | None = None
@@ -37,11 +38,22 @@ class PieceOptions:
     block: int | None = None
     stride: int | None = None
     merge: str | None = None
+    most_pieces: int | None = None
 
     @property
     def asked(self) -> bool:
         """Whether anything is to be cut."""
         return self.tile is not None or self.block is not None
+
+    def describe(self) -> str:
+        """A sentence for people; "" if nothing is cut."""
+        if self.tile is not None:
+            return f"images larger than {self.tile} pixels are answered in tiles (--tile)"
+        return (
+            f"texts longer than the model takes are answered in blocks of {self.block} tokens (--block)"
+            if self.block
+            else ""
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Those that are set, as JSON values: what answers depend on."""
@@ -49,19 +61,22 @@ class PieceOptions:
 
     def resolve(self, task: str) -> PieceOptions:
         """All defaults filled in, for a task. Raises: UserError for a value or combination that makes no sense."""
-        self._check_values()
+        self.check_values()
         self._check_task(task)
         merge = self.merge or "mean"
         if self.tile is not None:
             whole = True if self.whole_image is None else self.whole_image
             overlap = 0.2 if self.overlap is None else self.overlap
-            return PieceOptions(self.tile, overlap, whole, self.max_boxes or 1000, merge=merge)
+            return PieceOptions(
+                self.tile, overlap, whole, self.max_boxes or 1000, merge=merge, most_pieces=self.most_pieces
+            )
         if self.block is not None:
             stride = self.block // 4 if self.stride is None else self.stride
-            return PieceOptions(block=self.block, stride=stride, merge=merge)
+            return PieceOptions(block=self.block, stride=stride, merge=merge, most_pieces=self.most_pieces)
         return PieceOptions()
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
+        """Raises: UserError for a value or combination that makes no sense for any task."""
         for name, needs in (("overlap", "tile"), ("whole_image", "tile"), ("max_boxes", "tile"), ("stride", "block")):
             if getattr(self, name) is not None and getattr(self, needs) is None:
                 raise _mistake(name, f"it says how --{needs} cuts, and --{needs} is not set", f"Set --{needs} as well.")

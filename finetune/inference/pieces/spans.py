@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from finetune.data.bad_rows import BadRow
+
 
 def span_starts(length: int, size: int, overlap: int) -> list[int]:
     """Starts of spans of `size` that cover a line of `length`; neighbors share `overlap`.
@@ -23,6 +25,17 @@ def span_starts(length: int, size: int, overlap: int) -> list[int]:
     if length <= size:
         return [0]
     return [*range(0, length - size, size - overlap), length - size]
+
+
+def count_spans(length: int, size: int, overlap: int) -> int:
+    """len(span_starts(length, size, overlap)), without making them."""
+    return 1 if length <= size else 1 - (size - length) // (size - overlap)
+
+
+def check_count(count: int, most: int | None) -> None:
+    """Raises: BadRow for a row of more pieces than it may have."""
+    if most is not None and count > most:
+        raise BadRow(f"it would be cut into {count:,} pieces, more than the limit of {most:,}", kind="too_long")
 
 
 def span_shares(starts: Sequence[int], size: int, length: int) -> list[float]:

@@ -21,7 +21,7 @@ from finetune.errors import UserError
 from finetune.inference.answering import PIECE, Outcome, Part
 from finetune.inference.pieces.merging import Answers, merge_class_scores, merge_numbers, merge_outcomes
 from finetune.inference.pieces.options import PieceOptions
-from finetune.inference.pieces.spans import span_shares, span_starts
+from finetune.inference.pieces.spans import check_count, count_spans, span_shares, span_starts
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer
 from finetune.tasks.classes import name_of
@@ -61,6 +61,7 @@ class TextBlocks:
         assert options.block is not None and options.stride is not None
         self.task, self.artifacts = task, artifacts
         self.size, self.stride, self.how = options.block, options.stride, options.merge or "mean"
+        self.most = options.most_pieces
         self.limit = int(artifacts.settings["max_length"])
         if self.size > self.limit:
             raise UserError(
@@ -138,6 +139,7 @@ class TextBlocks:
             )
         if self.how == "head_tail":
             return [self._head_and_tail(tokens, start, end, room)]
+        check_count(count_spans(length, room, self.stride), self.most)
         firsts = span_starts(length, room, self.stride)
         shares = span_shares(firsts, room, length)
         return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune.inference.pieces.spans import span_shares, span_starts
+from finetune.inference.pieces.spans import count_spans, span_shares, span_starts
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,12 @@ class Window:
     def corners(self) -> tuple[int, int, int, int]:
         """(left, top, right, bottom), as Pillow's crop takes them."""
         return self.left, self.top, self.right, self.bottom
+
+
+def count_tiles(width: int, height: int, tile: int, overlap: float) -> int:
+    """The tiles that cut_image makes of an image that is larger than one."""
+    shared = int(tile * overlap)
+    return count_spans(width, tile, shared) * count_spans(height, tile, shared)
 
 
 def cut_image(width: int, height: int, tile: int, overlap: float, *, whole_image: bool) -> list[Window]:

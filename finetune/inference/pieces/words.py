@@ -12,7 +12,7 @@ from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row
 from finetune.inference.answering import PIECE, Outcome, Part
 from finetune.inference.pieces.merging import Answers, join_lists, merge_outcomes
-from finetune.inference.pieces.spans import span_starts
+from finetune.inference.pieces.spans import check_count, count_spans, span_starts
 from finetune.inference.pieces.texts import CUT, PER_TOKEN, TextBlocks, cut_tokens
 from finetune.models.losses import IGNORE
 from finetune.tasks.batch import Answer
@@ -34,6 +34,7 @@ class WordBlocks(TextBlocks):
                 kind="too_long",
             )
         firsts = [first - start if first >= 0 else -1 for first in example["firsts"]]
+        check_count(count_spans(length, room, self.stride), self.most)
         begins = span_starts(length, room, self.stride)
         owners = choose_blocks(firsts, length, begins, room)
         used = sorted(set(owners.tolist()))  # a block may lie within one long word

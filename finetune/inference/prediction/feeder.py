@@ -226,7 +226,7 @@ class _EncodeJob:
             yield index, result
 
     def _try(self, rows: Sequence[Any], with_targets: bool) -> list[list[dict[str, Any]] | BadRow]:
-        return _together(rows, lambda some: self.asked.splitter.split(some, with_targets=with_targets))
+        return map_together(rows, lambda some: self.asked.splitter.split(some, with_targets=with_targets))
 
     def describe(self, units: Units) -> str:
         return f"{self.rows[units[0]].place} to {self.rows[units[1] - 1].place}"
@@ -240,16 +240,16 @@ class _EncodeJob:
 
 def load_examples(splitter: RowSplitter, examples: Sequence[dict[str, Any]]) -> list[Encoded]:
     """RowSplitter.load; an example at which it raises an exception becomes a BadRow, and is the only one."""
-    return _together(examples, splitter.load)
+    return map_together(examples, splitter.load)
 
 
-def _together(items: Sequence[Any], work: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
+def map_together(items: Sequence[Any], work: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
     """What `work` makes of all items together; where that fails, one by one, so that the one at which it fails is found."""
     try:
         return work(items)
     except Exception as error:
         if len(items) > 1:
-            return [result for item in items for result in _together([item], work)]
+            return [result for item in items for result in map_together([item], work)]
         return [error if isinstance(error, BadRow) else BadRow(f"{type(error).__name__}: {error}")]
 
 

@@ -44,7 +44,7 @@ class Replica:
             model.answerer,
             ran=lambda rows, seconds: self._call(ran, BatchRun(rows, seconds)),
             broken=lambda error: self._call(broken, error),
-            idle=release_memory,
+            idle=self._rest,
         )
 
     @property
@@ -57,30 +57,32 @@ class Replica:
 
     async def predict(self, rows: list[dict[str, Any]], *, top_k: int, threshold: float | None) -> list[Record]:
         """See Backend."""
-        asked = _Asked(len(rows), self._loop)
-        encoded = await self._loop.run_in_executor(self._encoders, self._model.encode, rows)
-        for place, item in enumerate(encoded):
-            if isinstance(item, RowError):
-                asked.take(place, item)
-        places = [place for place, item in enumerate(encoded) if not isinstance(item, RowError)]
-        if places and self._writer is not None:
-            outcomes = await asyncio.gather(*(self._writer.reply(prompt_of(encoded[place])) for place in places))
-            for place, outcome in zip(places, outcomes, strict=True):
-                asked.take(place, outcome)
-        elif places:
-            examples = [item for item in encoded if not isinstance(item, RowError)]
-            request = self._batcher.put(examples, places, asked.take_from_thread)
-            try:
-                await asked.complete
-            except asyncio.CancelledError:
-                self._batcher.cancel(request)
-                raise
+        split = await self._loop.run_in_executor(self._encoders, self._model.split, rows)
+        examples = [example for item in split if not isinstance(item, RowError) for example in item]
+        answered = await self._answer(examples) if examples else []
+        if len(examples) > len(split):  # merging boxes takes time
+            outcomes = await self._loop.run_in_executor(self._encoders, self._model.merge, split, answered)
+        else:
+            outcomes = self._model.merge(split, answered)
         options = RecordOptions(top_k=top_k, threshold=threshold)
-        records = [self._model.record(place, outcome, options) for place, outcome in enumerate(asked.outcomes())]
-        for place, item in enumerate(encoded):
-            if isinstance(item, dict) and item.get(NOTICES):
-                records[place][NOTICES] = list(item[NOTICES])
+        records = [self._model.record(place, outcome, options) for place, outcome in enumerate(outcomes)]
+        for place, item in enumerate(split):
+            if isinstance(item, list) and item[0].get(NOTICES):
+                records[place][NOTICES] = list(item[0][NOTICES])
         return records
+
+    async def _answer(self, examples: list[dict[str, Any]]) -> list[Outcome]:
+        """The outcome of each example. They wait together, so pieces of a row share chunks."""
+        if self._writer is not None:
+            return list(await asyncio.gather(*(self._writer.reply(prompt_of(example)) for example in examples)))
+        asked = _Asked(len(examples), self._loop)
+        request = self._batcher.put(examples, range(len(examples)), asked.take_from_thread)
+        try:
+            await asked.complete
+        except asyncio.CancelledError:
+            self._batcher.cancel(request)
+            raise
+        return asked.outcomes()
 
     async def write(self, sampling: Sampling) -> AsyncIterator[Piece]:
         """See Backend."""
@@ -95,6 +97,12 @@ class Replica:
         self._encoders.shutdown(wait=False, cancel_futures=True)
         if self._writer is not None:
             await self._loop.run_in_executor(None, self._writer.close)
+
+    def _rest(self) -> None:
+        """On the batcher's thread, when nothing has come for a moment."""
+        if self._model.pieces is not None:
+            self._model.pieces.forget()
+        release_memory()
 
     def _call(self, function: Callable[[Any], None], value: Any) -> None:
         if not self._loop.is_closed():
@@ -113,7 +121,7 @@ def prompt_of(example: Any) -> list[int]:
 
 
 class _Asked:
-    """The outcomes of one request as they come. complete: done once there is one for each row."""
+    """The outcomes of one request as they come. complete: done once there is one for each example."""
 
     def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
         self._outcomes: list[Outcome | None] = [None] * count

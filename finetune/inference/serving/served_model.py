@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from finetune.data.bad_rows import BadRow, BadValue
@@ -16,9 +16,11 @@ from finetune.data.images import image_size
 from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.values import number_notices
 from finetune.inference.answering import Answerer, Outcome, RowError
+from finetune.inference.prediction.feeder import map_together
 from finetune.inference.recording import record_outcome
 from finetune.inference.serving.messages import ModelFacts, Record
 from finetune.inference.serving.row_keys import unread_keys
+from finetune.inference.serving.splitting import ServedPieces, merge_pieces
 from finetune.tasks import CARDS
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import RecordOptions
@@ -26,33 +28,62 @@ from finetune.tasks.task import Encoded, Task
 
 MOST_UNREAD = 20  # columns of a row that are listed as not read
 
+Pieces = list[dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class ServedModel:
-    """facts: what the front process is told. pixels: the most that an image may have."""
+    """facts: what the front process is told. pixels: the most that an image may have. pieces: how rows are cut; None: not."""
 
     task: Task
     artifacts: TaskArtifacts
     answerer: Answerer
     facts: ModelFacts
     pixels: int
+    pieces: ServedPieces | None = None
     _own: threading.local = field(default_factory=threading.local, repr=False)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | RowError]:
         """An example per row, or why there is none. Any number of threads may call it."""
+        whole = self._each(rows, lambda good: [one if isinstance(one, BadRow) else [one] for one in self._encode(good)])
+        return [item if isinstance(item, RowError) else item[0] for item in whole]
+
+    def split(self, rows: Sequence[Mapping[str, Any]]) -> list[Pieces | RowError]:
+        """The examples of each row, several where it is cut, or why there are none. Any number of threads may call it."""
+        if self.pieces is None:
+            return [item if isinstance(item, RowError) else [item] for item in self.encode(rows)]
+        return self._each(rows, partial(map_together, work=self.pieces.split))
+
+    def merge(self, split: Sequence[Pieces | RowError], outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """The outcome of each row. outcomes: of all examples that `split` has made, in their order."""
+        rest, merged = iter(outcomes), list[Outcome]()
+        for item in split:
+            if isinstance(item, RowError):
+                merged.append(item)
+                continue
+            own = [next(rest) for _ in item]
+            merged.append(own[0] if self.pieces is None else merge_pieces(self.pieces, item, own))
+        return merged
+
+    def _each(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        encode: Callable[[Sequence[Mapping[str, Any]]], Sequence[Pieces | BadRow]],
+    ) -> list[Pieces | RowError]:
+        """What `encode` makes of the rows that can be read. What was changed in a row is told by its first example."""
         notices: list[list[str]] = [[] for _ in rows]
         read = [self._read(row, told) for row, told in zip(rows, notices, strict=True)]
-        good = [row for row in read if not isinstance(row, BadRow)]
-        encoded = iter(self._encode(good))
-        outcomes: list[dict[str, Any] | RowError] = []
+        encoded = iter(encode([row for row in read if not isinstance(row, BadRow)]))
+        outcomes: list[Pieces | RowError] = []
         for row, told in zip(read, notices, strict=True):
-            item = row if isinstance(row, BadRow) else next(encoded)
+            item: Pieces | BadRow = row if isinstance(row, BadRow) else next(encoded)
             if isinstance(item, BadValue):
                 item = item.with_columns(self.facts.columns)
             if isinstance(item, BadRow):
                 outcomes.append(bad_row_error(item))
             else:
-                outcomes.append({**item, NOTICES: [*told, *item.get(NOTICES, ())]} if told else item)
+                first = {**item[0], NOTICES: [*told, *item[0].get(NOTICES, ())]} if told else item[0]
+                outcomes.append([first, *item[1:]])
         return outcomes
 
     def record(self, row: int, outcome: Outcome, options: RecordOptions) -> Record:
