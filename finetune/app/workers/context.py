@@ -55,8 +55,17 @@ def open_session(plan: Plan) -> Session:
     return Session.open(plan.deepspeed, **options, notify=print_line)
 
 
-def set_up(session: Session, plan: Plan, data: PreparedData, notify: Notify) -> TrainingContext:
+def set_up(
+    session: Session,
+    plan: Plan,
+    data: PreparedData,
+    notify: Notify,
+    *,
+    before: Callable[[nn.Module], None] | None = None,
+) -> TrainingContext:
     """Model, optimizer, engine, over data that was prepared before the session was opened. All ranks call it.
+
+    before: called with the model before an engine wraps it.
 
     Raises: UserError if the machines have prepared different data.
     """
@@ -65,7 +74,7 @@ def set_up(session: Session, plan: Plan, data: PreparedData, notify: Notify) -> 
     sharing = [sharing_note()] if session.device.type == "cuda" else []
     for note in (*filter(None, sharing), *data.messages, *plan.notes, *facts.notes):
         notify(note)
-    engine = build_engine(session, plan, task, data.artifacts, data.datasets, facts, notify)
+    engine = build_engine(session, plan, task, data.artifacts, data.datasets, facts, notify, before=before)
     add_reference_logprobs(task, plan, data.artifacts, data.datasets, engine, notify=notify)
     return TrainingContext(session, plan, task, data.artifacts, data.datasets, facts, engine)
 
@@ -96,8 +105,11 @@ def build_engine(
     notify: Notify,
     *,
     trains: bool = True,
+    before: Callable[[nn.Module], None] | None = None,
 ) -> Engine:
-    """The model under the plan's engine. All ranks call it. trains: with gradients and an optimizer."""
+    """The model under the plan's engine. All ranks call it. trains: with gradients and an optimizer. before: called with
+    the model before the engine wraps it.
+    """
     recipe = plan.recipe
     torch.manual_seed(recipe.seed)
     with phase("loading the model", notify):
@@ -105,6 +117,8 @@ def build_engine(
     fix_batchnorm_gradients(model)
     if count := freeze_weights(model, recipe.model.freeze):
         facts["frozen weights"] = f"{count} tensors"
+    if before is not None:
+        before(model)
     if session.world_size > 1 and plan.device == "cuda":
         torch.cuda.empty_cache()
 

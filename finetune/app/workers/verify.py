@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,14 @@ def work(*, recipe: str, **options: Any) -> None:
     settings = json.loads((folder / "verify.json").read_text(encoding="utf-8"))
     derived = open_recipe(str(folder / "recipe.yaml")).recipe
     process_state, sizes = ProcessState(), folder / "model.json"
-    meet(folder / "meeting", rank, ranks)
-    if rank == 0:
+    differing = settings.get("differing", [])
+    meet(folder / ("meeting-again" if differing else "meeting"), rank, ranks)
+    if rank == 0 and not differing:
         _write(sizes, choose_model(derived, full=settings["full"]))
     process_state.wait()
     process_state.reset()
     verified = with_model(derived, json.loads(sizes.read_text(encoding="utf-8")))
-    if rank == ranks - 1:
+    if rank == ranks - 1 and not differing:
         for name in REFERENCES:
             _write(folder / f"{name}.json", asdict(reference_figures(verified, name, folder, settings["steps"])))
     has_stages = "pipeline" in CARDS[verified.task].splits
@@ -84,6 +86,10 @@ def work(*, recipe: str, **options: Any) -> None:
         tensor=verified.parallel.tensor,
         pipeline=pipeline,
     )
+    if differing:
+        variants = [variant for variant in variants if variant.name in differing]
+        _run_twins(verified, variants, folder, rank, settings["steps"], process_state)
+        return
     for number, variant in enumerate(variants):
         if rank >= variant.ranks:
             continue
@@ -96,8 +102,30 @@ def work(*, recipe: str, **options: Any) -> None:
             _write(folder / f"variant-{number}.json", asdict(figures))
 
 
-def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> Figures:
-    """Some steps and an evaluation under one layout, through the loop that trains. Its ranks call it."""
+def _run_twins(
+    recipe: Recipe, variants: Sequence[Variant], folder: Path, rank: int, steps: int, process_state: ProcessState
+) -> None:
+    """The divisions of some layouts by DistributedDataParallel, in float32 and in float64. All ranks call it."""
+    divisions: dict[tuple[int, int], list[str]] = {}
+    for variant in variants:
+        if variant.tensor == variant.pipeline == 1:
+            divisions.setdefault((variant.ranks, variant.micro_batch), []).append(variant.name)
+    for number, ((ranks, micro_batch), names) in enumerate(divisions.items()):
+        if rank >= ranks:
+            continue
+        found: dict[str, Any] = {"layouts": names}
+        for dtype in ("float32", "float64"):
+            name = f"{'1 rank' if ranks == 1 else f'{ranks} ranks'}, {micro_batch} at a time, {dtype}"
+            meet(folder / f"meeting-twin-{number}-{dtype}", rank, ranks)
+            twin = Variant(name, ranks, "none", micro_batch)
+            found[dtype] = asdict(run_variant(recipe, twin, folder, steps, widened=dtype == "float64"))
+            process_state.reset()
+        if rank == 0:
+            _write(folder / f"twin-{number}.json", found)
+
+
+def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int, *, widened: bool = False) -> Figures:
+    """Some steps and an evaluation under one layout, through the loop that trains. Its ranks call it. widened: in float64."""
     layout: dict[str, Any] = {"engine": "auto", "deepspeed": variant.deepspeed, "micro_batch": variant.micro_batch}
     layout |= {"rank_speed": "equal", "tensor": variant.tensor, "pipeline": variant.pipeline}
     recipe = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update=layout)})
@@ -108,7 +136,7 @@ def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> F
     data = ready(recipe)
     session = open_session(plan)
     try:
-        context = set_up(session, plan, data, lambda text: None)
+        context = set_up(session, plan, data, lambda text: None, before=widen if widened else None)
     except UserError as error:
         if variant.pipeline == 1:
             raise
@@ -129,6 +157,19 @@ def run_variant(recipe: Recipe, variant: Variant, folder: Path, steps: int) -> F
     )
     session.wait()
     return Figures(variant.name, losses, norms, evaluation, digest)
+
+
+def widen(model: nn.Module) -> None:
+    """Have a model compute in float64, as the reference does: weights, and the tensors that it is called with."""
+
+    def cast(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return tuple(map(_as_float64, arguments)), {name: _as_float64(value) for name, value in named.items()}
+
+    model.double().register_forward_pre_hook(cast, with_kwargs=True)
+
+
+def _as_float64(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def reference_figures(recipe: Recipe, name: str, folder: Path, steps: int) -> Figures:
