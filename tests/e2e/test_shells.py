@@ -101,7 +101,7 @@ def test_a_folder_that_is_trained_in_is_refused_to_ranks_of_another_launcher(wor
     take_folder(run)
     try:
         with pytest.raises(RankError, match=f"the run is being trained by process {os.getpid()}"):
-            workers.train(2, run, *SETS)
+            workers.train(2, run)
     finally:
         leave_folders()
     assert not (run / "run.json").exists()

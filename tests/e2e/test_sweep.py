@@ -137,13 +137,13 @@ def test_a_recipe_that_changes_while_a_sweep_runs_ends_it(place: Path) -> None:
 
 
 def test_real_trials_pause_and_resume(place: Path) -> None:
-    """A trial goes on while the sweep reads its evaluation and asks it to pause, some tenths of a second at most: 120 steps
+    """A trial goes on while the sweep reads its evaluation and asks it to pause, some tenths of a second at most: 60 steps
     are left to it. In four it was done before it could be asked.
     """
     done = run_finetune(
         [
             *["sweep", "tiny.yaml", "--grid", "training.learning_rate=1e-9,1e-3", "--sweep-dir", "swept"],
-            *["--set", "training.epochs=40", "--set", "checkpoint.every=1000", "--processes", "1"],
+            *["--set", "training.epochs=20", "--set", "checkpoint.every=1000", "--processes", "1"],
             *["--set", "parallel.deepspeed=none", "--metric", "loss"],
         ],
         MINUTES,
