@@ -1,15 +1,13 @@
 """Proves how a training fails: it says what and where, keeps its checkpoints, and starts again only where that helps."""
 
 import re
-import signal
 import time
 
 import pytest
 
 from finetune.training.checkpoint_reader import find_checkpoints, open_checkpoint
 from tests.e2e import tiny
-from tests.e2e.conftest import MINUTES, Ended
-from tests.faults import kill_after, start_finetune, text_appears
+from tests.e2e.conftest import Ended
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -47,20 +45,3 @@ def test_an_error_of_one_rank_in_an_evaluation_ends_all_and_is_told_alone(worker
     assert time.monotonic() - began < 120, "nobody waits for a rank that is gone"
     run = workers.folder / f"fault-{stage}"
     assert open_checkpoint(find_checkpoints(run / "checkpoints")[0]).step == 15
-
-
-def test_a_killed_rank_leaves_no_orphans_and_training_starts_again(workplace, undisturbed):
-    run = workplace / "again"
-    arguments = ["train", "tiny.yaml", "--run-dir", "again", "--restarts", "2"]
-    with start_finetune(arguments, folder=workplace) as running:
-        moment = text_appears(run / "metrics.jsonl", '"step": 17,')
-        with kill_after(lambda: running.rank(1).pid, when=moment, number=signal.SIGKILL, timeout=MINUTES) as fired:
-            assert fired.wait(MINUTES), running.output()
-            finished = running.wait(MINUTES)
-        assert not running.survivors()
-    assert finished.code == 0, finished.output
-    assert "rank 1: was killed by SIGKILL" in finished.output
-    assert len(set(ports(finished.output))) == 2
-    again = re.search(r"restarting from step (\d+) \(1 restarts left\)", finished.output)
-    assert again and int(again[1]) >= 15, finished.output
-    assert tiny.comparable(run) == tiny.comparable(undisturbed[0])

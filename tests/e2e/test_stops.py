@@ -1,15 +1,15 @@
 """Proves that a training that is stopped and killed in every way is, in the end, the undisturbed training.
 
-One run is interrupted five times, each time otherwise, and started again with the same command. The tests look at its
-chapters; the last one compares the whole with the run that nothing disturbed, bit for bit.
+One run is interrupted five times, each time otherwise, and started again: once automatically, else with the same command.
+The tests look at its chapters; the last one compares the whole with the run that nothing disturbed, bit for bit.
 """
 
 import json
+import os
 import re
 import signal
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 
 from tests.e2e import tiny
 from tests.e2e.conftest import MINUTES
-from tests.faults import Finished, Running, kill_after, start_finetune, text_appears
+from tests.faults import Finished, Running, start_finetune, text_appears
 
 pytestmark = pytest.mark.timeout(900)  # a story is one fixture
 
@@ -42,46 +42,49 @@ def rank_1(running: Running) -> int:
     return running.rank(1).pid
 
 
-CHAPTERS: list[tuple[str, int, Callable[[Running], int], int]] = [
-    ("Ctrl-C", signal.SIGINT, parent, 3),
-    ("SIGTERM", signal.SIGTERM, parent, 12),
-    ("SIGUSR1 to rank 1", signal.SIGUSR1, rank_1, 21),
-    ("SIGKILL to rank 1", signal.SIGKILL, rank_1, 31),
-    ("SIGKILL to all", 0, parent, 41),
+# name, signal, of whom, once which steps are logged; options
+CHAPTERS: list[tuple[str, int, Callable[[Running], int], tuple[int, ...], tuple[str, ...]]] = [
+    ("Ctrl-C", signal.SIGINT, parent, (3,), ()),
+    ("SIGUSR1 to rank 1", signal.SIGUSR1, rank_1, (12,), ()),
+    ("SIGKILL to rank 1, twice", signal.SIGKILL, rank_1, (22, 33), ("--restarts", "1")),
+    ("SIGKILL to all", 0, parent, (43,), ()),
 ]
+KILLED = "SIGKILL to rank 1, twice"
 
 
 @pytest.fixture(scope="module")
 def story(workplace):
     told = Story(workplace / "story")
-    for name, number, target, step in CHAPTERS:
-        play(told, workplace, name, number, target, step)
+    for chapter in CHAPTERS:
+        play(told, workplace, *chapter)
     command = ["train", "tiny.yaml", "--run-dir", "story", "--set", "tracking.wandb=offline"]
     with start_finetune(command, folder=workplace) as running:
         told.chapters["the end"] = running.wait(MINUTES)
     return told
 
 
-def play(told: Story, workplace: Path, name: str, number: int, target: Callable[[Running], int], step: int) -> None:
-    """Start it, and let the fault happen once `step` is logged."""
-    moment = text_appears(told.run / "metrics.jsonl", f'"step": {step},')
-    began = 0.0
-    with (
-        start_finetune(["train", "tiny.yaml", "--run-dir", "story"], folder=workplace) as running,
-        ExitStack() as stack,
-    ):
-        if number:
-            fired = stack.enter_context(
-                kill_after(lambda: target(running), when=moment, number=number, timeout=MINUTES)
-            )
-            assert fired.wait(MINUTES), running.output()
-            began = time.monotonic()
-        else:
+def play(
+    told: Story,
+    workplace: Path,
+    name: str,
+    number: int,
+    target: Callable[[Running], int],
+    steps: tuple[int, ...],
+    options: tuple[str, ...],
+) -> None:
+    """Start it, and let the fault happen each time one of `steps` is logged."""
+    arguments = ["train", "tiny.yaml", "--run-dir", "story", *options]
+    with start_finetune(arguments, folder=workplace) as running:
+        for step in steps:
+            moment = text_appears(told.run / "metrics.jsonl", f'"step": {step},')
             while not moment():
                 assert running.process.poll() is None, running.output()
                 time.sleep(0.01)
             began = time.monotonic()
-            running.kill()
+            if number:
+                os.kill(target(running), number)
+            else:
+                running.kill()
         told.chapters[name] = running.wait(MINUTES)
         told.seconds[name] = time.monotonic() - began
         told.survivors[name] = [" ".join(process.cmdline()) for process in living(running)]
@@ -92,7 +95,7 @@ def living(running: Running) -> list[psutil.Process]:
     return [process for process in running.survivors() if "wandb" not in process.name()]
 
 
-@pytest.mark.parametrize("chapter", ["Ctrl-C", "SIGTERM", "SIGUSR1 to rank 1"])
+@pytest.mark.parametrize("chapter", ["Ctrl-C", "SIGUSR1 to rank 1"])
 def test_a_request_to_stop_saves_and_ends_with_75(story, chapter):
     finished = story.chapters[chapter]
     assert finished.code == 75, finished.output
@@ -102,7 +105,7 @@ def test_a_request_to_stop_saves_and_ends_with_75(story, chapter):
     assert not story.survivors[chapter]
 
 
-@pytest.mark.parametrize("chapter", ["Ctrl-C", "SIGTERM", "SIGUSR1 to rank 1"])
+@pytest.mark.parametrize("chapter", ["Ctrl-C", "SIGUSR1 to rank 1"])
 def test_a_stopped_run_shows_the_command_that_resumes_it(story, chapter):
     """`test_resume_command` runs it."""
     assert "Resume with: finetune train story/recipe.yaml --run-dir story" in story.chapters[chapter].output
@@ -114,17 +117,24 @@ def test_no_bars_of_libraries_are_in_the_logs(story):
 
 
 def test_a_killed_rank_ends_all_at_once_and_is_named(story):
-    finished = story.chapters["SIGKILL to rank 1"]
+    finished = story.chapters[KILLED]
     assert finished.code == 1, finished.output
-    assert "rank 1" in finished.output and "SIGKILL" in finished.output
+    assert finished.output.count("rank 1: was killed by SIGKILL") == 2
     assert "Traceback" not in finished.output
     assert "Run the same command to resume from the last checkpoint" in finished.output
-    assert story.seconds["SIGKILL to rank 1"] < 5
-    assert not story.survivors["SIGKILL to rank 1"]
+    assert story.seconds[KILLED] < 5
+    assert not story.survivors[KILLED]
+
+
+def test_it_starts_again_as_often_as_it_may_on_another_port(story):
+    output = story.chapters[KILLED].output
+    again = re.search(r"restarting from step (\d+) \(0 restarts left\)", output)
+    assert again and int(again[1]) >= 20, output
+    assert len(set(re.findall(r"--main_process_port (\d+)", output))) == 2
 
 
 def test_each_start_goes_on_from_the_last_checkpoint(story):
-    for before, after in zip(list(story.steps)[:3], list(story.chapters)[1:4], strict=True):
+    for before, after in (("Ctrl-C", "SIGUSR1 to rank 1"), ("SIGUSR1 to rank 1", KILLED)):
         assert f"resuming from step {story.steps[before]} of {tiny.STEPS}" in story.chapters[after].output
     for name in ("SIGKILL to all", "the end"):
         came_from = int(re.search(r"resuming from step (\d+) of", story.chapters[name].output)[1])
