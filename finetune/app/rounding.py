@@ -16,26 +16,28 @@ from typing import Any
 
 Figures = dict[str, Any]  # one variant's, as workers/verify.py writes them
 TWINS = "twin-*.json"
-SHRINKS = 100  # float64 rounds 5e8 times finer; losses of detectors are computed in float32, though
+SHRINKS = 100  # float64 rounds 5e8 times finer; the losses themselves are computed in float32, though
 
 
 @dataclass(frozen=True)
 class Twin:
-    """DistributedDataParallel over the division of some layouts, in both precisions. layouts: their names."""
+    """DistributedDataParallel over the division of some layouts, in both precisions. layouts: their names. refused: why it
+    could not be computed, "" if it could.
+    """
 
     layouts: tuple[str, ...]
     float32: Figures
     float64: Figures
 
+    @property
+    def refused(self) -> str:
+        return str(self.float32["refused"] or self.float64["refused"])
+
 
 def read_twins(folder: Path) -> list[Twin]:
-    """What the ranks computed of the layouts that differ; those that cannot be computed in float64 are left out."""
-    found = []
-    for path in sorted(folder.glob(TWINS)):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not value["float32"]["refused"] and not value["float64"]["refused"]:
-            found.append(Twin(tuple(value["layouts"]), value["float32"], value["float64"]))
-    return found
+    """What the ranks computed of the layouts that differ."""
+    values = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(TWINS))]
+    return [Twin(tuple(value["layouts"]), value["float32"], value["float64"]) for value in values]
 
 
 def limits(floor: Sequence[float], tolerance: float) -> list[float]:
@@ -49,7 +51,8 @@ def beyond(measured: Sequence[tuple[float, str]], allowed: Sequence[float]) -> l
 
 
 def twin_of(name: str, twins: Sequence[Twin]) -> Twin | None:
-    return next((twin for twin in twins if name in twin.layouts), None)
+    """The twin of a layout; None if there is none, or if it could not be computed."""
+    return next((twin for twin in twins if name in twin.layouts and not twin.refused), None)
 
 
 def settings_of(differing: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:

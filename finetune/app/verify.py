@@ -73,7 +73,11 @@ def verify(*, recipe: str, sets: list[str], full: bool, steps: int, processes: i
         run_workers(launch, folder / "logs", lambda line: None)
         twins = read_twins(folder)
         differences = excuse(differences, figures, twins, folder)
-    exact = {twin.float64["name"]: _difference(_measure(twin.float64, figures[0], folder), []) for twin in twins}
+    exact = {
+        twin.float64["name"]: _difference(_measure(twin.float64, figures[0], folder), [])
+        for twin in twins
+        if not twin.refused
+    }
     print_table(figures, {**differences, **exact}, twins)
     shutil.rmtree(folder)
     for name, difference in differences.items():
@@ -250,6 +254,9 @@ def print_table(figures: list[Figures], differences: dict[str, Difference], twin
             rows.append(_row(variant, variant["name"], metrics, f"{difference.largest:.1e}", verdict))
     for twin in twins:
         name = twin.float64["name"]
+        if twin.refused:
+            rows.append((name, *("-",) * (len(head) - 2), f"not for this model: {twin.refused}"))
+            continue
         size = f"{differences[name].largest:.1e}"
         rows.append(_row(twin.float64, name, metrics, size, f"as {', '.join(twin.layouts)}"))
     print_rows(head, rows, titled=True)
