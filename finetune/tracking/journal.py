@@ -129,9 +129,12 @@ def list_tables(folder: Path) -> list[tuple[Path, str, int]]:
 def read_table(path: Path) -> tuple[list[str], list[list[Any]]]:
     """(columns, rows) of a table file. Raises: ValueError if it has none."""
     value = read_json(path)
-    if not isinstance(value, dict) or not {"columns", "rows"} <= set(value):
+    columns, rows = (value.get("columns"), value.get("rows")) if isinstance(value, dict) else (None, None)
+    if not isinstance(columns, list) or not isinstance(rows, list) or not all(isinstance(one, str) for one in columns):
         raise ValueError(f"{path} is not a table")
-    return value["columns"], value["rows"]
+    if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
+        raise ValueError(f"{path}: rows do not have one value for each column")
+    return columns, rows
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

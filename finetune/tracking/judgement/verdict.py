@@ -89,9 +89,7 @@ def _compared(evaluated: Evaluated) -> tuple[Mark, str]:
     value, metric = evaluated.values[evaluated.best], evaluated.metric
     sign = 1.0 if evaluated.mode == "max" else -1.0
     interval = evaluated.interval
-    shown = f"{metric} {figure(value)}" + (
-        f" (95 % interval {figure(interval.low)} to {figure(interval.high)})" if interval else ""
-    )
+    shown = f"{metric} {shown_interval(value, interval)}"
     if not evaluated.baselines:
         return "unknown", f"{shown}. There is no baseline to compare it with."
     name, reference = max(evaluated.baselines.items(), key=lambda item: sign * item[1])
@@ -128,3 +126,13 @@ def _improves(evaluated: Evaluated) -> bool:
 def figure(value: float) -> str:
     """Three digits: 0.861, 12.3, 1.2e-05."""
     return f"{value:.3g}"
+
+
+def shown_interval(value: float, interval: Interval | None) -> str:
+    """Such as "0.861 (95 % interval 0.84 to 0.88)", with as many digits as tell its ends apart, up to six."""
+    if interval is None:
+        return figure(value)
+    low, high = interval.low, interval.high
+    apart = next((number for number in (3, 4, 5) if f"{low:.{number}g}" != f"{high:.{number}g}"), 6)
+    digits = 3 if apart == 3 or low == high else min(6, apart + 1)
+    return f"{value:.{digits}g} (95 % interval {low:.{digits}g} to {high:.{digits}g})"

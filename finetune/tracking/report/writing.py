@@ -13,9 +13,10 @@ from finetune.tracking.atomic_files import publish_text
 from finetune.tracking.console import figure
 from finetune.tracking.example_history import example_history
 from finetune.tracking.journal import read_rows
+from finetune.tracking.judgement.verdict import Verdict
 from finetune.tracking.report.confusion import confusion_cells
 from finetune.tracking.report.costs import costs
-from finetune.tracking.report.curves import draw_charts, draw_scores
+from finetune.tracking.report.curves import Curves, draw_charts, draw_scores
 from finetune.tracking.report.data import class_balance, data_changes, draw_lengths
 from finetune.tracking.report.headline import (
     best_evaluation,
@@ -25,8 +26,9 @@ from finetune.tracking.report.headline import (
     mode_of,
     subtitle,
 )
-from finetune.tracking.report.judging import judge_run
+from finetune.tracking.report.judging import Judgement, judge_run
 from finetune.tracking.report.page import environment, script
+from finetune.tracking.report.parts import Parts, sound_facts
 from finetune.tracking.report.samples import pair_samples
 from finetune.tracking.report.sessions import timeline
 from finetune.tracking.report.tables import Table, choose_tables, clip, drop_class_numbers, shorten, weakest_first
@@ -48,14 +50,14 @@ def write_report(run_dir: Path) -> Path:
     Raises: UserError if run_dir is no run folder; FinetuneError if the file cannot be written.
     """
     run = Run.open(run_dir)
-    facts = run.read()
+    parts = Parts()
+    facts = sound_facts(run.read(), parts)
     curves = collect_series(read_rows(run.metrics_file))
     metric = metric_of(run, facts)
     best = best_evaluation(run, facts, curves, metric)
     best_step = None if best is None else best[0]
-    tables = choose_tables(run, best_step)
-    judgement = judge_run(run, curves, metric, mode_of(run, metric), best)
-    interval = next((row.interval for row in judgement.rows if row.metric == metric), None)
+    unknown = Judgement(Verdict("unknown", "The run could not be judged."))
+    judgement = parts.make("verdict", lambda: judge_run(run, curves, metric, mode_of(run, metric), best), unknown)
     code, digest = script()
     page = (
         environment()
@@ -64,29 +66,14 @@ def write_report(run_dir: Path) -> Path:
             name=facts.get("name", run.name),
             id=run.id,
             status=status_of(run, facts),
-            subtitle=subtitle(facts),
+            subtitle=parts.make("subtitle", lambda: subtitle(facts), []),
             judgement=judgement,
-            cards=headline(run, facts, curves, metric, best, interval),
-            charts=draw_charts(curves, facts),
-            scores=draw_scores(judgement),
-            lengths=draw_lengths(facts),
-            balance=class_balance(facts),
-            data_changes=data_changes(facts),
-            confusion=confusion_cells(tables.get("confusion_matrix")),
-            per_class=clip(weakest_first(tables.get("per_class"))),
-            samples=pair_samples(run),
-            history=_history(run),
             best_step=best_step,
-            worst=clip(drop_class_numbers(tables.get("worst_examples"))),
-            other={name: clip(table) for name, table in tables.items() if name not in _OWN_SECTION},
-            sessions=timeline(facts, time.time()),
-            costs=costs(facts, curves, duration(facts, curves)),
-            checkpoints=list_checkpoints(run),
-            machine=_machine(facts),
-            versions=facts.get("versions", {}),
-            facts=_flat({key: one for key, one in facts.get("facts", {}).items() if key not in _DRAWN}),
-            recipe=mask(run.recipe_file.read_text(encoding="utf-8")) if run.recipe_file.is_file() else "",
+            **_figures(parts, run, facts, curves, metric, best, judgement),
+            **_tables(parts, run, best_step),
+            **_circumstances(parts, run, facts),
             wandb=facts.get("wandb", {}),
+            missing=parts.missing,
             figure=figure,
             script=code,
             script_hash=digest,
@@ -94,6 +81,62 @@ def write_report(run_dir: Path) -> Path:
     )
     publish_text(run.report_file, printable(page))
     return run.report_file
+
+
+def _figures(
+    parts: Parts,
+    run: Run,
+    facts: dict[str, Any],
+    curves: Curves,
+    metric: str,
+    best: tuple[int, float, float] | None,
+    judgement: Judgement,
+) -> dict[str, Any]:
+    """Headline figures, curves and costs."""
+    interval = next((row.interval for row in judgement.rows if row.metric == metric), None)
+    return {
+        "cards": parts.make("headline", lambda: headline(run, facts, curves, metric, best, interval), []),
+        "charts": parts.make("curves", lambda: draw_charts(curves, facts), []),
+        "scores": parts.make("scores", lambda: draw_scores(judgement), []),
+        "costs": parts.make("cost", lambda: costs(facts, curves, duration(facts, curves)), []),
+        "sessions": parts.make("starts and stops", lambda: timeline(facts, time.time()), []),
+    }
+
+
+def _tables(parts: Parts, run: Run, best_step: int | None) -> dict[str, Any]:
+    """Samples and the tables of the best evaluation."""
+    tables = choose_tables(run, best_step)
+    return {
+        "confusion": parts.make("confusion matrix", lambda: confusion_cells(tables.get("confusion_matrix")), None),
+        "per_class": parts.make("classes", lambda: clip(weakest_first(tables.get("per_class"))), None),
+        "samples": parts.make("samples", lambda: pair_samples(run), []),
+        "history": parts.make("examples over the evaluations", lambda: _history(run), None),
+        "worst": parts.make("worst examples", lambda: clip(drop_class_numbers(tables.get("worst_examples"))), None),
+        "other": {
+            name: parts.make(name, lambda table=table: clip(table), None)  # type: ignore[misc]
+            for name, table in tables.items()
+            if name not in _OWN_SECTION
+        },
+    }
+
+
+def _circumstances(parts: Parts, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+    """Data, checkpoints, recipe, machine."""
+    shown = {key: one for key, one in facts.get("facts", {}).items() if key not in _DRAWN}
+    return {
+        "lengths": parts.make("lengths", lambda: draw_lengths(facts), None),
+        "balance": parts.make("classes of the data", lambda: class_balance(facts), None),
+        "data_changes": parts.make("changes of the data", lambda: data_changes(facts), []),
+        "checkpoints": parts.make("checkpoints", lambda: list_checkpoints(run), []),
+        "machine": parts.make("machine", lambda: _machine(facts), {}),
+        "versions": facts.get("versions", {}),
+        "facts": parts.make("facts", lambda: _flat(shown), {}),
+        "recipe": parts.make("recipe", lambda: _recipe(run), ""),
+    }
+
+
+def _recipe(run: Run) -> str:
+    return mask(run.recipe_file.read_text(encoding="utf-8")) if run.recipe_file.is_file() else ""
 
 
 def _history(run: Run) -> dict[str, Any] | None:

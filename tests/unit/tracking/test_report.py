@@ -236,6 +236,25 @@ def test_damaged_and_odd_files_do_not_hide_the_rest(run):
     assert "0.7500 after epoch 1" in page.words and "dog" in page.text
 
 
+def test_a_damaged_part_is_named_and_hides_no_other(run):
+    whole_run(run)
+    facts = run.read()
+    run.update(facts=None, data_changes="x", sessions=[*facts["sessions"], 5])
+    matrix = {
+        "name": "confusion_matrix",
+        "step": 10,
+        "columns": ["reference", "a", "b"],
+        "rows": [["a", 1, 2], ["b", "x", 0]],
+    }
+    (run.tables / "confusion_matrix-step-00000010.json").write_text(json.dumps(matrix))
+    (run.tables / "per_class-step-00000010.json").write_text('{"columns": 5, "rows": [1]}')
+    (run.tables / "worst_examples-step-00000010.json").write_text('{"columns": ["a", "b"], "rows": [[1]]}')
+    page = Page(report(run.path))
+    for part in ("confusion matrix (TypeError", "facts (run.json holds NoneType", "data_changes (run.json holds str"):
+        assert f"Not shown, because its file is damaged or of another version: {part}" in page.words, part
+    assert "best accuracy 0.7500" in page.words and "a good reply" in page.words
+
+
 def test_many_classes_and_multi_label_tables(run):
     journal = begin(run)
     names = [f"c{index}" for index in range(40)]

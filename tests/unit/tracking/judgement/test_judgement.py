@@ -11,10 +11,10 @@ import pytest
 
 from finetune.tracking.judgement.baselines import MAJORITY, MEAN, NO_BOX, NO_ENTITY, SAME, baseline
 from finetune.tracking.judgement.calibration import calibration
-from finetune.tracking.judgement.intervals import intervals
+from finetune.tracking.judgement.intervals import Interval, intervals
 from finetune.tracking.judgement.predictions import Predictions, prediction_fields, read_predictions
 from finetune.tracking.judgement.thresholds import threshold_curves
-from finetune.tracking.judgement.verdict import Evaluated, judge
+from finetune.tracking.judgement.verdict import Evaluated, judge, shown_interval
 from finetune.tracking.series import Series
 
 
@@ -183,3 +183,10 @@ def test_predictions_are_read_back_as_the_metrics_take_them(tmp_path: Path) -> N
     path.write_text(path.read_text(encoding="utf-8") + "{half", encoding="utf-8")
     assert read_predictions(path, prediction_fields([]), []) is None
     assert read_predictions(tmp_path / "none.jsonl", ["loss"], []) is None
+
+
+def test_an_interval_is_shown_with_the_digits_that_tell_its_ends_apart() -> None:
+    assert shown_interval(0.8612, Interval(0.84, 0.88)) == "0.861 (95 % interval 0.84 to 0.88)"
+    assert shown_interval(1.0045, Interval(1.0044, 1.0046)) == "1.0045 (95 % interval 1.0044 to 1.0046)"
+    assert shown_interval(1.0, Interval(1.0, 1.0)) == "1 (95 % interval 1 to 1)"
+    assert shown_interval(12.345, None) == "12.3"
