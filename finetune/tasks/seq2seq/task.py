@@ -30,7 +30,7 @@ from finetune.tasks.seq2seq.data import encode_rows, source_and_target, training
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_text_model
 from finetune.tasks.text.dataset import text_dataset
-from finetune.tasks.text.inputs import SHOWN_CHARACTERS
+from finetune.tasks.text.inputs import shortened
 from finetune.tasks.text.lengths import pad_rows, padded_width, usable_length
 from finetune.tasks.text.supervised_tokens import note_loss_head
 from finetune.tasks.vision.drawing import Pictures
@@ -146,7 +146,7 @@ class Seq2Seq:
     def decode(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Answer]:
         """The sources as text. What the model makes of them is `generate`'s work."""
         sources = zip(batch.ids, _sources(artifacts, batch), strict=True)
-        return [Answer(id, shown={"source": source[:SHOWN_CHARACTERS]}) for id, source in sources]
+        return [Answer(id, shown={"source": shortened(source)}) for id, source in sources]
 
     def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
         """The text written, and why it ends; see text_record."""
@@ -164,7 +164,7 @@ class Seq2Seq:
         sums = each.new_zeros(len(labels)).index_add(0, rows_of, each).tolist()
         counts = (labels != IGNORE).sum(dim=1).tolist()
         rows = zip(batch.ids, sums, counts, _targets(artifacts, batch), strict=True)
-        return [Score(id, loss, count, shown={"target": text[:SHOWN_CHARACTERS]}) for id, loss, count, text in rows]
+        return [Score(id, loss, count, shown={"target": shortened(text)}) for id, loss, count, text in rows]
 
     def metric_options(self, artifacts: TaskArtifacts) -> dict[str, Any]:
         """None."""

@@ -109,13 +109,18 @@ def text_and_pair(row: Row) -> list[str]:
     return texts
 
 
+def shortened(text: str) -> str:
+    """At most SHOWN_CHARACTERS of a text, with a mark where it goes on."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."
+
+
 def shown_text(row: Row) -> str | list[str]:
     """The beginning of a row's text, or of both, as they are written; of a row of words all of them."""
     words = row.get("tokens")
     if isinstance(words, (list, tuple)):
         return [str(word) for word in words]
     parts = [str(row[role]) for role in ("text", "text_pair") if row.get(role) is not None]
-    return "\n\n".join(part[:SHOWN_CHARACTERS] for part in parts)
+    return "\n\n".join(map(shortened, parts))
 
 
 def shown_texts(examples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -137,4 +142,4 @@ def input_texts(artifacts: TaskArtifacts, batch: Batch, *, special: bool = False
         return list(batch.meta[SHOWN])
     rows = [row.tolist() for row in split_rows(batch.inputs)]
     texts = artifacts.processor.batch_decode(rows, skip_special_tokens=not special)
-    return [text[:SHOWN_CHARACTERS] for text in texts]
+    return [shortened(text) for text in texts]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
+FONT = 17  # pixels: readable in a report's thumbnails too
 EDGE = 480  # pixels that a picture has at least, so that its text can be read
 
 
@@ -56,8 +57,9 @@ def draw_boxes(image: Any, boxes: Sequence[Mapping[str, Any]], names: Sequence[s
 def _draw_box(pen: Any, corners: tuple[float, float, float, float], text: str, color: tuple[int, int, int]) -> None:
     pen.rectangle(corners, outline=color, width=2)
     text = text.encode("latin-1", "replace").decode("latin-1")  # the letters of the font that Pillow brings
-    pen.rectangle(pen.textbbox((corners[0] + 2, corners[1] + 1), text), fill=color)
-    pen.text((corners[0] + 2, corners[1] + 1), text, fill="black")
+    font = ImageFont.load_default(size=FONT)
+    pen.rectangle(pen.textbbox((corners[0] + 2, corners[1] + 1), text, font=font), fill=color)
+    pen.text((corners[0] + 2, corners[1] + 1), text, fill="black", font=font)
 
 
 class Pictures:
