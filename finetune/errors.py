@@ -9,6 +9,10 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, the same command resumes
+DIVERGED, DISK_FULL = (
+    "diverged",
+    "disk_full",
+)  # a loss or gradient norm that is not finite; no space for what a run writes
 
 
 class FinetuneError(Exception):
@@ -16,25 +20,26 @@ class FinetuneError(Exception):
 
     what: one sentence. where: file:line, row, rank or step. remedy: what to do about it.
     trace: traceback of what a library raised, where the fault may be this program's after all; it is kept in a file or log.
+    kind: of a failure that somebody may want to be told of apart from others: DIVERGED, DISK_FULL, "" for the rest.
     """
 
     exit_code = EXIT_FAILED
 
-    def __init__(self, what: str, *, where: str = "", remedy: str = "", trace: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", remedy: str = "", trace: str = "", kind: str = "") -> None:
         super().__init__(what)
-        self.what, self.where, self.remedy, self.trace = what, where, remedy, trace
+        self.what, self.where, self.remedy, self.trace, self.kind = what, where, remedy, trace, kind
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
         return f"{head}\n  {self.remedy}" if self.remedy else head
 
     def __reduce__(self):  # crosses process borders whole
-        return (_rebuild, (type(self), self.what, self.where, self.remedy, self.trace))
+        return (_rebuild, (type(self), self.what, self.where, self.remedy, self.trace, self.kind))
 
 
-def _rebuild(kind: type[FinetuneError], what: str, where: str, remedy: str, trace: str) -> FinetuneError:
-    error = kind.__new__(kind)
-    FinetuneError.__init__(error, what, where=where, remedy=remedy, trace=trace)
+def _rebuild(cls: type[FinetuneError], what: str, where: str, remedy: str, trace: str, kind: str = "") -> FinetuneError:
+    error = cls.__new__(cls)
+    FinetuneError.__init__(error, what, where=where, remedy=remedy, trace=trace, kind=kind)
     return error
 
 

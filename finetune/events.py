@@ -32,7 +32,7 @@ class Listener(Protocol):
 
     def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
         """status: "done", "stopped" or "failed". summary: best and last figures, seconds, path of the model; of a
-        run that failed its reason, under "failure".
+        run that failed its reason, under "failure", and its kind (FinetuneError.kind) under "failure_kind".
         """
 
 

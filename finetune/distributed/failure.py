@@ -34,12 +34,13 @@ from finetune.terminal import printable
 _PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "gloo", "socket timeout")
 
 RESERVED_BYTES = 4096
+PEER_SECONDS = 1.0  # in which a rank that failed has written why
 
 
 @dataclass(frozen=True)
 class Failure:
     """How one rank ended. echo: only because a peer had. log: where the traceback is, "" for an error that needs none.
-    halted: a restart would not help, see errors.Halted.
+    halted: a restart would not help, see errors.Halted. kind: see errors.FinetuneError.
     """
 
     rank: int
@@ -51,6 +52,7 @@ class Failure:
     echo: bool
     log: str = ""
     halted: bool = False
+    kind: str = ""
 
     @classmethod
     def of(cls, tree: dict[str, Any]) -> Failure:
@@ -161,7 +163,7 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
         halted = isinstance(error, Halted)
         what, where, remedy = (mask_text(part) for part in (error.what, error.where, error.remedy))
         kept = str(log) if error.trace else ""
-        return Failure(rank, time.time(), what, where, remedy, error.exit_code, echo, kept, halted)
+        return Failure(rank, time.time(), what, where, remedy, error.exit_code, echo, kept, halted, error.kind)
     text = mask_text(str(error).strip()) or type(error).__name__
     origin = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f"{origin.filename}:{origin.lineno}" if origin else ""
@@ -176,6 +178,22 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
             "the numbers stay the same."
         )
     return Failure(rank, time.time(), what, where, remedy, EXIT_FAILED, echo, str(log))
+
+
+def first_failure(error: BaseException, logs: Path) -> Failure:
+    """What ended a training, as rank 0 sees it: the rank that failed first where this one only noticed (its file is there
+    within a moment), otherwise `error`.
+    """
+    own = describe_failure(error, 0, logs / "rank-0.log")
+    ends = time.monotonic() + PEER_SECONDS
+    while own.echo:
+        first = next((one for one in read_failures(logs, *filter(None, [given_folder()])) if not one.echo), None)
+        if first is not None:
+            return first
+        if time.monotonic() > ends:
+            break
+        time.sleep(0.05)
+    return own
 
 
 def write_failure(folder: Path, failure: Failure) -> None:

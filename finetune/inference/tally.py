@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune.metrics import MetricSet
-from finetune.metrics.evaluation import Evaluation
+from finetune.metrics.evaluation import WORST_EXAMPLES, Evaluation
 from finetune.tasks.batch import Answer, Score
 
 WORST = 20
@@ -94,4 +94,4 @@ class Tally:
         if not columns:
             return {}
         table = [[-negative_id, loss, *(fields.get(key, "") for key in columns)] for loss, negative_id, fields in rows]
-        return {"worst_examples": (["id", "loss", *columns], table)}
+        return {WORST_EXAMPLES: (["id", "loss", *columns], table)}

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+WORST_EXAMPLES = "worst_examples"  # the table that every task has
+
 
 @dataclass(frozen=True)
 class Evaluation:

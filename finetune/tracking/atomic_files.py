@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import FinetuneError
+from finetune.errors import DISK_FULL, FinetuneError
 from finetune.units import format_bytes
 
 
@@ -78,8 +78,10 @@ def disk_errors(path: Path, remedy: str = RESUME) -> Iterator[None]:
         number = _system_error(error)
         if number is None:
             raise
-        free = f" ({format_bytes(_free(path))} free)" if number in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise FinetuneError(f"cannot write: {os.strerror(number)}{free}", where=str(path), remedy=remedy) from error
+        full = number in (errno.ENOSPC, errno.EDQUOT)
+        free = f" ({format_bytes(_free(path))} free)" if full else ""
+        what, kind = f"cannot write: {os.strerror(number)}{free}", DISK_FULL if full else ""
+        raise FinetuneError(what, where=str(path), remedy=remedy, kind=kind) from error
 
 
 def _system_error(error: BaseException) -> int | None:

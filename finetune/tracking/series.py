@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-NOT_FIGURES = ("step", "epoch", "split", "time")
+NOT_FIGURES = ("step", "epoch", "split", "time", "data_version")
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ import psutil
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.sharded_state import trainable_parameters
 from finetune.distributed.tensor_parallel import whole_shape
-from finetune.errors import TrainingFailed
+from finetune.errors import DISK_FULL, TrainingFailed
 from finetune.recipe.optimizers import FLOAT32_BYTES, OPTIMIZERS
 from finetune.training.checkpoint_reader import Checkpoint, Manifest, checkpoint_name, find_checkpoints
-from finetune.training.checkpoint_writer import Written, attempt, beside_of, publish, write_parts
+from finetune.training.checkpoint_writer import NO_SPACE, Written, attempt, beside_of, publish, write_parts
 from finetune.training.staging import Staging, divide
 from finetune.units import format_bytes
 
@@ -153,6 +153,7 @@ class Saver:
         raise TrainingFailed(
             f"the checkpoint could not be saved: {problem}",
             remedy="The previous checkpoint is untouched. Free some space, and run the same command to resume from it.",
+            kind=DISK_FULL if problem.startswith(NO_SPACE) else "",
         )
 
 
@@ -197,6 +198,7 @@ def check_space(engine: Engine, folder: Path, *, optimizer: str, copies: int) ->
             f"{format_bytes(free)} are free",
             where=str(folder),
             remedy="Free some space, choose another --run-dir, or lower checkpoint.keep.",
+            kind=DISK_FULL,
         )
 
 

@@ -31,6 +31,7 @@ from finetune.training.staging import Part
 from finetune.units import format_bytes
 
 ABANDONED = ".abandoned"
+NO_SPACE = "the disk is full"  # as a problem begins
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def attempt(work: Callable[[], Written]) -> Written:
         needed = f" ({format_bytes(error.filename2)} needed)" if isinstance(error.filename2, int) else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(Path(path).parent).free if path and Path(path).parent.exists() else 0
-            return Written(f"the disk is full: {path}{needed}, {format_bytes(free)} free")
+            return Written(f"{NO_SPACE}: {path}{needed}, {format_bytes(free)} free")
         return Written(f"cannot write {path}: {error.strerror or error}{needed}")
     except Exception as error:  # such as MemoryError: the other ranks must learn of it too
         return Written(f"{type(error).__name__}: {error}")

@@ -14,9 +14,9 @@ from finetune.data.order.loader import PREFETCHED, RankStep, iterate_batches
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.prefetcher import Prefetcher
-from finetune.errors import Stopped, TrainingFailed
+from finetune.errors import DIVERGED, Stopped, TrainingFailed
 from finetune.events import Listener
-from finetune.metrics.evaluation import Evaluation
+from finetune.metrics.evaluation import WORST_EXAMPLES, Evaluation
 from finetune.planning.plan import Plan
 from finetune.recipe.identity import training_values
 from finetune.recipe.recipe import Recipe
@@ -36,6 +36,7 @@ from finetune.training.step import StepResult, seed_step, train_step
 from finetune.training.step_logger import StepLogger
 from finetune.training.steps import ASSIGNED_AHEAD, ScheduledSteps, StepSource
 from finetune.training.stop import StopRequest
+from finetune.training.worst_pictures import WorstPictures
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class Loop:
             pictures=output_dirs.predictions / "pictures",
             count=self.recipe.evaluation.samples,
         )
+        pictures = output_dirs.predictions / "pictures" / "examples"
+        self.worst_pictures = WorstPictures(artifacts, pictures, self.step_logger.telemetry)
         self.saver = Saver(
             engine,
             output_dirs.checkpoints,
@@ -272,6 +275,7 @@ class Loop:
             f"the {what} is {result.loss if not result.finite else result.grad_norm}",
             where=f"step {step}" + (f", examples {nonfinite_ids[:32]}" if nonfinite_ids else ""),
             remedy=f"{kept}; inspect these examples, lower the learning rate or increase warmup",
+            kind=DIVERGED,
         )
 
     @property
@@ -294,18 +298,21 @@ class Loop:
 
     def measure(self, split: str) -> Evaluation:
         """Evaluate one split and report it. All ranks call it."""
-        name = f"{split}-step-{self.progress.step:08d}.jsonl"
+        file = f"{split}-step-{self.progress.step:08d}.jsonl"
         result = self.evaluator.evaluate(
             split,
             self.datasets[split],
-            out=self.output_dirs.predictions / name,
+            out=self.output_dirs.predictions / file,
             speeds=self.rank_speed.at(self.progress.step),
         )
         if self.session.is_main:
             self.step_logger.row(self.progress.step, self._epoch, split, result.scalars)
             prefix = "" if split == "validation" else f"{split}_"
-            for table, (columns, rows) in result.tables.items():
-                self.listener.table(prefix + table, step=self.progress.step, columns=columns, rows=rows)
+            for name, table in result.tables.items():
+                if name == WORST_EXAMPLES and self.task.card.decodes:
+                    table = self.worst_pictures.add(split, self.datasets[split], table)
+                columns, rows = table
+                self.listener.table(prefix + name, step=self.progress.step, columns=columns, rows=rows)
         return result
 
     def _save(self, improved: bool) -> None:

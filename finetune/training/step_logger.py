@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import psutil
 import torch
@@ -16,6 +16,7 @@ from finetune.training.step import StepResult
 from finetune.training.telemetry import Telemetry
 from finetune.training.timing import Timing, advise
 
+MAX_RANKS = 64  # that have a figure of their own in a row
 ADVICE_AFTER = 20.0  # seconds of training: shorter trainings get none
 
 
@@ -36,6 +37,7 @@ class StepLogger:
         self._units = self._padding = self._positions = 0
         self._seconds = self._whole = 0.0
         self._known: dict[str, float] = {}
+        self.always: dict[str, float] = {}  # figures that every row has
 
     def step(
         self, step: int, epoch: float, result: StepResult, figures: Mapping[str, float], *, seconds: float, last: bool
@@ -60,7 +62,7 @@ class StepLogger:
         if self.session.is_main:
             self.listener.step(step=step, epoch=epoch, progress=now)
         if self.is_logged(step, last=last):
-            self._log(step, epoch, now)
+            self._log(step, epoch, now, memory)
 
     def is_logged(self, step: int, *, last: bool) -> bool:
         """Whether step `step` gets a row."""
@@ -68,11 +70,11 @@ class StepLogger:
 
     def row(self, step: int, epoch: float, split: str, figures: Mapping[str, float]) -> None:
         """One line of metrics.jsonl. Rank 0 only."""
-        finite = {key: value for key, value in figures.items() if math.isfinite(value)}
+        finite = {key: value for key, value in {**figures, **self.always}.items() if math.isfinite(value)}
         self.listener.row({"step": step, "epoch": round(epoch, 6), "split": split, **finite, "time": time.time()})
 
-    def _log(self, step: int, epoch: float, now: dict[str, float]) -> None:
-        ranks = self.timing.gather()  # outside of what may fail: every rank takes part
+    def _log(self, step: int, epoch: float, now: dict[str, float], memory: int) -> None:
+        ranks = self.timing.gather(memory)  # outside of what may fail: every rank takes part
         nothing: dict[str, float] = {}
         timing = self.telemetry.run("timing steps", lambda: self.timing.summarize(step, ranks), nothing)
         self._whole += self._seconds
@@ -84,7 +86,8 @@ class StepLogger:
             self.telemetry.switch_off("measuring where a step's seconds go", self.timing.failure)
         joules = self.telemetry.run("measuring energy", self.energy.joules, None)
         energy = {} if joules is None else {"energy_joules": joules}
-        self.row(step, epoch, "train", {**now, **timing, **energy})
+        memory_bytes = memory_of_ranks([rank.memory for rank in ranks])
+        self.row(step, epoch, "train", {**now, **memory_bytes, **timing, **energy})
         late = timing and step > self.log_every and self._whole >= ADVICE_AFTER
         advice = (
             self.telemetry.run("advice on speed", lambda: advise(timing, shared_cpu=self._shares_cpu()), None)
@@ -99,6 +102,17 @@ class StepLogger:
         """Whether all ranks compute on the cores of one machine."""
         session = self.session
         return session.device.type == "cpu" and session.local_world_size == session.world_size
+
+
+def memory_of_ranks(memory: Sequence[int]) -> dict[str, float]:
+    """{"memory_bytes_rank_0": bytes, ...} and the largest one, over several ranks; of more than MAX_RANKS the largest and the
+    smallest only. A rank that could not measure (0) is left out.
+    """
+    known = {f"memory_bytes_rank_{rank}": float(one) for rank, one in enumerate(memory) if one}
+    if len(memory) < 2 or not known:
+        return {}
+    extremes = {"memory_bytes_max": max(known.values()), "memory_bytes_min": min(known.values())}
+    return {**known, **extremes} if len(memory) <= MAX_RANKS else extremes
 
 
 def _memory_bytes(device: torch.device) -> int:

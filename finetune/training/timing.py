@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import NamedTuple
 
 from finetune.distributed.session import Session
 from finetune.distributed.tracer import Trace, Tracer
@@ -24,7 +25,16 @@ BUBBLE = (
 )
 
 
-Seen = tuple[float, float, float, Trace | str | None]  # data, wall, idle, and the trace or why there is none
+class Seen(NamedTuple):
+    """Of one rank, over some steps: seconds of waiting for data, of all, and of waiting for neighbors in a pipeline; the trace
+    of a step, or why there is none; the memory of its process in bytes, 0 where it is not known.
+    """
+
+    data: float
+    wall: float
+    idle: float
+    trace: Trace | str | None
+    memory: int = 0
 
 
 class Timing:
@@ -69,9 +79,9 @@ class Timing:
         self.steps += 1
         return time.perf_counter() - started
 
-    def gather(self) -> list[Seen]:
-        """What every rank saw since the last call, which also clears. All ranks call it."""
-        seen = (self.data, self.wall, self.idle, self._tracer.failure or self._fresh)
+    def gather(self, memory: int = 0) -> list[Seen]:
+        """What every rank saw since the last call, which also clears. memory: of this rank. All ranks call it."""
+        seen = Seen(self.data, self.wall, self.idle, self._tracer.failure or self._fresh, memory)
         self.data = self.wall = self.idle = 0.0
         self._fresh = None
         return self.session.all_gather(seen)
@@ -80,18 +90,18 @@ class Timing:
         """Means per step over all ranks since the last call, after step `step`, of what `gather` gave."""
         steps, count = max(self.steps, 1), len(ranks)
         self.steps = 0
-        wall = sum(wall for _, wall, *_ in ranks) / count / steps
+        wall = sum(rank.wall for rank in ranks) / count / steps
         figures = {
-            "step_seconds": max(wall for _, wall, *_ in ranks) / steps,
-            "data_seconds": sum(data for data, *_ in ranks) / count / steps,
+            "step_seconds": max(rank.wall for rank in ranks) / steps,
+            "data_seconds": sum(rank.data for rank in ranks) / count / steps,
         }
-        self._note_failures([trace for *_, trace in ranks])
+        self._note_failures([rank.trace for rank in ranks])
         if self._is_due(step):
-            self._take([trace for *_, trace in ranks if isinstance(trace, Trace)], step, figures["step_seconds"])
+            self._take([rank.trace for rank in ranks if isinstance(rank.trace, Trace)], step, figures["step_seconds"])
         if self._shares:
             figures |= self._split(wall, figures["data_seconds"])
-        if any(idle for *_, idle, _ in ranks):
-            figures["bubble"] = sum(idle / max(wall, 1e-9) for _, wall, idle, _ in ranks) / count
+        if any(rank.idle for rank in ranks):
+            figures["bubble"] = sum(rank.idle / max(rank.wall, 1e-9) for rank in ranks) / count
         return figures
 
     def _note_failures(self, traces: list[Trace | str | None]) -> None:

@@ -25,6 +25,7 @@ def train_blind(*arguments):
         "finetune.tracking.wandb_mirror.WandbMirror.row",
         "finetune.tracking.console.Console.step",
         "finetune.tasks.object_detection.task.draw_detections",
+        "finetune.training.worst_pictures.draw_example",
         "finetune.tracking.report.write_report",
     ]
     patches = [mock.patch(name, side_effect=OSError(f"broken: {name}")) for name in names]

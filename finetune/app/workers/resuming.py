@@ -41,6 +41,11 @@ def keep_data_record(
     return dict(change.split(": ", 1) for change in changes)
 
 
+def count_data_changes(run: Run) -> int:
+    """How often the run was continued with other data."""
+    return len(run.read().get("data_changes") or ())
+
+
 def check_same_plan(session: Session, plan: Plan) -> None:
     """All ranks call it. Raises: UserError if they do not see the same run folder."""
     plans = session.all_gather(plan.training)

@@ -19,9 +19,14 @@ from finetune.app.workers.describe import describe, forecast_bytes
 from finetune.app.workers.launcher_config import compare_with_launcher
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.preparing import PreparedData, ready
-from finetune.app.workers.resuming import check_same_plan, find_checkpoints, keep_data_record
+from finetune.app.workers.resuming import (
+    check_same_plan,
+    count_data_changes,
+    find_checkpoints,
+    keep_data_record,
+)
 from finetune.distributed.env import from_environ
-from finetune.distributed.failure import clear_failures, report_failures
+from finetune.distributed.failure import Failure, clear_failures, first_failure, report_failures
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, Stopped
@@ -114,6 +119,8 @@ def _train(
         loop = make_loop(context, OutputDirs(run.checkpoints, run.predictions), listener, stop)
         start, best = find_checkpoints(session, run, recipe, resume, listener)
         changes = keep_data_record(run, start, data.data, listener) if session.is_main else {}
+        if session.is_main and (changed := count_data_changes(run)):
+            loop.step_logger.always["data_version"] = 1.0 + changed
         if "validation" in session.broadcast(changes):
             if best is not None:
                 listener.message("the best checkpoint so far was measured on other rows: it does not count any more")
@@ -124,9 +131,8 @@ def _train(
         _end(session, listener, "stopped")
         raise
     except BaseException as error:
-        _end(
-            session, listener, "failed", reason=error.what if isinstance(error, FinetuneError) else type(error).__name__
-        )
+        if session.is_main:
+            _end(session, listener, "failed", first_failure(error, Path(os.environ.get(SUPERVISED) or run.logs)))
         raise
     if session.is_main:
         listener.finished(status="done", summary=summary)
@@ -150,11 +156,12 @@ def _write_contract(context: TrainingContext, data: PreparedData, run: Run) -> N
         module.config.save_pretrained(run.artifacts / MODEL)
 
 
-def _end(session: Session, listener: Listener, status: str, *, reason: str = "") -> None:
+def _end(session: Session, listener: Listener, status: str, failure: Failure | None = None) -> None:
     """Report that the training ended early. A disk error here must not mask the original exception."""
     if session.is_main:
         with suppress(FinetuneError):
-            listener.finished(status=status, summary={"failure": reason} if reason else {})
+            told = {} if failure is None else {"failure": failure.what, "failure_kind": failure.kind}
+            listener.finished(status=status, summary={key: value for key, value in told.items() if value})
 
 
 def _finish(loop: Loop, context: TrainingContext, run: Run, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:

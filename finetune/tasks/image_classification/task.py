@@ -49,7 +49,7 @@ from finetune.tasks.image_classification.card import CARD
 from finetune.tasks.image_classification.data import ImageWithLabel, check_rows, encode_rows, image_transform
 from finetune.tasks.records import Fields, class_fields, class_record, refuse_options
 from finetune.tasks.task import Encoded
-from finetune.tasks.vision.drawing import Pictures
+from finetune.tasks.vision.drawing import Pictures, draw_example
 from finetune.tasks.vision.transforms import ImageExamples, one_image
 
 HEAD = "ForImageClassification"
@@ -224,20 +224,23 @@ class ImageClassification:
         synced: bool,
         pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
-        """Places of images with the expected and the predicted class."""
+        """Places of images with the expected and the predicted class; the images in `pictures` where it is given."""
         with eval_mode(model) as device:
             batch = self.collate(artifacts, examples).to(device)
             outputs = self.forward(model, batch)
             answers, scores = self.decode(artifacts, outputs, batch), self.score(artifacts, outputs, batch)
-        return [
-            {
+        rows = []
+        for answer, score, example in zip(answers, scores, examples, strict=True):
+            row = {
                 "id": str(answer.id),
                 "input": str(answer.shown["image"]),
                 "expected": name_of(score.reference["reference"], artifacts.labels),
                 "predicted": name_of(answer.values["prediction"], artifacts.labels),
             }
-            for answer, score in zip(answers, scores, strict=True)
-        ]
+            if pictures is not None:
+                row |= pictures.save(f"{answer.id}.png", partial(draw_example, artifacts.processor, example))
+            rows.append(row)
+        return rows
 
 
 def _size_settings(recipe: Recipe) -> dict[str, Any]:

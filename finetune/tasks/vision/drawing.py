@@ -27,7 +27,7 @@ def draw_detections(
 
     objects, detections: {"boxes": [[x, y, w, h]], "labels", "scores"}; detections below the score `min_score` are left out.
     """
-    image = _restored(pixels, processor, size)
+    image = restore_image(pixels, processor, size)
     pen = ImageDraw.Draw(image)
     scale = image.width / size[0], image.height / size[1]
     for box in objects["boxes"]:
@@ -96,14 +96,27 @@ def save_picture(image: Any, path: Path) -> Path:
     return beside.replace(path)
 
 
-def _restored(pixels: np.ndarray, processor: Any, size: Sequence[int]) -> Any:
-    """The image behind the pixels, in the shape of the original, at least EDGE pixels wide."""
+def restore_image(pixels: np.ndarray, processor: Any, size: Sequence[int]) -> Any:
+    """The image behind the pixels [1 or 3, H, W], in the shape of the original, at least EDGE pixels wide: a PIL image.
+
+    Raises: ValueError for other channels.
+    """
+    if pixels.shape[0] not in (1, 3):
+        raise ValueError(f"an image with {pixels.shape[0]} channels cannot be drawn")
     values = pixels.transpose(1, 2, 0)
     if getattr(processor, "do_normalize", False):
         values = values * np.asarray(processor.image_std) + np.asarray(processor.image_mean)
-    image = Image.fromarray((values * 255).round().clip(0, 255).astype(np.uint8))
+    colors = (values * 255).round().clip(0, 255).astype(np.uint8)
+    image = Image.fromarray(colors if pixels.shape[0] == 3 else colors[:, :, 0]).convert("RGB")
     wide = max(EDGE, pixels.shape[2])
     return image.resize((wide, max(1, round(wide * size[1] / size[0]))), Image.Resampling.BILINEAR)
+
+
+def draw_example(processor: Any, example: Mapping[str, Any]) -> Any:
+    """The image of an encoded example as the model sees it, in the shape of the original where that is known."""
+    pixels = np.asarray(example["pixel_values"], np.float32)
+    size = example.get("size")
+    return restore_image(pixels, processor, (pixels.shape[2], pixels.shape[1]) if size is None else size)
 
 
 def _scaled(box: Sequence[float], scale: tuple[float, float]) -> tuple[float, float, float, float]:

@@ -48,11 +48,12 @@ def _note(name: str, step: int, best_step: int | None) -> str:
 
 
 def drop_class_numbers(table: Table | None) -> Table | None:
-    """Without the numbers of classes and tags, where their names are there too."""
-    if table is None or "predicted" not in table.columns or not {"label", "text"} & set(table.columns):
+    """Without the numbers of classes and tags, where their names are there too, and the places of pictures in the run."""
+    if table is None:
         return table
-    numbers = ("prediction", "reference", "tags", "reference_tags")
-    keep = [index for index, name in enumerate(table.columns) if name not in numbers]
+    named = "predicted" in table.columns and {"label", "text"} & set(table.columns)
+    numbers = ("prediction", "reference", "tags", "reference_tags") if named else ()
+    keep = [index for index, name in enumerate(table.columns) if name not in (*numbers, "picture")]
     columns = [table.columns[index] for index in keep]
     return replace(table, columns=columns, rows=[[row[index] for index in keep] for row in table.rows])
 

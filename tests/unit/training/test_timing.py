@@ -7,7 +7,7 @@ import torch
 
 from finetune.distributed.tracer import Trace
 from finetune.training import timing
-from finetune.training.timing import Timing, advise
+from finetune.training.timing import Seen, Timing, advise
 
 
 def session(device="cpu", world_size=2, other=None):
@@ -15,7 +15,7 @@ def session(device="cpu", world_size=2, other=None):
     return SimpleNamespace(
         device=torch.device(device),
         world_size=world_size,
-        all_gather=lambda mine: [mine, other(*mine)] if other else [mine] * world_size,
+        all_gather=lambda mine: [mine, Seen(*other(*mine[:4]))] if other else [mine] * world_size,
     )
 
 
