@@ -9,7 +9,7 @@ from finetune.errors import UserError
 from finetune.terminal import print_line
 from finetune.tracking.dashboard import build_workspace, check_installed, read_logged, save_workspace, specification
 from finetune.tracking.run_summary import find_runs
-from finetune.tracking.wandb_mirror import has_key
+from finetune.tracking.wandb_run import has_key
 from finetune.units import format_number
 
 

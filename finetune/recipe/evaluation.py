@@ -42,7 +42,8 @@ class CheckpointSection(Section):
     )
 
 
-Alert = Literal["done", "failed", "stopped"]
+Alert = Literal["done", "failed", "diverged", "disk_full", "stopped"]
+Uploaded = Literal["model", "data"]
 OtherTracker = Literal["tensorboard", "mlflow"]  # the keys of recipe/trackers.py
 
 
@@ -61,7 +62,12 @@ class TrackingSection(Section):
         "MLFLOW_TRACKING_URI says). Each needs the extra of its name.",
     )
     alerts: list[Alert] = Field(
-        default=["failed", "stopped"],
-        description="W&B alerts (by mail or chat, as the W&B account says) when a run is done, failed (with the reason, such "
-        "as a loss that is not finite or a full disk) or was stopped on request; [] for none.",
+        default=["failed", "diverged", "disk_full", "stopped"],
+        description="W&B alerts (by mail or chat, as the W&B account says), each kind on its own: done; stopped (on request, "
+        "resumable); diverged (a loss or gradient norm that is not finite); disk_full; failed (all other failures, with the "
+        "reason). [] for none.",
+    )
+    upload: list[Uploaded] = Field(
+        default_factory=list,
+        description="What W&B stores as files of its artifacts: model, data. Artifacts refer to all else where it is.",
     )

@@ -16,7 +16,7 @@ from finetune.tracking.atomic_files import plain
 from finetune.tracking.background import Background
 from finetune.tracking.journal import read_rows
 from finetune.tracking.run import Run, shown
-from finetune.tracking.wandb_mirror import display_name
+from finetune.tracking.run_names import unique_name
 
 FINISH_SECONDS = 60.0  # how long the end of training waits for a tracker at most
 
@@ -87,7 +87,7 @@ class AccelerateTracker:
     def _make(self, kind: Any, known: str) -> Any:
         if self.name == "mlflow":
             project = self._recipe.tracking.project
-            return kind(experiment_name=project, run_id=known or None, run_name=display_name(self._recipe))
+            return kind(experiment_name=project, run_id=known or None, run_name=unique_name(self._run, self._recipe))
         if self._run.tensorboard.is_dir():
             shutil.rmtree(self._run.tensorboard)
         return kind(run_name=self._run.tensorboard.name, logging_dir=str(self._run.path))

@@ -20,12 +20,21 @@ from finetune.tasks import CARDS
 from finetune.tracking.atomic_files import plain
 from finetune.tracking.journal import list_tables, read_rows, read_table
 from finetune.tracking.run import Run
+from finetune.tracking.wandb_examples import CHARTS, logged_of_examples
+from finetune.tracking.wandb_tables import find_pictures
 
 PACKAGE, EXTRA = "wandb_workspaces", "dashboards"
 
 # Parts of a step, in the order in which they are stacked.
 STEP_PARTS = ("compute_seconds", "communication_seconds", "slowest_seconds", "host_seconds", "data_seconds")
-NOT_METRICS = ("step", "epoch", "split", "time", "loss")
+SAMPLES = "Samples before and after"
+TABLE_SECTIONS = {
+    SAMPLES: ("before_after", "samples"),
+    "Confusion matrix and classes": ("confusion_matrix", "per_class", "per_entity", "examples_per_class"),
+    "Worst examples": ("worst_examples", "examples"),
+    "Predictions of each evaluation": ("predictions",),
+}
+NOT_METRICS = ("step", "epoch", "split", "time", "loss", "data_version")
 GPU_MEMORY = r"system\.gpu\.\d+\.memoryAllocatedBytes"  # W&B's own measurement, one line per GPU, which is one rank
 
 
@@ -33,9 +42,9 @@ GPU_MEMORY = r"system\.gpu\.\d+\.memoryAllocatedBytes"  # W&B's own measurement,
 class Logged:
     """What runs have logged. ids: of their W&B runs. figures: split -> names, in the order of their first row.
 
-    tables: names without "tables/". pictures: tables whose rows name image files. best, mode: the metric of the best
-    checkpoint, and whether its largest value is the best one ("max") or its smallest ("min"). not_uploaded: runs that were
-    recorded offline, or without W&B.
+    tables: names without "tables/". pictures: tables whose rows name image files. curves: "roc", "pr". best, mode: the metric
+    of the best checkpoint, and whether its largest value is the best one ("max") or its smallest ("min"). not_uploaded: runs
+    that were recorded offline, or without W&B.
     """
 
     project: str
@@ -48,6 +57,7 @@ class Logged:
     figures: Mapping[str, tuple[str, ...]]
     tables: tuple[str, ...]
     pictures: tuple[str, ...]
+    curves: tuple[str, ...]
     on_gpu: bool
     not_uploaded: tuple[Path, ...]
 
@@ -66,13 +76,15 @@ def read_logged(folders: Sequence[Path]) -> Logged:
         )
     figures: dict[str, dict[str, None]] = {}
     tables: dict[str, bool] = {}
+    curves: dict[str, None] = {}
     for run in runs:
         for row in read_rows(run.metrics_file):
             figures.setdefault(str(row.get("split", "train")), {}).update(dict.fromkeys(row))
         for path, name, _ in list_tables(run.tables):
             tables[name] = tables.get(name, False) or _has_pictures(path)
-        if len([*run.predictions.glob("validation-step-*.jsonl")]) > 1:
-            tables.setdefault("examples", False)  # made by the mirror at the end, of all evaluations
+        made, drawn = logged_of_examples(run)
+        tables |= dict.fromkeys(made, False)
+        curves |= dict.fromkeys(drawn)
     groups = {str(one.get("group") or fact.get("name") or "") for one, fact in zip(tracking, facts, strict=True)}
     wandb = [fact.get("wandb") or {} for fact in facts]
     return Logged(
@@ -86,6 +98,7 @@ def read_logged(folders: Sequence[Path]) -> Logged:
         figures={split: tuple(names) for split, names in figures.items()},
         tables=tuple(sorted(tables)),
         pictures=tuple(sorted(name for name, has in tables.items() if has)),
+        curves=tuple(curves),
         on_gpu=any((fact.get("facts") or {}).get("device") == "cuda" for fact in facts),
         not_uploaded=tuple(run.path for one, run in zip(wandb, runs, strict=True) if not one.get("url")),
     )
@@ -159,7 +172,7 @@ def _best_key(logged: Logged) -> str:
 
 
 def _sections(logged: Logged) -> list[Any]:
-    from wandb_workspaces.reports.v2 import BarPlot, LinePlot, MediaBrowser, RunComparer, WeavePanelSummaryTable
+    from wandb_workspaces.reports.v2 import BarPlot, LinePlot, MediaBrowser, RunComparer
     from wandb_workspaces.workspaces import Section
 
     train, validation = logged.figures.get("train", ()), logged.figures.get("validation", ())
@@ -184,31 +197,53 @@ def _sections(logged: Logged) -> list[Any]:
         )
         if name in train
     ]
-    memory: list[Any] = [LinePlot(title="rank 0, bytes", y=["train/memory_bytes"])] if "memory_bytes" in train else []
+    ranks: list[Any] = [f"train/{name}" for name in train if name.startswith("memory_bytes_rank_")]
+    extremes: list[Any] = [f"train/{name}" for name in ("memory_bytes_max", "memory_bytes_min") if name in train]
+    if not extremes and "memory_bytes" in train:  # one rank
+        ranks = ["train/memory_bytes"]
+    memory: list[Any] = [LinePlot(title="each rank, bytes", y=ranks)] if ranks else []
+    memory += [LinePlot(title="largest and smallest rank, bytes", y=extremes)] if extremes else []
     memory += [LinePlot(title="each GPU, bytes (measured by W&B)", metric_regex=GPU_MEMORY)] if logged.on_gpu else []
 
     several = len(logged.ids) > 1
     compared: list[Any] = [BarPlot(title=f"best {logged.best}", metrics=[_best_key(logged)])] if several else []
     compared += [RunComparer(diff_only=True)] if several else []
 
-    def tables(*names: str) -> list[Any]:
-        found = [name for name in logged.tables if name in names or name.removeprefix("test_") in names]
-        return [WeavePanelSummaryTable(table_name=f"tables/{name}") for name in found]
-
-    known = ("samples", "confusion_matrix", "per_class", "worst_examples", "examples")
-    others = [name for name in logged.tables if name.removeprefix("test_") not in known]
+    placed = {name for names in TABLE_SECTIONS.values() for name in names}
+    others = [name for name in logged.tables if name.removeprefix("test_") not in placed]
+    found = {title: _table_panels(logged, names) for title, names in TABLE_SECTIONS.items()}
     pictures: list[Any] = [MediaBrowser(title=name, media_keys=[f"pictures/{name}"]) for name in logged.pictures]
     return [
         Section(name="Loss and metrics", panels=curves, is_open=True),
         Section(name="Runs compared", panels=compared, is_open=True),
         Section(name="Where a step's seconds go", panels=time, is_open=True),
         Section(name="Memory per rank", panels=memory),
-        Section(name="Samples before and after", panels=tables("samples"), is_open=True),
-        Section(name="Confusion matrix and classes", panels=tables("confusion_matrix", "per_class")),
-        Section(name="Worst examples", panels=tables("worst_examples", "examples")),
+        *(Section(name=title, panels=panels, is_open=title == SAMPLES) for title, panels in found.items()),
+        Section(name="ROC, precision and recall", panels=[_curve_panel(kind) for kind in logged.curves]),
         Section(name="Pictures", panels=pictures),
-        Section(name="Other tables", panels=tables(*others)),
+        Section(name="Other tables", panels=_table_panels(logged, others)),
     ]
+
+
+def _table_panels(logged: Logged, names: Sequence[str]) -> list[Any]:
+    """In the order of `names`; each followed by that of the test split."""
+    from wandb_workspaces.reports.v2 import WeavePanelSummaryTable
+
+    both = [one for name in names for one in dict.fromkeys((name, f"test_{name}")) if one in logged.tables]
+    return [WeavePanelSummaryTable(table_name=f"tables/{name}") for name in both]
+
+
+def _curve_panel(kind: str) -> Any:
+    """The chart that the mirror logs as `curves/KIND`, over its table."""
+    from wandb_workspaces.reports.v2 import CustomChart
+
+    chart = CHARTS[kind]
+    return CustomChart(
+        query={"summaryTable": {"tableKey": f"curves/{kind}_table"}},
+        chart_name=chart.spec,
+        chart_fields=chart.fields,
+        chart_strings=chart.strings,
+    )
 
 
 def _section(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -232,5 +267,4 @@ def _has_pictures(path: Path) -> bool:
         columns, rows = read_table(path)
     except ValueError:
         return False
-    at = columns.index("picture") if "picture" in columns else None
-    return at is not None and any(Path(str(row[at])).is_file() for row in rows)
+    return bool(find_pictures(columns, rows))

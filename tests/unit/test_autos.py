@@ -27,7 +27,7 @@ ALLOWED = {
     ("training/loop.py", "_loader_workers"): "data.workers is a mode of running",
     ("training/rank_speed.py", "__init__"): "rank_speed is a mode of running, measured as it runs",
     ("inference/serving/openai_requests.py", ""): "a word of OpenAI's API",
-    ("tracking/wandb_mirror.py", ""): "tracking.wandb is a mode of running",
+    ("tracking/wandb_run.py", ""): "tracking.wandb is a mode of running",
     ("tracking/card.py", ""): "form of a data source",
     ("data/sources/locate.py", ""): "form of a data source, known when it is looked at",
     ("data/sources/open_parts.py", ""): "form of a data source, known when it is looked at",

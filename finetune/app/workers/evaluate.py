@@ -29,6 +29,7 @@ from finetune.tasks.task import reference_columns
 from finetune.terminal import print_line
 from finetune.tracking.atomic_files import publish_json
 from finetune.tracking.run import Run
+from finetune.tracking.wandb_job import log_job
 from finetune.training.checkpoint_reader import Checkpoint, load_checkpoint
 
 
@@ -80,6 +81,18 @@ def _evaluate(opened: Run, checkpoint: str, split: str, data: list[str], name: s
         if not supervised:
             print_line((folder / "figures.json").read_text(encoding="utf-8"))
     session.close()
+    if session.is_main:
+        config = {"checkpoint": found.path.name, "split": "" if data else split, "data": data, "sets": sets}
+        log_job(
+            "evaluate",
+            opened.path,
+            recipe.tracking.wandb,
+            {**config, **described, "folder": folder.name},
+            {f"{name_of_split}/{key}": value for key, value in result.scalars.items()},
+            print_line,
+            model=opened.path,
+            tables=result.tables,
+        )
 
 
 def _agree_on_folder(session: Session, run: Run, name: str, *, supervised: bool) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from finetune.app.predict_options import PredictOptions
@@ -13,7 +14,7 @@ from finetune.inference.prediction.rank_loop import total_figures
 from finetune.inference.prediction.scored_rows import Measured, describe_measured
 from finetune.inference.prediction.state import State
 from finetune.terminal import ProgressLine, print_line
-from finetune.tracking.wandb_prediction import log_prediction
+from finetune.tracking.wandb_job import log_job
 from finetune.units import format_number, format_seconds
 
 
@@ -93,7 +94,7 @@ def report(
     config = {"model": model, "data": row["data"], "output": row["output"], **row["options"]}
     figures = {name: value for name, value in row.items() if name not in (*config, "options", "time", "errors")}
     figures |= {f"errors/{kind}": count for kind, count in state.errors.items()}
-    log_prediction(parts.folder, options.wandb, config, figures, print_line)
+    log_job("predict", parts.folder, options.wandb, config, figures, print_line, model=Path(options.model))
     return row
 
 

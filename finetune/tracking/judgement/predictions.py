@@ -37,13 +37,15 @@ def prediction_fields(metrics: Iterable[str]) -> list[str]:
     return sorted(fields | {"loss", "weight", "prediction", "reference", "scores", "value", "target"})
 
 
-def read_predictions(path: Path, fields: Sequence[str], labels: Sequence[str]) -> Predictions | None:
+def read_predictions(
+    path: Path, fields: Sequence[str], labels: Sequence[str], *, max_bytes: int = MAX_BYTES
+) -> Predictions | None:
     """The fields that the file has in every row; None where there is no file, or it is damaged or too large.
 
     labels: names of the classes; () for a task without.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if path.stat().st_size > max_bytes:
             return None
         rows = _read(path, fields)
     except (OSError, ValueError, AttributeError):

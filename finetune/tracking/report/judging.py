@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from finetune.tracking.class_names import class_names
 from finetune.tracking.judgement.baselines import baseline
 from finetune.tracking.judgement.calibration import Calibration, calibration
 from finetune.tracking.judgement.intervals import Interval, intervals
@@ -102,16 +102,7 @@ def _figures_at(curves: Curves, step: int) -> dict[str, float]:
 
 def _predictions(run: Run, step: int, figures: Mapping[str, float]) -> Predictions | None:
     path = run.predictions / f"validation-step-{step:08d}.jsonl"
-    return read_predictions(path, prediction_fields(figures), _class_names(run))
-
-
-def _class_names(run: Run) -> list[str]:
-    """Of artifacts.json, which the report reads as data; [] where there are none or it is damaged."""
-    try:
-        classes = json.loads((run.artifacts / "artifacts.json").read_text(encoding="utf-8"))["classes"]
-        return [str(name) for name in classes["names"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    return read_predictions(path, prediction_fields(figures), class_names(run))
 
 
 def _compare(

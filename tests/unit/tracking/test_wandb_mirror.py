@@ -4,23 +4,31 @@ What was recorded offline is read back with wandb's own `wandb leet inspect`.
 """
 
 import json
+import logging
+import socket
 import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from finetune.tracking import wandb_mirror
-from finetune.tracking.journal import Journal
+from finetune.tracking import wandb_run, wandb_tables
+from finetune.tracking.journal import Journal, read_rows
 from finetune.tracking.listeners import Listeners
 from finetune.tracking.run import Run
-from finetune.tracking.wandb_lineage import OFFLINE_LACKS
-from finetune.tracking.wandb_mirror import WandbMirror, display_name
+from finetune.tracking.run_names import display_name, unique_name
+from finetune.tracking.wandb_ending import send_alert
+from finetune.tracking.wandb_lineage import OFFLINE_LACKS, record_model
+from finetune.tracking.wandb_mirror import WandbMirror
+from tests.faults import small_disk
 from tests.unit.tracking.conftest import make_recipe
 
+INCREMENTAL = "wandb-run-incremental-table"
 TOKEN = "hf_" + "a" * 34
 FACTS = {"ranks": 2, "note": f"pulled with {TOKEN}", "nested": {"api_key": "0" * 40}}
 
@@ -69,8 +77,10 @@ def test_offline_a_run_and_its_resume_hold_rows_config_and_tables(tmp_path, no_k
     recipe = make_recipe(tracking={"project": "p", "tags": ["t1"], "group": "g"})
     run = Run.create(recipe, tmp_path)
     said = train(run, recipe, start=0, stop=10, status="stopped")
-    assert said == [f"W&B offline; to upload it later: wandb sync {segments(run)[0]}"]
-    recorded = {"id": run.id, "folder": f"wandb/{segments(run)[0].name}", "url": ""}
+    lacks = "without the edges from data and base model to this run"
+    assert said == [f"W&B offline, {lacks}; to upload it later: wandb sync {segments(run)[0]}"]
+    named = {"id": run.id, "name": display_name(recipe)}
+    recorded = {**named, "folder": f"wandb/{segments(run)[0].name}", "url": ""}
     assert run.read()["wandb"] == {**recorded, "not_recorded": OFFLINE_LACKS}
 
     rows = {row["step"]: row for row in history(segments(run)[0])}
@@ -124,12 +134,11 @@ def test_the_runs_table_sorts_by_the_best_value_and_lineage_is_recorded(tmp_path
     train(run, recipe, start=0, stop=10)
     records = [json.loads(line) for line in inspect(segments(run)[0]).splitlines()]
     best = {one["metric"]["name"]: one["metric"]["summary"] for one in records if "summary" in one.get("metric", {})}
-    assert best == {"validation/loss": {"min": True}, "validation/accuracy": {"max": True}}
+    assert best == {"validation/loss": {"min": True}, "validation/accuracy": {"max": True}}  # confusion_matrix: no best
     artifacts = {one["artifact"]["type"]: one["artifact"] for one in records if one["type"] == "artifact"}
-    assert set(artifacts) == {"dataset", "base-model", "model", "run_table"}
-    assert sorted(artifacts["model"]["aliases"]) == ["best", "latest"] and '"content":"abc"' in artifacts["dataset"][
-        "metadata"
-    ].replace(" ", "")
+    assert set(artifacts) == {"dataset", "base-model", "run", "model", "run_table", INCREMENTAL}
+    assert sorted(artifacts["model"]["aliases"]) == sorted(["best", "latest", run.id])
+    assert '"content":"abc"' in artifacts["dataset"]["metadata"].replace(" ", "")
     assert [one["alert"]["title"] for one in records if one["type"] == "alert"] == ["demo: done"]
     table = json.loads(next(segments(run)[0].glob("files/media/table/tables/examples_*.table.json")).read_text())
     assert [row[:4] for row in table["data"]] == [[4, "got worse", 0.5, 2.5], [3, "learned", 1.0, 0.2]]
@@ -138,6 +147,118 @@ def test_the_runs_table_sorts_by_the_best_value_and_lineage_is_recorded(tmp_path
 def test_a_run_is_called_by_what_usually_differs():
     recipe = make_recipe(training={"learning_rate": 3e-4, "epochs": 2, "global_batch": 16}, seed=7)
     assert display_name(recipe) == "demo lr=0.0003 batch=16 epochs=2 seed=7"
+
+
+def test_no_two_runs_of_a_folder_have_the_same_name(tmp_path):
+    plain = make_recipe(training={"learning_rate": 3e-4, "epochs": 2})
+    decays = make_recipe(training={"learning_rate": 3e-4, "epochs": 2, "weight_decay": 0.25})
+    other_data = make_recipe(training={"learning_rate": 3e-4, "epochs": 2}, data={"train": "org/set", "limit": 77})
+    tracked = make_recipe(training={"learning_rate": 3e-4, "epochs": 2}, tracking={"tags": ["again"]})
+    names = []
+    for number, recipe in enumerate((plain, decays, other_data, plain, tracked, decays)):
+        run = Run.create(recipe, tmp_path, path=tmp_path / "demo" / str(number))
+        names.append(unique_name(run, recipe))
+        run.update(wandb={"name": names[-1]})
+        assert unique_name(run, recipe) == names[-1], "a resumed run keeps its name"
+    usual = display_name(plain)
+    assert (
+        names[:2] == [usual, f"{usual} weight_decay=0.25"]
+        and names[2].startswith(f"{usual} ")
+        and "limit=77" in names[2]
+    )
+    assert names[3:] == [f"{usual} #2", f"{usual} #3", f"{usual} weight_decay=0.25 #2"]
+
+
+@pytest.mark.parametrize(
+    ("status", "summary", "title"),
+    [
+        ("done", {}, "demo: done"),
+        ("stopped", {}, "demo: stopped"),
+        ("failed", {"failure": "the loss is nan", "failure_kind": "diverged"}, "demo: diverged"),
+        ("failed", {"failure": "cannot write", "failure_kind": "disk_full"}, "demo: disk full"),
+        ("failed", {"failure": "KeyError"}, "demo: failed"),
+    ],
+)
+def test_each_kind_of_alert_is_on_or_off(tmp_path, status, summary, title):
+    kind = title.removeprefix("demo: ").replace(" ", "_")
+    kinds = ["done", "failed", "diverged", "disk_full", "stopped"]
+    for asked in ([kind], [one for one in kinds if one != kind]):
+        recipe, sent = make_recipe(tracking={"alerts": asked}), []
+        wandb = SimpleNamespace(alert=lambda sent=sent, **alert: sent.append(alert))
+        send_alert(wandb, Run.create(recipe, tmp_path), recipe, status, summary)
+        assert [alert["title"] for alert in sent] == ([title] if asked == [kind] else [])
+        assert all(summary.get("failure", "") in alert["text"] for alert in sent)
+    assert make_recipe().tracking.alerts == ["failed", "diverged", "disk_full", "stopped"]
+
+
+def test_data_that_changed_under_a_run_is_marked(tmp_path, no_key):
+    recipe = make_recipe()
+    run = Run.create(recipe, tmp_path)
+    run.update(data_changes=[{"step": 7, "changes": ["train: a.csv had 5 rows, and now has 6"]}])
+    train(run, recipe, start=0, stop=1)
+    [folder] = segments(run)
+    whole = json.loads(inspect(folder, "--summary"))
+    assert whole["config"]["data_changes"][0]["step"] == 7 and whole["summary"]["data_versions"] == 2
+    begun = next(record["run"] for record in map(json.loads, inspect(folder).splitlines()) if record["type"] == "run")
+    assert begun["tags"] == ["data-changed"] and "from step 7: train: a.csv had 5 rows" in begun["notes"]
+
+
+def test_what_is_cut_of_a_table_is_said_once(tmp_path, no_key, monkeypatch):
+    monkeypatch.setattr(wandb_tables, "MAX_ROWS", 3)
+    monkeypatch.setattr(wandb_tables, "MAX_COLUMNS", 2)
+    recipe = make_recipe()
+    run = Run.create(recipe, tmp_path)
+    said: list[str] = []
+    mirror = WandbMirror(run, recipe, said.append)
+    mirror.started(start_step=0, total_steps=2, steps_per_epoch=2, facts={})
+    for step in (1, 2):
+        mirror.table("wide", step=step, columns=["a", "b", "c"], rows=[[1, "x" * 3000, 3]] * 5)
+    mirror.finished(status="done", summary={})
+    assert [line for line in said if "tables/wide" in line] == [
+        f"W&B: tables/wide has 5 rows and 3 columns, of which W&B gets the first 3 and 2; {run.tables} has all of it"
+    ]
+    table = json.loads(next(segments(run)[0].glob("files/media/table/tables/wide_1_*.table.json")).read_text())
+    assert table["columns"] == ["a", "b"] and len(table["data"]) == 3
+    assert table["data"][0][1] == "x" * 2000 + "… (1,000 more characters)"
+
+
+def test_references_by_default_and_files_on_request(tmp_path, no_key):
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    for upload in ([], ["model", "data"]):
+        recipe = make_recipe(tracking={"upload": upload}, data={"train": str(tmp_path / "rows.csv")})
+        run = Run.create(recipe, tmp_path)
+        run.update(data={"train": {"rows": 5, "content": "abc"}})
+        run.model.mkdir()
+        (run.model / "config.json").write_text("{}")
+        train(run, recipe, start=0, stop=1)
+        records = [json.loads(line) for line in inspect(segments(run)[0]).splitlines()]
+        entries = {
+            one["artifact"]["type"]: one["artifact"]["manifest"].get("contents", [])
+            for one in records
+            if "artifact" in one
+        }
+        for kind, path in (("model", "config.json"), ("dataset", "rows.csv")):
+            [entry] = entries[kind]
+            assert entry["path"] == path and bool(entry.get("ref")) == (not upload) == (not entry.get("local_path"))
+        assert {entry["path"] for entry in entries["run"]} == {"recipe.yaml", "metrics.jsonl"}
+
+
+def test_best_names_the_best_model_of_a_recipe(tmp_path, no_key):
+    values = {"a": 0.5, "b": 0.7, "c": 0.6}
+    for name, value in values.items():
+        recipe = make_recipe(evaluation={"best": "accuracy"})
+        run = Run.create(recipe, tmp_path, path=tmp_path / "demo" / name)
+        run.model.mkdir()
+        (run.model / "config.json").write_text("{}")
+        taken: list[list[str]] = []
+        record_model(
+            SimpleNamespace(log_artifact=lambda artifact, aliases, taken=taken: taken.append(aliases)),
+            run,
+            recipe,
+            summary := {"best_metric": "accuracy", "best_value": value},
+        )
+        run.update(status="done", summary=summary)
+        assert ("best" in taken[0]) == (name != "c") and {"latest", run.id} <= set(taken[0])
 
 
 def test_wandb_says_nothing_on_its_own(tmp_path, no_key, capfd):
@@ -168,9 +289,9 @@ def test_a_key_in_netrc_means_online(monkeypatch, tmp_path, no_key):
     netrc.chmod(0o600)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     wandb.teardown()  # it reads the address once
-    assert not wandb_mirror.has_key(wandb)
+    assert not wandb_run.has_key(wandb)
     monkeypatch.setenv("NETRC", str(netrc))
-    assert wandb_mirror.has_key(wandb)
+    assert wandb_run.has_key(wandb)
     wandb.teardown()
 
 
@@ -179,7 +300,7 @@ def test_an_unreachable_server_never_delays_a_step_and_loses_no_row(monkeypatch,
 
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.setattr(wandb_mirror, "INIT_SECONDS", 2.0)
+    monkeypatch.setattr(wandb_run, "INIT_SECONDS", 2.0)
     wandb.teardown()
     recipe = make_recipe()
     run = Run.create(recipe, tmp_path)
@@ -192,8 +313,75 @@ def test_an_unreachable_server_never_delays_a_step_and_loses_no_row(monkeypatch,
     assert time.monotonic() - began < 0.5
     mirror.finished(status="done", summary={})
     wandb.teardown()
-    assert "cannot be reached" in said[0] and "wandb sync" in said[1] and len(said) == 2
+    assert "cannot be used online" in said[0] and "wandb sync" in said[1] and len(said) == 2
     assert [row["step"] for row in history(segments(run)[0])] == [1, 2, 3]
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """A W&B server that knows no key."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b'{"errors": [{"message": "user is not logged in"}]}'
+        self.send_response(401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST  # noqa: N815 - the name that the server looks for
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("fault", ["wrong key", "silent"])
+def test_a_server_that_refuses_the_key_or_never_answers_loses_no_row(monkeypatch, tmp_path, no_key, fault):
+    import wandb
+
+    server: Any = None
+    if fault == "wrong key":
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_port
+    else:
+        listening = socket.create_server(("127.0.0.1", 0))  # connections wait for ever
+        port = listening.getsockname()[1]
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    assert wandb_run.INIT_SECONDS <= 8, "with a second for opening it offline, rows are recorded within 10"
+    monkeypatch.setattr(wandb_run, "INIT_SECONDS", 1.0)
+    wandb.teardown()
+    recipe = make_recipe()
+    run = Run.create(recipe, tmp_path)
+    said = train(run, recipe, start=0, stop=3)
+    wandb.teardown()
+    if server is not None:
+        server.shutdown()
+    assert "cannot be used online" in said[0] and "a" * 40 not in said[0] and "\n" not in said[0]
+    assert "wandb sync" in said[1] and len(said) == 2
+    assert [row["step"] for row in history(segments(run)[0])] == [1, 2, 3]
+
+
+def test_a_full_disk_is_said_and_the_next_start_writes_all_rows(tmp_path, no_key, monkeypatch):
+    """wandb itself says nothing: it ends as if all had been written."""
+    import wandb
+
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # wandb's own log is on the full disk, too
+    recipe = make_recipe()
+    run = Run.create(recipe, tmp_path)
+    said: list[str] = []
+    with small_disk(run.path / "wandb", 256 << 10):
+        listeners = Listeners([Journal(run), WandbMirror(run, recipe, said.append)])
+        listeners.started(start_step=0, total_steps=3000, steps_per_epoch=3000, facts={})
+        for step in range(1, 3001):
+            listeners.row({"step": step, "epoch": 1.0, "split": "train", "loss": 1 / step, "time": 1e9 + step})
+        listeners.finished(status="stopped", summary={})
+        wandb.teardown()
+    assert len(said) == 2 and ("the disk is full" in said[1] or "No space left" in said[1])
+    assert len(list(read_rows(run.metrics_file))) == 3000
+    train(run, recipe, start=3000, stop=3001)
+    assert [row["step"] for row in history(segments(run)[0])] == list(range(1, 3002))
 
 
 @pytest.mark.parametrize("where", ["init", "log", "finish"])
@@ -217,7 +405,7 @@ def test_a_hanging_wandb_does_not_hold_the_end_of_training(run, recipe, monkeypa
 
     release = threading.Event()
     monkeypatch.setattr(wandb, "init", lambda **_: release.wait(30))
-    monkeypatch.setattr(wandb_mirror, "FINISH_SECONDS", -4.5)  # so that `finished` waits for half a second
+    monkeypatch.setattr(wandb_run, "FINISH_SECONDS", -4.5)  # so that `finished` waits for half a second
     began = time.monotonic()
     said = train(run, recipe, start=0, stop=3)
     release.set()
