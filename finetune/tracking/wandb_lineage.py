@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.recipe.identity import stored_values
+from finetune.recipe.paths import user_path
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
 from finetune.tracking.atomic_files import plain
@@ -119,7 +120,7 @@ def _is_best(run: Run, recipe: Recipe, summary: Mapping[str, Any]) -> bool:
 def _add_data(artifact: Any, recipe: Recipe, split: str) -> None:
     """References to the local files and folders that the recipe names for a split, or the files themselves."""
     for source in getattr(recipe.data, split, None) or ():
-        path = Path(str(source.source)).expanduser()
+        path = user_path(str(source.source))
         if not path.exists():  # of a hub, built in, or several files in one pattern: the digests name it
             continue
         if "data" not in recipe.tracking.upload:
