@@ -28,6 +28,7 @@ from benchmarks.gpu.rows import CPU, GPU, Row, make_rows, missing
 
 LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "trl", "liger-kernel", "triton")
 JOB_SECONDS = 100.0  # one side of one row
+LEAST_SECONDS = 10.0  # less is not worth the start of a job
 
 
 def main() -> None:
@@ -38,7 +39,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu"))
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that jobs are killed on the way out
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that jobs are killed on the way out
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     folder = Path(tempfile.mkdtemp(prefix="benchmarks-gpu-"))
     try:
         measure(arguments, folder)
@@ -53,8 +55,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     rows = make_rows(folder, sizes)
     if unknown := set(arguments.only) - {row.name for row in rows}:
         sys.exit(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(row.name for row in rows)}")
-    matmul = Job("matmul", python("benchmarks.gpu.matmul", sizes.matmul), folder / "matmul.log").run(60.0)
-    report: dict[str, Any] = {"machine": machine(), "matmul_flops": matmul.get("flops"), "rows": []}
+    matmul = Job("matmul", python("benchmarks.gpu.matmul", sizes.matmul), folder / "matmul.log")
+    report: dict[str, Any] = {"machine": machine(), "matmul_flops": None, "rows": []}
+    write(report, arguments.out)
+    report["matmul_flops"] = matmul.run(max(1.0, min(60.0, ends - time.monotonic()))).get("flops")
     for row in rows:
         if arguments.only and row.name not in arguments.only:
             continue
@@ -68,7 +72,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 def fill(row: Row, filled: dict[str, Any], ends: float, save: Any) -> None:
     """The results of a row's sides, each as soon as it is there."""
     for maker in row.prepare:
-        made = maker.run(max(5.0, min(JOB_SECONDS, ends - time.monotonic())))
+        if ends - time.monotonic() < LEAST_SECONDS:
+            filled["sides"] = {side: {"not run": "no time left"} for side in row.sides}
+            return save()
+        made = maker.run(min(JOB_SECONDS, ends - time.monotonic()))
         if "not run" in made:
             filled["sides"] = dict.fromkeys(row.sides, made)
             return save()
@@ -76,7 +83,7 @@ def fill(row: Row, filled: dict[str, Any], ends: float, save: Any) -> None:
         left = ends - time.monotonic()
         if package := missing(side):
             filled["sides"][side] = {"not run": f"{package} is not installed"}
-        elif left < 10:
+        elif left < LEAST_SECONDS:
             filled["sides"][side] = {"not run": "no time left"}
         else:
             filled["sides"][side] = job.run(min(JOB_SECONDS, left))

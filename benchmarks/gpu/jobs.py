@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 MARK = "RESULT "
+MARK_VARIABLE = "BENCHMARKS_GPU_JOB"  # in the environment of all that a job starts
 POLL_SECONDS = 0.2
+KILL_SECONDS = 10.0  # until processes that were killed are gone: memory of a GPU is freed before
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,19 @@ class Job:
     def run(self, seconds: float) -> dict[str, Any]:
         """Its result, or {"not run": why}. Nothing that it started is left."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        mark = uuid.uuid4().hex
         with self.log.open("wb") as log:
             process = subprocess.Popen(
                 self.command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self.environment, MARK_VARIABLE: mark},
             )
             try:
                 watched = self._wait(process, time.monotonic() + seconds)
             finally:
-                _kill_session(process)
+                _kill_all(process, mark)
         return watched or self._printed() or {"not run": self._why(process.returncode, seconds)}
 
     def _wait(self, process: subprocess.Popen[bytes], ends: float) -> dict[str, Any] | None:
@@ -66,11 +70,31 @@ class Job:
         )
 
 
-def _kill_session(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the process and all that it started: a training that is asked to stop would save gigabytes first."""
+def _kill_all(process: subprocess.Popen[bytes], mark: str) -> None:
+    """SIGKILL to the process and all that it started, in whatever session: ranks that were only asked to stop would save
+    gigabytes first, while the next job is timed.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGSTOP)  # it starts nothing from now on, and does not see its ranks end
+    ends = time.monotonic() + KILL_SECONDS
+    while (found := _marked(mark)) and time.monotonic() < ends:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_SECONDS / 4)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _marked(mark: str) -> list[int]:
+    """Processes that live and inherited the mark in their environment."""
+    sought, found = f"{MARK_VARIABLE}={mark}".encode(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is not ours
+            if sought in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
 
 
 def python(module: str, *arguments: Any) -> list[str]:

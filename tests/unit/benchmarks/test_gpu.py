@@ -40,6 +40,30 @@ def test_nothing_is_left_of_a_job_whose_time_is_up(tmp_path):
     pytest.fail("the job's child lives")
 
 
+RANK = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+LAUNCHER = f"""
+import subprocess, sys, time
+rank = subprocess.Popen([sys.executable, "-c", {RANK!r}], start_new_session=True, stdout=subprocess.PIPE)
+rank.stdout.readline()
+print(rank.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_ranks_in_sessions_of_their_own_that_ignore_signals_are_killed_too(tmp_path):
+    path = tmp_path / "job.log"
+    job(tmp_path, LAUNCHER, watch=lambda: {} if path.read_text().strip() else None).run(30)
+    child = int(path.read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_row_for_which_no_time_is_left_says_so(tmp_path):
+    never = job(tmp_path, "raise SystemExit(1)")
+    filled = {"name": "row", "title": "a row", "sides": {}}
+    fill(Row("row", "a row", [never], {"ours": never, "peer": never}, faster(1.0)), filled, time.monotonic() + 3, list)
+    assert filled["sides"] == {side: {"not run": "no time left"} for side in ("ours", "peer")}
+
+
 def test_a_watched_job_ends_with_what_is_seen(tmp_path):
     began = time.monotonic()
     assert job(tmp_path, CHILD, watch=lambda: {"seen": 1}).run(30) == {"seen": 1}
