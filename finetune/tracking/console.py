@@ -161,7 +161,8 @@ def describe_start(facts: Mapping[str, Any]) -> str:
     if facts.get("ranks"):
         parts.append(f"{format_number(facts['ranks'], 'rank')} on {facts.get('device', 'cpu')}")
     if facts.get("global_batch"):
-        parts.append(f"global batch {facts['global_batch']}")
+        packs = f", a step holds {facts['step']}" if facts.get("step") else ""
+        parts.append(f"global batch {facts['global_batch']}{packs}")
     parts += [str(facts[key]) for key in ("deepspeed", "precision") if facts.get(key)]
     return " · ".join(parts)
 

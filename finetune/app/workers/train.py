@@ -125,7 +125,10 @@ def _train(
             if best is not None:
                 listener.message("the best checkpoint so far was measured on other rows: it does not count any more")
             best = None
-        outcome = loop.run(start, best, facts={**describe(context), "model": recipe.model.source})
+        facts = {**describe(context), "model": recipe.model.source}
+        if packs := loop.schedule.packs_in_words():
+            facts["step"] = packs
+        outcome = loop.run(start, best, facts=facts)
         summary = _finish(loop, context, run, recipe, outcome)
     except (Stopped, KeyboardInterrupt):
         _end(session, listener, "stopped")

@@ -112,6 +112,14 @@ class Schedule:
             items = tuple(tuple(plan.packs[item].tolist()) for item in chosen)
         return Step(index, epoch, index_in_epoch, items, plan.costs[chosen])
 
+    def packs_in_words(self) -> str:
+        """What a step holds, as a mean over an epoch: "3.9 packs of 1,024 tokens (97% full)"; "" without packs."""
+        if self.packing is None:
+            return ""
+        capacity, count = self.packing.capacity, self.num_items / self.steps_per_epoch
+        full = int(self.packing.lengths.sum()) / (self.num_items * capacity)
+        return f"{count:.1f} packs of {capacity:,} tokens ({full:.0%} full)"
+
     def _first_item(self, index_in_epoch: int) -> int:
         """Index of the first item of a step in the order of its epoch."""
         if self.spread:

@@ -79,6 +79,16 @@ def test_packed_steps_hold_the_global_batch_on_average(batch):
     assert 0 <= len(steps) - 4000 / batch <= 1
 
 
+def test_what_a_step_holds_is_said_in_packs():
+    lengths = np.array([6, 4, 7, 3, 10, 10])
+    schedule = Schedule(lengths, seed=0, global_batch=3, packing=Packing(lengths, 10))
+    assert schedule.packs_in_words() == "2.0 packs of 10 tokens (100% full)"
+    half = Schedule(lengths, seed=0, global_batch=3, packing=Packing(lengths, 20))
+    held = [len(half.step(index).items) for index in range(half.steps_per_epoch)]
+    assert half.packs_in_words() == f"{sum(held) / len(held):.1f} packs of 20 tokens (100% full)"
+    assert Schedule(lengths, seed=0, global_batch=3).packs_in_words() == ""
+
+
 def test_packs_with_more_than_the_global_batch_are_one_step_each():
     schedule = schedule_of(np.full(400, 100), batch=8, capacity=1000)
     assert schedule.steps_per_epoch == schedule.num_items == 40
