@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from finetune.app.argument_names import in_arguments, speaking_of_arguments
 from finetune.app.asked_model import AskedModel, Precision, Quantization, open_model
 from finetune.data.prepare.notices import Notices
 from finetune.data.sources.streams import MemoryStream
@@ -79,9 +80,21 @@ class LoadedModel:
         see GenerationSettings.
         What was changed in a row to be usable is a warning. Raises: UserError for columns that are missing.
         """
-        options = RecordOptions(top_k=top_k, threshold=threshold, logprobs=logprobs)
-        record_fields(self.asked.task, self.asked.artifacts, options)  # refuses options that do not apply
         pieces = PieceOptions(tile, overlap, whole_image, max_boxes, block, stride, merge)
+        options = RecordOptions(top_k=top_k, threshold=threshold, logprobs=logprobs)
+        with speaking_of_arguments():
+            return self._predict(rows, columns, keep, options, pieces, generation)
+
+    def _predict(
+        self,
+        rows: Any,
+        columns: Mapping[str, str] | None,
+        keep: Sequence[str],
+        options: RecordOptions,
+        pieces: PieceOptions,
+        generation: dict[str, Any],
+    ) -> list[Record]:
+        record_fields(self.asked.task, self.asked.artifacts, options)  # refuses options that do not apply
         splitter = make_splitter(self.asked.task, self.asked.artifacts, pieces)
         if "top_k_tokens" in generation:
             generation["top_k"] = generation.pop("top_k_tokens")
@@ -89,7 +102,7 @@ class LoadedModel:
         if not len(listed):
             return []
         if self.asked.writes_text:
-            generation["logprobs"] = logprobs
+            generation["logprobs"] = options.logprobs
         with _Answers(self.asked, splitter, generation) as answers:
             return answers.records(MemoryStream(listed, self.asked.task.card, columns=columns, keep=keep), options)
 
@@ -186,7 +199,7 @@ class _Answers:
                 for row in rows
             ]
         for line in (*stream.notes, *notices.lines(), *cut.report()):
-            warnings.warn(line, stacklevel=4)
+            warnings.warn(in_arguments(line), stacklevel=5)
         return records
 
     def _answer(self, cut: Sequence[Sequence[dict[str, Any]]]) -> dict[int, Outcome]:
@@ -239,10 +252,11 @@ def load(
         "placement": placement,
         "trust_remote_code": trust_remote_code,
     }
-    asked = open_model(source, notify=notes.append, **choices)
+    with speaking_of_arguments():
+        asked = open_model(source, notify=notes.append, **choices)
     loaded = LoadedModel(asked, notes=notes, reload=(str(source), choices))
     for note in loaded.notes:
-        print(f"finetune: {note}", file=sys.stderr)
+        print(f"finetune: {in_arguments(note)}", file=sys.stderr)
     return loaded
 
 

@@ -13,6 +13,10 @@ DEFAULT_EPOCHS = 3
 DERIVED = "derived: "  # prefix of the origin of a value that follows from others
 
 
+# Keys of which a recipe has one.
+ALTERNATIVES: tuple[tuple[KeyPath, KeyPath], ...] = ((("training", "epochs"), ("training", "steps")),)
+
+
 class Draft:
     """values: nested dicts and lists. A path is a tuple of keys; sources of data are always lists of mappings."""
 
@@ -20,6 +24,7 @@ class Draft:
         self.values: dict[str, Any] = document.values
         self.name = document.name
         self.faults = list(document.faults)
+        self.notes: list[str] = []  # what an override changed besides its own key
         self._origins: dict[KeyPath, str] = {path: document.place(path) for path in document.lines}
         self._alone: set[KeyPath] = set()  # splits that were written as one source, not as a list
         self._list_sources()
@@ -101,6 +106,21 @@ class Draft:
                 reason = error.args[0] if isinstance(error, LookupError) else f"not a YAML value: {error}; quote it"
                 self.faults.append(Fault(where, key or text, reason, raw.strip()))
             self._list_sources()
+        for given, other in (*ALTERNATIVES, *(pair[::-1] for pair in ALTERNATIVES)):
+            self._leave_out(other, given)
+
+    def _leave_out(self, path: KeyPath, given: KeyPath) -> None:
+        """Unset a value of the file whose alternative is overridden: the override means to take its place."""
+        place, override = self.place(path), f"--set {dotted(given)}"
+        if (
+            self.get(path) is None
+            or self.get(given) is None
+            or self.place(given) != override
+            or place.startswith("--set")
+        ):
+            return
+        self.notes.append(f"{override} takes the place of {dotted(path)}: {self.get(path)} ({place})")
+        self.put(path, None, override)
 
     def fill_empty_sections(self, sections: Sequence[KeyPath]) -> None:
         """An empty section (`training:`) means its defaults."""

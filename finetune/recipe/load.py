@@ -83,7 +83,7 @@ def load_recipe(
     if everything:
         raise RecipeFaults(_in_order(everything))
     assert recipe is not None and context is not None
-    return LoadedRecipe(recipe, origins_of(recipe, draft.origin), tuple(warnings(context)))
+    return LoadedRecipe(recipe, origins_of(recipe, draft.origin), (*draft.notes, *warnings(context)))
 
 
 def _choose_task(draft: Draft, cards: Mapping[str, TaskCard]) -> tuple[TaskCard | None, list[Fault]]:

@@ -49,13 +49,14 @@ def compare_runs(paths: Sequence[Path]) -> Compared:
         raise UserError("at least two runs are compared", remedy="Give several run folders: finetune compare RUN RUN.")
     runs = [Run.open(path) for path in paths]
     facts = [run.read() for run in runs]
-    notes: list[str] = []
-    found, wins, examples = _compare_examples(runs[0], runs[1], facts, notes)
-    if len(runs) > 2:
+    recipes = [_recipe(run) for run in runs]
+    notes = _other_tasks(runs, recipes)
+    found, wins, examples = _compare_examples(runs[0], runs[1], facts, notes) if not notes else ([], None, 0)
+    if len(runs) > 2 and not notes:
         notes.append("examples are compared between the first two runs only")
     return Compared(
         runs=tuple(summarize(run.path) for run in runs),
-        recipe=_unequal([_recipe(run) for run in runs], without=NOT_COMPARED),
+        recipe=_unequal(recipes, without=NOT_COMPARED),
         data=_unequal([_data(one) for one in facts]),
         versions=_unequal([_flat(one.get("versions")) for one in facts]),
         machine=_unequal([_flat(one.get("machine")) for one in facts]),
@@ -65,6 +66,20 @@ def compare_runs(paths: Sequence[Path]) -> Compared:
         examples=examples,
         notes=tuple(notes),
     )
+
+
+def _other_tasks(runs: Sequence[Run], recipes: Sequence[Mapping[str, str]]) -> list[str]:
+    """A note if the runs were trained for different tasks: their figures say nothing of each other."""
+    tasks: dict[str, list[str]] = {}
+    for run, recipe in zip(runs, recipes, strict=True):
+        tasks.setdefault(recipe.get("task", ABSENT), []).append(run.path.name)
+    if len(tasks) == 1:
+        return []
+    listed = "; ".join(f"{task}: {', '.join(names)}" for task, names in tasks.items())
+    return [
+        f"the runs have different tasks ({listed}): figures of one name, the loss included, do not measure the same, and "
+        "examples are not compared"
+    ]
 
 
 def _recipe(run: Run) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 import finetune
+from finetune.app.argument_names import in_arguments
 from finetune.app.export import export
 from finetune.app.loaded import LoadedModel, _Answers
 from finetune.errors import UserError
@@ -99,7 +101,7 @@ def test_long_texts_are_answered_in_blocks_and_reported(open_task: Any) -> None:
     same_records([short], loaded.predict(["dull"]))
     (cut,) = loaded.predict([long], top_k=2)
     assert cut["labels"] != first["labels"], "without blocks, the end of the text is not read"
-    with pytest.raises(UserError, match="--tile: not for text_classification"):
+    with pytest.raises(UserError, match="tile: not for text_classification"):
         loaded.predict([long], tile=640)
 
 
@@ -234,7 +236,7 @@ def test_mistakes_are_named(open_task: Any) -> None:
     for rows, choices, said in (
         ([{"texts": "a"}], {}, "text"),
         (["a"], {"temperature": 1.0}, "writes no text"),
-        (["a"], {"logprobs": True}, "--logprobs does not apply"),
+        (["a"], {"logprobs": True}, "logprobs does not apply"),
         ([3], {}, "row 0 is int"),
         (3, {}, "holds no rows"),
     ):
@@ -270,3 +272,37 @@ def test_a_number_in_place_of_a_text_is_a_warning(open_task: Any) -> None:
     with pytest.warns(UserWarning, match="text: 1 value is a number, read as text"):
         (record,) = loaded.predict([{"text": 17}])
     assert record["label"] == loaded.predict(["17"])[0]["label"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Leave out --top-p, or set --beams 1.", "Leave out top_p, or set beams 1."),
+        ("--max-new-tokens", "new_tokens"),
+        ("merge it: finetune export RUN --output DIR --merge.", "merge it: finetune export RUN --output DIR --merge."),
+        ("Give the run: runs/a --checkpoint step-1", 'Give the run: runs/a checkpoint="step-1"'),
+        ("map it: data.columns: {text: <column>}", "map it: columns: {text: <column>}"),
+        ("model.source is a file: x", "source is a file: x"),
+        ("a dash - and -- two", "a dash - and -- two"),
+    ],
+)
+def test_messages_speak_of_arguments(text: str, told: str) -> None:
+    assert in_arguments(text) == told
+
+
+def test_errors_of_the_python_interface_speak_of_arguments(open_task: Any, tmp_path: Path) -> None:
+    loaded = open_task("text_classification").loaded
+    (tmp_path / "file").touch()
+    calls: list[Any] = [
+        lambda: loaded.predict([{"body": "a"}]),
+        lambda: loaded.predict(["a"], tile=64),
+        lambda: loaded.predict(["a"], merge="mean"),
+        lambda: loaded.predict(["a"], threshold=0.5),
+        lambda: finetune.load(tmp_path / "file"),
+        lambda: finetune.load(loaded.name.partition(" ")[0], task="text-clasification"),
+        lambda: finetune.load(open_task("text_classification").exported, checkpoint="latest"),
+    ]
+    for call in calls:
+        with pytest.raises(UserError) as error:
+            call()
+        assert not re.search(r"--[a-z]|data\.|model\.source", str(error.value)), error.value

@@ -212,3 +212,14 @@ def test_liger_kernels_need_cuda(load, faults, monkeypatch) -> None:
     assert load(GOOD, "model.kernels=auto", here=True) and load(GOOD, "model.kernels=liger", here=False)
     monkeypatch.setattr(checks, "has_cuda", lambda: True)
     assert load(GOOD, "model.kernels=liger", here=True)
+
+
+@pytest.mark.parametrize(("written", "given"), [("epochs", "steps"), ("steps", "epochs")])
+def test_an_override_of_the_length_takes_the_place_of_the_other_one_in_the_file(load, written, given) -> None:
+    text = GOOD + f"    training:\n      {written}: 7\n"
+    changed = load(text, f"training.{given}=5")
+    training = changed.recipe.training
+    assert (getattr(training, given), getattr(training, written)) == (5, None)
+    (note,) = [line for line in changed.warnings if "takes the place" in line]
+    assert note.startswith(f"--set training.{given} takes the place of training.{written}: 7 (r.yaml:")
+    assert not [line for line in load(text, f"training.{given}=null").warnings if "takes the place" in line]

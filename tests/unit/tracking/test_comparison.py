@@ -153,3 +153,15 @@ def test_a_run_that_is_not_done_shows_its_best_evaluation_of_the_chosen_metric(t
         journal.row({"step": step, "epoch": step / 10, "split": "validation", **figures, "time": 0.0})
     (found,) = find_runs(tmp_path)
     assert (found.metric, found.value, found.step) == ("accuracy", 0.8, 20)
+
+
+def test_runs_of_different_tasks_are_said_to_be_such(tmp_path: Path) -> None:
+    one, other, third = (trained(tmp_path, rate=rate, right=0.8) for rate in (1e-3, 2e-3, 3e-3))
+    recipe = other.recipe_file.read_text("utf-8")
+    assert "task: text_classification" in recipe
+    other.recipe_file.write_text(recipe.replace("task: text_classification", "task: sequence_regression"), "utf-8")
+    found = compare_runs([one.path, other.path, third.path])
+    (note,) = found.notes
+    assert f"text_classification: {one.path.name}, {third.path.name}; sequence_regression: {other.path.name}" in note
+    assert found.wins is None and not found.differences
+    assert not any("tasks" in note for note in compare_runs([one.path, third.path]).notes)
