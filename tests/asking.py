@@ -5,7 +5,7 @@ as a thread. Tests and benchmarks of windows, queues and outputs use it.
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.sources.streams import MemoryStream
 from finetune.inference.answering import Answered, Chunk, Outcome, RowError
+from finetune.inference.failure_limit import FailureLimit
 from finetune.inference.prediction.collector import Collector
 from finetune.inference.prediction.feeder import Asked, Feeder
 from finetune.inference.prediction.jsonl_output import JsonLinesOutput
@@ -50,12 +51,16 @@ class AddUp:
 
 @dataclass
 class AddingAnswerer:
-    """seconds: that a unit of cost takes. dies_at: a text whose example ends the whole chunk with an exception."""
+    """seconds: that a unit of cost takes. dies_at: a text whose example ends the whole chunk with an exception.
+    fails: at every row.
+    """
 
     budget: int = 40
     seconds: float = 0.0
     dies_at: str = ""
+    fails: bool = False
     chunks: int = 0
+    failures: FailureLimit = field(default_factory=FailureLimit)
 
     def cost(self, example: dict[str, Any]) -> int:
         return len(example["input_ids"])
@@ -71,9 +76,11 @@ class AddingAnswerer:
                 text = "".join(map(chr, ids))
                 if self.dies_at and text == self.dies_at:
                     raise RuntimeError("CUDA error: device-side assert triggered")
-                if text == "fails":
+                if text == "fails" or self.fails:
+                    self.failures.note_failure("it failed")
                     outcomes.append(RowError("failed", "it failed"))
                     continue
+                self.failures.answered += 1
                 score = Score(example["id"], 0.5, 1, {"reference": example["label"]}) if "label" in example else None
                 outcomes.append(Answered(Answer(example["id"], {"sum": sum(ids)}), score))
             time.sleep(self.seconds * sum(map(self.cost, chunk.examples)))

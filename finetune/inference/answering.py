@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
+from finetune.inference.failure_limit import FailureLimit
 from finetune.tasks.batch import Answer, Score
 from finetune.tasks.task import Encoded
 
@@ -94,6 +95,11 @@ class RowSplitter(Protocol):
 class Answerer(Protocol):
     """A model in this process that answers chunks."""
 
+    @property
+    def failures(self) -> FailureLimit:
+        """On how many rows it has failed."""
+        ...
+
     def cost(self, example: dict[str, Any]) -> int:
         """What the example takes of `budget`: tokens or pixels, those to be written included."""
         ...
@@ -111,6 +117,7 @@ class Answerer(Protocol):
         It takes the next chunk while it works on others, so `chunks` may be a queue that many processes pull from. Where
         none is to be had at once, `chunks` gives None: what is in work is then finished and handed back before the next
         one is asked for, which may wait. An example that fails ends only itself.
-        Raises: TrainingFailed for a device that no longer works (a CUDA error that sticks).
+        Raises: TrainingFailed for a device that no longer works (a CUDA error that sticks); Halted for a model that fails on
+        every row.
         """
         ...

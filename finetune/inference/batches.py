@@ -9,7 +9,6 @@ chunks there are, and the rows of each, stay as they were.
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,15 +18,14 @@ import torch
 from torch import nn
 
 from finetune.distributed.prefetcher import Prefetcher
-from finetune.errors import FinetuneError, TrainingFailed
+from finetune.errors import TrainingFailed
 from finetune.inference.answering import Answered, Chunk, Outcome, RowError
 from finetune.inference.example_cost import ExampleCost, chunk_budget
+from finetune.inference.failure_limit import FailureLimit
+from finetune.inference.row_problems import free_memory, judge
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Batch
 from finetune.tasks.task import Task, as_writing_task, merge_texts, reference_columns
-
-HOPELESS = 32  # rows that the model may fail on before it has answered any
-_CPU_MEMORY = ("can't allocate memory", "not enough memory")  # torch's allocator of the CPU raises a RuntimeError
 
 Example = dict[str, Any]
 
@@ -36,6 +34,7 @@ class BatchAnswerer:
     """An Answerer. It needs neither other ranks nor an optimizer.
 
     out_of_memory: how often a batch did not fit. piece_cost: the cost of a batch that memory allows; None: of any chunk.
+    failures: see FailureLimit.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class BatchAnswerer:
         self.piece_cost: int | None = None
         self._autocast, self._asked_budget, self._together = autocast, asked_budget, together
         self._writes, self._compares = hasattr(task, "generate"), bool(reference_columns(task, artifacts))
-        self._answered, self._failed = 0, 0
+        self.failures = FailureLimit()
 
     @property
     def budget(self) -> int:
@@ -108,10 +107,10 @@ class BatchAnswerer:
         try:
             collated = batch or self._collate(examples)
             outcomes = self._answer(collated, ahead)
-            self._answered += len(outcomes)
+            self.failures.answered += len(outcomes)
             return outcomes
         except Exception as error:
-            problem = self._judge(error)
+            problem = judge(error, self.device)
             if self._together and collated is not None:
                 raise TrainingFailed(
                     f"one of the ranks that hold the model together failed: {problem.message}"
@@ -122,20 +121,14 @@ class BatchAnswerer:
         """The outcomes of examples that failed together: in halves, or the problem of one alone."""
         if problem.kind == "out_of_memory":
             self.out_of_memory += 1
-            _free_memory(self.device)
+            free_memory(self.device)
             if len(examples) > 1:
                 self.piece_cost = max(1, sum(map(self.cost, examples)) // 2)
         if len(examples) > 1:
             half = len(examples) // 2
             return [*self._outcomes(examples[:half], None, _nothing), *self._outcomes(examples[half:], None, _nothing)]
         if problem.kind == "failed":
-            self._failed += 1
-            if self._failed >= HOPELESS and not self._answered:
-                raise TrainingFailed(
-                    f"the model failed on all of the first {self._failed} rows, and so would on every other: "
-                    f"{problem.message}",
-                    remedy="Check that the model fits its task and this version of transformers.",
-                )
+            self.failures.note_failure(problem.message)
         return [problem]
 
     def _pieces(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
@@ -174,27 +167,6 @@ class BatchAnswerer:
     def _computing(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=self._autocast) if self._autocast else nullcontext()
 
-    def _judge(self, error: Exception) -> RowError:
-        """Whether memory or the rows are to blame. Raises: TrainingFailed for a device that no longer works."""
-        message = (str(error).strip().splitlines() or [""])[0][:300]
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in message for sign in _CPU_MEMORY):
-            return RowError("out_of_memory", f"the row does not fit into the memory of {self.device}")
-        if self.device.type == "cuda":
-            self._check_device(error, message)
-        if isinstance(error, FinetuneError):
-            return RowError("failed", error.what)
-        return RowError("failed", f"{type(error).__name__}: {message}")
-
-    def _check_device(self, error: Exception, message: str) -> None:
-        try:
-            torch.zeros(1, device=self.device).add_(1).item()
-        except Exception:
-            raise TrainingFailed(
-                f"the GPU no longer works in this process: {message}",
-                where=str(self.device),
-                remedy="Start the same command again: it goes on where it ended.",
-            ) from error
-
 
 def _nothing() -> None:
     """In place of fetching ahead."""
@@ -210,9 +182,3 @@ def _finite(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_finite, value.values()))
     return all(map(_finite, value)) if isinstance(value, (list, tuple)) else True
-
-
-def _free_memory(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

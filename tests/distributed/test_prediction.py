@@ -28,11 +28,12 @@ def texts(count, seed=0):
     return ["".join(draw.choices(LETTERS, k=min(30, int(draw.lognormvariate(1.5, 0.8)) + 1))) for _ in range(count)]
 
 
-def predict(rows, output, *, seconds=(0.0,), dies_at="", died=(), max_errors=None):
+def predict(rows, output, *, seconds=(0.0,), dies_at="", died=(), fails=(), max_errors=None):
     """One rank. seconds: per unit of cost, by rank; the last counts for all further ranks."""
     session = Session.open(None, precision="fp32", cpu=True)
     slowness = seconds[min(session.rank, len(seconds) - 1)]
     answerer = asking.AddingAnswerer(seconds=slowness, dies_at=dies_at if session.rank in died else "")
+    answerer.fails = session.rank in fails
     relay = connection = None
     if session.is_main:
         connection = asking.keep_in_thread(asking.asked(rows, keep=("name",)), output, max_errors)
@@ -132,6 +133,21 @@ class Growing(MemoryStream):
     def rows(self, start=0):
         yield from super().rows(start)
         raise UserError("changed while it was read", where="new.jsonl")
+
+
+def test_a_model_that_fails_on_every_row_ends_it_and_blames_no_chunk(ranks, tmp_path):
+    rows = [{"text": text, "name": "n"} for text in texts(200)]
+    with pytest.raises(RankError, match=r"Halted.*failed on all of the first 32 rows.*it failed"):
+        ranks.run(2, predict, rows, tmp_path / "out.jsonl", fails=(0, 1))
+    assert not list(Parts(tmp_path / "out.jsonl").folder.glob("window-*/*.failed"))
+
+
+def test_a_rank_that_fails_on_every_row_goes_on_where_another_one_answers(ranks, tmp_path):
+    rows = [{"text": text, "name": "n"} for text in texts(400)]
+    results = ranks.run(2, predict, rows, tmp_path / "out.jsonl", seconds=(0.0005, 0.001), fails=(1,))
+    (own, state, _), (other, _, _) = results
+    assert state.rows == 400 and state.errors == {"failed": other.rows}
+    assert own.rows and other.rows > 32
 
 
 def test_an_error_of_the_reader_ends_every_rank(ranks, tmp_path):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from finetune.errors import TrainingFailed
 from finetune.inference.answering import Answered, Chunk, Outcome, RowError
-from finetune.inference.batches import HOPELESS
 from finetune.inference.example_cost import ExampleCost, chunk_budget
+from finetune.inference.failure_limit import FailureLimit
 from finetune.inference.generation.generator import TextGenerator
 from finetune.inference.generation.requests import GenerationSettings, Reply, Request
+from finetune.inference.row_problems import free_memory, judge
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Score
 from finetune.tasks.task import Task
@@ -49,7 +49,8 @@ class GenerationAnswerer:
     ) -> None:
         self._task, self._artifacts, self._module = task, artifacts, module
         self.generator, self.settings = generator, settings
-        self._written, self._failures = 0, 0
+        self.failures = FailureLimit()
+        self._scored = _SCORED  # fewer after memory ran out
         self._cost = ExampleCost(written=settings.new_tokens)
         self._done: queue.SimpleQueue[Request] = queue.SimpleQueue()
 
@@ -107,22 +108,21 @@ class GenerationAnswerer:
         return _Open(chunk, requests, left=len(requests))
 
     def _outcomes(self, opened: _Open) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        scores = self._scores(opened.chunk.examples) if has_targets(opened.chunk.examples[0]) else {}
-        for example, request in zip(opened.chunk.examples, opened.requests, strict=True):
-            reply, id = request.wait(), int(example["id"])
-            if isinstance(reply, RowError):
-                self._failures += reply.kind == "failed"
-                outcomes.append(reply)
-            else:
-                self._written += 1
-                outcomes.append(Answered(Answer(id, self._values(reply)), scores.get(id)))
-        if self._failures >= HOPELESS and not self._written:
-            raise TrainingFailed(
-                f"the model failed on all of the first {self._failures} rows, and so would on every other",
-                remedy="Check that the model fits its task and this version of transformers.",
-            )
-        return outcomes
+        examples = opened.chunk.examples
+        scores = self._scores(examples) if has_targets(examples[0]) else {}
+        pairs = zip(examples, opened.requests, strict=True)
+        return [self._outcome(request.wait(), int(example["id"]), scores) for example, request in pairs]
+
+    def _outcome(self, reply: Reply | RowError, id: int, scores: Mapping[int, Score | RowError]) -> Outcome:
+        if isinstance(reply, RowError):
+            if reply.kind == "failed":
+                self.failures.note_failure(reply.message)
+            return reply
+        self.failures.answered += 1
+        score = scores.get(id)
+        if isinstance(score, RowError):
+            return RowError(score.kind, f"its expected reply cannot be scored: {score.message}")
+        return Answered(Answer(id, self._values(reply)), score)
 
     def _values(self, reply: Reply) -> dict[str, Any]:
         """As tasks/records.py names them."""
@@ -133,18 +133,39 @@ class GenerationAnswerer:
             values["logprobs"] = [{"token": decode([token]), "logprob": logprob} for token, logprob in pairs]
         return values
 
-    def _scores(self, examples: Sequence[dict[str, Any]]) -> dict[int, Score]:
+    def _scores(self, examples: Sequence[dict[str, Any]]) -> dict[int, Score | RowError]:
         """The loss of the expected replies, and their texts, by the id of the example."""
-        scores = {}
+        scores: dict[int, Score | RowError] = {}
+        start = 0
+        while start < len(examples):
+            part = examples[start : start + self._scored]
+            scores.update(self._scores_of(part))
+            start += len(part)
+        return scores
+
+    def _scores_of(self, part: Sequence[dict[str, Any]]) -> dict[int, Score | RowError]:
+        """Of examples that are computed together; in halves where that fails, down to the one that fails alone."""
         device = next(self._module.parameters()).device
-        for start in range(0, len(examples), _SCORED):
-            part = examples[start : start + _SCORED]
-            batch = self._task.collate(self._artifacts, part).to(device)
-            with self.generator.exclusively(), torch.no_grad():
-                outputs = self._task.forward(self._module, batch)
-            for example, score in zip(part, self._task.score(self._artifacts, outputs, batch), strict=True):
-                text = self._artifacts.processor.decode(expected_tokens(example), skip_special_tokens=True).strip()
-                scores[score.id] = replace(score, reference={**score.reference, "reference_text": text})
+        try:
+            return self._compute_scores(part, device)
+        except Exception as error:
+            problem = judge(error, device)
+        if problem.kind == "out_of_memory":
+            free_memory(device)
+            self._scored = max(1, len(part) // 2)
+        if len(part) == 1:
+            return {int(part[0]["id"]): problem}
+        half = len(part) // 2
+        return {**self._scores_of(part[:half]), **self._scores_of(part[half:])}
+
+    def _compute_scores(self, part: Sequence[dict[str, Any]], device: torch.device) -> dict[int, Score | RowError]:
+        batch = self._task.collate(self._artifacts, part).to(device)
+        with self.generator.exclusively(), torch.no_grad():
+            outputs = self._task.forward(self._module, batch)
+        scores: dict[int, Score | RowError] = {}
+        for example, score in zip(part, self._task.score(self._artifacts, outputs, batch), strict=True):
+            text = self._artifacts.processor.decode(expected_tokens(example), skip_special_tokens=True).strip()
+            scores[score.id] = replace(score, reference={**score.reference, "reference_text": text})
         return scores
 
 

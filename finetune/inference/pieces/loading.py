@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow
 from finetune.inference.answering import Answerer, Chunk, Outcome, RowSplitter
+from finetune.inference.failure_limit import FailureLimit
 from finetune.inference.prediction.feeder import error_of, load_examples
 
 
@@ -21,6 +22,10 @@ class LoadingAnswerer:
     @property
     def budget(self) -> int:
         return self._answerer.budget
+
+    @property
+    def failures(self) -> FailureLimit:
+        return self._answerer.failures
 
     def run(self, chunks: Iterable[Chunk | None]) -> Iterator[tuple[Chunk, list[Outcome]]]:
         """See Answerer. The chunks that are given back are those that were given."""

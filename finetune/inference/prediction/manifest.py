@@ -16,6 +16,7 @@ from finetune.inference.prediction.parts import Parts, disk_errors, publish_json
 from finetune.inference.prediction.state import State
 
 FORMAT = 1
+_HEAD_BYTES = 65_536
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,13 @@ class Manifest:
 def begin_or_resume(parts: Parts, manifest: Manifest, *, resumable: bool) -> State:
     """The state to go on from; a new one, and the manifest written, where there is no output yet.
 
-    Raises: UserError for an output that is another command's.
+    Raises: UserError for an output that is another command's, or somebody's file that was put there before the first answer.
     """
     before, state = read_manifest(parts), State.read(parts.state)
     if before is None or not (state.windows or state.finished or parts.has_answers()):
         if before is None:
             check_output(parts)
+        _check_content(parts, answered=False)
         with disk_errors(parts.folder):
             parts.folder.mkdir(parents=True, exist_ok=True)
         for number in parts.windows():
@@ -93,6 +95,8 @@ def begin_or_resume(parts: Parts, manifest: Manifest, *, resumable: bool) -> Sta
             where=str(parts.output),
             remedy=f"Write it to a file, which can be resumed; or remove {parts.output} and {parts.folder} to begin again.",
         )
+    if not state.windows and not state.finished:
+        _check_content(parts, answered=True)
     if state.rows and not (parts.output.exists() or parts.rows.exists()):
         raise UserError(
             f"{state.rows:,} rows were written to it, and it is not there any more",
@@ -112,6 +116,35 @@ def check_output(parts: Parts) -> None:
         )
     if parts.output.parent.exists() and not parts.output.parent.is_dir():
         raise UserError("is not a folder", where=str(parts.output.parent), remedy="Give another --output.")
+
+
+def _check_content(parts: Parts, *, answered: bool) -> None:
+    """Of an output of which the state says that nothing is written, so that its content is about to be removed.
+
+    answered: some chunks are, so a start that was killed may have written rows.
+    Raises: UserError for a file that another program or person has put there since.
+    """
+    try:
+        with parts.output.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(
+            f"cannot be read: {error.strerror or error}", where=str(parts.output), remedy="Give another --output."
+        ) from None
+    suffix, first = parts.output.suffix.lower(), {".csv": b"row,", ".jsonl": b'{"row": 0'}
+    ours = suffix in first and head[: len(first[suffix])] == first[suffix][: len(head)]
+    if suffix == ".csv":
+        ours = ours and (answered or head.count(b"\n") <= 1)  # the header
+    elif not answered:
+        ours = False
+    if head and not ours:
+        raise UserError(
+            "holds what no prediction of ours has written, and would be replaced",
+            where=str(parts.output),
+            remedy="Move the file away, or give another --output.",
+        )
 
 
 def read_manifest(parts: Parts) -> dict[str, Any] | None:

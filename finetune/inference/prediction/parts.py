@@ -72,7 +72,7 @@ class Parts:
 
     def has_answers(self) -> bool:
         """Whether some chunk of an open window is answered."""
-        return next(self.folder.glob("window-*/*.answers"), None) is not None
+        return any(next(self.window(number).glob("*.answers"), None) is not None for number in self.windows())
 
     def count_answered(self) -> int:
         """Rows of open windows of which an earlier start has answered something."""
@@ -83,8 +83,10 @@ class Parts:
         return len(rows)
 
     def windows(self) -> list[int]:
-        """Numbers of the windows that have a folder, ascending."""
-        return sorted(int(path.name.removeprefix("window-")) for path in self.folder.glob("window-*"))
+        """Numbers of the windows that have a folder, ascending. What somebody else has put there is left alone."""
+        found = (re.fullmatch(r"window-([0-9]{8,})", path.name) for path in self.folder.glob("window-*"))
+        numbers = (int(match[1]) for match in found if match)
+        return sorted(number for number in numbers if self.window(number).is_dir())
 
 
 def publish(path: Path, content: bytes) -> None:

@@ -13,14 +13,16 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, TrainingFailed
-from finetune.inference.answering import Answerer, Chunk, Outcome, RowError, RowSplitter
+from finetune.inference.answering import Answered, Answerer, Chunk, Outcome, RowError, RowSplitter
 from finetune.inference.prediction.deaths import Whereabouts
 from finetune.inference.prediction.feeder import error_of, load_examples
 from finetune.inference.prediction.outcomes import Recorder
 from finetune.inference.prediction.parts import ChunkName, Parts, publish
 from finetune.inference.prediction.pull_queue import PullQueue, Ticket, done_name
 from finetune.inference.prediction.spool import Spool
+from finetune.inference.prediction.state import State
 
+ANSWERING = "predict/answering"  # counter of the ranks that have answered a row
 WRITING_AHEAD = 4  # chunks whose outcomes wait for the disk
 
 Example = dict[str, Any]
@@ -77,14 +79,16 @@ class RankLoop:
         self._loaded: dict[ChunkName, _Loaded] = {}
         self._tickets = self.queue.tickets()
         self._alone: list[_Loaded] = []
-        self._ended = False
+        self._ended = self._has_answered = False
         self._spools: dict[int, Spool] = {}
         self._writer = _Writer(self._write) if session.is_replica_lead else None
+        answerer.failures.answered_elsewhere = self._others_have_answered
 
     def run(self) -> RankFigures:
         """Answer chunks until there are no more. All ranks call it; none waits for another.
 
-        Raises: TrainingFailed for a device that no longer works, after it has noted at which chunks that was.
+        Raises: TrainingFailed for a device that no longer works, after it has noted at which chunks that was; Halted for a
+        model that fails on every row of all ranks.
         """
         figures = self.figures
         figures.started = time.time()
@@ -185,6 +189,9 @@ class RankLoop:
         whole = [loaded.known.get(index) or next(rest) for index in range(len(loaded.spooled))]
         self.figures.rows += len(whole)
         self.figures.chunks += 1
+        if not self._has_answered and any(isinstance(outcome, Answered) for outcome in whole):
+            self._has_answered = True
+            self.session.count(ANSWERING)
         if self._writer is not None:
             self._writer.put((loaded, whole))
 
@@ -193,6 +200,11 @@ class RankLoop:
         publish(self.parts.answers(loaded.name), content)
         self.session.count(done_name(loaded.name[0]))
         self.session.count(done_name(-1))
+
+    def _others_have_answered(self) -> bool:
+        """Whether some rank has answered a row, in this start or an earlier one."""
+        before = State.read(self.parts.state)
+        return before.rows > before.failed or self.session.count(ANSWERING, 0) > 0
 
     def _count(self, loaded: _Loaded) -> None:
         costs = [max(1, int(self.cost(example))) for example in loaded.spooled]

@@ -227,8 +227,17 @@ class ReplicaPool:
         try:
             await self._run(link)
         except OSError as error:  # no process can be started, or no socket opened
-            self._closing = True
-            self._failed(TrainingFailed(f"a replica cannot be started: {error}", where=f"replica {link.number}"))
+            self._give_up(link, f"a replica cannot be started: {error}")
+        except Exception as error:  # nobody waits for a keeper: its requests would never be answered
+            self._give_up(link, f"what a replica says cannot be understood: {type(error).__name__}: {error}")
+
+    def _give_up(self, link: _Link, what: str) -> None:
+        self._closing, link.ready = True, False
+        self._failed(TrainingFailed(what, where=f"replica {link.number}"))
+        for part in link.parts.values():
+            if not part.done:
+                part.fail("failed", "the replica that worked on this request ended")
+        link.parts = {}
 
     async def _run(self, link: _Link) -> None:
         while not self._closing:

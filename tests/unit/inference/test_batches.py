@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.errors import TrainingFailed
+from finetune.errors import Halted
 from finetune.inference.answering import Answered, Chunk, RowError
-from finetune.inference.batches import HOPELESS, BatchAnswerer
+from finetune.inference.batches import BatchAnswerer
 from finetune.inference.example_cost import TOKENS, ExampleCost, chunk_budget
+from finetune.inference.failure_limit import HOPELESS
 from tests.contract.examples import EXAMPLES
 from tests.prepared import Prepared, prepare
 
@@ -156,8 +157,11 @@ def test_an_answer_that_is_not_finite_is_an_error(prepared, model):
 def test_a_model_that_fails_on_every_row_ends_the_command(prepared, model):
     examples = examples_of(prepared, ["a"] * (HOPELESS + 8))
     faulty = Faulty(prepared.task, lambda batch: TypeError("forward() got an unexpected keyword"))
-    with pytest.raises(TrainingFailed, match="failed on all of the first 32 rows"):
+    with pytest.raises(Halted, match=r"failed on all of the first 32 rows.*TypeError: forward"):
         ask(answerer(prepared, model, faulty), examples)
+    one = answerer(prepared, model, faulty)
+    one.failures.answered_elsewhere = lambda: True  # so the error is one of these rows
+    assert {outcome.kind for outcome in ask(one, examples).values()} == {"failed"}
     late = Faulty(prepared.task, lambda batch: TypeError("no") if max(batch.ids) > 0 else None)
     found = ask(answerer(prepared, model, late), examples)
     assert [type(one) for one in found.values()] == [Answered] + [RowError] * (HOPELESS + 7)

@@ -5,7 +5,7 @@ texts do not depend on who answers which chunk.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -157,3 +157,51 @@ def test_work_is_finished_before_a_chunk_is_waited_for(model: Any, generator: An
     for _ in answerer(model, generator).run(source()):
         back[0] += 1
     assert back == [6]
+
+
+def scored_rows(count: int) -> list[dict[str, Any]]:
+    rows = [[3 + row, 7, 9, 20, 21 + row, 1] for row in range(count)]
+    return [
+        {"id": row, "input_ids": np.array(ids, np.int32), "reply_start": 3, "spans": np.array([3, 6])}
+        for row, ids in enumerate(rows)
+    ]
+
+
+class Failing:
+    """The task, but for a forward pass that raises where `fault` says so. sizes: of the batches that were computed."""
+
+    def __init__(self, fault: Callable[[Any], Exception | None]) -> None:
+        self.fault, self.sizes = fault, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(TASK, name)
+
+    def forward(self, model: Any, batch: Any) -> Any:
+        if (error := self.fault(batch)) is not None:
+            raise error
+        self.sizes.append(len(batch.ids))
+        return TASK.forward(model, batch)
+
+
+def scoring(model: Any, generator: Any, fault: Callable[[Any], Exception | None], rows: int) -> tuple[Failing, Any]:
+    task, settings = Failing(fault), GenerationSettings(new_tokens=4)
+    one = GenerationAnswerer(task, artifacts(**SHAPE), model, generator, settings)
+    ((_, outcomes),) = one.run([Chunk((0, 0), scored_rows(rows))])
+    return task, outcomes
+
+
+def test_scores_that_do_not_fit_into_memory_are_computed_in_halves_from_then_on(model: Any, generator: Any) -> None:
+    _, expected = scoring(model, generator, lambda batch: None, 16)
+    full = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    task, outcomes = scoring(model, generator, lambda batch: full if len(batch.ids) > 2 else None, 16)
+    assert task.sizes == [2] * 8
+    for outcome, whole in zip(outcomes, expected, strict=True):
+        assert math.isclose(outcome.score.loss, whole.score.loss, rel_tol=1e-5)
+
+
+def test_an_expected_reply_that_cannot_be_scored_ends_only_its_row(model: Any, generator: Any) -> None:
+    for error, kind in (MemoryError(), "out_of_memory"), (ValueError("odd"), "failed"):
+        _, outcomes = scoring(model, generator, lambda batch, error=error: error if 5 in batch.ids else None, 8)
+        assert [index for index, one in enumerate(outcomes) if not isinstance(one, Answered)] == [5]
+        assert outcomes[5].kind == kind and "expected reply cannot be scored" in outcomes[5].message
+        assert all(one.score is not None for index, one in enumerate(outcomes) if index != 5)

@@ -55,6 +55,7 @@ def test_another_command_is_told_what_differs(tmp_path, changed, words):
 
 def test_where_nothing_is_answered_yet_another_command_begins(tmp_path):
     parts = begun(tmp_path, State())
+    parts.output.write_text("")
     (parts.window(0)).mkdir()
     assert begin_or_resume(parts, replace(ASKED, digest="new"), resumable=True) == State()
     assert parts.windows() == []
@@ -70,6 +71,53 @@ def test_a_file_that_is_not_ours_is_never_touched(tmp_path):
         with pytest.raises(UserError, match="exists already"):
             call(Parts(tmp_path / "out.jsonl"))
     assert (tmp_path / "out.jsonl").read_text() == "mine" and not Parts(tmp_path / "out.jsonl").manifest.exists()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_file_that_was_put_there_before_the_first_row_was_written_is_not_touched(tmp_path, suffix, answered):
+    parts = Parts(tmp_path / f"out{suffix}")
+    begin_or_resume(parts, ASKED, resumable=True)
+    if answered:
+        parts.window(0).mkdir()
+        publish(parts.answers((0, 3)), b"{}\n")
+    parts.output.write_bytes(b"mine\n")
+    for asked in (ASKED, *([] if answered else [replace(ASKED, digest="new")])):
+        with pytest.raises(UserError, match="no prediction of ours has written"):
+            begin_or_resume(parts, asked, resumable=True)
+    assert parts.output.read_bytes() == b"mine\n"
+    parts.output.write_bytes(b"")
+    assert begin_or_resume(parts, ASKED, resumable=True) == State()
+
+
+@pytest.mark.parametrize(("name", "rows"), [("out.jsonl", b'{"row": 0, "lab'), ("out.csv", b"row,label\n0,good\n1,b")])
+def test_rows_that_a_killed_start_wrote_before_its_state_are_no_obstacle(tmp_path, name, rows):
+    parts = Parts(tmp_path / name)
+    begin_or_resume(parts, ASKED, resumable=True)
+    parts.output.write_bytes(rows)
+    with pytest.raises(UserError, match="no prediction of ours has written"):  # nothing was answered, so by whom?
+        begin_or_resume(parts, ASKED, resumable=True)
+    parts.window(0).mkdir()
+    publish(parts.answers((0, 0)), b"{}\n")
+    assert begin_or_resume(parts, ASKED, resumable=True) == State()
+    header = Parts(tmp_path / "header.csv")
+    begin_or_resume(header, ASKED, resumable=True)
+    header.output.write_bytes(b"row,label,error_kind,error_message\n")
+    assert begin_or_resume(header, replace(ASKED, digest="new"), resumable=True) == State()
+
+
+def test_what_is_no_window_is_left_alone(tmp_path):
+    parts = begun(tmp_path, State())
+    strays = [parts.folder / name for name in ("window-x", "window-1", "window-00000001.bak")]
+    for path in strays:
+        path.mkdir()
+        (path / "00000.answers").touch()
+    (parts.folder / "window-00000007").write_text("a file")
+    parts.window(3).mkdir()
+    assert parts.windows() == [3] and not parts.has_answers()
+    parts.output.write_text("")
+    begin_or_resume(parts, ASKED, resumable=True)
+    assert parts.windows() == [] and all(path.is_dir() for path in strays)
 
 
 def test_an_output_that_was_removed_is_missed(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 
 from finetune.errors import FinetuneError
+from finetune.inference.serving import pool as pool_module
 from finetune.inference.serving.faults import RequestFault
-from finetune.inference.serving.messages import Sampling
+from finetune.inference.serving.messages import Answers, Sampling
 from finetune.inference.serving.pool import ReplicaPool
 
 MODULE = "tests.unit.inference.serving.small_backend"
@@ -163,3 +165,27 @@ def test_a_process_that_cannot_be_started_ends_the_server() -> None:
         return failures[0]
 
     assert "no more processes" in str(asyncio.run(main()))
+
+
+def test_a_reply_that_cannot_be_understood_ends_the_server_and_no_request_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = pool_module.receive
+
+    async def receive(reader: asyncio.StreamReader) -> Any:
+        message = await whole(reader)
+        if isinstance(message, Answers):
+            raise pickle.UnpicklingError("invalid load key")
+        return message
+
+    monkeypatch.setattr(pool_module, "receive", receive)
+
+    async def use(pool: ReplicaPool, told: Told) -> None:
+        await all_ready(pool)
+        (record,) = await ask(pool, "a")
+        assert record["error"]["kind"] == "failed"
+        with pytest.raises(RequestFault, match="ending"):
+            await ask(pool, "b")
+
+    (error,) = run(use, 1).failures
+    assert "cannot be understood: UnpicklingError: invalid load key" in error.what and error.where == "replica 0"
