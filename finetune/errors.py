@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,3 +104,17 @@ class RecipeFaults(UserError):
         self.faults = tuple(faults)
         count = len(self.faults)
         super().__init__(f"{count} fault{'s' if count != 1 else ''} in the recipe\n" + "\n".join(map(str, self.faults)))
+
+
+# What the system says of a path, rather than of a fault of ours: of the path itself, or of what there is.
+ODD_PATH = frozenset((errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR))
+ERRORS_OF_PATHS = ODD_PATH | {errno.EACCES, errno.ENOENT, errno.ENOSPC, errno.EPERM, errno.EROFS}
+
+
+def fault_of_path(error: BaseException, kinds: frozenset[int] = ERRORS_OF_PATHS) -> UserError | None:
+    """What is wrong with a file or folder that the system refuses; None for other errors."""
+    if isinstance(error, OSError) and isinstance(error.filename, str) and error.errno in kinds:
+        return UserError(f"cannot be used: {error.strerror}", where=error.filename)
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):  # of pathlib
+        return UserError("cannot be used: a link that leads to itself", where=str(error).split("'")[1])
+    return None

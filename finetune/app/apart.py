@@ -20,7 +20,7 @@ from typing import Any
 
 from finetune.distributed.launch import stop_signals
 from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError
-from finetune.recipe.machine import lacks_memory, memory_limit
+from finetune.recipe.machine import cause_of_signal, lacks_memory, memory_limit
 from finetune.terminal import lasting_streams
 
 PATIENCE = 1.0  # seconds between asking the child to end and ending it
@@ -74,7 +74,7 @@ def run_apart(target: str, *arguments: Any, doing: str) -> Any:
 
 def _unexplained(code: int, doing: str) -> FinetuneError:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    cause = "; the system may have run out of memory (see dmesg)" if code == -signal.SIGKILL else ""
+    cause = cause_of_signal(-code)
     remedy = " ".join(filter(None, (memory_limit(), "Run the same command to continue where it was.")))
     return TrainingFailed(f"the process that {doing} {how}{cause}", remedy=remedy)
 
@@ -93,8 +93,9 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def _portable(error: Exception) -> Exception:
     """The exception as another process can raise it, with its traceback as a note."""
-    if lacks_memory(error) and memory_limit():
-        return TrainingFailed(f"not enough memory ({type(error).__name__}: {error})", remedy=memory_limit())
+    if lacks_memory(error) and not isinstance(error, FinetuneError):
+        remedy = memory_limit() or "Take a machine with more memory, fewer workers, or smaller sizes in the recipe."
+        return TrainingFailed(f"not enough memory ({type(error).__name__}: {error})", remedy=remedy)
     error.add_note("".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))

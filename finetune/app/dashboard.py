@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.terminal import print_line
+from finetune.tracking.atomic_files import disk_errors, publish_text
 from finetune.tracking.dashboard import build_workspace, check_installed, read_logged, save_workspace, specification
 from finetune.tracking.run_summary import find_runs
 from finetune.tracking.wandb_run import has_key
@@ -34,7 +35,8 @@ def dashboard(target: Path, spec: Path | None, name: str) -> None:
     for section in workspace.sections:
         print_line(f"  {section.name}: {format_number(len(section.panels), 'panel')}")
     if spec is not None:
-        spec.write_text(json.dumps(specification(workspace), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with disk_errors(spec, "Free some space, or give another file."):
+            publish_text(spec, json.dumps(specification(workspace), indent=2, ensure_ascii=False) + "\n")
         print_line(f"specification  {spec} (not sent to W&B: how it looks there was not checked)")
         return
     print_line(f"workspace      {save_workspace(workspace)}")

@@ -80,7 +80,7 @@ def _published(output: Path) -> Iterator[Path]:
     beside = output.with_name(f"{output.name}.incomplete-{os.getpid()}")  # two exports at once do not share it
     for other in output.parent.glob(f"{glob.escape(output.name)}.incomplete-*"):
         number = other.name.rpartition("-")[2]
-        if number.isdigit() and not psutil.pid_exists(int(number)):  # it was killed
+        if number.isdecimal() and len(number) < 10 and not psutil.pid_exists(int(number)):  # it was killed
             shutil.rmtree(other, ignore_errors=True)
     try:
         with disk_errors(output, "Free some space, or give another folder. Nothing was left of the export."):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetune.app.machine import plan_alone
 from finetune.app.trust import check_trusted
+from finetune.data.prepare.file_digest import folder_digest
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.planning.plan import Plan
@@ -41,6 +42,7 @@ def run_artifacts(run: Run, recipe: Recipe, notify: Notify) -> TaskArtifacts:
     """
     card = CARDS[recipe.task]
     if has_artifacts(run.artifacts):
+        check_artifacts(run)
         return load_artifacts(run.artifacts, card)
     notify("the run has no artifacts/ (an earlier version made it): its training data is read once to make them")
     try:
@@ -55,6 +57,19 @@ def run_artifacts(run: Run, recipe: Recipe, notify: Notify) -> TaskArtifacts:
     artifacts = task.prepare(plan_alone(recipe, StoredPlan.read(run.plan_file)), tables, Facts())
     artifacts.save(run.artifacts)
     return artifacts
+
+
+def check_artifacts(run: Run) -> None:
+    """Raises: UserError if the files of artifacts/ are not those that the training wrote: with another tokenizer or other
+    classes, the weights would be another model, and nothing would say so. A run of an earlier version does not know.
+    """
+    recorded = run.read().get("artifacts")
+    if recorded is not None and folder_digest(run.artifacts, without=(MODEL,)) != recorded:
+        raise UserError(
+            "the tokenizer, classes or settings of the run are not those that it was trained with",
+            where=str(run.artifacts),
+            remedy="Bring the files of artifacts/ back as they were; an exported model may be edited.",
+        )
 
 
 def portable_recipe(run: Run, recipe: Recipe) -> Recipe:

@@ -12,7 +12,7 @@ from finetune.app.preparation import Request, ensure_prepared
 from finetune.app.runs import choose_run, find_run, kept_run, leave_folders, resume_command
 from finetune.app.supervise import check_recipe, plan_launch, supervise
 from finetune.distributed.launch import Launch, die_with_parent
-from finetune.errors import Stopped
+from finetune.errors import Stopped, UserError
 from finetune.recipe.trust import trust_remote_code
 from finetune.terminal import print_line
 from finetune.tracking.run import Run
@@ -36,6 +36,7 @@ def train(
         print_line("note: accelerate started one process, without ranks; the ranks are started from here")
         print_line("      (on a CPU it starts several only with --use_deepspeed, or ds_configs/accelerate/cpu.yaml)")
         die_with_parent()  # accelerate does not pass signals on: when it is ended, this process saves and stops
+    run_dir = _plain_folder(run_dir)
     loaded = open_recipe(recipe, sets)
     for warning in loaded.warnings:
         print_line(f"note: {warning}")
@@ -57,6 +58,19 @@ def train(
                 _train(run, launch, resume, restarts, data_changed=data_changed)
     finally:
         leave_folders()
+
+
+def _plain_folder(folder: Path | None) -> Path | None:
+    """The folder as every program takes it: one called -x or ~x in full. Raises: UserError for a name that is no text."""
+    if folder is None:
+        return None
+    try:
+        str(folder).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the name of the folder is not UTF-8: {str(folder)!r}", where="--run-dir", remedy="Give another name."
+        ) from None
+    return folder.absolute() if str(folder).startswith(("-", "~")) else folder
 
 
 @contextmanager

@@ -5,7 +5,6 @@ No heavy imports. A new command is a file here and its name in COMMANDS.
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,7 +12,7 @@ from importlib import import_module
 import typer
 
 from finetune.cli.program import app
-from finetune.errors import EXIT_FAILED, FinetuneError, TrainingFailed, UserError
+from finetune.errors import EXIT_FAILED, FinetuneError, TrainingFailed, fault_of_path
 from finetune.recipe.machine import lacks_memory, memory_limit, reach_own_programs
 from finetune.recipe.trust import OPTION, trust_remote_code
 from finetune.terminal import is_rank, lasting_streams, output_lost, print_bug, print_error, say
@@ -40,21 +39,6 @@ COMMANDS = (
     "recipes",
 )
 EXIT_INTERRUPTED = 130
-# What the system says of a path, rather than of a fault of ours.
-ERRORS_OF_PATHS = frozenset(
-    (
-        errno.EACCES,
-        errno.EEXIST,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.ENOENT,
-        errno.ENOSPC,
-        errno.ENOTDIR,
-        errno.EPERM,
-        errno.EROFS,
-    )
-)
 
 for _command in COMMANDS:
     import_module(f"finetune.cli.{_command}")
@@ -95,19 +79,12 @@ def _run(argv: list[str]) -> None:
         say("interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        fault = _fault_of_path(error) or _lack_of_memory(error)
+        fault = fault_of_path(error) or _lack_of_memory(error)
         if fault and not show_traceback:
             print_error(fault)
             sys.exit(fault.exit_code)
         print_bug(error, show_traceback=show_traceback)
         sys.exit(EXIT_FAILED)
-
-
-def _fault_of_path(error: Exception) -> FinetuneError | None:
-    """What is wrong with a file or folder that the system refuses; None for other errors."""
-    if not isinstance(error, OSError) or not isinstance(error.filename, str) or error.errno not in ERRORS_OF_PATHS:
-        return None
-    return UserError(f"cannot be used: {error.strerror}", where=error.filename)
 
 
 def _lack_of_memory(error: Exception) -> FinetuneError | None:

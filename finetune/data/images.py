@@ -52,6 +52,8 @@ UPRIGHT = {  # EXIF orientation -> name of the transposition that turns the imag
 }
 # What PIL raises for a broken file, including the exceptions that its parsers do not catch.
 BROKEN = (
+    AssertionError,
+    AttributeError,
     OSError,
     ValueError,
     SyntaxError,

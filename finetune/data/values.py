@@ -21,7 +21,7 @@ MISSING_WORDS = frozenset(
     )
 )
 LONGEST_WORD = max(map(len, MISSING_WORDS))
-NO_NUMBER, WORD, NUMBER = "no number", "word", "number"  # kinds of odd values
+NO_NUMBER, NO_TIME, WORD, NUMBER = "no number", "no time", "word", "number"  # kinds of odd values
 
 # Roles whose values are texts; a number in one of them is read as the text that Python writes for it.
 TEXT_ROLES = frozenset(
@@ -124,7 +124,9 @@ class OddValues:
         lines = []
         for kind, column, count, first in self.to_list():
             values = "1 value is" if count == 1 else f"{count:,} values are"
-            if kind == NO_NUMBER:
+            if kind == NO_TIME:
+                lines.append(f"{column}: {values} beyond the times that Python has, read as missing (first: {first})")
+            elif kind == NO_NUMBER:
                 lines.append(f"{column}: {values} NaN or infinite, read as missing (first: {first})")
             elif kind == NUMBER:
                 numbers = "1 value is a number" if count == 1 else f"{count:,} values are numbers"

@@ -142,7 +142,12 @@ def _mpi_env(env: Mapping[str, str], launcher: str, numbers: tuple[int, int, int
 def _in_slurm_launch(env: Mapping[str, str]) -> bool:
     """True for a task of `srun`, not for a batch script, a shell, or one task that may start processes itself."""
     step = env.get("SLURM_STEP_ID", "")
-    if not step.isdigit() or int(step) in _SLURM_RESERVED_STEPS or env.get("SLURM_JOB_NAME") in _SLURM_SHELLS:
+    if (
+        not step.isdecimal()
+        or len(step) > 18
+        or int(step) in _SLURM_RESERVED_STEPS
+        or env.get("SLURM_JOB_NAME") in _SLURM_SHELLS
+    ):
         return False
     return _slurm_world_size(env) > 1
 
@@ -200,7 +205,7 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
             remedy=f"Start with accelerate launch, torchrun, deepspeed, srun or mpirun, which set {name}; "
             "or unset RANK and WORLD_SIZE to let finetune start its own processes.",
         )
-    if not text.isdigit():
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise _unreadable(name, text, "a whole number")
     return int(text)
 

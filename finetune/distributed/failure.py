@@ -19,11 +19,13 @@ from finetune.errors import (
     EXIT_FAILED,
     EXIT_STOPPED,
     EXIT_USER,
+    ODD_PATH,
     FinetuneError,
     Halted,
     Stopped,
     TrainingFailed,
     UserError,
+    fault_of_path,
 )
 from finetune.recipe.json_file import read_json
 from finetune.recipe.machine import lacks_memory, memory_limit
@@ -164,6 +166,8 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
         what, where, remedy = (mask_text(part) for part in (error.what, error.where, error.remedy))
         kept = str(log) if error.trace else ""
         return Failure(rank, time.time(), what, where, remedy, error.exit_code, echo, kept, halted, error.kind)
+    if fault := fault_of_path(error, ODD_PATH):
+        return Failure(rank, time.time(), fault.what, mask_text(fault.where), "", fault.exit_code, False, str(log))
     text = mask_text(str(error).strip()) or type(error).__name__
     origin = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f"{origin.filename}:{origin.lineno}" if origin else ""

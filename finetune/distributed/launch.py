@@ -28,7 +28,7 @@ from finetune.distributed.env import DistributedEnv, as_environ
 from finetune.distributed.failure import clear_failures, read_failures
 from finetune.distributed.meeting import ADDRESS, PRIVATE, private_folder, stay_inside
 from finetune.errors import EXIT_STOPPED, FinetuneError, Stopped, TrainingFailed
-from finetune.recipe.machine import memory_limit
+from finetune.recipe.machine import cause_of_signal, memory_limit
 from finetune.recipe.trust import OPTION, is_trusted
 from finetune.units import format_number
 
@@ -314,8 +314,7 @@ def _killed(ends: dict[int, int]) -> FinetuneError | None:
     if not killed:
         return None
     number, rank = killed[0]
-    name = signal.Signals(number).name
-    cause = "; the system may have run out of memory (see dmesg)" if name == "SIGKILL" else ""
+    name, cause = signal.Signals(number).name, cause_of_signal(number)
     remedy = " ".join(filter(None, (memory_limit(), "Run the same command to resume from the last checkpoint.")))
     return TrainingFailed(f"was killed by {name}{cause}", where=f"rank {rank}", remedy=remedy)
 

@@ -124,6 +124,9 @@ def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
     faults = [f"r: {rank!r}" for rank in ranks.values() if type(rank) is not int or not 0 < rank <= MAX_RANK]
     faults += [f"lora_alpha: {alpha!r}" for alpha in alphas.values() if not _is_number(alpha)]
     faults += [f"lora_dropout: {rate!r}" for rate in [settings.get("lora_dropout") or 0.0] if not _is_number(rate)]
+    base = settings.get("base_model_name_or_path")
+    if base is not None and not (isinstance(base, str) and _can_name_a_folder(base)):
+        faults.append(f"base_model_name_or_path: {base!r}")
     for key in ("target_modules", "modules_to_save"):
         named = settings.get(key)
         if named is not None and not isinstance(named, str) and not _are_names(named):
@@ -150,6 +153,14 @@ def _is_number(value: Any) -> bool:
 
 def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _can_name_a_folder(text: str) -> bool:
+    try:
+        Path(text).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, or in the home of nobody
+        return False
+    return True
 
 
 def _is_adapter(folder: Path) -> bool:

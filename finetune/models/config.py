@@ -49,7 +49,9 @@ def load_config(model: ModelSection, **overrides: Any) -> PreTrainedConfig:
         with model_errors(model.source):
             default = AutoConfig.for_model(model.source)
             _check_keys(default, model.config)
-            return AutoConfig.for_model(model.source, **asked)
+            config = AutoConfig.for_model(model.source, **asked)
+        check_layers(config.to_dict(), "model.config")  # with the library's defaults
+        return config
     adapter = adapter_of(model)
     where = adapter.holder(["config.json"]) if adapter else resolve_model(model.source)
     with model_errors(where, f"{where} (the base of the adapter {model.source})" if adapter else model.source):
@@ -59,6 +61,7 @@ def load_config(model: ModelSection, **overrides: Any) -> PreTrainedConfig:
         _check_keys(config, model.config)
         if asked:
             config = AutoConfig.from_pretrained(where, **options, **asked)
+    check_layers(config.to_dict(), where)
     if adapter and hasattr(config, "quantization_config") and not _is_quantized(adapter.base, model):
         del config.quantization_config  # how the base was held while the adapter was trained
     return config

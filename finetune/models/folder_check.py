@@ -11,6 +11,7 @@ Headers of safetensors files are checked by their library, before it allocates a
 
 from __future__ import annotations
 
+import math
 import re
 import stat
 from collections.abc import Iterator, Mapping
@@ -26,12 +27,19 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._=+-]*\.safetensors")
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json",
             "processor_config.json", "special_tokens_map.json", "added_tokens.json", "adapter_config.json")  # fmt: skip
 MAX_SETTINGS_BYTES = 64 << 20
+MAX_TEXT_BYTES = 256 << 20  # of a vocabulary or a tokenizer; libraries read them whole
+MAX_TEMPLATE_BYTES = 4 << 20
+MAX_TOKEN_ID = 100_000_000  # what libraries allocate by
 MAX_DEPTH = 64
 MAX_LAYERS = 10_000  # the deepest published models have a few hundred
 MAX_SIZE = 1 << 40  # of any dimension
-COUNTS = {"num_labels": 1_000_000}
+COUNTS = {"num_labels": 1_000_000, "num_channels": 4_096}
 _COUNTS = re.compile(r"num_\w+|n_\w+|\w*(vocab|hidden|embedding|embed|intermediate|ffn)_?(size|dim|dims)|d_model|d_ff")
 _COUNTS_LAYERS = re.compile(r"(^|_)(num_|n_)?(\w+_)?(layers?|blocks?|depths?|n_layer)$")
+_PROBABILITIES = re.compile(r"\w*(dropout|drop_path|layerdrop)(_prob|_rate|_p)?|\w*dropout_\w+|\w*pdrop")
+_EPSILONS = re.compile(r"\w*(_eps|_epsilon)|epsilon|eps")
+_READ_WHOLE = re.compile(r"(vocab|merges|\w*token|spiece|sentencepiece|chat_template).*\.(json|txt|model)|.*\.jinja")
+_LARGE_ID = re.compile(rb":\s*[0-9]{9}")
 _KERNEL_KEYS = re.compile(r"^_?(attn|experts)_implementation")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 CONVERT = (
@@ -50,16 +58,35 @@ def check_model_folder(folder: Path) -> None:
 
 
 def check_layers(settings: Mapping[str, Any], where: str) -> None:
-    """Raises: UserError if a setting asks for more layers or labels than a model has, or for a negative number of them."""
+    """Raises: UserError if a setting asks for more layers or labels than a model has, for a negative number of them, or for
+    a probability that is none; if heads cannot be divided into groups; if a model would not return names with its outputs.
+    """
+    heads, groups = settings.get("num_attention_heads"), settings.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups:
+        raise UserError(
+            f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({groups})",
+            where=where,
+            remedy="Correct one of them.",
+        )
     for key, value in _settings_of(settings):
-        if _COUNTS.fullmatch(key) and isinstance(value, (int, float)) and not 0 <= value <= COUNTS.get(key, MAX_SIZE):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and _is_beyond(key, value):
             raise UserError(f"{key} is out of range: {str(value)[:40]}", where=where, remedy="Correct the number.")
+        if key == "return_dict" and value is False:
+            raise UserError("return_dict is false", where=where, remedy="Outputs are read by name: remove the key.")
         if _COUNTS_LAYERS.search(key) and _most(value) > MAX_LAYERS:
             raise UserError(
                 f"{key} asks for more than {MAX_LAYERS:,} layers: {str(value)[:40]}",
                 where=where,
                 remedy="It would be built for hours. Correct the number of layers.",
             )
+
+
+def _is_beyond(key: str, value: float) -> bool:
+    if _COUNTS.fullmatch(key):
+        return not 0 <= value <= COUNTS.get(key, MAX_SIZE)
+    if _PROBABILITIES.fullmatch(key):
+        return not 0 <= value <= 1
+    return _EPSILONS.fullmatch(key) is not None and not 0 <= value < math.inf
 
 
 def check_index(content: Any, where: str) -> None:
@@ -98,6 +125,12 @@ def _check(folder: Path, signature: tuple[tuple[str, int, int, int], ...]) -> No
                 "the model folder holds something that is neither a file nor a folder", where=str(folder / name)
             )
     names = {name for name, mode, _, _ in signature if stat.S_ISREG(mode)}
+    for name, _, size, _ in signature:
+        _check_size(folder / name, size)
+    for path in folder.glob("*/*.jinja"):  # additional_chat_templates
+        _check_size(path, path.stat().st_size if path.is_file() else 0)
+    if "tokenizer.json" in names:
+        _check_token_ids(folder / "tokenizer.json")
     for name in sorted(names & set(SETTINGS)):
         settings = _read(folder / name)
         if not isinstance(settings, dict):
@@ -107,6 +140,30 @@ def _check(folder: Path, signature: tuple[tuple[str, int, int, int], ...]) -> No
     for name in sorted(name for name in names if Path(name).match(INDEX_PATTERN)):
         if not _is_pickle_index(name):
             check_index(_read(folder / name), str(folder / name))
+
+
+def _check_size(path: Path, size: int) -> None:
+    limit = MAX_TEMPLATE_BYTES if path.suffix == ".jinja" else MAX_TEXT_BYTES
+    if _READ_WHOLE.fullmatch(path.name) and size > limit:
+        raise UserError(
+            f"has {size:,} bytes, more than {limit:,}", where=str(path), remedy="It is damaged, or no file of a model."
+        )
+
+
+def _check_token_ids(path: Path) -> None:
+    """Raises: UserError for an id of a token that no vocabulary reaches: tables are as long as the largest one."""
+    if not _LARGE_ID.search(path.read_bytes()):
+        return
+    try:
+        tree = read_json(path)
+        added = [one["id"] for one in tree.get("added_tokens") or ()]
+        vocabulary = (tree.get("model") or {}).get("vocab")
+        ids = [*added, *(vocabulary.values() if isinstance(vocabulary, dict) else ())]
+        largest = max((number for number in ids if isinstance(number, int)), default=0)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return  # the library says what it expects
+    if largest > MAX_TOKEN_ID:
+        raise UserError(f"a token has the id {largest:,}", where=str(path), remedy="Copy or download the model again.")
 
 
 def _is_pickle_index(name: str) -> bool:

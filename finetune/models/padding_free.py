@@ -49,13 +49,18 @@ def padding_free_obstacle(model_class: Any, config: Any, attention: str = "") ->
     name = getattr(model_class, "__name__", "")
     if obstacle is None and not name.endswith("ForCausalLM"):
         kind = getattr(config, "model_type", name)
-        if not _pooled_token(model_class, config):
+        if not _is_of_transformers(model_class) or not _pooled_token(model_class, config):
             return UserError(
                 f"it is not known which token the classifier of a {kind} model reads",
                 where="data.packing",
                 remedy="Set data.packing: none (padded batches, balanced by length).",
             )
     return obstacle
+
+
+def _is_of_transformers(model_class: Any) -> bool:
+    """Whether what a class does is known here: code that came with a model may read any token, whatever it derives from."""
+    return str(getattr(model_class, "__module__", "")).partition(".")[0] == "transformers"
 
 
 def _pooled_token(model_class: Any, config: Any) -> str:

@@ -22,6 +22,7 @@ TOKENIZER_FILES = ("*token*", "vocab*")
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MIN_VOCABULARY = 256 + 4  # all bytes, and the four special tokens
 MAX_VOCABULARY = 10_000_000
+UNUSED_IDS = 100_000  # that a tokenizer may leave out, beside as many as it has tokens
 
 Publish = Callable[[str, str, Callable[[Path], Any]], Path]
 
@@ -85,6 +86,22 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.blake2b("\x00".join(parts).encode(), digest_size=16).hexdigest()
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that embeddings need: the number of tokens, or more where ids are left out.
+
+    Raises: UserError if most ids have no token, so that a damaged file does not ask for billions of rows.
+    """
+    count = len(tokenizer)
+    size = max(count, max(tokenizer.get_vocab().values(), default=0) + 1)
+    if size > 2 * count + UNUSED_IDS:
+        raise UserError(
+            f"the tokenizer has {count:,} tokens, and ids up to {size - 1:,}",
+            where=str(tokenizer.name_or_path),
+            remedy="Its files are damaged: copy or download them again.",
+        )
+    return size
+
+
 def fresh_settings(model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Configuration values of a model with random weights that follow from its tokenizer: vocabulary size, token ids.
 
@@ -93,7 +110,11 @@ def fresh_settings(model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> d
     """
     if model.init != "config":
         return {}
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ids = {
+        "vocab_size": vocabulary_size(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     if tokenizer.pad_token_id != tokenizer.eos_token_id:
         ids["pad_token_id"] = tokenizer.pad_token_id
     return {key: value for key, value in ids.items() if key not in model.config}
@@ -137,7 +158,7 @@ def _load(source: str, model: ModelSection) -> PreTrainedTokenizerBase:
 
 def _vocabulary_size(source: str) -> int:
     text = source.removeprefix(TRAIN_SCHEME)
-    if not text.isdigit() or len(text) > 9 or not MIN_VOCABULARY <= int(text) <= MAX_VOCABULARY:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not MIN_VOCABULARY <= int(text) <= MAX_VOCABULARY:
         raise UserError(
             f"model.tokenizer: {source} is not of the form train:<vocabulary size>",
             remedy=f"Give the size as an integer of {MIN_VOCABULARY} to {MAX_VOCABULARY:,}, such as train:4096.",

@@ -102,7 +102,7 @@ class DataSection(Section):
         "global_batch examples on average. auto: padding_free where the task and "
         "the model allow it (docs/packing.md), none otherwise.",
     )
-    capacity: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
+    capacity: Annotated[int, Field(ge=8, le=100_000_000)] | Literal["auto"] = Field(
         default="auto",
         description="Maximum tokens per pack or padding-free micro-batch. auto: options.max_length; except for causal_lm, "
         "parallel.micro_batch examples of that length.",
@@ -112,7 +112,7 @@ class DataSection(Section):
         description="Number of steps whose examples are grouped by length, which reduces padding. 1: purely random order. "
         "auto: the task's default; with packed, as few as balance the ranks.",
     )
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0, le=1_024)] | Literal["auto"] = Field(
         default="auto",
         description="Data loader worker processes per rank. auto: 0 for text, up to 4 for images.",
         json_schema_extra={"machine": True},

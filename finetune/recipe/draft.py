@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.errors import Fault
-from finetune.recipe.yaml import Document, KeyPath, describe_type, dotted, parse_value
+from finetune.recipe.yaml import MAX_DEPTH, Document, KeyPath, describe_type, dotted, parse_value
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_EPOCHS = 3
@@ -99,6 +99,8 @@ class Draft:
             key = key.strip().removeprefix("--set ")
             where = f"--set {key}"
             try:
+                if key.count(".") >= MAX_DEPTH:
+                    raise LookupError(f"a key of more than {MAX_DEPTH} parts")
                 if not equals or not key:
                     raise LookupError("takes KEY=VALUE, such as training.epochs=3")
                 self.put(self._find(key), parse_value(raw), where)
@@ -135,7 +137,7 @@ class Draft:
         for part in key.split("."):
             step: str | int = part
             if isinstance(inner, list):
-                if part.isdigit():
+                if part.isascii() and part.isdigit() and len(part) < 10:
                     step = int(part)
                     if step >= len(inner):
                         raise LookupError(f"{dotted(tuple(path))} has {len(inner)} items, 0 to {len(inner) - 1}")

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+MAX_DIGITS = 308  # of an integer: what is larger is no number that a float holds
 MAX_BYTES = 1 << 28  # tokenizers of large vocabularies have 30 MiB, manifests of thousands of ranks less
 
 
@@ -16,7 +17,7 @@ def read_json(path: Path, *, limit: int = MAX_BYTES) -> Any:
     """The value in a file.
 
     Raises: OSError if it cannot be read; ValueError if it is no regular file, has more than `limit` bytes, or is not
-    JSON that Python can hold (nested too deeply, an integer of thousands of digits).
+    JSON of numbers and a depth that can be held (nested too deeply, an integer of hundreds of digits).
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -26,9 +27,15 @@ def read_json(path: Path, *, limit: int = MAX_BYTES) -> Any:
     return parse_json(path.read_text(encoding="utf-8"))
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """The value of a text. Raises: ValueError for whatever is wrong with it."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole)
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits):,} digits")
+    return int(digits)

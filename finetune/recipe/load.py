@@ -147,6 +147,8 @@ def _validate_rest(draft: Draft, kind: type[Recipe], faults: Mapping[KeyPath, Fa
 
 
 def _discard(values: dict[str, Any], path: KeyPath) -> None:
+    if not path:  # a fault of the whole
+        return
     inner: Any = values
     for key in path[:-1]:
         inner = inner.get(key) if isinstance(inner, dict) else inner[key] if _indexes(inner, key) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def memory_limit() -> str:
     if _ADDRESS_LIMIT == resource.RLIM_INFINITY:
         return ""
     return f"Each process may use {format_bytes(_ADDRESS_LIMIT)} of address space here: raise the limit (ulimit -v)."
+
+
+def cause_of_signal(number: int) -> str:
+    """What probably sent a signal that ended a process, as the rest of a sentence; "" if that is not known."""
+    if number in (signal.SIGKILL, signal.SIGABRT, signal.SIGBUS):
+        return "; the system may have run out of memory (see dmesg)"
+    if number == signal.SIGVTALRM:
+        return "; a chat template did not end in time: it is a program that came with the tokenizer"
+    return ""
 
 
 def reach_own_programs() -> None:

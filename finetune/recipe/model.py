@@ -103,10 +103,13 @@ class ModelSection(Section):
 class AdapterSection(Section):
     kind: Literal["lora", "rslora", "dora"] = Field(default="lora", description="Kind of low-rank adapter (peft).")
     rank: int = Field(
-        default=8, ge=1, description="Rank of the update matrices. A higher rank can learn more and costs more."
+        default=8,
+        ge=1,
+        le=65_536,
+        description="Rank of the update matrices. A higher rank can learn more and costs more.",
     )
     alpha: float = Field(
-        default=16.0, gt=0, description="The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."
+        default=16.0, gt=0, le=1e9, description="The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the input of the adapter.")
     targets: Literal["all-linear"] | list[str] = Field(

@@ -141,13 +141,18 @@ def _describe(node: Node) -> str:
     return {"boolean": "true or false", "null": "empty"}.get(str(kind), "")
 
 
+def _figure(number: float) -> str:
+    """1000000 -> "1,000,000"; 0.5 -> "0.5"."""
+    return f"{int(number):,}" if number == int(number) else f"{number:g}"
+
+
 def _describe_number(text: str, node: Node) -> str:
     low, high = node.get("minimum"), node.get("maximum")
     above, below = node.get("exclusiveMinimum"), node.get("exclusiveMaximum")
     bounds = [
-        f"of at least {low:g}" if low is not None else "",
-        f"above {above:g}" if above is not None else "",
-        f"of at most {high:g}" if high is not None else "",
-        f"below {below:g}" if below is not None else "",
+        f"of at least {_figure(low)}" if low is not None else "",
+        f"above {_figure(above)}" if above is not None else "",
+        f"of at most {_figure(high)}" if high is not None else "",
+        f"below {_figure(below)}" if below is not None else "",
     ]
     return " ".join([text, *(" and ".join(bound for bound in bounds if bound),)]).strip()

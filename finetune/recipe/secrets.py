@@ -7,11 +7,14 @@ reports, W&B, model cards) is masked by patterns (`mask`), which may hide too mu
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
 
 MASK = "***"
+SHORTEST = 12  # characters of a variable's value that is hidden: shorter ones, such as "true", are words
+_ENDINGS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "CREDENTIALS")
 ENVIRONMENT = "env:"  # env:NAME: the name of a variable in place of a value. Its value is never put in.
 
 _KINDS = "auth|access|api|hub|hf|hugging[_-]?face|bearer|session|security|refresh|wandb|git(hub|lab)|user|login"
@@ -23,8 +26,10 @@ _SECRET_KEY = re.compile(
 _SECRET_VALUE = re.compile(
     r"(?<![\w-])(?:hf_[A-Za-z0-9]{16,}|sk-(?:proj|ant|svcacct|admin|or-v\d)-[\w-]{16,}|sk-(?=[a-z]*[0-9A-Z])[A-Za-z0-9]{16,}"
     r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|wandb_v1_\w{16,}"
-    r"|xox[abps]-[\w-]{10,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"
+    r"|AIza[\w-]{35}|xox[abps]-[\w-]{10,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"
 )
+_HEADER = re.compile(r"\b((?:bearer|basic) )[\w.~+/=-]{16,}", re.I)
+_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S)
 _USER_IN_ADDRESS = re.compile(r"(\w:/{1,3})[^/\s@\"'<>?#]+@")
 _PARAMETER = re.compile(
     r"([?&;](?:[\w-]*(?:token|signature|secret|passw(?:or)?d|credential|api[_-]?key|access[_-]?key|accesskeyid)|sig|key|auth)"
@@ -56,7 +61,19 @@ def mask_text(text: str) -> str:
         text = _USER_IN_ADDRESS.sub(rf"\1{MASK}@", text)
     if "=" in text:
         text = _PARAMETER.sub(rf"\1{MASK}", text)
+    if " " in text:
+        text = _PRIVATE_KEY.sub(MASK, _HEADER.sub(rf"\1{MASK}", text))
+    if len(text) >= SHORTEST:
+        for secret in _held_by_environment():
+            text = text.replace(secret, MASK)
     return _SECRET_VALUE.sub(MASK, text)
+
+
+def _held_by_environment() -> list[str]:
+    """The values of variables such as HF_TOKEN, which a library's error may hold; the longest first."""
+    names = [name for name in os.environ if name.upper().endswith(_ENDINGS) and _SECRET_KEY.search(name)]
+    found = {os.environ[name] for name in names if len(os.environ[name]) >= SHORTEST}
+    return sorted(found, key=len, reverse=True)
 
 
 def is_reference(value: str) -> bool:

@@ -24,10 +24,14 @@ class EarlyStopping(Section):
 
 class TrainingSection(Section):
     epochs: int | None = Field(
-        default=None, ge=1, description="Passes over the training data. Default: 3, unless steps is set."
+        default=None, ge=1, le=1_000_000, description="Passes over the training data. Default: 3, unless steps is set."
     )
-    steps: int | None = Field(default=None, ge=1, description="Number of optimizer steps, instead of epochs.")
-    global_batch: int = Field(default=32, ge=1, description="Examples per optimizer step, summed over all ranks.")
+    steps: int | None = Field(
+        default=None, ge=1, le=10**12, description="Number of optimizer steps, instead of epochs."
+    )
+    global_batch: int = Field(
+        default=32, ge=1, le=10_000_000, description="Examples per optimizer step, summed over all ranks."
+    )
     learning_rate: float = Field(default=5e-5, gt=0, description="Peak learning rate.")
     optimizer: str = Field(default="adamw", description=describe_choice(), json_schema_extra={"enum": list(OPTIMIZERS)})
     betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="Adam's exponential decay rates.")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import DISK_FULL, FinetuneError
+from finetune.errors import DISK_FULL, ODD_PATH, FinetuneError, UserError
 from finetune.units import format_bytes
 
 
@@ -78,6 +78,10 @@ def disk_errors(path: Path, remedy: str = RESUME) -> Iterator[None]:
         number = _system_error(error)
         if number is None:
             raise
+        if number in ODD_PATH:
+            raise UserError(
+                f"cannot write: {os.strerror(number)}", where=str(path), remedy="Give another path."
+            ) from error
         full = number in (errno.ENOSPC, errno.EDQUOT)
         free = f" ({format_bytes(_free(path))} free)" if full else ""
         what, kind = f"cannot write: {os.strerror(number)}{free}", DISK_FULL if full else ""

@@ -50,7 +50,7 @@ class History:
             return None
         try:
             losses = [dict(_losses(file)) for file, _ in files]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
         common = sorted(set.intersection(*(set(one) for one in losses)))
         if not common:
@@ -106,7 +106,7 @@ def example_history(run: Run, limit: int = MAX_ROWS) -> Table | None:
     try:
         history = History.read(run)
         return None if history is None else history.table(limit)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -118,7 +118,7 @@ def history_tables(run: Run) -> dict[str, Table]:
             return {}
         classes = history.by_class(class_names(run))
         return {"examples": history.table(), **({"examples_per_class": classes} if classes else {})}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
 
 
@@ -143,7 +143,7 @@ def sample_predictions(file: Path, limit: int) -> Table | None:
             else set()
         )
         found = {int(row["id"]): row for row in _rows(file, kept)}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     told = {id: describe(row) for id, row in found.items()}
     names = _ordered({name for one in told.values() for name in one})
@@ -157,7 +157,7 @@ def boxes_of(file: Path, ids: set[int]) -> dict[int, dict[str, Any]]:
     """
     try:
         rows = {int(row["id"]): row for row in _rows(file, ids) if "detections" in row}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
     names = {"predictions": "detections", "ground_truth": "objects"}
     return {id: {kind: row[name] for kind, name in names.items() if name in row} for id, row in rows.items()}
@@ -178,7 +178,7 @@ def describe(row: dict[str, Any]) -> dict[str, Any]:
 def prediction_files(folder: Path) -> list[tuple[Path, int]]:
     """(file, step) of the evaluations of the validation split, by step."""
     files = [(file, file.stem.rpartition("-")[2]) for file in folder.glob("validation-step-*.jsonl")]
-    return sorted(((file, int(step)) for file, step in files if step.isdigit()), key=lambda one: one[1])
+    return sorted(((file, int(step)) for file, step in files if step.isdecimal() and len(step) < 16), key=lambda one: one[1])
 
 
 def _ordered(names: set[str]) -> list[str]:

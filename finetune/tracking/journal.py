@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.recipe.json_file import read_json
+from finetune.recipe.json_file import parse_json, read_json
 from finetune.tracking.atomic_files import disk_errors, plain, publish_json, sync_folder
 from finetune.tracking.run import Run
 
+MAX_STEP = 1 << 53
 _TABLE_FILE = re.compile(r"^(?P<name>.+)-step-(?P<step>\d{8,})\.json$")
 
 
@@ -127,7 +128,7 @@ def list_tables(folder: Path) -> list[tuple[Path, str, int]]:
 
 
 def read_table(path: Path) -> tuple[list[str], list[list[Any]]]:
-    """(columns, rows) of a table file. Raises: ValueError if it has none."""
+    """(columns, rows) of a table file. Raises: OSError if it cannot be read; ValueError if it holds no table."""
     value = read_json(path)
     columns, rows = (value.get("columns"), value.get("rows")) if isinstance(value, dict) else (None, None)
     if not isinstance(columns, list) or not isinstance(rows, list) or not all(isinstance(one, str) for one in columns):
@@ -141,10 +142,13 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return None
-    return row if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return None
+    step = row.get("step")
+    return row if step is None or (isinstance(step, (int, float)) and 0 <= step < MAX_STEP) else None
 
 
 def _truncate(handle: int, size: int) -> None:

@@ -47,7 +47,7 @@ def labeled_name(label: Path) -> str:
     """The name that checkpoints/latest or checkpoints/best holds; "" if there is no such label."""
     if label.is_symlink():
         return label.readlink().name
-    return label.read_text(encoding="utf-8").strip() if label.is_file() else ""
+    return label.read_text(encoding="utf-8", errors="replace").strip() if label.is_file() else ""
 
 
 def apply_retention(run: Run, keep: KeepAfterTraining) -> str:

@@ -26,6 +26,7 @@ from finetune.recipe.secrets import mask
 from finetune.recipe.yaml import dump
 from finetune.tracking.atomic_files import disk_errors, plain, publish_json, publish_text
 from finetune.tracking.containment import check_contained
+from finetune.tracking.run_shape import check_run
 
 Status = Literal["running", "done", "stopped", "failed"]
 
@@ -52,9 +53,9 @@ class Run:
 
     run.json: id, name, task, created (UTC), status, process (that trains it now), sessions (one per start or
     resume: started, ended, start_step, step, status), machine, versions, facts (as the loop reported them),
-    summary, wandb (id, folder, url), data (split: rows, digest of their content, and files), data_changes (what was not as
-    before when it resumed with --data-changed, and at which step), removed_checkpoints (name, bytes) where the recipe
-    keeps none or the best only.
+    summary, artifacts (digest of the folder, without model/), wandb (id, folder, url), data (split: rows, digest of their
+    content, and files), data_changes (what was not as before when it resumed with --data-changed, and at which step),
+    removed_checkpoints (name, bytes) where the recipe keeps none or the best only.
     """
 
     def __init__(self, path: Path) -> None:
@@ -161,12 +162,9 @@ class Run:
     def read(self) -> dict[str, Any]:
         """run.json. Raises: UserError if it is missing or damaged."""
         try:
-            value = read_json(self.file)
+            return check_run(read_json(self.file))
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the run: {error}", where=str(self.file)) from error
-        if not isinstance(value, dict):
-            raise UserError("run.json is not a JSON object", where=str(self.file))
-        return value
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json, atomically. Rank 0 only."""

@@ -61,10 +61,17 @@ class Place:
         self.write("recipe.yaml", yaml.safe_dump(tree, allow_unicode=True))
         return "recipe.yaml"
 
-    def run(self, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
-        """`stranger/`: a copy of the run folder; `change` alters the values of its recipe."""
+    def run(self, change: Callable[[dict[str, Any]], None] | None = None, *, sealed: bool = False) -> Path:
+        """`stranger/`: a copy of the run folder; `change` alters the values of its recipe. sealed: with the digest of its
+        artifacts, which a stranger would change with them.
+        """
         run = self.folder / "stranger"
         shutil.copytree(self.given.run, run, symlinks=True)
+        if not sealed:
+            file = run / "run.json"
+            tree = json.loads(file.read_text())
+            del tree["artifacts"]
+            file.write_text(json.dumps(tree))
         if change is not None:
             file = run / "recipe.yaml"
             tree = yaml.safe_load(file.read_text())

@@ -193,6 +193,8 @@ def _of_code() -> Iterator[Attack]:
     )
     trusted = _controlled("predict")
     yield Attack("trusted on the command line", trusted, "answers.jsonl", 0, 90, executed=True)
+    own = _controlled("evaluate")
+    yield Attack("code that may read any token", own, "not known which token the classifier", seconds=90, executed=True)
     other = _controlled("predict", init="pretrained", config={})
     yield Attack("weights of other shapes than the model's", other, "in the shape", seconds=90, executed=True)
 

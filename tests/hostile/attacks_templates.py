@@ -60,8 +60,17 @@ def _of_memory() -> Iterator[Attack]:
         ("{{ ('x' * 100000000) | replace('x', 'x' * 100000) }}", "replace"),
         ("{{ messages | tojson(indent=1000000000) }}", "an indent"),
         ("{{ ('x' * 9000000) | wordwrap(1) }}", "wordwrap"),
+        ("{{ 'a' | center(10 ** 9) }}", "center"),
+        ("{{ [1] | slice(10 ** 9) | list }}", "slice"),
+        ("{{ 'a' | batch(10 ** 9, 'x') | list }}", "batch"),
+        ("{{ '{:{}}'.format(1, 10 ** 10) }}", "a width within a width"),
     ):
         yield Attack(f"memory: {what}", _template(SHOWN + text), REFUSED, seconds=60)
+    for text, what in (
+        ("{{ ('<' * 5000000) | striptags }}", "a pattern that is slow"),
+        ("{{ (10 ** 20000000) // (10 ** 10000000 + 1) }}", "a division"),
+    ):  # one operation, which nothing interrupts: its process is ended
+        yield Attack(f"time: {what}", _template(SHOWN + text), "SIGVTALRM; a chat template", 1, 40)
 
 
 def _of_python() -> Iterator[Attack]:

@@ -13,20 +13,31 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import attacks_data, attacks_launch, attacks_models, attacks_recipes, attacks_runs, attacks_templates
+from tests.hostile import (
+    attacks_data,
+    attacks_formats,
+    attacks_launch,
+    attacks_models,
+    attacks_pages,
+    attacks_paths,
+    attacks_recipes,
+    attacks_runs,
+    attacks_settings,
+    attacks_templates,
+)
 from tests.hostile.attack import MARK, Attack, Given, Place
 from tests.hostile.conftest import RESULTS
 from tests.hostile.running import SECRET, Outcome, Program
 
 AREAS = {
-    "run folders": attacks_runs,
-    "model folders": attacks_models,
-    "recipes": attacks_recipes,
-    "data and images": attacks_data,
-    "chat templates": attacks_templates,
-    "launchers": attacks_launch,
+    "run folders": (attacks_runs, attacks_pages),
+    "model folders": (attacks_models, attacks_settings),
+    "recipes": (attacks_recipes, attacks_paths),
+    "data and images": (attacks_data, attacks_formats),
+    "chat templates": (attacks_templates,),
+    "launchers": (attacks_launch,),
 }
-ATTACKS = [(area, attack) for area, module in AREAS.items() for attack in module.attacks()]
+ATTACKS = [(area, attack) for area, modules in AREAS.items() for module in modules for attack in module.attacks()]
 OWN_CODES = re.compile(r"\x1b\[[0-9;]*m|\x1b\[2?K|\x1b\[1A|\x1b\[\?25[lh]|\r")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "security.md"
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -44,7 +44,7 @@ from finetune.app.preparation import (
     report_failure,
     wait_for_prepared,
 )
-from finetune.app.run_contents import portable_recipe, run_artifacts
+from finetune.app.run_contents import check_artifacts, portable_recipe, run_artifacts
 from finetune.data.prepare.cache import publish, recorded_entries
 from finetune.data.prepare.memory import default_workers
 from finetune.data.prepare.named_files import list_named_files, write_named_files
@@ -180,7 +180,7 @@ def _write(folder: Path, request: Request) -> None:
         "data": described,
         "entries": [str(entry) for entry in entries],
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False), "utf-8")
+    (folder / MANIFEST).write_text(json.dumps(manifest), "utf-8")
 
 
 def _read(
@@ -197,6 +197,7 @@ def _read(
     plan, card = plan_alone(recipe, stored), CARDS[recipe.task]
     tables = open_tables(recipe, card, notify=notify)
     if run is not None and has_artifacts(run.artifacts):
+        check_artifacts(run)
         return plan, load_artifacts(run.artifacts, card), list(tables.values()), run.artifacts
     return plan, load_task(recipe.task).prepare(plan, tables, facts), list(tables.values()), None
 

@@ -13,6 +13,7 @@ from rich import console as terminal
 from finetune.app.machine import plan_here
 from finetune.app.model_folder import write_model
 from finetune.app.opening import open_recipe
+from finetune.app.preparation import artifacts_digest
 from finetune.app.runs import choose_run, kept_run, leave_folders, resume_command
 from finetune.app.workers.context import TrainingContext, make_loop, open_session, set_up
 from finetune.app.workers.describe import describe, forecast_bytes
@@ -157,6 +158,7 @@ def _write_contract(context: TrainingContext, data: PreparedData, run: Run) -> N
     module: Any = context.engine.module
     if all(weight.requires_grad for weight in module.parameters()):  # so that checkpoints hold the whole model
         module.config.save_pretrained(run.artifacts / MODEL)
+    run.update(artifacts=artifacts_digest(run.artifacts))
 
 
 def _end(session: Session, listener: Listener, status: str, failure: Failure | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -20,6 +20,11 @@ from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 from finetune.units import format_number
 
+MAX_ROWS = 1_048_576  # Excel's own limit
+STYLES = "xl/styles.xml"
+MAX_STYLE_ELEMENTS = (
+    600_000  # two tags for each of Excel's 65,490 formats, and what is inside; all become objects in memory
+)
 Cells = Sequence[Any]  # cells of openpyxl, with `value`, `data_type` and `coordinate`
 
 
@@ -91,12 +96,12 @@ def _all_cells(path: Path, source: SourceSection) -> Iterator[tuple[int, list[tu
     with _opened(path, values=True) as book:
         rows = _sheet(book, path, source).iter_rows()
         if not _has_formulas(path):
-            for number, cells in enumerate(rows, start=1):
+            for number, cells in _within_limit(rows, path):
                 yield number, [(cell, False) for cell in cells]
             return
         with _opened(path, values=False) as formulas:
             pairs = zip_longest(rows, _sheet(formulas, path, source).iter_rows(), fillvalue=())
-            for number, (cells, written) in enumerate(pairs, start=1):
+            for number, (cells, written) in _within_limit(pairs, path):
                 both = zip(cells, written, strict=False)
                 yield (
                     number,
@@ -105,6 +110,37 @@ def _all_cells(path: Path, source: SourceSection) -> Iterator[tuple[int, list[tu
                         for cell, other in both
                     ],
                 )
+
+
+def _within_limit(rows: Iterable[Any], path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows with their numbers, the first one 1. Raises: UserError beyond the last row that a workbook can have: a cell
+    that claims to be in row 10^12 would have as many empty ones made before it.
+    """
+    for number, row in enumerate(rows, start=1):
+        if number > MAX_ROWS:
+            raise UserError(
+                f"has a cell below row {MAX_ROWS:,}, the last one of a workbook",
+                where=str(path),
+                remedy="The file is damaged: save it again in Excel, or as .csv.",
+            )
+        yield number, row
+
+
+def _check_formats(path: Path) -> None:
+    """Raises: UserError for more cell formats than Excel can write: all of them are read, whatever they are for."""
+    with zipfile.ZipFile(path) as archive:
+        if STYLES not in archive.namelist():
+            return
+        count = 0
+        with archive.open(STYLES) as file:
+            while chunk := file.read(1 << 20):
+                count += chunk.count(b"<")
+                if count > MAX_STYLE_ELEMENTS:
+                    raise UserError(
+                        f"has more than {MAX_STYLE_ELEMENTS:,} elements in its styles",
+                        where=str(path),
+                        remedy="Save the sheet as .csv, or copy its values into a new workbook.",
+                    )
 
 
 def _has_formulas(path: Path) -> bool:
@@ -130,6 +166,7 @@ def _opened(path: Path, *, values: bool) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about styles and validation rules, which are not read
+            _check_formats(path)
             book = openpyxl.load_workbook(path, read_only=True, data_only=values, keep_links=False)
         try:
             yield book

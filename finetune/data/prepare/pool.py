@@ -30,6 +30,7 @@ from typing import Any, Protocol
 
 from finetune.data.prepare.memory import limit_memory, worker_bytes
 from finetune.errors import TrainingFailed
+from finetune.recipe.machine import cause_of_signal
 
 Chunk = tuple[int, int]  # [first, last) of the units of a job, such as rows or bytes
 
@@ -224,9 +225,7 @@ def _how_it_ended(worker: _Worker) -> str:
     code = worker.process.exitcode
     if code is None or code >= 0:
         return f"it ended with code {code}"
-    name = signal.Signals(-code).name
-    cause = "; the system may have run out of memory" if name in ("SIGKILL", "SIGABRT", "SIGBUS") else ""
-    return f"killed by {name}{cause}"
+    return f"killed by {signal.Signals(-code).name}{cause_of_signal(-code)}"
 
 
 def _died(where: str, why: str) -> TrainingFailed:

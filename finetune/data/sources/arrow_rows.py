@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,9 @@ from finetune.data.image_values import named_file
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.content_digests import joint_digest
 from finetune.data.prepare.file_digest import contents_digest, file_digest, source_digest
-from finetune.data.sources.arrow_values import column_at, is_plain, plain
-from finetune.data.values import NO_NUMBER, NUMBER, TEXT_ROLES, OddValues, without_nan
+from finetune.data.sources.arrow_values import column_at, holds_times, is_plain, plain, python_value, python_values
+from finetune.data.values import NO_NUMBER, NO_TIME, NUMBER, TEXT_ROLES, OddValues, without_nan
+from finetune.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,14 +111,20 @@ class ArrowRows:
                     present |= self._present(role)
             columns = " or ".join(mapping.get(role, role) for role in roles)
             for row in np.flatnonzero(~present & complete):
-                self.bad.add(f"{self._name} row {row}", f"no value in column {columns}")
+                lost = any(self._holds_lost_time(role, int(row)) for role in roles)
+                reason = "a time that Python does not have" if lost else "no value"
+                self.bad.add(f"{self._name} row {row}", f"{reason} in column {columns}")
             complete &= present
         if complete.all():
             return None
         return np.flatnonzero(complete)[:limit]
 
+    def _holds_lost_time(self, role: str, row: int) -> bool:
+        column = self._columns[role][0] if role in self._columns else None
+        return column is not None and holds_times(column.type) and bool(column[row].is_valid)
+
     def _odd_values(self, mapping: Mapping[str, str]) -> OddValues:
-        """NaN and infinity in the columns of roles, and numbers in those of texts."""
+        """NaN, infinity and times that Python does not have in the columns of roles, and numbers in those of texts."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -136,12 +144,18 @@ class ArrowRows:
                 rows = pc.indices_nonzero(pc.fill_null(mask, False))
                 if len(rows):
                     odd.add(kind, name, f"{self._name} row {rows[0].as_py()}", len(rows))
+            if holds_times(column.type):
+                lost = [
+                    row for row, value in enumerate(python_values(column)) if value is None and column[row].is_valid
+                ]
+                if lost:
+                    odd.add(NO_TIME, name, f"{self._name} row {lost[0]}", len(lost))
         return odd
 
     def _value(self, role: str, row: int) -> Any:
         """The value of a role in a row of the files; None for null, NaN, and the index of a row without a class."""
         column, names = self._columns[role]
-        value = column[row].as_py()
+        value = python_value(column[row])
         if role in self._odd_types:
             value = plain(value)
         if role in self._with_floats:
@@ -159,6 +173,8 @@ class ArrowRows:
         present = pc.is_valid(column)
         if pa.types.is_floating(column.type):
             present = pc.fill_null(pc.is_finite(column), False)
+        if holds_times(column.type):
+            present = pa.chunked_array([[value is not None for value in python_values(column)]], pa.bool_())
         if names and pa.types.is_integer(column.type):
             present = pc.and_(present, pc.fill_null(pc.not_equal(column, UNLABELED), False))
         return present.to_numpy()
@@ -271,6 +287,7 @@ def map_arrow(paths: Sequence[Path]) -> pa.Table:
                 tables.append(pa.ipc.open_stream(source).read_all())
         except (OSError, pa.ArrowException) as error:
             raise unreadable(path, error) from error
+        check_names(tables[-1].schema, path)
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 
 
@@ -307,9 +324,32 @@ def parquet_schema(path: Path) -> tuple[pa.Schema, int]:
 
     try:
         with pq.ParquetFile(path) as file:
-            return file.schema_arrow, file.metadata.num_rows
+            schema, count = file.schema_arrow, file.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
+    check_names(schema, path)
+    return schema, count
+
+
+def check_names(schema: pa.Schema | pa.DataType, path: Path, inside: str = "") -> None:
+    """Raises: UserError if two columns, or two fields of a struct, have the same name: one of them would be meant."""
+    import pyarrow as pa
+
+    fields = [
+        schema.field(index) for index in range(len(schema) if isinstance(schema, pa.Schema) else schema.num_fields)
+    ]
+    if isinstance(schema, pa.Schema) or pa.types.is_struct(schema):
+        names = Counter(field.name for field in fields)
+        twice = next((name for name, count in names.items() if count > 1), None)
+        if twice is not None:
+            raise UserError(
+                f"two {f'fields of {inside}' if inside else 'columns'} are named {twice!r}",
+                where=str(path),
+                remedy="Rename one of them.",
+            )
+    for field in fields:
+        if field.type.num_fields:
+            check_names(field.type, path, field.name)
 
 
 def parquet_to_arrow(path: Path) -> Path:
@@ -333,6 +373,7 @@ def _readable(path: Path, batches: Iterator[pa.RecordBatch], broken: type[Except
     while True:
         try:
             batch = next(batches)
+            batch.validate(full=True)  # texts of others may hold bytes that are no text
         except StopIteration:
             return
         except (OSError, broken) as error:

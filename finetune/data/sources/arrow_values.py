@@ -34,6 +34,31 @@ def is_plain(kind: pa.DataType) -> bool:
     return all(is_plain(kind.field(index).type) for index in range(kind.num_fields))
 
 
+def python_value(scalar: pa.Scalar) -> Any:
+    """The value of a cell as Python has it; None for one that it does not have, such as a time beyond the year 9999."""
+    try:
+        return scalar.as_py()
+    except (OverflowError, ValueError, LookupError):
+        return None
+
+
+def python_values(column: pa.Array) -> list[Any]:
+    """`python_value` of every cell."""
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError, LookupError):
+        return list(map(python_value, column))
+
+
+def holds_times(kind: pa.DataType) -> bool:
+    """Whether values of a type are, or contain, dates, times or durations, which Python may not have."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return holds_times(kind.value_type)
+    return pa.types.is_temporal(kind) or any(holds_times(kind.field(index).type) for index in range(kind.num_fields))
+
+
 def plain(value: Any) -> Any:
     """A value of `as_py` as JSON has it: decimals are numbers, dates and times are ISO text, maps are mappings."""
     if value is None or isinstance(value, (str, bytes, bool, int, float)):

@@ -38,6 +38,7 @@ def parquet_batches(path: Path, count: int, first: int) -> Iterator[pa.RecordBat
             while groups and file.metadata.row_group(groups[0]).num_rows <= first:
                 first -= file.metadata.row_group(groups.pop(0)).num_rows
             for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, use_threads=False):
+                batch.validate(full=True)  # texts of others may hold bytes that are no text
                 if first >= batch.num_rows:
                     first -= batch.num_rows
                     continue

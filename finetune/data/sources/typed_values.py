@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from finetune.data.sources.arrow_rows import UNLABELED, class_columns, holds_floats, named_value
-from finetune.data.sources.arrow_values import is_plain, plain
+from finetune.data.sources.arrow_values import is_plain, plain, python_values
 from finetune.data.values import without_nan
 
 
@@ -28,7 +28,7 @@ class TypedReader:
             yield {name: value for name, value in zip(names, values, strict=True) if value is not None}
 
     def _values(self, name: str, column: pa.Array) -> list[Any]:
-        values = column.to_pylist()
+        values = python_values(column)
         if name in self._odd:
             values = list(map(plain, values))
         if name in self._floats:

@@ -14,6 +14,7 @@ from finetune import __version__
 from finetune.errors import UserError
 from finetune.inference.prediction.parts import Parts, disk_errors, publish_json
 from finetune.inference.prediction.state import State
+from finetune.recipe.json_file import parse_json
 
 FORMAT = 1
 _HEAD_BYTES = 65_536
@@ -150,12 +151,14 @@ def _check_content(parts: Parts, *, answered: bool) -> None:
 def read_manifest(parts: Parts) -> dict[str, Any] | None:
     """The manifest of an earlier start; None if there was none. Raises: UserError if it cannot be read."""
     try:
-        found = json.loads(parts.manifest.read_text("utf-8"))
+        found = parse_json(parts.manifest.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise UserError(f"cannot be read: {error}", where=str(parts.manifest), remedy="Remove its folder.") from None
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or not isinstance(found.get("options", {}), dict):
+        raise UserError("cannot be read: it is no manifest", where=str(parts.manifest), remedy="Remove its folder.")
+    return found
 
 
 @contextmanager

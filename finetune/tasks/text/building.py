@@ -14,7 +14,7 @@ from finetune.models.head import head_names
 from finetune.models.kernels import use_liger
 from finetune.models.load import load_config, load_model
 from finetune.models.padding_free import make_padding_free
-from finetune.models.tokenizer import fresh_settings, new_token_ids, set_padding
+from finetune.models.tokenizer import fresh_settings, new_token_ids, set_padding, vocabulary_size
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
@@ -50,7 +50,7 @@ def build_text_model(
         dtype=plan.weights_dtype,
         seed=recipe.seed,
         new_head=new_head,
-        vocabulary=len(tokenizer),
+        vocabulary=vocabulary_size(tokenizer),
     )
     facts.update(loading.facts())
     if plan.machine.kernels == "liger":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 3.0  # of processor time, so that a busy machine makes no row bad
+ALONE = 4  # times SECONDS: an operation of C code that takes longer ends the process, since nothing else interrupts it
 AGAIN = (
     0.1  # seconds until the next interrupt: Jinja swallows those that come while it computes constants of a template
 )
@@ -36,7 +37,8 @@ class rendering_limits:  # noqa: N801 (a context manager that is entered for eve
     an allocation beyond BYTES more than the process has.
 
     The time only in the main thread, the only one that Python interrupts; elsewhere there is no limit. A single operation
-    of C code is interrupted when it is over. The handler of SIGPROF stays, because installing it takes longer than most
+    of C code is interrupted when it is over; after ALONE times as long the system ends the process by SIGVTALRM, which
+    apart.py and pool.py report. The handler of SIGPROF stays, because installing it takes longer than most
     conversations. The memory only on Linux.
     """
 
@@ -56,11 +58,14 @@ class rendering_limits:  # noqa: N801 (a context manager that is entered for eve
             allowed = _size() + BYTES
             if self._before[0] == resource.RLIM_INFINITY or allowed < self._before[0]:
                 resource.setrlimit(resource.RLIMIT_AS, (allowed, self._before[1]))
+        if not interactive():
+            signal.setitimer(signal.ITIMER_VIRTUAL, ALONE * self._seconds)
         signal.setitimer(signal.ITIMER_PROF, self._seconds, AGAIN)
 
     def __exit__(self, *error: Any) -> None:
         try:
             if self._limited:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
                 signal.setitimer(signal.ITIMER_PROF, 0)
         finally:
             if self._before is not None:
@@ -80,6 +85,11 @@ def _size() -> int:
         _measured.clear()
         _measured[process] = (now, size)
     return size
+
+
+def interactive() -> bool:
+    """Whether somebody types into this Python, which must not end because of a template."""
+    return hasattr(sys, "ps1") or "ipykernel" in sys.modules
 
 
 def _interrupt(number: int, frame: Any) -> None:

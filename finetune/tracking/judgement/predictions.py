@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from finetune.metrics.catalogue import CATALOGUE
 from finetune.metrics.metric_set import column_type
+from finetune.recipe.json_file import parse_json
 
 MAX_BYTES = 1 << 30  # a larger file is not read for a report
 Columns = dict[str, np.ndarray]
@@ -48,7 +48,7 @@ def read_predictions(
         if path.stat().st_size > max_bytes:
             return None
         rows = _read(path, fields)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return None
     if not rows:
         return None
@@ -63,7 +63,7 @@ def read_predictions(
 
 def _read(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+        rows = [parse_json(line) for line in file]
     return [{name: row[name] for name in fields if name in row} for row in rows]
 
 

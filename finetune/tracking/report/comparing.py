@@ -6,7 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
+from finetune.terminal import printable
 from finetune.tracking.atomic_files import publish_text
 from finetune.tracking.comparison import Compared, compare_runs
 from finetune.tracking.console import figure
@@ -54,7 +56,7 @@ def write_comparison(compared: Compared, path: Path, overview: Overview | None =
             script_hash=digest,
         )
     )
-    publish_text(path, page)
+    publish_text(path, printable(page))
     return path
 
 
@@ -107,7 +109,7 @@ def _overview(runs: Sequence[RunSummary], folder: Path) -> Overview:
     rows: list[Sequence[str | tuple[str, str]]] = []
     for name, run in zip(_names(runs), runs, strict=True):
         report = Run(run.path).report_file
-        shown = (name, Path(os.path.relpath(report, folder)).as_posix()) if report.is_file() else name
+        shown = (name, quote(Path(os.path.relpath(report, folder)).as_posix())) if report.is_file() else name
         best = f"{run.metric} {figure(run.value)}" if run.value is not None else ""
         steps = f"{run.step:,} of {run.total:,}" if run.total else f"{run.step:,}"
         rows.append((shown, run.name, run.task.replace("_", " "), run.status, steps, best, format_age(run.age)))

@@ -113,7 +113,7 @@ def duration(facts: Mapping[str, Any], curves: Curves) -> float | None:
     """Seconds of training over all sessions; a session that did not end properly counts as the time of its steps."""
     total = 0.0
     for session in facts.get("sessions", []):
-        if session.get("ended"):
+        if session.get("ended") and session.get("started"):
             total += session["ended"] - session["started"]
     open_sessions = [session for session in facts.get("sessions", []) if not session.get("ended")]
     taken = curves.get(("train", "step_seconds"))
@@ -127,7 +127,7 @@ def duration(facts: Mapping[str, Any], curves: Curves) -> float | None:
 def step_of(name: str) -> int | None:
     """step-00000075 -> 75."""
     number = name.removeprefix("step-")
-    return int(number) if number.isdigit() else None
+    return int(number) if number.isdecimal() and len(number) < 16 else None
 
 
 def subtitle(facts: Mapping[str, Any]) -> list[str]:

@@ -125,3 +125,11 @@ def test_other_models_are_refused_by_their_class_and_configuration(family, more,
         assert "data.packing: none" in obstacle.remedy
     mean = config_of("ModernBert", classifier_pooling="mean")
     assert padding_free_obstacle(transformers.ModernBertForTokenClassification, mean) is None
+
+
+def test_code_that_came_with_a_model_may_read_any_token():
+    class BertForSequenceClassification(transformers.BertForSequenceClassification):  # as remote code would call it
+        pass
+
+    obstacle = padding_free_obstacle(BertForSequenceClassification, config_of("Bert"))
+    assert isinstance(obstacle, UserError) and "it is not known which token" in obstacle.what

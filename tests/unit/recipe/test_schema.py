@@ -80,7 +80,7 @@ def test_every_key_has_a_description() -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        (("training", "epochs"), "a whole number of at least 1, or empty"),
+        (("training", "epochs"), "a whole number of at least 1 and of at most 1,000,000, or empty"),
         (("training", "label_smoothing"), "a number of at least 0 and below 1"),
         (("data", "train", 0, "limit"), "a whole number of at least 1, or empty"),
         (("data", "columns", "text"), "text"),

@@ -30,6 +30,10 @@ from finetune.recipe.secrets import MASK, mask
         "sk-ant-api03-" + "x" * 40 + "9-xx",
         {"AWS_SECRET_ACCESS_KEY": "x", "hf_token": "x", "authToken": 3, "git_lab": 2},
         "eyJ" + "x" * 20 + ".eyJ" + "x" * 20 + "." + "x" * 20,
+        "AIza" + "x" * 35,
+        "Authorization: Bearer " + "x" * 20,
+        "-----BEGIN RSA PRIVATE KEY-----\nxxx\n-----END RSA PRIVATE KEY-----",
+        "a file that ends within -----BEGIN PRIVATE KEY-----\nxxx",
     ],
 )
 def test_secrets_are_masked(value: object) -> None:
@@ -61,3 +65,11 @@ def test_secrets_are_masked(value: object) -> None:
 )
 def test_ordinary_values_are_kept(value: object) -> None:
     assert mask(value) == value
+
+
+def test_what_a_variable_holds_is_masked_whatever_it_looks_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("MY_KEY", "correct horse battery")
+    monkeypatch.setenv("SOME_ACCESS_KEY", "true")
+    assert mask("401 for 0123456789abcdef") == f"401 for {MASK}"
+    assert mask("correct horse battery is true") == "correct horse battery is true"

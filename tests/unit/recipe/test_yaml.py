@@ -172,3 +172,14 @@ def test_what_is_dumped_reads_back_the_same(tree: object) -> None:
 @given(SCALARS)
 def test_one_line_is_one_line(value: object) -> None:
     assert "\n" not in one_line([value, {"a": value}])
+
+
+def test_a_recipe_of_unknown_keys_alone_is_refused_key_by_key(tmp_path):
+    from finetune.errors import FinetuneError
+    from finetune.recipe.load import load_recipe
+    from finetune.tasks import CARDS
+
+    path = tmp_path / "a.yaml"
+    path.write_text("".join(f"a{i}: x\n" for i in range(40)))
+    with pytest.raises(FinetuneError, match="a39: unknown key"):
+        load_recipe(path, [], CARDS, here=False)

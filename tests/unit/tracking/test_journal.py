@@ -123,3 +123,21 @@ def test_rows_told_before_a_sudden_death_are_on_the_disk(recipe, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, run.path], cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
     assert steps(run) == [1, 2, 3, 4, 5, 6, 7] and run.trainer is None
+
+
+def test_lines_with_numbers_that_nothing_can_hold_are_passed_over(run):
+    big = "9" * 400
+    lines = ['{"step": 1}', f'{{"step": {big}}}', f'{{"step": 2, "loss": {big}}}', '{"step": 1e400}', '{"step": "x"}']
+    run.metrics_file.write_text("".join(line + "\n" for line in [*lines, '{"step": -1}', '{"step": 3}']))
+    assert steps(run) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], {}, {"columns": ["a"], "rows": [1]}, {"columns": ["a"], "rows": [[1, 2]]}, {"columns": [1], "rows": [[1]]}],
+)
+def test_a_table_of_another_shape_is_none(run, value):
+    path = run.tables / "x-step-00000001.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=r"not a table|do not have one value"):
+        read_table(path)

@@ -119,3 +119,14 @@ def test_files_that_are_no_workbooks(tmp_path, content):
     (tmp_path / "x.xlsx").write_bytes(content)
     with pytest.raises(UserError, match=r"not an \.xlsx workbook"):
         rows_of(tmp_path / "x.xlsx")
+
+
+def test_a_cell_far_below_the_last_row_and_endless_styles_are_refused(tmp_path):
+    write(tmp_path / "a.xlsx", One={1: ["text"], 2: ["a"]})
+    edit(tmp_path / "a.xlsx", "</sheetData>", '<row r="2000000"><c r="A2000000"><v>1</v></c></row></sheetData>')
+    with pytest.raises(UserError, match="below row 1,048,576"):
+        rows_of(tmp_path / "a.xlsx")
+    with zipfile.ZipFile(tmp_path / "b.xlsx", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/styles.xml", "<xf/>" * 700_000)
+    with pytest.raises(UserError, match="more than 600,000 elements in its styles"):
+        rows_of(tmp_path / "b.xlsx")

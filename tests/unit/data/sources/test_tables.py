@@ -371,3 +371,39 @@ def test_a_first_line_that_is_a_row_and_a_list_named_jsonl(tmp_path, make_recipe
         (tmp_path / "a.jsonl").write_text(content)
         (fault,) = check_data(make_recipe(train={"source": str(tmp_path / "a.jsonl"), "limit": 1}), text_card)
         assert "set `format: json`" in fault.message
+
+
+def test_times_that_python_does_not_have_are_missing_and_counted(tmp_path, text_card):
+    for kind in (pa.timestamp("us"), pa.duration("s"), pa.date64()):
+        days = pa.array([86_400_000, 2**62 // 86_400_000 * 86_400_000, 86_400_000] * 2, kind)
+        pq.write_table(pa.table({"text": ["a", "b", "c"] * 2, "label": days}), tmp_path / "a.parquet")
+        said: list[str] = []
+        source = SourceSection(source=str(tmp_path / "a.parquet"))
+        table = open_split("train", [source], text_card, columns={}, on_bad_row="skip", notify=said.append)
+        assert len(table) == 4, kind
+        assert "2 values are beyond the times that Python has, read as missing" in " ".join(said), kind
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_columns_and_fields_of_the_same_name_are_refused(form, tmp_path, make_recipe, text_card):
+    texts = pa.array(["a", "b"])
+    twice = pa.StructArray.from_arrays([texts, texts], names=["x", "x"])
+    for columns, names, says in (
+        ([texts, texts, texts], ["text", "text", "label"], "two columns are named 'text'"),
+        ([texts, texts, twice], ["text", "label", "more"], "two fields of more are named 'x'"),
+    ):
+        table, path = pa.Table.from_arrays(columns, names=names), tmp_path / f"{len(names[0])}{names[1]}.{form}"
+        if form == "parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+        with pytest.raises(UserError, match=says):
+            open_tables(make_recipe(train=str(path)), text_card)
+
+
+def test_a_parquet_text_that_is_no_text_is_refused(tmp_path, make_recipe, text_card):
+    odd = pa.array([b"\xff\xfe", b"fine"]).view(pa.string())
+    pq.write_table(pa.table({"text": odd, "label": ["x", "y"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: cannot be read: .*[Ii]nvalid UTF"):
+        open_tables(make_recipe(train=str(tmp_path / "a.parquet")), text_card)
