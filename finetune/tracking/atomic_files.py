@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,10 @@ from finetune.units import format_bytes
 def publish_text(path: Path, text: str) -> None:
     """Replace `path` atomically; after a crash or on a full disk the previous content is still there.
 
-    Raises: FinetuneError naming the path if it cannot be written.
+    A link is followed, and its target replaced: /dev/stdout, say, stays what it is.
+    Raises: FinetuneError naming the path if it cannot be written; UserError for a pipe, a device or a socket.
     """
+    path = _plain_file(path)
     beside = path.with_name(f".{path.name}.incomplete")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +38,17 @@ def publish_text(path: Path, text: str) -> None:
         finally:
             beside.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def _plain_file(path: Path) -> Path:
+    with disk_errors(path):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:  # or a link to nothing, in whose place the file will be
+            return path
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise UserError("is no file but a pipe or a device", where=str(path), remedy="Give the name of a file.")
+        return path.resolve() if path.is_symlink() else path
 
 
 def publish_json(path: Path, value: Any) -> None:

@@ -178,7 +178,9 @@ def describe(row: dict[str, Any]) -> dict[str, Any]:
 def prediction_files(folder: Path) -> list[tuple[Path, int]]:
     """(file, step) of the evaluations of the validation split, by step."""
     files = [(file, file.stem.rpartition("-")[2]) for file in folder.glob("validation-step-*.jsonl")]
-    return sorted(((file, int(step)) for file, step in files if step.isdecimal() and len(step) < 16), key=lambda one: one[1])
+    return sorted(
+        ((file, int(step)) for file, step in files if step.isdecimal() and len(step) < 16), key=lambda one: one[1]
+    )
 
 
 def _ordered(names: set[str]) -> list[str]:

@@ -41,11 +41,11 @@ def _of_inputs() -> Iterator[Attack]:
         yield Attack(f"data is {name}: predict", _alone(*predict, name), name)
         yield Attack(f"data is {name}: evaluate", _alone(*evaluate, name), name)
     long = "x" * 5_000
-    yield Attack("data of 5,000 letters: predict", _alone(*predict, long), "cannot be used|too long")
+    yield Attack("data of 5,000 letters: predict", _alone(*predict, long), "cannot be used|5,000 characters")
     yield Attack(
         "a model of 5,000 letters: predict",
         _alone("predict", long, *predict[2:], "test.csv"),
-        "cannot be used|too long",
+        "cannot be used|5,000 characters",
     )
     for name in ("pipe", "zero", "loop", "folder"):
         yield Attack(f"a run is {name}: report", _alone("report", name), name)
@@ -64,11 +64,15 @@ def _of_outputs() -> Iterator[Attack]:
         )
     for name in ("pipe", "full"):
         spec = ("dashboard", "stranger", "--spec", name)
-        yield Attack(f"a specification is {name}", _alone(*spec), "specification", code=0)
+        yield Attack(f"a specification is {name}", _alone(*spec), "a pipe or a device")
         page = ("compare", "stranger", "stranger", "--html", name)
-        yield Attack(f"a page is {name}", _alone(*page), "page", code=0)
+        yield Attack(f"a page is {name}", _alone(*page), "a pipe or a device")
     for name in ("folder", "x" * 5_000):
-        yield Attack(f"a page is {name[:8]}", _alone("compare", "stranger", "stranger", "--html", name), "cannot write")
+        yield Attack(
+            f"a page is {name[:8]}",
+            _alone("compare", "stranger", "stranger", "--html", name),
+            "cannot write|5,000 char",
+        )
     sweep = ("sweep", "recipe.yaml", "--grid", "seed=1,2", "--sweep-dir")
     for name in ("loop", "pipe"):
         yield Attack(f"a folder of sweeps is {name}", _alone(*sweep, name), "cannot write|cannot be used")

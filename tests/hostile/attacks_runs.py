@@ -64,14 +64,22 @@ def _trusting(verb: str, *more: str, asked: bool = True) -> Callable[[Place], Se
     return make
 
 
-def _controlled(verb: str, **changes: Any) -> Callable[[Place], Sequence[str]]:
-    """Code in the model folder alone: what the run folder keeps of it is as a training here wrote it. changes: of `model:`."""
+def _controlled(verb: str, *, padded: bool = True, **changes: Any) -> Callable[[Place], Sequence[str]]:
+    """Code in the model folder alone: what the run folder keeps of it is as a training here wrote it. changes: of `model:`.
+
+    padded: with padded batches, as a training with such code would have had.
+    """
 
     def make(place: Place) -> Sequence[str]:
         place.data()
         model = place.model(auto_map=AUTO)
         (model / "evil.py").write_text(CODE)
-        place.run(lambda tree: tree["model"].update(source=str(model), trust_remote_code=True, **changes))
+        run = place.run(lambda tree: tree["model"].update(source=str(model), trust_remote_code=True, **changes))
+        for file, part in ((run / "plan.json", "training"), (run / "artifacts" / "artifacts.json", "settings")):
+            tree = json.loads(file.read_text())
+            if padded:
+                tree[part].update(packing="none", capacity=0)
+            file.write_text(json.dumps(tree))
         return (*VERBS[verb], "--trust-remote-code")
 
     return make
@@ -193,7 +201,7 @@ def _of_code() -> Iterator[Attack]:
     )
     trusted = _controlled("predict")
     yield Attack("trusted on the command line", trusted, "answers.jsonl", 0, 90, executed=True)
-    own = _controlled("evaluate")
+    own = _controlled("evaluate", padded=False)
     yield Attack("code that may read any token", own, "not known which token the classifier", seconds=90, executed=True)
     other = _controlled("predict", init="pretrained", config={})
     yield Attack("weights of other shapes than the model's", other, "in the shape", seconds=90, executed=True)
