@@ -15,7 +15,7 @@ from finetune.errors import UserError
 from finetune.models.source import looks_like_path, resolve_model
 from finetune.recipe.json_file import read_json
 from finetune.recipe.model import ModelSection
-from finetune.recipe.user_path import user_path
+from finetune.recipe.user_path import unusable, user_path
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 NUMBERS = (("r", "rank"), ("lora_alpha", "alpha"))  # each for all modules, and by a pattern for single ones
@@ -125,7 +125,7 @@ def _check_settings(settings: Mapping[str, Any], path: Path) -> None:
     faults += [f"lora_alpha: {alpha!r}" for alpha in alphas.values() if not _is_number(alpha)]
     faults += [f"lora_dropout: {rate!r}" for rate in [settings.get("lora_dropout") or 0.0] if not _is_number(rate)]
     base = settings.get("base_model_name_or_path")
-    if base is not None and not (isinstance(base, str) and _can_name_a_folder(base)):
+    if base is not None and (not isinstance(base, str) or unusable(base)):
         faults.append(f"base_model_name_or_path: {base!r}")
     for key in ("target_modules", "modules_to_save"):
         named = settings.get(key)
@@ -153,14 +153,6 @@ def _is_number(value: Any) -> bool:
 
 def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _can_name_a_folder(text: str) -> bool:
-    try:
-        Path(text).expanduser().is_dir()
-    except (OSError, RuntimeError, ValueError):  # too long, or in the home of nobody
-        return False
-    return True
 
 
 def _is_adapter(folder: Path) -> bool:
