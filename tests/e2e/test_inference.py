@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.app.export import export
+from finetune.distributed.failure import read_failures
 from finetune.errors import UserError
 from tests.e2e import tiny
 from tests.e2e.conftest import Ended, Workers
@@ -233,10 +234,11 @@ def test_data_that_cannot_be_evaluated_is_named(name, said, bad_data, run, finet
 
 
 def test_a_worker_of_another_launcher_names_data_without_labels(bad_data, run, pool):
-    with pytest.raises(RankError) as caught:
+    with pytest.raises(RankError):
         pool.run(2, evaluate_here, str(run), data=[str(bad_data / "unlabeled.csv")], name="bad")
-    assert isinstance(caught.value.causes[0], UserError), caught.value
-    assert "label" in str(caught.value.causes[0])
+    first, *others = read_failures(run / "logs" / "evaluate-bad")
+    assert isinstance(first.to_error(), UserError) and "label" in first.what, first
+    assert all(other.echo for other in others)
     assert not (run / "evaluations" / "bad").exists()
 
 
