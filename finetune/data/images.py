@@ -81,6 +81,20 @@ class Picture:
     orientation: int
     notices: tuple[str, ...]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the upright image."""
+        return self.rgb.size
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file says of its image. size: (width, height) of the upright image. stored_size, orientation: see Picture."""
+
+    size: tuple[int, int]
+    stored_size: tuple[int, int]
+    orientation: int
+
 
 def decode_image(value: Any, value_range: ValueRange | None = None) -> Image.Image:
     """Decode an image to RGB, rotated upright as its EXIF data says, all pixels read.
@@ -119,13 +133,19 @@ def read_image(value: Any, value_range: ValueRange | None = None) -> Picture:
 
 
 def image_size(value: Any, value_range: ValueRange | None = None) -> tuple[int, int]:
-    """(width, height) of the upright image. Reads the header only. value_range: see decode_image; for arrays.
+    """(width, height) of the upright image. See read_header."""
+    return read_header(value, value_range).size
+
+
+def read_header(value: Any, value_range: ValueRange | None = None) -> ImageHeader:
+    """Sizes and orientation of an image, its pixels not decoded. value_range: see decode_image; for arrays.
 
     Raises: BadRow as decode_image does, except for broken pixels.
     """
     image = _open(value, value_range)
     width, height = image.size
-    return (height, width) if _orientation(image) in ROTATED else (width, height)
+    orientation = _orientation(image)
+    return ImageHeader((height, width) if orientation in ROTATED else (width, height), (width, height), orientation)
 
 
 def can_decode(extension: str) -> bool:

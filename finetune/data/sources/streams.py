@@ -23,18 +23,22 @@ from finetune.recipe.card import TaskCard
 PATH_ROLES = ("image",)  # text in these roles is a path, relative to the file that contains it
 
 
+WITHOUT_TARGET = "answered without its target, which cannot be used"  # begins a notice
+
+
 @dataclass(frozen=True)
 class StreamRow:
     """number: from 0, over all sources in order. place: where it came from, such as "new.jsonl:17".
 
     row: with roles as keys, or why it cannot be read. kept: columns that the answer is to stand beside, under the names of
-    the data, as JSON values; those of a bad row as far as they could be read.
+    the data, as JSON values; those of a bad row as far as they could be read. notices: what was left out of the row.
     """
 
     number: int
     place: str
     row: Row | BadRow
     kept: Mapping[str, Any] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
 
 class RowStream(Protocol):
@@ -101,17 +105,28 @@ class AskedRows:
         if isinstance(raw, BadRow):
             return StreamRow(number, place, raw)
         kept = {name: json_value(value_at(raw, column)) for name, column in self.keep.items()}
+        notices: list[str] = []
         try:
             row = apply_roles(raw, self.mapping)
             check_required(row, self.spec.required, self.mapping)
             for role, column in self.mapping.items():
                 if role not in PATH_ROLES:
-                    check_text(row.get(role), column)
+                    self._check_text(row, role, column, notices)
                 elif self.base is not None and row.get(role) is not None:
                     row[role] = resolve_image(row[role], self.base)
         except BadRow as bad:
             return StreamRow(number, place, bad, kept)
-        return StreamRow(number, place, row, kept)
+        return StreamRow(number, place, row, kept, tuple(notices))
+
+    def _check_text(self, row: dict[str, Any], role: str, column: str, notices: list[str]) -> None:
+        """Raises: BadRow for text that is none. A target that is none is taken out: it costs its score, not the answer."""
+        try:
+            check_text(row.get(role), column)
+        except BadRow as bad:
+            if role not in self.spec.card.targets:
+                raise
+            del row[role]
+            notices.append(f"{WITHOUT_TARGET}: {bad}")
 
 
 def json_value(value: Any) -> Any:

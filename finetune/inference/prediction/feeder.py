@@ -14,7 +14,7 @@ from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.prepare.notices import Notices
 from finetune.data.prepare.pool import Chunk as Units
 from finetune.data.prepare.pool import map_chunks
-from finetune.data.sources.streams import RowStream, StreamRow
+from finetune.data.sources.streams import WITHOUT_TARGET, RowStream, StreamRow
 from finetune.data.table import Row
 from finetune.errors import EmptyData
 from finetune.inference.answering import PIECE, RowError, RowSplitter
@@ -155,6 +155,8 @@ def encode_window(asked: Asked, rows: Sequence[StreamRow], notices: Notices, *, 
     units = [(first, min(first + POOL_ROWS, len(rows))) for first in range(0, len(rows), POOL_ROWS)]
     pieces = [item for _, results in map_chunks(job, units, workers=workers) for item in results]
     for index, item in enumerate(pieces):
+        if isinstance(item, list) and rows[index].notices:
+            notices.add(rows[index].place, rows[index].notices)
         for example in item if isinstance(item, list) else ():
             example["id"] = rows[index].number
             if kinds := example.pop(NOTICES, None):
@@ -207,7 +209,7 @@ class _EncodeJob:
                 results[index] = error_of(result)
             else:
                 if isinstance(results[index], RowError):
-                    notice = f"answered without its target, which cannot be used: {results[index].message}"  # type: ignore[union-attr]
+                    notice = f"{WITHOUT_TARGET}: {results[index].message}"  # type: ignore[union-attr]
                     result[0].setdefault(NOTICES, []).append(notice)
                 results[index] = result
         return results

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.formats.coco import NOTICES as FILE_NOTICES
-from finetune.data.images import Picture, read_image
+from finetune.data.images import ImageHeader, Picture, read_image
 from finetune.data.labels import Labels, in_order, label_text, spellings_by_class
 from finetune.data.pixels import ValueRange
 from finetune.data.prepare.encode import EncodedExamples
@@ -95,7 +95,7 @@ class Reading:
         return [self.labels.names, self.box_format, self.value_range]
 
 
-def usable_objects(row: Row, picture: Picture, reading: Reading, *, skip: bool) -> Objects:
+def usable_objects(row: Row, picture: Picture | ImageHeader, reading: Reading, *, skip: bool) -> Objects:
     """The objects of an image. skip: bad boxes are left out and listed; else they make the row a bad one.
 
     Raises: BadRow.

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForObjectDetection
 
-from finetune.data.bad_rows import SHOWN
+from finetune.data.bad_rows import SHOWN, BadRow
+from finetune.data.images import read_header
 from finetune.data.prepare.encode import encode
 from finetune.data.table import Examples, Row, Table
 from finetune.models.batchnorm import freeze_batchnorm
@@ -55,10 +56,11 @@ from finetune.tasks.object_detection.data import (
     class_names_of,
     detection_transform,
     encode_rows,
+    usable_objects,
 )
 from finetune.tasks.records import Fields, figure, refuse_options
 from finetune.tasks.task import Encoded
-from finetune.tasks.vision.boxes import objects_columns, xywh
+from finetune.tasks.vision.boxes import xywh
 from finetune.tasks.vision.drawing import Pictures, draw_detections
 from finetune.tasks.vision.transforms import ImageExamples, one_image
 
@@ -108,10 +110,13 @@ class ObjectDetection:
         return encode_rows(artifacts, rows, with_targets=with_targets)
 
     def check_target(self, artifacts: TaskArtifacts, row: Row) -> None:
-        """Raises: BadRow for objects of another form, or with a category that is not among the classes."""
-        assert artifacts.classes is not None
-        for category in objects_columns(row.get("objects"))[1]:
-            artifacts.classes.lookup.index(category)
+        """Raises: BadRow for objects or boxes that cannot be used. Reads the header of the image."""
+        reading = Reading.of(artifacts)
+        try:
+            header = read_header(row.get("image"), reading.value_range)
+        except BadRow:
+            return  # said when it is decoded: the objects are not to blame
+        usable_objects(row, header, reading, skip=False)
 
     def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:
         """A split whose images are decoded when they are fetched; every image and box is checked once, in any run."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.images import UPRIGHT, Picture
+from finetune.data.images import UPRIGHT, ImageHeader, Picture
 
 TURNED = "width and height are those before the EXIF rotation; the boxes are rotated with the image"
 SCALED = "the size of the image differs from width and height, in the same ratio; the boxes are scaled"
@@ -46,12 +46,12 @@ class Frame:
         return [min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)]
 
 
-def find_frame(row: Mapping[str, Any], picture: Picture) -> Frame:
+def find_frame(row: Mapping[str, Any], picture: Picture | ImageHeader) -> Frame:
     """The frame of an image's boxes, from the row's width and height and the image's sizes before and after rotation.
 
     Raises: BadRow if width and height contradict the image.
     """
-    upright, stored = picture.rgb.size, picture.stored_size
+    upright, stored = picture.size, picture.stored_size
     rotated = picture.orientation in UPRIGHT
     declared = declared_size(row)
     undecided = (UNDECIDED,) if rotated and (declared is None or upright == stored) else ()
