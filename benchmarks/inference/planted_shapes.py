@@ -145,14 +145,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--scenes", type=int, default=40)
+    parser.add_argument("--seed", type=int, nargs="+", default=[9, 10, 11], help="of the images; a table for each")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp())
     if not (folder / "runs").exists():
         train(folder, arguments.epochs)
-    compare(folder, arguments.scenes)
+    for seed in arguments.seed:
+        print(f"\nseed {seed}")
+        compare(folder, arguments.scenes, seed)
 
 
-def compare(folder: Path, scenes: int) -> None:
+def compare(folder: Path, scenes: int, seed: int) -> None:
     import finetune
 
     (plan,) = (folder / "runs").glob("**/plan.json")
@@ -164,7 +167,7 @@ def compare(folder: Path, scenes: int) -> None:
     }
     drawn = []
     for number in range(scenes):
-        rng = np.random.default_rng([9, number])
+        rng = np.random.default_rng([seed, number])
         size = (int(rng.integers(288, 448)), int(rng.integers(240, 384)))
         borders = [(window.left, window.right) for window in cut_image(*size, SIDE, OVERLAP, whole_image=False)]
         drawn.append(draw(rng, size, 24, borders))

@@ -1,20 +1,25 @@
 """Makes one list of boxes of those that were found in the tiles of an image.
 
-A box that ends at a tile's inner border is a fragment: the tile may have cut its object. A box of the whole image is coarse if
-a tile shows all of it, at a higher resolution. All others are complete. Per class, the best box first:
+First the tiles alone, which see every place at the highest resolution. A box that ends at a tile's inner border is a fragment:
+the tile may have cut its object; all others are complete. Two boxes are of one object if they agree on what both of their tiles
+see: if their intersection over union (IoU) is 0.5 or more after each was cut to the other's tile, which changes nothing where
+both tiles show both boxes (NMS). Per class, the best box first:
 
-    complete, complete     the same object from an intersection over union (IoU) of 0.5 on: the better box stays (NMS)
-    complete, fragment     the same from half of the fragment on (the intersection over the smaller area, where the fragment
-                           is the smaller one): the complete box stays
-    complete, coarse       the same from half of the smaller one on: the complete box stays
-    fragment, fragment     of two tiles: the same where they agree on what both tiles see, that is if the IoU of the two
-                           boxes, each cut to the other's tile, is 0.5 or more: they are joined to the box around both, and
-                           then compared with further tiles. So objects larger than the overlap become one box, and a small
-                           object before a large one stays apart, which intersection over smaller area alone joins
+    complete, complete     the larger one stays if it goes beyond the tile of the other, which then was cut; else the better one
+    complete, fragment     also the same from half of the fragment on: the complete box stays
+    fragment, fragment     they are joined to the box around both, and then compared with further tiles. So objects larger than
+                           the overlap become one box, and a small object before a large one stays apart, which intersection
+                           over smaller area alone joins
 
-Fragments and coarse boxes count half when boxes are ordered, so that a complete box wins unless its score is below half of
-theirs; and a fragment stretches a joined box only if its score is at least half of the box's. So boxes of low score, of which
-detectors of the DETR family give a hundred per image, neither replace nor distort good ones.
+Then the boxes of the whole image, which is coarser, for what tiles do not show. One that a tile shows as a whole goes if a
+complete or joined box covers half of the smaller of the two, or has an IoU of 0.5 with it and another class. So does one that
+is no larger than a tile, and a larger one goes if such boxes together cover half of it, whatever their classes, as detectors
+take several small objects for one: unless fragments in tiles that cover half of it say the same of what they see. A box that
+stays takes the place of the fragments of which it covers half.
+
+Fragments count half when boxes are ordered, so that a complete box wins unless its score is below half of theirs; and no box
+stretches or replaces another whose score is more than twice its own. So boxes of low score, of which detectors of the DETR
+family give a hundred per image, neither replace nor distort good ones.
 """
 
 from __future__ import annotations
@@ -26,20 +31,21 @@ from typing import Any
 
 import numpy as np
 
+from finetune.inference.pieces.geometry import area, clip, covered_share, intersection, iou
 from finetune.inference.pieces.tiles import Window
 from finetune.tasks.vision.boxes import xywh
 
 SAME = 0.5
 EDGE_OF_TILE, EDGE_OF_BOX = 0.01, 0.05  # a box this near to a border touches it: shares of the tile's and its own side
 EDGE_PIXELS = 2.0  # ... at least
-PARTIAL = 0.5  # weight of the score of fragments and coarse boxes
+PARTIAL = 0.5  # weight of the score of fragments; the least share of another's score with which a box replaces it
 COMPARED = 20  # boxes that are compared, for each that is asked for: bounds the time where tiles are many
 
 
 @dataclass
 class Found:
     """Boxes of one image: corners float64 [n, 4] in its pixels, scores [n], labels [n], windows [n, 4] (the corners of the
-    tile of each), is_fragment and is_coarse [n].
+    tile of each), is_fragment [n].
     """
 
     corners: np.ndarray
@@ -47,7 +53,6 @@ class Found:
     labels: np.ndarray
     windows: np.ndarray
     is_fragment: np.ndarray
-    is_coarse: np.ndarray
 
     def take(self, chosen: np.ndarray) -> Found:
         """The chosen ones, in their order."""
@@ -56,13 +61,37 @@ class Found:
     @property
     def weights(self) -> np.ndarray:
         """What their scores count where boxes are ordered."""
-        return np.where(self.is_fragment | self.is_coarse, PARTIAL, 1.0)
+        return np.where(self.is_fragment, PARTIAL, 1.0)
 
     @property
     def order(self) -> np.ndarray:
         """Indices by descending priority. Ties are broken by the boxes themselves, not by their order."""
         priority = self.weights * self.scores
         return np.lexsort((*self.windows.T, *self.corners.T, -self.scores, -priority))
+
+
+@dataclass
+class Objects:
+    """Boxes of one image, one for each object: corners [n, 4], scores [n], labels [n]; is_part [n]: a fragment alone;
+    is_joined [n]: around several.
+    """
+
+    corners: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    is_part: np.ndarray
+    is_joined: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[np.ndarray, float, int, bool, bool]]) -> Objects:
+        columns = list(zip(*rows, strict=True)) if rows else [(), (), (), (), ()]
+        return cls(
+            np.array(columns[0], np.float64).reshape(-1, 4),
+            np.array(columns[1], np.float64),
+            np.array(columns[2], np.int64),
+            np.array(columns[3], bool),
+            np.array(columns[4], bool),
+        )
 
 
 def merge_boxes(
@@ -73,25 +102,31 @@ def merge_boxes(
     tiles: each window with its detections in the same form, in the window's own pixels. size: width and height of the
     image. The order of the tiles does not matter.
     """
-    found = _collect(tiles, size)
-    best = np.argsort(-found.scores, kind="stable")[: COMPARED * limit]
-    found = found.take(best)
-    merged: list[tuple[float, int, list[float]]] = []
-    for label in np.unique(found.labels):
-        for corners, score in _merge_class(found.take(found.labels == label), limit):
-            merged.append((score, int(label), corners.tolist()))
-    merged.sort(key=lambda one: (-one[0], one[1], one[2]))
-    merged = merged[:limit]
+    whole = (0, 0, *size)
+    found = _best(_collect([one for one in tiles if one[0].corners != whole], size), limit)
+    rows = [row for label in np.unique(found.labels) for row in _merge_class(found.take(found.labels == label), limit)]
+    coarse = _best(_collect([one for one in tiles if one[0].corners == whole], size), limit)
+    evidence = Evidence(
+        found, np.array([w.corners for w, _ in tiles if w.corners != whole], np.float64).reshape(-1, 4), size
+    )
+    objects = _add_whole(Objects.of(rows), coarse, evidence)
+    order = np.lexsort((*objects.corners.T[::-1], objects.labels, -objects.scores))[:limit]
     return {
-        "boxes": xywh([corners for _, _, corners in merged]),
-        "labels": [label for _, label, _ in merged],
-        "scores": [score for score, _, _ in merged],
+        "boxes": xywh(objects.corners[order].tolist()),
+        "labels": objects.labels[order].tolist(),
+        "scores": objects.scores[order].tolist(),
     }
+
+
+def _best(found: Found, limit: int) -> Found:
+    return found.take(np.argsort(-found.scores, kind="stable")[: COMPARED * limit])
 
 
 def _collect(tiles: Sequence[tuple[Window, Mapping[str, Any]]], size: tuple[int, int]) -> Found:
     """All boxes in the pixels of the image, sorted by tile."""
-    corners, scores, labels, windows = [], [], [], []
+    corners, windows = [np.empty((0, 4))], [np.empty((0, 4))]
+    scores: list[float] = []
+    labels: list[int] = []
     for window, detections in sorted(tiles, key=lambda one: one[0].corners):
         boxes = np.array(detections["boxes"], np.float64).reshape(-1, 4)
         boxes[:, :2] += window.left, window.top
@@ -102,21 +137,7 @@ def _collect(tiles: Sequence[tuple[Window, Mapping[str, Any]]], size: tuple[int,
         windows.append(np.tile(np.array(window.corners, np.float64), (len(boxes), 1)))
     all_corners, all_windows = np.concatenate(corners), np.concatenate(windows)
     is_fragment = _touches(all_corners, all_windows, size)
-    is_coarse = (all_windows == [0, 0, *size]).all(axis=1) & _fits(all_corners, [window for window, _ in tiles], size)
-    return Found(
-        all_corners, np.array(scores, np.float64), np.array(labels, np.int64), all_windows, is_fragment, is_coarse
-    )
-
-
-def _fits(corners: np.ndarray, windows: Sequence[Window], size: tuple[int, int]) -> np.ndarray:
-    """Which boxes a tile shows as a whole, away from its inner borders: bool [n]."""
-    fits = np.zeros(len(corners), bool)
-    for window in windows:
-        edges = np.array(window.corners, np.float64)
-        if window.corners != (0, 0, *size):
-            inside = (corners[:, :2] >= edges[:2]).all(axis=1) & (corners[:, 2:] <= edges[2:]).all(axis=1)
-            fits |= inside & ~_touches(corners, np.tile(edges, (len(corners), 1)), size)
-    return fits
+    return Found(all_corners, np.array(scores, np.float64), np.array(labels, np.int64), all_windows, is_fragment)
 
 
 def _touches(corners: np.ndarray, windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -129,21 +150,29 @@ def _touches(corners: np.ndarray, windows: np.ndarray, size: tuple[int, int]) ->
     return (begins | ends).any(axis=1)
 
 
-def _merge_class(found: Found, limit: int) -> list[tuple[np.ndarray, float]]:
-    """(corners, score) of the objects of one class; at least the `limit` best of them."""
-    rest, merged, best = found.take(found.order), list[tuple[np.ndarray, float]](), list[float]()
+def _merge_class(found: Found, limit: int) -> list[tuple[np.ndarray, float, int, bool, bool]]:
+    """The objects of one class, as rows of Objects: at least the `limit` best, and those that a box of the whole image that
+    is among them is compared with.
+    """
+    rest, best = found.take(found.order), list[float]()
+    merged: list[tuple[np.ndarray, float, int, bool, bool]] = []
     while len(rest.scores):
         most = rest.scores[0] * rest.weights[0] / PARTIAL  # no box behind it has more
-        if len(best) == limit and best[0] >= most:
+        if len(best) == limit and PARTIAL * PARTIAL * best[0] >= most:
             break
         first, rest = rest.take(np.array([0])), rest.take(np.arange(1, len(rest.scores)))
+        is_joined = False
         if first.is_fragment[0]:
-            corners, is_same = _join(first, rest)
+            corners, is_same, is_joined = _join(first, rest)
         else:
             corners = first.corners[0]
-            is_same = _is_same(corners, rest, rest.is_fragment)
+            is_same = (_agreement(corners, first.windows[0], rest) >= SAME) | (
+                _covered(corners, rest) & rest.is_fragment
+            )
+            if _is_view(first, rest, is_same):
+                continue
         score = max([float(first.scores[0]), *rest.scores[is_same].tolist()])
-        merged.append((corners, score))
+        merged.append((corners, score, int(first.labels[0]), bool(first.is_fragment[0]) and not is_joined, is_joined))
         heapq.heappush(best, score)
         if len(best) > limit:
             heapq.heappop(best)
@@ -151,8 +180,17 @@ def _merge_class(found: Found, limit: int) -> list[tuple[np.ndarray, float]]:
     return merged
 
 
-def _join(first: Found, rest: Found) -> tuple[np.ndarray, np.ndarray]:
-    """(corners around a fragment and those of its object, which of `rest` are of the same object: bool [n])."""
+def _is_view(first: Found, rest: Found, is_same: np.ndarray) -> bool:
+    """Whether a complete box is what its tile sees of a larger complete one, which is as good."""
+    larger = is_same & ~rest.is_fragment & (iou(first.corners[0], rest.corners) < SAME)
+    larger &= area(rest.corners) > area(first.corners[0])
+    return bool((larger & (rest.scores >= PARTIAL * first.scores[0])).any())
+
+
+def _join(first: Found, rest: Found) -> tuple[np.ndarray, np.ndarray, bool]:
+    """(corners around a fragment and those of its object, which of `rest` are of the same object: bool [n], whether there
+    are several).
+    """
     corners, score = first.corners[0].copy(), first.scores[0]
     is_same = np.zeros(len(rest.scores), bool)
     members = [(first.corners[0], first.windows[0])]
@@ -168,41 +206,83 @@ def _join(first: Found, rest: Found) -> tuple[np.ndarray, np.ndarray]:
                 members.append((rest.corners[index], rest.windows[index]))
                 corners[:2] = np.minimum(corners[:2], rest.corners[index, :2])
                 corners[2:] = np.maximum(corners[2:], rest.corners[index, 2:])
-    is_same |= ~rest.is_fragment & _is_same(corners, rest, np.zeros_like(is_same))
-    return corners, is_same
+    is_same |= ~rest.is_fragment & (iou(clip(corners, rest.windows), rest.corners) >= SAME)
+    return corners, is_same, len(seen) > 1
 
 
-def _is_same(corners: np.ndarray, rest: Found, is_fragment: np.ndarray) -> np.ndarray:
-    """Which boxes behind a box are of its object: bool [n]. is_fragment: which of them count as fragments."""
-    inside, areas = _intersection(corners, rest.corners), _area(rest.corners)
-    partial = inside / np.where(is_fragment, areas, np.minimum(areas, _area(corners)))
-    return np.where(is_fragment | rest.is_coarse, partial, iou(corners, rest.corners)) >= SAME
+def _add_whole(objects: Objects, found: Found, evidence: Evidence) -> Objects:
+    """The objects of the tiles and those that only the whole image shows. found: the boxes of the whole image."""
+    added: list[tuple[np.ndarray, float, int, bool, bool]] = []
+    stays = np.ones(len(objects.scores), bool)
+    rest = found.take(found.order)
+    while len(rest.scores):
+        corners, score, label = rest.corners[0], float(rest.scores[0]), int(rest.labels[0])
+        is_same = (rest.labels == label) & (iou(corners, rest.corners) >= SAME)
+        rest = rest.take(~is_same & (np.arange(len(is_same)) > 0))
+        same = objects.labels == label
+        twin = same & (iou(corners, objects.corners) >= SAME)
+        good = stays & ~objects.is_part & (objects.scores >= PARTIAL * score)
+        if evidence.shows(corners, score, label, objects, good):
+            objects.scores[twin & good] = np.maximum(objects.scores[twin & good], score)
+            continue
+        parts = objects.is_part if evidence.is_small(corners) else objects.is_part | objects.is_joined
+        covered = intersection(corners, objects.corners) / area(objects.corners) >= SAME
+        gone = stays & (twin | (same & parts & covered)) & (score >= PARTIAL * objects.scores)
+        added.append((corners, max([score, *objects.scores[gone].tolist()]), label, False, False))
+        stays &= ~gone
+    new = Objects.of(added)
+    kept = [values[stays] for values in vars(objects).values()]
+    return Objects(*(np.concatenate(pair) for pair in zip(kept, vars(new).values(), strict=True)))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the tiles of an image say of a box of the whole image. found: their boxes. windows [n, 4]: their corners."""
+
+    found: Found
+    windows: np.ndarray
+    size: tuple[int, int]
+
+    def is_small(self, corners: np.ndarray) -> bool:
+        """Whether a box is no larger than a tile."""
+        sides = self.windows[:, 2:] - self.windows[:, :2]
+        return bool((corners[2:] - corners[:2] <= sides).all(axis=1).any())
+
+    def shows(self, corners: np.ndarray, score: float, label: int, objects: Objects, good: np.ndarray) -> bool:
+        """Whether the good objects are what the box shows, and show it better."""
+        inside, areas = intersection(corners, objects.corners), area(objects.corners)
+        same, overlap = good & (objects.labels == label), iou(corners, objects.corners)
+        small = self.is_small(corners)
+        if (same & (overlap >= SAME) & (small | ~objects.is_joined)).any():
+            return True
+        if not self._fits(corners) and self._is_seen(corners, score, label):
+            return False
+        if small:
+            partial = same & (inside / np.minimum(areas, area(corners)) >= SAME)
+            return bool((partial | (good & (overlap >= SAME))).any())
+        return covered_share(corners, objects.corners[good]) >= SAME
+
+    def _fits(self, corners: np.ndarray) -> bool:
+        """Whether a tile shows the whole box, away from its inner borders."""
+        inside = (corners[:2] >= self.windows[:, :2]).all(axis=1) & (corners[2:] <= self.windows[:, 2:]).all(axis=1)
+        boxes = np.tile(corners, (len(self.windows), 1))
+        return bool((inside & ~_touches(boxes, self.windows, self.size)).any())
+
+    def _is_seen(self, corners: np.ndarray, score: float, label: int) -> bool:
+        """Whether tiles that cover half of the box have fragments of its class that agree with it."""
+        found = self.found
+        usable = found.is_fragment & (found.labels == label) & (found.scores >= PARTIAL * score)
+        some = found.take(np.flatnonzero(usable))
+        agree = iou(clip(corners, some.windows), some.corners) >= SAME
+        return bool(agree.any()) and covered_share(corners, np.unique(some.windows[agree], axis=0)) >= SAME
+
+
+def _covered(corners: np.ndarray, others: Found) -> np.ndarray:
+    """Which others are covered by half: bool [n]."""
+    covered: np.ndarray = intersection(corners, others.corners) / area(others.corners) >= SAME
+    return covered
 
 
 def _agreement(box: np.ndarray, window: np.ndarray, others: Found) -> np.ndarray:
     """IoU of a box and others, each cut to the other's tile; plain IoU within a tile: [n]."""
-    return iou(_clip(box, others.windows), _clip(others.corners, window))
-
-
-def _clip(corners: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    low = np.maximum(corners[..., :2], windows[..., :2])
-    high = np.minimum(corners[..., 2:], windows[..., 2:])
-    return np.concatenate([low, np.maximum(high, low)], axis=-1)
-
-
-def iou(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of corners, [4] or [n, 4], with corners [n, 4]: [n]; 0 where both are empty."""
-    inter = _intersection(one, others)
-    union = _area(one) + _area(others) - inter
-    return inter / np.maximum(union, np.finfo(np.float64).tiny)
-
-
-def _intersection(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    low = np.maximum(one[..., :2], others[..., :2])
-    high = np.minimum(one[..., 2:], others[..., 2:])
-    return np.maximum(high - low, 0).prod(axis=-1)
-
-
-def _area(corners: np.ndarray) -> np.ndarray:
-    """Never 0, as it divides."""
-    return np.maximum((corners[..., 2:] - corners[..., :2]).prod(axis=-1), np.finfo(np.float64).tiny)
+    return iou(clip(box, others.windows), clip(others.corners, window))
