@@ -13,9 +13,9 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.recipe.identity import stored_values
-from finetune.recipe.paths import user_path
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
+from finetune.recipe.user_path import user_path
 from finetune.tracking.atomic_files import plain
 from finetune.tracking.run import Run, shown
 from finetune.tracking.wandb_settings import best_values
