@@ -13,6 +13,7 @@ SCRIPTS = (
     "preparation",
     "cost_model",
     "loop_overhead",
+    "wandb_share",
     "trainer_sst2",
     "sft_packing",
     "rank_speed",

@@ -81,7 +81,7 @@ def read_logged(folders: Sequence[Path]) -> Logged:
         for row in read_rows(run.metrics_file):
             figures.setdefault(str(row.get("split", "train")), {}).update(dict.fromkeys(row))
         for path, name, _ in list_tables(run.tables):
-            tables[name] = tables.get(name, False) or _has_pictures(path)
+            tables[name] = tables.get(name, False) or _has_pictures(run, path)
         made, drawn = logged_of_examples(run)
         tables |= dict.fromkeys(made, False)
         curves |= dict.fromkeys(drawn)
@@ -261,10 +261,10 @@ def _best(recipe: Mapping[str, Any]) -> tuple[str, str]:
     return name, "min" if name == "loss" else (CATALOGUE[name].direction if name in CATALOGUE else None) or "max"
 
 
-def _has_pictures(path: Path) -> bool:
+def _has_pictures(run: Run, path: Path) -> bool:
     """Whether rows of a table name image files, which the mirror logs as pictures."""
     try:
         columns, rows = read_table(path)
     except ValueError:
         return False
-    return bool(find_pictures(columns, rows))
+    return bool(find_pictures(run, columns, rows))

@@ -37,9 +37,12 @@ def tell_end(
     summary: Mapping[str, Any],
     best_step: int | None,
 ) -> None:
-    """best_step: of the best evaluation, None if there is none yet: the last one is taken."""
+    """Of a failed run only the run itself. best_step: of the best evaluation; None: the last one is taken."""
     import wandb
 
+    if status == "failed":  # the ranks are ended within seconds
+        record_run(wandb_run, run, recipe, status, summary)
+        return
     if why := left_out(run):
         tables.say(f"W&B has no table of how each example fared: {why}")
     for name, columns, rows in tables_at_end(run):

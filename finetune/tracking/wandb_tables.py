@@ -19,9 +19,8 @@ MAX_CHARACTERS = 2_000  # of a cell
 MAX_SAMPLED, MAX_EVALUATIONS = 100, 100  # examples of an evaluation in tables/predictions, and evaluations
 MAX_PICTURES = 32  # of a table
 PIXELS = 640  # of the longer side of a picture
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CLEAR = 0.5  # score from which a detection is drawn
-PICTURE_COLUMNS = ("picture", "image", "input")  # columns that may name an image file, in the order of preference
+PICTURE = "picture"  # the column that names a file
 
 Boxes = Mapping[str, Any]  # {"boxes": [[x, y, width, height]], "labels": [class], "scores": [0..1]}, in pixels
 
@@ -85,7 +84,7 @@ class TableLog:
         """Where a row names the size that boxes refer to, the boxes of its predictions are drawn by W&B. On pictures of other
         rows they are drawn already.
         """
-        found = [(path, cells, str(cells.get("id", ""))) for path, cells in find_pictures(columns, rows)]
+        found = [(path, cells, str(cells.get("id", ""))) for path, cells in find_pictures(self._run, columns, rows)]
         sized = {int(id) for _, cells, id in found if id.isdigit() and _size_of(cells) is not None}
         boxes: dict[int, dict[str, Boxes]] = {}
         if sized and step is not None:
@@ -120,18 +119,31 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def find_pictures(columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[tuple[Path, dict[str, Any]]]:
-    """(file, cells) of the rows that name an image file; [] for a table without. At most MAX_PICTURES."""
+def find_pictures(run: Run, columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[tuple[Path, dict[str, Any]]]:
+    """(file, cells) of the rows that name a picture of the run; [] for a table without. At most MAX_PICTURES.
+
+    Only files in predictions/pictures/ count: a row must not have a file of somebody's disk uploaded by naming it.
+    """
     names = [str(name) for name in columns]
-    for column in PICTURE_COLUMNS:
-        if column not in names:
-            continue
-        at = names.index(column)
-        found = [(Path(str(row[at])), dict(zip(names, row, strict=False))) for row in rows[: 4 * MAX_PICTURES]]
-        files = [(path, cells) for path, cells in found if _is_image(path)]
-        if files:
-            return files[:MAX_PICTURES]
-    return []
+    if PICTURE not in names:
+        return []
+    at = names.index(PICTURE)
+    found = [(_inside(run, row[at]), dict(zip(names, row, strict=False))) for row in rows[: 4 * MAX_PICTURES]]
+    return [(path, cells) for path, cells in found if path is not None][:MAX_PICTURES]
+
+
+def _inside(run: Run, name: Any) -> Path | None:
+    """The file below pictures/ of this run that a cell names; the run may have been moved since."""
+    parts = Path(name).parts if isinstance(name, str) else ()
+    if len(parts) < 2 or "pictures" not in parts or ".." in parts:
+        return None
+    folder = run.predictions / "pictures"
+    path = folder.joinpath(*parts[len(parts) - parts[::-1].index("pictures") :])
+    try:
+        inside = path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # a text that is no path
+        return None
+    return path if inside else None
 
 
 def make_picture(
@@ -149,7 +161,7 @@ def make_picture(
         return None
     small.thumbnail((PIXELS, PIXELS))
     size = _size_of(cells)
-    shown = [f"{name}: {_cell(value)}" for name, value in cells.items() if name not in PICTURE_COLUMNS]
+    shown = [f"{name}: {_cell(value)}" for name, value in cells.items() if name != PICTURE]
     drawn = {kind: _boxes(one, size, names) for kind, one in boxes.items()} if size is not None else {}
     return wandb.Image(small, caption=", ".join(shown)[:MAX_CHARACTERS], boxes=drawn or None)
 
@@ -177,10 +189,3 @@ def _boxes(found: Boxes, size: tuple[int, int], names: Sequence[str]) -> dict[st
         }
         drawn.append(one if score is None else {**one, "scores": {"score": float(score)}})
     return {"box_data": drawn, "class_labels": dict(enumerate(names))}
-
-
-def _is_image(path: Path) -> bool:
-    try:
-        return path.suffix.lower() in SUFFIXES and path.is_file()
-    except (OSError, ValueError):  # a text that is no path
-        return False

@@ -31,7 +31,8 @@ def record(tmp_path, *, device="cpu", name="r", mirror=None, **changes):
     recipe = make_recipe(**changes)
     run = Run.create(recipe, tmp_path, path=tmp_path / name)
     run.update(task="text_classification")
-    picture = tmp_path / "picture.png"
+    picture = run.predictions / "pictures" / "examples" / "1.png"
+    picture.parent.mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(picture)
     listeners = Listeners([Journal(run), *([WandbMirror(run, recipe, mirror.append)] if mirror is not None else [])])
     listeners.started(start_step=0, total_steps=2, steps_per_epoch=2, facts={"device": device})

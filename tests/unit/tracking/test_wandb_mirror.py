@@ -416,3 +416,21 @@ def test_without_wandb_installed_training_goes_on(run, recipe, monkeypatch, no_k
     monkeypatch.setitem(sys.modules, "wandb", None)
     said = train(run, recipe, start=0, stop=3)
     assert len(said) == 1 and "W&B is disabled" in said[0] and run.status == "done"
+
+
+def test_a_row_cannot_have_a_file_outside_of_the_run_uploaded(run, tmp_path):
+    pictures = run.predictions / "pictures" / "before"
+    pictures.mkdir(parents=True)
+    for path in (pictures / "1.png", tmp_path / "private.png", tmp_path / "pictures" / "2.png"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    (pictures / "link.png").symlink_to(tmp_path / "private.png")
+    named = [
+        "/moved/predictions/pictures/before/1.png",
+        str(tmp_path / "private.png"),
+        str(tmp_path / "pictures" / "2.png"),
+    ]
+    named += [str(pictures / "link.png"), str(pictures / ".." / ".." / ".." / "private.png"), "pictures", None, 7, "\0"]
+    found = wandb_tables.find_pictures(run, ["id", "picture"], [[at, name] for at, name in enumerate(named)])
+    assert [(path, cells["id"]) for path, cells in found] == [(pictures / "1.png", 0)]
+    assert wandb_tables.find_pictures(run, ["id", "image"], [[0, str(tmp_path / "private.png")]]) == []
