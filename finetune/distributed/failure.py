@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 from finetune.distributed.env import from_environ
 from finetune.distributed.meeting import given_folder
 from finetune.errors import (
+    DISK_FULL,
     EXIT_FAILED,
     EXIT_STOPPED,
     EXIT_USER,
@@ -181,7 +183,11 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
             "Set a smaller parallel.micro_batch, model.gradient_checkpointing: true or a higher ZeRO stage: "
             "the numbers stay the same."
         )
-    return Failure(rank, time.time(), what, where, remedy, EXIT_FAILED, echo, str(log))
+    kind = ""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        kind, what = DISK_FULL, f"the disk is full ({what})"
+        where, remedy = error.filename or where, "Free some space and run the same command again to resume."
+    return Failure(rank, time.time(), what, str(where), remedy, EXIT_FAILED, echo, str(log), kind=kind)
 
 
 def first_failure(error: BaseException, logs: Path) -> Failure:

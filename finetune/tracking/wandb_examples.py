@@ -53,27 +53,25 @@ def tables_at_end(run: Run) -> Iterator[NamedTable]:
 
 
 def before_after(run: Run) -> tuple[list[str], list[list[Any]]] | None:
-    """One row per sample: id, input, expected, and what the model said before and after training. None without both."""
-    files = [path for path, name, _ in list_tables(run.tables) if name == "samples"]
+    """One row per sample: what it is (id, input or replies, expected), and what the model said before and after training.
+    None without both.
+    """
     said: dict[str, dict[str, Any]] = {}
-    for path in files:
+    names: dict[str, None] = {}
+    for path in (path for path, name, _ in list_tables(run.tables) if name == "samples"):
         try:
             columns, rows = read_table(path)
         except (OSError, ValueError):
             continue
+        names |= dict.fromkeys(name for name in columns if name not in ("when", "predicted", "picture"))
         for row in rows:
             cells = dict(zip(columns, row, strict=False))
             one = said.setdefault(str(cells.get("id", "")), {})
-            one.update({key: cells[key] for key in ("input", "expected") if key in cells})
+            one.update({key: cells[key] for key in names if key in cells})
             one[str(cells.get("when", "after"))] = cells.get("predicted", "")
-    both = {id: one for id, one in said.items() if {"before", "after"} <= one.keys()}
-    if not both:
-        return None
-    columns = [
-        "id",
-        *(key for key in ("input", "expected", "before", "after") if any(key in one for one in both.values())),
-    ]
-    return columns, [[id, *(one.get(key, "") for key in columns[1:])] for id, one in both.items()]
+    both = [one for one in said.values() if {"before", "after"} <= one.keys()]
+    columns = [*names, "before", "after"]
+    return (columns, [[one.get(key, "") for key in columns] for one in both]) if both else None
 
 
 def curves_at(run: Run, step: int) -> tuple[list[Curve], list[Curve]]:
