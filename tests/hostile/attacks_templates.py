@@ -66,11 +66,6 @@ def _of_memory() -> Iterator[Attack]:
         ("{{ '{:{}}'.format(1, 10 ** 10) }}", "a width within a width"),
     ):
         yield Attack(f"memory: {what}", _template(SHOWN + text), REFUSED, seconds=60)
-    for text, what in (
-        ("{{ ('<' * 5000000) | striptags }}", "a pattern that is slow"),
-        ("{{ (10 ** 20000000) // (10 ** 10000000 + 1) }}", "a division"),
-    ):  # one operation, which nothing interrupts: its process is ended
-        yield Attack(f"time: {what}", _template(SHOWN + text), "SIGVTALRM; a chat template", 1, 40)
 
 
 def _of_python() -> Iterator[Attack]:
