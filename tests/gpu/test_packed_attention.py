@@ -1,10 +1,13 @@
-"""On CUDA: one variable-length flash call for a whole pack equals the examples one by one."""
+"""On CUDA: one variable-length flash call for a whole pack equals the examples one by one, and pairs behind one prompt two
+sequences.
+"""
 
 import pytest
 import torch
 
 from finetune.models.segmented import use_segmented_attention
 from finetune.tasks.text.padding_free import concatenate_rows
+from finetune.tasks.text.shared_prefixes import share_prefixes, whole_sequences
 
 pytestmark = pytest.mark.gpu
 
@@ -34,3 +37,32 @@ def test_packed_logits_and_gradients_are_those_of_single_examples(window):
     for name, parameter in model.named_parameters():
         found, wanted = parameter.grad.float(), expected[name]
         assert (found - wanted).norm() <= 0.03 * wanted.norm() + 1e-3, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_pairs_behind_one_prompt_have_the_logits_and_gradients_of_two_sequences(dtype):
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=100, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).cuda().to(dtype)
+    use_segmented_attention(model)
+    prompt = torch.arange(40) % 100
+    rows = [torch.cat((prompt, torch.full((length,), 50 + length))).numpy() for length in (7, 30)]
+    whole, _ = concatenate_rows([{"input_ids": row} for row in rows])
+    shared = share_prefixes(whole)
+    assert shared["input_ids"].shape[1] == whole["input_ids"].shape[1] - 40
+    found = []
+    for inputs in (whole, shared):
+        inputs = {key: value.cuda() if torch.is_tensor(value) else value for key, value in inputs.items()}
+        model.zero_grad()
+        logits = whole_sequences(model(**inputs, use_cache=False).logits, inputs)
+        logits.float().square().sum().backward()
+        found.append((logits.detach(), [weight.grad.float().clone() for weight in model.parameters()]))
+    loose = 3e-2 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=loose, atol=loose)
+    for one, other in zip(found[1][1], found[0][1], strict=True):
+        assert (one - other).norm() <= loose * other.norm() + 1e-3
