@@ -40,7 +40,8 @@ def prediction_fields(metrics: Iterable[str]) -> list[str]:
 def read_predictions(
     path: Path, fields: Sequence[str], labels: Sequence[str], *, max_bytes: int = MAX_BYTES
 ) -> Predictions | None:
-    """The fields that the file has in every row; None where there is no file, or it is damaged or too large.
+    """The fields that the file has in every row; None where there is no file, or it is damaged or too large. A text under the
+    name of a number, such as the `target` of sequence to sequence, is another field.
 
     labels: names of the classes; () for a task without.
     """
@@ -54,6 +55,9 @@ def read_predictions(
         return None
     present = [name for name in fields if all(name in row for row in rows)]
     multi_label = "prediction" in present and isinstance(rows[0]["prediction"], list)
+    present = [
+        name for name in present if column_type(name, multi_label) is object or not isinstance(rows[0][name], str)
+    ]
     try:
         columns = {name: _column(name, [row[name] for row in rows], multi_label) for name in present}
     except (ValueError, TypeError, OverflowError):  # rows of different shapes

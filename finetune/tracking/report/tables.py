@@ -48,12 +48,18 @@ def _note(name: str, step: int, best_step: int | None) -> str:
 
 
 def drop_class_numbers(table: Table | None) -> Table | None:
-    """Without the numbers of classes and tags, where their names are there too, and the places of pictures in the run."""
+    """Without the numbers of classes and tags, where their names are there too, the places of pictures in the run, and a text
+    that is there twice.
+    """
     if table is None:
         return table
-    named = "predicted" in table.columns and {"label", "text"} & set(table.columns)
-    numbers = ("prediction", "reference", "tags", "reference_tags") if named else ()
-    keep = [index for index, name in enumerate(table.columns) if name not in (*numbers, "picture")]
+    there = set(table.columns)
+    hidden = {"picture"}
+    if "predicted" in there and {"label", "text"} & there:
+        hidden |= {"prediction", "reference", "tags", "reference_tags"}
+    if "target" in there:
+        hidden.add("reference_text")
+    keep = [index for index, name in enumerate(table.columns) if name not in hidden]
     columns = [table.columns[index] for index in keep]
     return replace(table, columns=columns, rows=[[row[index] for index in keep] for row in table.rows])
 

@@ -190,3 +190,12 @@ def test_an_interval_is_shown_with_the_digits_that_tell_its_ends_apart() -> None
     assert shown_interval(1.0045, Interval(1.0044, 1.0046)) == "1.0045 (95 % interval 1.0044 to 1.0046)"
     assert shown_interval(1.0, Interval(1.0, 1.0)) == "1 (95 % interval 1 to 1)"
     assert shown_interval(12.345, None) == "12.3"
+
+
+def test_the_target_of_sequence_to_sequence_is_a_text_and_hides_no_figure(tmp_path: Path) -> None:
+    file = tmp_path / "validation-step-00000001.jsonl"
+    row = {"id": 1, "text": "a dog", "reference_text": "a dog", "target": "a dog", "loss": 2.0, "weight": 4}
+    file.write_text("".join(json.dumps({**row, "id": index}) + "\n" for index in range(40)), encoding="utf-8")
+    found = read_predictions(file, prediction_fields(["exact_match", "perplexity"]), ())
+    assert found is not None and len(found) == 40 and "target" not in found.columns
+    assert set(intervals(found, ["exact_match", "perplexity"])) == {"loss", "exact_match", "perplexity"}
