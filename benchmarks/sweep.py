@@ -6,6 +6,9 @@ Twelve trials of the digits recipe (six learning rates, two warmups), 8 epochs e
 after a trial has started, and its command is given again each time. Then `--no-halving` trains the paused trials to their
 ends, which is the full grid: a trial that was paused has the same numbers as one that was not.
 
+The target is a best trial within 1 % of the full grid's at no more than half of its steps;
+a seed that misses it gives exit code 1.
+
 Steps are those that were computed, as the sessions of the runs say: those after a rung, until a trial had stopped, included.
 """
 
@@ -24,6 +27,7 @@ from pathlib import Path
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "image_classification" / "resnet-digits.yaml"
 GRID = ("training.learning_rate=1e-4,5e-4,2e-3,5e-3,2e-2,1e-1", "training.warmup=0.0,0.3")
 TRIALS = 12
+CLOSE, SHARE = 0.01, 0.5  # the target: within 1 % of the full grid's best, at no more than half of its steps
 KILLED_AT = (4, 15)  # starts of trials, counted over all invocations
 
 
@@ -96,11 +100,17 @@ def main() -> None:
         print(f"seed {seed}: {halved}", flush=True)
         run([*words, "--no-halving"])
         rows.append((seed, halved, measure(folder)))
-    print("| seed | best of the sweep | best of the full grid | steps of the sweep | of the full grid's |")
-    print("|---|---|---|---|---|")
+    print("| seed | best of the sweep | best of the full grid | steps of the sweep | of the full grid's | target |")
+    print("|---|---|---|---|---|---|")
+    missed = 0
     for seed, halved, full in rows:
         share = halved.steps / full.whole
-        print(f"| {seed} | {halved.best:.4f} | {full.best:.4f} | {halved.steps:,} of {full.whole:,} | {share:.2f} |")
+        met = halved.best >= (1 - CLOSE) * full.best and share <= SHARE
+        missed += not met
+        steps = f"{halved.steps:,} of {full.whole:,} | {share:.2f}"
+        print(f"| {seed} | {halved.best:.4f} | {full.best:.4f} | {steps} | {'met' if met else 'missed'} |")
+    if missed:
+        raise SystemExit(f"{missed} of {len(rows)} seeds missed the target")
 
 
 if __name__ == "__main__":
