@@ -144,7 +144,7 @@ def read_key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(
-            f"the variable {variable} is not set", where="--api-key-env", remedy=f"Export {variable} first."
+            f"the variable {variable} is not set, or empty", where="--api-key-env", remedy=f"Export {variable} first."
         )
     if len(key) < SHORTEST_KEY:
         raise UserError(

@@ -149,7 +149,8 @@ def row_mapping(task: str, columns: tuple[tuple[str, str], ...], keys: tuple[str
         listed = ", ".join(keys)[:200] or "nothing"
         wanted = " or ".join(next(roles for roles in card.required if fault.role in roles))
         raise BadRow(
-            f"no {wanted}; the row has {listed}" + (f" (did you mean {fault.nearest}?)" if fault.nearest else "")
+            f"no {wanted}; the row has {listed}"
+            + (f" (is {fault.nearest} meant to be {wanted}?)" if fault.nearest else "")
         )
     return mapping
 

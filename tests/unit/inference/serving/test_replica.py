@@ -212,3 +212,8 @@ def test_what_is_not_read_of_a_row_is_told_and_a_misspelled_column_is_refused(op
     assert number["notices"] == ["text is a number, read as text"]
     assert isinstance(misspelled, RowError) and "did you mean text_pair?" in misspelled.message
     assert not both.get("notices")
+
+
+def test_a_row_without_its_text_names_the_key_that_may_be_it(opened: Any) -> None:
+    (error,) = opened["text_classification"][1].encode([{"txt": "fine"}])
+    assert error.message == "no text; the row has txt (is txt meant to be text?)"
