@@ -52,6 +52,7 @@ def share_prefixes(inputs: dict[str, Any]) -> dict[str, Any]:
         **inputs,
         "input_ids": inputs["input_ids"][:, place],
         "position_ids": inputs["position_ids"][:, place],
+        "cu_seq_lens_q": inputs["cu_seq_lens_q"].clone(),  # attention keeps tables with this tensor (segment_blocks.py)
         **{name: torch.from_numpy(table) for name, table in tables.items()},
     }
 
