@@ -56,17 +56,17 @@ def test_a_full_disk_at_a_save_is_told_with_path_and_bytes(disk, workers, twelve
 
 
 def test_a_full_disk_at_a_row_leaves_whole_rows_and_is_told(disk, workers, twelve_steps):
-    """Rows that fit into the last page of the file (4,096 bytes) need no space: of twelve rows of 350 bytes and more, the
-    last does not. It comes before the checkpoint of step 12, which is the next that is due.
+    """Rows that fit into the last page of the file (4,096 bytes) need no space: where all twelve do, the evaluation of step 12
+    is the first that finds none. It comes before the checkpoint of step 12, which is the next that is due.
     """
     run, sets = disk / "run", ("checkpoint.every=6", "tracking.wandb=offline")
     with pytest.raises(Ended) as ended:
         workers.train(2, run, SHORT, *sets, signals={9: (0, -1)})
     said = str(ended.value.first)
-    assert "metrics.jsonl" in said and "No space left" in said, ended.value
+    assert "No space left" in said and ("metrics.jsonl" in said or "the disk is full" in said), ended.value
     assert {failure.exit_code for failure in ended.value.failures} == {1}
     steps = [row["step"] for row in whole_rows(run)]
-    assert steps == list(range(1, len(steps) + 1)) and 8 <= len(steps) < 12
+    assert steps == list(range(1, len(steps) + 1)) and 8 <= len(steps) <= 12
     assert [open_checkpoint(path).step for path in find_checkpoints(run / "checkpoints")] == [6]
     assert not list((run / "logs").glob(".failure*")), "what was reserved has been used"
     go_on(workers, run, twelve_steps, *sets)

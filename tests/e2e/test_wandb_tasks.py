@@ -159,8 +159,8 @@ def test_tables_are_counted_and_hold_what_the_run_folder_holds(recorded):
     assert len(rows) == 8 and columns[:4] == ["id", "what became of it", "first loss", "last loss"]
     assert columns[4:6] == ["step 2", "step 4"] and len({row[0] for row in rows}) == 8
     columns, rows = last_table(recorded, "before_after")
-    assert (columns[0], *columns[-3:]) == ("id", "expected", "before", "after") and len(rows) == 2
-    assert len(columns) >= 5 and all(row[1] and row[-3] for row in rows)
+    assert columns[0] == "id" and columns[-2:] == ["before", "after"] and "expected" in columns and len(rows) == 2
+    assert len(columns) >= 5 and all(any(row[1:-3]) for row in rows)
     increments = sorted(recorded.folder.glob("files/media/table/tables/predictions_*.table.json"))
     both = [json.loads(file.read_text()) for file in increments]
     assert sorted(row[0] for table in both for row in table["data"]) == [2] * 8 + [4] * 8, (
