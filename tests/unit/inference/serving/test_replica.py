@@ -132,7 +132,7 @@ def test_columns_are_found_as_in_training(opened: Any) -> None:
         assert "label" not in example
     (error,) = renamed.encode([{"Texts": "fine"}])
     assert isinstance(error, RowError)
-    assert error.message == "no text; the row has Texts (did you mean Texts?)"
+    assert error.message == "no text; the row has Texts (is Texts meant to be text?)"
 
 
 def picture(size: tuple[int, int] = (20, 20)) -> bytes:
