@@ -101,7 +101,7 @@ class Attack:
     make: Callable[[Place], Sequence[str]]
     says: str
     code: int = 2
-    seconds: float = 20.0
+    seconds: float = 45.0  # more than twice what the slowest takes on two idle cores
     memory: int = 3 * GIB
     stop_after: float = 0.0
     bound: bool = False
