@@ -62,15 +62,16 @@ class Place:
         return "recipe.yaml"
 
     def run(self, change: Callable[[dict[str, Any]], None] | None = None, *, sealed: bool = False) -> Path:
-        """`stranger/`: a copy of the run folder; `change` alters the values of its recipe. sealed: with the digest of its
-        artifacts, which a stranger would change with them.
+        """`stranger/`: a copy of the run folder; `change` alters the values of its recipe. sealed: with the digests of its
+        plan and artifacts, which a stranger would change with them.
         """
         run = self.folder / "stranger"
         shutil.copytree(self.given.run, run, symlinks=True)
         if not sealed:
             file = run / "run.json"
             tree = json.loads(file.read_text())
-            del tree["artifacts"]
+            for name in ("artifacts", "plan", "model_config"):
+                del tree[name]
             file.write_text(json.dumps(tree))
         if change is not None:
             file = run / "recipe.yaml"
