@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from finetune.app.asked_stages import check_stages, open_stages
 from finetune.app.machine import plan_alone
 from finetune.app.model_sources import FoundModel, find_model
 from finetune.distributed.replica_mesh import replica_mesh
@@ -47,7 +48,7 @@ UNTRAINED = ("new head", "missing weights")  # facts of weights that loading has
 class AskedModel:
     """module: on `device`, in evaluation mode, its weights frozen. autocast: the dtype in which it computes, where that is
     not the dtype of its weights. name, digest: see FoundModel; the precision is part of the digest. notes: for the user.
-    slices: ranks that hold the model together; each of them must be given the same chunks, in the same order.
+    ranks: that hold the model together; each of them must be given the same chunks, in the same order.
     """
 
     task: Task
@@ -59,7 +60,7 @@ class AskedModel:
     name: str
     digest: str
     notes: tuple[str, ...] = ()
-    slices: int = 1
+    ranks: int = 1
 
     def batch_answerer(self, budget: int | None = None) -> BatchAnswerer:
         """Answers chunks with this model; budget: cost of a chunk, None: by the device."""
@@ -70,14 +71,14 @@ class AskedModel:
             self.device,
             autocast=self.autocast,
             asked_budget=budget,
-            together=self.slices > 1,
+            together=self.ranks > 1,
         )
 
     def answerer(
         self, *, budget: int | None = None, notify: Callable[[str], None] = lambda line: None, **generation: Any
     ) -> BatchAnswerer | GenerationAnswerer:
         """Answers chunks as the task does: with texts (generation: see generation_settings) or by one forward pass."""
-        if self.writes_text and self.slices > 1:
+        if self.writes_text and self.ranks > 1:
             return self._writing_together(budget, generation)
         if self.writes_text:
             return self.generation_answerer(self.generation_settings(**generation), notify=notify)
@@ -180,9 +181,9 @@ def load_found(
     placement: Placement | None = None,
     session: Session | None = None,
 ) -> AskedModel:
-    """The model in this process: whole on one device, its layers on several, or this rank's slices of them.
+    """The model in this process: whole on one device, its layers on several, or this rank's slices or stage of them.
 
-    placement: None: whole. session: of ranks that each hold slices; all of them call it.
+    placement: None: whole. session: of ranks that each hold slices or a stage; all of them call it.
 
     precision: of weights and computation. None: as the model was evaluated in its training, or as its weights are stored.
     quantization: of the weights, while they are loaded. None: as in its training.
@@ -192,19 +193,22 @@ def load_found(
     chosen = _device(device)
     plan = _plan(found, precision, quantization, chosen)
     autocast = HALF.get(plan.precision) if plan.weights_dtype == torch.float32 else None
-    facts = Facts()
+    facts, task, stage_notes = Facts(), load_task(found.recipe.task), list[str]()
     _check_placement(found, plan, placement)
-    with quiet_transformers(), warnings.catch_warnings(), placed(placement), replica_mesh(session):
+    slicing = session if placement is not None and placement.slices > 1 else None
+    with quiet_transformers(), warnings.catch_warnings(), placed(placement), replica_mesh(slicing):
         warnings.simplefilter("ignore", FutureWarning)  # of peft's use of transformers
         module = build_trained(found, plan, facts)
+    if placement is not None and placement.stages > 1:
+        assert session is not None, "stages are on the ranks of a session"
+        module, stage_notes = open_stages(task, found.artifacts, module, session, placement.stages)
     module.requires_grad_(False)
     module.eval()
     if (spread := layer_devices(module)) is not None:
         chosen = spread[0]
-    elif placement is None or placement.slices == 1:
+    elif placement is None or placement.ranks == 1:
         module.to(chosen)
     use_onednn(module)
-    task = load_task(found.recipe.task)
     return AskedModel(
         task=task,
         plan=plan,
@@ -214,8 +218,8 @@ def load_found(
         autocast=autocast,
         name=found.name,
         digest=f"{found.digest}-{str(autocast or plan.weights_dtype).removeprefix('torch.')}-{plan.recipe.model.quantization}",
-        notes=(*plan.notes, *facts.notes, *describe_layers(module)),
-        slices=placement.slices if placement is not None else 1,
+        notes=(*plan.notes, *facts.notes, *describe_layers(module), *stage_notes),
+        ranks=placement.ranks if placement is not None else 1,
     )
 
 
@@ -273,7 +277,10 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 def _check_placement(found: FoundModel, plan: Plan, placement: Placement | None) -> None:
     """Raises: UserError for a model that cannot be placed so."""
-    if placement is None or not (placement.spreads_layers or placement.slices > 1):
+    if placement is None or not (placement.spreads_layers or placement.ranks > 1):
+        return
+    if placement.stages > 1:
+        check_stages(found, plan)
         return
     recipe, where = plan.recipe, found.name
     if recipe.model.init == "config":

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 
-from finetune.app.predict_options import PredictOptions, check_replicas
+from finetune.app.predict_options import PredictOptions, check_replicas, split_option
 from finetune.distributed.launch import Launch, run_workers
 from finetune.errors import TrainingFailed, UserError
 from finetune.inference.prediction.deaths import forget_whereabouts, note_deaths
@@ -71,15 +71,15 @@ def _reached(parts: Parts) -> tuple[int, int]:
 
 def _processes(options: PredictOptions) -> int:
     """Raises: UserError for more processes than GPUs, or for processes that make no whole replica."""
-    gpus, slices, layers = count_gpus(), options.slices, options.layers
-    if layers > 1 and (slices > 1 or gpus < layers):
-        what = "--layers and --slices are two ways to hold one model" if slices > 1 else f"{layers} of {gpus} GPUs"
-        raise UserError(what, where="--layers", remedy="Give one of them, and no more GPUs than there are.")
-    fitting = max(1, gpus // layers // slices) * slices
+    gpus, split, layers = count_gpus(), options.split, options.layers
+    if layers > 1 and gpus < layers:
+        raise UserError(f"{layers} of {gpus} GPUs", where="--layers", remedy="Give no more GPUs than there are.")
+    fitting = max(1, gpus // layers // split) * split
     count = options.processes or fitting
-    check_replicas(count, slices)
-    if gpus and slices > gpus:
-        raise UserError(f"{slices} slices on {gpus} GPUs", where="--slices", remedy=f"Use at most {gpus}.")
+    check_replicas(count, options)
+    if gpus and split > gpus:
+        option = split_option(options)
+        raise UserError(f"{split} {option[2:]} on {gpus} GPUs", where=option, remedy=f"Use at most {gpus}.")
     if gpus and count * layers > gpus:
         raise UserError(
             f"{count} processes on {gpus} GPUs" + (f", {layers} for each" if layers > 1 else ""),

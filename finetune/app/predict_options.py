@@ -9,7 +9,7 @@ from typing import Any
 from finetune.errors import UserError
 
 # Not part of what is asked: the same output goes on with other values of them.
-HOW = frozenset(("processes", "slices", "layers", "max_errors", "restarts", "wandb", "draw"))
+HOW = frozenset(("processes", "slices", "layers", "stages", "max_errors", "restarts", "wandb", "draw"))
 # In the manifest under names of their own.
 NAMED = frozenset(("model", "data", "output", "checkpoint"))
 
@@ -44,7 +44,6 @@ class PredictOptions:
     tile: int | None = None
     overlap: float | None = None
     whole_image: bool = True
-    max_pixels: int | None = None
     max_boxes: int | None = None
     block: int | None = None
     stride: int | None = None
@@ -63,9 +62,15 @@ class PredictOptions:
     processes: int | None = None
     slices: int = 1
     layers: int = 1
+    stages: int = 1
     max_errors: int | None = None
     restarts: int = 3
     wandb: str = "off"
+
+    @property
+    def split(self) -> int:
+        """Ranks that hold one copy of the model together."""
+        return self.slices * self.stages
 
     def arguments(self) -> list[str]:
         """The words of the command that mean these options, for the launcher of ranks."""
@@ -101,14 +106,21 @@ class PredictOptions:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
 
 
-def check_replicas(processes: int, slices: int) -> None:
+def check_replicas(processes: int, options: PredictOptions) -> None:
     """Raises: UserError for processes of which some belong to no whole replica."""
-    if processes % slices:
+    split = options.split
+    if processes % split:
+        started = "1 process is" if processes == 1 else f"{processes} processes are"
         raise UserError(
-            f"{processes} processes are no whole number of replicas of {slices}",
-            where="--slices",
-            remedy=f"Start {slices}, {2 * slices}, ... processes.",
+            f"{started} no whole number of replicas of {split}",
+            where=split_option(options),
+            remedy=f"Start {split}, {2 * split}, ... processes.",
         )
+
+
+def split_option(options: PredictOptions) -> str:
+    """The option by which several ranks hold one copy of the model."""
+    return "--stages" if options.stages > 1 else "--slices"
 
 
 def check_options(options: PredictOptions) -> None:
@@ -122,6 +134,15 @@ def check_options(options: PredictOptions) -> None:
             raise UserError(
                 f"{value!r} is not possible", where=f"--{name}", remedy=f"Use one of {', '.join(possible)}."
             )
+    ways = [f"--{name}" for name in ("layers", "slices", "stages") if getattr(options, name) > 1]
+    if len(ways) > 1:
+        raise UserError(
+            f"{ways[0]} and {ways[1]} are two ways to hold one model", where=ways[0], remedy="Give one of them."
+        )
+    if options.embed and options.stages > 1:
+        raise UserError(
+            "embeddings are not computed in stages", where="--stages", remedy="Leave out --stages or --embed."
+        )
     if options.normalize and not options.embed:
         raise UserError("only embeddings are normalized", where="--normalize", remedy="Add --embed, or leave it out.")
     if options.embed and (options.tile or options.block):

@@ -173,7 +173,7 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
     text = mask_text(str(error).strip()) or type(error).__name__
     origin = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f"{origin.filename}:{origin.lineno}" if origin else ""
-    echo = isinstance(error, RuntimeError) and any(sign in text.lower() for sign in _PEER_SIGNS)
+    echo = tells_of_peer(error)
     what = f"{type(error).__name__}: {text.splitlines()[0]}"
     remedy = ""
     if lacks_memory(error) and memory_limit():
@@ -188,6 +188,12 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
         kind, what = DISK_FULL, f"the disk is full ({what})"
         where, remedy = error.filename or where, "Free some space and run the same command again to resume."
     return Failure(rank, time.time(), what, str(where), remedy, EXIT_FAILED, echo, str(log), kind=kind)
+
+
+def tells_of_peer(error: BaseException) -> bool:
+    """Whether an error of torch says that another rank is gone, and nothing of this one."""
+    text = mask_text(str(error)).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _PEER_SIGNS)
 
 
 def first_failure(error: BaseException, logs: Path) -> Failure:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune.distributed.failure import PeerFailed, tells_of_peer
 from finetune.distributed.prefetcher import Prefetcher
 from finetune.errors import TrainingFailed
 from finetune.inference.answering import Answered, Chunk, Outcome, RowError
@@ -49,8 +50,8 @@ class BatchAnswerer:
         together: bool = False,
     ) -> None:
         """module: in evaluation mode, on `device`. autocast: see AskedModel. asked_budget: tokens or pixels of a chunk;
-        None: by the kind of device. together: other ranks hold slices of the model, and are given the same chunks: what
-        fails in its forward pass ends the command, as the others may be waiting inside theirs.
+        None: by the kind of device. together: other ranks hold slices or stages of the model, and are given the same chunks:
+        what fails in its forward pass ends the command, as the others may be waiting inside theirs.
         """
         self.task, self.artifacts, self.module, self.device = task, artifacts, module, device
         self.cost = ExampleCost.of(task, artifacts)
@@ -111,6 +112,8 @@ class BatchAnswerer:
             return outcomes
         except Exception as error:
             problem = judge(error, self.device)
+            if self._together and tells_of_peer(error):
+                raise PeerFailed("a rank that holds the model together with this one is gone") from error
             if self._together and collated is not None:
                 raise TrainingFailed(
                     f"one of the ranks that hold the model together failed: {problem.message}"

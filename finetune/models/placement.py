@@ -1,9 +1,10 @@
-"""Where `from_pretrained` puts the weights of a model that one device cannot hold: layers over devices, or slices over ranks.
+"""Where the weights of a model go that one device cannot hold: layers over devices, slices or stages over ranks.
 
 Layers: each layer whole on one device, one after the other; what no GPU holds waits in main memory, and what that does not
 hold, on the disk (accelerate's device_map). One process; only one of its GPUs works at a time.
 Slices: the matrices of each layer are cut over the ranks of a replica by the model's own plan (transformers' tp_plan), and a
 rank reads no more than its slices of the files. All ranks of the replica compute every batch together.
+Stages: a model is loaded whole by each rank of a replica, which then keeps its own blocks (see models/stages.py).
 
 The placement is set around `Task.build`, which does not know of it: with placed(Placement(...)): task.build(...).
 """
@@ -36,13 +37,20 @@ class Placement:
     """layers: numbers of the GPUs that share the layers. memory: bytes that weights may take, by number of a GPU or "cpu";
     those that are not named: by what is free. offload: folder for weights that no memory holds.
 
-    slices: ranks that share each layer (see distributed/replica_mesh.py for several such groups of ranks).
+    slices: ranks that share each layer (see distributed/replica_mesh.py for several such groups of ranks). stages: ranks
+    that hold some blocks each.
     """
 
     layers: tuple[int, ...] = ()
     memory: Mapping[int | str, int] = field(default_factory=dict)
     offload: Path | None = None
     slices: int = 1
+    stages: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """That hold the model together."""
+        return self.slices * self.stages
 
     @property
     def spreads_layers(self) -> bool:

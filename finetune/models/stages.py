@@ -17,6 +17,7 @@ from torch import nn
 
 from finetune.errors import UserError
 from finetune.models.blocks import Block, Run, find_blocks, first_tensor
+from finetune.units import format_count
 
 PIPELINE_KEY = "parallel.pipeline"
 
@@ -92,6 +93,14 @@ class Stages:
                         placeholder = nn.Parameter(placeholder, requires_grad=tensor.requires_grad)
                     tensors[key] = placeholder  # type: ignore[assignment]
 
+    def describe(self) -> list[str]:
+        """What each stage holds, a line each, for people."""
+        return [
+            f"stage {number} of {len(self)}: {stage.label}, {stage.share:.0%} of the cost, "
+            f"{format_count(stage.weights)} parameters"
+            for number, stage in enumerate(self.stages, start=1)
+        ]
+
     def _wrap(self, index: int, module: nn.Module) -> Callable[..., Any]:
         original = module.__dict__.get("forward")  # a forward set on this instance
 
@@ -113,11 +122,11 @@ class Stages:
         return Stage(first, end, cost / max(total, 1), sum(owned), " to ".join(dict.fromkeys(names)))
 
 
-def split_model(model: nn.Module, run: Run, count: int) -> Stages:
+def split_model(model: nn.Module, run: Run, count: int, *, key: str = PIPELINE_KEY) -> Stages:
     """Split the model into `count` stages whose costs are as equal as its blocks allow.
 
     run: a forward pass on at least two examples, used to find the blocks and to check that running the stages one after
-    the other gives the outputs of the whole model.
+    the other gives the outputs of the whole model. key: what asked for the stages, a key of the recipe or an option.
     Raises: UserError if the model has fewer than `count` blocks, passes more than one tensor between stages, shares a
     weight between stages, or has a stage without trainable weights.
     """
@@ -125,19 +134,19 @@ def split_model(model: nn.Module, run: Run, count: int) -> Stages:
     if len(blocks) < count:
         raise UserError(
             f"the model has {len(blocks)} consecutive block{'s' * (len(blocks) != 1)}, too few for {count} stages",
-            where=PIPELINE_KEY,
-            remedy=f"Set {PIPELINE_KEY} to at most {len(blocks)}."
+            where=key,
+            remedy=f"Set {key} to at most {len(blocks)}."
             if len(blocks) > 1
-            else f"Remove {PIPELINE_KEY}: this model cannot be split.",
+            else f"Remove {key}: this model cannot be split.",
         )
     rest = total - sum(block.cost for block in blocks)
-    stages = Stages(model, blocks, cut_evenly(blocks, count, rest), total)
-    _check_weights(stages)
-    _check_outputs(stages, run)
+    stages = Stages(model, blocks, cut_evenly(blocks, count, rest, key=key), total)
+    _check_weights(stages, key)
+    _check_outputs(stages, run, key)
     return stages
 
 
-def cut_evenly(blocks: Sequence[Block], count: int, rest: int = 0) -> list[tuple[int, int]]:
+def cut_evenly(blocks: Sequence[Block], count: int, rest: int = 0, *, key: str = PIPELINE_KEY) -> list[tuple[int, int]]:
     """[first, end) of each stage. Minimizes the cost of the costliest stage, then the sizes of the tensors sent.
 
     rest: cost of the operations after the last block. The model is never split before a block that modifies its input
@@ -169,8 +178,8 @@ def cut_evenly(blocks: Sequence[Block], count: int, rest: int = 0) -> list[tuple
     if len(blocks) not in best[-1]:
         raise UserError(
             f"the model cannot be split into {count} stages that all have trainable weights",
-            where=PIPELINE_KEY,
-            remedy=f"Reduce {PIPELINE_KEY}, or freeze fewer weights.",
+            where=key,
+            remedy=f"Reduce {key}, or freeze fewer weights." if key == PIPELINE_KEY else f"Reduce {key}.",
         )
     ends = best[-1][len(blocks)][2]
     return list(zip((0, *ends[:-1]), ends, strict=True))
@@ -187,28 +196,26 @@ def _owners(model: nn.Module, blocks: Sequence[Block], stages: Sequence[tuple[in
     return owners
 
 
-def _check_weights(stages: Stages) -> None:
+def _check_weights(stages: Stages, key: str) -> None:
     """Check that every stage has trainable weights, and that no weight is in two stages. Raises: UserError."""
     stage_of_weight: dict[int, int] = {}
     trained = set()
     for name, parameter in stages.model.named_parameters(remove_duplicate=False):
         owner = stages.owners[name]
         if stage_of_weight.setdefault(id(parameter), owner) != owner:
-            raise UserError(
-                f"the weight {name} is shared by two stages", where=PIPELINE_KEY, remedy=f"Remove {PIPELINE_KEY}."
-            )
+            raise UserError(f"the weight {name} is shared by two stages", where=key, remedy=f"Remove {key}.")
         if parameter.requires_grad:
             trained.add(owner)
     for number, stage in enumerate(stages.stages):
         if number not in trained:
             raise UserError(
                 f"stage {number + 1} of {len(stages)} ({stage.label}) has no trainable weights",
-                where=PIPELINE_KEY,
-                remedy=f"Remove {PIPELINE_KEY} (frozen layers need no memory for gradients), or freeze fewer weights.",
+                where=key,
+                remedy=f"Remove {key} (frozen layers need no memory for gradients), or freeze fewer weights.",
             )
 
 
-def _check_outputs(stages: Stages, run: Run) -> None:
+def _check_outputs(stages: Stages, run: Run, key: str) -> None:
     """Check that the stages give the outputs of the whole model: only one tensor may pass between them.
 
     Raises: UserError if they do not.
@@ -226,8 +233,9 @@ def _check_outputs(stages: Stages, run: Run) -> None:
     if not pairs or not all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs):
         raise UserError(
             "the layers of the model pass on more than one tensor, so the model cannot be split between them",
-            where=PIPELINE_KEY,
-            remedy=f"Remove {PIPELINE_KEY}. ZeRO-3 (parallel.deepspeed: zero3) shards the weights of any model.",
+            where=key,
+            remedy=f"Remove {key}."
+            + (" ZeRO-3 (parallel.deepspeed: zero3) shards the weights of any model." if key == PIPELINE_KEY else ""),
         )
 
 

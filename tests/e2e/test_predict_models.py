@@ -1,13 +1,15 @@
-"""`finetune predict` and finetune.load give the same records, and so do two ranks that hold slices of the model."""
+"""`finetune predict` and finetune.load give the same records, and so do two ranks that hold slices or stages of the model."""
 
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 
 import finetune
 from tests.distributed.test_slices import PROMPTS, write_model
+from tests.distributed.test_staged_answers import random_image, write_classifier
 from tests.faults import run_finetune
 
 pytestmark = pytest.mark.timeout(600)
@@ -57,3 +59,19 @@ def test_slices_that_do_not_fit_are_refused(place):
         folder=place[0],
     )
     assert finished.code == 2 and "3 processes are no whole number of replicas of 2" in finished.output
+
+
+def test_stages_say_what_one_process_says(tmp_path):
+    write_classifier(tmp_path / "model", "resnet")
+    draw = np.random.default_rng(3)
+    for number in range(12):
+        random_image(draw).save(tmp_path / f"{number}.png")
+    names = ["nowhere.png" if number == 4 else f"{number}.png" for number in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"image": name}) + "\n" for name in names))
+    place = tmp_path, names, ["--top-k", "3"]
+    whole, staged = records(place, "whole.jsonl", "--processes", "1"), records(place, "staged.jsonl", "--stages", "2")
+    assert [row["row"] for row in staged] == list(range(12)) and staged[4] == whole[4]
+    assert whole[4]["error"]["kind"] == "bad_row" and len({row.get("score") for row in whole}) > 6
+    for one, other in zip(staged, whole, strict=True):
+        assert one.get("label") == other.get("label")
+        assert one.get("score", 0) == pytest.approx(other.get("score", 0), abs=1e-5)

@@ -17,7 +17,6 @@ from finetune.app.predict_options import PredictOptions, check_replicas
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.prediction import Prediction
 from finetune.app.workers.prediction_report import PredictionProgress, describe_resumed, report
-from finetune.data.images import allow_pixels
 from finetune.distributed.env import DistributedEnv, from_environ
 from finetune.distributed.failure import PeerFailed, report_failures
 from finetune.distributed.launch import SUPERVISED
@@ -56,9 +55,7 @@ def work(*, options: PredictOptions) -> None:
 
 def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) -> None:
     check_output_name(parts.output)
-    check_replicas(env.world_size if env else 1, options.slices)  # the ranks may be another launcher's
-    if options.max_pixels is not None:
-        allow_pixels(options.max_pixels)
+    check_replicas(env.world_size if env else 1, options)  # the ranks may be another launcher's
     found = find_model(
         options.model,
         checkpoint=options.checkpoint,
@@ -70,7 +67,7 @@ def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) 
     prediction = Prediction.of(found, options, parts)
     with _reading(prediction, env) as reading:
         session = Session.open(
-            None, precision=found.precision, cpu=not uses_cuda(), split=options.slices, notify=print_line
+            None, precision=found.precision, cpu=not uses_cuda(), split=options.split, notify=print_line
         )
         if not session.broadcast(reading is not None if session.is_main else None):
             session.close()
@@ -93,6 +90,8 @@ def _answer(prediction: Prediction, session: Session, reading: _Reading | None, 
         placement=_placement(options, parts, env),
         session=session,
     )
+    for line in model.notes if options.stages > 1 and session.is_main else ():
+        print_line(line)
     answerer = replace(model, task=prediction.recorder.task).answerer(
         budget=prediction.budget,
         notify=print_line if session.is_main else lambda line: None,
@@ -117,8 +116,8 @@ def _answer(prediction: Prediction, session: Session, reading: _Reading | None, 
 
 def _placement(options: PredictOptions, parts: Parts, env: DistributedEnv | None) -> Placement | None:
     """None for a model that is whole on the device of this rank."""
-    if options.slices > 1:
-        return Placement(slices=options.slices)
+    if options.split > 1:
+        return Placement(slices=options.slices, stages=options.stages)
     if options.layers == 1:
         return None
     first = options.layers * (env.local_rank if env else 0)

@@ -13,7 +13,6 @@ from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.task import Datasets, Task
-from finetune.units import format_count
 
 
 def cut_into_stages(
@@ -29,9 +28,8 @@ def cut_into_stages(
     examples = next(iter(datasets.values()))
     batch = task.collate(artifacts, [examples[index] for index in range(min(2, len(examples)))])
     stages = split_model(model, lambda module: task.forward(module, batch), plan.machine.pipeline)
-    for number, stage in enumerate(stages.stages, start=1):
-        weights = f"{format_count(stage.weights)} parameters"
-        notify(f"stage {number} of {len(stages)}: {stage.label}, {stage.share:.0%} of the cost, {weights}")
+    for line in stages.describe():
+        notify(line)
     count, idle = plan.batch.accumulation, idle_share(len(stages), plan.batch.accumulation)
     advice = "" if idle <= 0.2 else "; a smaller parallel.micro_batch or a larger global batch makes it less"
     images = f"{count} micro-batch{'es' if count > 1 else ''} of {plan.batch.micro_batch} per step"
