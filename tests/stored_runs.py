@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from finetune.app.kept_files import record_kept_files
+from finetune.recipe.identity import training_values
+from finetune.recipe.load import load_recipe
+from finetune.tasks import CARDS
 from finetune.tasks.artifacts import MODEL
 from finetune.tracking.atomic_files import publish_json
 from finetune.tracking.run import Run
@@ -27,6 +31,7 @@ def store_run(prepared: Prepared, model: Any, folder: Path, *, steps: tuple[int,
     prepared.artifacts.save(run.artifacts)
     if recipe.adapter is None:
         model.config.save_pretrained(run.artifacts / MODEL)
+    record_kept_files(run)
     for step in steps:
         store_checkpoint(run, model, step)
     (run.checkpoints / "latest").write_text(checkpoint_name(max(steps)) + "\n")
@@ -50,6 +55,7 @@ def store_checkpoint(run: Run, model: Any, step: int) -> None:
         scalars={},
         files={file.name: (len(content), hashlib.sha256(content).hexdigest())},
         shapes={name: list(tensor.shape) for name, tensor in tensors.items()},
+        training=training_values(load_recipe(run.recipe_file, [], CARDS, here=False).recipe),
     )
     (path / MANIFEST).write_text(manifest.to_json())
 

@@ -17,6 +17,7 @@ import psutil
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from finetune.app.kept_files import tell_edited_recipe
 from finetune.app.model_folder import card_text, save_model
 from finetune.app.run_contents import find_checkpoint, portable_plan, run_artifacts, run_recipe
 from finetune.errors import UserError
@@ -56,6 +57,7 @@ def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:
         )
     stored = find_checkpoint(opened, checkpoint)
     artifacts = run_artifacts(opened, recipe, print_line)
+    tell_edited_recipe(opened, stored.path, print_line)
     card = card_text(opened, recipe, figures_of(opened, stored.step), step=stored.step, merged=merge)
     with _published(output) as folder, quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of peft's use of transformers

@@ -17,6 +17,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from finetune.app.kept_files import read_plan, tell_edited_recipe
 from finetune.app.run_contents import checkpoint_folder, find_checkpoint, portable_recipe, run_artifacts, run_recipe
 from finetune.app.starting import take_adapter_values
 from finetune.data.columns import nearest_name
@@ -155,6 +156,7 @@ def _find_in_run(run: Run, checkpoint: str, notify: Notify) -> FoundModel:
     recipe = run_recipe(run).recipe
     folder = checkpoint_folder(run, checkpoint)
     artifacts = run_artifacts(run, recipe, notify)
+    tell_edited_recipe(run, folder, notify)
     built = for_answers(portable_recipe(run, recipe))
     parts = [file_digest(folder / MANIFEST), folder_digest(run.artifacts), _base_digest(built.model)]
     return FoundModel(
@@ -162,7 +164,7 @@ def _find_in_run(run: Run, checkpoint: str, notify: Notify) -> FoundModel:
         digest=digest("asked model", "run", parts),
         recipe=built,
         artifacts=artifacts,
-        stored=StoredPlan.read(run.plan_file),
+        stored=read_plan(run),
         run=run,
         checkpoint_folder=folder,
     )

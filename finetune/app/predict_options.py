@@ -44,6 +44,7 @@ class PredictOptions:
     tile: int | None = None
     overlap: float | None = None
     whole_image: bool = True
+    max_pixels: int | None = None
     max_boxes: int | None = None
     block: int | None = None
     stride: int | None = None

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from finetune.app.kept_files import check_artifacts, check_model_config, read_plan, tell_unknown
 from finetune.app.machine import plan_alone
 from finetune.app.trust import check_trusted
-from finetune.data.prepare.file_digest import folder_digest
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
 from finetune.planning.plan import Plan
-from finetune.planning.stored import StoredPlan
 from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import CARDS, load_task
@@ -43,6 +42,7 @@ def run_artifacts(run: Run, recipe: Recipe, notify: Notify) -> TaskArtifacts:
     card = CARDS[recipe.task]
     if has_artifacts(run.artifacts):
         check_artifacts(run)
+        tell_unknown(run, notify)
         return load_artifacts(run.artifacts, card)
     notify("the run has no artifacts/ (an earlier version made it): its training data is read once to make them")
     try:
@@ -54,29 +54,19 @@ def run_artifacts(run: Run, recipe: Recipe, notify: Notify) -> TaskArtifacts:
             remedy="An earlier version made this run: bring its training data back once, and run this command again.",
         ) from None
     task = load_task(recipe.task)
-    artifacts = task.prepare(plan_alone(recipe, StoredPlan.read(run.plan_file)), tables, Facts())
+    artifacts = task.prepare(plan_alone(recipe, read_plan(run)), tables, Facts())
     artifacts.save(run.artifacts)
     return artifacts
-
-
-def check_artifacts(run: Run) -> None:
-    """Raises: UserError if the files of artifacts/ are not those that the training wrote: with another tokenizer or other
-    classes, the weights would be another model, and nothing would say so. A run of an earlier version does not know.
-    """
-    recorded = run.read().get("artifacts")
-    if recorded is not None and folder_digest(run.artifacts, without=(MODEL,)) != recorded:
-        raise UserError(
-            "the tokenizer, classes or settings of the run are not those that it was trained with",
-            where=str(run.artifacts),
-            remedy="Bring the files of artifacts/ back as they were; an exported model may be edited.",
-        )
 
 
 def portable_recipe(run: Run, recipe: Recipe) -> Recipe:
     """The recipe with a model that is built from the run folder's own configuration, where the checkpoints hold all of
     its weights: then `artifacts/model` exists. Frozen weights (under an adapter, too) and a model's own code still come
     from model.source.
+
+    Raises: UserError if that configuration is not the one that was trained.
     """
+    check_model_config(run)
     folder = run.artifacts / MODEL
     if recipe.model.trust_remote_code or not (folder / "config.json").is_file():
         return recipe
@@ -95,7 +85,7 @@ def _stored_settings(folder: Path) -> dict[str, object]:
 
 def portable_plan(run: Run, recipe: Recipe) -> Plan:
     """The plan of one process for a model out of the run folder, its training part as it was."""
-    return plan_alone(portable_recipe(run, recipe), StoredPlan.read(run.plan_file))
+    return plan_alone(portable_recipe(run, recipe), read_plan(run))
 
 
 def find_checkpoint(run: Run, name: str) -> Checkpoint:

@@ -16,6 +16,12 @@ WholeImage = Annotated[
 MaxBoxes = Annotated[
     int | None, typer.Option("--max-boxes", metavar="N", help="Most boxes of an image that is cut: 1000.")
 ]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels", min=1, metavar="N", help="Most pixels of an image file; larger ones are bad rows: 178956970."
+    ),
+]
 Block = Annotated[
     int | None, typer.Option("--block", metavar="TOKENS", help="Cut long texts into blocks of this length.")
 ]

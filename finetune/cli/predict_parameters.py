@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from finetune.cli.arguments import Checkpoint
-from finetune.cli.piece_arguments import Block, MaxBoxes, Merge, Overlap, Stride, Tile, WholeImage
+from finetune.cli.piece_arguments import Block, MaxBoxes, MaxPixels, Merge, Overlap, Stride, Tile, WholeImage
 from finetune.recipe.user_path import user_path
 
 # In the order of the help page.
@@ -67,6 +67,7 @@ PARAMETERS: dict[str, Any] = {
     "tile": Tile,
     "overlap": Overlap,
     "whole_image": WholeImage,
+    "max_pixels": MaxPixels,
     "max_boxes": MaxBoxes,
     "block": Block,
     "stride": Stride,

@@ -19,7 +19,8 @@ from finetune.data.pixels import UPPER_BITS, WIDE, ValueRange, scale_values, to_
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_PIXELS = 1 << 28  # 268 megapixels: guards against small files that unpack to gigabytes
+MAX_PIXELS = 178_956_970  # 13,300 x 13,300, Pillow's own limit: guards against small files that unpack to gigabytes
+LIMIT_VARIABLE = "FINETUNE_MAX_PIXELS"  # of the environment: processes that are started later have the same limit
 # Pillow's decoders that are used. Others run external programs (EPS: Ghostscript), or have no use in a data set.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "DIB", "QOI")
 OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # format -> part that Pillow may be built without
@@ -96,6 +97,17 @@ class ImageHeader:
     orientation: int
 
 
+def allow_pixels(count: int) -> None:
+    """Let this process, and those that it starts, decode files of up to `count` pixels instead of MAX_PIXELS."""
+    os.environ[LIMIT_VARIABLE] = str(count)
+
+
+def most_pixels() -> int:
+    """Pixels of the largest file that is decoded."""
+    given = os.environ.get(LIMIT_VARIABLE, "")
+    return int(given) if given.isascii() and given.isdigit() else MAX_PIXELS
+
+
 def decode_image(value: Any, value_range: ValueRange | None = None) -> Image.Image:
     """Decode an image to RGB, rotated upright as its EXIF data says, all pixels read.
 
@@ -121,7 +133,9 @@ def read_image(value: Any, value_range: ValueRange | None = None) -> Picture:
         if orientation in UPRIGHT:
             rgb = rgb.transpose(Image.Transpose[UPRIGHT[orientation]])
             rgb.info = {}  # EXIF data among it: whoever reads the upright image again would turn it again
-    except (*BROKEN, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise _too_large(value, str(error).partition(",")[0]) from error
+    except BROKEN as error:
         raise BadRow(f"broken image{_name(value)}: {error}") from error
     except BadRow as bad:
         raise BadRow(f"image{_name(value)}: {bad}") from bad
@@ -176,17 +190,25 @@ def _open(value: Any, value_range: ValueRange | None) -> Image.Image:
             raise BadRow(f"image{_name(value)} is not a regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            Image.MAX_IMAGE_PIXELS = -(-most_pixels() // 2)  # Pillow refuses twice as many, also in later frames
             image = Image.open(content, formats=_formats())
     except BadRow:
         raise
     except UnidentifiedImageError as error:
         raise BadRow(_unidentified(content, _name(value))) from error
-    except (*BROKEN, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise _too_large(value, str(error).partition(",")[0]) from error
+    except BROKEN as error:
         reason = getattr(error, "strerror", None) or shorten(str(error))
         raise BadRow(f"image{_name(value)} cannot be opened: {reason}") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise BadRow(f"image{_name(value)} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+    if image.width * image.height > most_pixels():  # of an odd limit, Pillow takes one more
+        raise _too_large(value, f"{image.width} x {image.height} pixels, more than {most_pixels():,}")
     return image
+
+
+def _too_large(value: Any, size: str) -> BadRow:
+    remedy = "if it is no small file that unpacks to gigabytes, scale it down, or predict with --max-pixels"
+    return BadRow(f"image{_name(value)} is too large: {size}; {remedy}")
 
 
 def _content(value: Any) -> io.BytesIO | str | Path:

@@ -52,7 +52,8 @@ class StoredPlan:
             raise UserError(
                 f"the plan of the run cannot be read: {error}",
                 where=str(path),
-                remedy="Remove the file to resolve the recipe anew on this machine (its precision may then differ).",
+                remedy="Bring it back as it was. To have the recipe resolved anew on this machine, remove it, and plan "
+                "from run.json: the precision may then differ.",
             ) from error
         return stored
 

@@ -53,7 +53,8 @@ class Run:
 
     run.json: id, name, task, created (UTC), status, process (that trains it now), sessions (one per start or
     resume: started, ended, start_step, step, status), machine, versions, facts (as the loop reported them),
-    summary, artifacts (digest of the folder, without model/), wandb (id, folder, url), data (split: rows, digest of their
+    summary, artifacts (digest of the folder, without model/), plan, model_config (digests of
+    plan.json's `training` and of artifacts/model/), wandb (id, folder, url), data (split: rows, digest of their
     content, and files), data_changes (what was not as before when it resumed with --data-changed, and at which step),
     removed_checkpoints (name, bytes) where the recipe keeps none or the best only.
     """

@@ -22,6 +22,8 @@ SHAPE: dict[str, Any] = {  # a kind; {key: kind} for an object; [kind] for a lis
     "facts": {"unit": TEXT, "device": TEXT, "ranks": WHOLE, "parameters": NUMBER, "total_steps": WHOLE, "examples": {}},
     "summary": {"steps": WHOLE, "best_step": WHOLE, "best_metric": TEXT},
     "artifacts": TEXT,
+    "plan": TEXT,
+    "model_config": TEXT,
     "wandb": {"id": TEXT, "folder": TEXT, "url": TEXT},
     "data": {"train": _DATA, "validation": _DATA, "test": _DATA},
     "data_changes": [{"step": WHOLE, "changes": [TEXT]}],

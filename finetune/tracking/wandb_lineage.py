@@ -16,6 +16,7 @@ from finetune.recipe.identity import stored_values
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
 from finetune.recipe.user_path import user_path
+from finetune.terminal import printable
 from finetune.tracking.atomic_files import plain
 from finetune.tracking.run import Run, shown
 from finetune.tracking.wandb_settings import best_values
@@ -124,11 +125,11 @@ def _add_data(artifact: Any, recipe: Recipe, split: str) -> None:
         if not path.exists():  # of a hub, built in, or several files in one pattern: the digests name it
             continue
         if "data" not in recipe.tracking.upload:
-            artifact.add_reference(path.resolve().as_uri(), name=path.name, checksum=False)
+            artifact.add_reference(path.resolve().as_uri(), name=printable(path.name), checksum=False)
         elif path.is_dir():
-            artifact.add_dir(str(path), name=path.name)
+            artifact.add_dir(str(path), name=printable(path.name))
         else:
-            artifact.add_file(str(path), name=path.name)
+            artifact.add_file(str(path), name=printable(path.name))
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune.app.data_changes import describe_data
+from finetune.app.kept_files import record_kept_files
 from finetune.app.preparation import Request, artifacts_digest
 from finetune.app.run_contents import run_artifacts
 from finetune.app.runs import kept_run
@@ -47,6 +48,7 @@ def test_a_run_keeps_what_it_knows_and_refuses_other_rows(example: TinyExample, 
     run = Run.create(recipe, tmp_path, path=tmp_path / "run")
     publish_json(run.plan_file, prepared.plan.to_dict())
     prepared.artifacts.save(run.artifacts)
+    record_kept_files(run)
     run.update(data=describe_data(open_tables(recipe, card).values()))
     (run.checkpoints / "step-00000001").mkdir()
     (run.checkpoints / "step-00000001" / "manifest.json").write_text("{}")

@@ -109,7 +109,9 @@ def test_learns_eight_examples_and_says_the_same_when_loaded(example: TinyExampl
     shown = again.task.sample(again.artifacts, loaded, chosen, synced=False)
     assert [row["id"] for row in shown] == ["0", "5"]
     for row in shown:
-        assert row.keys() == {"id", "input", "expected", "predicted"}
+        asked = {"input"} if "input" in row else {"chosen", "rejected"}
+        assert {"id", "expected", "predicted"} | asked <= row.keys()
+        assert row.keys() <= {"id", "expected", "predicted", "input", "turns", "chosen", "rejected", "reply"}
         assert row["predicted"] == row["expected"]
 
 

@@ -103,6 +103,22 @@ def test_a_training_is_not_resumed_on_other_data(attack, run, place, pool):
     assert json.loads((run / "run.json").read_text())["status"] == "done", "moved back, it is the same data"
 
 
+def test_a_training_is_not_resumed_with_another_plan_or_recipe_in_its_folder(run, place, pool):
+    plan, recipe = run / "plan.json", run / "recipe.yaml"
+    kept = plan.read_text(), recipe.read_text()
+    assert '"precision": "fp32"' in kept[0] and "weight_decay: 0.0" in kept[1]
+    plan.write_text(kept[0].replace('"precision": "fp32"', '"precision": "bf16"', 1))
+    with pytest.raises(RankError, match="the plan of the run is not the one that it was trained with"):
+        Workers(pool, place).train(1, run, *SETS)
+    plan.write_text(kept[0])
+    recipe.write_text(kept[1].replace("weight_decay: 0.0", "weight_decay: 0.5", 1))
+    with pytest.raises(Ended, match="the checkpoint was trained with another recipe") as refused:
+        Workers(pool, place).train(1, run, *SETS, "training.weight_decay=0.5")
+    assert "training.weight_decay: 0.0" in str(refused.value)
+    recipe.write_text(kept[1])
+    Workers(pool, place).train(1, run, *SETS)
+
+
 def test_the_same_command_refuses_before_any_rank_starts_and_goes_on_if_told_to(run, place, finetune):
     append_rows(place)
     command = ["train", "tiny.yaml", "--run-dir", str(run), "--set", "parallel.processes=1"]

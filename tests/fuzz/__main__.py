@@ -1,36 +1,39 @@
-"""Runs the fuzz tests with new random inputs until the time is up: `python -m tests.fuzz [--minutes 10]`, part of `make soak`.
+"""Runs the fuzz tests with new random inputs for a given time: `python -m tests.fuzz [--minutes 10]`, part of `make soak`.
 
-A finding ends it with hypothesis's report of the smallest input that shows it.
+Every test has an equal share of the time (turns.py), and a line at the end: its inputs, and whether it found something. A
+finding is printed with hypothesis's report of the smallest input that shows it and the command that repeats it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-ROUND = 1_500  # inputs for each test in a round
+INPUTS = "40"  # of one turn: a few, so that every test has several turns with seeds of their own
 
 
-def main() -> int:
-    """0 if nothing was found."""
+def main(arguments: list[str] | None = None) -> int:
+    """0 if every test was reached and nothing was found; 1 otherwise, also if an input took a minute."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
-    ends = time.monotonic() + 60 * parser.parse_args().minutes
-    seed = inputs = 0
-    while time.monotonic() < ends:
-        seed += 1
-        command = [sys.executable, "-m", "pytest", "-q", "-x", str(Path(__file__).parent)]
-        command.append(f"--hypothesis-seed={time.time_ns()}")
-        done = subprocess.run(command, env={**os.environ, "FINETUNE_FUZZ_INPUTS": str(ROUND)}, check=False)
-        if done.returncode:
-            return done.returncode
-        inputs += ROUND
-        print(f"round {seed}: {inputs:,} inputs for each test, no finding", flush=True)
-    return 0
+    parser.add_argument("tests", nargs="*", default=[str(Path(__file__).parent)], help="files or tests")
+    asked = parser.parse_args(arguments)
+    os.environ["FINETUNE_FUZZ_INPUTS"] = INPUTS  # before the tests are imported
+
+    import pytest
+
+    from tests.fuzz.turns import Turns
+
+    turns = Turns(60 * asked.minutes)
+    without = [option for name in ("terminal", "cacheprovider", "timeout") for option in ("-p", f"no:{name}")]
+    pytest.main([*asked.tests, *without, "--override-ini", "addopts=--import-mode=importlib"], plugins=[turns])
+    found = [share for share in turns.shares if share.findings]
+    missed = [share for share in turns.shares if not share.turns]
+    inputs = sum(share.inputs for share in turns.shares)
+    print(f"{len(turns.shares)} tests, {inputs:,} inputs, {len(found)} findings, {len(missed)} tests not reached")
+    return 1 if found or missed or turns.broken or not turns.shares else 0
 
 
 if __name__ == "__main__":

@@ -62,15 +62,16 @@ class Place:
         return "recipe.yaml"
 
     def run(self, change: Callable[[dict[str, Any]], None] | None = None, *, sealed: bool = False) -> Path:
-        """`stranger/`: a copy of the run folder; `change` alters the values of its recipe. sealed: with the digest of its
-        artifacts, which a stranger would change with them.
+        """`stranger/`: a copy of the run folder; `change` alters the values of its recipe. sealed: with the digests of its
+        plan and artifacts, which a stranger would change with them.
         """
         run = self.folder / "stranger"
         shutil.copytree(self.given.run, run, symlinks=True)
         if not sealed:
             file = run / "run.json"
             tree = json.loads(file.read_text())
-            del tree["artifacts"]
+            for name in ("artifacts", "plan", "model_config"):
+                del tree[name]
             file.write_text(json.dumps(tree))
         if change is not None:
             file = run / "recipe.yaml"
@@ -101,7 +102,7 @@ class Attack:
     make: Callable[[Place], Sequence[str]]
     says: str
     code: int = 2
-    seconds: float = 20.0
+    seconds: float = 45.0  # more than twice what the slowest takes on two idle cores
     memory: int = 3 * GIB
     stop_after: float = 0.0
     bound: bool = False

@@ -106,6 +106,12 @@ def attacks() -> Iterator[Attack]:
             yield Attack(
                 f"{name} edited: {verb}", _looking(verb, _sealed(name, edit)), "not those that it was trained with"
             )
+    for name, edit, says in (
+        ("../plan.json", lambda tree: tree["training"].update(precision="bf16"), "the plan of the run is not the one"),
+        ("model/config.json", lambda tree: tree.update(hidden_act="relu"), "configuration is not the one"),
+    ):
+        for verb in ("evaluate", "predict", "export"):
+            yield Attack(f"{name} edited: {verb}", _looking(verb, _sealed(name, edit)), says)
     yield Attack("artifacts as they were", _looking("export", lambda place: place.run(sealed=True)), "out", 0)
 
 

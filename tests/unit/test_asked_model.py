@@ -14,6 +14,7 @@ import yaml
 
 from finetune.app.asked_model import AskedModel, open_model
 from finetune.app.export import export
+from finetune.app.kept_files import record_kept_files
 from finetune.app.model_sources import find_model
 from finetune.data.sources.tables import open_tables
 from finetune.errors import UserError
@@ -21,6 +22,7 @@ from finetune.inference.answering import Answered, Chunk
 from finetune.models import onednn_linear
 from finetune.recipe.trust import is_trusted
 from finetune.tasks.artifacts import FILE
+from finetune.tracking.run import Run
 from tests.contract.examples import EXAMPLES, TinyExample
 from tests.prepared import Prepared, prepare
 from tests.stored_runs import store_run, trained_like
@@ -153,6 +155,7 @@ def test_the_digest_names_weights_artifacts_and_precision(tmp_path: Path) -> Non
     artifacts = json.loads((moved / "artifacts" / FILE).read_text())
     artifacts["settings"]["max_length"] = 16
     (moved / "artifacts" / FILE).write_text(json.dumps(artifacts))
+    record_kept_files(Run(moved))  # as another training would have
     assert open_model(moved).digest != first.digest
     other = store_run(prepared, trained_like(model), tmp_path / "other")
     assert open_model(other).digest != first.digest

@@ -18,9 +18,11 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 import finetune
 from finetune.app.argument_names import in_arguments
 from finetune.app.export import export
+from finetune.app.kept_files import record_kept_files
 from finetune.app.loaded import LoadedModel, _Answers
 from finetune.errors import UserError
 from finetune.inference.answering import RowError
+from finetune.tracking.run import Run
 from tests import asking
 from tests.contract.examples import EXAMPLES
 from tests.prepared import Prepared, prepare
@@ -225,10 +227,12 @@ def test_it_travels_to_another_process_by_name(open_task: Any) -> None:
     content = manifest.read_text()
     try:
         manifest.write_text(json.dumps({**json.loads(content), "settings": {"max_length": 9, "label_smoothing": 0.0}}))
+        record_kept_files(Run(opened.run))  # as another training would have
         with pytest.raises(UserError, match="has changed since it was loaded"):
             pickle.loads(stored)
     finally:
         manifest.write_text(content)
+        record_kept_files(Run(opened.run))
 
 
 def test_mistakes_are_named(open_task: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.app.evaluated_data import evaluation_logs, evaluation_name, reserve_folder
+from finetune.app.kept_files import read_plan, tell_edited_recipe
 from finetune.app.machine import plan_here
 from finetune.app.run_contents import find_checkpoint, portable_recipe, run_recipe
 from finetune.app.workers.context import build_engine, check_same_data, open_session
@@ -23,7 +24,6 @@ from finetune.inference.evaluation import Evaluator
 from finetune.inference.reference_logprobs import add_reference_logprobs
 from finetune.models.config import load_config
 from finetune.planning.shape import cost_model
-from finetune.planning.stored import StoredPlan
 from finetune.tasks import load_task
 from finetune.tasks.task import reference_columns
 from finetune.terminal import print_line
@@ -49,7 +49,7 @@ def work(
 def _evaluate(opened: Run, checkpoint: str, split: str, data: list[str], name: str, sets: list[str]) -> None:
     env, supervised = from_environ(), SUPERVISED in os.environ
     recipe = run_recipe(opened, sets).recipe
-    stored = StoredPlan.read(opened.plan_file)
+    stored = read_plan(opened)
     prepared, task = ready(recipe, opened.path, split, tuple(data)), load_task(recipe.task)
     compares = bool(reference_columns(task, prepared.artifacts))  # with the model as training began
     built = recipe if compares else portable_recipe(opened, recipe)
@@ -66,6 +66,8 @@ def _evaluate(opened: Run, checkpoint: str, split: str, data: list[str], name: s
     )
     ((name_of_split, examples),) = datasets.items()
     found = find_checkpoint(opened, checkpoint)
+    if session.is_main:
+        tell_edited_recipe(opened, found.path, print_line)
     load_checkpoint(engine, found)
     folder = _agree_on_folder(session, opened, name, supervised=supervised)
     cost = cost_model(load_config(plan.recipe.model))

@@ -17,6 +17,7 @@ from finetune.app.predict_options import PredictOptions, check_replicas
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.prediction import Prediction
 from finetune.app.workers.prediction_report import PredictionProgress, describe_resumed, report
+from finetune.data.images import allow_pixels
 from finetune.distributed.env import DistributedEnv, from_environ
 from finetune.distributed.failure import PeerFailed, report_failures
 from finetune.distributed.launch import SUPERVISED
@@ -56,6 +57,8 @@ def work(*, options: PredictOptions) -> None:
 def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) -> None:
     check_output_name(parts.output)
     check_replicas(env.world_size if env else 1, options)  # the ranks may be another launcher's
+    if options.max_pixels is not None:
+        allow_pixels(options.max_pixels)
     found = find_model(
         options.model,
         checkpoint=options.checkpoint,

@@ -26,6 +26,7 @@ import numpy as np
 
 from finetune.app.data_changes import describe_data
 from finetune.app.evaluated_data import open_evaluated_table
+from finetune.app.kept_files import check_artifacts, read_plan, tell_unknown
 from finetune.app.machine import plan_alone
 from finetune.app.preparation import (
     ARTIFACTS,
@@ -44,7 +45,7 @@ from finetune.app.preparation import (
     report_failure,
     wait_for_prepared,
 )
-from finetune.app.run_contents import check_artifacts, portable_recipe, run_artifacts
+from finetune.app.run_contents import portable_recipe, run_artifacts
 from finetune.data.prepare.cache import publish, recorded_entries
 from finetune.data.prepare.memory import default_workers
 from finetune.data.prepare.named_files import list_named_files, write_named_files
@@ -55,7 +56,6 @@ from finetune.distributed.env import from_environ
 from finetune.distributed.failure import PeerFailed
 from finetune.errors import UserError
 from finetune.planning.plan import Plan
-from finetune.planning.stored import StoredPlan
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import CARDS, load_task
 from finetune.tasks.artifacts import FILE, MODEL, TaskArtifacts, has_artifacts, load_artifacts
@@ -188,7 +188,7 @@ def _read(
 ) -> tuple[Plan, TaskArtifacts, list[Table], Path | None]:
     """(plan, artifacts, tables, the run's folder of artifacts if they come from there)."""
     run = None if request.run is None else Run(request.run)
-    stored = None if run is None else StoredPlan.read(run.plan_file)
+    stored = None if run is None else read_plan(run)
     if request.split or request.data:
         assert run is not None, "a run is evaluated"
         artifacts = run_artifacts(run, recipe, notify)
@@ -198,6 +198,7 @@ def _read(
     tables = open_tables(recipe, card, notify=notify)
     if run is not None and has_artifacts(run.artifacts):
         check_artifacts(run)
+        tell_unknown(run, notify)
         return plan, load_artifacts(run.artifacts, card), list(tables.values()), run.artifacts
     return plan, load_task(recipe.task).prepare(plan, tables, facts), list(tables.values()), None
 

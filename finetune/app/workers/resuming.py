@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune.app.data_changes import data_changes
+from finetune.app.kept_files import edited_keys
 from finetune.distributed.session import Session
 from finetune.errors import UserError
 from finetune.events import Listener
 from finetune.planning.plan import Plan
-from finetune.recipe.identity import list_differences, training_differences
+from finetune.recipe.identity import list_differences
 from finetune.recipe.recipe import Recipe
 from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
@@ -69,6 +70,7 @@ def find_checkpoints(
             return None, None
     else:
         start = _given_checkpoint(session, recipe, Path(resume).resolve(), listener)
+    _check_recipe(start, recipe)
     best = _find_best(session, start, listener)
     if session.is_main:
         if resume != "auto":
@@ -88,12 +90,8 @@ def _given_checkpoint(session: Session, recipe: Recipe, path: Path, listener: Li
         removed = removal_remedy(owner) if owner.file.is_file() and not path.exists() else ""
         raise UserError(problem, where="--resume", remedy=removed or "Give another checkpoint, or --resume auto.")
     run = Run(path.parent.parent)
-    if run.recipe_file.is_file():
-        differences = run.differences(recipe)
-    elif checkpoint.manifest.training:
-        differences = training_differences(checkpoint.manifest.training, recipe)
-    else:
-        differences = []
+    differences = run.differences(recipe) if run.recipe_file.is_file() else []
+    if not run.recipe_file.is_file() and not checkpoint.manifest.training:
         listener.message("note: the checkpoint is outside its run folder and does not name its recipe: not compared")
     if differences:
         raise UserError(
@@ -102,6 +100,16 @@ def _given_checkpoint(session: Session, recipe: Recipe, path: Path, listener: Li
             remedy="Train this recipe from model.source instead, or resume with the recipe that the checkpoint is of.",
         )
     return checkpoint
+
+
+def _check_recipe(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Raises: UserError if the checkpoint names another training: then recipe.yaml of its run was edited."""
+    if differences := edited_keys(checkpoint.manifest, recipe):
+        raise UserError(
+            f"the checkpoint was trained with another recipe:{list_differences(differences)}",
+            where=str(checkpoint.path),
+            remedy="Bring recipe.yaml of the run back as it was, or train the changed recipe from model.source.",
+        )
 
 
 def _find_best(session: Session, start: Checkpoint, listener: Listener) -> Checkpoint | None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune.app.asked_model import AskedModel, open_model
+from finetune.data.images import MAX_PIXELS, allow_pixels
 from finetune.errors import EXIT_FAILED, UserError
 from finetune.inference.pieces.loading import LoadingAnswerer
 from finetune.inference.pieces.options import PieceOptions
@@ -39,6 +40,7 @@ def work(sock: socket.socket, given: Mapping[str, Any]) -> int:
 
     async def open_replica(ran: Callable[[BatchRun], None], broken: Callable[[BaseException], None]) -> Replica:
         gpus = given["gpus"]  # which this process sees
+        allow_pixels(max(given["pixels"], MAX_PIXELS))
         asked = open_model(
             given["source"],
             checkpoint=given["checkpoint"],

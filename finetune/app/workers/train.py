@@ -10,10 +10,10 @@ from typing import Any
 
 from rich import console as terminal
 
+from finetune.app.kept_files import read_plan, record_kept_files
 from finetune.app.machine import plan_here
 from finetune.app.model_folder import write_model
 from finetune.app.opening import open_recipe
-from finetune.app.preparation import artifacts_digest
 from finetune.app.runs import choose_run, kept_run, leave_folders, resume_command
 from finetune.app.workers.context import TrainingContext, make_loop, open_session, set_up
 from finetune.app.workers.describe import describe, forecast_bytes
@@ -33,7 +33,6 @@ from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, Stopped
 from finetune.events import Listener, SilentListener
 from finetune.planning.plan import Plan
-from finetune.planning.stored import StoredPlan
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.artifacts import MODEL
@@ -62,7 +61,7 @@ def work(
         redirect_output(rank, Path(supervised))
     loaded = open_recipe(recipe, sets)
     kept = kept_run(loaded.recipe, run_dir, resume)  # on all ranks, before anything is written
-    stored = None if kept is None else StoredPlan.read(Run(kept).plan_file)
+    stored = None if kept is None else read_plan(Run(kept))
     plan = plan_here(loaded.recipe, env.world_size if env else 1, stored)
     if not supervised and rank == 0:
         for line in compare_with_launcher(os.environ, plan):
@@ -158,7 +157,7 @@ def _write_contract(context: TrainingContext, data: PreparedData, run: Run) -> N
     module: Any = context.engine.module
     if all(weight.requires_grad for weight in module.parameters()):  # so that checkpoints hold the whole model
         module.config.save_pretrained(run.artifacts / MODEL)
-    run.update(artifacts=artifacts_digest(run.artifacts))
+    record_kept_files(run)
 
 
 def _end(session: Session, listener: Listener, status: str, failure: Failure | None = None) -> None:

@@ -107,7 +107,7 @@ class Preference:
             rows += [{"input_ids": example["rejected_input_ids"]} for example in examples]
         inputs, padding = collate_texts(artifacts, rows)
         whole = inputs["input_ids"].shape
-        if len(rows) > len(examples) and artifacts.settings.get("shared_prompts"):
+        if len(rows) > len(examples) and is_concatenated(artifacts) and artifacts.settings.get("shared_prompts"):
             inputs = share_prefixes(inputs)
         positions = inputs["input_ids"].numel()
         ids = tuple(int(example["id"]) for example in examples)

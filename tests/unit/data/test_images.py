@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.images import decode_image, image_size
+from finetune.data.images import LIMIT_VARIABLE, allow_pixels, decode_image, image_size
 
 RED = (255, 0, 0)
 
@@ -136,8 +136,21 @@ def test_an_image_that_unpacks_to_gigabytes_is_refused():
     header = bytearray(PNG)
     header[16:24] = (60_000).to_bytes(4, "big") * 2
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
-    with pytest.raises(BadRow, match=r"60000 x 60000|decompression bomb"):
+    with pytest.raises(BadRow, match=r"is too large: Image size \(3600000000 pixels\).*--max-pixels"):
         decode_image(bytes(header))
+
+
+def test_larger_files_are_decoded_where_they_are_allowed(monkeypatch):
+    monkeypatch.setenv(LIMIT_VARIABLE, "")  # and restored after the test
+    allow_pixels(64 * 64 - 1)
+    for read in (decode_image, image_size):
+        with pytest.raises(BadRow, match=r"64 x 64 pixels, more than 4,095"):
+            read(JPEG)
+    allow_pixels(2000)
+    with pytest.raises(BadRow, match=r"exceeds limit of 2000 pixels"):
+        decode_image(JPEG)
+    allow_pixels(64 * 64)
+    assert decode_image(JPEG).size == (64, 64)
 
 
 @pytest.mark.filterwarnings("ignore")  # PIL warns about what it repairs

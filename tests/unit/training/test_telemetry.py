@@ -85,7 +85,7 @@ def test_a_tracer_that_fails_to_start_or_to_stop(monkeypatch, place):
 
 def test_a_tracer_that_fails_on_another_rank_after_a_trace():
     def other(seen):
-        return (*seen[:3], "RuntimeError: CUPTI") if session.gathered > 6 else seen
+        return seen._replace(trace="RuntimeError: CUPTI") if session.gathered > 6 else seen
 
     session = Session(other)
     listener, _ = train(session)

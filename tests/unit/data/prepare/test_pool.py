@@ -164,23 +164,29 @@ def test_memory_is_limited():
     assert done.stdout == "refused\n"
 
 
+def wait_until_idle(process):
+    """Until it uses no processor for 0.3 seconds."""
+    used = None
+    while used != (used := process.cpu_times()[:2]) or process.status() != psutil.STATUS_SLEEPING:
+        time.sleep(0.3)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_workers_end_with_their_parent(number):
     code = (
-        "import time\n"
+        "import os, time\n"
         "from finetune.data.prepare.pool import map_chunks\n"
         "class Sleep:\n"
-        "    def run(self, chunk): print('at work', flush=True); time.sleep(60)\n"
+        "    def run(self, chunk): os.write(1, b'at work\\n'); time.sleep(60)\n"
         "list(map_chunks(Sleep(), [(0, 1), (1, 2), (2, 3), (3, 4)], workers=2))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
-    for _ in range(
-        2
-    ):  # both are at work, so the parent waits: Python drops a KeyboardInterrupt that comes while it forks
+    for _ in range(2):
         assert parent.stdout.readline() == b"at work\n"
-    workers = psutil.Process(parent.pid).children()
+    process = psutil.Process(parent.pid)
+    workers = process.children()
     assert len(workers) == 2
-    time.sleep(0.2)
+    wait_until_idle(process)  # Python drops a KeyboardInterrupt that comes while it forks
     started = time.monotonic()
     parent.send_signal(number)
     parent.wait(10)
