@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.models.dependent_settings import check_buckets, check_experts
 from finetune.recipe.json_file import read_json
 
 INDEX_PATTERN = "*.index.json"
@@ -59,7 +60,8 @@ def check_model_folder(folder: Path) -> None:
 
 def check_layers(settings: Mapping[str, Any], where: str) -> None:
     """Raises: UserError if a setting asks for more layers or labels than a model has, for a negative number of them, or for
-    a probability that is none; if heads cannot be divided into groups; if a model would not return names with its outputs.
+    a probability that is none; if experts, buckets of positions or heads cannot be divided into groups; if a model would
+    not return names with its outputs.
     """
     heads, groups = settings.get("num_attention_heads"), settings.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups:
@@ -68,6 +70,8 @@ def check_layers(settings: Mapping[str, Any], where: str) -> None:
             where=where,
             remedy="Correct one of them.",
         )
+    check_experts(settings, where)
+    check_buckets(settings, where)
     for key, value in _settings_of(settings):
         if isinstance(value, (int, float)) and not isinstance(value, bool) and _is_beyond(key, value):
             raise UserError(f"{key} is out of range: {str(value)[:40]}", where=where, remedy="Correct the number.")

@@ -47,6 +47,7 @@ def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     """
     content = _load(path)
     names = _category_names(path, content)
+    shared = _shared_names(names)
     objects: dict[Any, list[Mapping[str, Any]]] = {_key(image["id"]): [] for image in content["images"]}
     seen: Counter[Any] = Counter(_key(annotation.get("id")) for annotation in content["annotations"])
     for annotation in content["annotations"]:
@@ -73,8 +74,13 @@ def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
         except BadRow as bad:
             yield 0, BadRow(f"{image['file_name']}: {bad}"[:300])
             continue
+        notices = list(
+            dict.fromkeys(shared[key] for one in annotations if (key := _key(one.get("category_id"))) in shared)
+        )
         if any(annotation.get("id") is not None and seen[_key(annotation["id"])] > 1 for annotation in annotations):
-            row[NOTICES] = [REPEATED_ID]
+            notices.append(REPEATED_ID)
+        if notices:
+            row[NOTICES] = notices
         yield 0, row
 
 
@@ -150,6 +156,19 @@ def _category_names(path: Path, content: Mapping[str, Any]) -> dict[Any, str]:
                 remedy="Rename one of them, or use one id for both if they are one class.",
             )
     return names
+
+
+def _shared_names(names: Mapping[Any, str]) -> dict[Any, str]:
+    """Category id -> a notice, for ids whose name another id has, too: another file may use that one for the same class."""
+    ids: dict[str, list[Any]] = {}
+    for key, name in names.items():
+        ids.setdefault(name.strip(), []).append(key)
+    several = {name: ", ".join(map(repr, keys)) for name, keys in ids.items() if len(keys) > 1}
+    return {
+        key: f"the categories {several[name]} are all named {name!r}; boxes of this file are of {key!r} alone"[:300]
+        for name in several
+        for key in ids[name]
+    }
 
 
 def _image_path(path: Path, folder: Path, index: int, file_name: Any) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import ctypes
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.prepare.notices import KEY as NOTICES
@@ -14,7 +14,8 @@ from finetune.inference.answering import Outcome, RowError
 from finetune.inference.serving.batcher import Batcher
 from finetune.inference.serving.faults import RequestFault
 from finetune.inference.serving.messages import BatchRun, ModelFacts, Piece, Record, Sampling
-from finetune.inference.serving.served_model import ServedModel
+from finetune.inference.serving.piece_room import ROWS_AT_ONCE, PieceRoom
+from finetune.inference.serving.served_model import Pieces, ServedModel
 from finetune.tasks.batch import RecordOptions
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Replica:
         self._model, self._writer = model, writer
         self._loop = asyncio.get_running_loop()
         self._encoders = ThreadPoolExecutor(ENCODERS, "encoder")
+        self._splitting, self._room = asyncio.Semaphore(ENCODERS), PieceRoom()
         self._batcher = Batcher(
             model.answerer,
             ran=lambda rows, seconds: self._call(ran, BatchRun(rows, seconds)),
@@ -57,14 +59,37 @@ class Replica:
 
     async def predict(self, rows: list[dict[str, Any]], *, top_k: int, threshold: float | None) -> list[Record]:
         """See Backend."""
-        split = await self._loop.run_in_executor(self._encoders, self._model.split, rows)
-        examples = [example for item in split if not isinstance(item, RowError) for example in item]
+        options = RecordOptions(top_k=top_k, threshold=threshold)
+        if self._model.pieces is None:
+            return self._records(*await self._outcomes(rows), options)
+        groups = [rows[at : at + ROWS_AT_ONCE] for at in range(0, len(rows), ROWS_AT_ONCE)]
+        found = await asyncio.gather(*(self._outcomes_in_turn(group) for group in groups))
+        split = [item for items, _ in found for item in items]
+        return self._records(split, [outcome for _, outcomes in found for outcome in outcomes], options)
+
+    async def _outcomes_in_turn(self, rows: list[dict[str, Any]]) -> tuple[list[Pieces | RowError], list[Outcome]]:
+        """`_outcomes`, once there is room for the pieces: rows wait as rows, which --max-waiting bounds."""
+        async with AsyncExitStack() as room:
+            async with self._splitting:
+                split = await self._split(rows)
+                await room.enter_async_context(self._room.hold(len(_examples_of(split))))
+            return await self._answer_split(split)
+
+    async def _outcomes(self, rows: list[dict[str, Any]]) -> tuple[list[Pieces | RowError], list[Outcome]]:
+        """(the examples of each row, the outcome of each row)."""
+        return await self._answer_split(await self._split(rows))
+
+    async def _split(self, rows: list[dict[str, Any]]) -> list[Pieces | RowError]:
+        return await self._loop.run_in_executor(self._encoders, self._model.split, rows)
+
+    async def _answer_split(self, split: list[Pieces | RowError]) -> tuple[list[Pieces | RowError], list[Outcome]]:
+        examples = _examples_of(split)
         answered = await self._answer(examples) if examples else []
         if len(examples) > len(split):  # merging boxes takes time
-            outcomes = await self._loop.run_in_executor(self._encoders, self._model.merge, split, answered)
-        else:
-            outcomes = self._model.merge(split, answered)
-        options = RecordOptions(top_k=top_k, threshold=threshold)
+            return split, await self._loop.run_in_executor(self._encoders, self._model.merge, split, answered)
+        return split, self._model.merge(split, answered)
+
+    def _records(self, split: list[Pieces | RowError], outcomes: list[Outcome], options: RecordOptions) -> list[Record]:
         records = [self._model.record(place, outcome, options) for place, outcome in enumerate(outcomes)]
         for place, item in enumerate(split):
             if isinstance(item, list) and item[0].get(NOTICES):
@@ -113,6 +138,10 @@ def release_memory() -> None:
     """Give freed memory back to the system: batches of many sizes leave holes in the heap of the C library."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _examples_of(split: list[Pieces | RowError]) -> list[dict[str, Any]]:
+    return [example for item in split if not isinstance(item, RowError) for example in item]
 
 
 def prompt_of(example: Any) -> list[int]:

@@ -102,8 +102,12 @@ def test_categories_that_cannot_be_told_apart(tmp_path: Path, categories: list[A
 
 def test_a_name_that_occurs_twice_but_is_used_once(tmp_path: Path) -> None:
     """Roboflow writes the set's name as category 0, and often also as the name of a class."""
-    rows = read(tmp_path, [image(1)], [box(7, 1, 1)], [{"id": 0, "name": "cells"}, {"id": 1, "name": "cells"}])
-    assert rows[0]["objects"]["category"] == ["cells"]
+    rows = read(
+        tmp_path, [image(1), image(2)], [box(7, 1, 1)], [{"id": 0, "name": "cells"}, {"id": 1, "name": "cells "}]
+    )
+    assert rows[0]["objects"]["category"] == ["cells "]
+    assert rows[0][NOTICES] == ["the categories 0, 1 are all named 'cells'; boxes of this file are of 1 alone"]
+    assert NOTICES not in rows[1]
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd.png", "../b.png", "a/../../b.png"])

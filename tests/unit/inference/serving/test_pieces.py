@@ -20,6 +20,7 @@ from finetune.data.images import read_image
 from finetune.errors import UserError
 from finetune.inference.pieces import images
 from finetune.inference.serving.messages import BatchRun
+from finetune.inference.serving.piece_room import ROWS_AT_ONCE, PieceRoom
 from finetune.inference.serving.replica import Replica
 from tests.contract.examples import EXAMPLES
 from tests.prepared import prepare
@@ -122,6 +123,53 @@ def test_an_image_is_decoded_once_for_all_of_its_tiles(opened: Any, monkeypatch:
     assert "label" in records[0] and records[1]["error"]["message"].startswith("the whole image: broken image")
     assert len(decoded) == 2
     assert model.pieces is not None and not model.pieces._splitter._kept  # of this thread
+
+
+def test_pieces_that_wait_are_bounded_whatever_the_rows_become(opened: Any) -> None:
+    model = serve_asked(opened("text_classification"), pixels=PIXELS, pieces=TEXT)
+    rows = [{"text": "cold dull film " * (12 + number)} for number in range(20)]
+    alone = [len(item) for item in model.split(rows)]
+    held: list[int] = []
+
+    async def main(most: int) -> list[Any]:
+        replica = Replica(model)
+        replica._room = PieceRoom(most)
+        put = replica._batcher.put
+        replica._batcher.put = lambda *given: held.append(replica._room.count) or put(*given)  # type: ignore[method-assign]
+        first, second = (
+            replica.predict(rows, top_k=1, threshold=None),
+            replica.predict(rows[:3], top_k=1, threshold=None),
+        )
+        answers = await asyncio.gather(first, second)
+        assert replica._room.count == 0
+        await replica.close()
+        return answers
+
+    bounded, free = asyncio.run(main(most := 2 * max(alone) * ROWS_AT_ONCE)), asyncio.run(main(10**6))
+    near(bounded[0], free[0])
+    near(bounded[1], free[0][:3])
+    assert len(held) == 12 and max(held[:6]) <= most < sum(alone) == max(held) - sum(alone[:3]), held
+
+
+def test_room_is_given_in_turn_and_back() -> None:
+    async def main() -> list[str]:
+        room, order = PieceRoom(10), list[str]()
+
+        async def take(name: str, amount: int) -> None:
+            async with room.hold(amount):
+                order.append(name)
+                assert room.count <= 10 or room.count == amount == 50
+                await asyncio.sleep(0.001)
+
+        given_up = asyncio.ensure_future(take("given up", 10))
+        waiting = [asyncio.ensure_future(take(name, size)) for name, size in (("a", 8), ("b", 50), ("c", 1), ("d", 9))]
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.gather(*waiting)
+        assert room.count == 0
+        return order
+
+    assert [name for name in asyncio.run(main()) if name != "given up"] == ["a", "b", "c", "d"]
 
 
 def test_a_row_of_too_many_pieces_is_an_error_of_its_own(opened: Any) -> None:
