@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from finetune.errors import UserError
 
@@ -62,5 +62,5 @@ def _parts_of(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield from _parts_of(value)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)

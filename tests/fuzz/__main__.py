@@ -1,7 +1,7 @@
 """Runs the fuzz tests with new random inputs for a given time: `python -m tests.fuzz [--minutes 10]`, part of `make soak`.
 
 Every test has an equal share of the time (turns.py), and a line at the end: its inputs, and whether it found something. A
-finding is printed with hypothesis's report of the smallest input that shows it and the command that repeats it.
+finding is printed with its input and the command that repeats it, which looks for the smallest such input for minutes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["FINETUNE_FUZZ_INPUTS"] = INPUTS  # before the tests are imported
 
     import pytest
+    from hypothesis import Phase, settings
+
+    settings.register_profile(
+        "turns", phases=(Phase.explicit, Phase.reuse, Phase.generate)
+    )  # who repeats it shrinks it
+    settings.load_profile("turns")
 
     from tests.fuzz.turns import Turns
 

@@ -49,7 +49,7 @@ def test_shares_of_the_time_and_a_finding(tmp_path: Path) -> None:
     assert by_name["test_wrong"][2] == "FINDING" and by_name["test_wrong"][0] == 1
     assert by_name["test_slow"][2] == by_name["test_quick"][2] == "no finding"
     assert by_name["test_quick"][0] > by_name["test_slow"][0] >= 1, "as many turns as fit into an equal share"
-    assert "value=500" in done.stdout
+    assert "value=" in done.stdout and "AssertionError" in done.stdout
     repeat = re.search(
         r"repeat with: (FINETUNE_FUZZ_INPUTS=\d+) python -m pytest '\S*::test_wrong' (\S+=\d+)", done.stdout
     )

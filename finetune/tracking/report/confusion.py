@@ -11,6 +11,7 @@ MAX_TABLE = 16  # classes shown as a table of numbers
 MAX_MAP = 200  # classes drawn as a map
 MAX_CELLS = 5_000  # cells of a map that are drawn, the largest ones
 MAX_PAIRS = 15
+MAX_COUNT = 1 << 53
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,28 @@ class Pair:
 
 
 def confusion_cells(table: Table | None) -> dict[str, Any] | None:
-    """What the page draws: `form` is table, map, pairs (too many classes) or other (several labels); `pairs`."""
+    """What the page draws: `form` is table, map, pairs (too many classes) or other (several labels); `pairs`.
+
+    Raises: ValueError for a cell that is no count.
+    """
     if table is None or not table.rows:
         return None
     columns, rows = table.columns, table.rows
     if columns[0] != "reference" or len(columns) != len(rows) + 1:
         return {**(clip(table) or {}), "form": "other", "pairs": []}
+    for at, (_, *counts) in enumerate(rows):
+        if not all(_is_count(count) for count in counts):
+            raise ValueError(f"row {at + 1} has a cell that is no count")
     pairs, found = _pairs(columns[1:], rows), {"columns": columns[1:], "note": table.note}
     if len(rows) > MAX_MAP:
         return {**found, "form": "pairs", "pairs": pairs, "classes": len(rows)}
     if len(rows) > MAX_TABLE:
         return {**found, "form": "map", "pairs": pairs, "cells": _cells(columns[1:], rows), "classes": len(rows)}
     return {**found, "form": "table", "pairs": [], "rows": [_shaded(index, row) for index, row in enumerate(rows)]}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < MAX_COUNT
 
 
 def _shaded(index: int, row: list[Any]) -> dict[str, Any]:
