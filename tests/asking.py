@@ -52,13 +52,14 @@ class AddUp:
 @dataclass
 class AddingAnswerer:
     """seconds: that a unit of cost takes. dies_at: a text whose example ends the whole chunk with an exception.
-    fails: at every row.
+    fails: at every row. waits: for another rank's first answer.
     """
 
     budget: int = 40
     seconds: float = 0.0
     dies_at: str = ""
     fails: bool = False
+    waits: bool = False
     chunks: int = 0
     failures: FailureLimit = field(default_factory=FailureLimit)
 
@@ -70,6 +71,8 @@ class AddingAnswerer:
             if chunk is None:
                 continue
             self.chunks += 1
+            while self.waits and not self.failures.answered_elsewhere():
+                time.sleep(0.01)
             outcomes: list[Outcome] = []
             for example in chunk.examples:
                 ids = [int(number) for number in example["input_ids"]]

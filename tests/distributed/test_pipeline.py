@@ -176,7 +176,11 @@ def sampled(values, folder):
     messages = []
     context, loop = pictures.open_pictures(values, folder, messages)
     rows = []
-    loop.listener.table = lambda name, **table: rows.append((name, table["rows"]))
+
+    def keep(name, **table):
+        rows.append((name, [[cell.removeprefix(f"{folder}/") for cell in row] for row in table["rows"]]))
+
+    loop.listener.table = keep
     loop.samples.show(context.datasets, "before", 0)
     return messages, rows, context.facts.values.get("pipeline")
 

@@ -34,6 +34,7 @@ def predict(rows, output, *, seconds=(0.0,), dies_at="", died=(), fails=(), max_
     slowness = seconds[min(session.rank, len(seconds) - 1)]
     answerer = asking.AddingAnswerer(seconds=slowness, dies_at=dies_at if session.rank in died else "")
     answerer.fails = session.rank in fails
+    answerer.waits = answerer.fails and len(fails) < session.world_size
     relay = connection = None
     if session.is_main:
         connection = asking.keep_in_thread(asking.asked(rows, keep=("name",)), output, max_errors)
