@@ -184,7 +184,7 @@ def _of_images() -> Iterator[Attack]:
     for name, content, says in (
         ("a.png", b"\x89PNG\r\n\x1a\n" + bare, "broken image"),
         ("a.jpg", eps, "EPS"),
-        ("a.jpg", gzip.compress(b"<svg/>"), "not an image"),
+        ("a.jpg", gzip.compress(b"<svg/>", mtime=0), "not an image"),
         (
             "a.gif",
             b"GIF89a\xff\xff\xff\xff\x80\0\0" + b"\0" * 6 + b",\0\0\0\0\x01\0\x01\0\0\x02\x02\x44\x01\0;",
