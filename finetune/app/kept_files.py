@@ -15,6 +15,7 @@ from pathlib import Path
 from finetune.data.prepare.cache import digest
 from finetune.data.prepare.file_digest import folder_digest, read_digest
 from finetune.errors import UserError
+from finetune.models.adapter_source import adapter_of
 from finetune.planning.stored import StoredPlan
 from finetune.recipe.identity import list_differences, training_differences
 from finetune.recipe.load import load_recipe
@@ -99,8 +100,28 @@ def tell_edited_recipe(run: Run, checkpoint: Path, notify: Notify) -> None:
 
 
 def edited_keys(manifest: Manifest, recipe: Recipe) -> list[str]:
-    """Keys that name the training in which `recipe` is not the recipe of the checkpoint; [] for one of the first design."""
-    return training_differences(manifest.training, recipe) if manifest.training else []
+    """Keys that name the training in which `recipe` is not the recipe of the checkpoint; [] for one of the first design.
+
+    Where an adapter is merged before the training, the checkpoint names the merged model, which is this machine's.
+    """
+    if not manifest.training:
+        return []
+    training = manifest.training
+    if _merges(recipe):
+        named = recipe.model.model_dump(mode="json")
+        training = {**training, "model": {**training["model"], **{key: named[key] for key in ("source", "revision")}}}
+    return training_differences(training, recipe)
+
+
+def _merges(recipe: Recipe) -> bool:
+    """Whether model.source is an adapter that is merged; also one whose base is no longer there."""
+    continues = recipe.adapter is not None and recipe.adapter.start == "continue"
+    if continues or not Path(recipe.model.source).is_dir():
+        return False
+    try:
+        return adapter_of(recipe.model) is not None
+    except UserError:
+        return True
 
 
 def _recorded(run: Run, name: str) -> str | None:
