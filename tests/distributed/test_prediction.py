@@ -10,6 +10,7 @@ from multiprocessing import Pipe
 import pytest
 
 from finetune.data.sources.streams import MemoryStream
+from finetune.distributed.failure import PeerFailed
 from finetune.distributed.session import Session
 from finetune.errors import TrainingFailed, UserError
 from finetune.inference.prediction.heartbeat import Listening
@@ -42,7 +43,12 @@ def predict(rows, output, *, seconds=(0.0,), dies_at="", died=(), fails=(), max_
     recorder = asking.recorder()
     loop = RankLoop(session, Parts(output), answerer, recorder.splitter, recorder, asking.cost)
     try:
-        own = loop.run()
+        try:
+            own = loop.run()
+        except PeerFailed:
+            if relay:
+                relay.wait()  # raises what it was
+            raise
         state = relay.wait() if relay else None
         return own, state, wait_for_figures(session, own.to_dict())
     finally:

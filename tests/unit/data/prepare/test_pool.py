@@ -174,7 +174,8 @@ def wait_until_idle(process):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_workers_end_with_their_parent(number):
     code = (
-        "import os, time\n"
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a shell starts in the background
         "from finetune.data.prepare.pool import map_chunks\n"
         "class Sleep:\n"
         "    def run(self, chunk): os.write(1, b'at work\\n'); time.sleep(60)\n"
