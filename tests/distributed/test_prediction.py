@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from contextlib import suppress
 from multiprocessing import Pipe
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from finetune.data.sources.streams import MemoryStream
 from finetune.distributed.failure import PeerFailed
 from finetune.distributed.session import Session
-from finetune.errors import TrainingFailed, UserError
+from finetune.errors import FinetuneError, TrainingFailed, UserError
 from finetune.inference.prediction.heartbeat import Listening
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.rank_loop import RankLoop, total_figures
@@ -54,6 +55,8 @@ def predict(rows, output, *, seconds=(0.0,), dies_at="", died=(), fails=(), max_
     finally:
         if connection is not None:
             connection.close()  # ends the thread at its other end, and the relay's
+            with suppress(FinetuneError):
+                relay.wait()  # or it would announce that in the store of the next test's ranks
 
 
 @pytest.fixture
