@@ -19,7 +19,10 @@ MaxBoxes = Annotated[
 MaxPixels = Annotated[
     int | None,
     typer.Option(
-        "--max-pixels", min=1, metavar="N", help="Most pixels of an image file; larger ones are bad rows: 178956970."
+        "--max-pixels",
+        min=1,
+        metavar="N",
+        help="Most pixels of an image file; larger ones are bad rows. Default: 178956970.",
     ),
 ]
 Block = Annotated[

@@ -207,7 +207,7 @@ def _open(value: Any, value_range: ValueRange | None) -> Image.Image:
 
 
 def _too_large(value: Any, size: str) -> BadRow:
-    remedy = "if it is no small file that unpacks to gigabytes, scale it down, or predict with --max-pixels"
+    remedy = "scale it down, or, to predict, allow it with --max-pixels"
     return BadRow(f"image{_name(value)} is too large: {size}; {remedy}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
 from finetune.tasks.text.conversations import read_turns
+from finetune.tasks.text.turns import template_leads
 
 LOST = "\ufffd"  # what decoding gives for a part of a character
 MAX_BYTES = 4  # of a character in UTF-8
@@ -23,7 +24,6 @@ SPEAKERS = {
     **dict.fromkeys(("text", "text_pair", "source", "tokens"), "text"),
 }
 SPECIAL, TEMPLATE = "special", "template"  # roles of tokens that nobody says
-_PROBE = tuple(f"\ue000{index}\ue001" for index in range(4))  # texts that no template holds
 _TAIL = 12  # characters of a template before a turn, by which its place is recognized
 
 
@@ -218,19 +218,4 @@ def _border(roles: Sequence[str], texts: Sequence[str], learned: Sequence[bool],
 
 def _leads(tokenizer: Any) -> dict[str, str]:
     """The last characters that the chat template puts before a turn of each speaker, where it can be asked."""
-    if not tokenizer.chat_template:
-        return {}
-    found: dict[str, str] = {}
-    for speakers in (("user", "assistant", "user", "assistant"), ("system", "user")):
-        turns = [{"role": role, "content": mark} for role, mark in zip(speakers, _PROBE, strict=False)]
-        try:
-            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-        except Exception:  # a template may refuse anything; turns are then found by their text alone
-            continue
-        end = 0
-        for turn in turns:
-            start = text.find(turn["content"], end)
-            if start >= 0:
-                found[turn["role"]] = text[max(end, start - _TAIL) : start]
-                end = start + len(turn["content"])
-    return found
+    return {role: lead[-_TAIL:] for (_, role), lead in template_leads(tokenizer).items()}

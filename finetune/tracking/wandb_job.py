@@ -39,50 +39,37 @@ def log_job(
     if is_off(mode):
         return
     try:
-        _log(kind, folder, mode, config, figures, say, model, tables or {})
+        import wandb
+
+        trained = training_run(model)
+        tracking = trained[1] if trained is not None else {}
+        run = open_run(
+            folder,
+            mode,
+            say,
+            name=_name(kind, model, trained[0] if trained is not None else None, config),
+            project=str(tracking.get("project") or PROJECT),
+            entity=tracking.get("entity") or None,
+            group=printable(str(tracking.get("group") or trained[0].name)) if trained is not None else None,
+            job_type=kind,
+            config=mask(plain(dict(config))),
+        )
+        if trained is not None:
+            run.config.update({"training_run": trained[0].id})
+            if missing := use_model(run, trained[0]):
+                run.config.update({"not_recorded": missing})
+                say(f"W&B does not record {missing}")
+        values: dict[str, Any] = mask(plain(dict(figures)))
+        for name, (columns, rows) in (tables or {}).items():
+            values[f"tables/{name}"], cut = make_table(wandb, columns, rows, len(rows))
+            if cut:
+                say(f"W&B: tables/{name} has {cut}")
+        run.log(values)
+        _, line = describe_place(run)
+        run.finish()
+        say(line)
     except Exception as error:
         say(f"W&B is disabled ({type(error).__name__}: {reason_of(error)})")
-
-
-def _log(
-    kind: str,
-    folder: Path,
-    mode: str,
-    config: Mapping[str, Any],
-    figures: Mapping[str, Any],
-    say: Callable[[str], None],
-    model: Path,
-    tables: Tables,
-) -> None:
-    import wandb
-
-    trained = training_run(model)
-    tracking = trained[1] if trained is not None else {}
-    run = open_run(
-        folder,
-        mode,
-        say,
-        name=_name(kind, model, trained[0] if trained is not None else None, config),
-        project=str(tracking.get("project") or PROJECT),
-        entity=tracking.get("entity") or None,
-        group=printable(str(tracking.get("group") or trained[0].name)) if trained is not None else None,
-        job_type=kind,
-        config=mask(plain(dict(config))),
-    )
-    if trained is not None:
-        run.config.update({"training_run": trained[0].id})
-        if missing := use_model(run, trained[0]):
-            run.config.update({"not_recorded": missing})
-            say(f"W&B does not record {missing}")
-    values: dict[str, Any] = mask(plain(dict(figures)))
-    for name, (columns, rows) in tables.items():
-        values[f"tables/{name}"], cut = make_table(wandb, columns, rows, len(rows))
-        if cut:
-            say(f"W&B: tables/{name} has {cut}")
-    run.log(values)
-    _, line = describe_place(run)
-    run.finish()
-    say(line)
 
 
 def _name(kind: str, model: Path, trained: Run | None, config: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ def _answer(prediction: Prediction, session: Session, reading: _Reading | None, 
         placement=_placement(options, parts, env),
         session=session,
     )
-    for line in model.notes if options.stages > 1 and session.is_main else ():
+    for line in model.notes if session.is_main else ():
         print_line(line)
     answerer = replace(model, task=prediction.recorder.task).answerer(
         budget=prediction.budget,

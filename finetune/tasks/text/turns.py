@@ -18,14 +18,14 @@ def prompt_turns(tokenizer: Any, ids: Sequence[int]) -> str:
     template's marks are not found around them, as with other roles, such as tools.
     """
     text = tokenizer.decode(ids)
-    turns = _split(text, _leads(tokenizer))
+    turns = _split(text, template_leads(tokenizer))
     special = [token for token in tokenizer.all_special_tokens if token]
     if not turns or any(token in said for _, said in turns for token in special):
         return ""
     return json.dumps(turns, ensure_ascii=False)
 
 
-def _leads(tokenizer: Any) -> Leads:
+def template_leads(tokenizer: Any) -> Leads:
     """(speaker before, speaker) -> what the template puts between their words. {} for a template that refuses."""
     found: Leads = {}
     if not tokenizer.chat_template:
