@@ -52,6 +52,16 @@ def test_the_command_the_package_and_slices_say_the_same(place):
             assert one.get("text") == other.get("text") and one.get("error") == other.get("error")
 
 
+def test_what_is_noted_of_a_model_is_said(tmp_path):
+    write_classifier(tmp_path / "model", "resnet")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float16"}))
+    random_image(np.random.default_rng(3)).save(tmp_path / "0.png")
+    words = ["predict", "model", "--data", "0.png", "--output", "out.jsonl", "--processes", "1"]
+    finished = run_finetune(words, MINUTES, folder=tmp_path)
+    assert finished.code == 0 and finished.output.count("fp16 needs a GPU: the model computes in fp32 here") == 1
+
+
 def test_slices_that_do_not_fit_are_refused(place):
     finished = run_finetune(
         ["predict", "model", "--data", "rows.jsonl", "--output", "x.jsonl", "--processes", "3", "--slices", "2"],
