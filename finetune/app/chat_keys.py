@@ -3,11 +3,13 @@ terminal is given back as it was, however the program ends.
 
 Python looks for signals between two bytecodes. One that comes after the last look and before the system call that waits for
 a key is noticed at the next key only: at a prompt, Ctrl-C would do nothing. So a thread watches for signals that the main
-thread has not noticed, and interrupts its system call by another signal, which does nothing else.
+thread has not noticed, and interrupts its system call by another signal, which does nothing else. That signal has a handler
+in C, not in Python: `input` runs handlers again while the exception of the first is already set, which is an error of its own.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -47,8 +49,10 @@ class Keyboard:
         ours, written = self._ends = socket.socketpair()
         for end in self._ends:
             end.setblocking(False)
-        handlers = {signal.SIGINT: self._interrupt, NUDGE: self._notice, **dict.fromkeys(ENDING, self._end)}
-        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        handlers = {signal.SIGINT: self._interrupt, **dict.fromkeys(ENDING, self._end)}
+        self._before = {NUDGE: signal.getsignal(NUDGE) or signal.SIG_DFL}
+        self._before |= {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        _handle_by_nothing(NUDGE)
         signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, args=(ours,), name="keyboard", daemon=True)
         self._thread.start()
@@ -63,7 +67,7 @@ class Keyboard:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         ours, written = self._ends
-        self._notice(0, None)
+        self._notice()
         written.close()  # ends the thread
         self._thread.join()
         ours.close()
@@ -92,10 +96,10 @@ class Keyboard:
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, modes)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._notice(number, frame)
+        self._notice()
         raise KeyboardInterrupt
 
-    def _notice(self, number: int, frame: FrameType | None) -> None:
+    def _notice(self) -> None:
         """Empties what the system wrote for the signals so far: all of their handlers are run now."""
         if self._ends is not None:
             with suppress(OSError):
@@ -122,3 +126,11 @@ class Keyboard:
                 if not ours.recv(1, socket.MSG_PEEK):
                     return  # the context has ended
             signal.pthread_kill(main, NUDGE)
+
+
+def _handle_by_nothing(number: signal.Signals) -> None:
+    """Makes a signal interrupt system calls and do nothing else: its handler is a C function of an integer without effect."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    libc.signal(number, ctypes.cast(libc.abs, ctypes.c_void_p))
+    signal.siginterrupt(number, True)

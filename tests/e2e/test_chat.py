@@ -155,7 +155,37 @@ def test_no_ctrl_c_is_lost_at_a_prompt() -> None:
         for turn in range(400):
             terminal.until("> ")
             terminal.type("\x03")
-            terminal.until(rf"noticed {turn}\.", 2)
+            terminal.until(rf"noticed {turn}\.", 10)
+        assert terminal.process.wait(5) == 0
+    finally:
+        terminal.close()
+
+
+ELSEWHERE = """
+import readline, signal, threading, time
+from finetune.app.chat_keys import Keyboard
+waits = threading.Semaphore(0)
+def interrupt():
+    for _ in range(20):
+        waits.acquire(), time.sleep(0.05)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+with Keyboard():
+    threading.Thread(target=interrupt, daemon=True).start()
+    for turn in range(20):
+        waits.release()
+        try:
+            input("> ")
+        except KeyboardInterrupt:
+            print(f"noticed {turn}.")
+"""
+
+
+def test_an_interrupt_that_another_thread_was_given_is_noticed_at_a_prompt() -> None:
+    """The system call of the main thread goes on, as it does where a signal comes just before it."""
+    terminal = Terminal([sys.executable, "-c", ELSEWHERE])
+    try:
+        for turn in range(20):
+            terminal.until(rf"noticed {turn}\.", 10)
         assert terminal.process.wait(5) == 0
     finally:
         terminal.close()
