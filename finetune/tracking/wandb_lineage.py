@@ -23,7 +23,7 @@ from finetune.tracking.wandb_settings import best_values
 
 MAX_FIGURES = 50
 MAX_OBJECTS = 10_000  # files of a folder that is uploaded
-OFFLINE_LACKS = "that this run used its data and base model: W&B records that online only"
+OFFLINE_LACKS = "links to the data and the base model: only a W&B server records them"
 KEPT = ("recipe.yaml", "plan.json")  # of the run folder: small, and always stored
 
 
@@ -85,11 +85,11 @@ def use_model(wandb_run: Any, run: Run) -> str:
     """
     name = f"{model_name(run.name)}:{run.id}"
     if wandb_run.offline:
-        return f"that it used the model {name}: W&B records that online only"
+        return f"the link to the model {name}: only a W&B server can"
     try:
         wandb_run.use_artifact(name)
     except Exception as error:  # the training was recorded offline, or in another project
-        return f"that it used the model {name}: {str(mask(str(error))).strip().splitlines()[0]}"
+        return f"the link to the model {name}: {str(mask(str(error))).strip().splitlines()[0]}"
     return ""
 
 

@@ -138,7 +138,9 @@ class WandbMirror:
         record_inputs(self._wandb, self._run, self._recipe)
 
     def _report_location(self, name: str) -> None:
-        address, line = wandb_run.describe_place(self._wandb, lacks="the edges from data and base model to this run")
+        address, line = wandb_run.describe_place(
+            self._wandb, lacks="links to the data and the base model, which only a server records"
+        )
         folder = Path(self._wandb.dir).parent.relative_to(self._run.path)
         self._run.update(wandb={"id": self._wandb.id, "name": name, "folder": str(folder), "url": address})
         self._say(line)

@@ -102,11 +102,14 @@ def _line(across: np.ndarray, up: np.ndarray) -> Series:
 
 
 def _memory_chart(curves: Curves) -> Chart:
-    """Of rank 0, and of others where they are recorded: each of a few ranks, or the largest and the smallest."""
+    """Of rank 0, and of others where they are recorded: each of a few ranks, or the largest and the smallest. A run that was
+    resumed on one rank has the others for a part of its steps.
+    """
     own = {"memory_bytes": "rank 0"}
-    each = {f"memory_bytes_rank_{rank}": f"rank {rank}" for rank in range(MAX_RANKS)}
+    others = {f"memory_bytes_rank_{rank}": f"rank {rank}" for rank in range(1, MAX_RANKS)}
     ends = {"memory_bytes_max": "largest of all ranks", "memory_bytes_min": "smallest of all ranks"}
-    chosen = next((names for names in (each, ends) if any(("train", key) in curves for key in names)), own)
+    recorded = [names for names in (others, ends) if any(("train", key) in curves for key in names)]
+    chosen = own if not recorded else {**own, **others} if recorded[0] is others else ends
     lines = [
         Line(label, replace(series, values=series.values / 2**30), exact=True)
         for key, label in chosen.items()

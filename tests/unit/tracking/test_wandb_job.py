@@ -37,7 +37,7 @@ def test_offline_a_prediction_says_what_is_not_recorded(trained, tmp_path, no_ke
     config = json.loads(inspect(segment, "--summary"))["config"]
     model = f"demo-model:{trained.id}"
     assert config["training_run"] == trained.id and model in config["not_recorded"]
-    assert said[0] == f"W&B does not record that it used the model {model}: W&B records that online only"
+    assert said[0] == f"W&B does not record the link to the model {model}: only a W&B server can"
     assert "wandb sync" in said[1] and len(said) == 2
 
 
@@ -74,7 +74,7 @@ def test_online_the_model_is_used_and_a_missing_one_is_said(trained, tmp_path, m
     name = f"demo-model:{trained.id}"
     assert used == ([name] if there else []) and ("not_recorded" in config) == (not there)
     assert said == (
-        [] if there else [f"W&B does not record that it used the model {name}: artifact {name} not found"]
+        [] if there else [f"W&B does not record the link to the model {name}: artifact {name} not found"]
     ) + ["W&B: https://host/r"]
 
 

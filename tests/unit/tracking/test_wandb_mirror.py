@@ -77,7 +77,7 @@ def test_offline_a_run_and_its_resume_hold_rows_config_and_tables(tmp_path, no_k
     recipe = make_recipe(tracking={"project": "p", "tags": ["t1"], "group": "g"})
     run = Run.create(recipe, tmp_path)
     said = train(run, recipe, start=0, stop=10, status="stopped")
-    lacks = "without the edges from data and base model to this run"
+    lacks = "without links to the data and the base model, which only a server records"
     assert said == [f"W&B offline, {lacks}; to upload it later: wandb sync {segments(run)[0]}"]
     named = {"id": run.id, "name": display_name(recipe)}
     recorded = {**named, "folder": f"wandb/{segments(run)[0].name}", "url": ""}
