@@ -118,6 +118,11 @@ class DataSection(Section):
         json_schema_extra={"machine": True},
     )
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are rows to evaluate during training: of their own, or held out from `train`."""
+        return bool(self.validation or self.validation_fraction)
+
     @field_validator(
         "train",
         "validation",

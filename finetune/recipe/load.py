@@ -14,7 +14,9 @@ from pydantic import ValidationError
 
 from finetune.errors import Fault, RecipeFaults
 from finetune.recipe.card import TaskCard
-from finetune.recipe.checks import CheckContext, contradictions, warnings
+from finetune.recipe.checks import find_contradictions
+from finetune.recipe.checks.context import CheckContext
+from finetune.recipe.checks.warnings import find_warnings
 from finetune.recipe.draft import DEFAULT_EPOCHS, DERIVED, Draft
 from finetune.recipe.explain import dump_yaml, explain, origins_of
 from finetune.recipe.faults import faults_of, nearest, show_value
@@ -74,7 +76,7 @@ def load_recipe(
     kind = recipe_type(card) if card is not None else Recipe
     recipe, faults = _validate(draft, kind)
     context = CheckContext(recipe, card, draft) if recipe is not None and card is not None else None
-    found = _unlike(contradictions(context, here=here), faults) if context else []
+    found = _unlike(find_contradictions(context, here=here), faults) if context else []
     secret = [
         Fault(draft.place(path), dotted(path), what, MASK, "env:NAME, which names an environment variable")
         for path, what in secrets_in(draft.values)
@@ -83,7 +85,7 @@ def load_recipe(
     if everything:
         raise RecipeFaults(_in_order(everything))
     assert recipe is not None and context is not None
-    return LoadedRecipe(recipe, origins_of(recipe, draft.origin), (*draft.notes, *warnings(context)))
+    return LoadedRecipe(recipe, origins_of(recipe, draft.origin), (*draft.notes, *find_warnings(context)))
 
 
 def _choose_task(draft: Draft, cards: Mapping[str, TaskCard]) -> tuple[TaskCard | None, list[Fault]]:

@@ -1,10 +1,14 @@
-"""Proves that each contradiction is told at its key, that sound recipes pass, and that no fault is told twice over."""
+"""Proves that each contradiction is reported at its key, that sound recipes pass, and that no fault is reported twice."""
 
 from __future__ import annotations
+
+import ast
+from pathlib import Path
 
 import pytest
 
 from finetune.recipe import checks, trackers
+from finetune.recipe.checks import machine
 
 from .conftest import GOOD
 
@@ -69,25 +73,28 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize(("sets", "key", "words"), CONTRADICTIONS)
-def test_a_contradiction_is_told_once_at_its_key(faults, sets: list[str], key: str, words: str) -> None:
+def test_a_contradiction_is_reported_once_at_its_key(faults, sets: list[str], key: str, words: str) -> None:
     found = faults(GOOD, *sets)
     assert set(found) == {key}
     assert words in found[key].message
     assert found[key].where.startswith(("--set ", "r.yaml:"))
 
 
-def test_a_tracker_that_is_not_installed_is_told_with_its_extra(faults, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_reported_with_its_extra(faults, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "mlflow" else object())
-    monkeypatch.setattr(checks, "HERE", (checks.check_trackers,))
+    monkeypatch.setattr(checks, "MACHINE_CHECKS", (checks.check_trackers,))
     [fault] = faults(GOOD, "tracking.also=[tensorboard, mlflow]", here=True).values()
     assert fault.key == "tracking.also.1" and "mlflow is not installed" in fault.message
     assert "pip install 'finetune[mlflow]'" in fault.allowed
 
 
-def test_every_check_is_proved_here() -> None:
+def test_every_check_of_the_package_runs() -> None:
     assert len(CONTRADICTIONS) >= 29
-    listed = {check.__name__ for check in checks.ALWAYS + checks.HERE}
-    defined = {name for name in vars(checks) if name.startswith("check_")}
+    listed = {check.__name__ for check in checks.RECIPE_CHECKS + checks.MACHINE_CHECKS}
+    defined = set()
+    for file in Path(checks.__file__).parent.glob("*.py"):
+        nodes = ast.parse(file.read_text(encoding="utf-8")).body
+        defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")}
     assert listed == defined
     assert len(listed) == 22
 
@@ -97,9 +104,9 @@ def test_every_check_is_proved_here() -> None:
     [
         ["training.steps=5"],
         ["training.warmup=10"],
-        ["parallel.micro_batch=5"],  # ranks unknown: dealt as they come
+        ["parallel.micro_batch=5"],  # the number of ranks is not known yet
         ["parallel.micro_batch=8", "parallel.processes=2"],
-        ["parallel.processes=7"],  # micro_batch auto deals any batch over any ranks
+        ["parallel.processes=7"],  # micro_batch: auto distributes any batch over any number of ranks
         ["evaluation.metrics=[recall]"],
         ["evaluation.best=loss"],
         ["data.columns={label: stars}"],
@@ -118,7 +125,7 @@ def test_sound_recipes_pass(load, sets: list[str]) -> None:
     assert load(GOOD, *sets).recipe.name == "good"
 
 
-def test_columns_the_wrong_way_round_are_recognised(faults) -> None:
+def test_columns_the_wrong_way_round_are_recognized(faults) -> None:
     fault = faults(GOOD, "data.columns={body: text}")["data.columns.body"]
     assert "text: body" in fault.nearest
 
@@ -127,7 +134,7 @@ def test_best_falls_back_to_loss_where_its_metric_is_not_computed(load) -> None:
     assert load(GOOD, "evaluation.metrics=[recall]").recipe.evaluation.best == "loss"
 
 
-def test_contradictions_are_told_with_the_other_faults(faults) -> None:
+def test_contradictions_are_reported_with_the_other_faults(faults) -> None:
     found = faults(GOOD, "training.epochs=1", "training.steps=5", "training.weight_decay=-1", "nmae=x")
     assert set(found) == {"training.steps", "training.weight_decay", "nmae"}
 
@@ -139,23 +146,23 @@ def test_no_contradiction_with_a_value_that_is_itself_a_fault(faults) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
 def test_fp16_and_tf32_need_cuda(load, faults, monkeypatch, precision) -> None:
-    monkeypatch.setattr(checks, "has_cuda", lambda: False)
+    monkeypatch.setattr(machine, "has_cuda", lambda: False)
     assert "needs CUDA" in faults(GOOD, f"training.precision={precision}", here=True)["training.precision"].message
     assert load(GOOD, f"training.precision={precision}", here=False)
-    monkeypatch.setattr(checks, "has_cuda", lambda: True)
+    monkeypatch.setattr(machine, "has_cuda", lambda: True)
     assert load(GOOD, f"training.precision={precision}", here=True)
 
 
 def test_fused_optimizers_need_their_device(load, faults, monkeypatch) -> None:
-    monkeypatch.setattr(checks, "has_cuda", lambda: False)
+    monkeypatch.setattr(machine, "has_cuda", lambda: False)
     assert "needs CUDA" in faults(GOOD, "training.optimizer=deepspeed_lion", here=True)["training.optimizer"].message
     assert load(GOOD, "training.optimizer=deepspeed_cpu_adam", here=True)
-    monkeypatch.setattr(checks, "has_cuda", lambda: True)
+    monkeypatch.setattr(machine, "has_cuda", lambda: True)
     found = faults(GOOD, "training.optimizer=deepspeed_cpu_adam", "parallel.deepspeed=none", here=True)
     assert "main memory" in found["training.optimizer"].message
 
 
-def test_a_missing_file_is_told_with_the_nearest(faults, tmp_path) -> None:
+def test_a_missing_file_is_reported_with_the_nearest(faults, tmp_path) -> None:
     (tmp_path / "trian.jsonl").write_text("{}\n")
     fault = faults(GOOD.replace("someone/some-data", "train.jsonl"), here=True)["data.train.source"]
     assert fault.message == "no such file"
@@ -163,14 +170,14 @@ def test_a_missing_file_is_told_with_the_nearest(faults, tmp_path) -> None:
     assert fault.nearest == str(tmp_path / "trian.jsonl")
 
 
-def test_a_pattern_without_files_is_told(load, faults, tmp_path) -> None:
+def test_a_pattern_without_files_is_reported(load, faults, tmp_path) -> None:
     text = GOOD.replace("someone/some-data", "'part-*.jsonl'")
     assert faults(text, here=True)["data.train.source"].message == "matches no file"
     (tmp_path / "part-1.jsonl").write_text("{}\n")
     assert load(text, here=True)
 
 
-def test_seldom_meant_is_a_warning(load) -> None:
+def test_a_setting_that_is_rarely_intended_is_a_warning(load) -> None:
     warnings = load(GOOD, "adapter={}", "model.init=config", "model.trust_remote_code=true").warnings
     assert len(warnings) == 2
     assert "random weights" in warnings[0]
@@ -191,7 +198,7 @@ def test_a_default_that_nobody_wrote_is_no_warning(load) -> None:
         (["training.steps=-1", "training.warmup=5"], {"training.steps"}),
     ],
 )
-def test_a_contradiction_with_a_faulty_value_is_not_told_besides(faults, sets: list[str], keys: set[str]) -> None:
+def test_a_contradiction_with_a_faulty_value_is_not_reported_too(faults, sets: list[str], keys: set[str]) -> None:
     assert set(faults(GOOD, *sets)) == keys
 
 
@@ -207,10 +214,10 @@ def test_what_a_fault_rests_on_is_not_read_from_its_words() -> None:
 
 
 def test_liger_kernels_need_cuda(load, faults, monkeypatch) -> None:
-    monkeypatch.setattr(checks, "has_cuda", lambda: False)
+    monkeypatch.setattr(machine, "has_cuda", lambda: False)
     assert "needs CUDA" in faults(GOOD, "model.kernels=liger", here=True)["model.kernels"].message
     assert load(GOOD, "model.kernels=auto", here=True) and load(GOOD, "model.kernels=liger", here=False)
-    monkeypatch.setattr(checks, "has_cuda", lambda: True)
+    monkeypatch.setattr(machine, "has_cuda", lambda: True)
     assert load(GOOD, "model.kernels=liger", here=True)
 
 

@@ -1,0 +1,55 @@
+"""Contradictions about the model: its source, random weights, quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune.errors import Fault
+from finetune.recipe.checks.context import CheckContext
+from finetune.recipe.checks.deepspeed import zero_section
+
+
+def check_model(context: CheckContext) -> Iterator[Fault]:
+    """Pretrained weights need a source; random ones need at least a model type."""
+    model = context.recipe.model
+    if model.source:
+        return
+    if model.init == "pretrained":
+        yield context.fault(
+            "model.source", "missing: pretrained weights need a source", allowed="hub id, folder, package:..."
+        )
+    elif not model.config:
+        yield context.fault(
+            "model.source", "missing: init: config needs a model type or a config", allowed="such as llama or resnet"
+        )
+
+
+def check_init_device(context: CheckContext) -> Iterator[Fault]:
+    """Only random weights are drawn; the stages of a pipeline are cut out of a model on the CPU."""
+    recipe = context.recipe
+    if recipe.model.init_device == "cpu":
+        return
+    if recipe.model.init != "config":
+        message = "model.init: pretrained draws no weights"
+        yield context.fault("model.init_device", message, allowed="cpu; or init: config", on=("model.init",))
+    if recipe.parallel.pipeline > 1:
+        message = "a pipeline cuts its stages out of a model in main memory"
+        yield context.fault("model.init_device", message, allowed="cpu", on=("parallel.pipeline",))
+
+
+def check_quantization(context: CheckContext) -> Iterator[Fault]:
+    """Weights of 4 or 8 bits cannot be trained, only an adapter on them; and ZeRO-3 cannot shard them."""
+    recipe = context.recipe
+    if recipe.model.quantization == "none":
+        return
+    if recipe.adapter is None:
+        message = "quantized weights cannot be trained, and the recipe has no adapter: section"
+        allowed = "none, or add for example adapter: {kind: lora}"
+        yield context.fault("model.quantization", message, allowed=allowed, on=("adapter",))
+    elif recipe.model.init == "config":
+        message = "model.init: config has no weights to quantize"
+        yield context.fault("model.quantization", message, allowed="none", on=("model.init",))
+    elif (zero_section(recipe) or {}).get("stage") == 3:
+        message = "ZeRO-3 cannot shard weights that bitsandbytes has packed"
+        allowed = "zero2, zero1 or none with model.quantization"
+        yield context.fault("parallel.deepspeed", message, allowed=allowed, on=("model.quantization",))

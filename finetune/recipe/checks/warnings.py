@@ -1,0 +1,27 @@
+"""What a recipe may say, but is rarely intended to."""
+
+from __future__ import annotations
+
+from finetune.recipe.checks.context import CheckContext
+from finetune.recipe.checks.deepspeed import stored_config
+from finetune.recipe.deepspeed import rounding_keys
+
+
+def find_warnings(context: CheckContext) -> list[str]:
+    """One sentence, with its file and line, for each setting that is allowed but rarely intended."""
+    recipe, place = context.recipe, context.draft.place
+    found = []
+    if recipe.adapter is not None and recipe.model.init == "config":
+        found.append(f"{place(('adapter',))}: an adapter on random weights (model.init: config) trains next to nothing")
+    if context.draft.is_written(("evaluation", "best")) and not recipe.data.has_validation:
+        found.append(f"{place(('evaluation', 'best'))}: evaluation.best has no effect without validation data")
+    if recipe.evaluation.at_start and not recipe.data.has_validation:
+        found.append(f"{place(('evaluation', 'at_start'))}: evaluation.at_start has no effect without validation data")
+    if recipe.model.trust_remote_code:
+        found.append(f"{place(('model', 'trust_remote_code'))}: Python code that comes with the model will be run")
+    if keys := rounding_keys(stored_config(recipe) or {}):
+        found.append(
+            f"{place(('parallel', 'deepspeed'))}: {recipe.parallel.deepspeed} rounds what travels between ranks "
+            f"({', '.join(keys)}): the numbers are not those of other engines"
+        )
+    return found
