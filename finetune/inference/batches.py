@@ -23,7 +23,8 @@ from finetune.errors import TrainingFailed
 from finetune.inference.answering import Answered, Chunk, Outcome, RowError
 from finetune.inference.example_cost import ExampleCost, chunk_budget
 from finetune.inference.failure_limit import FailureLimit
-from finetune.inference.row_problems import free_memory, judge
+from finetune.inference.row_problems import judge
+from finetune.models.device import free_memory
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Batch
 from finetune.tasks.task import Task, as_writing_task, merge_texts, reference_columns

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import gc
-
 import torch
 
 from finetune.errors import FinetuneError, TrainingFailed
 from finetune.inference.answering import RowError
-
-_CPU_MEMORY = ("can't allocate memory", "not enough memory")  # torch's allocator of the CPU raises a RuntimeError
+from finetune.models.device import ran_out_of_memory
 
 
 def judge(error: Exception, device: torch.device) -> RowError:
     """Whether memory or the rows are to blame. Raises: TrainingFailed for a device that no longer works."""
     message = (str(error).strip().splitlines() or [""])[0][:300]
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in message for sign in _CPU_MEMORY):
+    if ran_out_of_memory(error):
         return RowError("out_of_memory", f"the row does not fit into the memory of {device}")
     if device.type == "cuda":
         _check_device(device, error, message)
     if isinstance(error, FinetuneError):
         return RowError("failed", error.what)
     return RowError("failed", f"{type(error).__name__}: {message}")
-
-
-def free_memory(device: torch.device) -> None:
-    """Give back what a failed batch held."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _check_device(device: torch.device, error: Exception, message: str) -> None:

@@ -1,8 +1,14 @@
-"""Where this process computes."""
+"""Where this process computes, and what its memory says."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_CPU_MEMORY = ("can't allocate memory", "not enough memory")  # torch's allocator of the CPU raises a RuntimeError
 
 
 def uses_cuda() -> bool:
@@ -10,3 +16,21 @@ def uses_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the memory of the CPU or of a GPU is too small."""
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in _CPU_MEMORY)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody holds any more, such as that of a batch that failed."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -19,8 +19,9 @@ class TrainingPlan:
 
     precision: fp32, tf32, bf16 or fp16. batch_norm: synchronized, local or frozen. optimizer: as the recipe names it.
     epochs, steps: one of the two is set. best_mode: max or min.
-    packing: none, padding_free or packed. capacity: tokens of a micro-batch or pack, 0 for none; for an automatic one
-    the tokenizer's limit may lower it. balance_window: steps that share out examples by length; None: the schedule's own.
+    packing: none, padding_free or packed. capacity: tokens of a pack, or that a padding-free micro-batch holds unless this
+    machine measures its own; 0 for none; for an automatic one the tokenizer's limit may lower it.
+    balance_window: steps that share out examples by length; None: the schedule's own.
     """
 
     precision: str
@@ -51,6 +52,8 @@ class MachinePlan:
     optimizer: the implementation in use. weights_dtype: what weights are loaded in: float32, bfloat16 or float16.
     tensor: ranks that share each layer's matrices. pipeline: stages that the model is cut into. kernels: liger or none.
     master_weights: float32 copies of weights in bfloat16, without DeepSpeed, which has its own.
+    capacity_limit: tokens up to which a training measures how many a padding-free micro-batch should hold; 0: it does not.
+    capacity: what it measured; 0: as the training part says.
     """
 
     ranks: int
@@ -64,6 +67,8 @@ class MachinePlan:
     pipeline: int = 1
     kernels: str = "none"
     master_weights: bool = False
+    capacity_limit: int = 0
+    capacity: int = 0
 
     @property
     def split(self) -> int:

@@ -10,6 +10,7 @@ from finetune.errors import RecipeFaults, UserError
 from finetune.models.padding_free import padding_free_obstacle
 from finetune.planning.batch import BatchPlan, plan_batch
 from finetune.planning.best import best_mode
+from finetune.planning.capacity import MEASURED_UP_TO
 from finetune.planning.deepspeed import offloads, resolve_deepspeed_config, zero_stage
 from finetune.planning.engine import choose_engine, deepspeed_name
 from finetune.planning.plan import MachinePlan, Plan, TrainingPlan
@@ -92,6 +93,7 @@ def resolve(
             pipeline=recipe.parallel.pipeline,
             kernels=kernels,
             master_weights=keeps_masters(recipe, training.precision),
+            capacity_limit=_capacity_limit(recipe, training.packing, machine.device),
         ),
         notes,
     )
@@ -155,6 +157,12 @@ def _capacity(recipe: Recipe, card: TaskCard, config: Any) -> int:
     longest = usable_positions(int(getattr(recipe.options, "max_length", 0)), config)
     examples = card.micro_batch if recipe.parallel.micro_batch == "auto" else recipe.parallel.micro_batch
     return longest * card.rows * examples if card.rows else longest
+
+
+def _capacity_limit(recipe: Recipe, packing: str, device: str) -> int:
+    """auto: where micro-batches are free to be of any size, the machine says how large; packs are part of the training."""
+    is_free = packing == "padding_free" and recipe.data.capacity == "auto"
+    return MEASURED_UP_TO.get(device, 0) if is_free else 0
 
 
 def _kernels(recipe: Recipe, machine: Machine, config: Any) -> tuple[str, tuple[str, ...]]:

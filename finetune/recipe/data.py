@@ -105,7 +105,7 @@ class DataSection(Section):
     capacity: Annotated[int, Field(ge=8, le=100_000_000)] | Literal["auto"] = Field(
         default="auto",
         description="Maximum tokens per pack or padding-free micro-batch. auto: options.max_length; except for causal_lm, "
-        "parallel.micro_batch examples of that length.",
+        "parallel.micro_batch examples of that length; on a GPU with padding_free, measured before the first step.",
     )
     balance_window: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",

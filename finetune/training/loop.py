@@ -98,7 +98,7 @@ class Loop:
             ranks=self.session.replicas,
             micro_batch=plan.batch.micro_batch,
             packing=plan.training.packing,
-            capacity=artifacts.settings.get("capacity", 0),
+            capacity=plan.machine.capacity or artifacts.settings.get("capacity", 0),
             lockstep=engine.needs_lockstep,
         )
         self.schedule = self.planner.schedule(self.recipe, plan.training.balance_window)

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 
 from finetune.distributed.engines import engine as shared
+from finetune.distributed.engines.rehearsal import rehearse_apart
 from finetune.distributed.gradient_norm import clip_gradients
 from finetune.distributed.sharded_state import (
     held_whole,
@@ -17,7 +18,7 @@ from finetune.distributed.sharded_state import (
 class SingleEngine:
     """make_optimizer None: for inference."""
 
-    owns_outputs, needs_lockstep, shards_weights = True, False, False
+    owns_outputs, needs_lockstep, shards_weights, rehearses_together = True, False, False, False
 
     def __init__(self, session, module, make_optimizer, options):
         assert session.world_size == 1
@@ -37,6 +38,9 @@ class SingleEngine:
 
     def backward(self, loss):
         loss.backward()
+
+    def rehearse(self, batch, rehearsal):
+        rehearse_apart(self.module, batch, rehearsal)
 
     def step(self):
         norm = clip_gradients(self.module.parameters(), self.max_grad_norm)

@@ -134,6 +134,14 @@ def test_it_learns(recipe, changes):
     assert (recipe.parent / "run" / "model").is_dir()
 
 
+def test_micro_batches_are_measured(recipe):
+    """A step of 8 short rows: some size between one row of 128 tokens and all of them."""
+    measured = losses(recipe, "measured", training__precision="fp32")
+    plan = json.loads((recipe.parent / "measured" / "plan.json").read_text())
+    assert plan["training"]["capacity"] == 128 <= plan["machine"]["capacity"] <= 1024
+    assert losses(recipe, "given", training__precision="fp32", data__capacity=128) == pytest.approx(measured, rel=1e-4)
+
+
 def test_weights_drawn_on_the_gpu_are_the_same_under_every_stage(recipe):
     drawn = {"model__init_device": "gpu", "training__steps": 3}
     first = train(recipe, "drawn-none", parallel__deepspeed="none", **drawn)

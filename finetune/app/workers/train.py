@@ -15,6 +15,7 @@ from finetune.app.machine import plan_here
 from finetune.app.model_folder import write_model
 from finetune.app.opening import open_recipe
 from finetune.app.runs import choose_run, kept_run, leave_folders, resume_command
+from finetune.app.workers.capacity import settle_capacity
 from finetune.app.workers.context import TrainingContext, make_loop, open_session, set_up
 from finetune.app.workers.describe import describe, forecast_bytes
 from finetune.app.workers.launcher_config import compare_with_launcher
@@ -113,7 +114,7 @@ def _train(
 ) -> None:
     listener: Listener = make_listeners(run, recipe) if session.is_main else SilentListener()
     try:
-        context = set_up(session, plan, data, listener.message)
+        context = settle_capacity(set_up(session, plan, data, listener.message), listener.message)
         if session.is_main:
             _write_contract(context, data, run)
         loop = make_loop(context, OutputDirs(run.checkpoints, run.predictions), listener, stop)

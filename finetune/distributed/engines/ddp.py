@@ -16,6 +16,7 @@ from finetune.distributed.engines.engine import (
     Forward,
     LossSum,
     MakeOptimizer,
+    Rehearsal,
     broadcast_float_buffers,
     has_batchnorm,
     has_synced_batchnorm,
@@ -25,6 +26,7 @@ from finetune.distributed.engines.engine import (
     state_dict_on_main,
 )
 from finetune.distributed.engines.master_weights import MasterWeights
+from finetune.distributed.engines.rehearsal import rehearse_apart
 from finetune.distributed.gradient_norm import clip_gradients
 from finetune.distributed.session import Session
 from finetune.distributed.sharded_state import (
@@ -101,6 +103,13 @@ class DdpEngine:
 
     def backward(self, loss: torch.Tensor) -> None:
         self.session.accelerator.backward(loss)
+
+    @property
+    def rehearses_together(self) -> bool:
+        return has_synced_batchnorm(self.module)
+
+    def rehearse(self, batch: Any, rehearsal: Rehearsal) -> None:
+        rehearse_apart(self.module, batch, rehearsal)
 
     def step(self) -> torch.Tensor:
         if self.masters is not None:

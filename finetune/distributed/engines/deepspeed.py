@@ -19,6 +19,7 @@ from finetune.distributed.engines.engine import (
     Forward,
     LossSum,
     MakeOptimizer,
+    Rehearsal,
     broadcast_float_buffers,
     has_batchnorm,
     has_synced_batchnorm,
@@ -27,6 +28,7 @@ from finetune.distributed.engines.engine import (
     set_learning_rate,
     state_dict_on_main,
 )
+from finetune.distributed.engines.rehearsal import rehearse_apart, unseen_by_statistics
 from finetune.distributed.gradient_norm import total_norm
 from finetune.distributed.session import Session
 from finetune.distributed.sharded_state import (
@@ -125,6 +127,18 @@ class ZeroEngine:
 
     def backward(self, loss: torch.Tensor) -> None:
         self.model.backward(loss, scale_wrt_gas=False)
+
+    @property
+    def rehearses_together(self) -> bool:
+        return self.stage == 3 or self.is_sliced or has_synced_batchnorm(self.module)
+
+    def rehearse(self, batch: Any, rehearsal: Rehearsal) -> None:
+        """Stage 3 gathers weights and reduces gradients by its own hooks: a loss of zero adds nothing to its sums."""
+        if self.stage < 3:
+            rehearse_apart(self.module, batch, rehearsal)
+            return
+        with self.micro_batch(last=False), unseen_by_statistics(self.module):
+            self.backward(rehearsal.loss_sum(rehearsal.forward(self.model, batch), batch) * 0.0)
 
     def step(self) -> torch.Tensor:
         whole = self._replicated_grad_norm() if self.stage == 0 else None

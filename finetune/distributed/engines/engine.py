@@ -53,6 +53,16 @@ class Accumulated:
     waiting_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Rehearsal:
+    """The passes of `Engine.rehearse`. forward: (model, batch on the device) -> outputs. loss_sum: (outputs, batch) ->
+    scalar.
+    """
+
+    forward: Callable[[Any, Any], Any]
+    loss_sum: Callable[[Any, Any], torch.Tensor]
+
+
 class Engine(Protocol):
     """`accumulate` the gradients of a step's micro-batches, then `step`. All ranks make every call, unless it says so.
 
@@ -101,6 +111,17 @@ class Engine(Protocol):
         scale: of the loss sums, for the gradients; called before each backward pass, and no sooner, since it may have to
         wait for other ranks. dummies: which batches are stand-ins that keep the ranks' collectives aligned; (): none.
         Statistics that the model keeps do not see them.
+        """
+        ...
+
+    @property
+    def rehearses_together(self) -> bool:
+        """Whether `rehearse` communicates, so that all ranks must call it equally often, with batches of equal size."""
+        ...
+
+    def rehearse(self, batch: Any, rehearsal: Rehearsal) -> None:
+        """Forward and backward pass of a micro-batch that is not trained on, to see what it costs: before the first step, or
+        between two. Gradients come to nothing, and statistics that the model keeps do not see it; random generators move on.
         """
         ...
 

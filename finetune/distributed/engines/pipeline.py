@@ -26,6 +26,7 @@ from finetune.distributed.engines.engine import (
     Forward,
     LossSum,
     MakeOptimizer,
+    Rehearsal,
     has_batchnorm,
     has_synced_batchnorm,
     passes_of,
@@ -33,6 +34,7 @@ from finetune.distributed.engines.engine import (
 )
 from finetune.distributed.engines.p2p import P2P
 from finetune.distributed.engines.pipeline_model import PipelineModel, SharedOutputs, examples_in
+from finetune.distributed.engines.rehearsal import unseen_by_statistics
 from finetune.distributed.gradient_norm import total_norm
 from finetune.distributed.session import Session
 from finetune.distributed.sharded_state import (
@@ -54,6 +56,7 @@ class PipelineEngine:
     """One stage of a replica: its weights, their optimizer state, and the messages to its neighbors."""
 
     shards_weights = False
+    rehearses_together = True
 
     def __init__(
         self, session: Session, stages: Stages, make_optimizer: MakeOptimizer | None, options: EngineOptions
@@ -138,6 +141,17 @@ class PipelineEngine:
         if self.session.replicas > 1:
             self._average_gradients()
         return Accumulated(losses, forward_pass, self.p2p.waiting_seconds - waited)
+
+    def rehearse(self, batch: Any, rehearsal: Rehearsal) -> None:
+        """A loss of zero adds nothing to the gradients."""
+        with unseen_by_statistics(self.module):
+            self.accumulate(
+                [batch],
+                lambda batch: rehearsal.forward(self.model, batch),
+                lambda outputs, batch, dummy: rehearsal.loss_sum(outputs, batch),
+                lambda: 0.0,
+                (True,),
+            )
 
     def _forward(
         self, batch: Any, received: torch.Tensor | None, forward: Forward, loss_sum: LossSum, dummy: bool

@@ -15,7 +15,8 @@ from finetune.inference.example_cost import ExampleCost, chunk_budget
 from finetune.inference.failure_limit import FailureLimit
 from finetune.inference.generation.generator import TextGenerator
 from finetune.inference.generation.requests import GenerationSettings, Reply, Request
-from finetune.inference.row_problems import free_memory, judge
+from finetune.inference.row_problems import judge
+from finetune.models.device import free_memory
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Score
 from finetune.tasks.task import Task

@@ -168,6 +168,33 @@ def test_classifiers_are_trained_without_padding_where_their_class_is_known(kind
             resolve(insists, card, config=config, **known)
 
 
+@pytest.mark.parametrize(
+    ("changes", "device", "limit"),
+    [
+        ([], "cuda", 16_384),
+        ([], "cpu", 0),
+        (["data.capacity=100"], "cuda", 0),
+        (["data.packing=none"], "cuda", 0),
+    ],
+)
+def test_only_free_micro_batches_are_measured(changes, device, limit):
+    import transformers
+
+    recipe = resolve_recipe("quickstart", changes).recipe
+    known = {"config": transformers.BertConfig(), "model_class": transformers.BertForSequenceClassification}
+    plan = resolve(recipe, CARDS[recipe.task], machine=Machine(1, device, True), **known)
+    assert (plan.machine.capacity_limit, plan.machine.capacity) == (limit, 0)
+
+
+def test_packs_are_not_measured():
+    import transformers
+
+    recipe = resolve_recipe("causal_lm/tiny-llama-alpaca", ["data.packing=packed"]).recipe
+    known = {"config": transformers.LlamaConfig(), "model_class": transformers.LlamaForCausalLM}
+    plan = resolve(recipe, CARDS["causal_lm"], machine=Machine(1, "cuda", True), **known)
+    assert (plan.training.packing, plan.machine.capacity_limit) == ("packed", 0)
+
+
 def test_the_plan_explains_its_two_accumulation_steps():
     recipe = resolve_recipe("quickstart", []).recipe
     known = {"machine": Machine(2, "cpu", False), "config": None, "model_class": None}
