@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from finetune.errors import EXIT_STOPPED, EXIT_USER
+from finetune.inference.prediction.state import State
 from tests.contract.examples import EXAMPLES
 from tests.faults import ROOT, file_appears, kill_after, run_finetune, small_disk, start_finetune
 from tests.prepared import prepare
@@ -142,7 +144,7 @@ def test_standard_input(place, whole):
     assert done.returncode == 0, done.stdout + done.stderr
     assert (place / "pipe.jsonl").read_bytes() == whole
     state = place / "pipe.jsonl.parts/state.json"
-    state.write_text(state.read_text().replace('"finished": true', '"finished": false'))
+    replace(State.read(state), finished=False).save(state)
     with (place / "rows.jsonl").open("rb") as rows:
         done = subprocess.run(
             command, cwd=place, stdin=rows, capture_output=True, text=True, timeout=MINUTES, env=environment()
@@ -169,7 +171,7 @@ def test_what_cannot_go_on_is_refused(place, whole):
         source = place / f"whole.jsonl{name}"
         (shutil.copytree if name else shutil.copyfile)(source, Path(f"{copy}{name}"))
     state = Path(f"{copy}.parts/state.json")
-    state.write_text(state.read_text().replace('"finished": true', '"finished": false'))
+    replace(State.read(state), finished=False).save(state)
     (place / "other.jsonl").write_text('{"text": "another", "id": 1}\n')
     (place / "mine.jsonl").write_text("mine")
     cases = [

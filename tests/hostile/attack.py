@@ -29,11 +29,16 @@ class Payload:
 
 @dataclass(frozen=True)
 class Given:
-    """What the attacks start from. run: a run folder that this version trained. bert, llama: folders of small models."""
+    """What the attacks start from. run: a run folder that this version trained. bert, llama: folders of small models.
+
+    begun: folder with predictions of that run: `ended` with its output whole, `begun` with all chunks answered and no row
+    in the output, in each format.
+    """
 
     run: Path
     bert: Path
     llama: Path
+    begun: Path
 
 
 @dataclass(frozen=True)

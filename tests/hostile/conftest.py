@@ -17,15 +17,16 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
 
 
 @pytest.fixture(scope="session")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
-    from tests.hostile.making import make_llama, make_run
+def given(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Given:
+    from tests.hostile.making import make_llama, make_predictions, make_run
 
     folder = tmp_path_factory.mktemp("given")
     tiny.write_data(folder)
     tiny.write_weights(folder / "bert")
     make_llama(folder / "llama")
     make_run(folder)
-    return Given(folder / "run", folder / "bert", folder / "llama")
+    program.call(make_predictions, folder)
+    return Given(folder / "run", folder / "bert", folder / "llama", folder / "predictions")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

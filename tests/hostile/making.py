@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 
 from tests.e2e import tiny
@@ -32,3 +34,34 @@ def make_llama(folder: Path) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def make_predictions(folder: Path) -> None:
+    """`predictions`: of the run's test data, ended, and begun but for the output, in every format. For a process of its own."""
+    from finetune.inference.prediction.collector import Collector
+
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+    (folder / "predictions").mkdir()
+    os.chdir(folder)
+    collect = Collector.collect
+    for name in ("ended", "begun"):
+        Collector.collect = collect if name == "ended" else _halt  # type: ignore[method-assign]
+        for suffix in (".jsonl", ".csv", ".parquet"):
+            process = multiprocessing.get_context("fork").Process(
+                target=_predict, args=(f"predictions/{name}{suffix}",)
+            )
+            process.start()
+            process.join()
+        Path("predictions/begun.parquet").touch()
+
+
+def _predict(output: str) -> None:
+    from finetune import cli
+
+    cli.main(["predict", "run", "--data", "test.csv", "--output", output])
+
+
+def _halt(self: object, window: object) -> None:
+    from finetune.errors import Halted
+
+    raise Halted("as if it were killed here")

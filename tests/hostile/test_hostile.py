@@ -18,6 +18,7 @@ from tests.hostile import (
     attacks_formats,
     attacks_launch,
     attacks_models,
+    attacks_outputs,
     attacks_pages,
     attacks_paths,
     attacks_recipes,
@@ -32,6 +33,7 @@ from tests.hostile.running import SECRET, Outcome, Program
 AREAS = {
     "run folders": (attacks_runs, attacks_pages),
     "model folders": (attacks_models, attacks_settings),
+    "outputs of predictions": (attacks_outputs,),
     "recipes": (attacks_recipes, attacks_paths),
     "data and images": (attacks_data, attacks_formats),
     "chat templates": (attacks_templates,),

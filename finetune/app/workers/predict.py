@@ -171,6 +171,8 @@ def _reading(prediction: Prediction, env: DistributedEnv | None) -> Iterator[_Re
             prepare_folder(prediction.options.draw, prediction.recorder.task.card.name, stream)
         state = begin_or_resume(parts, prediction.manifest(stream, WINDOW_ROWS), resumable=stream.resumable)
         if state.finished:
+            columns = RecordColumns(prediction.fields, stream.kept, stream.kept_types)
+            open_output(parts.output, columns).check_finished(state.position, state.rows)
             print_line(f"{parts.output}: all {state.rows:,} rows are answered already")
             prediction.draw()
             yield None

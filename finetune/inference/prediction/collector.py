@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from finetune.errors import Halted
 from finetune.inference.answering import PIECE
+from finetune.inference.prediction.answer_files import read_answers
 from finetune.inference.prediction.deaths import forget_whereabouts
 from finetune.inference.prediction.feeder import FedWindow
 from finetune.inference.prediction.outcomes import Recorder
@@ -26,8 +27,12 @@ class Output(Protocol):
     def resume(self, position: Any) -> None:
         """Go on behind `position`, as `append` returned it; None: at the beginning. What is behind it is removed.
 
-        Raises: UserError if what was written is not there.
+        Raises: UserError if what was written is not there, or not as it was written.
         """
+        ...
+
+    def check_finished(self, position: Any, rows: int) -> None:
+        """Raises: UserError if the file is not the one that was finished with so many rows behind `position`."""
         ...
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> Any:
@@ -57,6 +62,16 @@ class Collector:
         Raises: Halted for a full disk, or if a row is missing or twice there.
         """
         assert window.number == self.state.windows, "windows are collected in order"
+        try:
+            records, scored = self._read(window)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:  # edited by somebody, with digests that fit
+            what = f"{type(error).__name__}: {error}"
+            raise _broken(self.parts.window(window.number), what) from error
+        self._advance(records, scored)
+        self.parts.remove_window(window.number)
+
+    def _read(self, window: FedWindow) -> tuple[list[Line], list[Line]]:
+        """The records of a window, and what the metrics need of those with targets."""
         folder = self.parts.window(window.number)
         found = self._lines(window)
         records, scored = [], []
@@ -68,7 +83,8 @@ class Collector:
                     record = {"row": number, "error": row["error"]}
                 elif number in found:
                     line = found.pop(number)
-                    record = line["record"]
+                    record = {**line["record"]}
+                    _kinds([record])
                     if "scored" in line:
                         scored.append({"row": number, **line["scored"]})
                 else:
@@ -76,8 +92,7 @@ class Collector:
                 records.append({**record, **row.get("kept", {})})
         if found or len(records) != window.rows:
             raise _broken(folder, f"{len(records)} of {window.rows} rows, and {len(found)} unknown ones")
-        self._advance(records, scored)
-        self.parts.remove_window(window.number)
+        return records, scored
 
     def _lines(self, window: FedWindow) -> dict[int, Line]:
         """Row -> its line. Parts of a row come from several chunks."""
@@ -85,7 +100,7 @@ class Collector:
         split: dict[int, list[Line]] = {}
         for chunk in range(window.chunks):
             path = self.parts.answers((window.number, chunk))
-            for line in _read_lines(path):
+            for line in read_answers(path):
                 number = line["row"]
                 if PIECE in line:
                     split.setdefault(number, []).append(line)
@@ -104,7 +119,7 @@ class Collector:
             state.position = self.output.append(records)
         state.scored_bytes = self.scored.append(scored)
         errors = Counter(state.errors)
-        errors.update(record["error"]["kind"] for record in records if "error" in record)
+        errors.update(_kinds(records))
         state.errors = dict(sorted(errors.items()))
         failed = {record["error"]["kind"]: int(record["row"]) for record in reversed(records) if "error" in record}
         state.first_errors = {**failed, **state.first_errors}
@@ -144,11 +159,9 @@ class _Scored:
         return self.size
 
 
-def _read_lines(path: Path) -> Iterator[Line]:
-    with path.open(encoding="utf-8") as file:
-        next(file)  # the digest, which the feeder has compared
-        for text in file:
-            yield json.loads(text)
+def _kinds(records: Sequence[Line]) -> list[str]:
+    """The kinds of the errors among records."""
+    return [record["error"]["kind"] for record in records if "error" in record]
 
 
 def _broken(path: Path, what: str) -> Halted:

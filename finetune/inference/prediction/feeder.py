@@ -19,11 +19,13 @@ from finetune.data.table import Row
 from finetune.errors import EmptyData
 from finetune.inference.answering import PIECE, RowError, RowSplitter
 from finetune.inference.pieces.counts import CutRows
+from finetune.inference.prediction.answer_files import answered_examples
 from finetune.inference.prediction.parts import Parts, disk_errors
 from finetune.inference.prediction.spool import write_spool
 from finetune.inference.prediction.windows import WINDOW_BYTES, WINDOW_ROWS, cut_into_chunks, row_bytes
 from finetune.recipe.card import TaskCard
 from finetune.tasks.task import Encoded
+from finetune.units import format_number
 
 POOL_ROWS = 256  # that a worker encodes at a time
 POOL_SECONDS = 2.0  # encoding a window in this process takes longer: the next ones are encoded by workers
@@ -86,6 +88,12 @@ class Feeder:
     first_row: int = 0
     notices: Notices = field(default_factory=Notices)
     cut: CutRows = field(default_factory=CutRows)
+    damaged: int = 0  # chunks of an earlier start whose answers are not as they were written
+
+    def notes(self) -> list[str]:
+        """Lines for the user; complete when all windows are made."""
+        damaged = f"{format_number(self.damaged, 'chunk')} of an earlier start had damaged answers: answered again"
+        return [*([damaged] if self.damaged else []), *self.notices.lines(), *self.cut.report()]
 
     def windows(self) -> Iterator[FedWindow]:
         """All windows from the first one on. Raises: FinetuneError for a full disk; UserError for input that changed."""
@@ -115,14 +123,10 @@ class Feeder:
     def _is_answered(self, name: tuple[int, int], digest: str) -> bool:
         """Whether an earlier start has answered exactly these examples. Answers to others are removed."""
         path = self.parts.answers(name)
-        try:
-            with path.open("r", encoding="utf-8") as file:
-                if json.loads(file.readline())["digest"] == digest:
-                    return True
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+        answered = answered_examples(path)
+        if answered is None or answered == digest:
+            return answered is not None
+        self.damaged += not answered
         for stale in (path, self.parts.died(name), self.parts.failed(name), self.parts.lost(name)):
             stale.unlink(missing_ok=True)
         return False

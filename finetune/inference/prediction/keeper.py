@@ -66,7 +66,7 @@ class Keeper:
                 self._listen(0.2)
             else:
                 self._listen(0)
-        for line in (*self.feeder.asked.stream.notes, *self.feeder.notices.lines(), *self.feeder.cut.report()):
+        for line in (*self.feeder.asked.stream.notes, *self.feeder.notes()):
             self.connection.send(("note", line))
         self.collector.finish()
         self.connection.send(("finished", self._state()))

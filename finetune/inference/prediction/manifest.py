@@ -12,9 +12,9 @@ from typing import Any
 
 from finetune import __version__
 from finetune.errors import UserError
-from finetune.inference.prediction.parts import Parts, disk_errors, publish_json
+from finetune.inference.prediction.parts import Parts, disk_errors, publish_sealed, read_sealed
 from finetune.inference.prediction.state import State
-from finetune.recipe.json_file import parse_json
+from finetune.recipe.containment import check_contained
 
 FORMAT = 1
 _HEAD_BYTES = 65_536
@@ -82,7 +82,7 @@ def begin_or_resume(parts: Parts, manifest: Manifest, *, resumable: bool) -> Sta
             parts.folder.mkdir(parents=True, exist_ok=True)
         for number in parts.windows():
             parts.remove_window(number)
-        publish_json(parts.manifest, asdict(manifest))
+        publish_sealed(parts.manifest, asdict(manifest))
         return State()
     if found := manifest.differences(before):
         raise UserError(
@@ -109,6 +109,7 @@ def begin_or_resume(parts: Parts, manifest: Manifest, *, resumable: bool) -> Sta
 
 def check_output(parts: Parts) -> None:
     """Raises: UserError for an output that exists without being one of ours, or a place where none can be."""
+    check_parts(parts)
     if parts.output.exists() and read_manifest(parts) is None:
         raise UserError(
             "exists already, and no prediction of ours has begun it",
@@ -117,6 +118,19 @@ def check_output(parts: Parts) -> None:
         )
     if parts.output.parent.exists() and not parts.output.parent.is_dir():
         raise UserError("is not a folder", where=str(parts.output.parent), remedy="Give another --output.")
+
+
+def check_parts(parts: Parts) -> None:
+    """Raises: UserError for what somebody has put in place of our files: links that lead elsewhere, pipes, devices."""
+    remedy = "Remove it, or give another --output."
+    if parts.folder.is_symlink():
+        raise UserError("is a link, and not followed", where=f"{parts.folder}", remedy=remedy)
+    if parts.folder.exists() and not parts.folder.is_dir():
+        raise UserError("is not a folder", where=str(parts.folder), remedy=remedy)
+    what = "the folder beside the output"
+    check_contained(parts.folder, what=what, remedy=remedy, odd_remedy=remedy)
+    if parts.output.exists() and not parts.output.is_file():
+        raise UserError("is not a file", where=str(parts.output), remedy="Give another --output.")
 
 
 def _check_content(parts: Parts, *, answered: bool) -> None:
@@ -151,19 +165,20 @@ def _check_content(parts: Parts, *, answered: bool) -> None:
 def read_manifest(parts: Parts) -> dict[str, Any] | None:
     """The manifest of an earlier start; None if there was none. Raises: UserError if it cannot be read."""
     try:
-        found = parse_json(parts.manifest.read_text("utf-8"))
+        found = read_sealed(parts.manifest)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise UserError(f"cannot be read: {error}", where=str(parts.manifest), remedy="Remove its folder.") from None
-    if not isinstance(found, dict) or not isinstance(found.get("options", {}), dict):
+    if not isinstance(found.get("options", {}), dict):
         raise UserError("cannot be read: it is no manifest", where=str(parts.manifest), remedy="Remove its folder.")
     return found
 
 
 @contextmanager
 def only_one(parts: Parts) -> Iterator[None]:
-    """While the block runs, no other process writes this output. Raises: UserError if one does."""
+    """While the block runs, no other process writes this output. Raises: UserError if one does; see check_parts."""
+    check_parts(parts)
     with disk_errors(parts.folder):
         parts.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(parts.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,6 +1,6 @@
 """What a rank writes of a chunk, and what becomes of it: one line of JSON per example.
 
-{"digest": "..."}                                               of the examples that were answered
+{"digest": "...", "content": "..."}                             of the examples that were answered, and of the lines below
 {"row": 17, "record": {...}}                                    a row that is one example
 {"row": 17, "record": {...}, "scored": {...}}                   ... with what the metrics at the end need
 {"row": 18, "piece": {...}, "answer": {...}} or "error": {...}  one of several examples of a row
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.inference.answering import PIECE, Answered, Outcome, Part, RowError, RowSplitter
+from finetune.inference.prediction.answer_files import pack_answers
 from finetune.inference.recording import record_outcome
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, RecordOptions, Score
@@ -33,11 +34,11 @@ class Recorder:
 
     def write(self, digest: str, examples: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome]) -> bytes:
         """The answers file of a chunk."""
-        lines = [json.dumps({"digest": digest})]
+        lines = []
         for example, outcome in zip(examples, outcomes, strict=True):
             line = self._part(example, outcome) if PIECE in example else self._whole(int(example["id"]), outcome)
             lines.append(json.dumps(line, ensure_ascii=False))
-        return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
+        return pack_answers(digest, lines)
 
     def _whole(self, row: int, outcome: Outcome) -> dict[str, Any]:
         line: dict[str, Any] = {"row": row, "record": self.record(row, outcome)}

@@ -91,10 +91,15 @@ class CsvOutput(GrowingFile):
     def resume(self, position: Any) -> None:
         """See Output. The header is there even if no record ever is."""
         super().resume(position)
-        if not position:
+        if position is None:
             self._write(_csv_line(list(self.columns.columns)))
 
-    def append(self, records: Sequence[Record]) -> int:
+    @property
+    def size_when_empty(self) -> int:  # type: ignore[override]
+        """Of the header alone."""
+        return len(_csv_line(list(self.columns.columns)))
+
+    def append(self, records: Sequence[Record]) -> dict[str, Any]:
         """See Output."""
         kinds = self.columns.columns
         rows = (self.columns.cells(record) for record in records)

@@ -12,8 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finetune.errors import UserError
+from finetune.inference.prediction.jsonl_output import changed_output
 from finetune.inference.prediction.outputs import Record, RecordColumns, as_text
 from finetune.inference.prediction.parts import Parts
+from finetune.inference.recording import ROW
 from finetune.tasks.records import Fields
 
 GROUP_ROWS = 65_536  # of a row group; windows are put together up to here
@@ -33,12 +36,34 @@ class ParquetOutput:
     def resume(self, position: Any) -> None:
         """See Output."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if position is not None and not isinstance(position, int):
+            where = str(Parts(self.path).state)
+            raise UserError("position is no number of windows", where=where, remedy="Remove its folder.")
         self._count = position or 0
         if not self._count:
             self.path.unlink(missing_ok=True)
+        known = {self._part(number).name for number in range(self._count)}
         for path in self.folder.iterdir():
-            if not path.name.endswith(".parquet") or int(path.stem) >= self._count:
+            if path.name not in known and not path.is_dir():
                 path.unlink()
+        if not self.path.exists():
+            self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Raises: UserError if the windows are not there, each with the rows that follow those of the one before."""
+        row = 0
+        for number in range(self._count):
+            path = self._part(number)
+            found = _row_range(path)
+            if found is None or found[0] != row:
+                raise changed_output(path, "is not the window that was written")
+            row = found[1] + 1
+
+    def check_finished(self, position: Any, rows: int) -> None:
+        """See Output."""
+        found = _row_range(self.path) if rows else None
+        if rows and (found is None or found != (0, rows - 1)):
+            raise changed_output(self.path, f"is not the file that was finished with {rows:,} rows")
 
     def append(self, records: Sequence[Record]) -> int:
         """See Output."""
@@ -80,6 +105,18 @@ class ParquetOutput:
                 held = []
         if held:
             yield pa.concat_tables(held)
+
+
+def _row_range(path: Path) -> tuple[int, int] | None:
+    """(first row, last row) of a file whose rows are complete; None for another file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            about, place = file.metadata, file.schema_arrow.get_field_index(ROW)
+            groups = [about.row_group(number).column(place).statistics for number in range(about.num_row_groups)]
+            first, last = int(groups[0].min), int(groups[-1].max)
+            return (first, last) if about.num_rows == last - first + 1 else None
+    except (OSError, pa.ArrowException, AttributeError, IndexError, TypeError, ValueError):
+        return None
 
 
 def arrow_schema(fields: Fields) -> pa.Schema:

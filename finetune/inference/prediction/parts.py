@@ -19,19 +19,22 @@ What is there belongs to one output and one command, which goes on with it after
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import Halted, UserError
+from finetune.recipe.json_file import read_json
 
 ChunkName = tuple[int, int]  # (window, number within it)
 SUFFIX = ".parts"
+SEAL = "seal"  # key of the digest of a file's other values
 _ROW = re.compile(rb'^\{"row": (\d+)', re.MULTILINE)  # of a line of answers
 
 
@@ -109,6 +112,27 @@ def publish(path: Path, content: bytes) -> None:
 def publish_json(path: Path, value: Any) -> None:
     """As `publish`, with JSON for people."""
     publish(path, (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
+
+
+def publish_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """As `publish_json`, with a digest of the values: they decide which rows are asked, so none is believed that was edited."""
+    publish_json(path, {**value, SEAL: _seal(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The values that publish_sealed() has written. Raises: OSError; ValueError for any others."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
+    seal = found.pop(SEAL, None)
+    if seal != _seal(found):
+        raise ValueError("it was edited" if seal else "it was edited, or is of an earlier version")
+    return found
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def cut_back(path: Path, size: int) -> None:

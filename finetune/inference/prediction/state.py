@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.inference.prediction.parts import publish_json
-from finetune.recipe.json_file import parse_json
+from finetune.inference.prediction.parts import publish_sealed, read_sealed
 
 
-def _checked(value: Any) -> dict[str, Any]:
+def _checked(value: dict[str, Any]) -> dict[str, Any]:
     """Raises: ValueError or TypeError for a value of another kind than those that are written."""
-    if not isinstance(value, dict):
-        raise ValueError("it is no object")
     for name in ("windows", "rows", "scored_bytes", "scored"):
         if not 0 <= operator.index(value.get(name, 0)) < 1 << 62:
             raise ValueError(f"{name} is {value[name]}")
+    if not isinstance(value.get("finished", False), bool):
+        raise ValueError(f"finished is {value['finished']!r}")
     for name in ("errors", "first_errors"):
-        if not all(isinstance(count, int) for count in dict(value.get(name, {})).values()):
+        if not all(isinstance(count, int) and count >= 0 for count in dict(value.get(name, {})).values()):
             raise ValueError(f"{name} holds no numbers")
     if not math.isfinite(value.get("seconds", 0.0)):
         raise ValueError(f"seconds is {value['seconds']}")
@@ -50,14 +49,14 @@ class State:
     def read(cls, path: Path) -> State:
         """The state of an earlier start, or of none."""
         try:
-            return cls(**_checked(parse_json(path.read_text("utf-8"))))
+            return cls(**_checked(read_sealed(path)))
         except FileNotFoundError:
             return cls()
         except (ValueError, TypeError) as error:
             raise UserError(f"cannot be read: {error}", where=str(path), remedy="Remove its folder.") from None
 
     def save(self, path: Path) -> None:
-        publish_json(path, asdict(self))
+        publish_sealed(path, asdict(self))
 
     @property
     def failed(self) -> int:

@@ -105,6 +105,22 @@ def test_answers_to_other_examples_are_not_used(tmp_path):
     assert lines(output)[:50] == [{"row": number, "sum": sum(map(ord, other[number]["text"]))} for number in range(50)]
 
 
+def test_answers_that_are_not_as_they_were_written_are_answered_again(tmp_path):
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    keep(ROWS, whole)
+    with pytest.raises(KeyboardInterrupt):
+        keep(ROWS, output, Ranks(output, stops_after=5))
+    files = sorted(Parts(output).window(0).glob("*.answers"))
+    contents = [path.read_bytes() for path in files]
+    assert len(files) == 5
+    damaged = [contents[1], contents[0], contents[2][:-7], contents[3].replace(b'"sum": ', b'"sum": 1'), b"["]
+    for path, content in zip(files, damaged, strict=True):
+        path.write_bytes(content)
+    again = keep(ROWS, output)
+    assert output.read_bytes() == whole.read_bytes()
+    assert ("note", "3 chunks of an earlier start had damaged answers: answered again") in again.sent
+
+
 def test_a_full_disk_leaves_what_is_done(tmp_path, monkeypatch):
     output = tmp_path / "out.jsonl"
     made = asking.make(asking.asked(ROWS), output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -125,6 +126,30 @@ def test_an_output_that_was_removed_is_missed(tmp_path):
     parts.output.unlink()
     with pytest.raises(UserError, match="16,384 rows were written to it"):
         begin_or_resume(parts, ASKED, resumable=True)
+
+
+@pytest.mark.parametrize("name", ["manifest", "state"])
+def test_what_was_edited_is_not_believed(tmp_path, name):
+    parts = begun(tmp_path)
+    path = getattr(parts, name)
+    path.write_text(path.read_text().replace("8192", "9192").replace("16384", "8192"))
+    with pytest.raises(UserError, match="cannot be read: it was edited"):
+        begin_or_resume(parts, ASKED, resumable=True)
+
+
+def test_links_and_pipes_beside_the_output_are_not_followed(tmp_path):
+    parts = begun(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (parts.folder / "rows").symlink_to(elsewhere)
+    for call in (check_output, lambda one: only_one(one).__enter__()):
+        with pytest.raises(UserError, match="leads out of it"):
+            call(parts)
+    (parts.folder / "rows").unlink()
+    os.mkfifo(parts.folder / "rows")
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        check_output(parts)
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_standard_input_cannot_be_resumed(tmp_path):

@@ -128,9 +128,54 @@ def test_an_output_that_lost_rows_is_not_filled_with_zeros(tmp_path: Path, endin
     position = output.append(RECORDS)
     path.write_bytes(path.read_bytes()[:-9])
     left = path.read_bytes()
-    with pytest.raises(UserError, match=rf"{len(left)} bytes, fewer than the {position:,}"):
+    with pytest.raises(UserError, match=rf"{len(left)} bytes, fewer than the {position['size']:,}"):
         open_output(path, COLUMNS).resume(position)
     assert path.read_bytes() == left
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_an_output_that_was_edited_is_not_gone_on_with(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"out{ending}"
+    output = open_output(path, COLUMNS)
+    output.resume(None)
+    output.append(RECORDS[:2])
+    position = output.append(RECORDS[2:])
+    left = path.read_bytes()
+    open_output(path, COLUMNS).check_finished(position, 4)
+    for edited in (left.replace(b"plain", b"Plain"), left[9:], left.replace(b"bad_row", b"bad__row")):
+        path.write_bytes(edited)
+        for call in (lambda one: one.resume(position), lambda one: one.check_finished(position, 4)):
+            with pytest.raises(UserError, match=r"was changed|fewer than|and had"):
+                call(open_output(path, COLUMNS))
+        assert path.read_bytes() == edited
+    path.write_bytes(left + b"more")
+    with pytest.raises(UserError, match="and had"):
+        open_output(path, COLUMNS).check_finished(position, 4)
+
+
+def test_windows_of_a_table_that_were_exchanged_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    output = open_output(path, COLUMNS)
+    output.resume(None)
+    output.append(RECORDS[:2])
+    position = output.append(RECORDS[2:])
+    open_output(path, COLUMNS).resume(position)
+    rows = tmp_path / "out.parquet.parts" / "rows"
+    one, other = sorted(rows.iterdir())
+    first, second = one.read_bytes(), other.read_bytes()
+    for contents in ((second, first), (first, first), (first, second[:-9]), (first, b"")):
+        one.write_bytes(contents[0])
+        other.write_bytes(contents[1])
+        with pytest.raises(UserError, match="is not the window that was written"):
+            open_output(path, COLUMNS).resume(position)
+    other.write_bytes(second)
+    again = open_output(path, COLUMNS)
+    again.resume(position)
+    again.finish()
+    again.check_finished(position, 4)
+    path.write_bytes(first)
+    with pytest.raises(UserError, match="was finished with 4 rows"):
+        open_output(path, COLUMNS).check_finished(position, 4)
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".csv"])
