@@ -27,7 +27,7 @@ from finetune.recipe.card import TaskCard  # noqa: E402
 from finetune.recipe.recipe import Recipe, recipe_type  # noqa: E402
 from finetune.recipe.schema import describe_allowed, description_at, nodes_at, schema_of  # noqa: E402
 from finetune.recipe.section import Section  # noqa: E402
-from finetune.recipe.yaml import one_line  # noqa: E402
+from finetune.recipe.yaml_dialect import one_line  # noqa: E402
 from finetune.tasks import CARDS  # noqa: E402
 
 REFERENCE = ROOT / "docs" / "reference"

@@ -16,7 +16,7 @@ from finetune.tasks import CARDS
 from finetune.tasks.artifacts import MODEL
 from finetune.tracking.atomic_files import publish_json
 from finetune.tracking.run import Run
-from finetune.training.checkpoint_reader import MANIFEST, Manifest, checkpoint_name
+from finetune.training.checkpoint_manifest import MANIFEST, Manifest, checkpoint_name
 from tests.prepared import Prepared
 
 

@@ -24,9 +24,9 @@ from finetune.inference.generation.opening import default_penalty, open_generato
 from finetune.inference.generation.requests import GenerationSettings
 from finetune.models.config import load_config
 from finetune.models.device import uses_cuda
-from finetune.models.load import quiet_transformers
 from finetune.models.onednn_linear import use_onednn
 from finetune.models.placement import Placement, describe_layers, layer_devices, placed
+from finetune.models.quiet import quiet_transformers
 from finetune.planning.plan import Plan
 from finetune.planning.stored import StoredPlan
 from finetune.planning.tensor import check_model

@@ -22,9 +22,9 @@ from finetune.app.model_folder import card_text, save_model
 from finetune.app.run_contents import find_checkpoint, portable_plan, run_artifacts, run_recipe
 from finetune.errors import UserError
 from finetune.models.adapters import bring_base
-from finetune.models.load import quiet_transformers
 from finetune.models.merging import Comparison, check_equal, compare, outputs_of, random_inputs
 from finetune.models.merging import merge as merge_adapter
+from finetune.models.quiet import quiet_transformers
 from finetune.recipe.machine import has_cuda
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import load_task
@@ -34,7 +34,8 @@ from finetune.terminal import print_line
 from finetune.tracking.atomic_files import disk_errors
 from finetune.tracking.figures import figures_of
 from finetune.tracking.run import Run
-from finetune.training.checkpoint_reader import Checkpoint, put_weights
+from finetune.training.checkpoint_manifest import Checkpoint
+from finetune.training.checkpoint_reader import put_weights
 
 
 def export(run: Path, *, output: Path, checkpoint: str, merge: bool) -> None:

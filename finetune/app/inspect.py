@@ -24,7 +24,8 @@ from finetune.inspection.inspection import Inspection, inspect_data
 from finetune.inspection.padding import Padding, Steps, measure_padding
 from finetune.inspection.page import render_page
 from finetune.inspection.report import make_report
-from finetune.inspection.terminal_report import ASCII, Style, render
+from finetune.inspection.terminal_lines import ASCII, Style
+from finetune.inspection.terminal_report import render
 from finetune.models.config import load_config
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model

@@ -23,7 +23,7 @@ from finetune.recipe.recipe import Recipe
 from finetune.tasks import CARDS
 from finetune.tasks.artifacts import MODEL
 from finetune.tracking.run import Run
-from finetune.training.checkpoint_reader import MANIFEST, Manifest
+from finetune.training.checkpoint_manifest import MANIFEST, Manifest
 
 Notify = Callable[[str], None]
 WRITER = "transformers_version"  # of config.json: another one writes the same configuration

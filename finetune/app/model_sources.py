@@ -26,7 +26,7 @@ from finetune.data.prepare.file_digest import contents_digest, file_digest, fold
 from finetune.errors import UserError
 from finetune.models.adapter_source import find_adapter
 from finetune.models.config import load_config
-from finetune.models.load import quiet_transformers
+from finetune.models.quiet import quiet_transformers
 from finetune.models.source import PACKAGE_SCHEME, RUN_FILE, looks_like_path, resolve_model
 from finetune.planning.stored import StoredPlan
 from finetune.recipe.load import LoadedRecipe
@@ -38,7 +38,7 @@ from finetune.tasks import CARDS
 from finetune.tasks.artifacts import FILE, TaskArtifacts, has_artifacts, load_artifacts
 from finetune.tasks.from_config import derive_artifacts
 from finetune.tracking.run import Run, nearest_folder, newest_run_in
-from finetune.training.checkpoint_reader import MANIFEST, Checkpoint
+from finetune.training.checkpoint_manifest import MANIFEST, Checkpoint
 
 Notify = Callable[[str], None]
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}

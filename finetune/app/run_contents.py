@@ -18,7 +18,8 @@ from finetune.tasks.artifacts import MODEL, TaskArtifacts, has_artifacts, load_a
 from finetune.tasks.facts import Facts
 from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
-from finetune.training.checkpoint_reader import Checkpoint, named_checkpoint, open_checkpoint
+from finetune.training.checkpoint_manifest import Checkpoint
+from finetune.training.checkpoint_reader import named_checkpoint, open_checkpoint
 
 Notify = Callable[[str], None]
 KEPT_SETTINGS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "image_size")

@@ -8,39 +8,20 @@ import stat
 import struct
 import warnings
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.image_arrays import image_of_array
+from finetune.data.image_formats import decoded_formats, why_unidentified
 from finetune.data.image_values import base64_bytes, image_bytes, shorten
-from finetune.data.pixels import UPPER_BITS, WIDE, ValueRange, scale_values, to_rgb, unknown_range
+from finetune.data.pixels import UPPER_BITS, WIDE, ValueRange, to_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 178_956_970  # 13,300 x 13,300, Pillow's own limit: guards against small files that unpack to gigabytes
 LIMIT_VARIABLE = "FINETUNE_MAX_PIXELS"  # of the environment: processes that are started later have the same limit
-# Pillow's decoders that are used. Others run external programs (EPS: Ghostscript), or have no use in a data set.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "DIB", "QOI")
-OPTIONAL = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # format -> part that Pillow may be built without
-EXTENSIONS = {  # in lower case -> the format that its files have
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
-    **dict.fromkeys((".png", ".apng"), "PNG"),
-    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
-    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm", ".pfm"), "PPM"),
-    **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG2000"),
-    **dict.fromkeys((".avif", ".avifs"), "AVIF"),
-    ".webp": "WEBP",
-    ".gif": "GIF",
-    ".bmp": "BMP",
-    ".dib": "DIB",
-    ".mpo": "MPO",
-    ".qoi": "QOI",
-}
-# How files begin whose format has no decoder in Pillow, but a name that a message can say.
-SIGNATURES = ((b"%PDF", 0, "PDF"), (b"<svg", 0, "SVG"), (b"<?xml", 0, "SVG or other XML"), (b"ftyphe", 4, "HEIC"))
-RECOGNIZED = ("EPS", "PSD", "ICO", "ICNS", "DDS", "SGI", "SUN", "WMF", "FITS", "HDF5")  # by Pillow, but not decoded
 ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 UPRIGHT = {  # EXIF orientation -> name of the transposition that turns the image upright
     2: "FLIP_LEFT_RIGHT",
@@ -162,12 +143,6 @@ def read_header(value: Any, value_range: ValueRange | None = None) -> ImageHeade
     return ImageHeader((height, width) if orientation in ROTATED else (width, height), (width, height), orientation)
 
 
-def can_decode(extension: str) -> bool:
-    """Can files with this extension, such as ".jpg", be decoded by the installed Pillow?"""
-    kind = EXTENSIONS.get(extension.lower())
-    return kind is not None and (kind not in OPTIONAL or kind in _formats())
-
-
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1 (upright) if the EXIF data is broken, since the pixels are still usable."""
     try:
@@ -183,7 +158,7 @@ def _open(value: Any, value_range: ValueRange | None) -> Image.Image:
     if isinstance(value, Image.Image):
         return value
     if hasattr(value, "dtype") or isinstance(value, list):
-        return _from_array(value, value_range)
+        return image_of_array(value, value_range)
     content = _content(value)
     try:
         if not isinstance(content, io.BytesIO) and not stat.S_ISREG(os.stat(content).st_mode):  # noqa: PTH116 - quick
@@ -191,11 +166,11 @@ def _open(value: Any, value_range: ValueRange | None) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             Image.MAX_IMAGE_PIXELS = -(-most_pixels() // 2)  # Pillow refuses twice as many, also in later frames
-            image = Image.open(content, formats=_formats())
+            image = Image.open(content, formats=decoded_formats())
     except BadRow:
         raise
     except UnidentifiedImageError as error:
-        raise BadRow(_unidentified(content, _name(value))) from error
+        raise BadRow(why_unidentified(content, _name(value))) from error
     except Image.DecompressionBombError as error:
         raise _too_large(value, str(error).partition(",")[0]) from error
     except BROKEN as error:
@@ -233,41 +208,6 @@ def _content(value: Any) -> io.BytesIO | str | Path:
     return value
 
 
-@cache
-def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow was built with."""
-    from PIL import Image, features
-
-    Image.init()
-    known = {**features.modules, **features.codecs}  # an older Pillow does not know AVIF
-    missing = {name for name, part in OPTIONAL.items() if part not in known or not features.check(part)}
-    return tuple(name for name in FORMATS if name in Image.OPEN and name not in missing)
-
-
-def _unidentified(content: io.BytesIO | str | Path, name: str) -> str:
-    """Why there is no decoder: another format, which is named if its first bytes say it, or no image at all."""
-    from PIL import Image
-
-    try:
-        if isinstance(content, io.BytesIO):
-            head = content.getvalue()[:32]
-        else:
-            with Path(content).open("rb") as file:
-                head = file.read(32)
-    except OSError:
-        return f"not an image{name}"
-    if not head:
-        return f"not an image{name}: the file is empty"
-    for start, offset, kind in SIGNATURES:
-        if head[offset:].startswith(start):
-            return f"image{name} is in the format {kind}, which is not read; convert it to PNG or JPEG"
-    for kind in RECOGNIZED:
-        accepts = Image.OPEN[kind][1] if kind in Image.OPEN else None
-        if accepts is not None and accepts(head[:16]) is True:
-            return f"image{name} is in the format {kind}, which is not read; convert it to PNG or JPEG"
-    return f"not an image{name}"
-
-
 def _raw_mode(image: Image.Image) -> str:
     """How the pixels of a PNG or TIFF are stored, such as "L;2" or "RGB;16B"; else "". Known only before they are loaded."""
     tile = getattr(image, "tile", None)
@@ -290,35 +230,6 @@ def _check_transparency(image: Image.Image, raw_mode: str) -> None:
     factor = {"L;2": 85, "L;4": 17}.get(raw_mode)
     if factor and isinstance(key, int):
         image.info["transparency"] = key * factor
-
-
-def _from_array(value: Any, value_range: ValueRange | None) -> Image.Image:
-    import numpy as np
-    from PIL import Image
-
-    try:
-        pixels = np.asarray(value)
-        if pixels.ndim == 3 and pixels.shape[2] == 1:
-            pixels = pixels[:, :, 0]
-        if pixels.dtype == np.uint16 and value_range is None:
-            if pixels.ndim == 2:
-                return Image.fromarray(np.ascontiguousarray(pixels))  # 16-bit grayscale, however dark it is
-            pixels = (pixels >> 8).astype(np.uint8)
-        if pixels.dtype != np.uint8 and value_range is not None and pixels.dtype.kind in "iuf":
-            pixels = scale_values(pixels, value_range)
-        elif pixels.dtype.kind in "iu" and pixels.size and pixels.min() >= 0 and pixels.max() <= 255:
-            pixels = pixels.astype(np.uint8)
-        if pixels.dtype != np.uint8:
-            if pixels.dtype.kind in "iuf" and pixels.size:
-                hint = f"; {unknown_range(pixels, str(pixels.dtype))}"
-            else:
-                hint = ""
-            if pixels.dtype.kind in "USO":
-                raise BadRow("an image is one path, bytes or an array of numbers, not a list of texts or other values")
-            raise BadRow(f"an image array must hold values from 0 to 255, not {pixels.dtype}{hint}")
-        return Image.fromarray(np.ascontiguousarray(pixels))
-    except (TypeError, ValueError) as error:
-        raise BadRow(f"an image array must be [height, width] or [height, width, channels]: {error}") from error
 
 
 def _name(value: Any) -> str:

@@ -72,3 +72,11 @@ def measure_padding(
                     )
                 )
     return Padding(packing, capacity, len(steps), of_steps, count, padding, positions, free, tuple(first))
+
+
+def describe_padding(padding: Padding) -> str:
+    """One line: what the micro-batches of the first steps hold."""
+    span = f"the first {padding.steps:,} of {padding.of_steps:,} steps per epoch, on one rank"
+    count = "1 micro-batch" if padding.micro_batches == 1 else f"{padding.micro_batches:,} micro-batches"
+    text = f"packing {padding.packing}: {count} in {span}; {padding.share:.1%} padding"
+    return text + (f"; packs of {padding.capacity:,} tokens are {padding.filled:.1%} full" if padding.free else "")

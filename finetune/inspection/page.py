@@ -7,9 +7,9 @@ from pathlib import Path
 import jinja2
 
 from finetune.inspection.characters import visible
+from finetune.inspection.padding import describe_padding
 from finetune.inspection.report import InspectionReport
-from finetune.inspection.statistics import Histogram
-from finetune.inspection.terminal_report import bin_name, describe_padding
+from finetune.inspection.statistics import Histogram, bin_name
 
 LISTED = 100  # rows of a finding
 

@@ -141,3 +141,10 @@ def script_table(splits: dict[str, InspectedSplit]) -> Table | None:
 
 def _share(count: int, total: int) -> str:
     return f"{count:,} ({count / total:.1%})" if total else "0"
+
+
+def bin_name(low: float, high: float, *, whole: bool) -> str:
+    """The values of a bin: "40-59", "7", "0.5 to 0.75"."""
+    if not whole:
+        return f"{low:.3g} to {high:.3g}"
+    return f"{low:,.0f}" if high - low <= 1 else f"{low:,.0f}-{high - 1:,.0f}"

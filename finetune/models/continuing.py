@@ -16,8 +16,9 @@ from finetune.errors import UserError
 from finetune.models.adapter_source import MARK, PROCESSOR_FILES, AdapterSource, adapter_of
 from finetune.models.adapters import add_adapter, check_rows_can_be_trained, check_same_modules, embed_with_gradients
 from finetune.models.config import ODD_FILES, load_config
-from finetune.models.load import load_model, quiet_transformers
+from finetune.models.load import load_model
 from finetune.models.merging import Comparison, check_equal, compare, merge, outputs_of, random_inputs
+from finetune.models.quiet import quiet_transformers
 from finetune.recipe.model import AdapterSection, ModelSection
 from finetune.recipe.recipe import Recipe
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.errors import Fault
-from finetune.recipe.yaml import MAX_DEPTH, Document, KeyPath, describe_type, dotted, parse_value
+from finetune.recipe.document import Document, KeyPath, dotted
+from finetune.recipe.yaml import MAX_DEPTH, describe_type, parse_value
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_EPOCHS = 3

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from finetune.recipe.document import KeyPath, dotted
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
-from finetune.recipe.yaml import KeyPath, dotted, dump, one_line
+from finetune.recipe.yaml_dialect import dump, one_line
 
 
 def dump_yaml(recipe: Recipe) -> str:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import Fault
+from finetune.recipe.document import KeyPath, dotted
 from finetune.recipe.draft import Draft
 from finetune.recipe.schema import Node, all_keys, choices_at, describe_allowed, description_at, keys_at, nodes_at
 from finetune.recipe.secrets import mask
-from finetune.recipe.yaml import KeyPath, describe_type, dotted, one_line
+from finetune.recipe.yaml import describe_type
+from finetune.recipe.yaml_dialect import one_line
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

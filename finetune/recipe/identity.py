@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune.recipe.document import Document, dotted
 from finetune.recipe.draft import Draft
 from finetune.recipe.faults import faults_of, show_value
 from finetune.recipe.paths import absolute_paths
@@ -20,7 +21,7 @@ from finetune.recipe.recipe import Recipe
 from finetune.recipe.schema import schema_of
 from finetune.recipe.secrets import mask
 from finetune.recipe.section import Section
-from finetune.recipe.yaml import Document, dotted, read_document
+from finetune.recipe.yaml import read_document
 
 SHOWN = 8  # differences that are listed
 _MISSING = object()

@@ -17,6 +17,7 @@ from finetune.recipe.card import TaskCard
 from finetune.recipe.checks import find_contradictions
 from finetune.recipe.checks.context import CheckContext
 from finetune.recipe.checks.warnings import find_warnings
+from finetune.recipe.document import KeyPath, dotted
 from finetune.recipe.draft import DEFAULT_EPOCHS, DERIVED, Draft
 from finetune.recipe.explain import dump_yaml, explain, origins_of
 from finetune.recipe.faults import faults_of, nearest, show_value
@@ -24,7 +25,7 @@ from finetune.recipe.paths import absolute_paths
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.recipe.schema import schema_of
 from finetune.recipe.secrets import MASK, secrets_in
-from finetune.recipe.yaml import KeyPath, dotted, read_document
+from finetune.recipe.yaml import read_document
 
 __all__ = ["LoadedRecipe", "dump_yaml", "load_recipe"]
 

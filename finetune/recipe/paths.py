@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import Fault
+from finetune.recipe.document import KeyPath
 from finetune.recipe.draft import SPLITS, Draft
 from finetune.recipe.shelf import list_deepspeed_configs
 from finetune.recipe.user_path import unusable, user_path
-from finetune.recipe.yaml import KeyPath, show_text
+from finetune.recipe.yaml_values import show_text
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".xlsx", ".conll", ".parquet", ".arrow", ".txt")
 PATH_OPTIONS = ("tools",)  # options of tasks that name a file; preparation notices that it changes

@@ -12,7 +12,7 @@ from finetune.recipe.card import TaskCard
 from finetune.recipe.column_pairs import find_pairs
 from finetune.recipe.paths import is_local
 from finetune.recipe.user_path import user_path
-from finetune.recipe.yaml import one_line
+from finetune.recipe.yaml_dialect import one_line
 
 # Role -> common names of such a column; only names that are unambiguous.
 ALSO_CALLED = {

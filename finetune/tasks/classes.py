@@ -9,10 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch.nn import functional
-
-from finetune.data.columns import nearest_name
 from finetune.data.label_forms import NAMES, LabelForm, parse_list
 from finetune.data.labels import Labels, label_key
 from finetune.data.prepare.label_survey import (
@@ -28,8 +24,6 @@ from finetune.data.prepare.label_survey import (
 )
 from finetune.data.table import Table
 from finetune.errors import UserError
-from finetune.models.losses import binary_cross_entropy_each, cross_entropy_each, cross_entropy_sum
-from finetune.tasks.batch import Answer, Batch, Score
 from finetune.tasks.facts import Facts
 
 
@@ -110,7 +104,7 @@ def decide_label_sets(
         classes = _classes_by_position(form, names, trained, where=where, column=column)
     else:
         classes = choose_classes(class_names(tables, kind=form), stated, trained, where=where, form=form)
-    facts.notes.append(f"{told}; classes {_listed(classes.names)}")
+    facts.notes.append(f"{told}; classes {listed(classes.names)}")
     facts.notes += look_alike_notes(classes.lookup.names, column)
     return classes
 
@@ -121,7 +115,7 @@ def _classes_by_position(
     length = form.length
     if stated and len(stated) != length:
         raise UserError(
-            f"the column {column} holds vectors of {length} values, but options.labels has {_listed(stated)}",
+            f"the column {column} holds vectors of {length} values, but options.labels has {listed(stated)}",
             where=where,
             remedy="Give one name for each position, in order.",
         )
@@ -168,7 +162,7 @@ def _generated(trained: Sequence[str]) -> bool:
 def _misfit(names: Sequence[str], trained: Sequence[str], where: str) -> UserError:
     return UserError(
         f"the labels do not fit the head that {where} was trained with\n"
-        f"  data   {_listed(names)}\n  model  {_listed(trained)}",
+        f"  data   {listed(names)}\n  model  {listed(trained)}",
         remedy="Set options.new_head: true to train a new head, or write the labels as the model does.",
     )
 
@@ -197,7 +191,7 @@ def _are_numbers(in_data: Iterable[str], count: int) -> bool:
     return all(key.isdecimal() and int(key) < count for key in map(label_key, in_data))
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     shown = ", ".join(map(str, names[:12]))
     return f"{len(names)}: {shown}" + (", ..." if len(names) > 12 else "")
 
@@ -207,113 +201,3 @@ def trained_labels(config: Any, suffix: str) -> list[str] | None:
     if not any(str(name).endswith(suffix) for name in config.architectures or ()):
         return None
     return [str(config.id2label[index]) for index in sorted(config.id2label)]
-
-
-def class_counts(labels: Iterable[Any], names: Sequence[str]) -> dict[str, int]:
-    """How many examples each class has: {"negative": 3310, "positive": 3610}."""
-    counts = dict.fromkeys(names, 0)
-    for label in labels:
-        for index in label if hasattr(label, "__len__") else [label]:
-            counts[names[int(index)]] += 1
-    return counts
-
-
-def label_tensor(labels: Sequence[Any], num_labels: int, *, several: bool) -> torch.Tensor:
-    """[2, 0] -> int64 [B]; several: [[0, 2], []] -> float32 [B, C] of 0 and 1."""
-    if not several:
-        return torch.tensor([int(label) for label in labels], dtype=torch.long)
-    hot = torch.zeros(len(labels), num_labels)
-    for row, indices in enumerate(labels):
-        hot[row, [int(index) for index in indices]] = 1.0
-    return hot
-
-
-def classification_loss_sum(logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float) -> torch.Tensor:
-    """Loss summed over the B examples, float32: cross-entropy for labels [B], mean binary one for labels [B, C]."""
-    if labels.dim() == 2:
-        return binary_cross_entropy_each(logits, labels, label_smoothing=label_smoothing).sum()
-    return cross_entropy_sum(logits, labels, label_smoothing=label_smoothing)
-
-
-def class_answers(
-    logits: torch.Tensor, batch: Batch, names: Sequence[str], shown: Sequence[Mapping[str, Any]], *, several: bool
-) -> list[Answer]:
-    """One answer per example: its class (or 0/1 for each class) and its scores (softmax; sigmoid for several labels)."""
-    logits = logits.detach().float()
-    if several:
-        scores, chosen = torch.sigmoid(logits), (logits > 0).int()
-    else:
-        scores, chosen = torch.softmax(logits, dim=-1), logits.argmax(dim=-1)
-    rows = zip(batch.ids, chosen.tolist(), scores.tolist(), shown, strict=True)
-    return [
-        Answer(id, {"prediction": prediction, "scores": score}, {**extra, "predicted": name_of(prediction, names)})
-        for id, prediction, score, extra in rows
-    ]
-
-
-def class_scores(logits: torch.Tensor, batch: Batch, names: Sequence[str]) -> list[Score]:
-    """One score per example: its label, and its loss without label smoothing and class weights."""
-    logits, labels = logits.detach().float(), batch.targets["labels"]
-    if labels.dim() == 2:
-        losses, references = binary_cross_entropy_each(logits, labels), labels.int()
-    else:
-        losses, references = cross_entropy_each(logits, labels), labels
-    return [
-        Score(id, loss, 1, {"reference": reference}, {"label": name_of(reference, names)})
-        for id, loss, reference in zip(batch.ids, losses.tolist(), references.tolist(), strict=True)
-    ]
-
-
-def name_of(value: Any, names: Sequence[str]) -> str:
-    """1 -> "positive"; [1, 0, 1] -> "anger, joy"; [0, 0, 0] -> "(none)"."""
-    if isinstance(value, list):
-        return ", ".join(name for name, on in zip(names, value, strict=True) if on) or "(none)"
-    return names[value]
-
-
-def weigh_classes(requested: str | Mapping[str, float], counts: Mapping[str, int]) -> list[float] | None:
-    """Weight of each class, None where all are 1. requested: "none", "balanced" or weights by name. counts: training images.
-
-    balanced: images / (classes that occur x images of the class), so that the mean weight over the images is 1.
-    Raises: UserError for a name that is no class, or a weight that is not positive.
-    """
-    if requested == "none":
-        return None
-    if isinstance(requested, str):
-        total, occurring = sum(counts.values()), sum(1 for count in counts.values() if count)
-        return [total / (occurring * count) if count else 1.0 for count in counts.values()]
-    for name, weight in requested.items():
-        if name not in counts or weight <= 0:
-            what = (
-                f"no class is called {name!r}"
-                if name not in counts
-                else f"the weight {weight} of {name} is not above 0"
-            )
-            near = nearest_name(name, counts)
-            hint = f"Did you mean {near}?" if near and near != name else f"The classes are {_listed(list(counts))}."
-            raise UserError(what, where="options.class_weights", remedy=hint)
-    return [float(requested.get(name, 1.0)) for name in counts]
-
-
-def weighted_loss_sum(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    partners: torch.Tensor | None,
-    shares: torch.Tensor | None,
-    class_weights: Sequence[float] | None,
-    label_smoothing: float,
-) -> torch.Tensor:
-    """Cross-entropy summed over B examples, float32, each times the weight of its class; a mixed example counts its own
-    label and its partner's by their shares. labels, partners: [B]; shares: [B], of the example's own label.
-    """
-    logits = logits.float()
-    weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
-
-    def each(classes: torch.Tensor) -> torch.Tensor:
-        losses = functional.cross_entropy(logits, classes, reduction="none", label_smoothing=label_smoothing)
-        return losses if weights is None else losses * weights[classes]
-
-    if partners is None or shares is None:
-        return each(labels).sum()
-    return (shares * each(labels) + (1.0 - shares) * each(partners)).sum()

@@ -12,7 +12,7 @@ import jinja2
 import yaml
 
 from finetune.recipe.recipe import Recipe
-from finetune.recipe.yaml import dump
+from finetune.recipe.yaml_dialect import dump
 from finetune.terminal import printable
 from finetune.tracking.console import figure
 from finetune.tracking.run import describe_versions, shown

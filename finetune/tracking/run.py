@@ -24,7 +24,7 @@ from finetune.recipe.identity import stored_values, training_differences
 from finetune.recipe.json_file import read_json
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
-from finetune.recipe.yaml import dump
+from finetune.recipe.yaml_dialect import dump
 from finetune.tracking.atomic_files import disk_errors, plain, publish_json, publish_text
 from finetune.tracking.run_shape import check_run
 

@@ -26,7 +26,8 @@ from finetune.distributed.sharded_state import trainable_parameters
 from finetune.distributed.tensor_parallel import whole_shape
 from finetune.errors import DISK_FULL, TrainingFailed
 from finetune.recipe.optimizers import FLOAT32_BYTES, OPTIMIZERS
-from finetune.training.checkpoint_reader import Checkpoint, Manifest, checkpoint_name, find_checkpoints
+from finetune.training.checkpoint_manifest import Checkpoint, Manifest, checkpoint_name
+from finetune.training.checkpoint_reader import find_checkpoints
 from finetune.training.checkpoint_writer import NO_SPACE, Written, attempt, beside_of, publish, write_parts
 from finetune.training.staging import Staging, divide
 from finetune.units import format_bytes

@@ -19,14 +19,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from finetune.training.checkpoint_reader import (
-    INCOMPLETE,
-    MANIFEST,
-    Checkpoint,
-    checkpoint_name,
-    find_checkpoints,
-    named_checkpoint,
-)
+from finetune.training.checkpoint_manifest import MANIFEST, Checkpoint, checkpoint_name
+from finetune.training.checkpoint_reader import INCOMPLETE, find_checkpoints, named_checkpoint
 from finetune.training.staging import Part
 from finetune.units import format_bytes
 

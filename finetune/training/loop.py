@@ -25,7 +25,8 @@ from finetune.tasks.batch import Batch
 from finetune.tasks.choice import choosing_metric
 from finetune.tasks.task import Datasets, Task
 from finetune.training.checkpoint import Saver, check_space
-from finetune.training.checkpoint_reader import Checkpoint, load_checkpoint
+from finetune.training.checkpoint_manifest import Checkpoint
+from finetune.training.checkpoint_reader import load_checkpoint
 from finetune.training.checkpoint_writer import clear_leftovers
 from finetune.training.learning_rate import learning_rate
 from finetune.training.microbatch_planner import MicroBatchPlanner

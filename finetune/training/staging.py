@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from finetune.distributed.sharded_state import Shard
-from finetune.training.checkpoint_reader import shard_name
+from finetune.training.checkpoint_tensors import shard_name
 
 PART_BYTES = 512 * 2**20
 ALIGNMENT = 64  # bytes, of each tensor in its buffer

@@ -5,8 +5,9 @@ import torch
 
 from finetune.models.adapter_source import adapter_of
 from finetune.models.adapters import add_adapter, save_adapter
+from finetune.models.config import load_config
 from finetune.models.continuing import write_merged
-from finetune.models.load import load_config, load_model
+from finetune.models.load import load_model
 from finetune.recipe.model import AdapterSection, ModelSection
 from tests.distributed.toy import open_toy, tiny_llama, train_toy
 from tests.ranks import RankError

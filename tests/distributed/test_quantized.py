@@ -9,8 +9,9 @@ import torch
 from finetune.errors import UserError
 from finetune.models.adapter_source import adapter_of
 from finetune.models.adapters import add_adapter, save_adapter
+from finetune.models.config import load_config
 from finetune.models.continuing import continue_adapter, write_merged
-from finetune.models.load import load_config, load_model
+from finetune.models.load import load_model
 from finetune.models.quantized import stored_bytes
 from finetune.recipe.model import AdapterSection, ModelSection
 from tests.distributed.toy import open_toy, tiny_llama, train_toy

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from finetune.models.load import load_config, load_model
+from finetune.models.config import load_config
+from finetune.models.load import load_model
 from finetune.recipe.model import ModelSection
 from tests.distributed.toy import open_toy, train_toy
 

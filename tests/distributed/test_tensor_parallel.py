@@ -11,7 +11,8 @@ from finetune.distributed.tensor_parallel import gather_slices, slice_of, whole_
 from finetune.errors import UserError
 from finetune.planning.tensor import check_model
 from finetune.training.checkpoint import checkpoint_bytes, save_checkpoint
-from finetune.training.checkpoint_reader import CheckpointTensors, load_checkpoint, open_checkpoint
+from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
+from finetune.training.checkpoint_tensors import CheckpointTensors
 from tests.distributed import toy
 from tests.ranks import RankError
 

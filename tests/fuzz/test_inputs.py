@@ -28,8 +28,8 @@ from finetune.tasks import CARDS
 from finetune.tasks.artifacts import load_artifacts
 from finetune.terminal import printable
 from finetune.tracking.run import Run
-from finetune.training import checkpoint_reader
-from finetune.training.checkpoint_reader import Checkpoint, Manifest, read_checkpoint
+from finetune.training.checkpoint_manifest import Checkpoint, Manifest, digest_of
+from finetune.training.checkpoint_reader import read_checkpoint
 
 from .mutations import mutated_bytes, mutated_tree
 
@@ -224,7 +224,7 @@ def read_manifest(folder: Path, content: bytes) -> None:
 def test_a_forged_manifest_is_read_or_refused(tree: Any) -> None:
     if isinstance(tree, dict):  # its digest is right, as that of an attacker would be
         tree = json.loads(json.dumps(tree))
-        tree["digest"] = checkpoint_reader._digest_of(tree)
+        tree["digest"] = digest_of(tree)
     with tempfile.TemporaryDirectory() as name:
         read_manifest(Path(name), json.dumps(tree).encode("utf-8", "surrogatepass"))
 

@@ -145,7 +145,7 @@ def _manifest(
     """A changed manifest of the best checkpoint, with a digest that fits. before: is done to the run first."""
 
     def change(place: Place) -> None:
-        from finetune.training.checkpoint_reader import _digest_of
+        from finetune.training.checkpoint_manifest import digest_of
 
         run = place.run()
         before(run)
@@ -154,7 +154,7 @@ def _manifest(
         tree = json.loads(file.read_text())
         tree.pop("digest")
         edit(tree)
-        file.write_text(json.dumps({**tree, "digest": _digest_of(tree)}))
+        file.write_text(json.dumps({**tree, "digest": digest_of(tree)}))
 
     return change
 

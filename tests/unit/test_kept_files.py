@@ -17,7 +17,7 @@ from finetune.errors import UserError
 from finetune.recipe.load import load_recipe
 from finetune.tasks import CARDS
 from finetune.tracking.run import Run
-from finetune.training.checkpoint_reader import Manifest
+from finetune.training.checkpoint_manifest import Manifest
 from tests.contract.examples import EXAMPLES
 from tests.prepared import prepare
 from tests.stored_runs import store_run

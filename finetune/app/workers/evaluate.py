@@ -30,7 +30,8 @@ from finetune.terminal import print_line
 from finetune.tracking.atomic_files import publish_json
 from finetune.tracking.run import Run
 from finetune.tracking.wandb_job import log_job
-from finetune.training.checkpoint_reader import Checkpoint, load_checkpoint
+from finetune.training.checkpoint_manifest import Checkpoint
+from finetune.training.checkpoint_reader import load_checkpoint
 
 
 def work(

@@ -15,7 +15,8 @@ from finetune.recipe.identity import list_differences
 from finetune.recipe.recipe import Recipe
 from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
-from finetune.training.checkpoint_reader import Checkpoint, check_together, checkpoint_name, newest_checkpoint
+from finetune.training.checkpoint_manifest import Checkpoint, checkpoint_name
+from finetune.training.checkpoint_reader import check_together, newest_checkpoint
 from finetune.training.checkpoint_writer import abandon_newer, name_checkpoint
 
 

@@ -27,7 +27,7 @@ from finetune.data.formats.plain_text import read_text, text_hint, text_notes
 from finetune.data.formats.workbook import read_workbook, workbook_columns, workbook_notes
 from finetune.recipe.data import SourceSection
 
-# Formats read row by row with line numbers. Parquet and Arrow files are opened by sources/arrow_rows.py.
+# Formats read row by row with line numbers. Parquet and Arrow files are opened by sources/arrow_files.py.
 READERS: Mapping[str, Reader] = {
     "jsonl": read_jsonl,
     "json": read_json,

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.bad_rows import BadRows
 from finetune.data.columns import Required
-from finetune.data.formats.compression import unreadable
 from finetune.data.image_values import named_file
-from finetune.data.prepare.cache import digest, publish
+from finetune.data.prepare.cache import digest
 from finetune.data.prepare.content_digests import joint_digest
-from finetune.data.prepare.file_digest import contents_digest, file_digest, source_digest
-from finetune.data.sources.arrow_values import column_at, holds_times, is_plain, plain, python_value, python_values
+from finetune.data.prepare.file_digest import source_digest
+from finetune.data.sources.arrow_files import map_arrow
+from finetune.data.sources.arrow_values import (
+    column_at,
+    holds_floats,
+    holds_times,
+    is_plain,
+    plain,
+    python_value,
+    python_values,
+)
+from finetune.data.sources.class_columns import UNLABELED, class_columns, declared_classes, named_value
 from finetune.data.values import NO_NUMBER, NO_TIME, NUMBER, TEXT_ROLES, OddValues, without_nan
-from finetune.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
-
-BATCH_ROWS = 256  # rows per record batch when converting; small enough for batches of photographs
-UNLABELED = -1  # the class index of rows without a label
-
-
-ClassNames = Sequence[str] | Mapping[str, Any]  # of a column; of the keys of its structs
 
 
 class ArrowRows:
@@ -55,7 +54,7 @@ class ArrowRows:
         for column in table.column_names:
             if column not in self._columns and column not in mapping.values():
                 self._columns[column] = (table.column(column), class_names.get(column))
-        self.classes: Mapping[str, Sequence[str]] = _declared_classes(
+        self.classes: Mapping[str, Sequence[str]] = declared_classes(
             {role: names for role, (_, names) in self._columns.items() if names}
         )
         self._with_floats = {role for role, (column, _) in self._columns.items() if holds_floats(column.type)}
@@ -208,189 +207,3 @@ class ArrowRows:
 
     def __reduce__(self) -> tuple[type[ArrowRows], tuple[Any, ...]]:
         return ArrowRows, self._arguments
-
-
-def holds_floats(kind: pa.DataType) -> bool:
-    """Whether values of a type are, or contain, floating-point numbers."""
-    import pyarrow as pa
-
-    if pa.types.is_floating(kind):
-        return True
-    return any(holds_floats(kind.field(index).type) for index in range(kind.num_fields))
-
-
-def named_value(value: Any, names: ClassNames) -> Any:
-    """The name of a class index, or of each index in a list or under a key; any other value is returned as it is."""
-    if isinstance(value, list):
-        return [named_value(item, names) for item in value]
-    if isinstance(names, Mapping):
-        if not isinstance(value, dict):
-            return value
-        return {key: named_value(item, names[key]) if key in names else item for key, item in value.items()}
-    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
-
-
-def class_columns(schema: pa.Schema) -> dict[str, ClassNames]:
-    """{column: class names, or {key: class names} of its structs}, from the metadata that `datasets` writes into the schema
-    of Arrow and Parquet files.
-    """
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError, RecursionError):
-        return {}
-    if not isinstance(features, dict):
-        return {}
-    found = {column: _class_names(feature) for column, feature in features.items()}
-    return {column: names for column, names in found.items() if names}
-
-
-def _declared_classes(columns: Mapping[str, ClassNames]) -> dict[str, Sequence[str]]:
-    """{"label": names}, and {"objects.category": names} for the keys of structs."""
-    declared: dict[str, Sequence[str]] = {}
-    for role, names in columns.items():
-        if isinstance(names, Mapping):
-            declared.update({f"{role}.{key}": inner for key, inner in _declared_classes(names).items()})
-        else:
-            declared[role] = names
-    return declared
-
-
-def _class_names(feature: Any) -> ClassNames:
-    """Of one feature: its class names, those of the keys of its structs, or [] if it has none."""
-    while isinstance(feature, dict) and "feature" in feature and ("_type" in feature or len(feature) == 1):
-        feature = feature["feature"]  # a list of classes
-    if isinstance(feature, list) and len(feature) == 1:  # a list, as older versions write it
-        return _class_names(feature[0])
-    if not isinstance(feature, dict):
-        return []
-    if isinstance(feature.get("names"), list) and feature.get("_type", "ClassLabel") == "ClassLabel":
-        return [str(name) for name in feature["names"]]
-    inner = {key: _class_names(item) for key, item in feature.items() if isinstance(item, (dict, list))}
-    return {key: names for key, names in inner.items() if names}
-
-
-def map_arrow(paths: Sequence[Path]) -> pa.Table:
-    """Memory-map Arrow IPC files or streams as one table; its columns stay in the page cache of the system.
-
-    Raises: UserError for a file that is neither an IPC file nor a stream.
-    """
-    import pyarrow as pa
-
-    tables = []
-    for path in paths:
-        try:
-            source = pa.memory_map(str(path), "r")
-            try:
-                tables.append(pa.ipc.open_file(source).read_all())
-            except pa.ArrowInvalid:
-                source.seek(0)
-                tables.append(pa.ipc.open_stream(source).read_all())
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(path, error) from error
-        check_names(tables[-1].schema, path)
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
-
-
-def check_arrow(path: Path) -> None:
-    """Check every offset, length and text of an Arrow file that others wrote, once per content: reading values behind a
-    wrong offset would end the process, or show memory that is none of the file's.
-
-    Raises: UserError for a damaged file.
-    """
-    import pyarrow as pa
-
-    def write(folder: Path) -> None:
-        try:
-            map_arrow([path]).validate(full=True)
-        except pa.ArrowException as error:
-            raise unreadable(path, error) from error
-
-    publish("checked", digest("arrow", file_digest(path)), write, about=f"checked: {path}")
-
-
-def write_arrow(folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write record batches to `rows.arrow` in a folder."""
-    import pyarrow as pa
-
-    with (folder / "rows.arrow").open("wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-
-
-def parquet_schema(path: Path) -> tuple[pa.Schema, int]:
-    """(schema, number of rows) from the footer of a Parquet file. Raises: UserError if it is not a Parquet file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, count = file.schema_arrow, file.metadata.num_rows
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
-    check_names(schema, path)
-    return schema, count
-
-
-def check_names(schema: pa.Schema | pa.DataType, path: Path, inside: str = "") -> None:
-    """Raises: UserError if two columns, or two fields of a struct, have the same name: one of them would be meant."""
-    import pyarrow as pa
-
-    fields = [
-        schema.field(index) for index in range(len(schema) if isinstance(schema, pa.Schema) else schema.num_fields)
-    ]
-    if isinstance(schema, pa.Schema) or pa.types.is_struct(schema):
-        names = Counter(field.name for field in fields)
-        twice = next((name for name, count in names.items() if count > 1), None)
-        if twice is not None:
-            raise UserError(
-                f"two {f'fields of {inside}' if inside else 'columns'} are named {twice!r}",
-                where=str(path),
-                remedy="Rename one of them.",
-            )
-    for field in fields:
-        if field.type.num_fields:
-            check_names(field.type, path, field.name)
-
-
-def parquet_to_arrow(path: Path) -> Path:
-    """The path of an Arrow file in the cache with the rows of a Parquet file, which has no random access to rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema, _ = parquet_schema(path)
-    key = digest("parquet", file_digest(path))
-
-    def write(folder: Path) -> None:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            batches = file.iter_batches(BATCH_ROWS, use_threads=False)
-            write_arrow(folder, schema, _readable(path, batches, pa.ArrowException))
-
-    return publish("tables", key, write, about=str(path)) / "rows.arrow"
-
-
-def _readable(path: Path, batches: Iterator[pa.RecordBatch], broken: type[Exception]) -> Iterator[pa.RecordBatch]:
-    """The batches, with read errors reported as errors of the source file at `path`, not of the cache."""
-    while True:
-        try:
-            batch = next(batches)
-            batch.validate(full=True)  # texts of others may hold bytes that are no text
-        except StopIteration:
-            return
-        except (OSError, broken) as error:
-            raise unreadable(path, error) from error
-        yield batch
-
-
-def cache_table(kind: str, key: str, make: Callable[[], pa.Table]) -> Path:
-    """The Arrow file in the cache with the table that `make` returns. `make` is called if the entry does not exist."""
-
-    def write(folder: Path) -> None:
-        table = make()
-        write_arrow(folder, table.schema, table.to_batches(max_chunksize=BATCH_ROWS))
-
-    return publish("tables", digest(kind, key), write, about=f"{kind}: {key}") / "rows.arrow"
-
-
-def file_fingerprint(paths: Sequence[Path]) -> str:
-    """Fingerprint of files: their contents."""
-    return digest("files", contents_digest(paths))

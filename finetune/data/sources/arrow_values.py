@@ -76,3 +76,12 @@ def plain(value: Any) -> Any:
             return {str(plain(name)): plain(item) for name, item in value}
         return [plain(item) for item in value]
     return str(value)
+
+
+def holds_floats(kind: pa.DataType) -> bool:
+    """Whether values of a type are, or contain, floating-point numbers."""
+    import pyarrow as pa
+
+    if pa.types.is_floating(kind):
+        return True
+    return any(holds_floats(kind.field(index).type) for index in range(kind.num_fields))

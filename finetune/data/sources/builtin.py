@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.columns import nearest_name
-from finetune.data.sources.arrow_rows import cache_table
+from finetune.data.sources.arrow_files import cache_table
 from finetune.data.sources.locate import BUILTIN
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection

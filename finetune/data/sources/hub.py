@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
 
-from finetune.data.sources.arrow_rows import cache_table, map_arrow
+from finetune.data.sources.arrow_files import cache_table, map_arrow
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 

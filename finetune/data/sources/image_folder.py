@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.formats.compression import unreadable
-from finetune.data.images import can_decode
+from finetune.data.image_formats import can_decode
 from finetune.data.sources.locate import display_path
 from finetune.data.split_names import split_of
 from finetune.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.data.formats.registry import READERS
 from finetune.data.formats.standard_input import FORMATS, STDIN
-from finetune.data.images import can_decode
+from finetune.data.image_formats import can_decode
 from finetune.data.sources.image_folder import list_images
 from finetune.data.sources.locate import locate
 from finetune.data.sources.located import display_path
@@ -104,7 +104,7 @@ def _open_set(source: SourceSection, kind: str, notify: Notify) -> RawRows:
 
 
 def _open_arrow(paths: list[Path], name: str) -> RawRows:
-    from finetune.data.sources.arrow_rows import map_arrow
+    from finetune.data.sources.arrow_files import map_arrow
     from finetune.data.sources.typed_batches import arrow_batches
 
     table = map_arrow(paths)
@@ -118,7 +118,7 @@ def _open_arrow(paths: list[Path], name: str) -> RawRows:
 
 
 def _open_parquet(path: Path) -> RawRows:
-    from finetune.data.sources.arrow_rows import parquet_schema
+    from finetune.data.sources.arrow_files import parquet_schema
     from finetune.data.sources.typed_batches import parquet_batches
 
     schema, count = parquet_schema(path)

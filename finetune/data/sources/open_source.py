@@ -83,7 +83,8 @@ def _open_images(name: str, folder: Path, spec: ColumnSpec, limit: int | None, n
 
 
 def _open_arrow(path: Path, file_format: str, spec: ColumnSpec, limit: int | None) -> PartRows:
-    from finetune.data.sources.arrow_rows import ArrowRows, check_arrow, file_fingerprint, map_arrow, parquet_to_arrow
+    from finetune.data.sources.arrow_files import check_arrow, file_fingerprint, map_arrow, parquet_to_arrow
+    from finetune.data.sources.arrow_rows import ArrowRows
 
     if file_format == "arrow":
         check_arrow(path)
@@ -94,7 +95,8 @@ def _open_arrow(path: Path, file_format: str, spec: ColumnSpec, limit: int | Non
 
 
 def _open_builtin(name: str, source: SourceSection, spec: ColumnSpec, limit: int | None, notify: Notify) -> PartRows:
-    from finetune.data.sources.arrow_rows import ArrowRows, map_arrow
+    from finetune.data.sources.arrow_files import map_arrow
+    from finetune.data.sources.arrow_rows import ArrowRows
     from finetune.data.sources.builtin import open_builtin
 
     path, display_name = open_builtin(source, name)
@@ -103,7 +105,8 @@ def _open_builtin(name: str, source: SourceSection, spec: ColumnSpec, limit: int
 
 
 def _open_hub(name: str, source: SourceSection, spec: ColumnSpec, limit: int | None, notify: Notify) -> PartRows:
-    from finetune.data.sources.arrow_rows import ArrowRows, file_fingerprint, map_arrow
+    from finetune.data.sources.arrow_files import file_fingerprint, map_arrow
+    from finetune.data.sources.arrow_rows import ArrowRows
     from finetune.data.sources.hub import fetch_hub
 
     paths, display_name = fetch_hub(source, name, notify), f"{source.source}/{source.split or name}"

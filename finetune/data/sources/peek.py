@@ -73,7 +73,7 @@ def columns_of(path: Path, file_format: str, source: SourceSection) -> list[str]
 
 
 def _typed_head(path: Path, file_format: str) -> Head:
-    from finetune.data.sources.arrow_rows import map_arrow, parquet_schema
+    from finetune.data.sources.arrow_files import map_arrow, parquet_schema
 
     if file_format == "parquet":
         schema, count = parquet_schema(path)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune.data.formats.compression import unreadable
-from finetune.data.sources.arrow_rows import map_arrow
+from finetune.data.sources.arrow_files import map_arrow
 from finetune.data.sources.located import display_path
 from finetune.errors import UserError
 

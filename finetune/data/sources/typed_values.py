@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from finetune.data.sources.arrow_rows import UNLABELED, class_columns, holds_floats, named_value
-from finetune.data.sources.arrow_values import is_plain, plain, python_values
+from finetune.data.sources.arrow_values import holds_floats, is_plain, plain, python_values
+from finetune.data.sources.class_columns import UNLABELED, class_columns, named_value
 from finetune.data.values import without_nan
 
 

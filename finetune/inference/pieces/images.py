@@ -19,7 +19,7 @@ from finetune.inference.pieces.tiles import Window, count_tiles, cut_image
 from finetune.inference.whole_rows import ROW, WITH_TARGETS, WholeRows
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer
-from finetune.tasks.classes import name_of
+from finetune.tasks.class_outputs import name_of
 from finetune.tasks.object_detection.data import Reading, detection_transform, objects_in_pixels, usable_objects
 from finetune.tasks.object_detection.task import count_clear
 from finetune.tasks.task import Encoded, Task, check_target

@@ -24,7 +24,7 @@ from finetune.inference.pieces.options import PieceOptions
 from finetune.inference.pieces.spans import check_count, count_spans, span_shares, span_starts
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer
-from finetune.tasks.classes import name_of
+from finetune.tasks.class_outputs import name_of
 from finetune.tasks.reward_model.data import pair_encoder
 from finetune.tasks.task import Encoded, Task
 from finetune.tasks.text.inputs import encode_each, text_and_pair

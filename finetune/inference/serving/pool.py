@@ -14,7 +14,6 @@ import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from finetune.errors import FinetuneError, TrainingFailed
@@ -36,9 +35,9 @@ from finetune.inference.serving.messages import (
     receive,
     send,
 )
+from finetune.inference.serving.pool_parts import Part, ReplicaLink
 
 PART = 64  # rows that go to a replica together
-ROOM = 512  # rows, or texts to be written, that a replica has at once
 TRIES = 2  # replicas that a part may end
 STARTS = 3  # failures to start, one after another, before the server gives up
 BACKOFF_SECONDS = (0.0, 1.0, 5.0)
@@ -46,52 +45,6 @@ CLOSE_SECONDS = 5.0
 
 Start = Callable[[int, socket.socket], "subprocess.Popen[bytes]"]
 """(number of the replica, its end of the connection) -> its process."""
-
-
-@dataclass(eq=False)
-class _Part:
-    """What a replica is asked at once. pieces: what it wrote so far; None for rows."""
-
-    message: Ask | Write
-    weight: int
-    records: asyncio.Future[list[Record]]
-    pieces: asyncio.Queue[Piece] | None = None
-    tries: int = 0
-    begun: bool = False  # the client has a piece of the reply already
-    link: _Link | None = None
-    done: bool = False
-
-    def fail(self, kind: str, message: str) -> None:
-        """End it without an answer."""
-        self.done = True
-        if self.pieces is not None:
-            self.pieces.put_nowait(Piece(error=(kind, message)))
-        elif not self.records.done():
-            assert isinstance(self.message, Ask)
-            error = {"error": {"kind": kind, "message": message}}
-            self.records.set_result([{"row": place, **error} for place in range(len(self.message.rows))])
-
-
-@dataclass(eq=False)
-class _Link:
-    """A replica as the front process sees it. parts: what it is working on, by id."""
-
-    number: int
-    process: subprocess.Popen[bytes] | None = None
-    writer: asyncio.StreamWriter | None = None
-    ready: bool = False
-    failures: int = 0
-    parts: dict[int, _Part] = field(default_factory=dict)
-
-    @property
-    def load(self) -> int:
-        return sum(part.weight for part in self.parts.values())
-
-    def takes(self, part: _Part) -> bool:
-        """Whether it may work on the part now. One that is tried again is alone."""
-        if not self.ready or self.load >= ROOM:
-            return False
-        return not self.parts if part.tries else not any(other.tries > 1 for other in self.parts.values())
 
 
 class ReplicaPool:
@@ -112,8 +65,8 @@ class ReplicaPool:
     ) -> None:
         self._start, self._notify, self._failed = start, notify, failed
         self.ran, self.restarted = ran, restarted
-        self._links = [_Link(number) for number in range(count)]
-        self._waiting: deque[_Part] = deque()
+        self._links = [ReplicaLink(number) for number in range(count)]
+        self._waiting: deque[Part] = deque()
         self._ids = itertools.count(1)
         self._facts: ModelFacts | None = None
         self._closing = False
@@ -139,7 +92,7 @@ class ReplicaPool:
         """See Backend."""
         future = asyncio.get_running_loop().create_future
         parts = [
-            _Part(Ask(next(self._ids), rows[at : at + PART], top_k, threshold), len(rows[at : at + PART]), future())
+            Part(Ask(next(self._ids), rows[at : at + PART], top_k, threshold), len(rows[at : at + PART]), future())
             for at in range(0, len(rows), PART)
         ]
         self._submit(parts)
@@ -152,7 +105,7 @@ class ReplicaPool:
 
     async def write(self, sampling: Sampling) -> AsyncIterator[Piece]:
         """See Backend."""
-        part = _Part(
+        part = Part(
             Write(next(self._ids), sampling), 1, asyncio.get_running_loop().create_future(), pieces=asyncio.Queue()
         )
         assert part.pieces is not None
@@ -192,7 +145,7 @@ class ReplicaPool:
         processes = [link.process for link in self._links if link.process is not None]
         return [process for process in processes if process.poll() is None]
 
-    def _submit(self, parts: list[_Part]) -> None:
+    def _submit(self, parts: list[Part]) -> None:
         if self._closing:
             raise RequestFault(503, "draining", "the server is ending")
         self._waiting.extend(parts)
@@ -210,7 +163,7 @@ class ReplicaPool:
             assert link.writer is not None
             send(link.writer, part.message)
 
-    def _cancel(self, parts: list[_Part]) -> None:
+    def _cancel(self, parts: list[Part]) -> None:
         for part in parts:
             if part.done:
                 continue
@@ -222,7 +175,7 @@ class ReplicaPool:
         self._waiting = deque(part for part in self._waiting if not part.done)  # their rows take memory
         self._dispatch()
 
-    async def _keep(self, link: _Link) -> None:
+    async def _keep(self, link: ReplicaLink) -> None:
         """Start a replica, read what it says, and start it again when it ends."""
         try:
             await self._run(link)
@@ -231,7 +184,7 @@ class ReplicaPool:
         except Exception as error:  # nobody waits for a keeper: its requests would never be answered
             self._give_up(link, f"what a replica says cannot be understood: {type(error).__name__}: {error}")
 
-    def _give_up(self, link: _Link, what: str) -> None:
+    def _give_up(self, link: ReplicaLink, what: str) -> None:
         self._closing, link.ready = True, False
         self._failed(TrainingFailed(what, where=f"replica {link.number}"))
         for part in link.parts.values():
@@ -239,7 +192,7 @@ class ReplicaPool:
                 part.fail("failed", "the replica that worked on this request ended")
         link.parts = {}
 
-    async def _run(self, link: _Link) -> None:
+    async def _run(self, link: ReplicaLink) -> None:
         while not self._closing:
             await asyncio.sleep(BACKOFF_SECONDS[min(link.failures, len(BACKOFF_SECONDS) - 1)])
             ours, theirs = socket.socketpair()
@@ -255,7 +208,7 @@ class ReplicaPool:
             if not self._closing:
                 await self._mourn(link)
 
-    async def _mourn(self, link: _Link) -> None:
+    async def _mourn(self, link: ReplicaLink) -> None:
         """A replica ended by itself."""
         code = await asyncio.get_running_loop().run_in_executor(None, self._reap, link)
         link.failures += 1
@@ -277,14 +230,14 @@ class ReplicaPool:
             self._try_again(part)
         self._dispatch()
 
-    def _reap(self, link: _Link) -> int:
+    def _reap(self, link: ReplicaLink) -> int:
         assert link.process is not None
         with suppress(subprocess.TimeoutExpired):
             return link.process.wait(CLOSE_SECONDS)
         link.process.kill()  # it has closed the connection, and does not end
         return link.process.wait()
 
-    def _try_again(self, part: _Part) -> None:
+    def _try_again(self, part: Part) -> None:
         if part.done:
             return
         part.link = None
@@ -293,7 +246,7 @@ class ReplicaPool:
         else:
             self._waiting.appendleft(part)
 
-    def _take(self, link: _Link, message: Message) -> None:
+    def _take(self, link: ReplicaLink, message: Message) -> None:
         """What a replica says."""
         if isinstance(message, Ready):
             self._facts, link.ready = message.facts, True

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from finetune.errors import Fault
 from finetune.recipe.card import TaskCard
+from finetune.recipe.document import KeyPath
 from finetune.recipe.draft import Draft
 from finetune.recipe.faults import show_value
 from finetune.recipe.recipe import Recipe
-from finetune.recipe.yaml import KeyPath
 
 
 @dataclass(frozen=True)

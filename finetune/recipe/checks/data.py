@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from finetune.errors import Fault
 from finetune.recipe.checks.context import CheckContext
 from finetune.recipe.data import DataSection
+from finetune.recipe.document import KeyPath
 from finetune.recipe.faults import nearest
 from finetune.recipe.paths import path_keys
-from finetune.recipe.yaml import KeyPath
 
 
 def check_packing(context: CheckContext) -> Iterator[Fault]:

@@ -29,20 +29,16 @@ from finetune.planning.plan import Plan
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
-from finetune.tasks.classes import (
+from finetune.tasks.class_outputs import (
     class_answers,
-    class_counts,
     class_scores,
     classification_loss_sum,
-    decide_classes,
-    describe_labels,
-    label_settings,
     label_tensor,
     name_of,
-    trained_labels,
-    weigh_classes,
     weighted_loss_sum,
 )
+from finetune.tasks.class_weights import class_counts, weigh_classes
+from finetune.tasks.classes import decide_classes, describe_labels, label_settings, trained_labels
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
 from finetune.tasks.image_classification.card import CARD

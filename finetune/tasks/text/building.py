@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from finetune.models.config import load_config
 from finetune.models.continuing import adapt
 from finetune.models.gated import recompute_gates
 from finetune.models.head import head_names
 from finetune.models.kernels import use_liger
-from finetune.models.load import load_config, load_model
+from finetune.models.load import load_model
 from finetune.models.padding_free import make_padding_free
 from finetune.models.tokenizer import fresh_settings, new_token_ids, set_padding, vocabulary_size
 from finetune.planning.plan import Plan

@@ -20,18 +20,8 @@ from finetune.models.tokenizer import load_tokenizer
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
-from finetune.tasks.classes import (
-    class_answers,
-    class_scores,
-    classification_loss_sum,
-    decide_classes,
-    decide_label_sets,
-    describe_labels,
-    label_settings,
-    label_tensor,
-    name_of,
-    trained_labels,
-)
+from finetune.tasks.class_outputs import class_answers, class_scores, classification_loss_sum, label_tensor, name_of
+from finetune.tasks.classes import decide_classes, decide_label_sets, describe_labels, label_settings, trained_labels
 from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
 from finetune.tasks.records import Fields, class_fields, class_record, refuse_options

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.image_formats import can_decode
 from finetune.data.image_values import files_state, is_inline, named_file, resolve_image, shorten
-from finetune.data.images import can_decode, decode_image
+from finetune.data.images import decode_image
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
 

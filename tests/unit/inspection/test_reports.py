@@ -14,7 +14,8 @@ from finetune.errors import UserError
 from finetune.inspection.page import draw_bars, render_page
 from finetune.inspection.report import InspectionReport
 from finetune.inspection.statistics import histogram
-from finetune.inspection.terminal_report import ASCII, Style, render
+from finetune.inspection.terminal_lines import ASCII, Style
+from finetune.inspection.terminal_report import render
 from finetune.tasks import CARDS
 from tests.unit.inspection.inspected import Data, sentence
 

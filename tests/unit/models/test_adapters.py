@@ -18,9 +18,10 @@ from transformers import (
 
 from finetune.errors import UserError
 from finetune.models.adapters import add_adapter
+from finetune.models.config import load_config
 from finetune.models.detection import class_modules
 from finetune.models.head import head_names
-from finetune.models.load import load_config, load_model
+from finetune.models.load import load_model
 from finetune.recipe.model import AdapterSection, ModelSection
 from tests.contract.examples import DFINE
 

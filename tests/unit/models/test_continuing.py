@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from finetune.errors import UserError
 from finetune.models.adapter_source import adapter_of, find_adapter
 from finetune.models.adapters import add_adapter, save_adapter
+from finetune.models.config import load_config
 from finetune.models.continuing import adapt, continue_adapter, write_merged
-from finetune.models.load import load_config, load_model
+from finetune.models.load import load_model
 from finetune.models.merging import outputs_of, random_inputs
 from finetune.models.source import resolve_model
 from finetune.recipe.model import AdapterSection, ModelSection

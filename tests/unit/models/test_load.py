@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from finetune.errors import UserError
-from finetune.models.load import load_config, load_model
+from finetune.models.config import load_config
+from finetune.models.load import load_model
 from finetune.models.tokenizer import load_tokenizer
 from finetune.recipe.model import ModelSection
 

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from finetune.errors import UserError
-from finetune.models.load import load_config, load_model
+from finetune.models.config import load_config
+from finetune.models.load import load_model
 from finetune.models.random_weights import build_by_name
 from finetune.recipe.model import ModelSection
 

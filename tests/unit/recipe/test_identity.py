@@ -12,7 +12,7 @@ from finetune.recipe.explain import dump_yaml
 from finetune.recipe.identity import list_differences, stored_values, training_differences, training_values
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.recipe.training import TrainingSection
-from finetune.recipe.yaml import dump
+from finetune.recipe.yaml_dialect import dump
 
 from .conftest import CARDS
 

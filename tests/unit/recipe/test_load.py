@@ -14,7 +14,7 @@ from finetune.errors import EXIT_USER, RecipeFaults
 from finetune.recipe.load import dump_yaml, load_recipe
 from finetune.recipe.recipe import recipe_type
 from finetune.recipe.schema import all_keys, schema_of
-from finetune.recipe.yaml import one_line
+from finetune.recipe.yaml_dialect import one_line
 from finetune.tracking.run import recipe_text
 
 from .conftest import CARDS, GOOD

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.errors import UserError
-from finetune.recipe.yaml import dump, one_line, parse_document, parse_value, read_document
+from finetune.recipe.yaml import parse_document, parse_value, read_document
+from finetune.recipe.yaml_dialect import dump, one_line
 
 TEXT = """\
 # a comment

@@ -10,15 +10,9 @@ import torch
 
 from finetune.errors import UserError
 from finetune.tasks.batch import Batch
-from finetune.tasks.classes import (
-    Classes,
-    class_answers,
-    class_counts,
-    class_scores,
-    decide_classes,
-    label_tensor,
-    name_of,
-)
+from finetune.tasks.class_outputs import class_answers, class_scores, label_tensor, name_of
+from finetune.tasks.class_weights import class_counts
+from finetune.tasks.classes import Classes, decide_classes
 from finetune.tasks.facts import Facts
 
 

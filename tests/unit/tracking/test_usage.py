@@ -13,9 +13,10 @@ from transformers import AutoConfig, AutoTokenizer  # noqa: E402
 
 from finetune.models.adapter_source import find_adapter  # noqa: E402
 from finetune.models.adapters import add_adapter, save_adapter  # noqa: E402
+from finetune.models.config import load_config  # noqa: E402
 from finetune.models.continuing import write_merged  # noqa: E402
 from finetune.models.head import head_names  # noqa: E402
-from finetune.models.load import load_config, load_model  # noqa: E402
+from finetune.models.load import load_model  # noqa: E402
 from finetune.models.source import resolve_model  # noqa: E402
 from finetune.recipe.model import AdapterSection, ModelSection  # noqa: E402
 from finetune.tasks import CARDS  # noqa: E402

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from finetune.distributed.sharded_state import Shard, read_slice
 from finetune.distributed.tensor_parallel import Slice
 from finetune.errors import UserError
-from finetune.training.checkpoint_reader import Checkpoint, CheckpointTensors, Manifest, parse_name, shard_name
+from finetune.training.checkpoint_manifest import Checkpoint, Manifest
+from finetune.training.checkpoint_tensors import CheckpointTensors, parse_name, shard_name
 
 
 def cut(total, draw):

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.distributed.sharded_state import Shard
-from finetune.training.checkpoint_reader import MANIFEST, Checkpoint, CheckpointTensors, Manifest, open_checkpoint
+from finetune.training.checkpoint_manifest import MANIFEST, Checkpoint, Manifest
+from finetune.training.checkpoint_reader import open_checkpoint
+from finetune.training.checkpoint_tensors import CheckpointTensors
 from finetune.training.checkpoint_writer import write_parts
 from finetune.training.staging import Staging, divide
 

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from finetune.errors import UserError
 from finetune.models.freeze import freeze_weights
-from finetune.tasks.classes import weigh_classes, weighted_loss_sum
+from finetune.tasks.class_outputs import weighted_loss_sum
+from finetune.tasks.class_weights import weigh_classes
 from finetune.tasks.vision.mixing import Mix, choose_mix, mix_pixels
 from finetune.tasks.vision.transforms import change, erase
 from finetune.training.parameter_groups import layer_depths, parameter_groups
