@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from finetune.app.serve_options import ServedSource, ServeOptions
 from finetune.distributed.launch import die_with_parent
 from finetune.errors import FinetuneError, UserError
 from finetune.inference.pieces.options import PieceOptions
@@ -22,81 +23,56 @@ from finetune.units import format_number
 
 if TYPE_CHECKING:
     from finetune.inference.serving.app import Service
+    from finetune.inference.serving.guard import Gate
     from finetune.inference.serving.limits import Limits
 
 SHORTEST_KEY = 16  # characters
 
 
-@dataclass(frozen=True)
-class ServedSource:
-    """What a replica opens; see open_model. name: as clients call it, "" for the recipe's. pixels: of an image, at most.
-
-    pieces: how large images and long texts are cut, see PieceOptions.
-    """
-
-    source: str
-    checkpoint: str = "best"
-    task: str = ""
-    precision: str | None = None
-    quantization: str | None = None
-    trust_remote_code: bool = False
-    name: str = ""
-    pixels: int = 40_000_000
-    pieces: Mapping[str, Any] = field(default_factory=dict)
-
-
-def serve(
-    *,
-    source: ServedSource,
-    host: str,
-    port: int,
-    replicas: int | None,
-    layers: int,
-    api_key_env: str,
-    allow_unauthenticated: bool,
-    allow_hosts: Sequence[str],
-    limits: dict[str, Any],
-) -> int:
+def serve(options: ServeOptions) -> int:
     """Serve until a signal; returns the exit code.
 
-    replicas: None for one on each GPU, or on each group of `layers` GPUs, which share the layers of one copy.
-    api_key_env: name of the variable that holds the key, "" for none. allow_hosts: further names that the Host header may
-    have. limits: fields of Limits. Raises: UserError, TrainingFailed.
+    options.replicas: None for one on each GPU, or on each group of `layers` GPUs, which share the layers of one copy.
+    options.api_key_env: name of the variable that holds the key, "" for none. options.allow_host: further names that the
+    Host header may have. Raises: UserError, TrainingFailed.
     """
     check_installed()
+    source, host = options.source, options.host
     PieceOptions(**source.pieces).check_values()
-    from finetune.inference.serving.guard import LOCAL_NAMES, Gate, is_loopback
     from finetune.inference.serving.limits import Limits
     from finetune.inference.serving.server import Serving, bind
 
-    key = read_key(api_key_env)
-    if not is_loopback(host) and not key and not allow_unauthenticated:
-        raise UserError(
-            f"{host} can be reached from other machines, and no API key is required",
-            where="--host",
-            remedy="Name the variable with the key, --api-key-env NAME, or allow anyone with --allow-unauthenticated.",
-        )
-    hosts = {*LOCAL_NAMES, host.lower(), *map(str.lower, allow_hosts)} if is_loopback(host) or allow_hosts else set()
-    checked = Limits(**limits)
-    places = place_replicas(replicas, layers, count_gpus())
-    count = len(places)
-    sock = bind(host, port)
+    gate = _open_gate(options)
+    limits = Limits(**options.limits)
+    places = place_replicas(options.replicas, options.layers, count_gpus())
+    sock = bind(host, options.port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
-    print_line(f"loading {source.source} ({format_number(count, 'replica')})")
+    print_line(f"loading {source.source} ({format_number(len(places), 'replica')})")
 
     async def run() -> int:
-        serving = Serving(
-            sock,
-            _service_maker(checked, Gate(key, hosts)),
-            _pool_opener(source, places, address, secret=api_key_env),
-            print_line,
-        )
-        return await serving.run()
+        open_pool = _pool_opener(source, places, address, secret=options.api_key_env)
+        return await Serving(sock, _service_maker(limits, gate), open_pool, print_line).run()
 
     try:
         return asyncio.run(run())
     finally:
         sock.close()
+
+
+def _open_gate(options: ServeOptions) -> Gate:
+    """Whom the server answers. Raises: UserError for an address of the network without a key."""
+    from finetune.inference.serving.guard import LOCAL_NAMES, Gate, is_loopback
+
+    host, key, local = options.host, read_key(options.api_key_env), is_loopback(options.host)
+    if not local and not key and not options.allow_unauthenticated:
+        raise UserError(
+            f"{host} can be reached from other machines, and no API key is required",
+            where="--host",
+            remedy="Name the variable with the key, --api-key-env NAME, or allow anyone with --allow-unauthenticated.",
+        )
+    restricted = local or options.allow_host
+    hosts = {*LOCAL_NAMES, host.lower(), *map(str.lower, options.allow_host)} if restricted else set()
+    return Gate(key, hosts)
 
 
 def place_replicas(replicas: int | None, layers: int, gpus: int) -> list[list[int]]:
@@ -155,7 +131,7 @@ def read_key(variable: str) -> str:
     return key
 
 
-def _service_maker(limits: Limits, gate: Any) -> Callable[[Any], Service]:
+def _service_maker(limits: Limits, gate: Gate) -> Callable[[Any], Service]:
     from finetune.inference.serving.app import Service
 
     def make(pool: Any) -> Service:

@@ -8,16 +8,13 @@ from typing import Any
 
 import pytest
 
-from finetune.app.serve import ServedSource, check_installed, place_replicas, read_key, see_only, serve
+from finetune.app.serve import check_installed, place_replicas, read_key, see_only, serve
+from finetune.app.serve_options import ServeOptions
 from finetune.errors import UserError
 
 
 def start(**changes: Any) -> None:
-    given: dict[str, Any] = {
-        **{"source": ServedSource("/nowhere"), "host": "127.0.0.1", "port": 0, "replicas": 1, "layers": 1},
-        **{"api_key_env": "", "allow_unauthenticated": False, "allow_hosts": (), "limits": {}},
-    }
-    serve(**given | changes)
+    serve(ServeOptions("/nowhere", **{"port": 0, "replicas": 1, **changes}))
 
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
