@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,8 @@ def verify(*, recipe: str, sets: list[str], full: bool, steps: int, processes: i
     loaded = open_for_cpu(recipe, sets)
     check_recipe(loaded)
     folder = Path(tempfile.mkdtemp(prefix="finetune-verify-"))
-    (folder / "predictions").mkdir()
-    (folder / "recipe.yaml").write_text(recipe_text(derive_recipe(loaded.recipe, full=full)), encoding="utf-8")
     settings = {"full": full, "steps": steps}
-    (folder / "verify.json").write_text(json.dumps(settings), encoding="utf-8")
+    _write_inputs(folder, loaded.recipe, settings)
     size = "its real size" if full else "a small model of its architecture with random weights"
     print_line(f"{loaded.recipe.name}: {steps} steps under each layout, {size}")
     print_line(
@@ -80,6 +78,18 @@ def verify(*, recipe: str, sets: list[str], full: bool, steps: int, processes: i
     }
     print_table(figures, {**differences, **exact}, twins)
     shutil.rmtree(folder)
+    _conclude(figures, differences)
+
+
+def _write_inputs(folder: Path, recipe: Recipe, settings: dict[str, Any]) -> None:
+    """What the ranks read: the derived recipe and the settings."""
+    (folder / "predictions").mkdir()
+    (folder / "recipe.yaml").write_text(recipe_text(derive_recipe(recipe, full=settings["full"])), encoding="utf-8")
+    (folder / "verify.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _conclude(figures: Sequence[Mapping[str, Any]], differences: Mapping[str, Difference]) -> None:
+    """Print how many layouts agree. Raises: TrainingFailed for the first that does not."""
     for name, difference in differences.items():
         if difference.first:
             raise TrainingFailed(

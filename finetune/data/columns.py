@@ -106,19 +106,7 @@ def resolve_columns(
     explicit: role -> column, as the recipe maps them. available: the columns of the data, in order. nested: dotted names of
     values inside of columns, which only `explicit` can name.
     """
-    mapping: dict[str, str] = {}
-    faults: list[ColumnFault] = []
-    allowed = ", ".join(available)
-    for role, column in explicit.items():
-        if role not in card.columns:
-            continue  # an unknown role is a fault of the recipe and reported there
-        if column in available or column in nested:
-            mapping[role] = column
-        else:
-            message = f"the data has no column {column!r}"
-            known = [*available, *nested]
-            shown = ", ".join(known) if "." in column else allowed
-            faults.append(ColumnFault(role, column, message, nearest_name(column, known), shown))
+    mapping, faults = _map_explicitly(explicit, available, card, nested)
     pairs = find_pairs(card.columns, explicit, available)
     mapping.update(pairs)
     taken = {*explicit.values(), *pairs.values(), *(role for role in card.columns if role not in explicit)}
@@ -135,17 +123,41 @@ def resolve_columns(
         if alias is not None:
             mapping[role] = alias
             taken.add(alias)
+    blamed = {fault.role for fault in faults}
     for roles in required:
-        if not any(role in mapping for role in roles) and not any(fault.role in roles for fault in faults):
-            near = next((name for role in roles if (name := nearest_name(role, available))), "")
-            message = f"no column for {' or '.join(roles)}; map it: data.columns: {{{roles[0]}: <column>}}"
-            if set(_COCO) <= set(available):
-                message, near = (
-                    f"no column for {' or '.join(roles)}: this is a COCO file; set the source's `format: coco`",
-                    "",
-                )
-            faults.append(ColumnFault(roles[0], roles[0], message, near, allowed))
+        if not any(role in mapping for role in roles) and blamed.isdisjoint(roles):
+            faults.append(_lacking(roles, available))
+            blamed.add(roles[0])
     return mapping, faults
+
+
+def _map_explicitly(
+    explicit: Mapping[str, str], available: Sequence[str], card: TaskCard, nested: Sequence[str]
+) -> tuple[dict[str, str], list[ColumnFault]]:
+    """The roles that the recipe maps, and faults for columns that the data does not have."""
+    mapping: dict[str, str] = {}
+    faults: list[ColumnFault] = []
+    for role, column in explicit.items():
+        if role not in card.columns:
+            continue  # an unknown role is a fault of the recipe and reported there
+        if column in available or column in nested:
+            mapping[role] = column
+            continue
+        known = [*available, *nested]
+        shown = ", ".join(known if "." in column else available)
+        message = f"the data has no column {column!r}"
+        faults.append(ColumnFault(role, column, message, nearest_name(column, known), shown))
+    return mapping, faults
+
+
+def _lacking(roles: Sequence[str], available: Sequence[str]) -> ColumnFault:
+    """No column for any of `roles`."""
+    if set(_COCO) <= set(available):
+        message, near = f"no column for {' or '.join(roles)}: this is a COCO file; set the source's `format: coco`", ""
+    else:
+        message = f"no column for {' or '.join(roles)}; map it: data.columns: {{{roles[0]}: <column>}}"
+        near = next((name for role in roles if (name := nearest_name(role, available))), "")
+    return ColumnFault(roles[0], roles[0], message, near, ", ".join(available))
 
 
 def value_at(row: Mapping[str, Any], column: str) -> Any:

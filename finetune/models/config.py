@@ -129,12 +129,7 @@ def _check_folder(where: str) -> None:
 @contextmanager
 def model_errors(source: str, shown: str = "") -> Iterator[None]:
     """Turn what transformers and the hub client raise into UserErrors; a full memory passes. shown: the name in messages."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-        StrictDataclassError,
-    )
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
@@ -152,37 +147,49 @@ def model_errors(source: str, shown: str = "") -> Iterator[None]:
             remedy="Copy or download the model again.",
         ) from None
     except OSError as error:
-        chain = _causes(error)
-        if any(isinstance(cause, GatedRepoError) for cause in chain):
-            what, remedy = "is gated", "Accept its license on the hub, then: hf auth login"
-        elif any(isinstance(cause, RevisionNotFoundError) for cause in chain):
-            what, remedy = "has no such revision", "Check model.revision."
-        elif any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
-            what, remedy = "is not on the hub, or is private", "Check the name; for a private one: hf auth login"
-        elif Path(resolve_model(source)).is_dir():
-            what, remedy = f"cannot be read: {_first_line(error)}", _missing_weights_remedy(Path(resolve_model(source)))
-        else:
-            what = "is not on this machine, and the hub cannot be reached"
-            remedy = (
-                "It needs the network once (hf download NAME fills the cache); or give a folder, or "
-                "package:<package>/<folder>, in its place."
-            )
-        raise UserError(f"the model {shown or source} {what}", remedy=remedy) from None
+        raise _unreadable(source, shown or source, error) from None
     except ODD_FILES as error:  # of settings that no library expects
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"the model {shown or source} brings Python code of its own",
-                remedy="If you trust its author, allow it: --trust-remote-code, or model.trust_remote_code in a recipe.",
-            ) from None
-        what = _first_line(error)
-        if type(error) not in (ValueError, ImportError):
-            what = f"{type(error).__name__}: {what}"
-        raise UserError(
-            f"the model {shown or source} cannot be used: {what[:SHOWN]}",
-            remedy="Its settings or files are not what the library expects: copy or download it again, or set "
-            "model.config to correct a value.",
-            trace="".join(traceback.format_exception(error)),
-        ) from error
+        raise _unusable(shown or source, error) from error
+
+
+def _unreadable(source: str, shown: str, error: OSError) -> UserError:
+    """Why the files of a model cannot be had, from the errors of the hub client that led to this one."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    chain = _causes(error)
+    if any(isinstance(cause, GatedRepoError) for cause in chain):
+        what, remedy = "is gated", "Accept its license on the hub, then: hf auth login"
+    elif any(isinstance(cause, RevisionNotFoundError) for cause in chain):
+        what, remedy = "has no such revision", "Check model.revision."
+    elif any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
+        what, remedy = "is not on the hub, or is private", "Check the name; for a private one: hf auth login"
+    elif Path(resolve_model(source)).is_dir():
+        what, remedy = f"cannot be read: {_first_line(error)}", _missing_weights_remedy(Path(resolve_model(source)))
+    else:
+        what = "is not on this machine, and the hub cannot be reached"
+        remedy = (
+            "It needs the network once (hf download NAME fills the cache); or give a folder, or "
+            "package:<package>/<folder>, in its place."
+        )
+    return UserError(f"the model {shown} {what}", remedy=remedy)
+
+
+def _unusable(shown: str, error: Exception) -> UserError:
+    """What a library says of settings or files that it does not expect."""
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"the model {shown} brings Python code of its own",
+            remedy="If you trust its author, allow it: --trust-remote-code, or model.trust_remote_code in a recipe.",
+        )
+    what = _first_line(error)
+    if type(error) not in (ValueError, ImportError):
+        what = f"{type(error).__name__}: {what}"
+    return UserError(
+        f"the model {shown} cannot be used: {what[:SHOWN]}",
+        remedy="Its settings or files are not what the library expects: copy or download it again, or set "
+        "model.config to correct a value.",
+        trace="".join(traceback.format_exception(error)),
+    )
 
 
 def _missing_weights_remedy(folder: Path) -> str:

@@ -57,18 +57,7 @@ def resolve(
     Raises: UserError where the recipe cannot be carried out on this machine.
     """
     training = kept or resolve_training(recipe, card, machine=machine, config=config, model_class=model_class)
-    if training.precision == "fp16" and machine.device == "cpu":
-        remedy = "Set training.precision: fp32 or bf16 on a CPU." if kept is None else "Resume the run on a GPU."
-        raise UserError("fp16 needs a GPU", where="training.precision", remedy=remedy)
-    is_new_tf32 = (
-        training.precision == "tf32" and kept is None
-    )  # a run that goes on elsewhere computes in float32 there
-    if is_new_tf32 and not (machine.device == "cuda" and machine.tf32_supported):
-        raise UserError(
-            "tf32 needs a GPU of compute capability 8.0 or higher (Ampere)",
-            where="training.precision",
-            remedy="Set training.precision: fp32.",
-        )
+    _check_precision(training.precision, machine, resumed=kept is not None)
     _check_ranks(recipe, machine.ranks)
     batch = _batch(recipe, card, machine.ranks)
     deepspeed = _deepspeed(recipe, training.precision, batch, config, zero_settings)
@@ -97,6 +86,21 @@ def resolve(
         ),
         notes,
     )
+
+
+def _check_precision(precision: str, machine: Machine, *, resumed: bool) -> None:
+    """Raises: UserError for a precision that the device does not have. A run in tf32 that is resumed elsewhere computes in
+    float32 there.
+    """
+    if precision == "fp16" and machine.device == "cpu":
+        remedy = "Resume the run on a GPU." if resumed else "Set training.precision: fp32 or bf16 on a CPU."
+        raise UserError("fp16 needs a GPU", where="training.precision", remedy=remedy)
+    if precision == "tf32" and not resumed and not (machine.device == "cuda" and machine.tf32_supported):
+        raise UserError(
+            "tf32 needs a GPU of compute capability 8.0 or higher (Ampere)",
+            where="training.precision",
+            remedy="Set training.precision: fp32.",
+        )
 
 
 def resolve_training(

@@ -73,6 +73,20 @@ class SplitEvaluator(Protocol):
         ...
 
 
+def _planner(
+    plan: Plan, artifacts: TaskArtifacts, datasets: Datasets, engine: Engine, cost: CostModel
+) -> MicroBatchPlanner:
+    return MicroBatchPlanner(
+        datasets["train"].costs,
+        cost,
+        ranks=engine.session.replicas,
+        micro_batch=plan.batch.micro_batch,
+        packing=plan.training.packing,
+        capacity=plan.machine.capacity or artifacts.settings.get("capacity", 0),
+        lockstep=engine.needs_lockstep,
+    )
+
+
 class Loop:
     """One training. All ranks make one and call `run`."""
 
@@ -93,32 +107,17 @@ class Loop:
         self.task, self.plan, self.artifacts, self.datasets = task, plan, artifacts, datasets
         self.engine, self.evaluator, self.session = engine, evaluator, engine.session
         self.recipe: Recipe = plan.recipe
-        self.planner = MicroBatchPlanner(
-            datasets["train"].costs,
-            cost,
-            ranks=self.session.replicas,
-            micro_batch=plan.batch.micro_batch,
-            packing=plan.training.packing,
-            capacity=plan.machine.capacity or artifacts.settings.get("capacity", 0),
-            lockstep=engine.needs_lockstep,
-        )
+        self.planner = _planner(plan, artifacts, datasets, engine, cost)
         self.schedule = self.planner.schedule(self.recipe, plan.training.balance_window)
         self.output_dirs, self.stop = output_dirs, stop
         self.step_logger = StepLogger(self.session, listener, self.recipe.tracking.log_every)
         self.listener = listener
         self.lags = self.session.device.type == "cuda"  # behind the host that feeds it
         self._unsettled: tuple[StepResult, int] | None = None
-        self.samples = Samples(
-            task,
-            artifacts,
-            engine,
-            listener,
-            self.step_logger.telemetry,
-            pictures=output_dirs.predictions / "pictures",
-            count=self.recipe.evaluation.samples,
-        )
-        pictures = output_dirs.predictions / "pictures" / "examples"
-        self.worst_pictures = WorstPictures(artifacts, pictures, self.step_logger.telemetry)
+        telemetry, pictures = self.step_logger.telemetry, output_dirs.predictions / "pictures"
+        count = self.recipe.evaluation.samples
+        self.samples = Samples(task, artifacts, engine, listener, telemetry, pictures=pictures, count=count)
+        self.worst_pictures = WorstPictures(artifacts, pictures / "examples", telemetry)
         self.saver = Saver(
             engine,
             output_dirs.checkpoints,

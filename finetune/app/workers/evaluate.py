@@ -85,17 +85,11 @@ def _evaluate(opened: Run, checkpoint: str, split: str, data: list[str], name: s
             print_line((folder / "figures.json").read_text(encoding="utf-8"))
     session.close()
     if session.is_main:
-        config = {"checkpoint": found.path.name, "split": "" if data else split, "data": data, "sets": sets}
-        log_job(
-            "evaluate",
-            opened.path,
-            recipe.tracking.wandb,
-            {**config, **described, "folder": folder.name},
-            {f"{name_of_split}/{key}": value for key, value in result.scalars.items()},
-            print_line,
-            model=opened.path,
-            tables=result.tables,
-        )
+        asked = {"checkpoint": found.path.name, "split": "" if data else split, "data": data, "sets": sets}
+        figures = {f"{name_of_split}/{key}": value for key, value in result.scalars.items()}
+        config = {**asked, **described, "folder": folder.name}
+        wandb = recipe.tracking.wandb
+        log_job("evaluate", opened.path, wandb, config, figures, print_line, model=opened.path, tables=result.tables)
 
 
 def _agree_on_folder(session: Session, run: Run, name: str, *, supervised: bool) -> Path:

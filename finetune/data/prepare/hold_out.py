@@ -6,7 +6,7 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -196,19 +196,7 @@ def keep_classes(
             of_row[row] = found
         else:
             trained |= found
-    given: list[str] = []
-    rows_of: dict[str, list[int]] = {}
-    for row, found in of_row.items():
-        for name in found - trained:
-            rows_of.setdefault(name, []).append(row)
-    for name in sorted(rows_of):
-        if name in trained:  # with a row of another class
-            continue
-        row = max(rows_of[name], key=lambda row: int(hashes[row]))
-        same = np.flatnonzero(hashes == hashes[row])
-        held[same] = False
-        given.append(name)
-        trained.update(*(names_of[index] for index in same.tolist()))
+    given = _give_back(hashes, held, of_row, names_of, trained)
     if held.any():
         return held, given
     for value in np.unique(hashes).tolist():
@@ -222,6 +210,34 @@ def keep_classes(
         where="data.validation_fraction",
         remedy="Add rows, set data.validation, or set data.validation_fraction: 0.",
     )
+
+
+def _give_back(
+    hashes: np.ndarray,
+    held: np.ndarray,
+    of_row: Mapping[int, frozenset[str]],
+    names_of: Sequence[frozenset[str]],
+    trained: set[str],
+) -> list[str]:
+    """Take rows out of `held` until each class of its rows, `of_row`, is among those of training; the classes that needed
+    one. names_of: the classes of every row. trained: the classes of training, which grow.
+    """
+    import numpy as np
+
+    given: list[str] = []
+    rows_of: dict[str, list[int]] = {}
+    for row, found in of_row.items():
+        for name in found - trained:
+            rows_of.setdefault(name, []).append(row)
+    for name in sorted(rows_of):
+        if name in trained:  # with a row of another class
+            continue
+        row = max(rows_of[name], key=lambda row: int(hashes[row]))
+        same = np.flatnonzero(hashes == hashes[row])
+        held[same] = False
+        given.append(name)
+        trained.update(*(names_of[index] for index in same.tolist()))
+    return given
 
 
 def choose(hashes: np.ndarray, fraction: float) -> np.ndarray:

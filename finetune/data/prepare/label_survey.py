@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.label_forms import TAGS, LabelForm, decide_form, split_labels, vector_positions
+from finetune.data.label_form_decision import decide_form
+from finetune.data.label_forms import TAGS, LabelForm, split_labels, vector_positions
 from finetune.data.labels import Labels, in_order, label_key, label_text, look_alikes, spellings_by_class
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.table import Table, describe_table

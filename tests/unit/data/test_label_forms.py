@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.label_forms import LIST, LabelForm, decide_form, parse_list, split_labels, vector_positions
+from finetune.data.label_form_decision import decide_form
+from finetune.data.label_forms import LIST, LabelForm, parse_list, split_labels, vector_positions
 from finetune.data.labels import Labels, label_key, label_text
 from finetune.errors import UserError
 
