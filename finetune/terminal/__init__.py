@@ -16,7 +16,7 @@ from finetune.terminal.lines import (
     print_styled,
     say,
 )
-from finetune.terminal.printable import printable
+from finetune.terminal.safe_text import printable
 from finetune.terminal.streams import is_rank, keep_output_in, lasting_streams, output_lost
 
 __all__ = [

@@ -11,7 +11,7 @@ import typer
 import finetune
 from finetune.errors import EXIT_STOPPED, FinetuneError, RecipeFaults
 from finetune.terminal.lines import say, say_styled
-from finetune.terminal.printable import mask_secrets, printable
+from finetune.terminal.safe_text import mask_secrets, printable
 from finetune.terminal.streams import is_rank
 
 MAX_REASON = 500  # characters of an unexpected error that are shown

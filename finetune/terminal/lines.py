@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import typer
 
-from finetune.terminal.printable import mask_secrets, printable
+from finetune.terminal.safe_text import mask_secrets, printable
 
 VIEW_LINES = 6  # lines at most of what a rank shows live in a terminal (tracking/live_view.py)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from finetune.terminal.printable import guard, is_plain, mask_secrets
+from finetune.terminal.safe_text import guard, is_plain, mask_secrets
 
 
 class LastingStream:
