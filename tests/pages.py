@@ -1,8 +1,10 @@
-"""Looks at report.html in headless Chromium at three widths, light and dark: `python -m tests.pages [RUN | PAGE] [--axe FILE]`.
+"""Looks at report.html in headless Chromium at three widths, light and dark.
 
-A page must have something on it and must not be wider than its window. The pictures are kept in pages/. Without RUN a
-training of a few seconds is run first. --axe: axe.min.js of the npm package axe-core (`npm pack axe-core`), which then must
-find no serious fault of accessibility.
+    python -m tests.pages [RUN | PAGE ...] [--axe FILE]
+
+A page must have something on it, must not be wider than its window, has no error on its console, and is drawn within a
+second. The pictures are kept in pages/. Without RUN a training of a few seconds is run first. --axe: axe.min.js of the npm
+package axe-core (`npm pack axe-core`), which then must find no serious fault of accessibility.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import html
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,35 +21,43 @@ from pathlib import Path
 
 from PIL import Image
 
+from tests.browser import PROGRAMS, Browser, find_chromium
 from tests.e2e import tiny
 
 WIDTHS = (400, 1200, 2400)
 HEIGHT = 2400
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SECONDS = 1.0  # until the largest part of a page is drawn
 OUT = Path("pages")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", nargs="?", type=Path, metavar="RUN | PAGE")
+    parser.add_argument("sources", nargs="*", type=Path, metavar="RUN | PAGE")
     parser.add_argument("--axe", type=Path)
     options = parser.parse_args()
-    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+    program = find_chromium()
     if program is None:
         sys.exit(f"no Chromium found: one of {', '.join(PROGRAMS)} must be on the PATH")
+    faults: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        source = options.source or train(Path(folder))
-        page = source / "report.html" if source.is_dir() else source
-        if not page.is_file():
-            sys.exit(f"{page} is missing: finetune report {source}")
-        faults = [
-            fault for width in WIDTHS for dark in (False, True) for fault in look(program, page, width, dark=dark)
-        ]
-        if options.axe is not None:
-            faults += [fault for dark in (False, True) for fault in barriers(program, page, options.axe, dark=dark)]
+        for source in options.sources or [train(Path(folder))]:
+            page = source / "report.html" if source.is_dir() else source
+            if not page.is_file():
+                sys.exit(f"{page} is missing: finetune report {source}")
+            faults += look(program, page, f"{source.resolve().name}-{page.stem}", options.axe)
     print(f"pictures: {OUT}/")
     if faults:
         sys.exit("\n".join(faults))
+
+
+def look(program: str, page: Path, name: str, axe: Path | None) -> list[str]:
+    """Takes pictures under this name; what is wrong with the page."""
+    faults = [fault for width in WIDTHS for fault in fits(program, page, width)]
+    for width in WIDTHS:
+        faults += [fault for dark in (False, True) for fault in shows(program, page, name, width, dark=dark)]
+    if axe is not None:
+        faults += [fault for dark in (False, True) for fault in barriers(program, page, axe, dark=dark)]
+    return faults
 
 
 def train(folder: Path) -> Path:
@@ -60,19 +69,27 @@ def train(folder: Path) -> Path:
     return folder / "run"
 
 
-def look(program: str, page: Path, width: int, *, dark: bool) -> list[str]:
-    """Takes a picture; what is wrong with the page at this width."""
+def fits(program: str, page: Path, width: int) -> list[str]:
+    """Whether a browser that knows no page yet draws it within its window, in time, without an error on the console."""
+    with Browser(program) as browser:
+        drawn = browser.draw(page, width)
+    seconds, needed = max(drawn["largest"], drawn["loaded"]) / 1000, drawn["width"]
+    size = page.stat().st_size
+    print(
+        f"{page} at {width} px: {needed} px wide, drawn in {seconds:.2f} s, {drawn['nodes']:,} elements, {size:,} bytes"
+    )
+    faults = [f"{page} needs {needed} px in a window of {width} px"] if needed > width else []
+    faults += [f"{page}: {fault}" for fault in drawn["faults"]]
+    return faults + ([f"{page} takes {seconds:.2f} s to draw"] if seconds > SECONDS else [])
+
+
+def shows(program: str, page: Path, name: str, width: int, *, dark: bool) -> list[str]:
+    """Takes a picture; whether the page is empty."""
     OUT.mkdir(exist_ok=True)
-    name = f"{page.stem}-{width}{'-dark' if dark else ''}"
-    picture = OUT / f"{name}.png"
+    picture = OUT / f"{name}-{width}{'-dark' if dark else ''}.png"
     chromium(program, width, f"--screenshot={picture.resolve()}", page.resolve().as_uri(), dark=dark)
     colors = len(Image.open(picture).convert("RGB").getcolors(1 << 24) or ())
-    faults = [] if colors > 16 else [f"{name} is empty"]
-    if dark:
-        return faults
-    needed = content_width(program, page, width)
-    print(f"{page.name} at {width} px: {colors} colors, content is {needed} px wide")
-    return faults + ([f"{page.name} needs {needed} px in a window of {width} px"] if needed > width else [])
+    return [] if colors > 16 else [f"{picture} is empty"]
 
 
 def barriers(program: str, page: Path, axe: Path, *, dark: bool) -> list[str]:
@@ -93,23 +110,6 @@ def barriers(program: str, page: Path, axe: Path, *, dark: bool) -> list[str]:
     found = json.loads(html.unescape(answer[1]))
     print(f"{page.name}, {'dark' if dark else 'light'}: {len(found)} kinds of faults: {found}")
     return [f"{page.name}: {name} ({impact})" for impact, name in found if impact in ("serious", "critical")]
-
-
-def content_width(program: str, page: Path, width: int) -> int:
-    """Pixels that the page's content needs, measured in a frame of the window's width: the report itself runs no scripts."""
-    inner = html.escape(page.read_text(encoding="utf-8"))
-    measure = "document.title = 'needs ' + document.querySelector('iframe').contentDocument.documentElement.scrollWidth"
-    frame = f'<iframe style="width:{width}px;height:{HEIGHT}px;border:0" srcdoc="{inner}"></iframe>'
-    outer = (
-        f"<!doctype html><title></title><body style='margin:0'>{frame}<script>onload = () => {{ {measure} }}</script>"
-    )
-    with tempfile.NamedTemporaryFile("w", suffix=".html", encoding="utf-8") as file:
-        file.write(outer)
-        file.flush()
-        found = re.search(r"<title>needs (\d+)", chromium(program, width, "--dump-dom", Path(file.name).as_uri()))
-    if found is None:
-        sys.exit("Chromium did not measure the page")
-    return int(found[1])
 
 
 def chromium(program: str, width: int, *arguments: str, dark: bool = False) -> str:

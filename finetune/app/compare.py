@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from finetune.errors import UserError
 from finetune.terminal import print_line, print_rows
 from finetune.tracking.comparison import Compared, compare_runs
 from finetune.tracking.console import figure
@@ -17,6 +18,8 @@ def compare(runs: Sequence[Path], html: Path | None) -> None:
 
     Raises: UserError for fewer than two runs, and for a folder that is none.
     """
+    if len(runs) < 2:
+        raise UserError("at least two runs are compared", remedy="Give several run folders: finetune compare RUN RUN.")
     found = compare_runs(runs)
     names = tuple(_names(found))
     for title, rows in (

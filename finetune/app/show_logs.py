@@ -28,13 +28,17 @@ def show_logs(
     for file in files:
         if len(files) > 1:
             write(f"==> {file.name} <==")
+        size = file.stat().st_size
         for line in _last_lines(file, lines):
             write(line)
-        places[file] = file.stat().st_size
+        if not size:
+            write("(empty)" if len(files) > 1 else f"{file.name} is empty: nothing was printed there")
+        places[file] = size
     while follow:
         running = status_of(opened, opened.read()) == "running"
         for file in files:
-            places[file] = _print_new(file, places[file], f"{file.stem}: " if len(files) > 1 else "", write)
+            prefix = f"{file.stem}: " if len(files) > 1 else ""
+            places[file] = _print_new(file, places[file], prefix, write, whole_lines=running)
         if not running:
             return
         time.sleep(POLL_SECONDS)
@@ -62,14 +66,14 @@ def _last_lines(file: Path, count: int) -> list[str]:
     return found[len(found) - min(count, len(found)) :]
 
 
-def _print_new(file: Path, place: int, prefix: str, write: Callable[[str], None]) -> int:
-    """Print the whole lines after `place`; the place after them."""
+def _print_new(file: Path, place: int, prefix: str, write: Callable[[str], None], *, whole_lines: bool) -> int:
+    """Print the lines after `place`; the place after them. whole_lines: leave a line that may still grow for the next time."""
     with file.open("rb") as stream:
         if stream.seek(0, 2) < place:  # it was replaced by a new start
             place = 0
         stream.seek(place)
         content = stream.read()
-    whole, newline, _ = content.rpartition(b"\n")
-    for line in whole.decode("utf-8", "replace").splitlines() if newline else ():
+    whole = content[: content.rfind(b"\n") + 1] if whole_lines else content
+    for line in whole.decode("utf-8", "replace").splitlines():
         write(prefix + line)
-    return place + len(whole) + len(newline)
+    return place + len(whole)

@@ -101,20 +101,15 @@ def _run(
     new: bool,
 ) -> None:
     rungs = rungs_of(len(state.trials), halving=halving)
-    verb = "starting" if new else "going on with"
-    at = ", ".join(f"{fraction:.3g}" for fraction in rungs[:-1])
-    how = f"the better half goes on at {at} of the schedule" if at else "all to the end"
-    print_line(f"{verb} {format_number(len(state.trials), 'trial')} in {state.folder}: {how}")
-    print_line(f"best is the {'highest' if measure.mode == 'max' else 'lowest'} validation {measure.metric}")
+    _announce(state, measure, rungs, new=new)
     state.publish(status="running", running=[], metric=measure.metric, mode=measure.mode)
-    arguments = [state.recipe]
-    for one in sets:
-        arguments += ["--set", one]
-    if first.origins.get("tracking.group", "").startswith(("default", "derived")):
-        arguments += ["--set", f"tracking.group={first.recipe.name}-sweep-{state.folder.name}"]
-    arguments += ["--processes", str(ranks_of_trial(first.recipe.parallel, processes))]
     runner = Runner(
-        state, slots, measure, rungs, arguments=arguments, recipe_file=Path(shelf.find_recipe(state.recipe))
+        state,
+        slots,
+        measure,
+        rungs,
+        arguments=_arguments(state, first, sets, processes),
+        recipe_file=Path(shelf.find_recipe(state.recipe)),
     )
     decision = runner.run()
     shown = measure_of([state.path(trial) for trial in state.trials], measure)
@@ -133,3 +128,21 @@ def _run(
             where=str(state.folder),
             remedy="The reasons are above; logs/ has all that they printed.",
         )
+
+
+def _announce(state: State, measure: Measure, rungs: Sequence[float], *, new: bool) -> None:
+    verb = "starting" if new else "going on with"
+    at = ", ".join(f"{fraction:.3g}" for fraction in rungs[:-1])
+    how = f"the better half goes on at {at} of the schedule" if at else "all to the end"
+    print_line(f"{verb} {format_number(len(state.trials), 'trial')} in {state.folder}: {how}")
+    print_line(f"best is the {'highest' if measure.mode == 'max' else 'lowest'} validation {measure.metric}")
+
+
+def _arguments(state: State, first: LoadedRecipe, sets: Sequence[str], processes: int | None) -> list[str]:
+    """Of `finetune train` for any trial, without its run folder and its values."""
+    arguments = [state.recipe]
+    for one in sets:
+        arguments += ["--set", one]
+    if first.origins.get("tracking.group", "").startswith(("default", "derived")):
+        arguments += ["--set", f"tracking.group={first.recipe.name}-sweep-{state.folder.name}"]
+    return [*arguments, "--processes", str(ranks_of_trial(first.recipe.parallel, processes))]

@@ -44,14 +44,13 @@ class Compared:
 
 
 def compare_runs(paths: Sequence[Path]) -> Compared:
-    """Raises: UserError for fewer than two runs, and for a folder that is no run."""
-    if len(paths) < 2:
-        raise UserError("at least two runs are compared", remedy="Give several run folders: finetune compare RUN RUN.")
+    """Of one run alone its figures. Raises: UserError for a folder that is no run."""
     runs = [Run.open(path) for path in paths]
     facts = [run.read() for run in runs]
     recipes = [_recipe(run) for run in runs]
     notes = _other_tasks(runs, recipes)
-    found, wins, examples = _compare_examples(runs[0], runs[1], facts, notes) if not notes else ([], None, 0)
+    comparable = len(runs) > 1 and not notes
+    found, wins, examples = _compare_examples(runs[0], runs[1], facts, notes) if comparable else ([], None, 0)
     if len(runs) > 2 and not notes:
         notes.append("examples are compared between the first two runs only")
     return Compared(

@@ -89,17 +89,28 @@ def draw_chart(
     with rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        for index, line in enumerate(lines):
-            _draw(axes, line, _SERIES[index % len(_SERIES)])
+        for line, color in zip(lines, _colors(lines), strict=True):
+            _draw(axes, line, _SERIES[color])
         _format_axes(axes, lines, zero, share, across)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(
             buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
         plot = _plot_area(axes)
-    shown = [(line.label, f"--series-{index % len(_SERIES) + 1}") for index, line in enumerate(lines) if not line.plain]
+    named = zip(lines, _colors(lines), strict=True)
+    shown = [(line.label, f"--series-{color + 1}") for line, color in named if not line.plain]
     about = _described(title, lines)
     return Drawing(_inline(buffer.getvalue(), about), _data(lines, plot, across), tuple(shown))
+
+
+def _colors(lines: Sequence[Line]) -> list[int]:
+    """The color of each line, by its place among those that have a name: the same class has the same color in two charts."""
+    named = 0
+    found = []
+    for line in lines:
+        found.append(named % len(_SERIES))
+        named += not line.plain
+    return found
 
 
 def _described(title: str, lines: Sequence[Line]) -> str:
@@ -125,13 +136,13 @@ def _plot_area(axes: Axes) -> dict[str, Any]:
 
 def _data(lines: Sequence[Line], plot: dict[str, Any], across: str) -> str:
     drawn = []
-    for index, line in enumerate(lines):
+    for line, color in zip(lines, _colors(lines), strict=True):
         xs, ys = _points(line)
         points = [[float(f"{x:.6g}"), float(f"{y:.5g}")] for x, y in zip(xs, ys, strict=True)]
         drawn.append(
             {
                 "label": line.label,
-                "color": index % len(_SERIES) + 1,
+                "color": color + 1,
                 "points": points,
                 "plain": line.plain,
                 "dots": line.points,

@@ -29,7 +29,7 @@ MAX_LISTED = 200
 @dataclass(frozen=True)
 class Overview:
     """The head of the page. lead: a sentence. mark: its color. columns, rows: a table of the runs, whose first cell may be
-    (text, address of the run's report).
+    (text, address of the run's report). what: its title.
     """
 
     title: str
@@ -38,6 +38,7 @@ class Overview:
     columns: tuple[str, ...] = ()
     rows: Sequence[Sequence[str | tuple[str, str]]] = field(default_factory=tuple)
     notes: tuple[str, ...] = ()
+    what: str = "Runs"
 
 
 def write_comparison(compared: Compared, path: Path, overview: Overview | None = None) -> Path:

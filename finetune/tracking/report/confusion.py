@@ -41,7 +41,7 @@ def confusion_cells(table: Table | None) -> dict[str, Any] | None:
     if len(rows) > MAX_MAP:
         return {**found, "form": "pairs", "pairs": pairs, "classes": len(rows)}
     if len(rows) > MAX_TABLE:
-        return {**found, "form": "map", "pairs": pairs, "cells": _cells(columns[1:], rows), "classes": len(rows)}
+        return {**found, **_map(rows), "pairs": pairs, "classes": len(rows)}
     return {**found, "form": "table", "pairs": [], "rows": [_shaded(index, row) for index, row in enumerate(rows)]}
 
 
@@ -56,8 +56,8 @@ def _shaded(index: int, row: list[Any]) -> dict[str, Any]:
     return {"name": name, "cells": cells, "total": total}
 
 
-def _cells(names: list[str], rows: list[list[Any]]) -> list[dict[str, Any]]:
-    """Cells of a map that are not empty."""
+def _map(rows: list[list[Any]]) -> dict[str, Any]:
+    """Cells of a map that are not empty. more: how many of the smallest are left out."""
     cells = []
     for at, (_, *counts) in enumerate(rows):
         total = sum(counts)
@@ -67,7 +67,7 @@ def _cells(names: list[str], rows: list[list[Any]]) -> list[dict[str, Any]]:
             if count
         ]
     cells.sort(key=lambda cell: -cell["count"])
-    return cells[:MAX_CELLS]
+    return {"form": "map", "cells": cells[:MAX_CELLS], "more": max(0, len(cells) - MAX_CELLS)}
 
 
 def _pairs(names: list[str], rows: list[list[Any]]) -> list[Pair]:

@@ -29,6 +29,7 @@ OWN_LOSSES = {
     "object_detection": "training adds augmented images, auxiliary losses of every layer and denoising queries, so the two "
     "lines are not on one scale"
 }
+MAX_METRICS = 6  # in one chart: as many as there are colors
 MAX_RANKS = 6  # whose memory is drawn
 SQUARE = (3.4, 3.1)  # inches
 
@@ -138,8 +139,11 @@ def _metric_charts(curves: Curves) -> list[Chart]:
     shares = {key: series for key, series in metrics.items() if np.abs(series.values).max() <= 1}
     charts = []
     if shares:
-        lines = [Line(key, series, points=True, by_epoch=True) for key, series in list(shares.items())[:6]]
-        charts.append(Chart("Metrics by epoch", draw_chart("Metrics by epoch", lines, share=True), "validation"))
+        lines = [Line(key, series, points=True, by_epoch=True) for key, series in shares.items()]
+        parts = [lines[start : start + MAX_METRICS] for start in range(0, len(lines), MAX_METRICS)]
+        for number, part in enumerate(parts, 1):
+            note = "validation" + (f", {number} of {len(parts)}" if len(parts) > 1 else "")
+            charts.append(Chart("Metrics by epoch", draw_chart("Metrics by epoch", part, share=True), note))
     for key, series in metrics.items():
         if key not in shares:
             line = Line(key, series, points=True, by_epoch=True)

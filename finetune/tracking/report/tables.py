@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune.tracking.journal import list_tables, read_table
+from finetune.tracking.report.pictures import SMALL, Thumbnails
 from finetune.tracking.run import Run
 
 MAX_TABLE_ROWS = 100
 MANY_CLASSES = 20
+PICTURE = "picture"  # the column of the places of pictures
 MAX_CELL = 600  # characters of a text shown; predictions/ has the full text
 
 
@@ -54,7 +56,7 @@ def drop_class_numbers(table: Table | None) -> Table | None:
     if table is None:
         return table
     there = set(table.columns)
-    hidden = {"picture"}
+    hidden = {PICTURE}
     if "predicted" in there and {"label", "text"} & there:
         hidden |= {"prediction", "reference", "tags", "reference_tags"}
     if "target" in there:
@@ -82,7 +84,22 @@ def clip(table: Table | None) -> dict[str, Any] | None:
         [shorten(cell) if isinstance(cell, (str, list, dict)) else cell for cell in row]
         for row in rows[:MAX_TABLE_ROWS]
     ]
-    return {"columns": columns, "rows": cells, "more": max(0, len(rows) - MAX_TABLE_ROWS), "note": table.note}
+    more = max(0, len(rows) - MAX_TABLE_ROWS)
+    return {"columns": columns, "rows": cells, "more": more, "note": table.note, "pictures": [], "missing": 0}
+
+
+def with_pictures(table: Table | None, thumbnails: Thumbnails) -> dict[str, Any] | None:
+    """`clip`, with "pictures": a thumbnail of each row, where the table names any; "" for those that have none, of which
+    "missing" are named, but not shown.
+    """
+    clipped = clip(drop_class_numbers(table))
+    if clipped is None or table is None or PICTURE not in table.columns:
+        return clipped
+    at = table.columns.index(PICTURE)
+    names = [row[at] for row in table.rows[:MAX_TABLE_ROWS]]
+    pictures = [thumbnails.make(name, SMALL) for name in names]
+    missing = sum(bool(name) and not picture for name, picture in zip(names, pictures, strict=True))
+    return {**clipped, "pictures": pictures if any(pictures) else [], "missing": missing}
 
 
 def shorten(value: Any) -> str:

@@ -29,9 +29,17 @@ from finetune.tracking.report.headline import (
 from finetune.tracking.report.judging import Judgement, judge_run
 from finetune.tracking.report.page import environment, script
 from finetune.tracking.report.parts import Parts, sound_facts
+from finetune.tracking.report.pictures import Thumbnails
 from finetune.tracking.report.samples import pair_samples
 from finetune.tracking.report.sessions import timeline
-from finetune.tracking.report.tables import Table, choose_tables, clip, drop_class_numbers, shorten, weakest_first
+from finetune.tracking.report.tables import (
+    Table,
+    choose_tables,
+    clip,
+    shorten,
+    weakest_first,
+    with_pictures,
+)
 from finetune.tracking.retention import stored_checkpoints
 from finetune.tracking.run import Run
 from finetune.tracking.run_summary import status_of
@@ -70,7 +78,7 @@ def write_report(run_dir: Path) -> Path:
             judgement=judgement,
             best_step=best_step,
             **_figures(parts, run, facts, curves, metric, best, judgement),
-            **_tables(parts, run, best_step),
+            **_tables(parts, run, best_step, Thumbnails(run, str(facts.get("task")))),
             **_circumstances(parts, run, facts),
             wandb=facts.get("wandb", {}),
             missing=parts.missing,
@@ -103,15 +111,16 @@ def _figures(
     }
 
 
-def _tables(parts: Parts, run: Run, best_step: int | None) -> dict[str, Any]:
+def _tables(parts: Parts, run: Run, best_step: int | None, thumbnails: Thumbnails) -> dict[str, Any]:
     """Samples and the tables of the best evaluation."""
     tables = choose_tables(run, best_step)
     return {
         "confusion": parts.make("confusion matrix", lambda: confusion_cells(tables.get("confusion_matrix")), None),
         "per_class": parts.make("classes", lambda: clip(weakest_first(tables.get("per_class"))), None),
-        "samples": parts.make("samples", lambda: pair_samples(run), []),
+        "samples": parts.make("samples", lambda: pair_samples(run, thumbnails), []),
+        "legend": thumbnails.legend,
         "history": parts.make("examples over the evaluations", lambda: _history(run), None),
-        "worst": parts.make("worst examples", lambda: clip(drop_class_numbers(tables.get("worst_examples"))), None),
+        "worst": parts.make("worst examples", lambda: with_pictures(tables.get("worst_examples"), thumbnails), None),
         "other": {
             name: parts.make(name, lambda table=table: clip(table), None)  # type: ignore[misc]
             for name, table in tables.items()

@@ -81,6 +81,17 @@ def test_the_logs_of_one_rank_and_of_all(tmp_path: Path) -> None:
     assert "rank-0, rank-1" in str(error.value)
 
 
+def test_an_empty_log_says_so(tmp_path: Path) -> None:
+    run = trained(tmp_path, rate=1e-3, right=0.9)
+    (run.logs / "rank-0.log").write_text("", encoding="utf-8")
+    shown: list[str] = []
+    show_logs(run.path, rank=None, lines=5, follow=True, write=shown.append)
+    assert shown == ["rank-0.log is empty: nothing was printed there"]
+    (run.logs / "rank-1.log").write_text("d\n", encoding="utf-8")
+    show_logs(run.path, rank=None, lines=5, follow=False, write=shown.append)
+    assert shown[1:] == ["==> rank-0.log <==", "(empty)", "==> rank-1.log <==", "d"]
+
+
 def test_new_lines_of_a_running_run_are_followed_until_it_ends(tmp_path: Path) -> None:
     run = Run.create(make_recipe(), tmp_path)
     log = run.logs / "rank-0.log"
@@ -98,7 +109,7 @@ def test_new_lines_of_a_running_run_are_followed_until_it_ends(tmp_path: Path) -
     shown: list[str] = []
     show_logs(run.path, rank=0, lines=5, follow=True, write=shown.append)
     worker.join()
-    assert shown == ["first", "second"]
+    assert shown == ["first", "second", "half"], "what was printed last is shown when the run has ended"
 
 
 def test_what_differs_between_two_runs(tmp_path: Path) -> None:
