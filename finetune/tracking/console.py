@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from finetune.recipe.secrets import mask_text
+from finetune.tracking.beside_view import Redirection
 from finetune.tracking.live_view import Curve, curve_lines, figures_line
 from finetune.units import format_bytes, format_count, format_number, format_seconds
 
@@ -43,6 +44,7 @@ class Console:
         self._began = time.monotonic()
         self._loss = Curve()
         self._evaluation = ""  # the last one
+        self._others = Redirection(self._print_line_of_others)
 
     def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
         self._total, self._per_epoch = total_steps, max(steps_per_epoch, 1)
@@ -53,8 +55,15 @@ class Console:
         if start_step:
             self.message(f"resuming from step {start_step} of {total_steps}")
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._live = Live(console=self._console, refresh_per_second=8, transient=True)
+            self._live = Live(
+                console=self._console,
+                refresh_per_second=8,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
             self._live.start()
+            self._others.start()
             atexit.register(self.close)
 
     def step(self, *, step: int, epoch: float, progress: Mapping[str, float]) -> None:
@@ -100,6 +109,7 @@ class Console:
         live, self._live = self._live, None
         if live is not None:
             live.stop()
+            self._others.stop()
             atexit.unregister(self.close)
 
     def _pause(self) -> None:
@@ -109,6 +119,10 @@ class Console:
     def _print(self, line: str | Text) -> None:
         """Through rich's console, which keeps the live line below; as Text, so that [brackets] are never markup."""
         self._console.print(line if isinstance(line, Text) else Text(mask_text(line)), soft_wrap=True)
+
+    def _print_line_of_others(self, line: str) -> None:
+        """With its colors; other control sequences are left out."""
+        self._print(Text.from_ansi(mask_text(line)))
 
     def _update_rate(self, step: int, now: float) -> None:
         """Moving average of seconds per step: the time left follows a change of speed, not single slow steps."""

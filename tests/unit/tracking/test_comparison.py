@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finetune.app.compare import compare
 from finetune.app.list_runs import list_runs
 from finetune.app.report import report
 from finetune.app.show_logs import show_logs
@@ -137,7 +138,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert found.data == {"validation content": ("abc", "other")} and found.wins is None
     assert "different data" in found.notes[0]
     with pytest.raises(UserError, match="at least two"):
-        compare_runs([one.path])
+        compare([one.path], None)
 
 
 def test_the_report_of_a_group_lists_its_runs_the_best_first(tmp_path: Path) -> None:

@@ -101,6 +101,9 @@ for step in range(1, 51):
     console.step(step=step, epoch=step / 50, progress={"loss": 1 / step})
     time.sleep(0.02)
     if step == 10: print("a stray line of another library", flush=True)
+    if step == 15:
+        for part in ("\\rbar 1 of 3", "\\rbar 2 of 3", "\\rbar 3 of 3", "\\n"):
+            print(part, end="", flush=True, file=sys.stderr)
     if step == 20 and sys.argv[1] == "crash": raise RuntimeError("boom")
     if step == 20 and sys.argv[1] == "wait": time.sleep(60)
 console.finished(status="done", summary={})
@@ -133,6 +136,7 @@ def test_a_terminal_gets_its_cursor_back(how):
     assert b"\x1b[?25l" in seen, "the live line hides the cursor"
     assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l"), "and it is shown again"
     assert b"a stray line of another library" in seen
+    assert seen.count(b"bar ") == 1 and b"bar 3 of 3" in seen, "a progress bar of another library is one line"
     assert sent == (how == "wait"), "the live line showed step 20 before Ctrl-C"
     assert (b"done in" in seen) == (how == "end")
     assert (process.returncode == 0) == (how == "end")
