@@ -56,6 +56,7 @@ class Browser:
             kept = os.dup(commands), os.dup(answers)
             for number, file in zip((3, 4), kept, strict=True):
                 os.dup2(file, number)
+                os.set_inheritable(number, True)  # dup2 leaves a file as it is that has this number already
 
         self._process = subprocess.Popen(
             [program, *FLAGS, f"--user-data-dir={self._profile.name}"],

@@ -10,9 +10,11 @@ from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.chat import ChatEncoder, chat_encoder
 from finetune.tasks.text.drafts import Draft, Tokens, tokenize
-from finetune.tasks.text.inputs import cut_notice, encode_each, resolve_on_long, tokenize_texts
-from finetune.tasks.text.preference_pairs import Reply, equal_after_cut, read_pair, read_reply
+from finetune.tasks.text.inputs import cut_notice, encode_each, resolve_on_long, shortened, tokenize_texts
+from finetune.tasks.text.preference_pairs import Reply, equal_after_cut, message_text, read_pair, read_reply
 from finetune.tasks.text.tool_calls import Tool
+
+SHOWN_TURNS = 8  # of a conversation, the last ones
 
 
 class PairEncoder:
@@ -56,6 +58,15 @@ class PairEncoder:
             role = "completion" if row.get("completion") is not None else "chosen"
             return [read_reply(row, role, self.system, self.tools)]
         return list(read_pair(row, self.system, self.tools))
+
+    def shown(self, row: Row) -> dict[str, Any]:
+        """{"turns": [[role, words]] before the replies, "chosen", "rejected"}: the beginning of each as it is written."""
+        chosen, rejected = self.read(row, with_targets=True)
+        turns = [[message["role"], shortened(message_text(message))] for message in chosen.before]
+        if len(turns) > SHOWN_TURNS:
+            turns = [["earlier", f"{len(turns) - SHOWN_TURNS} turns are not shown"], *turns[-SHOWN_TURNS:]]
+        texts = (shortened(message_text(reply.message)) for reply in (chosen, rejected))
+        return {"turns": turns, **dict(zip(("chosen", "rejected"), texts, strict=True))}
 
     def _encode_replies(self, replies: Sequence[Reply], on_long: str) -> list[dict[str, Any] | BadRow]:
         """{"input_ids", ..., "notices"} of each, or a BadRow."""

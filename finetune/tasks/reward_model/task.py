@@ -9,6 +9,7 @@ Unit of loss: one pair.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_sequence_model
 from finetune.tasks.text.chat import ensure_template
 from finetune.tasks.text.dataset import text_dataset
-from finetune.tasks.text.inputs import input_texts
+from finetune.tasks.text.inputs import SHOWN, input_texts, shortened, shown_texts
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import collate_texts, settle_packing
 from finetune.tasks.text.preference_pairs import pair_texts
@@ -73,6 +74,7 @@ class RewardModel:
             facts,
             key=[CARD.name, 2, pair_encoder(artifacts).settings],
             limit=2 * limit,
+            shown=pair_encoder(artifacts).shown,
             cost=pair_cost,
         )
 
@@ -93,7 +95,8 @@ class RewardModel:
         inputs, padding = collate_texts(artifacts, rows)
         ids = tuple(int(example["id"]) for example in examples)
         targets = {"pairs": True} if is_pair else {}
-        return Batch(ids, inputs, targets, padding=padding, positions=inputs["input_ids"].numel())
+        positions = inputs["input_ids"].numel()
+        return Batch(ids, inputs, targets, meta={**shown_texts(examples)}, padding=padding, positions=positions)
 
     def weight(self, batch: Batch) -> int:
         """Pairs."""
@@ -114,18 +117,14 @@ class RewardModel:
         return centring - functional.logsigmoid(chosen - rejected)
 
     def decode(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Answer]:
-        """Both rewards, or the one of a single reply; the texts as the model saw them."""
-        rewards = outputs.logits.detach().squeeze(-1).float().tolist()
-        texts, count = input_texts(artifacts, batch, special=True), len(batch.ids)
+        """Both rewards, or the one of a single reply; the texts as they are written, else as the model saw them."""
+        rewards, count = outputs.logits.detach().squeeze(-1).float().tolist(), len(batch.ids)
         if len(rewards) == count:
+            texts = input_texts(artifacts, batch, special=True)
             return [Answer(id, {"reward": rewards[row]}, {"reply": texts[row]}) for row, id in enumerate(batch.ids)]
         return [
-            Answer(
-                id,
-                {"chosen_reward": rewards[row], "rejected_reward": rewards[row + count]},
-                {"chosen": texts[row], "rejected": texts[row + count]},
-            )
-            for row, id in enumerate(batch.ids)
+            Answer(id, {"chosen_reward": rewards[row], "rejected_reward": rewards[row + count]}, shown)
+            for row, (id, shown) in enumerate(zip(batch.ids, _shown_pairs(artifacts, batch), strict=True))
         ]
 
     def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
@@ -158,22 +157,35 @@ class RewardModel:
         synced: bool,
         pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
-        """Both replies, and which one the model prefers."""
+        """Prompts and both replies, and which one the model prefers."""
         with eval_mode(model) as device:
             batch = self.collate(artifacts, examples).to(device)
             answers = self.decode(artifacts, self.forward(model, batch), batch)
+        written = batch.meta.get(SHOWN) or [{"turns": []}] * len(answers)
+        rows = []
+        for answer, texts in zip(answers, written, strict=True):
+            prefers = answer.values["chosen_reward"] > answer.values["rejected_reward"]
+            verdict = {"expected": "chosen", "predicted": "chosen" if prefers else "rejected"}
+            turns = json.dumps(texts["turns"], ensure_ascii=False) if texts["turns"] else ""
+            rows.append({"id": str(answer.id), **answer.shown, **verdict, "turns": turns})
+        return rows
+
+
+def _shown_pairs(artifacts: TaskArtifacts, batch: Batch) -> list[dict[str, str]]:
+    """{"input": what the replies answer, "chosen", "rejected"} of each pair; as the model saw them, with the prompt in both
+    replies, where the examples do not have their texts with them.
+    """
+    if SHOWN in batch.meta:
         return [
             {
-                "id": str(answer.id),
-                "chosen": str(answer.shown["chosen"]),
-                "rejected": str(answer.shown["rejected"]),
-                "expected": "chosen",
-                "predicted": "chosen"
-                if answer.values["chosen_reward"] > answer.values["rejected_reward"]
-                else "rejected",
+                "input": shortened("\n\n".join(words for _, words in texts["turns"])),
+                "chosen": texts["chosen"],
+                "rejected": texts["rejected"],
             }
-            for answer in answers
+            for texts in batch.meta[SHOWN]
         ]
+    both, count = input_texts(artifacts, batch, special=True), len(batch.ids)
+    return [{"chosen": both[row], "rejected": both[row + count]} for row in range(count)]
 
 
 TASK = RewardModel()

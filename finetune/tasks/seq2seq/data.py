@@ -9,7 +9,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row, Table
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.text.inputs import cut_notice, encode_each, resolve_on_long, row_text
+from finetune.tasks.text.inputs import cut_notice, encode_each, resolve_on_long, row_text, shortened
 
 TOO_LONG: dict[str, Any] = {"input_ids": [], "labels": []}
 
@@ -69,6 +69,11 @@ def _describe_cuts(ids: dict[str, list[int]], limits: dict[str, int]) -> list[st
         for name, tokens in ids.items()
         if len(tokens) > limits[name]
     ]
+
+
+def shown_texts_of(row: Row) -> dict[str, str]:
+    """The beginning of source and target as they are written; a tokenizer may not give back what it reads."""
+    return {role: shortened(row_text(row, role)) for role in ("source", "target")}
 
 
 def training_texts(table: Table) -> Iterator[str]:

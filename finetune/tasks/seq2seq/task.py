@@ -26,11 +26,11 @@ from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
 from finetune.tasks.records import Fields, refuse_options, text_fields, text_record
 from finetune.tasks.seq2seq.card import CARD
-from finetune.tasks.seq2seq.data import encode_rows, source_and_target, training_texts
+from finetune.tasks.seq2seq.data import encode_rows, shown_texts_of, source_and_target, training_texts
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_text_model
 from finetune.tasks.text.dataset import text_dataset
-from finetune.tasks.text.inputs import shortened
+from finetune.tasks.text.inputs import SHOWN, shortened, shown_texts
 from finetune.tasks.text.lengths import pad_rows, padded_width, usable_length
 from finetune.tasks.text.supervised_tokens import note_loss_head
 from finetune.tasks.vision.drawing import Pictures
@@ -67,6 +67,7 @@ class Seq2Seq:
             facts,
             key=[CARD.name, 1, options.prefix, limit, options.max_target_length, options.on_long],
             limit=limit + options.max_target_length,
+            shown=shown_texts_of,
             cost=source_and_target,
         )
 
@@ -112,7 +113,7 @@ class Seq2Seq:
                 "target_ids": torch.from_numpy(labels.reshape(-1)[targets]),
                 "units": sum(lengths),
             },
-            meta={"label_smoothing": artifacts.settings["label_smoothing"]},
+            meta={"label_smoothing": artifacts.settings["label_smoothing"], **shown_texts(examples)},
             padding=padding + labels.size - sum(lengths),
             positions=positions + labels.size,
         )
@@ -145,8 +146,8 @@ class Seq2Seq:
 
     def decode(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Answer]:
         """The sources as text. What the model makes of them is `generate`'s work."""
-        sources = zip(batch.ids, _sources(artifacts, batch), strict=True)
-        return [Answer(id, shown={"source": shortened(source)}) for id, source in sources]
+        sources = zip(batch.ids, _written(artifacts, batch, "source"), strict=True)
+        return [Answer(id, shown={"source": source}) for id, source in sources]
 
     def record_fields(self, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
         """The text written, and why it ends; see text_record."""
@@ -163,8 +164,8 @@ class Seq2Seq:
         rows_of = batch.targets["target_positions"] // labels.shape[1]
         sums = each.new_zeros(len(labels)).index_add(0, rows_of, each).tolist()
         counts = (labels != IGNORE).sum(dim=1).tolist()
-        rows = zip(batch.ids, sums, counts, _targets(artifacts, batch), strict=True)
-        return [Score(id, loss, count, shown={"target": shortened(text)}) for id, loss, count, text in rows]
+        rows = zip(batch.ids, sums, counts, _written(artifacts, batch, "target"), strict=True)
+        return [Score(id, loss, count, shown={"target": text}) for id, loss, count, text in rows]
 
     def metric_options(self, artifacts: TaskArtifacts) -> dict[str, Any]:
         """None."""
@@ -208,11 +209,19 @@ class Seq2Seq:
         with eval_mode(model) as device:
             batch = self.collate(artifacts, examples).to(device)
             generated = self.generate(artifacts, model, batch, synced=synced)
-        rows = zip(batch.ids, _sources(artifacts, batch), generated, strict=True)
+        sources, targets = (_written(artifacts, batch, role) for role in ("source", "target"))
+        rows = zip(batch.ids, sources, targets, generated, strict=True)
         return [
-            {"id": str(id), "input": source, "expected": texts["reference_text"], "predicted": texts["text"]}
-            for id, source, texts in rows
+            {"id": str(id), "input": source, "expected": target, "predicted": texts["text"]}
+            for id, source, target, texts in rows
         ]
+
+
+def _written(artifacts: TaskArtifacts, batch: Batch, role: str) -> list[str]:
+    """The beginning of each source or target: as it is written where the examples have it with them, else as its tokens say."""
+    if SHOWN in batch.meta:
+        return [texts[role] for texts in batch.meta[SHOWN]]
+    return [shortened(text) for text in (_sources if role == "source" else _targets)(artifacts, batch)]
 
 
 def _sources(artifacts: TaskArtifacts, batch: Batch) -> list[str]:

@@ -27,7 +27,7 @@ from finetune.tasks.sequence_regression.data import encode_rows
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_sequence_model
 from finetune.tasks.text.dataset import text_dataset
-from finetune.tasks.text.inputs import input_texts, shown_texts, training_texts
+from finetune.tasks.text.inputs import input_texts, shown_text, shown_texts, training_texts
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import collate_texts, settle_packing
 from finetune.tasks.vision.drawing import Pictures
@@ -56,7 +56,7 @@ class SequenceRegression:
         """A split, encoded through the cache."""
         limit = artifacts.settings["max_length"]
         key = [CARD.name, 1, limit, artifacts.options.on_long]
-        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit)
+        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit, shown=shown_text)
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The body with a head of one number; all ranks call it."""

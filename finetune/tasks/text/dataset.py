@@ -18,7 +18,7 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.records import ASKED
 from finetune.tasks.task import Encoded, Task
-from finetune.tasks.text.inputs import SHOWN, is_cut_notice, shown_text
+from finetune.tasks.text.inputs import SHOWN, is_cut_notice
 from finetune.tasks.text.lengths import describe_lengths
 from finetune.tasks.text.row_values import TOOL_ROLES
 from finetune.tasks.text.selection import SplitExamples, drop_marked
@@ -27,6 +27,8 @@ from finetune.units import format_number
 UNUSED_ROWS = 20  # looked at for columns that are not used
 UNUSED_SHOWN = 12  # of their names
 Cost = Callable[[dict[str, Any]], int]
+Shown = Callable[[Row], Any]
+"""The beginning of a row's texts as they are written, for people: tokens do not always say it."""
 
 
 def num_tokens(example: dict[str, Any]) -> int:
@@ -35,18 +37,18 @@ def num_tokens(example: dict[str, Any]) -> int:
 
 
 def encode_with_targets(
-    task: Task, artifacts: TaskArtifacts, columns: Mapping[str, str], with_texts: bool, rows: Sequence[Row]
+    task: Task, artifacts: TaskArtifacts, columns: Mapping[str, str], shown: Shown | None, rows: Sequence[Row]
 ) -> list[Encoded]:
     """`task.encode`, as a function that can be sent to a worker process. Reasons name columns as the data does.
 
     columns: role -> column. What is cut is not told row by row: `describe_lengths` says it of the whole split.
-    with_texts: keep the beginning of each row's text beside its tokens, for people.
+    shown: what is kept of each row beside its tokens.
     """
     encoded = task.encode(artifacts, rows, with_targets=True)
     for item, row in zip(encoded, rows, strict=True):
         if not isinstance(item, BadRow):
-            if with_texts:
-                item[SHOWN] = shown_text(row)
+            if shown is not None:
+                item[SHOWN] = shown(row)
             item.pop(ASKED, None)
             if NOTICES in item:
                 item[NOTICES] = [notice for notice in item[NOTICES] if not is_cut_notice(notice)]
@@ -89,20 +91,23 @@ def text_dataset(
     *,
     key: Sequence[Any],
     limit: int,
+    shown: Shown | None = None,
     cost: Cost = num_tokens,
     split_at: int = 0,
 ) -> Examples:
     """The rows of `table` with their targets, encoded once.
 
+    shown: what examples of other splits than the training's keep of their rows; it is sent to worker processes. None where
+    the tokens give back what was written.
     key: everything except the tokenizer that the encoded examples depend on. limit: tokens that an example may have,
     for the reported counts. split_at: longer examples become several of at most that many tokens (0: never).
     Raises: UserError for bad rows where data.on_bad_row is error, and where no example is left.
     """
-    with_texts = table.name != "train" and not {"text_pair", "tokens"}.isdisjoint(task.card.columns)
+    shown = shown if table.name != "train" else None
     encoded = encode(
         table,
-        partial(encode_with_targets, task, artifacts, dict(table.columns), with_texts),
-        key=json.dumps([fingerprint(artifacts.processor), *key, with_texts]),
+        partial(encode_with_targets, task, artifacts, dict(table.columns), shown),
+        key=json.dumps([fingerprint(artifacts.processor), *key, shown is not None]),
         on_bad_row=plan.recipe.data.on_bad_row,
         cost=cost,
     )

@@ -28,7 +28,7 @@ from finetune.tasks.records import Fields, class_fields, class_record, refuse_op
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import SEQUENCE_HEAD, build_sequence_model
 from finetune.tasks.text.dataset import text_dataset
-from finetune.tasks.text.inputs import input_texts, shown_texts, training_texts
+from finetune.tasks.text.inputs import input_texts, shown_text, shown_texts, training_texts
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import collate_texts, settle_packing
 from finetune.tasks.text_classification.card import CARD
@@ -72,7 +72,7 @@ class TextClassification:
         assert classes is not None
         describe_labels(facts, table, classes, kind=classes.lookup.form if _several(artifacts) else None)
         key = [CARD.name, 2, limit, options.on_long, options.problem, classes.to_dict()]
-        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit)
+        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit, shown=shown_text)
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The encoder (or decoder) with its classification head; all ranks call it."""

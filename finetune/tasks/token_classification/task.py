@@ -32,7 +32,7 @@ from finetune.tasks.records import ASKED, Fields, refuse_options
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_text_model
 from finetune.tasks.text.dataset import text_dataset
-from finetune.tasks.text.inputs import SHOWN, shown_texts
+from finetune.tasks.text.inputs import SHOWN, shown_text, shown_texts
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import collate_texts, is_concatenated, settle_packing, split_rows, split_values
 from finetune.tasks.token_classification.card import CARD
@@ -78,7 +78,7 @@ class TokenClassification:
         assert classes is not None
         describe_labels(facts, table, classes, role="tags", kind=TAGS)
         key = [CARD.name, 1, limit, options.on_long, options.label_on, classes.names, classes.lookup.names]
-        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit)
+        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit, shown=shown_text)
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The encoder with its tagging head; all ranks call it."""
