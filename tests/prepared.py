@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -57,3 +59,12 @@ def prepare(values: dict[str, Any], *, plan: Callable[[Recipe], Plan] = plan_alo
     artifacts = task.prepare(resolved, tables, facts)
     datasets = {split: task.dataset(resolved, artifacts, table, facts) for split, table in tables.items()}
     return Prepared(task, resolved, artifacts, datasets, facts)
+
+
+def prepare_rows(
+    folder: Path, rows: Sequence[Mapping[str, Any]], *, task: str, model: dict[str, Any], **sections: Any
+) -> Prepared:
+    """As prepare, of training rows that are written into a file of `folder`. sections: further ones of the recipe."""
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return prepare({"name": "x", "task": task, "model": model, "data": {"train": str(path)}, **sections})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
-
+from finetune.html_templates import open_templates
 from finetune.inspection.characters import visible
 from finetune.inspection.padding import describe_padding
 from finetune.inspection.report import InspectionReport
@@ -16,13 +15,7 @@ LISTED = 100  # rows of a finding
 
 def render_page(report: InspectionReport) -> str:
     """The page. Everything that comes from the data is escaped, and its control and bidi characters are spelled out."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates(Path(__file__).parent)
     environment.filters["safe_text"] = visible
     environment.filters["token_text"] = lambda text: visible(text, line_feed="⏎\n")
     environment.filters["bars"] = draw_bars

@@ -9,12 +9,12 @@ import pytest
 from tests.contract.examples import EXAMPLE_PARAMS, TinyExample
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture(params=EXAMPLE_PARAMS)
 def example(request: pytest.FixtureRequest) -> TinyExample:
     """One tiny example of every task (of preference tuning, one for each loss)."""
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(own_cache: Path) -> None:
+    """Every test of this folder has it."""

@@ -27,13 +27,10 @@ from tests.contract.examples import EXAMPLES, TinyExample
 from tests.prepared import Prepared, prepare
 from tests.stored_runs import store_run, trained_like
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 torch.set_num_threads(1)
 TASKS = {example.task: example for example in EXAMPLES}
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def read(example: TinyExample, folder: Path, **changes: Any) -> tuple[Prepared, list[dict[str, Any]]]:

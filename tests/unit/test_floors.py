@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "finetune"
 FLOORS = {
     **dict.fromkeys(("errors", "units", "events", "__init__"), 0),  # the ground: every room stands on these
     "recipe": 1,
-    **dict.fromkeys(("data", "models", "metrics", "terminal"), 2),
+    **dict.fromkeys(("data", "models", "metrics", "terminal", "html_templates"), 2),
     "planning": 3,
     **dict.fromkeys(("tasks", "distributed"), 4),
     **dict.fromkeys(("training", "inference", "tracking", "inspection"), 5),

@@ -22,13 +22,10 @@ from finetune.models.placement import Placement
 from finetune.models.tokenizer import load_tokenizer
 from finetune.recipe.model import ModelSection
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 torch.set_num_threads(1)
 TEXTS = ["a fine film", "cold and long and cold", "warm"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

@@ -35,14 +35,11 @@ from finetune.inference.embedding import as_embedding
 from finetune.models.tokenizer import load_tokenizer
 from finetune.recipe.model import ModelSection
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 torch.set_num_threads(1)
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXTS = ["a fine film", "cold and long", "the best of the year"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

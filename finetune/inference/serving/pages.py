@@ -12,6 +12,7 @@ import jinja2
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from finetune.html_templates import open_templates
 from finetune.inference.serving.backend import Backend
 from finetune.inference.serving.limits import Limits
 from finetune.inference.serving.openapi import describe_api
@@ -54,13 +55,7 @@ def _try_page() -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return open_templates(FOLDER)
 
 
 @lru_cache(maxsize=8)  # /docs contains the Host header of the request, so clients make pages without end

@@ -39,11 +39,11 @@ from finetune.tasks.class_outputs import (
 )
 from finetune.tasks.class_weights import class_counts, weigh_classes
 from finetune.tasks.classes import decide_classes, describe_labels, label_settings, trained_labels
-from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
 from finetune.tasks.image_classification.card import CARD
 from finetune.tasks.image_classification.data import ImageWithLabel, check_rows, encode_rows, image_transform
 from finetune.tasks.records import Fields, class_fields, class_record, refuse_options
+from finetune.tasks.scored_answers import scored_answers
 from finetune.tasks.task import Encoded
 from finetune.tasks.vision.drawing import Pictures, draw_example
 from finetune.tasks.vision.transforms import ImageExamples, one_image
@@ -221,12 +221,9 @@ class ImageClassification:
         pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """Places of images with the expected and the predicted class; the images in `pictures` where it is given."""
-        with eval_mode(model) as device:
-            batch = self.collate(artifacts, examples).to(device)
-            outputs = self.forward(model, batch)
-            answers, scores = self.decode(artifacts, outputs, batch), self.score(artifacts, outputs, batch)
+        scored = scored_answers(self, artifacts, model, examples)
         rows = []
-        for answer, score, example in zip(answers, scores, examples, strict=True):
+        for (answer, score), example in zip(scored, examples, strict=True):
             row = {
                 "id": str(answer.id),
                 "input": str(answer.shown["image"]),

@@ -28,13 +28,13 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
 from finetune.tasks.causal_lm.data import shorten, token_rows
 from finetune.tasks.causal_lm.model import build_language_model, stop_tokens
-from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
 from finetune.tasks.preference import losses
 from finetune.tasks.preference.card import CARD, REFERENCE_FREE
 from finetune.tasks.preference.data import num_tokens, reply_encoder
 from finetune.tasks.preference.losses import Figures, Replies
 from finetune.tasks.records import Fields, refuse_options, text_fields, text_record
+from finetune.tasks.scored_answers import scored_answers
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.chat import ensure_template
 from finetune.tasks.text.dataset import text_dataset
@@ -236,12 +236,9 @@ class Preference:
         pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """Prompts and replies, and which of two the model prefers by its rewards (KTO: whether it likes the one)."""
-        with eval_mode(model) as device:
-            batch = self.collate(artifacts, examples).to(device)
-            outputs = self.forward(model, batch)
-            answers, scores = self.decode(artifacts, outputs, batch), self.score(artifacts, outputs, batch)
+        scored = scored_answers(self, artifacts, model, examples)
         tokenizer, rows = artifacts.processor, []
-        for answer, score, example in zip(answers, scores, examples, strict=True):
+        for (answer, score), example in zip(scored, examples, strict=True):
             expected, predicted = _verdict(answer, score)
             prompt = list(map(int, example["input_ids"][: int(example["span"][0])]))
             row = {"id": str(answer.id), "input": tokenizer.decode(prompt), **answer.shown}

@@ -19,9 +19,9 @@ from finetune.models.tokenizer import load_tokenizer
 from finetune.planning.plan import Plan
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
-from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
 from finetune.tasks.records import Fields, figure, refuse_options
+from finetune.tasks.scored_answers import scored_answers
 from finetune.tasks.sequence_regression.card import CARD
 from finetune.tasks.sequence_regression.data import encode_rows
 from finetune.tasks.task import Encoded
@@ -125,10 +125,6 @@ class SequenceRegression:
         pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """Texts with the expected and the predicted number."""
-        with eval_mode(model) as device:
-            batch = self.collate(artifacts, examples).to(device)
-            outputs = self.forward(model, batch)
-            answers, scores = self.decode(artifacts, outputs, batch), self.score(artifacts, outputs, batch)
         return [
             {
                 "id": str(answer.id),
@@ -136,7 +132,7 @@ class SequenceRegression:
                 "expected": f"{score.reference['target']:.1f}",
                 "predicted": f"{answer.values['value']:.1f}",
             }
-            for answer, score in zip(answers, scores, strict=True)
+            for answer, score in scored_answers(self, artifacts, model, examples)
         ]
 
 

@@ -22,9 +22,9 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Batch, RecordOptions, Score
 from finetune.tasks.class_outputs import class_answers, class_scores, classification_loss_sum, label_tensor, name_of
 from finetune.tasks.classes import decide_classes, decide_label_sets, describe_labels, label_settings, trained_labels
-from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
 from finetune.tasks.records import Fields, class_fields, class_record, refuse_options
+from finetune.tasks.scored_answers import scored_answers
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import SEQUENCE_HEAD, build_sequence_model
 from finetune.tasks.text.dataset import text_dataset
@@ -146,10 +146,6 @@ class TextClassification:
         pictures: Pictures | None = None,
     ) -> list[dict[str, str]]:
         """Texts with the expected and the predicted class."""
-        with eval_mode(model) as device:
-            batch = self.collate(artifacts, examples).to(device)
-            outputs = self.forward(model, batch)
-            answers, scores = self.decode(artifacts, outputs, batch), self.score(artifacts, outputs, batch)
         return [
             {
                 "id": str(answer.id),
@@ -157,7 +153,7 @@ class TextClassification:
                 "expected": name_of(score.reference["reference"], artifacts.labels),
                 "predicted": name_of(answer.values["prediction"], artifacts.labels),
             }
-            for answer, score in zip(answers, scores, strict=True)
+            for answer, score in scored_answers(self, artifacts, model, examples)
         ]
 
 

@@ -8,18 +8,14 @@ from pathlib import Path
 
 import jinja2
 
+from finetune.html_templates import open_templates
+
 FOLDER = Path(__file__).parent
 
 
 def environment() -> jinja2.Environment:
     """Templates of this folder; everything that is not marked safe is escaped, and a missing value is an error."""
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return open_templates(FOLDER)
 
 
 def script() -> tuple[str, str]:

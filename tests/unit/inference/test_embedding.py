@@ -19,13 +19,10 @@ from finetune.recipe.data import SourceSection
 from finetune.tasks.batch import RecordOptions
 from tests.prepared import Prepared, prepare
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 TEXTS = ["a fine film", "cold and long, the worst of the year", "x"]
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def texts(folder: Path, **sections: Any) -> Prepared:

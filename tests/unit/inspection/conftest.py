@@ -11,12 +11,12 @@ import pytest
 from tests.unit.inspection.inspected import Data, clean
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Callable[..., Data]:
     """data(task, **options) -> clean rows of a task."""
     return partial(clean, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(own_cache: Path) -> None:
+    """Every test of this folder has it."""

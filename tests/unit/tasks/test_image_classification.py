@@ -23,11 +23,6 @@ from tests.prepared import Prepared, prepare
 RESNET = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Four images of different sizes and modes, and a list of them."""

@@ -25,11 +25,6 @@ torch.set_num_threads(1)
 DFINE = {**TINY, "num_queries": 12, "num_denoising": 8, "weight_loss_ddf": 1.5}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def coco(folder: Path, annotations: list[dict[str, Any]], *, images: int = 3) -> Path:
     """A COCO folder of grey images of 60 x 40 pixels."""
     for index in range(images):

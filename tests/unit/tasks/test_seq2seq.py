@@ -21,11 +21,6 @@ MARIAN = {**BART, "forced_eos_token_id": None}
 ROWS = [{"source": "ein Hund", "target": "a dog"}, {"source": "zwei Katzen schlafen", "target": "two cats sleep"}]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def _read(folder: Path, rows: list[dict[str, Any]], family: str = "t5", **options: Any) -> Prepared:
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,14 @@ import pytest
 import torch
 
 from finetune.errors import UserError
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared, prepare_rows
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def _read(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Prepared:
-    path = folder / "train.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     model = {"source": "bert", "init": "config", "tokenizer": "train:300", "config": TINY}
-    task = "sequence_regression"
-    return prepare({"name": "x", "task": task, "model": model, "data": {"train": str(path)}, "options": options})
+    return prepare_rows(folder, rows, task="sequence_regression", model=model, options=options)
 
 
 ROWS = [{"sentence1": "a b", "sentence2": "c", "label": 3}, {"sentence1": "d", "sentence2": "e f", "label": "-0.5"}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,14 @@ import torch
 
 from finetune.errors import UserError
 from finetune.tasks.text.lengths import padded_width
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared, prepare_rows
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def _read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Prepared:
-    path = folder / "train.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     model = {"source": "bert", "init": "config", "tokenizer": "train:300", "config": TINY}
-    values = {"name": "x", "task": "text_classification", "model": model, "data": {"train": str(path)}, **sections}
-    return prepare(values)
+    return prepare_rows(folder, rows, task="text_classification", **{"model": model, **sections})
 
 
 def test_pairs_are_read_as_one(tmp_path: Path) -> None:

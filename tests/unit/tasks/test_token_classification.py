@@ -15,7 +15,7 @@ from finetune.metrics import MetricSet
 from finetune.tasks.choice import choosing_metric
 from finetune.tasks.text.words import token_words, word_list
 from finetune.tasks.token_classification.tag_names import tag_notes
-from tests.prepared import Prepared, prepare
+from tests.prepared import Prepared, prepare_rows
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 ROWS = [
@@ -24,17 +24,9 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def _read(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Prepared:
-    path = folder / "train.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     model = {"source": "bert", "init": "config", "tokenizer": "train:262", "config": TINY}
-    values = {"name": "x", "task": "token_classification", "model": model, "data": {"train": str(path)}, **sections}
-    return prepare(values)
+    return prepare_rows(folder, rows, task="token_classification", **{"model": model, **sections})
 
 
 def test_the_first_piece_of_a_word_learns_its_tag(tmp_path: Path) -> None:

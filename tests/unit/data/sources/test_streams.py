@@ -27,13 +27,10 @@ from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 from finetune.tasks import CARDS
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 TEXTS = [f"text {index}" for index in range(7)]
 LABELS = ["a", "b", "a", "b", "a", "b", "a"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def rows_of(labeled: bool) -> list[dict[str, Any]]:

@@ -6,6 +6,10 @@ from typing import Any
 
 MARKS = ["<|begin|>", "<|head|>", "<|/head|>", "<|eot|>", "<|eom|>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]"]
 
+SIMPLE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 # Qwen 2.5's manner: a line break before a call only if there are words; tool results in a user turn.
 QWEN = (
     "{%- if tools %}{{- '<|im_start|>system\\n' }}{%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}"

@@ -13,34 +13,12 @@ import pytest
 from finetune.data.bad_rows import BadRow, BadValue
 from finetune.models.chat_layouts import CHATML
 from finetune.tasks.text import template_limits
-from finetune.tasks.text.chat import ensure_template
-from finetune.tasks.text.row_formats import RowEncoder
-from tests.unit.tasks.text.templates import DEEPSEEK, LLAMA_3, QWEN, QWEN_3, make_tokenizer
+from tests.unit.tasks.text.encoding import row_encoder, shown
+from tests.unit.tasks.text.templates import DEEPSEEK, LLAMA_3, QWEN, QWEN_3, SIMPLE
 
-SIMPLE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 NO_LATE_SYSTEM = SIMPLE.replace(
     "{{ '<|im_start|>'", "{% if m.role != 'system' or loop.first %}{{ '<|im_start|>'"
 ).replace("'<|im_end|>\\n' }}{% endfor %}", "'<|im_end|>\\n' }}{% endif %}{% endfor %}")
-
-
-def _encoder(template: str | None = SIMPLE, *, bos: str | None = None, **options: Any) -> RowEncoder:
-    tokenizer = make_tokenizer(template, bos=bos)
-    own = ensure_template(tokenizer, plain=False)
-    settings = {"form": "auto", "system": "", "train_on": "reply", "limit": 1000, "on_long": "truncate", **options}
-    return RowEncoder(tokenizer, own_template=own, **settings)
-
-
-def _shown(encoder: RowEncoder, row: dict[str, Any], *, with_targets: bool = True) -> tuple[str, list[str], list[str]]:
-    """(text, supervised texts, notices). Raises: BadRow."""
-    example = encoder.encode([row], with_targets=with_targets)[0]
-    if isinstance(example, BadRow):
-        raise example
-    ids, edges = example["input_ids"], example.get("spans", [])
-    spans = [encoder.tokenizer.decode(ids[start:end]) for start, end in zip(edges[::2], edges[1::2], strict=True)]
-    return encoder.tokenizer.decode(ids), spans, example["notices"]
 
 
 def _user(content: Any = "Hi", **more: Any) -> dict[str, Any]:
@@ -57,59 +35,59 @@ def _said(content: Any = "Yes.", **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("template", [SIMPLE, LLAMA_3, CHATML, None], ids=["simple", "llama 3", "chatml", "plain"])
 def test_a_turn_that_the_row_excludes_is_context_only(template: str | None, mark: dict[str, Any]) -> None:
     talk = [_user(), _said("Five.", **mark), _user("Sure?"), _said("Four.", weight=1)]
-    text, spans, notices = _shown(_encoder(template), {"messages": talk})
+    text, spans, notices = shown(row_encoder(template), {"messages": talk})
     assert "Five." in text and len(spans) == 1 and spans[0].startswith("Four.<|") and notices == []
     with pytest.raises(BadRow, match="the row excludes every reply"):
-        _shown(_encoder(template), {"messages": talk[:2]})
+        shown(row_encoder(template), {"messages": talk[:2]})
 
 
 @pytest.mark.parametrize("template", [SIMPLE, LLAMA_3, CHATML, None], ids=["simple", "llama 3", "chatml", "plain"])
 def test_the_assistant_may_begin(template: str | None) -> None:
-    _, spans, _ = _shown(_encoder(template), {"messages": [_said("Welcome!"), _user("Sing."), _said("La la.")]})
+    _, spans, _ = shown(row_encoder(template), {"messages": [_said("Welcome!"), _user("Sing."), _said("La la.")]})
     assert [span.partition("<|")[0] for span in spans] == ["Welcome!", "La la."]
 
 
 def test_a_system_turn_is_printed_wherever_it_stands_or_the_row_is_refused() -> None:
     talk = [_user(), _said("Hello."), {"role": "system", "content": "In French now."}, _user("Hi!"), _said("Bonjour.")]
     for template in (SIMPLE, LLAMA_3, QWEN, CHATML, None):
-        assert "In French now." in _shown(_encoder(template), {"messages": talk})[0]
+        assert "In French now." in shown(row_encoder(template), {"messages": talk})[0]
     with pytest.raises(BadRow, match=r"leaves out the text of message 3 \(system\)"):
-        _shown(_encoder(NO_LATE_SYSTEM), {"messages": talk})
+        shown(row_encoder(NO_LATE_SYSTEM), {"messages": talk})
 
 
 def test_history_becomes_earlier_turns_that_are_learned() -> None:
     row = {"instruction": "And in German?", "input": "", "output": "Hund.", "history": [["Dog in French?", "Chien."]]}
     for history in (row["history"], json.dumps(row["history"])):
         for template in (SIMPLE, None):
-            encoder = _encoder(template)
-            _, spans, _ = _shown(encoder, {**row, "history": history})
+            encoder = row_encoder(template)
+            _, spans, _ = shown(encoder, {**row, "history": history})
             assert [span.partition("<|")[0] for span in spans] == ["Chien.", "Hund."]
-            prompt = _shown(encoder, {**row, "history": history}, with_targets=False)[0]
+            prompt = shown(encoder, {**row, "history": history}, with_targets=False)[0]
             assert "Chien." in prompt and "Hund." not in prompt
     for empty in ([], None, "", "[]"):
-        assert _shown(_encoder(), {**row, "history": empty})[1] == ["Hund.<|im_end|>"]
+        assert shown(row_encoder(), {**row, "history": empty})[1] == ["Hund.<|im_end|>"]
     for wrong in ([["a"]], [["a", 1]], "words", 7):
         with pytest.raises(BadRow, match="history"):
-            _shown(_encoder(), {**row, "history": wrong})
+            shown(row_encoder(), {**row, "history": wrong})
     with pytest.raises(BadRow, match="history cannot be used with prompt and completion as text"):
-        _shown(_encoder(None), {"prompt": "a", "completion": "b", "history": [["a", "b"]]})
+        shown(row_encoder(None), {"prompt": "a", "completion": "b", "history": [["a", "b"]]})
 
 
 @pytest.mark.parametrize("template", [SIMPLE, None], ids=["template", "plain"])
 def test_prompt_and_completion_may_be_messages(template: str | None) -> None:
-    encoder = _encoder(template)
+    encoder = row_encoder(template)
     prompt = [_user("Say one."), _said("No."), _user("Please.")]
     for row in (
         {"prompt": prompt, "completion": [_said("One.")]},
         {"prompt": json.dumps(prompt), "completion": "One."},
         {"prompt": prompt, "completion": _said("One.")},
     ):
-        text, spans, _ = _shown(encoder, row)
+        text, spans, _ = shown(encoder, row)
         assert len(spans) == 1 and spans[0].startswith("One.<|") and "No." in text
-        asked = _shown(encoder, row, with_targets=False)[0]
+        asked = shown(encoder, row, with_targets=False)[0]
         assert text.startswith(asked) and "Please." in asked
     with pytest.raises(BadRow, match="no assistant turn"):
-        _shown(encoder, {"prompt": prompt, "completion": [_user("One.")]})
+        shown(encoder, {"prompt": prompt, "completion": [_user("One.")]})
 
 
 @pytest.mark.parametrize(
@@ -131,28 +109,28 @@ def test_prompt_and_completion_may_be_messages(template: str | None) -> None:
 )
 def test_what_is_no_text_is_refused_by_name(content: Any, why: str) -> None:
     with pytest.raises(BadRow, match=why):
-        _shown(_encoder(), {"messages": [_user(content), _said()]})
+        shown(row_encoder(), {"messages": [_user(content), _said()]})
 
 
 def test_texts_in_lists_are_joined() -> None:
     for content in (["a ", "b"], [{"type": "text", "text": "a "}, {"type": "input_text", "text": "b"}]):
-        assert "\na b<|im_end|>" in _shown(_encoder(), {"messages": [_user(content), _said()]})[0]
-    assert "\n7<|im_end|>" in _shown(_encoder(), {"messages": [_user(7), _said()]})[0]
+        assert "\na b<|im_end|>" in shown(row_encoder(), {"messages": [_user(content), _said()]})[0]
+    assert "\n7<|im_end|>" in shown(row_encoder(), {"messages": [_user(7), _said()]})[0]
 
 
 def test_an_empty_reply_is_not_taught_as_an_end() -> None:
-    _, spans, notices = _shown(_encoder(), {"messages": [_user(), _said(""), _user("Well?"), _said("Yes.")]})
+    _, spans, notices = shown(row_encoder(), {"messages": [_user(), _said(""), _user("Well?"), _said("Yes.")]})
     assert spans == ["Yes.<|im_end|>"] and notices == [
         "an empty reply is not learned: it would teach the model to end immediately"
     ]
     with pytest.raises(BadRow, match="the reply is empty"):
-        _shown(_encoder(), {"messages": [_user(), _said(" ")]})
+        shown(row_encoder(), {"messages": [_user(), _said(" ")]})
 
 
 def test_turns_after_the_last_reply_are_told() -> None:
-    text, _, notices = _shown(_encoder(), {"messages": [_user(), _said(), _user("Bye.")]})
+    text, _, notices = shown(row_encoder(), {"messages": [_user(), _said(), _user("Bye.")]})
     assert "Bye." not in text and notices == ["turns after the last reply are left out: nothing in them is learned"]
-    assert "Bye." in _shown(_encoder(train_on="all"), {"messages": [_user(), _said(), _user("Bye.")]})[0]
+    assert "Bye." in shown(row_encoder(train_on="all"), {"messages": [_user(), _said(), _user("Bye.")]})[0]
 
 
 def test_thoughts_are_learned_or_told() -> None:
@@ -160,23 +138,23 @@ def test_thoughts_are_learned_or_told() -> None:
     in_words = _said("<think>\nTwo and two.\n</think>\n\nFour.")
     for template in (CHATML, QWEN_3, None):
         for reply in (thinking, in_words, _said("Four.", thinking="Two and two.")):
-            _, spans, notices = _shown(_encoder(template), {"messages": [_user("2+2?"), reply]})
+            _, spans, notices = shown(row_encoder(template), {"messages": [_user("2+2?"), reply]})
             assert "<think>\nTwo and two.\n</think>\n\nFour.<|" in spans[0] and notices == []
     for reply in (thinking, in_words):
-        _, spans, notices = _shown(_encoder(DEEPSEEK), {"messages": [_user("2+2?"), reply]})
+        _, spans, notices = shown(row_encoder(DEEPSEEK), {"messages": [_user("2+2?"), reply]})
         assert "Two" not in spans[0] and "Four." in spans[0]
         assert any("leaves out the reasoning of the last reply" in notice for notice in notices)
         assert any("the generation prompt, which ends in" in notice for notice in notices)
     talk = [_user("2+2?"), thinking, _user("3+3?"), thinking]
-    notices = _shown(_encoder(QWEN_3), {"messages": talk})[2]
+    notices = shown(row_encoder(QWEN_3), {"messages": talk})[2]
     assert notices == ["the chat template leaves out the reasoning of replies before the last one: it is not learned"]
     with pytest.raises(BadRow, match="the reply is empty"):  # nothing but a thought, and that is cut away
-        _shown(_encoder(DEEPSEEK), {"messages": [_user("2+2?"), _said("<think>Two.</think>")]})
+        shown(row_encoder(DEEPSEEK), {"messages": [_user("2+2?"), _said("<think>Two.</think>")]})
 
 
 def test_keys_that_a_template_does_not_use_are_told() -> None:
     talk = [_user(name="Ann", lang="en"), _said(citations=["a"], stamp=7)]
-    _, spans, notices = _shown(_encoder(), {"messages": talk})
+    _, spans, notices = shown(row_encoder(), {"messages": talk})
     assert spans == ["Yes.<|im_end|>"]
     assert sorted(notices) == [
         "the chat template does not use 'citations' of the assistant's messages",
@@ -184,16 +162,16 @@ def test_keys_that_a_template_does_not_use_are_told() -> None:
         "the chat template does not use 'name' of the user's messages",
     ]
     named = SIMPLE.replace("m.role + '\\n'", "m.role + (' ' + m.name if m.name else '') + '\\n'")
-    text, _, notices = _shown(_encoder(named), {"messages": [_user(name="Ann"), _said()]})
+    text, _, notices = shown(row_encoder(named), {"messages": [_user(name="Ann"), _said()]})
     assert "user Ann\nHi" in text and notices == []
 
 
 def test_system_prompts_of_the_column() -> None:
     system = {"role": "system", "content": "Be brief."}
-    assert "Be kind." in _shown(_encoder(), {"system": "Be kind.", "messages": [_user(), _said()]})[0]
-    notices = _shown(_encoder(), {"system": "Be kind.", "messages": [system, _user(), _said()]})[2]
+    assert "Be kind." in shown(row_encoder(), {"system": "Be kind.", "messages": [_user(), _said()]})[0]
+    notices = shown(row_encoder(), {"system": "Be kind.", "messages": [system, _user(), _said()]})[2]
     assert notices == ["the column system is not used: the conversation begins with a system turn of its own"]
-    assert _shown(_encoder(), {"system": "Be brief.", "messages": [system, _user(), _said()]})[2] == []
+    assert shown(row_encoder(), {"system": "Be brief.", "messages": [system, _user(), _said()]})[2] == []
 
 
 @pytest.mark.parametrize(
@@ -211,7 +189,7 @@ def test_system_prompts_of_the_column() -> None:
 def test_whatever_a_template_raises_makes_one_row_bad(template: str) -> None:
     faulty = "{% if 'Boom' in messages[0].content %}" + template + "{% endif %}" + SIMPLE
     good, bad = {"messages": [_user(), _said()]}, {"messages": [_user("Boom"), _said()]}
-    one, other, third = _encoder(faulty).encode([good, bad, good])
+    one, other, third = row_encoder(faulty).encode([good, bad, good])
     assert isinstance(one, dict) and one == third
     assert isinstance(other, BadRow) and "the chat template" in str(other)
 
@@ -221,25 +199,25 @@ def test_time_and_size_of_rendering_are_limited(monkeypatch: pytest.MonkeyPatch)
         "{% if 'Boom' in messages[0].content %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
         "{% endif %}" + SIMPLE
     )
-    encoder = _encoder(endless)
+    encoder = row_encoder(endless)
     assert isinstance(encoder.encode([{"messages": [_user(), _said()]}])[0], dict)
     monkeypatch.setattr(template_limits, "SECONDS", 0.05)
     with pytest.raises(BadRow, match=r"took longer than 0\.05 seconds"):
-        _shown(encoder, {"messages": [_user("Boom"), _said()]})
+        shown(encoder, {"messages": [_user("Boom"), _said()]})
     monkeypatch.setattr(template_limits, "CHARACTERS", 100)
     with pytest.raises(BadRow, match="characters, more than 100"):
-        _shown(encoder, {"messages": [_user("long " * 30), _said()]})
+        shown(encoder, {"messages": [_user("long " * 30), _said()]})
 
 
 def test_a_beginning_mark_is_not_doubled() -> None:
-    encoder = _encoder(SIMPLE, bos="<|begin|>")
+    encoder = row_encoder(SIMPLE, bos="<|begin|>")
     begin = encoder.tokenizer.convert_tokens_to_ids("<|begin|>")
     from tokenizers.processors import TemplateProcessing
 
     encoder.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|begin|> $A", special_tokens=[("<|begin|>", begin)]
     )
-    plain = _encoder(None, bos="<|begin|>")
+    plain = row_encoder(None, bos="<|begin|>")
     plain.tokenizer.backend_tokenizer.post_processor = encoder.tokenizer.backend_tokenizer.post_processor
     for one, row in (
         (encoder, {"messages": [_user(), _said()]}),
@@ -266,10 +244,10 @@ def test_a_batch_is_what_its_rows_are_alone() -> None:
         {"nothing": 1},
     ] * 3
     for template in (SIMPLE, QWEN_3, CHATML, None):
-        encoder = _encoder(template)
+        encoder = row_encoder(template)
         for with_targets in (True, False):
             together = encoder.encode(rows, with_targets=with_targets)
-            alone = [_encoder(template).encode([row], with_targets=with_targets)[0] for row in rows[:8]]
+            alone = [row_encoder(template).encode([row], with_targets=with_targets)[0] for row in rows[:8]]
             for one, other in zip(together, alone * 3, strict=True):
                 assert str(one) == str(other)
                 assert isinstance(one, BadRow) or one == other
@@ -277,11 +255,11 @@ def test_a_batch_is_what_its_rows_are_alone() -> None:
 
 def test_a_text_that_the_tokenizer_refuses_is_one_bad_row() -> None:
     good, bad = {"text": "Hello"}, {"text": "x \ud83d"}
-    one, other, third = _encoder().encode([good, bad, good])
+    one, other, third = row_encoder().encode([good, bad, good])
     assert isinstance(one, dict) and one == third and isinstance(other, BadRow)
 
 
 def test_reasons_can_name_columns_as_the_data_does() -> None:
-    (bad,) = _encoder().encode([{"completion": "x", "id": 7}])
+    (bad,) = row_encoder().encode([{"completion": "x", "id": 7}])
     assert isinstance(bad, BadValue) and str(bad).endswith("it has completion, id")
     assert str(bad.with_columns({"completion": "response"})).endswith("it has response, id")

@@ -133,11 +133,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def test_the_loss_is_the_papers(tmp_path: Path) -> None:
     prepared = _read(tmp_path, ROWS, options={"centre": 0.1})
     batch = prepared.batch([0, 1])

@@ -13,9 +13,9 @@ import pytest
 
 from finetune.data.bad_rows import BadRow
 from finetune.models.chat_layouts import CHATML
-from finetune.tasks.text.chat import ensure_template
 from finetune.tasks.text.row_formats import RowEncoder
 from finetune.tasks.text.tool_calls import read_calls, read_tools
+from tests.unit.tasks.text.encoding import row_encoder, shown
 from tests.unit.tasks.text.templates import (
     DEEPSEEK,
     DEEPSEEK_NONE,
@@ -75,27 +75,10 @@ EXPECTED = {
 }
 
 
-def _encoder(template: str | None, **options: Any) -> RowEncoder:
-    tokenizer = make_tokenizer(template)
-    own = ensure_template(tokenizer, plain=False)
-    settings = {"form": "auto", "system": "", "train_on": "reply", "limit": 1000, "on_long": "truncate", **options}
-    return RowEncoder(tokenizer, own_template=own, **settings)
-
-
-def _shown(encoder: RowEncoder, row: dict[str, Any], *, with_targets: bool = True) -> tuple[str, list[str], list[str]]:
-    """(text, supervised texts, notices). Raises: BadRow."""
-    example = encoder.encode([row], with_targets=with_targets)[0]
-    if isinstance(example, BadRow):
-        raise example
-    ids, edges = example["input_ids"], example.get("spans", [])
-    spans = [encoder.tokenizer.decode(ids[start:end]) for start, end in zip(edges[::2], edges[1::2], strict=True)]
-    return encoder.tokenizer.decode(ids), spans, example["notices"]
-
-
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_turn_that_only_calls_a_tool_is_learned_whole(name: str) -> None:
     template, expected = EXPECTED[name]
-    text, spans, notices = _shown(_encoder(template), {"messages": TALK})
+    text, spans, notices = shown(row_encoder(template), {"messages": TALK})
     assert spans == expected
     assert "4 C" in text.replace(expected[1], "")  # the result is there as well
     assert [notice for notice in notices if "generation prompt" not in notice] == []
@@ -104,16 +87,16 @@ def test_a_turn_that_only_calls_a_tool_is_learned_whole(name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_row_of_one_call_is_enough(name: str) -> None:
     template, expected = EXPECTED[name]
-    spans = _shown(_encoder(template), {"messages": TALK[:2]})[1]
+    spans = shown(row_encoder(template), {"messages": TALK[:2]})[1]
     assert [span.replace("<think>\n\n</think>\n\n", "") for span in spans] == expected[:1]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_schemas_reach_the_template_or_are_told(name: str) -> None:
-    encoder = _encoder(EXPECTED[name][0])
+    encoder = row_encoder(EXPECTED[name][0])
     for tools in ([TOOL], json.dumps([TOOL]), [TOOL["function"]]):
         for with_targets in (True, False):
-            text, _, notices = _shown(encoder, {"messages": TALK, "tools": tools}, with_targets=with_targets)
+            text, _, notices = shown(encoder, {"messages": TALK, "tools": tools}, with_targets=with_targets)
             told = any("no place for tool schemas" in notice for notice in notices)
             assert ("Of a city" in text) != told
             assert told == (name in ("qwen 3", "deepseek", "deepseek, none"))
@@ -121,7 +104,7 @@ def test_schemas_reach_the_template_or_are_told(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_arguments_are_the_same_as_text_and_as_a_mapping(name: str) -> None:
-    encoder = _encoder(EXPECTED[name][0])
+    encoder = row_encoder(EXPECTED[name][0])
     mapped = {**CALL, "function": {"name": "weather", "arguments": ARGUMENTS}}
     old = {
         "role": "assistant",
@@ -134,39 +117,39 @@ def test_arguments_are_the_same_as_text_and_as_a_mapping(name: str) -> None:
         share = {"from": "function_call", "value": json.dumps(CALL["function"])}
         forms.append([TALK[0], share, {"from": "observation", "value": "4 C"}, TALK[3]])
     for messages in forms:
-        assert _shown(encoder, {"messages": messages})[1] == EXPECTED[name][1]
+        assert shown(encoder, {"messages": messages})[1] == EXPECTED[name][1]
 
 
 def test_words_beside_a_call_are_learned_or_the_row_is_refused() -> None:
     both = [TALK[0], {**TALK[1], "content": "Let me look."}, *TALK[2:]]
-    assert _shown(_encoder(QWEN), {"messages": both})[1][0] == "Let me look.\n" + QWEN_CALL
+    assert shown(row_encoder(QWEN), {"messages": both})[1][0] == "Let me look.\n" + QWEN_CALL
     with pytest.raises(BadRow, match=r"leaves out the text of message 2 \(assistant\) beside its tool calls"):
-        _shown(_encoder(LLAMA_3), {"messages": both})
+        shown(row_encoder(LLAMA_3), {"messages": both})
 
 
 def test_several_calls_in_a_turn() -> None:
     other = {"id": "a1b2c3d4f", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
     talk = [TALK[0], {**TALK[1], "tool_calls": [CALL, other]}, *TALK[2:]]
-    spans = _shown(_encoder(QWEN_3), {"messages": talk})[1]
+    spans = shown(row_encoder(QWEN_3), {"messages": talk})[1]
     assert spans[0].count("<tool_call>") == 2 and spans[0].endswith("</tool_call><|im_end|>")
     with pytest.raises(BadRow, match="single tool-calls at once"):
-        _shown(_encoder(LLAMA_3), {"messages": talk})
+        shown(row_encoder(LLAMA_3), {"messages": talk})
     first_only = LLAMA_3.replace("m.tool_calls | length != 1", "false")
     with pytest.raises(BadRow, match="leaves out the call of weather in message 2"):
-        _shown(_encoder(first_only), {"messages": talk})
+        shown(row_encoder(first_only), {"messages": talk})
 
 
 def test_a_template_without_a_place_for_calls_refuses_the_row() -> None:
     simple = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
     with pytest.raises(BadRow, match="message 2 calls a tool, and the chat template has no place for tool calls"):
-        _shown(_encoder(simple), {"messages": TALK})
+        shown(row_encoder(simple), {"messages": TALK})
 
 
 def test_the_schemas_of_the_recipe_are_for_rows_without_their_own() -> None:
-    encoder = _encoder(QWEN, tools=[TOOL])
-    assert "Of a city" in _shown(encoder, {"messages": TALK})[0]
-    assert "Of a city" in _shown(encoder, {"instruction": "Weather?", "output": "Fine."})[0]
-    assert "Of a city" not in _shown(encoder, {"messages": TALK, "tools": []})[0]
+    encoder = row_encoder(QWEN, tools=[TOOL])
+    assert "Of a city" in shown(encoder, {"messages": TALK})[0]
+    assert "Of a city" in shown(encoder, {"instruction": "Weather?", "output": "Fine."})[0]
+    assert "Of a city" not in shown(encoder, {"messages": TALK, "tools": []})[0]
 
 
 def test_a_template_of_its_own_for_tools_is_used() -> None:
@@ -175,8 +158,8 @@ def test_a_template_of_its_own_for_tools_is_used() -> None:
     encoder = RowEncoder(
         tokenizer, form="auto", own_template=True, system="", train_on="reply", limit=1000, on_long="truncate"
     )
-    assert _shown(encoder, {"messages": TALK, "tools": [TOOL]})[1] == EXPECTED["qwen"][1]
-    assert _shown(encoder, {"messages": TALK})[1] == EXPECTED["llama 3"][1]
+    assert shown(encoder, {"messages": TALK, "tools": [TOOL]})[1] == EXPECTED["qwen"][1]
+    assert shown(encoder, {"messages": TALK})[1] == EXPECTED["llama 3"][1]
 
 
 @pytest.mark.parametrize(
