@@ -5,16 +5,22 @@ the tile may have cut its object; all others are complete. Two boxes are of one 
 see: if their intersection over union (IoU) is 0.5 or more after each was cut to the other's tile, which changes nothing where
 both tiles show both boxes (NMS). Per class, the best box first:
 
-    complete, complete     the larger one stays if it goes beyond the tile of the other, which then was cut; else the better one
-    complete, fragment     also the same from half of the fragment on: the complete box stays
+    complete, larger       a complete box that is only the view that its tile has of a larger one, complete or fragment, goes
+    complete, complete     the better one stays
+    complete, fragment     also the same from half of the fragment on: the complete box stays. Its edges are known no better
+                           than where a box counts as ending at a border, which decides about slivers of objects
     fragment, fragment     they are joined to the box around both, and then compared with further tiles. So objects larger than
                            the overlap become one box, and a small object before a large one stays apart, which intersection
                            over smaller area alone joins
 
+A fragment that is joined to nothing shows less of its object's class than a box of the whole: it goes if it is the view that
+its tile has of a complete or joined box of another class.
+
 Then the boxes of the whole image, which is coarser, for what tiles do not show. One that a tile shows as a whole goes if a
 complete or joined box covers half of the smaller of the two, or has an IoU of 0.5 with it and another class. So does one that
 is no larger than a tile, and a larger one goes if such boxes together cover half of it, whatever their classes, as detectors
-take several small objects for one: unless fragments in tiles that cover half of it say the same of what they see. A box that
+take several small objects for one: unless fragments in tiles that cover half of it say the same of what they see. A fragment
+speaks for the box that agrees with it most: not for a coarse one beside the object that it is a part of. A box that
 stays takes the place of the fragments of which it covers half.
 
 Fragments count half when boxes are ordered, so that a complete box wins unless its score is below half of theirs; and no box
@@ -31,67 +37,12 @@ from typing import Any
 
 import numpy as np
 
+from finetune.inference.pieces.found_boxes import PARTIAL, SAME, Found, Objects, Row, collect, precision, touches
 from finetune.inference.pieces.geometry import area, clip, covered_share, intersection, iou
 from finetune.inference.pieces.tiles import Window
 from finetune.tasks.vision.boxes import xywh
 
-SAME = 0.5
-EDGE_OF_TILE, EDGE_OF_BOX = 0.01, 0.05  # a box this near to a border touches it: shares of the tile's and its own side
-EDGE_PIXELS = 2.0  # ... at least
-PARTIAL = 0.5  # weight of the score of fragments; the least share of another's score with which a box replaces it
 COMPARED = 20  # boxes that are compared, for each that is asked for: bounds the time where tiles are many
-
-
-@dataclass
-class Found:
-    """Boxes of one image: corners float64 [n, 4] in its pixels, scores [n], labels [n], windows [n, 4] (the corners of the
-    tile of each), is_fragment [n].
-    """
-
-    corners: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    windows: np.ndarray
-    is_fragment: np.ndarray
-
-    def take(self, chosen: np.ndarray) -> Found:
-        """The chosen ones, in their order."""
-        return Found(*(values[chosen] for values in vars(self).values()))
-
-    @property
-    def weights(self) -> np.ndarray:
-        """What their scores count where boxes are ordered."""
-        return np.where(self.is_fragment, PARTIAL, 1.0)
-
-    @property
-    def order(self) -> np.ndarray:
-        """Indices by descending priority. Ties are broken by the boxes themselves, not by their order."""
-        priority = self.weights * self.scores
-        return np.lexsort((*self.windows.T, *self.corners.T, -self.scores, -priority))
-
-
-@dataclass
-class Objects:
-    """Boxes of one image, one for each object: corners [n, 4], scores [n], labels [n]; is_part [n]: a fragment alone;
-    is_joined [n]: around several.
-    """
-
-    corners: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    is_part: np.ndarray
-    is_joined: np.ndarray
-
-    @classmethod
-    def of(cls, rows: Sequence[tuple[np.ndarray, float, int, bool, bool]]) -> Objects:
-        columns = list(zip(*rows, strict=True)) if rows else [(), (), (), (), ()]
-        return cls(
-            np.array(columns[0], np.float64).reshape(-1, 4),
-            np.array(columns[1], np.float64),
-            np.array(columns[2], np.int64),
-            np.array(columns[3], bool),
-            np.array(columns[4], bool),
-        )
 
 
 def merge_boxes(
@@ -103,13 +54,13 @@ def merge_boxes(
     image. The order of the tiles does not matter.
     """
     whole = (0, 0, *size)
-    found = _best(_collect([one for one in tiles if one[0].corners != whole], size), limit)
+    found = _best(collect([one for one in tiles if one[0].corners != whole], size), limit)
     rows = [row for label in np.unique(found.labels) for row in _merge_class(found.take(found.labels == label), limit)]
-    coarse = _best(_collect([one for one in tiles if one[0].corners == whole], size), limit)
+    coarse = _best(collect([one for one in tiles if one[0].corners == whole], size), limit)
     evidence = Evidence(
         found, np.array([w.corners for w, _ in tiles if w.corners != whole], np.float64).reshape(-1, 4), size
     )
-    objects = _add_whole(Objects.of(rows), coarse, evidence)
+    objects = _add_whole(_drop_other_classes(Objects.of(rows)), coarse, evidence)
     order = np.lexsort((*objects.corners.T[::-1], objects.labels, -objects.scores))[:limit]
     return {
         "boxes": xywh(objects.corners[order].tolist()),
@@ -122,40 +73,12 @@ def _best(found: Found, limit: int) -> Found:
     return found.take(np.argsort(-found.scores, kind="stable")[: COMPARED * limit])
 
 
-def _collect(tiles: Sequence[tuple[Window, Mapping[str, Any]]], size: tuple[int, int]) -> Found:
-    """All boxes in the pixels of the image, sorted by tile."""
-    corners, windows = [np.empty((0, 4))], [np.empty((0, 4))]
-    scores: list[float] = []
-    labels: list[int] = []
-    for window, detections in sorted(tiles, key=lambda one: one[0].corners):
-        boxes = np.array(detections["boxes"], np.float64).reshape(-1, 4)
-        boxes[:, :2] += window.left, window.top
-        boxes[:, 2:] += boxes[:, :2]
-        corners.append(boxes)
-        scores += detections["scores"]
-        labels += detections["labels"]
-        windows.append(np.tile(np.array(window.corners, np.float64), (len(boxes), 1)))
-    all_corners, all_windows = np.concatenate(corners), np.concatenate(windows)
-    is_fragment = _touches(all_corners, all_windows, size)
-    return Found(all_corners, np.array(scores, np.float64), np.array(labels, np.int64), all_windows, is_fragment)
-
-
-def _touches(corners: np.ndarray, windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Which boxes end at a border of their tile that is not one of the image: bool [n]."""
-    width, height = size
-    sides, extent = windows[:, 2:] - windows[:, :2], corners[:, 2:] - corners[:, :2]
-    near = np.maximum(np.maximum(EDGE_OF_TILE * sides, EDGE_OF_BOX * extent), EDGE_PIXELS)
-    begins = (corners[:, :2] - windows[:, :2] <= near) & (windows[:, :2] > 0)
-    ends = (windows[:, 2:] - corners[:, 2:] <= near) & (windows[:, 2:] < [width, height])
-    return (begins | ends).any(axis=1)
-
-
-def _merge_class(found: Found, limit: int) -> list[tuple[np.ndarray, float, int, bool, bool]]:
-    """The objects of one class, as rows of Objects: at least the `limit` best, and those that a box of the whole image that
-    is among them is compared with.
+def _merge_class(found: Found, limit: int) -> list[Row]:
+    """The objects of one class, as rows of Objects: at least the `limit` best that are no fragments alone, and those that a box
+    of the whole image that is among them is compared with.
     """
     rest, best = found.take(found.order), list[float]()
-    merged: list[tuple[np.ndarray, float, int, bool, bool]] = []
+    merged: list[Row] = []
     while len(rest.scores):
         most = rest.scores[0] * rest.weights[0] / PARTIAL  # no box behind it has more
         if len(best) == limit and PARTIAL * PARTIAL * best[0] >= most:
@@ -166,14 +89,15 @@ def _merge_class(found: Found, limit: int) -> list[tuple[np.ndarray, float, int,
             corners, is_same, is_joined = _join(first, rest)
         else:
             corners = first.corners[0]
-            is_same = (_agreement(corners, first.windows[0], rest) >= SAME) | (
-                _covered(corners, rest) & rest.is_fragment
-            )
-            if _is_view(first, rest, is_same):
+            agree = _agreement(corners, first.windows[0], rest) >= SAME
+            if _is_view(first, rest, agree):
                 continue
+            is_same = agree | (_covered(corners, rest) & rest.is_fragment)
         score = max([float(first.scores[0]), *rest.scores[is_same].tolist()])
-        merged.append((corners, score, int(first.labels[0]), bool(first.is_fragment[0]) and not is_joined, is_joined))
-        heapq.heappush(best, score)
+        is_part = bool(first.is_fragment[0]) and not is_joined
+        merged.append((corners, score, int(first.labels[0]), is_part, is_joined, first.windows[0]))
+        if not is_part:  # which may be dropped
+            heapq.heappush(best, score)
         if len(best) > limit:
             heapq.heappop(best)
         rest = rest.take(~is_same)
@@ -181,8 +105,8 @@ def _merge_class(found: Found, limit: int) -> list[tuple[np.ndarray, float, int,
 
 
 def _is_view(first: Found, rest: Found, is_same: np.ndarray) -> bool:
-    """Whether a complete box is what its tile sees of a larger complete one, which is as good."""
-    larger = is_same & ~rest.is_fragment & (iou(first.corners[0], rest.corners) < SAME)
+    """Whether a complete box is what its tile sees of a larger one, which is as good."""
+    larger = is_same & (iou(first.corners[0], rest.corners) < SAME)
     larger &= area(rest.corners) > area(first.corners[0])
     return bool((larger & (rest.scores >= PARTIAL * first.scores[0])).any())
 
@@ -210,9 +134,20 @@ def _join(first: Found, rest: Found) -> tuple[np.ndarray, np.ndarray, bool]:
     return corners, is_same, len(seen) > 1
 
 
+def _drop_other_classes(objects: Objects) -> Objects:
+    """Without the fragments alone that are what their tile sees of an object of another class."""
+    whole = objects.take(~objects.is_part)
+    kept = ~objects.is_part
+    for index in np.flatnonzero(objects.is_part):
+        corners, window = objects.corners[index], objects.windows[index]
+        others = (whole.labels != objects.labels[index]) & (whole.scores >= PARTIAL * objects.scores[index])
+        kept[index] = not (others & (iou(corners, clip(whole.corners, window)) >= SAME)).any()
+    return objects.take(kept)
+
+
 def _add_whole(objects: Objects, found: Found, evidence: Evidence) -> Objects:
     """The objects of the tiles and those that only the whole image shows. found: the boxes of the whole image."""
-    added: list[tuple[np.ndarray, float, int, bool, bool]] = []
+    added: list[Row] = []
     stays = np.ones(len(objects.scores), bool)
     rest = found.take(found.order)
     while len(rest.scores):
@@ -228,11 +163,10 @@ def _add_whole(objects: Objects, found: Found, evidence: Evidence) -> Objects:
         parts = objects.is_part if evidence.is_small(corners) else objects.is_part | objects.is_joined
         covered = intersection(corners, objects.corners) / area(objects.corners) >= SAME
         gone = stays & (twin | (same & parts & covered)) & (score >= PARTIAL * objects.scores)
-        added.append((corners, max([score, *objects.scores[gone].tolist()]), label, False, False))
+        added.append((corners, max([score, *objects.scores[gone].tolist()]), label, False, False, corners))
         stays &= ~gone
-    new = Objects.of(added)
-    kept = [values[stays] for values in vars(objects).values()]
-    return Objects(*(np.concatenate(pair) for pair in zip(kept, vars(new).values(), strict=True)))
+    pairs = zip(vars(objects.take(stays)).values(), vars(Objects.of(added)).values(), strict=True)
+    return Objects(*(np.concatenate(pair) for pair in pairs))
 
 
 @dataclass(frozen=True)
@@ -255,7 +189,7 @@ class Evidence:
         small = self.is_small(corners)
         if (same & (overlap >= SAME) & (small | ~objects.is_joined)).any():
             return True
-        if not self._fits(corners) and self._is_seen(corners, score, label):
+        if not self._fits(corners) and self._is_seen(corners, score, label, objects.corners[same]):
             return False
         if small:
             partial = same & (inside / np.minimum(areas, area(corners)) >= SAME)
@@ -266,20 +200,27 @@ class Evidence:
         """Whether a tile shows the whole box, away from its inner borders."""
         inside = (corners[:2] >= self.windows[:, :2]).all(axis=1) & (corners[2:] <= self.windows[:, 2:]).all(axis=1)
         boxes = np.tile(corners, (len(self.windows), 1))
-        return bool((inside & ~_touches(boxes, self.windows, self.size)).any())
+        return bool((inside & ~touches(boxes, self.windows, self.size)).any())
 
-    def _is_seen(self, corners: np.ndarray, score: float, label: int) -> bool:
-        """Whether tiles that cover half of the box have fragments of its class that agree with it."""
+    def _is_seen(self, corners: np.ndarray, score: float, label: int, others: np.ndarray) -> bool:
+        """Whether tiles that cover half of the box have fragments of its class that agree with it, and with none of the
+        others more.
+        """
         found = self.found
         usable = found.is_fragment & (found.labels == label) & (found.scores >= PARTIAL * score)
         some = found.take(np.flatnonzero(usable))
-        agree = iou(clip(corners, some.windows), some.corners) >= SAME
+        agreement = iou(clip(corners, some.windows), some.corners)
+        agree = agreement >= SAME
+        for other in others:
+            agree &= agreement >= iou(clip(other, some.windows), some.corners)
         return bool(agree.any()) and covered_share(corners, np.unique(some.windows[agree], axis=0)) >= SAME
 
 
 def _covered(corners: np.ndarray, others: Found) -> np.ndarray:
     """Which others are covered by half: bool [n]."""
-    covered: np.ndarray = intersection(corners, others.corners) / area(others.corners) >= SAME
+    slack = precision(corners, others.windows)
+    near = np.concatenate([corners[:2] - slack, corners[2:] + slack], axis=1)
+    covered: np.ndarray = intersection(near, others.corners) / area(others.corners) >= SAME
     return covered
 
 

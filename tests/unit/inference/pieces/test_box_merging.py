@@ -139,8 +139,49 @@ def test_a_box_of_low_score_does_not_distort_another() -> None:
 
 
 def test_classes_are_merged_apart() -> None:
-    tiles = [(LEFT, found((540, 200, 100, 100), labels=[0])), (RIGHT, found((28, 200, 100, 100), labels=[1]))]
+    tiles = [(LEFT, found((520, 200, 90, 100), labels=[0])), (RIGHT, found((8, 200, 90, 100), labels=[1]))]
     assert sorted(merge_boxes(tiles, SIZE, 10)["labels"]) == [0, 1]
+
+
+def test_a_fragment_alone_says_less_of_the_class() -> None:
+    """Half of a circle looks like something else. A box of its own beside the whole one stays."""
+    cut, whole, apart = (580, 200, 60, 100), (48, 200, 90, 100), (560, 400, 80, 100)
+    tiles = [(LEFT, found(cut, apart, labels=[0, 0])), (RIGHT, found(whole, labels=[1], scores=[0.6]))]
+    merged = merge_boxes(tiles, SIZE, 10)
+    assert list(zip(merged["boxes"], merged["labels"], strict=True)) == [([*apart], 0), ([560, 200, 90, 100], 1)]
+    tiles[1] = (RIGHT, found(whole, labels=[1], scores=[0.4]))
+    assert len(merge_boxes(tiles, SIZE, 10)["boxes"]) == 3, "a much better fragment stays"
+
+
+def test_a_sliver_is_compared_no_more_exactly_than_edges_are_known() -> None:
+    """The left tile sees 8 pixels of an object, and says 20; a neighbor whose box begins there stays."""
+    tiles = [(LEFT, found((620, 200, 20, 200))), (RIGHT, found((120, 205, 300, 190)))]
+    assert merge_boxes(tiles, SIZE, 10)["boxes"] == [[632, 205, 300, 190]]
+    tiles = [(LEFT, found((580, 200, 60, 200))), (RIGHT, found((120, 205, 300, 190)))]
+    assert len(merge_boxes(tiles, SIZE, 10)["boxes"]) == 2
+
+
+def test_a_box_that_only_seems_complete_is_a_view_of_a_larger_one() -> None:
+    """The left tile's box ends 12 pixels before the border; the others see that the object goes on."""
+    middle, right = Window(400, 0, 1040, 640, 1.0), Window(512, 0, 1152, 640, 1.0)
+    tiles = [
+        (LEFT, found((500, 200, 128, 200), scores=[0.9])),
+        (middle, found((102, 200, 538, 200), scores=[0.95])),
+        (right, found((0, 200, 600, 200), scores=[0.95])),
+    ]
+    assert merge_boxes(tiles, SIZE, 10)["boxes"] == [[502, 200, 610, 200]]
+
+
+def test_fragments_speak_for_the_object_that_they_are_parts_of() -> None:
+    """The whole image takes an object and half of its neighborhood for one, which no tile sees as a whole."""
+    coarse, cut, rest = (420, 150, 360, 290), (500, 200, 140, 240), (0, 200, 188, 240)
+    tiles = [
+        (LEFT, found(cut)),
+        (RIGHT, found(rest)),
+        (Window(0, 0, *SIZE, 1.0), found(coarse, scores=[0.95])),
+    ]
+    merged = merge_boxes(tiles, SIZE, 10)
+    assert merged["boxes"] == [[500, 200, 200, 240]] and merged["scores"] == [0.9]
 
 
 def test_the_order_of_tiles_and_of_equal_scores_does_not_matter() -> None:
