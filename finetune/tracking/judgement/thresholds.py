@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from finetune.tracking.judgement.predictions import Predictions
 
@@ -35,6 +34,9 @@ def threshold_curves(predictions: Predictions) -> tuple[list[Curve], list[Curve]
     columns = predictions.columns
     if not {"scores", "reference"} <= columns.keys() or columns["scores"].ndim != 2:
         return [], []
+    # most of a second, with pandas and pyarrow: not while a rank starts
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
     scores, references = columns["scores"], columns["reference"]
     truth = references.astype(bool) if references.ndim == 2 else references[:, None] == np.arange(scores.shape[1])
     classes = [1] if scores.shape[1] == 2 and references.ndim == 1 else list(range(scores.shape[1]))
