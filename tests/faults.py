@@ -22,6 +22,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from finetune.distributed.forking import NAME_OF_RANK
+
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "FINETUNE_TEST_RUN"  # in the environment of every process of a run, however it was started or orphaned
 
@@ -73,7 +75,8 @@ class Running:
         found: dict[int, psutil.Process] = {}
         for process in sorted(self.survivors(), key=lambda process: process.create_time()):
             with suppress(psutil.Error):
-                rank = process.environ().get("RANK", "")
+                name, forked = process.name(), NAME_OF_RANK
+                rank = name.removeprefix(forked) if name.startswith(forked) else process.environ().get("RANK", "")
                 if rank.isdigit():
                     found.setdefault(int(rank), process)
         return found

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.app.supervise import as_worker, is_worker
+from finetune.distributed.forking import fork_here
+from finetune.distributed.launch import die_with_parent
+from finetune.distributed.quick_imports import quick_imports
 
 # Read by tqdm, huggingface_hub, transformers and datasets when they are imported.
 NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
@@ -21,5 +25,15 @@ def run_verb(verb: str, **options: Any) -> None:
         name
     ) in NO_BARS:  # of libraries, such as "Writing model shards": they would break into the live view and the logs
         os.environ.setdefault(name, "1")
+    fork_here(lambda: _load(verb, options), die_with_parent)
     with as_worker():
-        importlib.import_module(f"finetune.app.workers.{verb}").work(**options)
+        _load(verb, options).work(**options)
+
+
+def _load(verb: str, options: Mapping[str, Any]) -> Any:
+    """The rank's part of a verb, and the libraries that it is going to need; seconds, the first time."""
+    with quick_imports():
+        worker = importlib.import_module(f"finetune.app.workers.{verb}")
+        if hasattr(worker, "load_libraries"):
+            worker.load_libraries(options["recipe"], options["sets"])
+    return worker

@@ -104,7 +104,7 @@ def plan_launch(loaded: LoadedRecipe, processes: int | None) -> Callable[[Sequen
             remedy=f"At most {most:,} are started here; several machines are started by a launcher (docs/launching.md).",
         )
     deepspeed = choose_engine(parallel) == "deepspeed"
-    return lambda arguments: Launch(arguments, count, deepspeed=deepspeed, cpu=gpus == 0)
+    return lambda arguments: Launch(arguments, count, deepspeed=deepspeed, cpu=gpus == 0, forks=gpus == 0)
 
 
 def supervise(run: Run, launch: Callable[[str], Launch], resume: str, restarts: int) -> None:

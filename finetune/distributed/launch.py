@@ -26,6 +26,7 @@ import psutil
 
 from finetune.distributed.env import DistributedEnv, as_environ
 from finetune.distributed.failure import clear_failures, read_failures
+from finetune.distributed.forking import ForkedRank, fork_ranks
 from finetune.distributed.meeting import ADDRESS, PRIVATE, private_folder, stay_inside
 from finetune.errors import EXIT_STOPPED, FinetuneError, Stopped, TrainingFailed
 from finetune.recipe.machine import cause_of_signal, memory_limit
@@ -46,12 +47,16 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Launch:
-    """What is started: `python -m finetune <arguments>` on `processes` ranks of this machine."""
+    """What is started: `python -m finetune <arguments>` on `processes` ranks of this machine.
+
+    forks: the ranks may be forked from one process that has imported what they need (forking.py).
+    """
 
     arguments: Sequence[str]
     processes: int
     deepspeed: bool
     cpu: bool
+    forks: bool = False
 
     def command(self) -> list[str]:
         """What each rank runs."""
@@ -130,7 +135,7 @@ def _raise_outcome(watcher: _Watcher, logs: Path, said_from: int) -> None:
             remedy="Run the same command to resume from the last checkpoint.",
         )
     killed = _killed(watcher.ends)
-    if watcher.interrupts and killed is not None:
+    if watcher.interrupts and (killed is not None or not watcher.ranks):
         raise Stopped("stopped while the processes were starting; run the same command to resume")
     if killed is not None:
         raise killed
@@ -159,7 +164,7 @@ class _Watcher:
         self.launch, self.logs, self.private = launch, logs, private
         self.notify, self.ends_at_once = notify, ends_at_once
         self.mark = uuid.uuid4().hex
-        self.ranks: list[subprocess.Popen[bytes]] = []
+        self.ranks: list[subprocess.Popen[bytes] | ForkedRank] = []
         self.ends: dict[int, int] = {}
         self.interrupts, self.aborted, self.stopped, self.signal = 0, False, False, ""
         self.overdue: list[int] = []
@@ -169,6 +174,18 @@ class _Watcher:
 
     def start(self, port: int, log: int) -> None:
         """All ranks. log: a file that takes what they print before they have logs of their own."""
+        if self.launch.forks and self.launch.processes > 1:
+            environment = self.launch.environment(0, port, self.logs, self.mark, self.private)
+            self.ranks += fork_ranks(
+                self.launch.command(),
+                environment,
+                self.launch.processes,
+                log,
+                die_with_parent=die_with_parent,
+                wanted=lambda: not self.interrupts,
+            )
+        if self.ranks or self.interrupts:
+            return
         for rank in range(self.launch.processes):
             process = subprocess.Popen(
                 self.launch.command(),

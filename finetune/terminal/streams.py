@@ -87,7 +87,7 @@ def keep_output_in(log: Path) -> None:
 
 def is_rank() -> bool:
     """Whether a launcher started this process; its standard error is a log."""
-    return "RANK" in os.environ
+    return "RANK" in os.environ or "WORLD_SIZE" in os.environ
 
 
 @contextmanager

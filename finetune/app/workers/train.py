@@ -19,6 +19,7 @@ from finetune.app.workers.capacity import settle_capacity
 from finetune.app.workers.context import TrainingContext, make_loop, open_session, set_up
 from finetune.app.workers.describe import describe, forecast_bytes
 from finetune.app.workers.launcher_config import compare_with_launcher
+from finetune.app.workers.libraries import import_libraries
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.preparing import PreparedData, ready
 from finetune.app.workers.resuming import (
@@ -49,6 +50,11 @@ from finetune.tracking.wandb_mirror import WandbMirror
 from finetune.training.loop import Loop, Outcome, OutputDirs
 from finetune.training.stop import StopRequest
 from finetune.training.telemetry import Telemetry
+
+
+def load_libraries(recipe: str, sets: list[str]) -> None:
+    """What a rank imports in any case, before it does anything else."""
+    import_libraries(open_recipe(recipe, sets).recipe)
 
 
 def work(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import MutableMapping
 from contextlib import redirect_stdout
 from datetime import timedelta
+from types import ModuleType
 from typing import Any
 
 import torch.distributed as dist
@@ -65,15 +66,19 @@ def open_accelerator(
     return accelerator
 
 
-def _open_deepspeed(backend: str) -> None:
-    """DeepSpeed's own view of the group that is open: ZeRO-3 shards at load by it, before any engine exists.
-
-    What it prints while it starts goes to stderr, which is the rank's log; its warnings stay.
-    """
+def load_deepspeed() -> ModuleType:
+    """The package. What it prints while it is imported goes to stderr, which is the rank's log; its warnings stay."""
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     with redirect_stdout(sys.stderr):
-        import_deepspeed().init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        return import_deepspeed()
+
+
+def _open_deepspeed(backend: str) -> None:
+    """DeepSpeed's own view of the group that is open: ZeRO-3 shards at load by it, before any engine exists."""
+    deepspeed = load_deepspeed()
+    with redirect_stdout(sys.stderr):
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def _check_what_was_opened(accelerator: Accelerator, with_deepspeed: bool) -> None:

@@ -20,6 +20,7 @@ from finetune.distributed.failure import Failure, describe_failure, write_failur
 from finetune.distributed.launch import LAUNCH, Launch, run_workers
 from finetune.errors import EXIT_STOPPED, Stopped, TrainingFailed, UserError
 
+ROOT = Path(__file__).resolve().parents[3]
 WAITS = "time.sleep(60)"
 
 
@@ -31,12 +32,23 @@ class Script(Launch):
 
     def command(self) -> list[str]:
         prelude = f"import os, signal, subprocess, sys, time, pathlib\nfolder = pathlib.Path({str(self.folder)!r})\n"
+        if self.forks:
+            prelude += f"sys.path.insert(0, {str(ROOT)!r})\nfrom finetune.distributed.forking import fork_here\n"
+            prelude += "fork_here(lambda: None, lambda: None)\n"
         return [sys.executable, "-S", "-c", f"{prelude}rank = int(os.environ['RANK'])\n{self.arguments[0]}"]
+
+
+@pytest.fixture(params=["started", "forked"], autouse=True)
+def forks(request, monkeypatch) -> bool:
+    """Every test with ranks that are started one by one, and with ranks that are forked from one process."""
+    monkeypatch.setattr(Script, "forks", request.param == "forked")
+    return bool(Script.forks)
 
 
 def run(folder: Path, script: str, ranks: int = 2, said: list[str] | None = None) -> list[str]:
     lines: list[str] = [] if said is None else said
-    run_workers(Script([script], ranks, deepspeed=False, cpu=True, folder=folder), folder / "logs", lines.append)
+    launch = Script([script], ranks, deepspeed=False, cpu=True, forks=Script.forks, folder=folder)
+    run_workers(launch, folder / "logs", lines.append)
     return lines
 
 
