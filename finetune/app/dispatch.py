@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from finetune.app.supervise import as_worker, is_worker
 from finetune.distributed.forking import fork_here
 from finetune.distributed.launch import die_with_parent
 from finetune.distributed.quick_imports import quick_imports
+from finetune.terminal import phase, print_line
 
 # Read by tqdm, huggingface_hub, transformers and datasets when they are imported.
 NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
@@ -32,7 +34,11 @@ def run_verb(verb: str, **options: Any) -> None:
 
 def _load(verb: str, options: Mapping[str, Any]) -> Any:
     """The rank's part of a verb, and the libraries that it is going to need; seconds, the first time."""
-    with quick_imports():
+    name = f"finetune.app.workers.{verb}"
+    if name in sys.modules:  # in the process that this one was forked from
+        return sys.modules[name]
+    first = os.environ.get("RANK", "0") == "0"
+    with phase("importing libraries", print_line if first else lambda line: None), quick_imports():
         worker = importlib.import_module(f"finetune.app.workers.{verb}")
         if hasattr(worker, "load_libraries"):
             worker.load_libraries(options["recipe"], options["sets"])

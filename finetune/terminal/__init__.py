@@ -9,13 +9,13 @@ from finetune.terminal.errors import print_bug, print_error, save_report
 from finetune.terminal.lines import (
     VIEW_LINES,
     ProgressLine,
-    phase,
     print_beside_view,
     print_line,
     print_rows,
     print_styled,
     say,
 )
+from finetune.terminal.phases import phase, phases_told
 from finetune.terminal.safe_text import printable
 from finetune.terminal.streams import is_rank, keep_output_in, lasting_streams, output_lost
 
@@ -27,6 +27,7 @@ __all__ = [
     "lasting_streams",
     "output_lost",
     "phase",
+    "phases_told",
     "print_beside_view",
     "print_bug",
     "print_error",

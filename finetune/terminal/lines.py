@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import typer
 
@@ -32,18 +30,6 @@ def print_beside_view(text: str) -> None:
 def print_styled(text: str) -> None:
     """Lines on stdout that have colors of their own; what they hold of strangers is printable already."""
     print(text, flush=True)
-
-
-@contextmanager
-def phase(text: str, tell: Callable[[str], None] = print_line, *, after: float = 1.0) -> Iterator[None]:
-    """Tells `text` if what happens inside takes longer than `after` seconds, once they have passed: what is quick is silent."""
-    timer = threading.Timer(after, tell, [text])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def say(text: str) -> None:

@@ -1,10 +1,12 @@
 """Proves that a phase of the start is named once it takes long, and that what is quick is silent."""
 
+import re
+import threading
 import time
 
 import pytest
 
-from finetune.terminal import phase
+from finetune.terminal import phase, phases, phases_told
 
 
 def test_what_is_quick_is_silent() -> None:
@@ -31,3 +33,25 @@ def test_an_error_ends_it() -> None:
         raise ZeroDivisionError
     time.sleep(0.1)
     assert said == []
+
+
+def test_what_took_long_is_listed_with_its_seconds(monkeypatch) -> None:
+    monkeypatch.setattr(phases, "_PHASES", [])
+    monkeypatch.setattr(phases, "LEAST_SECONDS", 0.05)
+    with phase("importing libraries"):
+        time.sleep(0.06)
+    with phase("connecting the ranks"):
+        pass
+    with pytest.raises(ZeroDivisionError), phase("loading the model"):
+        time.sleep(0.06)
+        raise ZeroDivisionError
+    assert re.fullmatch(r"\d+\.\d s \(importing libraries \d+\.\d s, loading the model \d+\.\d s\)", phases_told())
+    monkeypatch.setattr(phases, "LEAST_SECONDS", 1e9)
+    assert re.fullmatch(r"\d+\.\d s", phases_told())
+
+
+def test_it_leaves_no_thread_that_a_fork_would_miss() -> None:
+    before = threading.active_count()
+    with phase("loading the model"):
+        pass
+    assert threading.active_count() == before

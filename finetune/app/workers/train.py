@@ -38,7 +38,7 @@ from finetune.planning.plan import Plan
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.artifacts import MODEL
-from finetune.terminal import print_line
+from finetune.terminal import phase, phases_told, print_line
 from finetune.tracking.accelerate_tracker import AccelerateTracker
 from finetune.tracking.atomic_files import publish_json
 from finetune.tracking.console import Console
@@ -73,10 +73,12 @@ def work(
     if not supervised and rank == 0:
         for line in compare_with_launcher(os.environ, plan):
             print_line(line)
+    tell = print_line if rank == 0 else lambda line: None
     data = ready(loaded.recipe, kept, data_changed=data_changed)  # a signal ends it at once: there is nothing to save
     stop = StopRequest().listen()
-    session = open_session(plan)
-    check_same_plan(session, plan)
+    with phase("connecting the ranks", tell):
+        session = open_session(plan)
+        check_same_plan(session, plan)
     try:
         run = _agree_on_run(session, loaded, run_dir, resume)
         if run is not None and supervised:
@@ -135,6 +137,7 @@ def _train(
         facts = {**describe(context), "model": recipe.model.source}
         if packs := loop.schedule.packs_in_words():
             facts["step"] = packs
+        listener.message(f"started in {phases_told()}")
         outcome = loop.run(start, best, facts=facts)
         summary = _finish(loop, context, run, recipe, outcome)
     except (Stopped, KeyboardInterrupt):
