@@ -1,0 +1,79 @@
+"""Proves that imports inside are not slowed down by collections, and that scipy's solver is imported when it is called."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from finetune.distributed.quick_imports import quick_imports
+
+LATER = """
+import sys
+from finetune.distributed.quick_imports import quick_imports
+with quick_imports():
+    from scipy.optimize import linear_sum_assignment
+heavy = "scipy.optimize._optimize"
+print("scipy.optimize" in sys.modules, heavy in sys.modules)
+rows, columns = linear_sum_assignment([[4, 1, 3], [2, 0, 5], [3, 2, 2]])
+print(columns.tolist(), heavy in sys.modules)
+import scipy.optimize
+from scipy.optimize import linear_sum_assignment as own
+print(own([[1, 0], [0, 1]], maximize=True)[1].tolist() == linear_sum_assignment([[1, 0], [0, 1]], maximize=True)[1].tolist())
+"""
+AT_ONCE = """
+from finetune.distributed.quick_imports import quick_imports
+with quick_imports():
+    import scipy.optimize as early
+    from scipy.optimize import minimize_scalar
+print(round(minimize_scalar(lambda value: (value - 2) ** 2).x, 3), callable(early.brentq))
+import scipy.optimize
+print(scipy.optimize.minimize_scalar is minimize_scalar, early.brentq is scipy.optimize.brentq)
+"""
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+def run(script: str) -> list[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+def test_nothing_is_collected_inside_and_what_was_made_is_left_alone_after() -> None:
+    before = gc.get_freeze_count()
+    with quick_imports():
+        assert not gc.isenabled()
+        with quick_imports():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled() and gc.get_freeze_count() > before
+
+
+def test_an_error_inside_ends_it() -> None:
+    with pytest.raises(ImportError), quick_imports():
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_who_switched_collections_off_keeps_them_off() -> None:
+    gc.disable()
+    with quick_imports():
+        pass
+    assert not gc.isenabled()
+
+
+def test_the_solver_of_assignments_is_imported_when_it_is_called() -> None:
+    assert run(LATER) == ["False False", "[1, 0, 2] True", "True"]
+
+
+def test_other_names_of_its_module_are_there_at_once() -> None:
+    assert run(AT_ONCE) == ["2.0 True", "True True"]
