@@ -131,7 +131,7 @@ def derive_recipe(recipe: Recipe, *, full: bool) -> Recipe:
     tree = recipe.model_dump(mode="json")
     tree["training"] |= {"precision": "fp32", "early_stopping": None}
     tree["training"]["epsilon"] = max(recipe.training.epsilon, EPSILON)
-    tree["model"] |= {"dtype": "float32", "gradient_checkpointing": False, "kernels": "none"}
+    tree["model"] |= {"dtype": "float32", "gradient_checkpointing": False, "kernels": "none", "compile": "none"}
     if tree["model"]["batch_norm"] == "local":
         tree["model"]["batch_norm"] = "synchronized"
     if tree["adapter"]:

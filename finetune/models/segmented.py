@@ -117,6 +117,15 @@ def _register() -> None:
         masking_utils.find_packed_sequence_indices = _without_search(masking_utils.find_packed_sequence_indices)
 
 
+@cache
+def leave_attention_uncompiled() -> None:
+    """torch.compile calls packed attention as it is: which kernels it calls depends on the values of the borders."""
+    from transformers import AttentionInterface
+
+    _register()
+    AttentionInterface.register(NAME, torch.compiler.disable(segmented_attention))
+
+
 def segmented_attention(
     module: nn.Module,
     query: torch.Tensor,

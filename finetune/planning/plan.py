@@ -51,6 +51,7 @@ class MachinePlan:
     device: cpu or cuda. engine: a name in recipe/engines.py. deepspeed: the engine's resolved configuration.
     optimizer: the implementation in use. weights_dtype: what weights are loaded in: float32, bfloat16 or float16.
     tensor: ranks that share each layer's matrices. pipeline: stages that the model is cut into. kernels: liger or none.
+    compile: layers or none.
     master_weights: float32 copies of weights in bfloat16, without DeepSpeed, which has its own.
     capacity_limit: tokens up to which a training measures how many a padding-free micro-batch should hold; 0: it does not.
     capacity: what it measured; 0: as the training part says.
@@ -66,6 +67,7 @@ class MachinePlan:
     tensor: int = 1
     pipeline: int = 1
     kernels: str = "none"
+    compile: str = "none"
     master_weights: bool = False
     capacity_limit: int = 0
     capacity: int = 0

@@ -81,6 +81,7 @@ def resolve(
             tensor=recipe.parallel.tensor,
             pipeline=recipe.parallel.pipeline,
             kernels=kernels,
+            compile=recipe.model.compile,
             master_weights=keeps_masters(recipe, training.precision),
             capacity_limit=_capacity_limit(recipe, training.packing, machine.device),
         ),
@@ -175,6 +176,8 @@ def _kernels(recipe: Recipe, machine: Machine, config: Any) -> tuple[str, tuple[
     if asked == "none" or machine.device != "cuda":
         return "none", ()
     if machine.liger is not None and kind in machine.liger:
+        if recipe.model.compile != "none":
+            return "none", ("model.kernels: none, because model.compile fuses the layers",)
         return "liger", ()
     if machine.liger is None:
         obstacle, remedy = "liger-kernel is not installed", "Run: pip install 'finetune[gpu]'"

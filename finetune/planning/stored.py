@@ -21,6 +21,7 @@ COMPARED = (
     "tensor",
     "pipeline",
     "kernels",
+    "compile",
     "master_weights",
 )
 

@@ -68,6 +68,14 @@ class ModelSection(Section):
         "liger where it is installed, the device is a GPU and it knows the model type; otherwise none.",
         json_schema_extra={"machine": True},
     )
+    compile: Literal["none", "layers"] = Field(
+        default="none",
+        description="layers: compile the repeated layers of the model with torch.compile for passes that train; evaluations "
+        "and predictions are computed as without it. Elementwise operators are fused; the first steps take seconds to minutes "
+        "longer, and each compilation is reported. The numbers are the same but for rounding. Takes the place of kernels. Not "
+        "with ZeRO-3, tensor, pipeline or quantization.",
+        json_schema_extra={"machine": True},
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass: less memory, about one third more time."
     )

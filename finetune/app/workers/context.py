@@ -20,6 +20,7 @@ from finetune.events import Listener
 from finetune.inference.evaluation import Evaluator
 from finetune.inference.reference_logprobs import add_reference_logprobs
 from finetune.models.batchnorm import fix_batchnorm_gradients
+from finetune.models.compiled import compile_layers
 from finetune.models.config import load_config
 from finetune.models.freeze import freeze_weights
 from finetune.planning.plan import Plan
@@ -133,7 +134,10 @@ def build_engine(
     )
     announce_builds(of_optimizer(plan.optimizer) if trains else (), notify)
     with phase(f"starting the engine ({plan.engine_name})", notify):
-        return open_engine(plan.engine, session, model, optimizer_over if trains else None, options)
+        engine = open_engine(plan.engine, session, model, optimizer_over if trains else None, options)
+    if trains and plan.machine.compile == "layers":
+        compile_layers(engine.module, notify if session.is_main else print_line)  # other ranks report to their logs
+    return engine
 
 
 def make_loop(

@@ -56,6 +56,7 @@ def describe(context: TrainingContext) -> dict[str, Any]:
         "deepspeed": (deepspeed_name(recipe.parallel) or "none") + tensor,
         "precision": plan.precision,
         **({"kernels": plan.machine.kernels} if plan.machine.kernels != "none" else {}),
+        **({"compile": plan.machine.compile} if plan.machine.compile != "none" else {}),
         "unit": context.task.card.unit,
         "global_batch": recipe.training.global_batch,
         "micro_batch": plan.batch.micro_batch,

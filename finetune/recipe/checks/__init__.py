@@ -8,13 +8,14 @@ from finetune.recipe.checks.data import check_columns, check_packing, check_vali
 from finetune.recipe.checks.deepspeed import check_deepspeed
 from finetune.recipe.checks.evaluation import check_metrics
 from finetune.recipe.checks.machine import (
+    check_compiler,
     check_files,
     check_kernels,
     check_optimizer,
     check_precision,
     check_trackers,
 )
-from finetune.recipe.checks.model import check_init_device, check_model, check_quantization
+from finetune.recipe.checks.model import check_compile, check_init_device, check_model, check_quantization
 from finetune.recipe.checks.parallel import (
     check_batch,
     check_engine,
@@ -32,6 +33,7 @@ RECIPE_CHECKS: tuple[Check, ...] = (
     check_batch,
     check_split,
     check_quantization,
+    check_compile,
     check_engine,
     check_tensor,
     check_pipeline,
@@ -44,7 +46,14 @@ RECIPE_CHECKS: tuple[Check, ...] = (
     check_columns,
     check_deepspeed,
 )
-MACHINE_CHECKS: tuple[Check, ...] = (check_files, check_precision, check_kernels, check_optimizer, check_trackers)
+MACHINE_CHECKS: tuple[Check, ...] = (
+    check_files,
+    check_precision,
+    check_kernels,
+    check_compiler,
+    check_optimizer,
+    check_trackers,
+)
 
 
 def find_contradictions(context: CheckContext, *, here: bool) -> list[Fault]:

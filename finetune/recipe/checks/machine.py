@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +59,18 @@ def check_kernels(context: CheckContext) -> Iterator[Fault]:
     """liger-kernel's layers are written in Triton."""
     if context.recipe.model.kernels == "liger" and not has_cuda():
         yield context.fault("model.kernels", "liger needs CUDA, and this machine has none", allowed="auto, none")
+
+
+def check_compiler(context: CheckContext) -> Iterator[Fault]:
+    """torch.compile writes Triton for a GPU, and C++ for a CPU."""
+    if context.recipe.model.compile == "none":
+        return
+    if has_cuda():
+        missing = "" if importlib.util.find_spec("triton") else "triton, which torch for CUDA brings along"
+    else:
+        missing = "" if any(shutil.which(name) for name in ("g++", "clang++")) else "a C++ compiler (g++)"
+    if missing:
+        yield context.fault("model.compile", f"needs {missing}, and this machine has none", allowed="none")
 
 
 def check_optimizer(context: CheckContext) -> Iterator[Fault]:

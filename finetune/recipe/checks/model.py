@@ -53,3 +53,25 @@ def check_quantization(context: CheckContext) -> Iterator[Fault]:
         message = "ZeRO-3 cannot shard weights that bitsandbytes has packed"
         allowed = "zero2, zero1 or none with model.quantization"
         yield context.fault("parallel.deepspeed", message, allowed=allowed, on=("model.quantization",))
+
+
+def check_compile(context: CheckContext) -> Iterator[Fault]:
+    """Layers are compiled where what happens inside them is PyTorch's own, on one rank."""
+    recipe, key = context.recipe, "model.compile"
+    if recipe.model.compile == "none":
+        return
+    if (zero_section(recipe) or {}).get("stage") == 3:
+        message = "ZeRO-3 gathers weights in hooks on the modules inside a layer, which a compiled layer does not run"
+        yield context.fault(key, message, allowed="none, or zero2, zero1 or none", on=("parallel.deepspeed",))
+    if recipe.parallel.tensor > 1:
+        message = "layers that are sliced over ranks communicate in their forward pass, which was not tried compiled"
+        yield context.fault(key, message, allowed="none, or tensor: 1", on=("parallel.tensor",))
+    if recipe.parallel.pipeline > 1:
+        message = "a pipeline replaces the forward passes of layers to cut between them"
+        yield context.fault(key, message, allowed="none, or pipeline: 1", on=("parallel.pipeline",))
+    if recipe.model.quantization != "none":
+        message = "quantized layers were not tried compiled"
+        yield context.fault(key, message, allowed="none", on=("model.quantization",))
+    if recipe.model.kernels == "liger":
+        message = "the compiler fuses the layers itself"
+        yield context.fault("model.kernels", message, allowed="auto, none; or compile: none", on=(key,))

@@ -56,7 +56,9 @@ def build_text_model(
     facts.update(loading.facts())
     if plan.machine.kernels == "liger":
         use_liger(model)
-    elif not recipe.model.gradient_checkpointing:  # which computes everything again
+    elif (
+        not recipe.model.gradient_checkpointing and recipe.model.compile == "none"
+    ):  # which decide what is computed again
         recompute_gates(model)
     set_padding(model, tokenizer, always=always_pad)
     if before_adapter is not None:

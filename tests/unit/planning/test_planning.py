@@ -235,6 +235,17 @@ def test_fused_layers_are_resolved_once_and_an_automatic_choice_is_told(asked, d
     assert len(plan.notes) == bool(told) and told in "".join(plan.notes)
 
 
+def test_compiled_layers_take_the_place_of_fused_ones():
+    import transformers
+
+    recipe = resolve_recipe("causal_lm/tiny-llama-alpaca", ["model.compile=layers"]).recipe
+    known = {"config": transformers.LlamaConfig(), "model_class": transformers.LlamaForCausalLM}
+    machine = Machine(1, "cuda", False, frozenset({"llama"}))
+    plan = resolve(recipe, CARDS["causal_lm"], machine=machine, **known)
+    assert (plan.machine.compile, plan.machine.kernels) == ("layers", "none")
+    assert "model.compile fuses the layers" in "".join(plan.notes)
+
+
 def test_tf32_is_chosen_explicitly_for_a_gpu_that_has_it_and_kept_elsewhere():
     recipe = resolve_recipe("quickstart", ["training.precision=tf32"]).recipe
     known = {"config": None, "model_class": None}

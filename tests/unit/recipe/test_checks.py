@@ -96,7 +96,7 @@ def test_every_check_of_the_package_runs() -> None:
         nodes = ast.parse(file.read_text(encoding="utf-8")).body
         defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 22
+    assert len(listed) == 24
 
 
 @pytest.mark.parametrize(
@@ -230,3 +230,25 @@ def test_an_override_of_the_length_takes_the_place_of_the_other_one_in_the_file(
     (note,) = [line for line in changed.warnings if "takes the place" in line]
     assert note.startswith(f"--set training.{given} takes the place of training.{written}: 7 (r.yaml:")
     assert not [line for line in load(text, f"training.{given}=null").warnings if "takes the place" in line]
+
+
+@pytest.mark.parametrize(
+    ("sets", "key", "words"),
+    [
+        (["parallel.deepspeed=zero3"], "model.compile", "ZeRO-3 gathers"),
+        (["parallel.tensor=2", "parallel.deepspeed=zero1"], "model.compile", "communicate"),
+        (["model.quantization=4bit", "adapter={}"], "model.compile", "quantized"),
+        (["model.kernels=liger"], "model.kernels", "fuses the layers itself"),
+    ],
+)
+def test_layers_are_not_compiled_where_that_does_not_work(faults, sets: list[str], key: str, words: str) -> None:
+    assert words in faults(GOOD, "model.compile=layers", *sets)[key].message
+
+
+def test_a_compiler_is_needed_on_this_machine(load, faults, monkeypatch) -> None:
+    monkeypatch.setattr(machine, "has_cuda", lambda: False)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    assert "g++" in faults(GOOD, "model.compile=layers", here=True)["model.compile"].message
+    assert load(GOOD, "model.compile=layers", here=False) and load(GOOD, here=True)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert load(GOOD, "model.compile=layers", here=True)
