@@ -14,6 +14,7 @@ SCRIPTS = (
     "cost_model",
     "loop_overhead",
     "wandb_share",
+    "large_reports",
     "trainer_sst2",
     "sft_packing",
     "rank_speed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SECONDS = 120  # until a browser that says nothing counts as hung
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     "--remote-debugging-pipe",
@@ -42,7 +44,7 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """One tab. Raises: RuntimeError for an answer that is an error, or when Chromium has ended."""
+    """One tab. Raises: RuntimeError for an answer that is an error, and for a Chromium that has ended or hangs."""
 
     def __init__(self, program: str) -> None:
         self._numbers = itertools.count(1)
@@ -91,8 +93,12 @@ class Browser:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self._faults.clear()
         self.send("Page.navigate", url=page.resolve().as_uri())
-        found = self.send("Runtime.evaluate", expression=_DRAWN, awaitPromise=True, returnByValue=True)
-        return {**found["result"]["value"], "faults": list(self._faults)}
+        return {**self.value(_DRAWN), "faults": list(self._faults)}
+
+    def value(self, code: str) -> Any:
+        """What an expression is in the page, which need not allow scripts; of a promise what it becomes."""
+        found = self.send("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
+        return found["result"].get("value")
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of a command."""
@@ -110,6 +116,8 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._left:
+            if not select.select([self._answers], [], [], SECONDS)[0]:
+                raise RuntimeError(f"Chromium has not answered for {SECONDS} s")
             part = os.read(self._answers, 1 << 16)
             if not part:
                 raise RuntimeError("Chromium has ended")
