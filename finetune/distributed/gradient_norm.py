@@ -6,7 +6,7 @@ by 5e-5. Squares are summed in float64 here, as DeepSpeed does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -26,6 +26,11 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float) -> to
     """Scale gradients in place to a norm of at most `limit` (0: never); their norm before, as `total_norm` gives it."""
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     norm = total_norm(parameter.grad for parameter in trained if parameter.grad is not None)
-    if limit > 0:
-        torch.nn.utils.clip_grads_with_norm_(trained, limit, norm.float())
+    clip_to_norm(trained, limit, norm)
     return norm
+
+
+def clip_to_norm(parameters: Sequence[torch.nn.Parameter], limit: float, norm: torch.Tensor) -> None:
+    """Scale gradients in place by what takes `norm`, that of all gradients, to at most `limit` (0: never)."""
+    if limit > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm.float())

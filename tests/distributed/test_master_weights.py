@@ -2,9 +2,12 @@
 go on under ZeRO, and back.
 """
 
+from unittest import mock
+
 import pytest
 import torch
 
+from finetune.distributed.engines import master_weights
 from finetune.training.checkpoint import save_checkpoint
 from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from tests.distributed import toy
@@ -23,6 +26,14 @@ def kept_weights(engine):
     """Shards as a checkpoint takes them: dtypes, and values of what this rank hands over."""
     shards = [shard for shard in engine.local_shards() if "." in shard.key]
     return {(shard.key, shard.start): shard.values.clone() for shard in shards}
+
+
+def train_in_portions(portion):
+    with mock.patch.object(master_weights, "PORTION", portion):
+        engine, batch = open_engine("none")
+        updates = mock.Mock(wraps=engine.optimizer.step)
+        engine.optimizer.step = updates
+        return toy.train_toy(engine, batch, range(END)), kept_weights(engine), updates.call_count
 
 
 def train_and_save(folder, config):
@@ -74,3 +85,12 @@ def test_another_engine_goes_on(ranks, saved, first, then, world):
     path, _, losses, _, _ = saved[first]
     resumed, _ = ranks.options(open_group=False, timeout=120).run(world, load_and_train, path, then)[0]
     assert resumed == pytest.approx(losses, rel=1e-2)
+
+
+def test_updates_in_portions_are_those_of_all_at_once(ranks):
+    pool = ranks.options(open_group=False, timeout=120)
+    figures, kept, updates = pool.run(2, train_in_portions, 10**9)[0]
+    in_portions, others, more = pool.run(2, train_in_portions, 3000)[0]
+    assert updates == END and more > 5 * END
+    assert in_portions == figures
+    assert kept.keys() == others.keys() and all(torch.equal(kept[key], others[key]) for key in kept)

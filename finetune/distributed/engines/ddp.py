@@ -113,17 +113,12 @@ class DdpEngine:
 
     def step(self) -> torch.Tensor:
         if self.masters is not None:
-            self.masters.take_gradients()
+            return self.masters.step(self.module, self.optimizer.step, self.max_grad_norm)
         self.session.accelerator.unscale_gradients(self.optimizer)
-        norm = clip_gradients(self._trained(), self.max_grad_norm)
+        norm = clip_gradients(self.module.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.masters is not None:
-            self.masters.give_weights()
         return norm
-
-    def _trained(self) -> Iterator[nn.Parameter]:
-        return self.module.parameters() if self.masters is None else self.masters.trained(self.module)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         set_learning_rate(self.inner_optimizer, learning_rate)

@@ -6,17 +6,23 @@ parameter instead of 4 and no cast in each forward pass; updates smaller than ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from finetune.distributed.gradient_norm import clip_to_norm, total_norm
+from finetune.recipe.optimizers import spec_of
+
+PORTION = 1 << 28  # elements whose gradients are float32 at once: 1 GiB
 
 
 class MasterWeights:
     """Of the half-precision weights of `optimizer`, which has no state yet. Its other weights are their own masters."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._at_once = spec_of(optimizer).step == "group"  # which counts calls, whatever parameters have gradients
         self._masters: dict[nn.Parameter, nn.Parameter] = {}
         for group in optimizer.param_groups:
             group["params"] = [self._make(parameter) for parameter in group["params"]]
@@ -31,15 +37,34 @@ class MasterWeights:
         """What the optimizer updates for a parameter of the module, and what a checkpoint holds of it."""
         return self._masters.get(parameter, parameter)
 
-    def trained(self, module: nn.Module) -> Iterator[nn.Parameter]:
-        """The masters of all parameters."""
-        return (self.of(parameter) for parameter in module.parameters())
+    def step(self, module: nn.Module, update: Callable[[], Any], limit: float) -> torch.Tensor:
+        """Clip the gradients of the module to `limit` (0: never), update the masters, clear the gradients, round the masters to
+        the weights. update: the optimizer's step. The norm before clipping, as `total_norm` gives it.
 
-    def take_gradients(self) -> None:
-        """Move the gradients to the masters, one at a time."""
-        for parameter, master in self._masters.items():
-            master.grad = None if parameter.grad is None else parameter.grad.float()
+        Gradients are float32 for PORTION elements at a time, where the optimizer allows several steps for one: 4 bytes per
+        parameter less than all at once. Updates are elementwise, so the numbers are the same.
+        """
+        found = [(self.of(p), p.grad) for p in module.parameters() if p.grad is not None]
+        for parameter in module.parameters():
             parameter.grad = None
+        norm = total_norm(gradient for _, gradient in found)
+        found.reverse()
+        while found:
+            masters: list[nn.Parameter] = []
+            while found and (not masters or self._fits(masters, found[-1][0])):
+                master, gradient = found.pop()
+                master.grad = gradient.float()
+                masters.append(master)
+            clip_to_norm(masters, limit, norm)
+            update()
+            for master in masters:
+                master.grad = None
+        self.give_weights()
+        return norm
+
+    def _fits(self, masters: Sequence[nn.Parameter], another: nn.Parameter) -> bool:
+        """Whether gradients of these are float32 at the same time."""
+        return self._at_once or sum(master.numel() for master in (*masters, another)) <= PORTION
 
     @torch.no_grad()
     def give_weights(self) -> None:
