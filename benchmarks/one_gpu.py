@@ -25,6 +25,7 @@ import torch
 import transformers
 
 from benchmarks.counting import Count
+from finetune.distributed.engines import master_weights
 from finetune.distributed.engines.engine import EngineOptions
 from finetune.distributed.engines.registry import open_engine
 from finetune.distributed.session import Session
@@ -33,6 +34,7 @@ from finetune.models.loss_head import install_loss_head
 from finetune.models.segmented import use_segmented_attention
 from finetune.planning.batch import BatchPlan
 from finetune.planning.deepspeed import resolve_deepspeed_config
+from finetune.planning.shape import layer_elements
 from finetune.recipe.deepspeed import read_deepspeed_config
 from finetune.recipe.shelf import find_deepspeed_config
 from finetune.recipe.training import TrainingSection
@@ -48,6 +50,7 @@ KINDS = {
 }
 SIZES = (160, 96, 128, 128)  # tokens of the sequences of a micro-batch
 STEPS = 4
+PORTIONS = 5  # of the update of float32 masters, as of a model of 1.3B parameters
 
 
 def build(layers: int, hidden: int) -> Any:
@@ -78,6 +81,7 @@ def open_kind(config: str, masters: bool, model: Any, micro_batches: int) -> Any
             precision="bf16",
             max_grad_norm=1.0,
             hidden_size=model.config.hidden_size,
+            layer_elements=layer_elements(model.config),
         )
     session = Session.open(resolved, precision="bf16", cpu=True)
     if masters or resolved is not None:
@@ -103,6 +107,7 @@ def count_kind(kind: str, layers: int, hidden: int, micro_batches: int) -> dict[
     """Figures of one engine; this process can open no other one afterwards."""
     model = build(layers, hidden)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    master_weights.PORTION = parameters // PORTIONS
     engine = open_kind(*KINDS[kind], model, micro_batches)
     batches = make_batches(8 * hidden, micro_batches)
     units = sum(len(batch.inputs["target_ids"]) for batch in batches)

@@ -46,7 +46,9 @@ def plan_alone(recipe: Recipe, stored: StoredPlan | None = None) -> Plan:
     recipe = start_model(recipe)[0]
     parallel = ParallelSection(deepspeed="none", micro_batch=recipe.parallel.micro_batch)
     plan = plan_here(recipe.model_copy(update={"parallel": parallel}), 1, stored)
-    machine = replace(plan.machine, weights_dtype=weights_dtype(recipe, plan.precision))
+    machine = replace(
+        plan.machine, weights_dtype=weights_dtype(recipe, CARDS[recipe.task], plan.precision, plan.device)
+    )
     return replace(plan, recipe=recipe, machine=machine)
 
 

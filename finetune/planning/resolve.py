@@ -77,12 +77,12 @@ def resolve(
             deepspeed=deepspeed,
             batch=batch,
             optimizer=optimizer,
-            weights_dtype=weights_dtype(recipe, training.precision),
+            weights_dtype=weights_dtype(recipe, card, training.precision, machine.device),
             tensor=recipe.parallel.tensor,
             pipeline=recipe.parallel.pipeline,
             kernels=kernels,
             compile=recipe.model.compile,
-            master_weights=keeps_masters(recipe, training.precision),
+            master_weights=keeps_masters(recipe, card, training.precision, machine.device),
             capacity_limit=_capacity_limit(recipe, training.packing, machine.device),
         ),
         notes,
@@ -189,19 +189,28 @@ def _kernels(recipe: Recipe, machine: Machine, config: Any) -> tuple[str, tuple[
     return "none", (f"model.kernels: none, because {obstacle}",) if is_text else ()
 
 
-def weights_dtype(recipe: Recipe, precision: str) -> str:
+def weights_dtype(recipe: Recipe, card: TaskCard, precision: str, device: str) -> str:
     """auto: float32, unless there are float32 masters of weights in bfloat16 or float16, as DeepSpeed keeps them; loading in
     that type halves the memory of the start.
     """
     if recipe.model.dtype != "auto":
         return recipe.model.dtype
-    is_half = deepspeed_name(recipe.parallel) is not None or keeps_masters(recipe, precision)
+    is_half = deepspeed_name(recipe.parallel) is not None or keeps_masters(recipe, card, precision, device)
     return HALF.get(precision, "float32") if is_half else "float32"
 
 
-def keeps_masters(recipe: Recipe, precision: str) -> bool:
-    """Whether DistributedDataParallel updates bfloat16 weights through float32 copies."""
-    return recipe.parallel.master_weights and precision == "bf16" and choose_engine(recipe.parallel) == "ddp"
+def keeps_masters(recipe: Recipe, card: TaskCard, precision: str, device: str) -> bool:
+    """Whether DistributedDataParallel updates bfloat16 weights through float32 copies.
+
+    auto: on a GPU, where it moves fewer bytes (benchmarks/one_gpu.py), for models of text: those of images have statistics
+    and boxes that need float32. `model.dtype` says otherwise.
+    """
+    if precision != "bf16" or choose_engine(recipe.parallel) != "ddp":
+        return False
+    asked = recipe.parallel.master_weights
+    if asked == "auto":
+        return device == "cuda" and not card.decodes and recipe.model.dtype == "auto"
+    return asked
 
 
 def _check_ranks(recipe: Recipe, ranks: int) -> None:

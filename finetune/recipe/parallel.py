@@ -21,11 +21,12 @@ class ParallelSection(Section):
         default="zero2",
         description="none (DistributedDataParallel), a name from ds_configs/, or the path of a DeepSpeed JSON file.",
     )
-    master_weights: bool = Field(
-        default=False,
+    master_weights: bool | Literal["auto"] = Field(
+        default="auto",
         description="With deepspeed: none in bf16, hold weights and gradients in bfloat16 and update them through float32 "
         "copies, as DeepSpeed does: 2 + 2 + 4 bytes per parameter instead of 4 + 4, and no weight is cast in a forward pass. "
-        "Gradients of several micro-batches, and of the ranks, are added up in bfloat16 instead of float32.",
+        "Gradients of several micro-batches, and of the ranks, are added up in bfloat16 instead of float32. auto: true on a "
+        "GPU for tasks of text, unless model.dtype names a type; else false.",
     )
     rank_speed: Literal["equal", "auto"] | list[Annotated[float, Field(gt=0)]] = Field(
         default="equal",

@@ -245,6 +245,27 @@ def test_a_dummy_changes_nothing_but_reaches_every_weight(example: TinyExample, 
     assert reached and all(not gradient.any() for gradient in reached)
 
 
+def test_half_precision_weights_have_the_loss_of_float32_ones(example: TinyExample, tmp_path: Path) -> None:
+    """As DistributedDataParallel runs them where it keeps float32 masters: under autocast."""
+    if CARDS[example.task].decodes:
+        pytest.skip("models of images keep float32 weights")
+    section = {"parallel": {"deepspeed": "none", "master_weights": True}}
+    wide = prepare(example.recipe(tmp_path, training={"precision": "fp32"}))
+    half = prepare(example.recipe(tmp_path, training={"precision": "bf16"}, **section))
+    losses = []
+    for ready, is_half in ((wide, False), (half, True)):
+        model = _build(ready).eval()
+        batch = ready.batch()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+            loss = ready.loss_sum(model, batch) / ready.task.weight(batch)
+        loss.backward()
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        losses.append(loss.item())
+    assert len(gradients) > 5 and {gradient.dtype for gradient in gradients} == {torch.bfloat16}
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    assert losses[1] == pytest.approx(losses[0], rel=3e-2)
+
+
 def test_build_depends_on_the_seed_alone(example: TinyExample, tmp_path: Path) -> None:
     ready = prepare(example.recipe(tmp_path))
     torch.manual_seed(1)

@@ -111,7 +111,7 @@ def check_pipeline(context: CheckContext) -> Iterator[Fault]:
 def check_master_weights(context: CheckContext) -> Iterator[Fault]:
     """float32 masters are of bfloat16 weights, where one rank holds all of a model."""
     recipe, key = context.recipe, "parallel.master_weights"
-    if not recipe.parallel.master_weights:
+    if recipe.parallel.master_weights is not True:
         return
     if recipe.parallel.pipeline > 1:
         yield context.fault(key, "a pipeline keeps float32 weights", allowed="false", on=("parallel.pipeline",))

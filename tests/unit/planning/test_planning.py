@@ -96,7 +96,8 @@ def test_sizes_of_llama_3_8b():
     [
         (["training.precision=fp32"], "cuda", "fp32", "float32"),
         (["training.precision=bf16"], "cpu", "bf16", "bfloat16"),
-        (["training.precision=bf16", "parallel.deepspeed=none"], "cuda", "bf16", "float32"),
+        (["training.precision=bf16", "parallel.deepspeed=none"], "cuda", "bf16", "bfloat16"),
+        (["training.precision=bf16", "parallel.deepspeed=none"], "cpu", "bf16", "float32"),
         (["training.precision=fp32", "model.dtype=float16"], "cpu", "fp32", "float16"),
         ([], "cuda", "bf16", "bfloat16"),
         ([], "cpu", "fp32", "float32"),
@@ -193,6 +194,27 @@ def test_packs_are_not_measured():
     known = {"config": transformers.LlamaConfig(), "model_class": transformers.LlamaForCausalLM}
     plan = resolve(recipe, CARDS["causal_lm"], machine=Machine(1, "cuda", True), **known)
     assert (plan.training.packing, plan.machine.capacity_limit) == ("packed", 0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "device", "masters"),
+    [
+        ("quickstart", [], "cuda", True),
+        ("quickstart", [], "cpu", False),
+        ("quickstart", ["model.dtype=bfloat16"], "cuda", False),
+        ("quickstart", ["training.precision=fp32"], "cuda", False),
+        ("quickstart", ["parallel.master_weights=false"], "cuda", False),
+        ("quickstart", ["parallel.deepspeed=zero1"], "cuda", False),
+        ("image_classification/resnet-cifar10", [], "cuda", False),
+    ],
+)
+def test_a_gpu_alone_keeps_masters_of_language_models(recipe, changes, device, masters):
+    found = resolve_recipe(recipe, ["training.precision=bf16", "parallel.deepspeed=none", *changes]).recipe
+    known = {"machine": Machine(1, device, True), "config": None, "model_class": None}
+    machine = resolve(found, CARDS[found.task], **known).machine
+    assert machine.master_weights == masters
+    if not changes:
+        assert machine.weights_dtype == ("bfloat16" if masters else "float32")
 
 
 def test_the_plan_explains_its_two_accumulation_steps():

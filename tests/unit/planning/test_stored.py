@@ -93,7 +93,7 @@ def test_a_damaged_plan_is_no_reason_to_change_the_precision_unnoticed(text, tmp
     [
         ({}, {}, "bf16", "bfloat16", "cuda"),
         ({}, {"DS_ACCELERATOR": "cpu"}, "fp32", "float32", "cpu"),
-        ({"parallel": {"deepspeed": "none"}}, {}, "bf16", "float32", "cuda"),
+        ({"parallel": {"deepspeed": "none"}}, {}, "bf16", "bfloat16", "cuda"),
         ({"parallel": {"deepspeed": "none"}}, {"DS_ACCELERATOR": "cpu"}, "fp32", "float32", "cpu"),
         ({"training": {"precision": "bf16"}}, {"DS_ACCELERATOR": "cpu"}, "bf16", "bfloat16", "cpu"),
         ({"training": {"precision": "fp32"}}, {}, "fp32", "float32", "cuda"),
