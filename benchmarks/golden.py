@@ -118,7 +118,7 @@ def read_figures(path: Path) -> dict[str, float]:
         f"{row['split']}/{row['step']}/{name}": value
         for row in map(json.loads, path.read_text().splitlines())
         for name, value in row.items()
-        if name not in ("split", "step") and not name.endswith(MACHINE)
+        if name not in ("split", "step") and not name.endswith(MACHINE) and not name.startswith("memory_bytes")
     }
 
 

@@ -148,6 +148,7 @@ def fork_here(load: Callable[[], None], die_with_parent: Callable[[], None]) -> 
             sys.stderr.flush()
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)  # else it would be a zombie of the supervising process
             os._exit(1)
         raise
     if pids and pids[-1] == 0:

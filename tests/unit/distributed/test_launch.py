@@ -189,7 +189,7 @@ def test_a_request_to_stop_ends_all_ranks_whatever_they_do(
     with pytest.raises(TrainingFailed) as failed:
         run(tmp_path, script)
     thread.join()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # they would sleep for 60 s
     told = str(failed.value)
     assert "rank 1: did not end within 0 s of " + signal.Signals(number).name in told and "was killed" in told
 
