@@ -29,7 +29,7 @@ def load(source: Any, **choices: Any) -> LoadedModel:
         finetune.load("runs/sft/1").predict("Name a fruit.", new_tokens=20)[0]["text"]
         finetune.load("runs/cups/1").predict([PIL.Image.open("a.jpg")])[0]["boxes"]
 
-    Raises: UserError if there is no such model, or it cannot be told what it is for.
+    Raises: UserError if there is no such model, or its files do not determine its task.
     """
     from finetune.app.loaded import load as load_model
 

@@ -21,7 +21,7 @@ class FinetuneError(Exception):
 
     what: one sentence. where: file:line, row, rank or step. remedy: what to do about it.
     trace: traceback of what a library raised, where the fault may be this program's after all; it is kept in a file or log.
-    kind: of a failure that somebody may want to be told of apart from others: DIVERGED, DISK_FULL, "" for the rest.
+    kind: of a failure that somebody may want to be alerted to apart from others: DIVERGED, DISK_FULL, "" for the rest.
     """
 
     exit_code = EXIT_FAILED

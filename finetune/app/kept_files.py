@@ -2,7 +2,7 @@
 with another precision, tokenizer or configuration the same weights are another model, and nothing would say so.
 
 recipe.yaml has none: who owns a run may move its data or its base model, and say so there. What it says otherwise than the
-training of a checkpoint is told under every verb, and refused when the training is resumed.
+training of a checkpoint is reported by every command, and refused when the training is resumed.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def tell_edited_recipe(run: Run, checkpoint: Path, notify: Notify) -> None:
     with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged manifest is refused by who reads the weights
         differences = edited_keys(Manifest.read(checkpoint / MANIFEST), recipe)
     if differences:
-        told = list_differences([line.replace(" in the run, ", f" in {checkpoint.name}, ") for line in differences])
-        notify(f"note: {run.recipe_file} was edited after the training:{told}")
+        changes = list_differences([line.replace(" in the run, ", f" in {checkpoint.name}, ") for line in differences])
+        notify(f"note: {run.recipe_file} was edited after the training:{changes}")
 
 
 def edited_keys(manifest: Manifest, recipe: Recipe) -> list[str]:

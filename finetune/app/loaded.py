@@ -33,7 +33,7 @@ class LoadedModel:
     """A model in this process. `predict` answers rows; called with a batch of columns, it serves `Dataset.map`.
 
     task: such as "text_classification". labels: names of the classes, [] for a task without. name: of the run and its
-    checkpoint, or of the model. notes: what was found out while it was opened, such as a task told from a configuration.
+    checkpoint, or of the model. notes: what was found out while it was opened, such as the task of a configuration.
     """
 
     def __init__(self, asked: AskedModel, *, notes: Sequence[str] = (), reload: tuple[Any, ...] = ()) -> None:

@@ -93,7 +93,7 @@ def find_model(
     trust_remote_code: run Python code that the model brings, as `--trust-remote-code` on the command line also says.
     body: only what lies below its head is asked.
     notify: called with lines for the user.
-    Raises: UserError if there is no such model, or it cannot be told how to ask it.
+    Raises: UserError if there is no such model, or its files do not determine how to ask it.
     """
     with trusted(trust_remote_code or is_trusted()):
         return _find_model(source, checkpoint, task, notify, body)

@@ -56,5 +56,5 @@ def twin_of(name: str, twins: Sequence[Twin]) -> Twin | None:
 
 
 def settings_of(differing: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the ranks are told: the settings, and which layouts to compute again."""
+    """What the ranks read: the settings, and which layouts to compute again."""
     return {**settings, "differing": list(differing)}

@@ -19,7 +19,7 @@ def replica_mesh(session: Session | None) -> Iterator[None]:
     """Models that transformers slices while they are loaded inside are cut over the ranks of each replica. By itself it
     takes all ranks of the process group for one.
 
-    Raises: UserError if this version of transformers cannot be told so.
+    Raises: UserError if this version of transformers does not take a mesh.
     """
     if session is None or session.split == 1 or session.replicas == 1:
         yield

@@ -43,8 +43,8 @@ def render(report: InspectionReport, style: Style, *, whole_rows: bool = False) 
 def _findings(findings: Sequence[Finding], style: Style) -> Iterator[str]:
     counts = {severity: sum(one.severity == severity for one in findings) for severity in SEVERITIES}
     names = {"error": "error", "warn": "warning", "info": "note"}
-    told = ", ".join(format_number(count, names[severity]) for severity, count in counts.items() if count)
-    yield from heading(f"Findings: {told or 'none'}", style)
+    summary = ", ".join(format_number(count, names[severity]) for severity, count in counts.items() if count)
+    yield from heading(f"Findings: {summary or 'none'}", style)
     for one in findings:
         head = f"{one.severity:5}  {one.kind}"
         count = f" ({format_number(one.count, 'row')})" if one.rows else ""

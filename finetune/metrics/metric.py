@@ -134,8 +134,8 @@ class LocalMetric(evaluate.Metric, ABC):
     def _keep(self, columns: Mapping[str, list[Any]]) -> None:
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{count} {name}" for name, count in lengths.items())
-            raise ValueError(f"{self.key} needs as many of each input, but got {told}")
+            given = ", ".join(f"{count} {name}" for name, count in lengths.items())
+            raise ValueError(f"{self.key} needs as many of each input, but got {given}")
         if self._rows is None:
             self._rows = {name: [] for name in self.inputs}
         for name, values in columns.items():

@@ -190,7 +190,7 @@ def _has_ampere(device: torch.device) -> bool:
 
 @cache
 def _takes_enable_gqa(varlen_attn: Callable[..., Any]) -> bool:
-    """torch 2.12 and later want to be told of fewer key-value heads; torch 2.11 has no such argument, and its kernel
+    """torch 2.12 and later need an argument for fewer key-value heads; torch 2.11 has no such argument, and its kernel
     takes them as they are.
     """
     return "enable_gqa" in inspect.signature(varlen_attn).parameters

@@ -98,13 +98,13 @@ def decide_label_sets(
     Raises: UserError as decide_classes does, and for vectors whose length is not the number of names.
     """
     whole, column = whole_table(tables), column_name(tables["train"], "label")
-    form, told = label_form(whole, "label", stated=stated, separator=separator)
+    form, described = label_form(whole, "label", stated=stated, separator=separator)
     if form.length:
         names = list(stated) or declared_names(whole, "label")
         classes = _classes_by_position(form, names, trained, where=where, column=column)
     else:
         classes = choose_classes(class_names(tables, kind=form), stated, trained, where=where, form=form)
-    facts.notes.append(f"{told}; classes {listed(classes.names)}")
+    facts.notes.append(f"{described}; classes {listed(classes.names)}")
     facts.notes += look_alike_notes(classes.lookup.names, column)
     return classes
 

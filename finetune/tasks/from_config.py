@@ -1,11 +1,11 @@
-"""Task artifacts of a model that was not trained here, as far as its own files tell them.
+"""Task artifacts of a model that was not trained here, as far as its own files determine them.
 
-Each task that can be told so has a file `from_config.py` with a function
+Each task for which that is possible has a file `from_config.py` with a function
 
     artifacts(model: ModelSection, config, notes: list[str]) -> TaskArtifacts
 
-which adds to `notes` what was taken as it is although it may surprise, such as classes without names. What cannot be told is
-refused: no option is guessed from data.
+which adds to `notes` what was taken as it is although it may surprise, such as classes without names. What the files leave open
+is refused: no option is guessed from data.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def derive_artifacts(model: ModelSection, task: str, notes: list[str], *, body: 
     if not possible:
         kinds = ", ".join(map(str, config.architectures or ())) or f"a {config.model_type} model of no stated class"
         raise UserError(
-            f"it cannot be told what the model is for: {kinds} answers none of our tasks",
+            f"the purpose of the model is not known: {kinds} answers none of our tasks",
             where=model.source,
             remedy=f"Give a model with a trained head of one of {', '.join(derivable())}; a body alone is to be trained first.",
         )
     chosen = task or possible[0]
     others = [name for name in possible if name != chosen]
-    told = f"task {chosen}, told from {', '.join(map(str, config.architectures or ())) or 'its adapter'}"
-    notes.append(told + (f"; --task may also be {', '.join(others)}" if others and not task else ""))
+    note = f"task {chosen}, by {', '.join(map(str, config.architectures or ())) or 'its adapter'}"
+    notes.append(note + (f"; --task may also be {', '.join(others)}" if others and not task else ""))
     derived: TaskArtifacts = importlib.import_module(f"finetune.tasks.{chosen}.from_config").artifacts(
         model, config, notes
     )
@@ -69,7 +69,7 @@ def bodies(config: Any) -> list[str]:
 
 
 def derivable() -> list[str]:
-    """Tasks whose artifacts can be told from a configuration."""
+    """Tasks whose artifacts can be derived from a configuration."""
     return [name for name in CARDS if find_spec(f"finetune.tasks.{name}.from_config") is not None]
 
 

@@ -76,7 +76,7 @@ def test_a_text_classifier(tmp_path: Path, tokenizer: Any) -> None:
     opened = open_model(folder, notify=notes.append)
     assert opened.artifacts.labels == ["sour", "sweet", "salty"] and opened.artifacts.settings["max_length"] == 64
     assert notes == [
-        "task text_classification, told from BertForSequenceClassification",
+        "task text_classification, by BertForSequenceClassification",
         "3 classes: sour, sweet, salty",
     ]
     scores = torch.tensor([one.values["scores"] for one in answers(opened, [{"text": text} for text in TEXTS])])

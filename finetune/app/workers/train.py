@@ -174,8 +174,8 @@ def _end(session: Session, listener: Listener, status: str, failure: Failure | N
     """Report that the training ended early. A disk error here must not mask the original exception."""
     if session.is_main:
         with suppress(FinetuneError):
-            told = {} if failure is None else {"failure": failure.what, "failure_kind": failure.kind}
-            listener.finished(status=status, summary={key: value for key, value in told.items() if value})
+            cause = {} if failure is None else {"failure": failure.what, "failure_kind": failure.kind}
+            listener.finished(status=status, summary={key: value for key, value in cause.items() if value})
 
 
 def _finish(loop: Loop, context: TrainingContext, run: Run, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:

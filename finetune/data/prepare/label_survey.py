@@ -129,14 +129,14 @@ def label_form(
         return decide()
 
     def write(folder: Path) -> None:
-        form, told = decide()
-        (folder / "form.json").write_text(json.dumps([form.to_dict(), told]), "utf-8")
+        form, described = decide()
+        (folder / "form.json").write_text(json.dumps([form.to_dict(), described]), "utf-8")
 
     key = digest("label form", VERSION, own, role, list(stated), separator)
-    form, told = json.loads(
+    form, described = json.loads(
         (publish("labels", key, write, about=describe_table(table)) / "form.json").read_text("utf-8")
     )
-    return LabelForm.from_dict(form), told
+    return LabelForm.from_dict(form), described
 
 
 def _compared(text: Any) -> str:
@@ -248,20 +248,20 @@ def _unified(found: Survey, labels: Labels, column: str) -> list[str]:
             continue
         ways.setdefault(index, Counter())[written] += count
     names = labels.names
-    shown = [
+    varied = [
         (names[index], spellings)
         for index, spellings in sorted(ways.items())
         if len(spellings) > 1 or _name_of(next(iter(spellings))) != names[index]
     ]
-    if not shown:
+    if not varied:
         return []
-    told = "; ".join(
+    shown = "; ".join(
         f"{name}: " + ", ".join(f"{written} {count:,}" for written, count in spellings.most_common(SHOWN))
-        for name, spellings in shown[:SHOWN]
+        for name, spellings in varied[:SHOWN]
     )
-    more = f"; and {len(shown) - SHOWN:,} more classes" if len(shown) > SHOWN else ""
-    several = "1 class is" if len(shown) == 1 else f"{len(shown):,} classes are"
-    return [f"{column}: {several} written in more than one way, or differently than in training: {told}{more}"]
+    more = f"; and {len(varied) - SHOWN:,} more classes" if len(varied) > SHOWN else ""
+    several = "1 class is" if len(varied) == 1 else f"{len(varied):,} classes are"
+    return [f"{column}: {several} written in more than one way, or differently than in training: {shown}{more}"]
 
 
 def _name_of(written: str) -> str:
@@ -275,6 +275,6 @@ def look_alike_notes(names: Sequence[str], column: str) -> list[str]:
     groups = look_alikes(names)
     if not groups:
         return []
-    told = "; ".join(" and ".join(map(repr, group)) for group in groups[:SHOWN])
+    shown = "; ".join(" and ".join(map(repr, group)) for group in groups[:SHOWN])
     more = f"; and {len(groups) - SHOWN:,} more" if len(groups) > SHOWN else ""
-    return [f"{column}: classes that look alike are kept apart: {told}{more}"]
+    return [f"{column}: classes that look alike are kept apart: {shown}{more}"]

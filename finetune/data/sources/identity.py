@@ -1,4 +1,4 @@
-"""What the data of a recipe is, told without reading it: names, sizes and times of files, versions of sets.
+"""The identity of a recipe's data without reading it: names, sizes and times of files, versions of sets.
 
 Preparation that was done for the same identity is found again in milliseconds, for any number of rows. If it changes, contents
 are compared (prepare/file_digest.py), so that files that were only moved or touched are not encoded again.

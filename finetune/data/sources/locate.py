@@ -70,13 +70,17 @@ def _locate_pattern(path: Path, source: SourceSection, name: str) -> Located:
         for file in group
         if name and split_of(label) not in ("", name)
     ]
-    told = [f"{display_path(path)}: {listed([file.name for file in files])} are read"] if len(files) > 1 else []
+    notes_on_files = (
+        [f"{display_path(path)}: {listed([file.name for file in files])} are read"] if len(files) > 1 else []
+    )
     if others:
-        told.append(f"{display_path(path)}: {name} reads files that are named for another split: {listed(others)}")
+        notes_on_files.append(
+            f"{display_path(path)}: {name} reads files that are named for another split: {listed(others)}"
+        )
     if source.format == "auto":
         for file in files:
             _format_or_raise(file, source.format)
-    return Located(same_format(path, files, source.format), tuple(files), (*told, *notes))
+    return Located(same_format(path, files, source.format), tuple(files), (*notes_on_files, *notes))
 
 
 def _no_split(path: Path, source: SourceSection) -> None:

@@ -1,4 +1,4 @@
-"""What a file is, told before it is read as a whole: of large files from samples, so that a stream can begin at once."""
+"""The identity of a file before it is read as a whole: of large files from samples, so that a stream can begin at once."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class ContinuousGenerator:
     def _make_manager(self) -> Any:
         logging.getLogger("ContinuousBatchingLogger").setLevel(
             logging.CRITICAL
-        )  # what goes wrong is told of each request
+        )  # errors are reported with each request
         if "flash" not in self._attention:  # the manager knows its own names of attentions alone
             self._model.set_attn_implementation("eager" if "eager" in self._attention else "sdpa")
         manager = self._model.init_continuous_batching(

@@ -46,7 +46,7 @@ def open_generator(
 
     module: in evaluation mode on its device. An adapter stays unmerged. longest: tokens of the longest prompt with its
     reply; 0: the model's length. memory: bytes for the cache; None: a share of what is free. slots: requests at
-    the same time; 0: by the device. notify: told which way is
+    the same time; 0: by the device. notify: called with a sentence on which way is
     used, and why.
     """
     model: Any = module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]

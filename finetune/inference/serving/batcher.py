@@ -118,8 +118,9 @@ class Queue:
 class Batcher:
     """Answers examples on a thread of its own.
 
-    ran: told the number of rows and the seconds of each chunk. idle: called once when nothing has come for a moment.
-    broken: told why the answerer cannot go on; after that every example fails. All are called on the batcher's thread.
+    ran: called with the number of rows and the seconds of each chunk. idle: called once when nothing has come for a moment.
+    broken: called with the reason why the answerer cannot go on; after that every example fails. All are called on the
+    batcher's thread.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Batcher:
         return request
 
     def cancel(self, request: Pending) -> None:
-        """Take the request's waiting examples out. Those in a chunk are answered, and nobody is told."""
+        """Take the request's waiting examples out. Those in a chunk are still computed; their answers are dropped."""
         request.cancelled = True
         with self._changed:
             self._queue.drop(request)

@@ -90,7 +90,7 @@ def is_loopback(host: str) -> bool:
 
 @dataclass
 class Guard:
-    """ASGI application around another one. report: told of bugs, with their traceback. in_flight: requests now.
+    """ASGI application around another one. report: called with bugs and their tracebacks. in_flight: requests now.
 
     answered: requests so far that were accepted before the server drained and got an answer, of any status.
     """

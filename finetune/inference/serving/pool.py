@@ -48,9 +48,10 @@ Start = Callable[[int, socket.socket], "subprocess.Popen[bytes]"]
 
 
 class ReplicaPool:
-    """start: starts the process of a replica. ran: told of each batch. restarted: told of each replica that ended.
+    """start: starts the process of a replica. ran: called after each batch. restarted: called after each end of a replica.
 
-    notify: told in words. failed: called once with the error for which the server has to end. Made on the event loop.
+    notify: called with sentences for people. failed: called once with the error for which the server has to end.
+    Made on the event loop.
     """
 
     def __init__(
@@ -224,8 +225,8 @@ class ReplicaPool:
             )
             self._closing = True
         else:
-            told = f"; {len(lost)} requests are tried again" if lost else ""
-            self._notify(f"replica {link.number} ended (exit code {code}) and is started again{told}")
+            retried = f"; {len(lost)} requests are tried again" if lost else ""
+            self._notify(f"replica {link.number} ended (exit code {code}) and is started again{retried}")
         for part in reversed(lost):
             self._try_again(part)
         self._dispatch()

@@ -25,7 +25,8 @@ ENCODERS = 2  # threads that encode: tokenizers and image decoders release Pytho
 
 
 class Replica:
-    """ran: told of each batch. broken: told why the model cannot answer any more. Both are called on the event loop.
+    """ran: called after each batch. broken: called with the reason when the model cannot answer any more. Both are
+    called on the event loop.
 
     Made on the event loop's thread. writer: for models that write; None for others.
     """

@@ -33,7 +33,7 @@ Pieces = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class ServedModel:
-    """facts: what the front process is told. pixels: the most that an image may have. pieces: how rows are cut; None: not."""
+    """facts: for the front process. pixels: the most that an image may have. pieces: how rows are cut; None: not."""
 
     task: Task
     artifacts: TaskArtifacts
@@ -70,19 +70,19 @@ class ServedModel:
         rows: Sequence[Mapping[str, Any]],
         encode: Callable[[Sequence[Mapping[str, Any]]], Sequence[Pieces | BadRow]],
     ) -> list[Pieces | RowError]:
-        """What `encode` makes of the rows that can be read. What was changed in a row is told by its first example."""
+        """What `encode` makes of the rows that can be read. What was changed in a row is noted in its first example."""
         notices: list[list[str]] = [[] for _ in rows]
-        read = [self._read(row, told) for row, told in zip(rows, notices, strict=True)]
+        read = [self._read(row, changes) for row, changes in zip(rows, notices, strict=True)]
         encoded = iter(encode([row for row in read if not isinstance(row, BadRow)]))
         outcomes: list[Pieces | RowError] = []
-        for row, told in zip(read, notices, strict=True):
+        for row, changes in zip(read, notices, strict=True):
             item: Pieces | BadRow = row if isinstance(row, BadRow) else next(encoded)
             if isinstance(item, BadValue):
                 item = item.with_columns(self.facts.columns)
             if isinstance(item, BadRow):
                 outcomes.append(bad_row_error(item))
             else:
-                first = {**item[0], NOTICES: [*told, *item[0].get(NOTICES, ())]} if told else item[0]
+                first = {**item[0], NOTICES: [*changes, *item[0].get(NOTICES, ())]} if changes else item[0]
                 outcomes.append([first, *item[1:]])
         return outcomes
 

@@ -53,7 +53,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Serving:
-    """One run of the server. notify: told in words.
+    """One run of the server. notify: called with sentences for people.
 
     open_backend: called on the event loop with what to call when the server has to end because of an error.
     """

@@ -41,7 +41,7 @@ def encode_with_targets(
 ) -> list[Encoded]:
     """`task.encode`, as a function that can be sent to a worker process. Reasons name columns as the data does.
 
-    columns: role -> column. What is cut is not told row by row: `describe_lengths` says it of the whole split.
+    columns: role -> column. What is cut is not reported row by row: `describe_lengths` reports it of the whole split.
     shown: what is kept of each row beside its tokens.
     """
     encoded = task.encode(artifacts, rows, with_targets=True)

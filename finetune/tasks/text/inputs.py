@@ -71,7 +71,7 @@ _CUT = "only the first "
 
 
 def cut_notice(limit: int, option: str = "options.max_length", what: str = "text") -> str:
-    """What is told of a row whose end is not read. what: that has an end."""
+    """The notice of a row whose end is not read. what: what is cut, such as "text"."""
     return f"{_CUT}{limit} tokens of the {what} were read ({option})"
 
 
