@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from finetune.distributed.forking import NAME_OF_RANK
+from finetune.distributed.replica_place import ReplicaPlace
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "FINETUNE_TEST_RUN"  # in the environment of every process of a run, however it was started or orphaned
@@ -75,10 +76,11 @@ class Running:
         found: dict[int, psutil.Process] = {}
         for process in sorted(self.survivors(), key=lambda process: process.create_time()):
             with suppress(psutil.Error):
-                name, forked = process.name(), NAME_OF_RANK
-                rank = name.removeprefix(forked) if name.startswith(forked) else process.environ().get("RANK", "")
-                if rank.isdigit():
-                    found.setdefault(int(rank), process)
+                name, environment = process.name(), process.environ()
+                rank = name.removeprefix(NAME_OF_RANK) if name.startswith(NAME_OF_RANK) else environment.get("RANK", "")
+                place = ReplicaPlace.from_environ(environment)
+                if rank.isdigit() and not (place and place.is_reader):
+                    found.setdefault(int(rank) + (place.first if place else 0), process)
         return found
 
     def rank(self, number: int, timeout: float = 60) -> psutil.Process:

@@ -82,7 +82,7 @@ def predict_here(folder: str, output: str, window_rows: int, kill: Kill | None, 
     import torch
 
     from finetune.app.predict_options import PredictOptions
-    from finetune.app.workers import predict
+    from finetune.app.workers import predict, prediction_reading
     from finetune.inference.batches import BatchAnswerer
     from finetune.inference.prediction import keeper
     from finetune.inference.prediction.rank_loop import RankLoop
@@ -107,7 +107,7 @@ def predict_here(folder: str, output: str, window_rows: int, kill: Kill | None, 
     with ExitStack() as stack:
         stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)  # the kill is meant for this start alone
         enter = stack.enter_context
-        enter(mock.patch.object(predict, "WINDOW_ROWS", window_rows))
+        enter(mock.patch.object(prediction_reading, "WINDOW_ROWS", window_rows))
         enter(mock.patch.object(RankLoop, "run", armed(RankLoop.run, ("one rank", "rank 0", "all ranks"))))
         enter(mock.patch.object(keeper.Keeper, "run", armed(keeper.Keeper.run, ("the process beside rank 0",))))
         enter(mock.patch.object(BatchAnswerer, "_answer", answer))

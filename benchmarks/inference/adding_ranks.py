@@ -22,10 +22,11 @@ from finetune.data.sources.source_stream import open_stream
 from finetune.distributed.env import DistributedEnv, as_environ, from_environ
 from finetune.distributed.launch import die_with_parent
 from finetune.distributed.session import Session
+from finetune.inference.prediction.board import GroupBoard
 from finetune.inference.prediction.keeper import start_keeper
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.rank_loop import RankLoop
-from finetune.inference.prediction.relay import Relay, wait_for_figures
+from finetune.inference.prediction.relay import Relay, announce_figures, gather_figures
 from finetune.recipe.data import SourceSection
 from finetune.tasks.text_classification.card import CARD
 from tests import asking
@@ -54,25 +55,24 @@ def run(data: Path, output: Path, seconds: float) -> None:
         process, connection = start_keeper(Making(data, output), None, apart=True)
     session = Session.open(None, precision="fp32", cpu=True)
     session.wait()
-    relay = None
+    relay, board = None, GroupBoard(session)
     if connection is not None:
-        relay = Relay(session, connection, lambda state, share: None, print)
+        relay = Relay(board, Parts(output), connection, lambda state, share: None, print)
     answerer = asking.AddingAnswerer(budget=BUDGET, seconds=seconds)
     recorder = asking.recorder()
     began = time.monotonic()
-    figures = RankLoop(session, Parts(output), answerer, recorder.splitter, recorder, asking.cost).run()
+    figures = RankLoop(session, board, Parts(output), answerer, recorder.splitter, recorder, asking.cost).run()
+    announce_figures(board, figures.to_dict())
     if relay is not None:
         state = relay.wait()
         seconds_taken = time.monotonic() - began
-        ranks = wait_for_figures(session, figures.to_dict())
+        ranks = gather_figures(board, lambda: range(session.world_size))
         if process is not None:
             process.join()  # or its memory is not known
         peaks = [resource.getrusage(who).ru_maxrss * KIB for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         print(
             json.dumps({"seconds": seconds_taken, "rows": state.rows, "ranks": ranks, "peak_bytes": peaks}), flush=True
         )
-    else:
-        wait_for_figures(session, figures.to_dict())
     session.close()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.inference import pulls  # ranks import it by this name, not as __main__
 from finetune.distributed.prebuild import choose_cache
 from finetune.distributed.session import Session
-from finetune.inference.prediction.pull_queue import TICKETS
+from finetune.inference.prediction.board import TICKETS
 from tests.ranks import Ranks
 
 

@@ -12,6 +12,7 @@ from finetune.app.supervise import as_worker, is_worker
 from finetune.distributed.forking import fork_here
 from finetune.distributed.launch import die_with_parent
 from finetune.distributed.quick_imports import quick_imports
+from finetune.distributed.replica_place import ReplicaPlace
 from finetune.terminal import phase, print_line
 
 # Read by tqdm, huggingface_hub, transformers and datasets when they are imported.
@@ -37,7 +38,8 @@ def _load(verb: str, options: Mapping[str, Any]) -> Any:
     name = f"finetune.app.workers.{verb}"
     if name in sys.modules:  # in the process that this one was forked from
         return sys.modules[name]
-    first = os.environ.get("RANK", "0") == "0"
+    place = ReplicaPlace.from_environ()
+    first = os.environ.get("RANK", "0") == "0" and (place is None or place.is_reader)
     with phase("importing libraries", print_line if first else lambda line: None), quick_imports():
         worker = importlib.import_module(f"finetune.app.workers.{verb}")
         if hasattr(worker, "load_libraries"):

@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 
+from finetune.app.asked_replicas import predict_with_replicas
 from finetune.app.predict_options import PredictOptions, check_replicas, split_option
 from finetune.distributed.launch import Launch, run_workers
+from finetune.distributed.replicas import NoReplicaLeft
 from finetune.errors import TrainingFailed, UserError
 from finetune.inference.prediction.deaths import forget_whereabouts, note_deaths
 from finetune.inference.prediction.manifest import check_output
@@ -19,8 +21,9 @@ from finetune.units import format_number
 
 
 def predict(*, options: PredictOptions) -> None:
-    """Start the ranks, and start all of them again after a failure: what they have answered stays. A start that has answered
-    something gives back the restarts that were used up before it.
+    """Start the ranks. Several replicas are launches of their own: one that fails is started again alone. A single one, or the
+    process that reads for several, ends all by its failure, and all are started again: what is answered stays. A start that
+    has answered something gives back the restarts that were used up before it.
 
     Raises: UserError for an output of another command and for a model or data that cannot be used; Halted for a full disk
     or too many bad rows; TrainingFailed when restarts are used up.
@@ -33,8 +36,10 @@ def predict(*, options: PredictOptions) -> None:
         deaths = _Deaths(parts)
         forget_whereabouts(parts)
         try:
-            run_workers(launch, parts.logs, lambda line: None, ends_at_once=True, tell_dead=deaths.note)
+            _run(launch, options, parts, deaths)
             return
+        except NoReplicaLeft:
+            raise
         except TrainingFailed as error:
             before, reached = reached, _reached(parts)
             if deaths.gained or reached > before:
@@ -49,6 +54,14 @@ def predict(*, options: PredictOptions) -> None:
         except UserError:
             _remove_unused(parts)
             raise
+
+
+def _run(launch: Launch, options: PredictOptions, parts: Parts, deaths: _Deaths) -> None:
+    """One start of all ranks."""
+    if launch.processes > options.split:
+        predict_with_replicas(launch, options.split, parts, restarts=options.restarts, gpus_each=options.layers)
+    else:
+        run_workers(launch, parts.logs, lambda line: None, ends_at_once=True, tell_dead=deaths.note)
 
 
 class _Deaths:

@@ -11,6 +11,7 @@ from finetune.data.sources.preflight import check_data
 from finetune.distributed.env import from_environ
 from finetune.distributed.failure import report_failures
 from finetune.distributed.launch import SUPERVISED, Launch, die_with_parent, run_workers
+from finetune.distributed.replica_place import rank_number
 from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
 from finetune.planning.engine import choose_engine
 from finetune.planning.tensor import KEY, check_model
@@ -43,7 +44,7 @@ def as_worker() -> Iterator[None]:
     if not logs:
         yield
         return
-    with report_failures(env.rank if env else 0, Path(logs), supervised=True):
+    with report_failures(rank_number(), Path(logs), supervised=True):
         yield
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune.distributed.env import from_environ
 from finetune.distributed.meeting import given_folder
+from finetune.distributed.replica_place import describe_rank, process_name
 from finetune.errors import (
     DISK_FULL,
     EXIT_FAILED,
@@ -75,7 +76,7 @@ class Failure:
         )
         kind = Halted if self.halted else kind
         expected = self.exit_code in (EXIT_USER, EXIT_STOPPED) or self.halted
-        where = self.where if expected else ", ".join(part for part in (f"rank {self.rank}", self.where) if part)
+        where = self.where if expected else ", ".join(filter(None, (describe_rank(self.rank), self.where)))
         kept = f"The traceback is in {self.log}." if self.log and (expected or not self.remedy) else ""
         return kind(self.what, where=where, remedy=" ".join(filter(None, (self.remedy, kept))))
 
@@ -93,7 +94,7 @@ def report_failures(rank: int, logs: Path, *, supervised: bool) -> Iterator[None
     try:
         yield
     except Exception as error:
-        failure = describe_failure(error, rank, logs / f"rank-{rank}.log")
+        failure = describe_failure(error, rank, logs / f"{process_name(rank)}.log")
         write_failure(logs, failure)
         if not isinstance(error, FinetuneError) or error.__cause__ is not None:
             _print_traceback()
@@ -240,11 +241,13 @@ def read_failures(*folders: Path) -> list[Failure]:
     return sorted(found, key=lambda failure: (failure.echo, failure.time))
 
 
-def clear_failures(folder: Path) -> None:
-    """Before a start: remove what an earlier one left, and the space that killed ranks had reserved."""
-    for pattern in ("failure-rank-*.json", ".failure-rank-*.json"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+def clear_failures(folder: Path, ranks: Iterable[int] | None = None) -> None:
+    """Before a start: remove what an earlier one left, and the space that killed ranks had reserved. ranks: None for all."""
+    named = [failure_file(folder, rank) for rank in ranks or ()]
+    for path in folder.glob("failure-rank-*.json") if ranks is None else named:
+        path.unlink(missing_ok=True)
+    for path in folder.glob(".failure-rank-*.json") if ranks is None else map(_unfinished, named):
+        path.unlink(missing_ok=True)
 
 
 def failure_file(folder: Path, rank: int) -> Path:

@@ -7,7 +7,6 @@ import torch and DeepSpeed (five seconds of a core) before it starts the first r
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
 import socket
@@ -15,21 +14,21 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
 from finetune.distributed.env import DistributedEnv, as_environ
-from finetune.distributed.failure import clear_failures, read_failures
+from finetune.distributed.failure import Failure, clear_failures, read_failures
 from finetune.distributed.forking import ForkedRank, fork_ranks
 from finetune.distributed.meeting import ADDRESS, PRIVATE, private_folder, stay_inside
+from finetune.distributed.rank_ends import killed_rank, unexplained, was
 from finetune.errors import EXIT_STOPPED, FinetuneError, Stopped, TrainingFailed
-from finetune.recipe.machine import cause_of_signal, memory_limit
 from finetune.recipe.trust import OPTION, is_trusted
 from finetune.units import format_number
 
@@ -50,6 +49,7 @@ class Launch:
     """What is started: `python -m finetune <arguments>` on `processes` ranks of this machine.
 
     forks: the ranks may be forked from one process that has imported what they need (forking.py).
+    first: what the first of them is called in logs and messages, where one command starts several launches.
     """
 
     arguments: Sequence[str]
@@ -57,6 +57,7 @@ class Launch:
     deepspeed: bool
     cpu: bool
     forks: bool = False
+    first: int = 0
 
     def command(self) -> list[str]:
         """What each rank runs."""
@@ -103,53 +104,29 @@ def run_workers(
     """
     logs.mkdir(parents=True, exist_ok=True)
     clear_failures(logs)
-    port = _free_port()
+    port = free_port()
     notify(f"starting {format_number(launch.processes, 'rank')}, as: {launch.equivalent(port)}")
     with private_folder(logs) as private, (logs / "launcher.log").open("ab") as log:
-        watcher = _Watcher(launch, logs, private, notify_meanwhile or notify, ends_at_once=ends_at_once)
-        said_from = log.tell()
-        with watcher.signals_passed_on():
+        watcher = Watcher(launch, logs, private, notify_meanwhile or notify, ends_at_once=ends_at_once)
+        with signals_handled(watcher.pass_on):
             try:
-                watcher.start(port, log.fileno())
+                watcher.start(port, log)
                 watcher.wait()
             finally:
                 watcher.kill()  # nothing, unless a rank could not be started
         if not (watcher.aborted or watcher.stopped) and (dead := watcher.dead()):
             tell_dead(dead)
-        _raise_outcome(watcher, logs, said_from)
+        if watcher.aborted:
+            raise KeyboardInterrupt
+        if (error := watcher.outcome()) is not None:
+            raise error
 
 
-def _raise_outcome(watcher: _Watcher, logs: Path, said_from: int) -> None:
-    """The error of the rank that failed first, if one failed. What a rank reports goes before how it ended."""
-    failures = read_failures(logs, watcher.private)
-    if watcher.aborted:
-        raise KeyboardInterrupt
-    if watcher.stopped:
-        raise Stopped("stopped on request; run the same command to resume")
-    if failures and not failures[0].echo:
-        raise failures[0].to_error()
-    if watcher.overdue:
-        raise TrainingFailed(
-            f"did not end within {STOP_SECONDS:.0f} s of {watcher.signal}, and {_was(watcher.overdue)} killed",
-            where=", ".join(f"rank {rank}" for rank in watcher.overdue),
-            remedy="Run the same command to resume from the last checkpoint.",
-        )
-    killed = _killed(watcher.ends)
-    if watcher.interrupts and (killed is not None or not watcher.ranks):
-        raise Stopped("stopped while the processes were starting; run the same command to resume")
-    if killed is not None:
-        raise killed
-    if failures:
-        raise failures[0].to_error()
-    if bad := [code for code in watcher.ends.values() if code]:
-        raise _unexplained(bad[0], logs, said_from)
-
-
-class _Watcher:
+class Watcher:
     """Starts the ranks, waits for them, and ends what is left some seconds after a first failure.
 
-    ends: rank -> exit code, minus the signal that killed it; in the order in which they ended by themselves.
-    signal: the name of the first one that asked to stop. overdue: ranks that did not end in time after it.
+    ends: rank -> exit code, minus the signal that killed it; in the order in which they ended by themselves. Ranks count from
+    launch.first. signal: the name of the first one that asked to stop. overdue: ranks that did not end in time after it.
     """
 
     def __init__(
@@ -168,19 +145,22 @@ class _Watcher:
         self.ends: dict[int, int] = {}
         self.interrupts, self.aborted, self.stopped, self.signal = 0, False, False, ""
         self.overdue: list[int] = []
+        self._deadline = float("inf")
+        self._said_from = 0
         self._progress: tuple[float, Any] = (0.0, None)  # when it was last seen, and what was seen
         self._looked = 0.0
         self._asked: set[int] = set()
 
-    def start(self, port: int, log: int) -> None:
-        """All ranks. log: a file that takes what they print before they have logs of their own."""
+    def start(self, port: int, log: IO[bytes]) -> None:
+        """All ranks. log: takes what they print before they have logs of their own."""
+        self._said_from = log.tell()
         if self.launch.forks and self.launch.processes > 1:
             environment = self.launch.environment(0, port, self.logs, self.mark, self.private)
             self.ranks += fork_ranks(
                 self.launch.command(),
                 environment,
                 self.launch.processes,
-                log,
+                log.fileno(),
                 die_with_parent=die_with_parent,
                 wanted=lambda: not self.interrupts,
             )
@@ -189,7 +169,7 @@ class _Watcher:
         for rank in range(self.launch.processes):
             process = subprocess.Popen(
                 self.launch.command(),
-                stderr=log,
+                stderr=log.fileno(),
                 env=self.launch.environment(rank, port, self.logs, self.mark, self.private),
                 start_new_session=True,
                 preexec_fn=die_with_parent,
@@ -198,24 +178,58 @@ class _Watcher:
 
     def wait(self) -> None:
         """Until no process of the launch is left."""
-        deadline = float("inf")
-        while len(self.ends) < len(self.ranks):
+        while not self.is_over():
             time.sleep(POLL_SECONDS)
-            if self.aborted or self.stopped:
-                break
-            if self.interrupts:
-                self._ask_to_stop()
-            self._note_ends()
-            if self.interrupts and self._is_overdue():
-                self.overdue = [rank for rank in range(len(self.ranks)) if rank not in self.ends]
-                break
-            deadline = min(deadline, time.monotonic() + self._patience())
-            if time.monotonic() > deadline:
-                break
         self.kill()
 
+    def is_over(self) -> bool:
+        """Look at the ranks: whether all have ended, or those that are left have had their time. Call it again and again."""
+        if self.aborted or self.stopped:
+            return True
+        if self.interrupts:
+            self._ask_to_stop()
+        self._note_ends()
+        if len(self.ends) == len(self.ranks):
+            return True
+        if self.interrupts and self._is_overdue():
+            self.overdue = [rank for rank, _ in self._numbered() if rank not in self.ends]
+            return True
+        self._deadline = min(self._deadline, time.monotonic() + self._patience())
+        return time.monotonic() > self._deadline
+
+    def outcome(self) -> FinetuneError | None:
+        """The error of the rank that failed first, if one failed. What a rank reports goes before how it ended."""
+        failures = self._failures()
+        if self.stopped:
+            return Stopped("stopped on request; run the same command to resume")
+        if failures and not failures[0].echo:
+            return failures[0].to_error()
+        if self.overdue:
+            return TrainingFailed(
+                f"did not end within {STOP_SECONDS:.0f} s of {self.signal}, and {was(self.overdue)} killed",
+                where=", ".join(f"rank {rank}" for rank in self.overdue),
+                remedy="Run the same command to resume from the last checkpoint.",
+            )
+        killed = killed_rank(self.ends)
+        if self.interrupts and (killed is not None or not self.ranks):
+            return Stopped("stopped while the processes were starting; run the same command to resume")
+        if killed is not None:
+            return killed
+        if failures:
+            return failures[0].to_error()
+        bad = [code for code in self.ends.values() if code]
+        return unexplained(bad[0], self.logs, self._said_from) if bad else None
+
+    def _numbered(self) -> Iterator[tuple[int, subprocess.Popen[bytes] | ForkedRank]]:
+        return enumerate(self.ranks, self.launch.first)
+
+    def _failures(self) -> list[Failure]:
+        """Of the ranks of this launch."""
+        own = range(self.launch.first, self.launch.first + self.launch.processes)
+        return [failure for failure in read_failures(self.logs, self.private) if failure.rank in own]
+
     def _note_ends(self) -> None:
-        for rank, process in enumerate(self.ranks):
+        for rank, process in self._numbered():
             code = process.poll()
             if code is not None and rank not in self.ends:
                 self.ends[rank] = code
@@ -229,7 +243,7 @@ class _Watcher:
         codes = [code for code in self.ends.values() if code]
         if any(code != EXIT_STOPPED for code in codes):
             return GRACE_SECONDS
-        if any(failure.exit_code != EXIT_STOPPED for failure in read_failures(self.logs, self.private)):
+        if any(failure.exit_code != EXIT_STOPPED for failure in self._failures()):
             return GRACE_SECONDS
         return STOP_SECONDS if codes else float("inf")
 
@@ -243,10 +257,8 @@ class _Watcher:
         for process in self.ranks:
             process.wait()
 
-    def signals_passed_on(self) -> _Handlers:
-        return _Handlers(self._pass_on)
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        """A signal handler."""
         self.interrupts += 1
         if number == signal.SIGINT and (self.interrupts > 1 or self.ends_at_once):
             self.aborted = True
@@ -258,7 +270,7 @@ class _Watcher:
 
     def _ask_to_stop(self) -> None:
         """SIGTERM to each rank, once. One that was halted goes on, so that it can save."""
-        for rank, process in enumerate(self.ranks):
+        for rank, process in self._numbered():
             if rank in self._asked:
                 continue
             self._asked.add(rank)
@@ -287,20 +299,15 @@ class _Watcher:
         return found
 
 
-class _Handlers:
-    """Signal handlers for the time of a run."""
-
-    def __init__(self, handler: Callable[[int, FrameType | None], None]) -> None:
-        self.handler = handler
-        self.before: dict[int, object] = {}
-
-    def __enter__(self) -> None:
-        for number in stop_signals():
-            self.before[number] = signal.signal(number, self.handler)
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+@contextmanager
+def signals_handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """While the block runs, `handler` gets what asks to stop."""
+    before = {number: signal.signal(number, handler) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -319,40 +326,7 @@ def _written(checkpoints: Path) -> list[tuple[str, int]]:
     return found
 
 
-def _was(ranks: Sequence[int]) -> str:
-    return "was" if len(ranks) == 1 else "were"
-
-
-def _killed(ends: dict[int, int]) -> FinetuneError | None:
-    """What a signal ended. SIGTERM comes last: whoever ends one rank that way ends the others for it."""
-    killed = sorted(
-        ((-code, rank) for rank, code in ends.items() if code < 0), key=lambda end: end[0] == signal.SIGTERM
-    )
-    if not killed:
-        return None
-    number, rank = killed[0]
-    name, cause = signal.Signals(number).name, cause_of_signal(number)
-    remedy = " ".join(filter(None, (memory_limit(), "Run the same command to resume from the last checkpoint.")))
-    return TrainingFailed(f"was killed by {name}{cause}", where=f"rank {rank}", remedy=remedy)
-
-
-def _unexplained(code: int, logs: Path, said_from: int) -> FinetuneError:
-    """No rank could report why: it ended before our code ran."""
-    lines = [line.strip() for line in _said(logs, said_from).splitlines()]
-    errors = [line for line in lines if re.match(r"\w*(Error|Exception)\b.*:", line)]
-    last = (errors or [line for line in lines if line.strip("=-")] or ["nothing was printed"])[-1]
-    what = f"the processes ended with code {code}: {last}"
-    return TrainingFailed(what, where=str(logs / "launcher.log"), remedy=memory_limit())
-
-
-def _said(logs: Path, said_from: int) -> str:
-    """What the ranks wrote during this launch; the file holds earlier ones, too."""
-    with (logs / "launcher.log").open("rb") as log:
-        log.seek(said_from)
-        return log.read()[-100_000:].decode(errors="replace")
-
-
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((ADDRESS, 0))
         return int(probe.getsockname()[1])

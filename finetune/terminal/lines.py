@@ -20,6 +20,11 @@ def print_line(text: str) -> None:
     print(printable(text), flush=True)
 
 
+def print_over_progress(text: str) -> None:
+    """A line on stdout in place of a ProgressLine, also another process's, which is shown again below it."""
+    print(f"\r\x1b[K{printable(text)}" if sys.stdout.isatty() else printable(text), flush=True)
+
+
 def print_beside_view(text: str) -> None:
     """A line on stdout while another process may show something live in the same terminal. That process moves the cursor up
     to rewrite what it shows: the line is put below it, and enough free lines below the line.

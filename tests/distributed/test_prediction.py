@@ -7,6 +7,7 @@ import random
 import time
 from contextlib import suppress
 from multiprocessing import Pipe
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +15,11 @@ from finetune.data.sources.streams import MemoryStream
 from finetune.distributed.failure import PeerFailed
 from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, TrainingFailed, UserError
+from finetune.inference.prediction.board import GroupBoard
 from finetune.inference.prediction.heartbeat import Listening
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.rank_loop import RankLoop, total_figures
-from finetune.inference.prediction.relay import Relay, wait_for_figures
+from finetune.inference.prediction.relay import Relay, announce_figures, gather_figures
 from finetune.tasks.text_classification.card import CARD
 from tests import asking
 from tests.ranks import RankError
@@ -38,11 +40,12 @@ def predict(rows, output, *, seconds=(0.0,), dies_at="", died=(), fails=(), max_
     answerer.fails = session.rank in fails
     answerer.waits = answerer.fails and len(fails) < session.world_size
     relay = connection = None
+    board = GroupBoard(session)
     if session.is_main:
         connection = asking.keep_in_thread(asking.asked(rows, keep=("name",)), output, max_errors)
-        relay = Relay(session, connection, lambda state, share: None, lambda line: None)
+        relay = Relay(board, Parts(output), connection, lambda state, share: None, lambda line: None)
     recorder = asking.recorder()
-    loop = RankLoop(session, Parts(output), answerer, recorder.splitter, recorder, asking.cost)
+    loop = RankLoop(session, board, Parts(output), answerer, recorder.splitter, recorder, asking.cost)
     try:
         try:
             own = loop.run()
@@ -50,8 +53,9 @@ def predict(rows, output, *, seconds=(0.0,), dies_at="", died=(), fails=(), max_
             if relay:
                 relay.wait()  # raises what it was
             raise
+        announce_figures(board, own.to_dict())
         state = relay.wait() if relay else None
-        return own, state, wait_for_figures(session, own.to_dict())
+        return own, state, gather_figures(board, lambda: range(session.world_size)) if relay else []
     finally:
         if connection is not None:
             connection.close()  # ends the thread at its other end, and the relay's
@@ -182,7 +186,9 @@ def hear(count_rank_1):
     if session.is_main:
         listening = Listening(session, silence=0.5, every=0.02)
         ours, theirs = Pipe()  # nobody reads or writes, and nobody ends
-        relay = Relay(session, ours, lambda state, share: None, lambda line: None, listening)
+        relay = Relay(
+            GroupBoard(session), Parts(Path("out.jsonl")), ours, lambda state, share: None, lambda line: None, listening
+        )
         with pytest.raises(TrainingFailed) as ended:
             relay.wait()
         session.count(count_rank_1)

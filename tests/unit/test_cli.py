@@ -130,7 +130,7 @@ def test_what_supervises_a_training_imports_no_heavy_library(tmp_path: Path) -> 
         "verb.ensure_prepared = lambda request: None\n"
         "def start(self, port, log):\n"
         f"    print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules], len(sys.modules) < 700, flush=True)\n"
-        "launch._Watcher.start = start\n"
+        "launch.Watcher.start = start\n"
         "main(['train', 'good.yaml', '--run-dir', 'run'])"
     )
     done = start([sys.executable, "-c", probe], tmp_path)

@@ -1,194 +1,169 @@
-"""One rank of `finetune predict`: a whole model, chunks pulled from a queue. Rank 0 also starts the process that reads the data
-and writes the output, and reports.
+"""One rank of `finetune predict`: a whole model, chunks pulled from a queue. Where the ranks are one process group, rank 0 also
+starts the process that reads the data and writes the output, and reports.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from finetune.app.asked_model import load_found
+from finetune.app.asked_model import AskedModel, load_found
 from finetune.app.model_sources import find_model
 from finetune.app.predict_options import PredictOptions, check_replicas
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.prediction import Prediction
-from finetune.app.workers.prediction_report import PredictionProgress, describe_resumed, report
+from finetune.app.workers.prediction_reading import BEGUN, NOTHING_LEFT, Reading, read, reading
 from finetune.data.images import allow_pixels
 from finetune.distributed.env import DistributedEnv, from_environ
 from finetune.distributed.failure import PeerFailed, report_failures
+from finetune.distributed.folder_store import FolderStore
 from finetune.distributed.launch import SUPERVISED
+from finetune.distributed.replica_place import READER, ReplicaPlace, rank_number
 from finetune.distributed.session import Session
-from finetune.inference.prediction.collector import Collector
-from finetune.inference.prediction.feeder import Asked, Feeder, spare_cores
+from finetune.inference.prediction.board import Board, GroupBoard, ReplicaBoard
 from finetune.inference.prediction.heartbeat import Heartbeat, Listening
-from finetune.inference.prediction.keeper import start_keeper
-from finetune.inference.prediction.manifest import begin_or_resume, only_one
-from finetune.inference.prediction.outcomes import Recorder
-from finetune.inference.prediction.outputs import RecordColumns, check_output_name, open_output
+from finetune.inference.prediction.outputs import check_output_name
 from finetune.inference.prediction.parts import Parts
-from finetune.inference.prediction.pictures import prepare_folder
-from finetune.inference.prediction.rank_loop import RankLoop
-from finetune.inference.prediction.relay import Relay, wait_for_figures
-from finetune.inference.prediction.scored_rows import measure_scored
-from finetune.inference.prediction.state import State
-from finetune.inference.prediction.windows import WINDOW_ROWS
+from finetune.inference.prediction.rank_loop import RankFigures, RankLoop
+from finetune.inference.prediction.relay import announce_figures, gather_figures
 from finetune.models.device import uses_cuda
 from finetune.models.placement import Placement
 from finetune.terminal import print_line
 
+LOOK_SECONDS = 0.05  # between two looks for the reader
+
 
 def work(*, options: PredictOptions) -> None:
     """This process as one of N."""
-    env = from_environ()
-    rank = env.rank if env else 0
+    rank, place = rank_number(), ReplicaPlace.from_environ()
     parts, supervised = Parts(options.output.absolute()), os.environ.get(SUPERVISED)
     redirect_output(rank, Path(supervised or parts.logs))
     if supervised:
-        _predict(options, parts, env)
+        _predict(options, parts, rank, place)
         return
     with report_failures(rank, parts.logs, supervised=False):
-        _predict(options, parts, env)
+        _predict(options, parts, rank, place)
 
 
-def _predict(options: PredictOptions, parts: Parts, env: DistributedEnv | None) -> None:
+def _predict(options: PredictOptions, parts: Parts, rank: int, place: ReplicaPlace | None) -> None:
+    env = from_environ()
     check_output_name(parts.output)
-    check_replicas(env.world_size if env else 1, options)  # the ranks may be another launcher's
+    if rank != READER:
+        check_replicas(env.world_size if env else 1, options)  # the ranks may be another launcher's
     if options.max_pixels is not None:
         allow_pixels(options.max_pixels)
+    tells = rank == 0 if place is None else place.is_reader
     found = find_model(
         options.model,
         checkpoint=options.checkpoint,
         task=options.task,
         trust_remote_code=options.trust_remote_code,
         body=options.embed,
-        notify=print_line if env is None or env.rank == 0 else lambda line: None,
+        notify=print_line if tells else lambda line: None,
     )
     prediction = Prediction.of(found, options, parts)
-    with _reading(prediction, env) as reading:
-        session = Session.open(
-            None, precision=found.precision, cpu=not uses_cuda(), split=options.split, notify=print_line
-        )
+    if place is None:
+        _predict_in_one_group(prediction, env)
+    elif place.is_reader:
+        read(prediction, place)
+    else:
+        _predict_in_replica(prediction, rank, place)
+
+
+def _predict_in_replica(prediction: Prediction, rank: int, place: ReplicaPlace) -> None:
+    """A rank whose replica is a launch of its own; a reader is there, and whoever started them ends this rank with it."""
+    store = FolderStore(Path(place.folder))
+    while (begun := store.announced(BEGUN)) is None:
+        time.sleep(LOOK_SECONDS)
+    if begun == NOTHING_LEFT:
+        return
+    session = _open_session(prediction)
+    board = ReplicaBoard(store, place, rank)
+    figures = _answer(prediction, session, board, tells=rank == 0 and not place.attempt)
+    announce_figures(board, figures.to_dict())
+    session.close()
+
+
+def _predict_in_one_group(prediction: Prediction, env: DistributedEnv | None) -> None:
+    with _reading_on_main(prediction, env) as reading:
+        session = _open_session(prediction)
         if not session.broadcast(reading is not None if session.is_main else None):
             session.close()
             return
         with Heartbeat(session):
-            _answer(prediction, session, reading, env)
+            _answer_and_report(prediction, session, reading)
         session.close()
         if reading is not None:
             prediction.draw()
 
 
-def _answer(prediction: Prediction, session: Session, reading: _Reading | None, env: DistributedEnv | None) -> None:
-    """Answer chunks until there are no more; then, on rank 0, wait until all are written, and report."""
-    options, parts = prediction.options, prediction.parts
-    relay = reading.relay(session) if reading is not None else None
-    model = load_found(
-        prediction.found,
-        precision=options.precision,  # type: ignore[arg-type]
-        quantization=options.quantization,  # type: ignore[arg-type]
-        placement=_placement(options, parts, env),
-        session=session,
-    )
-    for line in model.notes if session.is_main else ():
-        print_line(line)
-    answerer = replace(model, task=prediction.recorder.task).answerer(
-        budget=prediction.budget,
-        notify=print_line if session.is_main else lambda line: None,
-        **prediction.generation,
-    )
-    loop = RankLoop(session, parts, answerer, prediction.splitter, prediction.recorder, prediction.cost)
+@contextmanager
+def _reading_on_main(prediction: Prediction, env: DistributedEnv | None) -> Iterator[Reading | None]:
+    """On rank 0: start to read. None on other ranks, and where all is done."""
+    if env is not None and env.rank:
+        yield None
+        return
+    with reading(prediction, env.local_world_size if env else 1) as found:
+        yield found
+
+
+def _open_session(prediction: Prediction) -> Session:
+    precision, split = prediction.found.precision, prediction.options.split
+    return Session.open(None, precision=precision, cpu=not uses_cuda(), split=split, notify=print_line)
+
+
+def _answer_and_report(prediction: Prediction, session: Session, reading: Reading | None) -> None:
+    """Answer chunks; then, on rank 0, wait until all are written, and report."""
+    board = GroupBoard(session)
+    relay = reading.relay(board, Listening(session)) if reading is not None else None
     try:
-        own = loop.run()
+        figures = _answer(prediction, session, board, tells=session.is_main)
     except PeerFailed:
         if relay is not None:
             relay.wait()  # raises what it was
         raise
-    figures = wait_for_figures(session, own.to_dict()) if relay is None else []
+    announce_figures(board, figures.to_dict())
     if relay is not None and reading is not None:
         state = relay.wait()
-        figures = wait_for_figures(session, own.to_dict())
-        reading.progress.close()
-        metrics = model.plan.training.metrics
-        measured = measure_scored(parts.scored, metrics, model.task.metric_options(prediction.found.artifacts))
-        report(parts, reading.before.rows + reading.waiting, state, figures, options, model.name, measured)
+        reading.report(state, gather_figures(board, lambda: range(session.world_size)))
 
 
-def _placement(options: PredictOptions, parts: Parts, env: DistributedEnv | None) -> Placement | None:
-    """None for a model that is whole on the device of this rank."""
+def _answer(prediction: Prediction, session: Session, board: Board, *, tells: bool) -> RankFigures:
+    """Load the model, and answer chunks until there are no more. tells: whether this rank talks to the user."""
+    model = _load(prediction, session, board.rank)
+    for line in model.notes if tells else ():
+        print_line(line)
+    answerer = replace(model, task=prediction.recorder.task).answerer(
+        budget=prediction.budget,
+        notify=print_line if tells else lambda line: None,
+        **prediction.generation,
+    )
+    parts, splitter, recorder = prediction.parts, prediction.splitter, prediction.recorder
+    return RankLoop(session, board, parts, answerer, splitter, recorder, prediction.cost).run()
+
+
+def _load(prediction: Prediction, session: Session, rank: int) -> AskedModel:
+    options = prediction.options
+    return load_found(
+        prediction.found,
+        precision=options.precision,  # type: ignore[arg-type]
+        quantization=options.quantization,  # type: ignore[arg-type]
+        placement=_placement(options, prediction.parts, rank),
+        session=session,
+    )
+
+
+def _placement(options: PredictOptions, parts: Parts, rank: int) -> Placement | None:
+    """None for a model that is whole on the device of this rank. rank: its number among all ranks."""
     if options.split > 1:
         return Placement(slices=options.slices, stages=options.stages)
     if options.layers == 1:
         return None
-    first = options.layers * (env.local_rank if env else 0)
-    return Placement(layers=tuple(range(first, first + options.layers)), offload=parts.folder / f"offload-{first}")
-
-
-@dataclass(frozen=True)
-class _Making:
-    """Makes, in the process that reads and writes, what it needs."""
-
-    asked: Asked
-    parts: Parts
-    recorder: Recorder
-    state: State
-    columns: RecordColumns
-
-    def __call__(self) -> tuple[Feeder, Collector]:
-        output = open_output(self.parts.output, self.columns)
-        collector = Collector(self.parts, output, self.recorder, self.state)
-        return Feeder(self.asked, self.parts, self.state.windows, self.state.rows), collector
-
-
-@dataclass
-class _Reading:
-    """Rank 0's hold on the process that reads and writes. before: the state that this start found. waiting: rows that are
-    answered, but not in the output.
-    """
-
-    connection: Any
-    before: State
-    waiting: int
-    progress: PredictionProgress
-
-    def relay(self, session: Session) -> Relay:
-        return Relay(session, self.connection, self.progress.show, print_line, Listening(session))
-
-
-@contextmanager
-def _reading(prediction: Prediction, env: DistributedEnv | None) -> Iterator[_Reading | None]:
-    """On rank 0: start to read, before there are threads and a model. None on other ranks, and where all is done."""
-    if env is not None and env.rank:
-        yield None
-        return
-    parts = prediction.parts
-    with only_one(parts):
-        stream = prediction.open_stream()
-        if prediction.options.draw is not None:
-            prepare_folder(prediction.options.draw, prediction.recorder.task.card.name, stream)
-        state = begin_or_resume(parts, prediction.manifest(stream, WINDOW_ROWS), resumable=stream.resumable)
-        if state.finished:
-            columns = RecordColumns(prediction.fields, stream.kept, stream.kept_types)
-            open_output(parts.output, columns).check_finished(state.position, state.rows)
-            print_line(f"{parts.output}: all {state.rows:,} rows are answered already")
-            prediction.draw()
-            yield None
-            return
-        waiting = parts.count_answered()
-        if state.rows or waiting:
-            print_line(describe_resumed(state.rows, waiting))
-        task = prediction.recorder.task
-        workers = spare_cores(env.local_world_size if env else 1)
-        asked = Asked(stream, task.card, prediction.splitter, prediction.cost, prediction.budget, workers, WINDOW_ROWS)
-        columns = RecordColumns(prediction.fields, stream.kept, stream.kept_types)
-        making = _Making(asked, parts, prediction.recorder, state, columns)
-        process, connection = start_keeper(making, prediction.options.max_errors, apart=stream.resumable)
-        try:
-            yield _Reading(connection, state, waiting, PredictionProgress(state, stream.estimate()))
-        finally:
-            if hasattr(process, "kill"):
-                process.kill()
-                process.join()
+    env = from_environ()
+    first = options.layers * (env.local_rank if env else 0)  # of the GPUs that this rank sees
+    layers = tuple(range(first, first + options.layers))
+    return Placement(layers=layers, offload=parts.folder / f"offload-{options.layers * rank}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,6 +106,18 @@ class Prediction:
             record_fields(task, artifacts, record),
             _generation(task, options),
         )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of its training, by which rows are measured that say what their answer should be."""
+        stored, asked = self.found.stored, self.found.recipe.evaluation.metrics
+        if stored is not None and "metrics" in stored.training:
+            return tuple(stored.training["metrics"])
+        return self.recorder.task.card.default_metrics if asked is None else tuple(asked)
+
+    @property
+    def metric_options(self) -> Mapping[str, Any]:
+        return load_task(self.found.recipe.task).metric_options(self.found.artifacts)
 
     def open_stream(self) -> RowStream:
         """The rows that are asked. Raises: UserError for data that cannot be asked."""

@@ -59,19 +59,21 @@ def forget_whereabouts(parts: Parts) -> None:
 
 
 def note_deaths(parts: Parts, dead: Sequence[int]) -> tuple[list[str], bool]:
-    """Remember at what the ranks `dead` died. Called when no process of the launch is left.
+    """Remember at what the ranks `dead` died. Called when no process of the launch is left. A chunk at which several of them
+    died together, as those of a replica do, has one death more.
 
     Returns: sentences for the user, and whether one of these ranks had answered examples of the chunk alone before.
     """
-    lines, gained = [], False
+    lines, gained, noted = [], False, set[ChunkName]()
     for rank in dead:
         found = _read(parts, rank)
         if found is None:
             continue
         gained = gained or found.answered > 0
         for name in found.chunks:
-            if not parts.window(name[0]).is_dir() or parts.answers(name).exists():
+            if name in noted or not parts.window(name[0]).is_dir() or parts.answers(name).exists():
                 continue
+            noted.add(name)
             with suppress(OSError):
                 lines.append(_note(parts, rank, name, found.example))
     return [line for line in lines if line], gained

@@ -14,15 +14,16 @@ from finetune.data.bad_rows import BadRow
 from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, TrainingFailed
 from finetune.inference.answering import Answered, Answerer, Chunk, Outcome, RowError, RowSplitter
+from finetune.inference.prediction.board import Board
 from finetune.inference.prediction.deaths import Whereabouts
 from finetune.inference.prediction.feeder import error_of, load_examples
 from finetune.inference.prediction.outcomes import Recorder
 from finetune.inference.prediction.parts import ChunkName, Parts, publish
-from finetune.inference.prediction.pull_queue import PullQueue, Ticket, done_name
+from finetune.inference.prediction.pull_queue import PullQueue, Ticket
 from finetune.inference.prediction.spool import Spool
 from finetune.inference.prediction.state import State
 
-ANSWERING = "predict/answering"  # counter of the ranks that have answered a row
+ANSWERING = "predict/answering"  # announced when a rank has answered a row
 WRITING_AHEAD = 4  # chunks whose outcomes wait for the disk
 
 Example = dict[str, Any]
@@ -30,7 +31,8 @@ Example = dict[str, Any]
 
 @dataclass
 class RankFigures:
-    """What a rank did. seconds: from its first pull to its last answer. ended: time of the last answer.
+    """What a rank did. seconds: from its first pull to its last answer. started, ended: times; started: of the first attempt of
+    a replica that was started again, of which the rest tells nothing.
 
     idle: seconds of them without a chunk to work on. padding, cost: in the unit of costs, over its chunks.
     """
@@ -69,29 +71,38 @@ class RankLoop:
     """
 
     def __init__(
-        self, session: Session, parts: Parts, answerer: Answerer, splitter: RowSplitter, recorder: Recorder, cost: Any
+        self,
+        session: Session,
+        board: Board,
+        parts: Parts,
+        answerer: Answerer,
+        splitter: RowSplitter,
+        recorder: Recorder,
+        cost: Any,
     ) -> None:
-        self.session, self.parts, self.answerer = session, parts, answerer
+        self.board, self.parts, self.answerer = board, parts, answerer
         self.splitter, self.recorder, self.cost = splitter, recorder, cost
-        self.queue = PullQueue(session)
-        self.figures = RankFigures(session.rank)
-        self._at = Whereabouts(parts, session.rank)
+        self.queue = PullQueue(session, board)
+        self.figures = RankFigures(board.rank)
+        self._at = Whereabouts(parts, board.rank)
         self._loaded: dict[ChunkName, _Loaded] = {}
         self._tickets = self.queue.tickets()
         self._alone: list[_Loaded] = []
         self._ended = self._has_answered = False
+        self._last: tuple[float, float] | None = None  # time of the last answer, and seconds idle before it
         self._spools: dict[int, Spool] = {}
         self._writer = _Writer(self._write) if session.is_replica_lead else None
         answerer.failures.answered_elsewhere = self._others_have_answered
 
     def run(self) -> RankFigures:
-        """Answer chunks until there are no more. All ranks call it; none waits for another.
+        """Answer chunks until all ranks have answered all of them. All ranks call it; none waits for another's chunk.
 
         Raises: TrainingFailed for a device that no longer works, after it has noted at which chunks that was; Halted for a
         model that fails on every row of all ranks.
         """
         figures = self.figures
-        figures.started = time.time()
+        begun = time.time()
+        figures.started = self.board.begin(begun)
         try:
             while not self._ended:
                 for chunk, outcomes in self.answerer.run(self._chunks()):
@@ -109,8 +120,8 @@ class RankLoop:
             if self._writer is not None:
                 self._writer.close()
             self._at.close()
-        figures.ended = time.time()
-        figures.seconds = figures.ended - figures.started
+        figures.ended, figures.idle = self._last or (begun, 0.0)
+        figures.seconds = figures.ended - begun
         figures.pulls, figures.pull_seconds = self.queue.pulls, self.queue.pull_seconds
         figures.pull_cpu_seconds = self.queue.pull_cpu_seconds
         return figures
@@ -187,24 +198,24 @@ class RankLoop:
         """outcomes: of the examples that are not known already, in order."""
         rest = iter(outcomes)
         whole = [loaded.known.get(index) or next(rest) for index in range(len(loaded.spooled))]
+        self._last = time.time(), self.figures.idle
         self.figures.rows += len(whole)
         self.figures.chunks += 1
         if not self._has_answered and any(isinstance(outcome, Answered) for outcome in whole):
             self._has_answered = True
-            self.session.count(ANSWERING)
+            self.board.announce(ANSWERING, "1")
         if self._writer is not None:
             self._writer.put((loaded, whole))
 
     def _write(self, loaded: _Loaded, outcomes: Sequence[Outcome]) -> None:
         content = self.recorder.write(loaded.digest, loaded.spooled, outcomes)
         publish(self.parts.answers(loaded.name), content)
-        self.session.count(done_name(loaded.name[0]))
-        self.session.count(done_name(-1))
+        self.board.finish(loaded.name)
 
     def _others_have_answered(self) -> bool:
         """Whether some rank has answered a row, in this start or an earlier one."""
         before = State.read(self.parts.state)
-        return before.rows > before.failed or self.session.count(ANSWERING, 0) > 0
+        return before.rows > before.failed or self.board.announced(ANSWERING) is not None
 
     def _count(self, loaded: _Loaded) -> None:
         costs = [max(1, int(self.cost(example))) for example in loaded.spooled]

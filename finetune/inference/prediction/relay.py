@@ -1,5 +1,5 @@
-"""Rank 0 between the process that reads and writes (keeper.py) and the ranks: what it says goes into the group's store, and
-what the ranks count there goes back to it.
+"""Between the process that reads and writes (keeper.py) and the ranks: what it says goes to the board, and what the ranks
+enter there goes back to it. Chunks of a replica that died are given out again.
 """
 
 from __future__ import annotations
@@ -7,16 +7,17 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, TrainingFailed
+from finetune.inference.prediction.board import END, FAILED, Board, ReadersBoard
 from finetune.inference.prediction.feeder import FedWindow
 from finetune.inference.prediction.heartbeat import Listening
-from finetune.inference.prediction.pull_queue import FAILED, announce_end, announce_window, done_name
+from finetune.inference.prediction.parts import ChunkName, Parts
+from finetune.inference.prediction.pull_queue import announce_chunks
 from finetune.inference.prediction.state import State
 
 LOOK_SECONDS = 0.05  # between two looks at what ranks have counted
@@ -26,24 +27,28 @@ Progress = Callable[[State | None, int], None]
 
 
 class Relay:
-    """A thread of rank 0. progress: called in it with the state after the last window that is in the output (None: after
-    none in this launch) and the rows that are answered behind it. note: with lines for the user. listening: to the
-    other ranks.
+    """A thread of rank 0, or of the reader. progress: called in it with the state after the last window that is in the output
+    (None: after none in this launch) and the rows that are answered behind it. note: with lines for the user. listening: to
+    the other ranks.
     """
 
     def __init__(
         self,
-        session: Session,
+        board: ReadersBoard,
+        parts: Parts,
         connection: Connection,
         progress: Progress,
         note: Callable[[str], None],
         listening: Listening | None = None,
     ) -> None:
-        self._session, self._connection, self._progress, self._note = session, connection, progress, note
+        self._board, self._parts = board, parts
+        self._connection, self._progress, self._note = connection, progress, note
         self._listening = listening
         self._before: State | None = None
         self._open: dict[int, _OpenWindow] = {}  # those that are not in the output
-        self._index, self._chunks, self._done = 0, 0, 0
+        self._dealt: list[_Dealt] = []  # of open windows
+        self._index, self._tickets = 0, 0
+        self._all_read = self._ended = False
         self._state: State | None = None
         self._error: FinetuneError | None = None
         self._thread = threading.Thread(target=self._work, name="relay", daemon=True)
@@ -67,6 +72,7 @@ class Relay:
                 if self._connection.poll(LOOK_SECONDS):
                     self._take(*self._connection.recv())
                 else:
+                    self._give_again()
                     self._count_done()
                 if self._listening is not None:
                     self._listening.check()
@@ -78,22 +84,23 @@ class Relay:
                 remedy="Run the same command again to resume.",
             )
         except Exception as error:  # shown by rank 0; a thread that ends silently would leave all ranks waiting
-            self._error = TrainingFailed(f"{type(error).__name__}: {error}", where="the relay of rank 0")
+            self._error = TrainingFailed(f"{type(error).__name__}: {error}", where="the relay")
         if self._error is not None:
-            self._session.announce(FAILED, "1")
+            self._board.announce(FAILED, "1")
 
     def _take(self, kind: str, *content: Any) -> None:
         if kind == "window":
             window: FedWindow = content[0]
             self._open[window.number] = _OpenWindow(window.rows, window.chunks, len(window.todo))
-            announce_window(self._session, self._index, self._chunks, window)
-            self._index, self._chunks = self._index + 1, self._chunks + len(window.todo)
+            self._deal(window.number, window.todo, window.failed)
         elif kind == "end":
-            announce_end(self._session, content[0])
+            self._all_read = True
+            self._end_if_done()
         elif kind == "progress":
             state: State = content[0]
             self._before = state
             self._open = {number: window for number, window in self._open.items() if number >= state.windows}
+            self._dealt = [dealt for dealt in self._dealt if dealt.window in self._open]
             self._show()
         elif kind == "note":
             self._note(content[0])
@@ -102,17 +109,41 @@ class Relay:
         else:
             self._error = content[0]
 
+    def _deal(self, window: int, todo: list[int], failed: list[int]) -> None:
+        announce_chunks(self._board, self._index, self._tickets, window, todo, failed)
+        self._dealt.append(_Dealt(window, self._tickets, todo))
+        self._index, self._tickets = self._index + 1, self._tickets + len(todo)
+
+    def _give_again(self) -> None:
+        """New tickets for the chunks that replicas held when they died, unless they had published the answers."""
+        again: dict[int, list[int]] = {}
+        for ticket in self._board.lost_tickets():
+            chunk = next((dealt.chunk(ticket) for dealt in self._dealt if dealt.has(ticket)), None)
+            if chunk is None or self._board.is_done(chunk):  # None: its window is in the output
+                continue
+            if self._parts.answers(chunk).exists():
+                self._board.finish(chunk)
+            else:
+                again.setdefault(chunk[0], []).append(chunk[1])
+        for window, chunks in again.items():
+            self._deal(window, chunks, [chunk for chunk in chunks if self._parts.failed((window, chunk)).exists()])
+
     def _count_done(self) -> None:
         """Tell which windows have more answers than before, if any rank has answered a chunk since."""
-        done = self._session.count(done_name(-1), 0)
-        if done == self._done:
+        if not (counts := self._board.count_done(self._open)):
             return
-        self._done = done
         for number, window in self._open.items():
-            if window.done < window.todo and (now := self._session.count(done_name(number), 0)) != window.done:
-                self._connection.send(("done", number, now))
-                window.done = now
+            if counts[number] != window.done:
+                window.done = counts[number]
+                self._connection.send(("done", number, window.done))
+        self._end_if_done()
         self._show()
+
+    def _end_if_done(self) -> None:
+        """Let the ranks go: no chunk follows, and none is given out again."""
+        if self._all_read and not self._ended and all(window.done >= window.todo for window in self._open.values()):
+            self._board.announce(END, "1")
+            self._ended = True
 
     def _show(self) -> None:
         self._progress(self._before, sum(window.answered for window in self._open.values()))
@@ -134,17 +165,40 @@ class _OpenWindow:
         return round(self.rows * (1 - left))
 
 
-def wait_for_figures(session: Session, own: dict[str, Any], *, seconds: float = 30.0) -> list[dict[str, Any]]:
-    """The figures of all ranks, on rank 0; of those that have announced them in time. No collective."""
-    session.announce(f"predict/figures/{session.rank}", json.dumps(own))
-    if not session.is_main:
-        return []
+@dataclass(frozen=True)
+class _Dealt:
+    """Chunks of a window, under tickets from `first` on."""
+
+    window: int
+    first: int
+    chunks: list[int]
+
+    def has(self, ticket: int) -> bool:
+        return self.first <= ticket < self.first + len(self.chunks)
+
+    def chunk(self, ticket: int) -> ChunkName:
+        return self.window, self.chunks[ticket - self.first]
+
+
+def announce_figures(board: Board, own: dict[str, Any]) -> None:
+    """What this rank did, for `gather_figures`."""
+    board.announce(f"predict/figures/{board.rank}", json.dumps(own))
+
+
+def gather_figures(
+    board: Board | ReadersBoard, expected: Callable[[], Iterable[int]], *, seconds: float = 30.0
+) -> list[dict[str, Any]]:
+    """The figures of the ranks, by their numbers; of those that have announced them in time. No collective.
+
+    expected: the ranks that are still to be waited for, as far as is known now.
+    """
     found: dict[int, dict[str, Any]] = {}
     ends = time.monotonic() + seconds
-    while len(found) < session.world_size and time.monotonic() < ends:
-        for rank in range(session.world_size):
-            if rank not in found and (text := session.announced(f"predict/figures/{rank}")) is not None:
+    while True:
+        missing = [rank for rank in expected() if rank not in found]
+        for rank in missing:
+            if (text := board.announced(f"predict/figures/{rank}")) is not None:
                 found[rank] = json.loads(text)
-        if len(found) < session.world_size:
-            time.sleep(LOOK_SECONDS)
-    return [found[rank] for rank in sorted(found)]
+        if all(rank in found for rank in missing) or time.monotonic() > ends:
+            return [found[rank] for rank in sorted(found)]
+        time.sleep(LOOK_SECONDS)

@@ -41,6 +41,14 @@ def test_who_did_not_die_is_not_blamed(tmp_path):
     assert not list(parts.folder.glob("at-*"))
 
 
+def test_ranks_that_die_together_at_a_chunk_are_one_death(tmp_path):
+    parts = make(tmp_path, (3, 1))
+    for rank in (4, 5):
+        Whereabouts(parts, rank).note([(3, 1)])
+    assert note_deaths(parts, [4, 5]) == ([], False)
+    assert parts.died((3, 1)).exists() and not parts.failed((3, 1)).exists()
+
+
 def test_a_damaged_file_says_nothing(tmp_path):
     parts = make(tmp_path, (0, 0))
     for text in ("", "{", "[]", '{"chunks": [[1]]}', '{"chunks": 3}'):
