@@ -120,6 +120,9 @@ def open_for_cpu(recipe: str, sets: list[str]) -> LoadedRecipe:
             f"note: {spec.name} needs CUDA; {spec.same_update}, which makes the same update, is verified instead"
         )
         sets.append(f"training.optimizer={spec.same_update}")
+    elif spec.scales:
+        print_line(f"note: {spec.name} rounds its state; {spec.same_update}, which does not, is verified instead")
+        sets.append(f"training.optimizer={spec.same_update}")
     return open_recipe(recipe, sets)
 
 

@@ -43,7 +43,9 @@ Reader = Callable[[str, int, int], torch.Tensor]
 
 @dataclass
 class Held:
-    """This rank's range of one parameter: float32 weights and optimizer state, views into the engine's memory."""
+    """This rank's range of one parameter: float32 weights and optimizer state, views into the engine's memory. State in 8 bits
+    is held whole, beside its scales.
+    """
 
     start: int
     weights: torch.Tensor
@@ -76,7 +78,10 @@ def shards_of(
         shape = whole_shape(parameter)
         yield Shard(name, start, shape, own.weights, columns)
         for key, values in own.state.items():
-            yield Shard(f"{name}.{key}", start, shape, values, columns)
+            if values.numel() == own.weights.numel():
+                yield Shard(f"{name}.{key}", start, shape, values, columns)
+            else:  # scales of the blocks of a whole tensor
+                yield Shard(f"{name}.{key}", 0, (values.numel(),), values)
     if buffers:
         for name, buffer in persistent_buffers(module):
             yield Shard(name, 0, tuple(buffer.shape), buffer.detach().reshape(-1))
@@ -91,7 +96,7 @@ def load_held(module: nn.Module, held: Iterable[Held | None], read: Reader) -> N
         numel, cut = own.weights.numel(), slice_of(parameter)
         own.weights.copy_(read_slice(read, name, own.start, numel, cut))
         for key, values in own.state.items():
-            values.copy_(read_slice(read, f"{name}.{key}", own.start, numel, cut))
+            values.copy_(read_slice(read, f"{name}.{key}", own.start, values.numel(), cut))
     for name, buffer in persistent_buffers(module):
         buffer.copy_(read(name, 0, buffer.numel()).reshape(buffer.shape))
 
@@ -132,7 +137,7 @@ def held_whole(
             continue
         held = master(parameter)
         state = optimizer.state.get(held, {}) if optimizer is not None else {}
-        yield Held(0, held.data.view(-1), tensors_of(state, parameter.numel()))
+        yield Held(0, held.data.view(-1), tensors_of(state, parameter.numel()) | scales_of(optimizer, state))
 
 
 def tensors_of(state: dict[str, Any], numel: int) -> dict[str, torch.Tensor]:
@@ -142,6 +147,12 @@ def tensors_of(state: dict[str, Any], numel: int) -> dict[str, torch.Tensor]:
         for key, value in state.items()
         if torch.is_tensor(value) and value.numel() == numel and key != "step"
     }
+
+
+def scales_of(optimizer: torch.optim.Optimizer | None, state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Of the state of one whole parameter, where it has 8 bits; {} where it has not."""
+    names = spec_of(optimizer).scales if optimizer is not None else ()
+    return {name: state[name] for name in names if name in state}
 
 
 def optimizer_scalars(optimizer: torch.optim.Optimizer, scaler: Any = None) -> dict[str, Any]:
@@ -170,6 +181,8 @@ def initialize_state(
         if spec.step == "group":
             group["step"] = step
         state = optimizer.state[owner]
+        if spec.scales and not state:
+            optimizer.add_state(owner)  # type: ignore[attr-defined]
         for key in spec.state_of(group):
             if key not in state:
                 state[key] = torch.zeros_like(owner.data)

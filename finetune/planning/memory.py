@@ -55,7 +55,7 @@ def state_bytes(
         weights = frozen_bytes + trainable * weight_size
     gradients = trainable * weight_size // (ranks if stage >= 2 else 1)
     master = trainable * 4 // share if engine and (half or stage >= 1) else 0
-    moments = trainable * OPTIMIZERS[optimizer].state_bytes // share
+    moments = int(trainable * OPTIMIZERS[optimizer].state_bytes) // share
     offloaded = 0
     if offload_optimizer:
         offloaded, master, moments = offloaded + master + moments, 0, 0

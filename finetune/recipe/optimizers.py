@@ -5,9 +5,9 @@ alone. ZeRO hands an optimizer flat pieces of parameters, cut wherever ranks mee
 would give other numbers on another number of ranks. That is why there is no LAMB (norms of tensors), no Adafactor (row and
 column sums of a matrix, and its root mean square) and no Muon (orthogonalizes whole matrices).
 
-Its state must be tensors of the parameter's size and a step count: NAdam's product of momenta is neither. 8-bit Adam's
-state (bitsandbytes) is bytes with one scale per block of 256: blocks begin where a rank's piece begins, so the rounding, and
-what a checkpoint says, would depend on the number of ranks.
+Its state must be tensors of the parameter's size and a step count: NAdam's product of momenta is neither. State in 8 bits is
+bytes with one scale per block: blocks would begin where a rank's piece begins, so the rounding, and what a checkpoint says,
+would depend on the number of ranks. It is for engines whose ranks hold whole parameters (`scales`), and refused elsewhere.
 
 To add one: an `OptimizerSpec` in `OPTIMIZERS`, and a test. Nothing here imports torch.
 """
@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 KEYWORDS = {"betas": "betas", "epsilon": "eps", "momentum": "momentum"}  # of the recipe -> of an optimizer
 FLOAT32_BYTES = 4
+BLOCK = 256  # elements of 8-bit state that share a scale
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,11 @@ class OptimizerSpec:
     step: where it counts steps: "" nowhere; "host" and "device": a tensor in each parameter's state, on the CPU or
     beside the parameter; "number": an int there; "group": an int in the parameter group.
     device: "any"; "cuda": runs on CUDA alone; "cpu state": its state is in main memory.
-    decay: how weight_decay acts. same_update: the optimizer that makes the same update with torch's own kernels.
+    decay: how weight_decay acts. same_update: the optimizer that makes the same update with torch's own kernels,
+    but for the rounding of 8-bit state.
     offloaded: the optimizer that takes its place where DeepSpeed keeps the state in main memory.
+    scales: names of float32 tensors that hold one number for each BLOCK elements of the state, which then has 8 bits; such an
+    optimizer needs whole parameters, and a method `add_state(parameter)`. package: what it needs beyond ours; extra: of ours.
     extension: the C++ or CUDA library that DeepSpeed compiles for it, see distributed/prebuild.py.
     """
 
@@ -52,11 +56,15 @@ class OptimizerSpec:
     same_update: str = ""
     offloaded: str = ""
     extension: str = ""
+    scales: tuple[str, ...] = ()
+    package: str = ""
+    extra: str = ""
 
     @property
-    def state_bytes(self) -> int:
-        """Bytes of state per parameter: float32, whatever the precision."""
-        return FLOAT32_BYTES * len(self.state)
+    def state_bytes(self) -> float:
+        """Bytes of state per parameter, whatever the precision."""
+        each = 1 + FLOAT32_BYTES / BLOCK if self.scales else FLOAT32_BYTES
+        return each * len(self.state)
 
     @property
     def from_deepspeed(self) -> bool:
@@ -104,6 +112,12 @@ _SPECS = (
     OptimizerSpec(
         "sgd", "torch.optim:SGD", "stochastic gradient descent with momentum",
         state=("momentum_buffer",), step="", decay="coupled L2", arguments=("momentum",), state_argument="momentum",
+    ),
+    OptimizerSpec(
+        "adamw_8bit", "finetune.training.adam_8bit:AdamW8bit",
+        "adamw with moments in 8 bits (bitsandbytes): a quarter of the state, rounded; for deepspeed: none",
+        state=("state1", "state2"), step="number", decay="decoupled", arguments=_ADAM, same_update="adamw",
+        scales=("absmax1", "absmax2"), package="bitsandbytes", extra="quantized",
     ),
     OptimizerSpec(
         "deepspeed_adam", "deepspeed.ops.adam:FusedAdam", "adamw in DeepSpeed's CUDA kernel",

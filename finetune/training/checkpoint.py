@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.sharded_state import trainable_parameters
@@ -174,10 +175,15 @@ def save_checkpoint(
 
 def checkpoint_bytes(engine: Engine, optimizer: str) -> int:
     """Bytes of one checkpoint, over all ranks, before it is written. optimizer: its name. All ranks call it."""
-    own = sum(shard.values.numel() * FLOAT32_BYTES for shard in engine.local_shards() if "." in shard.key)
+    own = sum(_stored_bytes(shard.values) for shard in engine.local_shards() if "." in shard.key)
     weights = sum(math.prod(whole_shape(parameter)) for _, parameter in trainable_parameters(engine.module))
     each = FLOAT32_BYTES + OPTIMIZERS[optimizer].state_bytes
     return int(max(engine.session.sum(float(own))[0], weights * each))
+
+
+def _stored_bytes(values: torch.Tensor) -> int:
+    """Most that a tensor takes in a checkpoint: float32, or the bytes of 8-bit state."""
+    return values.numel() * (FLOAT32_BYTES if values.is_floating_point() else values.element_size())
 
 
 def check_space(engine: Engine, folder: Path, *, optimizer: str, copies: int) -> None:

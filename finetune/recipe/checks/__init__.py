@@ -24,12 +24,18 @@ from finetune.recipe.checks.parallel import (
     check_split,
     check_tensor,
 )
-from finetune.recipe.checks.training import check_label_smoothing, check_learning_rate, check_length
+from finetune.recipe.checks.training import (
+    check_label_smoothing,
+    check_learning_rate,
+    check_length,
+    check_whole_parameters,
+)
 
 RECIPE_CHECKS: tuple[Check, ...] = (
     check_model,
     check_length,
     check_learning_rate,
+    check_whole_parameters,
     check_batch,
     check_split,
     check_quantization,

@@ -82,6 +82,10 @@ def check_optimizer(context: CheckContext) -> Iterator[Fault]:
             f"{spec.name} needs CUDA, and this machine has none",
             allowed=", ".join(other.name for other in OPTIMIZERS.values() if other.device != "cuda"),
         )
+    if spec.package and importlib.util.find_spec(spec.package) is None:
+        message = f"{spec.name} needs {spec.package}, which is not installed"
+        allowed = f"pip install 'finetune[{spec.extra}]'; or {spec.same_update}"
+        yield context.fault("training.optimizer", message, allowed=allowed)
     if spec.device == "cpu state" and has_cuda() and offloads_optimizer(context.recipe) is False:
         yield context.fault(
             "training.optimizer",

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from finetune.errors import Fault
 from finetune.recipe.checks.context import CheckContext
+from finetune.recipe.checks.deepspeed import DEEPSPEED_OFF
+from finetune.recipe.optimizers import BLOCK, OPTIMIZERS
 
 
 def check_length(context: CheckContext) -> Iterator[Fault]:
@@ -43,4 +45,19 @@ def check_label_smoothing(context: CheckContext) -> Iterator[Fault]:
     if context.recipe.training.label_smoothing and not context.card.label_smoothing:
         yield context.fault(
             "training.label_smoothing", f"the task {context.card.name} has no labels to smooth", allowed="0"
+        )
+
+
+def check_whole_parameters(context: CheckContext) -> Iterator[Fault]:
+    """State in 8 bits is of whole parameters, which DeepSpeed's optimizers do not get."""
+    spec, parallel = OPTIMIZERS[context.recipe.training.optimizer], context.recipe.parallel
+    if spec.scales and parallel.deepspeed != DEEPSPEED_OFF:
+        is_default = context.draft.get(("parallel", "deepspeed")) is None
+        given = f"{parallel.deepspeed}{', the default,' if is_default else ''}"
+        yield context.fault(
+            "training.optimizer",
+            f"{BLOCK} elements of {spec.name}'s state share a scale, and {given} cuts parameters where ranks meet: "
+            "the numbers would depend on the number of ranks",
+            allowed=f"{spec.name} with parallel.deepspeed: none; or {spec.same_update}",
+            on=("parallel.deepspeed",),
         )

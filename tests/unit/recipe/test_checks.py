@@ -96,7 +96,7 @@ def test_every_check_of_the_package_runs() -> None:
         nodes = ast.parse(file.read_text(encoding="utf-8")).body
         defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 24
+    assert len(listed) == 25
 
 
 @pytest.mark.parametrize(
@@ -252,3 +252,14 @@ def test_a_compiler_is_needed_on_this_machine(load, faults, monkeypatch) -> None
     assert load(GOOD, "model.compile=layers", here=False) and load(GOOD, here=True)
     monkeypatch.setattr(machine.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert load(GOOD, "model.compile=layers", here=True)
+
+
+def test_state_in_8_bits_is_of_whole_parameters(load, faults, monkeypatch) -> None:
+    name = "training.optimizer=adamw_8bit"
+    for engine in ("zero1", "zero2", "zero3", "zero2_offload"):
+        found = faults(GOOD, name, f"parallel.deepspeed={engine}")["training.optimizer"]
+        assert f"{engine} cuts parameters" in found.message and "deepspeed: none" in found.allowed
+    assert load(GOOD, name, "parallel.deepspeed=none", here=True)
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda package: None)
+    found = faults(GOOD, name, "parallel.deepspeed=none", here=True)["training.optimizer"]
+    assert "finetune[quantized]" in found.allowed

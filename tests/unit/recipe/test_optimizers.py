@@ -32,7 +32,7 @@ def test_state_is_named_as_the_optimizer_names_it(name: str) -> None:
     tensors = {key for key, value in state.items() if torch.is_tensor(value) and value.shape == weight.shape}
     assert tensors == set(spec.state)
     assert ("step" in state) == (spec.step in ("host", "device", "number"))
-    assert spec.state_bytes == 4 * len(tensors)
+    assert spec.state_bytes == (2.03125 if spec.scales else 4 * len(tensors))
 
 
 def test_there_is_no_state_without_momentum() -> None:
