@@ -107,12 +107,6 @@ def predictions(run: Path, split: str, step: int) -> dict[int, Mapping[str, Any]
     return {row["id"]: row for row in found}
 
 
-def only_run(folder: Path) -> Path:
-    """The one run that was made in `folder`."""
-    (found,) = (folder / "runs").glob("*/*/run.json")
-    return found.parent
-
-
 def wandb_history(recorded: Path) -> list[dict]:
     """Rows of an offline run, read back by wandb's own reader."""
     program = str(Path(sys.executable).parent / "wandb")

@@ -86,7 +86,7 @@ def test_help_is_quick() -> None:
     assert is_quick("--help", limit=0.25)
 
 
-def test_faults_are_told_quickly(bad: Path) -> None:
+def test_faults_are_reported_quickly(bad: Path) -> None:
     assert is_quick("train", "bad.yaml", cwd=bad, limit=0.5)
 
 
@@ -137,7 +137,7 @@ def test_what_supervises_a_training_imports_no_heavy_library(tmp_path: Path) -> 
     assert "HEAVY [] True\n" in done.stdout, done.stdout + done.stderr
 
 
-def test_faults_of_a_recipe_are_told_without_a_traceback(bad: Path) -> None:
+def test_faults_of_a_recipe_are_reported_without_a_traceback(bad: Path) -> None:
     done = run("train", "bad.yaml", cwd=bad)
     assert done.returncode == errors.EXIT_USER
     assert "Traceback" not in done.stderr

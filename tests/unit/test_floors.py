@@ -1,4 +1,4 @@
-"""Proves the laws of the house on every file: imports point down only, heavy libraries stay where they belong."""
+"""Proves the rules of the architecture on every file: imports point down only, heavy libraries stay where they belong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune.tasks import CARDS
 PACKAGE = Path(__file__).resolve().parents[2] / "finetune"
 
 FLOORS = {
-    **dict.fromkeys(("errors", "units", "events", "__init__"), 0),  # the ground: every room stands on these
+    **dict.fromkeys(("errors", "units", "events", "__init__"), 0),  # every package may import these
     "recipe": 1,
     **dict.fromkeys(("data", "models", "metrics", "terminal", "html_templates"), 2),
     "planning": 3,
@@ -25,7 +25,7 @@ FLOORS = {
     "__main__": 8,
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
-LIGHT_ROOMS = {"recipe", "errors", "units", "events", "terminal", "cli", "__main__", "__init__"}
+LIGHT_PACKAGES = {"recipe", "errors", "units", "events", "terminal", "cli", "__main__", "__init__"}
 HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "datasets", "evaluate", "peft", "wandb"}
 RANKS = ("deepspeed", "torch.distributed")
 
@@ -68,7 +68,7 @@ def imports_of(path: Path, tree: ast.AST, typing_only: bool = False, late: bool 
             yield from imports_of(path, node, typing_only, inside)
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     """finetune/data/order/schedule.py -> "data"; finetune/cli/train.py -> "cli"."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return parts[0]
@@ -84,11 +84,11 @@ DOORS = [found for found in IMPORTS if found.file == PACKAGE / "__init__.py" and
 """finetune.load: the package itself leads to app/, when it is called."""
 
 
-def test_there_is_a_house_to_walk_through() -> None:
+def test_the_walk_finds_the_package() -> None:
     assert len(FILES) > 30
     assert len(IMPORTS) > 200
     assert {found.module for found in DOORS if found.late} == {"finetune.app.loaded.load"}
-    assert {room_of(path) for path in FILES} <= set(FLOORS), "a room without a floor: give it one in FLOORS"
+    assert {package_of(path) for path in FILES} <= set(FLOORS), "a package without a floor: give it one in FLOORS"
 
 
 def test_imports_point_down_only() -> None:
@@ -100,10 +100,10 @@ def test_imports_point_down_only() -> None:
         target = parts[1] if len(parts) > 1 else "__init__"
         if target not in FLOORS:
             target = "__init__"  # a name of the package itself, such as __version__
-        room = room_of(found.file)
+        package = package_of(found.file)
         seen += 1
-        if target != room and FLOORS[target] >= FLOORS[room]:
-            faults.append(f"{found} (floor {FLOORS[room]} -> {FLOORS[target]})")
+        if target != package and FLOORS[target] >= FLOORS[package]:
+            faults.append(f"{found} (floor {FLOORS[package]} -> {FLOORS[target]})")
     assert seen > 60
     assert not faults, "\n".join(faults)
 
@@ -115,7 +115,7 @@ def test_folders_of_data_do_not_import_in_circles() -> None:
     """Each folder of data/ imports itself, the files of data/, and the folders listed; those files import no folder."""
     counts, faults = dict.fromkeys((*DATA_FOLDERS, ""), 0), []
     for found in IMPORTS:
-        if room_of(found.file) != "data" or not is_under(found.module, "finetune.data"):
+        if package_of(found.file) != "data" or not is_under(found.module, "finetune.data"):
             continue
         folder, target = (parts[0] if parts[0] in DATA_FOLDERS else "" for parts in _inside_data(found))
         counts[folder] += 1
@@ -130,8 +130,8 @@ def _inside_data(found: Import) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return found.file.relative_to(PACKAGE / "data").parts, tuple(found.module.split(".")[2:])
 
 
-def test_the_recipe_room_and_the_command_line_know_no_heavy_library() -> None:
-    checked = [found for found in IMPORTS if room_of(found.file) in LIGHT_ROOMS]
+def test_recipes_and_the_command_line_import_no_heavy_library() -> None:
+    checked = [found for found in IMPORTS if package_of(found.file) in LIGHT_PACKAGES]
     assert len(checked) > 50
     assert not [str(found) for found in checked if found.module.split(".")[0] in HEAVY]
 
@@ -169,7 +169,7 @@ def files_run_by(module: str) -> list[Path]:
 
 def test_tasks_import_at_the_top_of_a_file() -> None:
     """What a file needs is seen at its head; imports in functions are for what only few runs need."""
-    late = [str(found) for found in IMPORTS if room_of(found.file) == "tasks" and found.late]
+    late = [str(found) for found in IMPORTS if package_of(found.file) == "tasks" and found.late]
     assert len(late) < 20, "\n".join(late)
 
 
@@ -182,7 +182,7 @@ def test_verbs_and_their_ranks_do_not_import_each_other() -> None:
     ) - {"__init__"}
     assert {"train", "evaluate", "verify"} < verbs
     names = [f"finetune.app.{verb}" for verb in verbs] + [f"finetune.app.workers.{verb}" for verb in verbs & workers]
-    inside = [found for found in IMPORTS if room_of(found.file) == "app" and is_under(found.module, "finetune.app")]
+    inside = [found for found in IMPORTS if package_of(found.file) == "app" and is_under(found.module, "finetune.app")]
     assert len(inside) > 20
     assert not [str(found) for found in inside if is_under(found.module, *names)]
     above = [str(f) for f in inside if f.file.parent == app and is_under(f.module, "finetune.app.workers")]
@@ -190,7 +190,7 @@ def test_verbs_and_their_ranks_do_not_import_each_other() -> None:
 
 
 def test_only_distributed_knows_ranks() -> None:
-    faults = [str(f) for f in IMPORTS if is_under(f.module, *RANKS) and room_of(f.file) != "distributed"]
+    faults = [str(f) for f in IMPORTS if is_under(f.module, *RANKS) and package_of(f.file) != "distributed"]
     assert not faults, "\n".join(faults)
     assert any(is_under(found.module, *RANKS) for found in IMPORTS), "distributed/ itself imports them"
 
@@ -227,7 +227,7 @@ def test_the_walk_sees_what_it_should(tmp_path: Path) -> None:
 
 
 ENGINE_WORDS = {"zero_stage", "is_deepspeed", "is_sliced"}
-ENGINE_ROOMS = ("distributed/engines", "planning")
+ENGINE_PACKAGES = ("distributed/engines", "planning")
 
 
 def engine_questions(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -246,7 +246,7 @@ def test_nobody_but_engines_and_planning_asks_which_engine_trains() -> None:
     faults, inside = [], 0
     for path, tree in TREES.items():
         found = list(engine_questions(tree))
-        if str(path.relative_to(PACKAGE)).startswith(ENGINE_ROOMS):
+        if str(path.relative_to(PACKAGE)).startswith(ENGINE_PACKAGES):
             inside += len(found)
         else:
             faults += [f"{path.relative_to(PACKAGE.parent)}:{line}: {what}" for line, what in found]

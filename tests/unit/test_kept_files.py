@@ -94,7 +94,7 @@ def test_a_run_of_an_earlier_version_is_used_and_says_that_it_has_no_digest(run:
     assert asked(run) == [UNKNOWN]
 
 
-def test_an_edited_recipe_is_told_key_by_key(run: Path) -> None:
+def test_an_edited_recipe_is_reported_key_by_key(run: Path) -> None:
     text = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(text.replace("seed: ", "seed: 1", 1))
     (note,) = asked(run)

@@ -203,7 +203,7 @@ def test_a_folder_beside_a_run_is_refused_with_the_run(tmp_path: Path, monkeypat
         assert remedy in caught.value.remedy, source
 
 
-def test_what_cannot_be_told_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_model_whose_task_is_not_known_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     body = bert(BertForMaskedLM, tmp_path / "body", tokenizer)
     with pytest.raises(UserError, match="BertForMaskedLM answers none of our tasks"):
         open_model(body)

@@ -17,7 +17,7 @@ def test_what_is_quick_is_silent() -> None:
     assert said == []
 
 
-def test_what_takes_long_is_told_while_it_lasts() -> None:
+def test_what_takes_long_is_reported_while_it_lasts() -> None:
     said: list[str] = []
     with phase("loading the model", said.append, after=0.02):
         end = time.monotonic() + 5

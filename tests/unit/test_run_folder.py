@@ -13,7 +13,7 @@ from finetune.app import runs
 from finetune.app.report import report
 from finetune.app.runs import LOCK, choose_run, has_checkpoint, kept_run, leave_folders, resume_command, take_folder
 from finetune.cli import app as program
-from finetune.data.prepare.locks import release, try_lock
+from finetune.data.prepare.locks import NoLocks, release, try_lock
 from finetune.errors import UserError
 from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.recipe.recipe import recipe_type
@@ -80,7 +80,7 @@ def test_a_run_that_is_resumed_without_naming_its_folder_is_locked_too(loaded: L
 
 def test_a_folder_without_locks_is_used_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> int:
-        raise runs.__dict__.get("NoLocks", OSError)(37, "No locks available")
+        raise NoLocks(37, "No locks available")
 
     monkeypatch.setattr(runs, "try_lock", refuse)
     take_folder(tmp_path)

@@ -65,7 +65,7 @@ def test_case_tells_classes_apart():
     ]
 
 
-def test_what_was_unified_is_told_with_counts():
+def test_what_was_unified_is_reported_with_counts():
     table = MemoryTable("train", [{"label": label} for label in ["True", "true", "true", "false", None, []]])
     labels = Labels(class_names({"train": table}))
     (note,) = label_notes(table, "label", labels, kind=None)

@@ -183,7 +183,7 @@ def test_a_transparent_color_that_pillow_has_cut_is_refused() -> None:
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "TIFF", "WEBP"])
-def test_of_several_frames_the_first_is_used_and_told(form: str) -> None:
+def test_of_several_frames_the_first_is_used_and_reported(form: str) -> None:
     first, second = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 255))
     options = {"lossless": True} if form == "WEBP" else {}
     picture = read_image(saved(first, form, save_all=True, append_images=[second], **options))

@@ -168,7 +168,7 @@ def test_bad_rows_are_warnings_where_the_recipe_skips_them(data: MakeData) -> No
     assert rows_of(list(findings.values()), "unusable-row") == [("train", 9)]
 
 
-def test_a_line_that_no_reader_takes_is_told_by_its_place(data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_no_reader_takes_is_reported_by_its_place(data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
     found = data("text_classification")
     found.train[4] = {"other": "column"}
     (one,) = [one for one in found.findings() if one.kind == "unusable-row"]

@@ -212,7 +212,9 @@ def test_a_page_without_rows_of_a_kind(data: MakeData) -> None:
     assert "Findings" in render_page(replace(report, padding=None, labels=None, scripts=None, histograms=()))
 
 
-def test_what_was_sampled_is_said_even_if_nothing_was_found(data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_sampled_is_reported_even_if_nothing_was_found(
+    data: MakeData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("finetune.inspection.split.MAX_SIMILAR", 10)
     report = data("causal_lm").report()
     assert report.findings == ()

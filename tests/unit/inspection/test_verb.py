@@ -75,7 +75,7 @@ def test_the_examples_are_those_that_training_finds_in_the_cache(data: Callable[
     assert "examples" in trained.folder.parts
 
 
-def test_where_no_row_can_be_used_the_first_error_is_told(data: Callable[..., Data]) -> None:
+def test_where_no_row_can_be_used_the_first_error_is_reported(data: Callable[..., Data]) -> None:
     found = data("text_classification")
     found.train[:] = [{"text": "a", "label": "x"}, {"text": "b", "label": "y\ud83d"}]
     with pytest.raises(UserError, match="half of a surrogate pair"):

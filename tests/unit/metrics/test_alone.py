@@ -181,7 +181,7 @@ def test_indices_of_tags_need_their_names() -> None:
     assert found == {"entity_f1": 1.0}  # a zero or a small o among names is no entity
 
 
-def test_what_does_not_fit_is_told() -> None:
+def test_what_does_not_fit_is_reported() -> None:
     with pytest.raises(ValueError, match="3 predictions, 2 references"):
         load("accuracy").compute(predictions=[1, 0, 1], references=[1, 0])
     with pytest.raises(ValueError, match="example 0 has 2 tags, but 1 references"):

@@ -66,7 +66,7 @@ def test_first_weights_come_from_the_seed(tiny_bert: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["targets", "save_modules"])
-def test_a_name_that_matches_nothing_is_told_with_the_nearest(tiny_bert: Path, key: str) -> None:
+def test_a_name_that_matches_nothing_is_reported_with_the_nearest(tiny_bert: Path, key: str) -> None:
     adapter = AdapterSection(**{key: ["qury"]})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=f"adapter.{key}: no module is called 'qury'") as caught:
         add_adapter(_bert(tiny_bert), adapter, "SEQ_CLS", [], seed=1)
@@ -91,7 +91,7 @@ def test_gradients_reach_the_adapter_through_checkpointing(tiny_bert: Path) -> N
     assert grads and all(grad is not None and grad.any() for grad in grads)
 
 
-def test_a_detector_that_peft_cannot_adapt_is_told() -> None:
+def test_a_detector_that_peft_cannot_adapt_is_reported() -> None:
     section = ModelSection(source="d_fine", init="config", config=DFINE)
     kind = AutoModelForObjectDetection
     model, _ = load_model(kind, section, load_config(section), dtype=torch.float32, seed=3, heads=class_modules)

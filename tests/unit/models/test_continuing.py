@@ -140,7 +140,7 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"megatron_config": {"a": 1}}, "names a Python module to import"),
     ],
 )
-def test_what_cannot_be_started_from_is_told(base: Path, tmp_path: Path, changes: Any, message: str) -> None:
+def test_what_cannot_be_started_from_is_reported(base: Path, tmp_path: Path, changes: Any, message: str) -> None:
     trained(base, tmp_path / "a")
     edit(tmp_path / "a", **changes)
     with pytest.raises(UserError, match=message) as caught:
@@ -157,7 +157,7 @@ def test_pickled_weights_are_refused(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["missing", "unused", "shape"])
-def test_weights_that_do_not_fit_are_told(base: Path, tmp_path: Path, fault: str) -> None:
+def test_weights_that_do_not_fit_are_reported(base: Path, tmp_path: Path, fault: str) -> None:
     trained(base, tmp_path / "a")
     file = tmp_path / "a" / "adapter_model.safetensors"
     weights = load_file(file)

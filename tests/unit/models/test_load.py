@@ -56,7 +56,7 @@ def test_a_body_alone_gets_the_same_new_head(tiny_bert: Path, tmp_path: Path) ->
     assert torch.equal(model.classifier.weight, same.classifier.weight)
 
 
-def test_other_shapes_without_a_new_head_are_told(tiny_bert: Path) -> None:
+def test_other_shapes_without_a_new_head_are_reported(tiny_bert: Path) -> None:
     with pytest.raises(UserError, match="do not have the shapes") as caught:
         _load(tiny_bert, ["yes", "no"])
     assert "new_head" in caught.value.remedy
@@ -72,7 +72,7 @@ def test_pickled_weights_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
     assert "pickled" in caught.value.remedy and "save_pretrained" in caught.value.remedy
 
 
-def test_damaged_and_foreign_files_are_told(tiny_bert: Path, tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_are_reported(tiny_bert: Path, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(tiny_bert, folder)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:500])
@@ -94,13 +94,13 @@ def test_damaged_and_foreign_files_are_told(tiny_bert: Path, tmp_path: Path) -> 
         ({"source": "nobody/nothing"}, "hub cannot be reached", "needs the network"),
     ],
 )
-def test_a_wrong_configuration_is_told(section: dict[str, Any], what: str, remedy: str) -> None:
+def test_a_wrong_configuration_is_reported(section: dict[str, Any], what: str, remedy: str) -> None:
     with pytest.raises(UserError, match=what) as caught:
         load_config(ModelSection(**section))
     assert remedy in caught.value.remedy
 
 
-def test_a_folder_that_holds_something_else_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_else_is_reported(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="the adapter cannot be read"):
         load_config(ModelSection(source=str(tmp_path)))
@@ -112,13 +112,13 @@ def test_a_folder_that_holds_something_else_is_told(tmp_path: Path) -> None:
     assert "folder model inside" in caught.value.remedy
 
 
-def test_a_model_that_cannot_do_the_task_is_told() -> None:
+def test_a_model_that_cannot_do_the_task_is_reported() -> None:
     model = ModelSection(source="resnet", init="config")
     with pytest.raises(UserError, match="cannot do this task"):
         load_model(AutoModelForCausalLM, model, load_config(model), dtype=torch.float32, seed=0)
 
 
-def test_attention_that_is_not_installed_is_told(tiny_bert: Path) -> None:
+def test_attention_that_is_not_installed_is_reported(tiny_bert: Path) -> None:
     model = ModelSection(source=str(tiny_bert), attention="flash_attention_2")
     try:
         import flash_attn  # noqa: F401

@@ -93,7 +93,7 @@ def test_planning_derives_what_the_check_admits() -> None:
     assert '"auto"' not in json.dumps(resolve_deepspeed_config(written, **options))
 
 
-def test_all_of_a_file_is_told_before_the_launch_with_file_and_key(tmp_path: Path) -> None:
+def test_all_of_a_file_is_reported_before_the_launch_with_file_and_key(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"gradient_clipping": 0.5, "optimizer": {"type": "Lion"}, "prescale_gradients": True}))
     with pytest.raises(RecipeFaults) as told:
@@ -106,7 +106,7 @@ def test_all_of_a_file_is_told_before_the_launch_with_file_and_key(tmp_path: Pat
 
 
 @pytest.mark.parametrize("text", ['{\n "zero_optimization": {\n "stage": }\n}', "[]"])
-def test_broken_json_is_told_with_its_line(text: str, tmp_path: Path) -> None:
+def test_broken_json_is_reported_with_its_line(text: str, tmp_path: Path) -> None:
     file = tmp_path / "zero.json"
     file.write_text(text)
     with pytest.raises(UserError) as told:

@@ -200,7 +200,7 @@ def test_faults_end_with_exit_code_2_and_show_no_secret(load) -> None:
     assert "api_key" in str(caught.value)
 
 
-def test_missing_keys_are_told(faults) -> None:
+def test_missing_keys_are_reported(faults) -> None:
     found = faults("seed: 1\n")
     assert set(found) == {"name", "task", "model", "data"}
     assert all("missing" in fault.message for fault in found.values())
@@ -310,7 +310,7 @@ ODD = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(KEYS), ODD), min_size=1, max_size=3))
-def test_whatever_is_written_it_loads_or_is_told(changes: list[tuple[str, object]]) -> None:
+def test_whatever_is_written_it_loads_or_is_reported(changes: list[tuple[str, object]]) -> None:
     """No value anywhere makes the loader itself fail; and what loads survives the way through its resolved YAML."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "r.yaml"

@@ -74,7 +74,7 @@ def test_every_key_knows_its_line() -> None:
     assert document.place(("absent",)) == "r.yaml:2"  # the first key's line is the file's beginning
 
 
-def test_duplicate_keys_are_told_with_both_lines() -> None:
+def test_duplicate_keys_are_reported_with_both_lines() -> None:
     faults = parse_document("a: 1\nb: {c: 1, c: 2}\na: 2\n", "r.yaml").faults
     assert [(fault.where, fault.key) for fault in faults] == [("r.yaml:2", "b.c"), ("r.yaml:3", "a")]
     assert "first on line 1" in faults[1].message
@@ -91,7 +91,7 @@ def test_duplicate_keys_are_told_with_both_lines() -> None:
         ("a: \x00", "r.yaml", "not YAML"),
     ],
 )
-def test_syntax_errors_are_told_with_their_line(text: str, where: str, words: str) -> None:
+def test_syntax_errors_are_reported_with_their_line(text: str, where: str, words: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_document(text, "r.yaml")
     assert caught.value.where == where

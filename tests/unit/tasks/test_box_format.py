@@ -50,7 +50,7 @@ def test_other_sets_are_not_suspected(boxes: list[Any]) -> None:
     assert check_box_format(table(*boxes)) == ""
 
 
-def test_many_boxes_that_could_be_both_are_told() -> None:
+def test_many_boxes_that_could_be_both_are_reported() -> None:
     boxes = np.random.default_rng(0).uniform(1, 9, (20, 2))
     note = check_box_format(table(*[[x, y, x + 9, y + 9] for x, y in boxes.tolist()]))
     assert note.startswith("train: all 20 boxes could be [left, top, right, bottom] as well")

@@ -86,7 +86,7 @@ def test_predictions_of_several_labels() -> None:
     assert one.loss == pytest.approx((torch.tensor([-2.0, -1.0]).exp().log1p()).mean().item())
 
 
-def test_single_labels_that_look_like_lists_or_alike_are_told() -> None:
+def test_single_labels_that_look_like_lists_or_alike_are_reported() -> None:
     facts = Facts()
     found: Any = {"train": _Rows({"label": label} for label in ("['a', 'b']", "['b']", "Good", "['a']"))}
     assert len(decide_classes(found, [], None, where="some/model", facts=facts).names) == 4

@@ -155,7 +155,7 @@ def test_a_processor_that_keeps_shapes_is_replaced(tmp_path: Path) -> None:
     assert processor.image_mean == pytest.approx([0.48145466, 0.4578275, 0.40821073])
 
 
-def test_what_is_changed_in_images_is_told_once_also_from_the_cache(tmp_path: Path) -> None:
+def test_what_is_changed_in_images_is_reported_once_also_from_the_cache(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 0x4000, np.uint16)).save(tmp_path / "wide.png")
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     rows = [{"image": name, "label": name} for name in ("wide.png", "clear.png", "wide.png")]

@@ -76,7 +76,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_box_is_told_with_image_and_annotation(tmp_path: Path, kind: str) -> None:
+def test_a_bad_box_is_reported_with_image_and_annotation(tmp_path: Path, kind: str) -> None:
     bad, why = BAD[kind]
     folder = coco(tmp_path, [*GOOD, bad])
     with pytest.raises(UserError) as told:
@@ -88,7 +88,7 @@ def test_a_bad_box_is_told_with_image_and_annotation(tmp_path: Path, kind: str) 
     assert left_out.startswith("1\n") and "annotation 103" in left_out
 
 
-def test_what_is_wrong_with_the_file_is_told(tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_file_is_reported(tmp_path: Path) -> None:
     coco(tmp_path, [*GOOD, box(1, 9, 1, 1, 2, 2)])
     with pytest.raises(UserError, match=r"1\.png: annotation 103: there is no category 9"):
         read(tmp_path)
@@ -330,7 +330,7 @@ def test_boxes_of_another_form_are_an_error_until_the_recipe_says_so(tmp_path: P
         read(tmp_path, options={"image_size": 64, "box_format": "xywh"})
 
 
-def test_boxes_that_are_left_out_are_told_before_the_first_step(tmp_path: Path) -> None:
+def test_boxes_that_are_left_out_are_reported_before_the_first_step(tmp_path: Path) -> None:
     prepared = read(coco(tmp_path, [*GOOD, box(1, 1, 5, 5, 0, 10)]), on_bad_row="skip")
     assert any(note.startswith("train: 1 box left out") and "has no area" in note for note in prepared.facts.notes)
 

@@ -214,7 +214,7 @@ def test_only_replies_are_scored(tmp_path: Path) -> None:
     assert shown[3:5] == ["A stone, perhaps, or a car.<|im_end|>", "No.<|im_end|>"]
 
 
-def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_with_their_place(tmp_path: Path) -> None:
     rows = [*PAIRS, {"prompt": "Hi", "chosen": "a"}, {"prompt": "Hi", "chosen": "a", "rejected": " "}]
     with pytest.raises(UserError) as caught:
         _read(tmp_path, rows)
@@ -228,7 +228,7 @@ def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
     assert "train.jsonl:5: no label: is the reply desirable?" in str(caught.value)
 
 
-def test_long_replies_are_cut_left_out_or_told(tmp_path: Path) -> None:
+def test_long_replies_are_cut_left_out_or_reported(tmp_path: Path) -> None:
     rows = [*PAIRS[:2], {"prompt": "Hi", "chosen": "good " * 90, "rejected": "bad"}]
     prepared = _read(tmp_path, rows, max_length=64)
     assert len(prepared.datasets["train"][2]["input_ids"]) == 64

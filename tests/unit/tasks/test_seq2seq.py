@@ -65,7 +65,7 @@ def test_the_loss_is_the_models_own_and_generation_lines_up(tmp_path: Path, fami
     assert all(isinstance(row["text"], str) for row in written)
 
 
-def test_long_texts_keep_their_end_mark_or_are_told(tmp_path: Path) -> None:
+def test_long_texts_keep_their_end_mark_or_are_reported(tmp_path: Path) -> None:
     rows = [*ROWS, {"source": "lang " * 40, "target": "long " * 40}]
     example = _read(tmp_path, rows, max_source_length=10, max_target_length=6).datasets["train"][2]
     assert len(example["input_ids"]) == 10 and len(example["labels"]) == 6
@@ -75,6 +75,6 @@ def test_long_texts_keep_their_end_mark_or_are_told(tmp_path: Path) -> None:
         _read(tmp_path, rows, max_target_length=20, on_long="error")
 
 
-def test_an_empty_target_is_told_with_its_place(tmp_path: Path) -> None:
+def test_an_empty_target_is_reported_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl:3: target is empty"):
         _read(tmp_path, [*ROWS, {"source": "a", "target": " "}])

@@ -36,7 +36,7 @@ def test_the_loss_that_is_asked_for(tmp_path: Path, loss: str, by_hand: float) -
     assert sum(score.loss for score in scores) == pytest.approx(by_hand)
 
 
-def test_what_is_no_number_is_told_with_its_place(tmp_path: Path) -> None:
+def test_what_is_no_number_is_reported_with_its_place(tmp_path: Path) -> None:
     rows = [*ROWS, {**ROWS[0], "label": "many"}, {**ROWS[0], "label": "nan"}, {**ROWS[0], "label": True}]
     with pytest.raises(UserError) as caught:
         _read(tmp_path, rows)

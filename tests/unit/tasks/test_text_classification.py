@@ -126,7 +126,7 @@ def test_batches_are_padded_to_the_longest_and_long_ones_to_a_multiple_of_eight(
 LONG = [{"text": "word " * 40, "label": 0}, {"text": "short", "label": 1}, {"text": "brief", "label": 0}]
 
 
-def test_a_long_text_is_cut_left_out_or_told(tmp_path: Path) -> None:
+def test_a_long_text_is_cut_left_out_or_reported(tmp_path: Path) -> None:
     prepared = _read(tmp_path, LONG, options={"max_length": 16})
     assert prepared.datasets["train"].costs[0] == 16 and "1 cut to" in prepared.facts.values["train"]
     assert prepared.facts.notes == ["train: 1 cut to (or exactly) 16 tokens"]
@@ -152,7 +152,7 @@ def test_the_models_own_limit_holds(tmp_path: Path) -> None:
     prepared.task.forward(prepared.build(), batch)
 
 
-def test_bad_rows_are_told_with_their_place_or_skipped(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_with_their_place_or_skipped(tmp_path: Path) -> None:
     rows = [
         {"text": "a", "label": 0},
         {"text": " ", "label": 1},
@@ -179,7 +179,7 @@ def test_importing_the_tasks_imports_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_a_model_that_must_be_padded_is_told(tmp_path: Path) -> None:
+def test_a_model_that_must_be_padded_is_reported(tmp_path: Path) -> None:
     rows = [{"text": "ab cd", "label": 0}, {"text": "a", "label": 1}]
     model = {"source": "deberta-v2", "init": "config", "tokenizer": "train:300", "config": TINY}
     prepared = _read(tmp_path, rows, model=model)

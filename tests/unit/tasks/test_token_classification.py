@@ -64,7 +64,7 @@ def test_what_the_model_says_is_read_off_first_pieces(tmp_path: Path) -> None:
     assert answer.shown["predicted"].startswith("Ann/B-per saw/B-per")
 
 
-def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_with_their_place(tmp_path: Path) -> None:
     rows = [
         *ROWS,
         {"tokens": ["a", "b"], "tags": ["O"]},
@@ -87,7 +87,7 @@ def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
     assert list(prepared.datasets["train"].ids) == [0, 1]
 
 
-def test_a_tag_that_training_never_saw_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_a_tag_that_training_never_saw_is_reported_with_the_nearest(tmp_path: Path) -> None:
     other = tmp_path / "dev.jsonl"
     other.write_text(json.dumps({"tokens": ["a"], "tags": ["B-pers"]}) + "\n", encoding="utf-8")
     data = {"train": str(tmp_path / "train.jsonl"), "validation": str(other)}
@@ -133,7 +133,7 @@ def test_entity_figures_that_were_asked_for_need_names(tmp_path: Path) -> None:
     assert not _read(tmp_path, NUMBERED, evaluation={"metrics": ["word_accuracy"], "best": "loss"}).facts.notes
 
 
-def test_a_zero_or_a_small_o_among_names_is_told(tmp_path: Path) -> None:
+def test_a_zero_or_a_small_o_among_names_is_reported(tmp_path: Path) -> None:
     rows = [*ROWS, {"tokens": ["a", "b"], "tags": ["0", "o"]}]
     told = " ".join(_read(tmp_path, rows).facts.notes)
     assert "tags: 'o' and '0' among the tags: counted as O" in told and "look alike are kept apart: 'O' and 'o'" in told
@@ -169,7 +169,7 @@ def test_numbers_of_tags() -> None:
             word_list(value, "tags")
 
 
-def test_prefixes_that_are_not_read_are_told() -> None:
+def test_prefixes_that_are_not_read_are_reported() -> None:
     for names in (["B_PER", "I_PER", "O"], ["b-per", "i-per", "o"]):
         (note,) = tag_notes(names, "tags")
         assert f"write {names[0]}, {names[1]} as B-NAME and I-NAME" in note

@@ -65,7 +65,7 @@ def test_a_rank_reads_its_columns_and_its_rows_of_what_others_stored(tmp_path, d
             assert torch.equal(read_slice(stored.read, "w", start, numel, place), own[start : start + numel])
 
 
-def test_a_missing_column_is_told(tmp_path):
+def test_a_missing_column_is_reported(tmp_path):
     matrix = torch.ones(4, 6)
     with store(tmp_path, [Shard("w", 0, (4, 6), matrix[:, :3].reshape(-1), (0, 3))]) as stored:
         with pytest.raises(UserError, match="does not hold w"):

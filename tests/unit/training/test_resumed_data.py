@@ -15,7 +15,7 @@ def record(rows: int, content: str) -> dict[str, Any]:
     return {"rows": rows, "content": content, "files": [{"name": "train.csv", "rows": rows, "content": content}]}
 
 
-def test_other_rows_than_before_are_told_and_kept(tmp_path: Path) -> None:
+def test_other_rows_than_before_are_reported_and_kept(tmp_path: Path) -> None:
     lines: list[str] = []
     listener: Any = SimpleNamespace(message=lines.append)
     run, start = Run(tmp_path), SimpleNamespace(path=tmp_path / "checkpoints" / "step-00000004", step=4)

@@ -81,7 +81,7 @@ def test_ids_that_name_nothing_or_several_things(
         assert isinstance(row, dict) if why is None else why in row
 
 
-def test_annotation_ids_that_occur_twice_are_told(tmp_path: Path) -> None:
+def test_annotation_ids_that_occur_twice_are_reported(tmp_path: Path) -> None:
     rows = read(tmp_path, [image(1), image(2), image(3)], [box(7, 1), box(7, 2), box(8, 3), box(None, 3), box(None, 3)])
     assert [row.get(NOTICES) for row in rows] == [[REPEATED_ID], [REPEATED_ID], None]
 

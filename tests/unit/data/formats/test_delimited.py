@@ -221,7 +221,7 @@ def test_any_bytes_are_rows_or_a_user_error(content, reader):
     assert all(isinstance(row, str) or set(row) <= {"a", "b"} for _, row in found)
 
 
-def test_csv_with_the_lines_of_old_macs_or_the_first_line_of_excel_is_told(tmp_path):
+def test_csv_with_the_lines_of_old_macs_or_the_first_line_of_excel_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"a carriage return stands alone.*tr "):
         rows_of(read_csv, tmp_path / "x.csv", b"text,label\ra,1\rb,2\r")
     (tmp_path / "y.csv").write_bytes(b"sep=;\ntext;label\na;1\n")

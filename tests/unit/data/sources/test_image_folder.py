@@ -95,7 +95,9 @@ def test_a_split_of_a_folder(tmp_path: Path, make_recipe: Any, image_card: Any) 
     assert [row["label"] for row in table] == ["a", "b"]
 
 
-def test_a_folder_beside_train_and_val_is_left_out_and_told(tmp_path: Path, make_recipe: Any, image_card: Any) -> None:
+def test_a_folder_beside_train_and_val_is_left_out_and_reported(
+    tmp_path: Path, make_recipe: Any, image_card: Any
+) -> None:
     fill(tmp_path, "train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png", "images_raw/0.png")
     lines: list[str] = []
     recipe = make_recipe(train=str(tmp_path), validation=str(tmp_path))
@@ -109,7 +111,7 @@ def test_classes_that_are_named_like_a_split(tmp_path: Path) -> None:
     assert find_classes(fill(tmp_path, "train/0.png", "bus/0.png", "car/0.png")) == ["bus", "car", "train"]
 
 
-def test_hidden_folders_and_folders_below_classes_are_told(tmp_path: Path) -> None:
+def test_hidden_folders_and_folders_below_classes_are_reported(tmp_path: Path) -> None:
     fill(tmp_path, "a/0.png", "a/deep/1.png", "b/0.png", "_old/0.png", ".cache/0.png", ".git/x", "__MACOSX/0.png")
     (tmp_path / "a" / "deep" / "up").symlink_to(tmp_path / "a")
     listing = list_images(tmp_path)

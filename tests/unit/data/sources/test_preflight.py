@@ -95,13 +95,13 @@ def test_it_is_quick_on_a_large_file_and_imports_nothing_heavy(tmp_path):
     assert heavy == [] and float(seconds) < 0.2
 
 
-def test_a_coco_file_with_another_name_is_told(tmp_path, make_recipe, text_card):
+def test_a_coco_file_with_another_name_is_reported(tmp_path, make_recipe, text_card):
     (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     (fault, *_) = check_data(make_recipe(train=str(tmp_path / "a.json")), text_card)
     assert "this is a COCO file; set the source's `format: coco`" in fault.message and not fault.nearest
 
 
-def test_lists_in_place_of_objects_are_told(tmp_path, make_recipe, text_card):
+def test_lists_in_place_of_objects_are_reported(tmp_path, make_recipe, text_card):
     talk = [{"role": "user", "content": "Hi"}]
     (tmp_path / "a.jsonl").write_text(f"{json.dumps(talk)}\n{json.dumps(talk)}\n")
     (fault,) = check_data(make_recipe(train=str(tmp_path / "a.jsonl")), text_card)

@@ -180,7 +180,7 @@ def test_a_refused_conversation_is_a_bad_row(tokenizer: Any) -> None:
         _encode(tokenizer, [{"role": "assistant", "content": "I begin."}])
 
 
-def test_a_template_without_replies_is_told(tokenizer: Any) -> None:
+def test_a_template_without_replies_is_reported(tokenizer: Any) -> None:
     tokenizer.chat_template = DROPS_REPLIES
     with pytest.raises(UserError, match="cannot be masked") as caught:
         _encode(tokenizer, TALK)

@@ -127,13 +127,13 @@ def test_an_empty_reply_is_not_taught_as_an_end() -> None:
         shown(row_encoder(), {"messages": [_user(), _said(" ")]})
 
 
-def test_turns_after_the_last_reply_are_told() -> None:
+def test_turns_after_the_last_reply_are_reported() -> None:
     text, _, notices = shown(row_encoder(), {"messages": [_user(), _said(), _user("Bye.")]})
     assert "Bye." not in text and notices == ["turns after the last reply are left out: nothing in them is learned"]
     assert "Bye." in shown(row_encoder(train_on="all"), {"messages": [_user(), _said(), _user("Bye.")]})[0]
 
 
-def test_thoughts_are_learned_or_told() -> None:
+def test_thoughts_are_learned_or_reported() -> None:
     thinking = _said("Four.", reasoning_content="Two and two.")
     in_words = _said("<think>\nTwo and two.\n</think>\n\nFour.")
     for template in (CHATML, QWEN_3, None):
@@ -152,7 +152,7 @@ def test_thoughts_are_learned_or_told() -> None:
         shown(row_encoder(DEEPSEEK), {"messages": [_user("2+2?"), _said("<think>Two.</think>")]})
 
 
-def test_keys_that_a_template_does_not_use_are_told() -> None:
+def test_keys_that_a_template_does_not_use_are_reported() -> None:
     talk = [_user(name="Ann", lang="en"), _said(citations=["a"], stamp=7)]
     _, spans, notices = shown(row_encoder(), {"messages": talk})
     assert spans == ["Yes.<|im_end|>"]

@@ -110,7 +110,7 @@ def test_replies_may_be_tool_calls_and_go_on_from_the_prompt() -> None:
         read_pair({**row, "rejected": [OTHER, result, BAD]})
 
 
-def test_a_prompt_that_is_in_neither_conversation_is_told() -> None:
+def test_a_prompt_that_is_in_neither_conversation_is_reported() -> None:
     row = {"prompt": "Something else", "chosen": [USER, GOOD], "rejected": [USER, BAD]}
     assert read_pair(row)[0].notices == ("the prompt is not used: chosen holds a whole conversation without it",)
     assert read_pair({**row, "prompt": "Hi"})[0].notices == ()
@@ -146,7 +146,7 @@ def test_the_loss_is_the_papers(tmp_path: Path) -> None:
     assert first.values == {"chosen_reward": 2.0, "rejected_reward": 1.0} and second.values["rejected_reward"] == 1.5
 
 
-def test_bad_pairs_are_told_with_their_place(tmp_path: Path) -> None:
+def test_bad_pairs_are_reported_with_their_place(tmp_path: Path) -> None:
     rows = [*ROWS, {"prompt": "Hi", "chosen": "a"}, {"prompt": "Hi", "chosen": "", "rejected": "b"}]
     with pytest.raises(UserError) as caught:
         _read(tmp_path, rows)
@@ -156,7 +156,7 @@ def test_bad_pairs_are_told_with_their_place(tmp_path: Path) -> None:
         _read(tmp_path, [*ROWS, rows[3]])
 
 
-def test_pairs_that_are_equal_after_the_cut_are_left_out_and_told(tmp_path: Path) -> None:
+def test_pairs_that_are_equal_after_the_cut_are_left_out_and_reported(tmp_path: Path) -> None:
     long = "the same words again and again " * 9
     rows = [*ROWS, {"prompt": "Hi", "chosen": long + "good", "rejected": long + "bad"}]
     for task in ("reward_model", "preference"):

@@ -111,7 +111,7 @@ def test_a_cut_never_leaves_a_row_without_anything_to_learn(tokenizer: Any) -> N
         assert max(example["spans"]) <= limit and 1 <= example["reply_start"] < limit
 
 
-def test_long_rows_are_dropped_or_told(tokenizer: Any) -> None:
+def test_long_rows_are_dropped_or_reported(tokenizer: Any) -> None:
     assert _example(_encoder(tokenizer, limit=9, on_long="drop"), TALK)["input_ids"] == []
     with pytest.raises(BadRow, match=r"more than options\.max_length 9"):
         _example(_encoder(tokenizer, limit=9, on_long="error"), TALK)
@@ -155,7 +155,7 @@ def test_pictures_beside_a_conversation_are_refused_by_name(
     assert _example(_encoder(tokenizer), {"text": "Hi", **media})["input_ids"]
 
 
-def test_a_row_that_is_one_turn_of_a_conversation_is_told(tokenizer: Any) -> None:
+def test_a_row_that_is_one_turn_of_a_conversation_is_reported(tokenizer: Any) -> None:
     for row in ({"role": "assistant"}, {"from": "human"}, {"role": "prompter"}):
         assert "one turn of a conversation" in _example(_encoder(tokenizer), {"text": "Hi", **row})["notices"][0]
     for other in ({}, {"role": "nurse"}, {"from": "http://x"}, {"role": 3}):

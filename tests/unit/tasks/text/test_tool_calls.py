@@ -92,7 +92,7 @@ def test_a_row_of_one_call_is_enough(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_schemas_reach_the_template_or_are_told(name: str) -> None:
+def test_schemas_reach_the_template_or_are_reported(name: str) -> None:
     encoder = row_encoder(EXPECTED[name][0])
     for tools in ([TOOL], json.dumps([TOOL]), [TOOL["function"]]):
         for with_targets in (True, False):

@@ -91,7 +91,7 @@ def test_resizing_rounds() -> None:
         ({"width": 64, "height": 48}, 3, (UNDECIDED,)),
     ],
 )
-def test_where_nothing_says_which_pixels_it_is_told(row: dict[str, Any], orientation: int, notices: Any) -> None:
+def test_where_nothing_says_which_pixels_it_is_reported(row: dict[str, Any], orientation: int, notices: Any) -> None:
     seen = picture(orientation)
     frame = find_frame(row, seen)
     assert frame.notices == notices and frame.orientation == 1 and (frame.width, frame.height) == seen.rgb.size
@@ -135,7 +135,7 @@ def test_every_box_format(form: str, box: list[float]) -> None:
     assert objects.corners[0] == pytest.approx(white(seen)) and not objects.notices
 
 
-def test_what_is_cut_or_repeated_is_told() -> None:
+def test_what_is_cut_or_repeated_is_reported() -> None:
     frame = find_frame({}, picture(1))
     objects = check_objects({"bbox": [BOX, [50, 40, 15, 8], BOX], "category": ["a"] * 3}, Labels(["a"]), frame)
     assert objects.notices == [CLIPPED, REPEATED] and len(objects.corners) == 3
