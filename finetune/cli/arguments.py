@@ -28,6 +28,7 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 
 def complete_task(incomplete: str) -> list[str]:
+    """Names of tasks that begin so, for the shell's completion."""
     from finetune.tasks import CARDS
 
     return [name for name in CARDS if name.startswith(incomplete)]

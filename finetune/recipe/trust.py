@@ -20,6 +20,7 @@ def trust_remote_code() -> None:
 
 
 def is_trusted() -> bool:
+    """Whether code that comes with a model may be run."""
     return bool(_given)
 
 

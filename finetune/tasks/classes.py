@@ -192,6 +192,7 @@ def _are_numbers(in_data: Iterable[str], count: int) -> bool:
 
 
 def listed(names: Sequence[str]) -> str:
+    """How many names there are, and the first twelve: "3: anger, joy, love"."""
     shown = ", ".join(map(str, names[:12]))
     return f"{len(names)}: {shown}" + (", ..." if len(names) > 12 else "")
 

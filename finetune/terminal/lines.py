@@ -43,6 +43,7 @@ def say(text: str) -> None:
 
 
 def say_styled(text: str) -> None:
+    """As say, of lines that have colors of their own; what they hold of strangers is printable already."""
     rank = os.environ.get("RANK", "")
     typer.echo(f"[rank {printable(rank)}] {text}" if rank not in ("", "0") else text, err=True)
 

@@ -69,8 +69,10 @@ def _file_name(name: str) -> str:
 
 
 def checkpoint_name(step: int) -> str:
+    """The name of the folder: 120 -> "step-00000120"."""
     return f"step-{step:08d}"
 
 
 def digest_of(tree: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its digest, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

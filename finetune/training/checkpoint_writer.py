@@ -145,6 +145,7 @@ def _refused(error: OSError, path: Path, needed: int) -> OSError:
 
 
 def beside_of(final: Path) -> Path:
+    """Where a checkpoint is written before it is renamed to `final`."""
     return final.with_name(final.name + INCOMPLETE)
 
 

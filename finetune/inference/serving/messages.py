@@ -88,6 +88,8 @@ class BatchRun:
 # From a replica.
 @dataclass(frozen=True)
 class Ready:
+    """The model is loaded."""
+
     facts: ModelFacts
 
 
@@ -100,12 +102,16 @@ class Refused:
 
 @dataclass(frozen=True)
 class Answers:
+    """Records of all rows of an Ask, in their order."""
+
     id: int
     records: list[Record]
 
 
 @dataclass(frozen=True)
 class Written:
+    """The next piece of the text that a Write asked for."""
+
     id: int
     piece: Piece
 
@@ -113,6 +119,8 @@ class Written:
 # To a replica.
 @dataclass(frozen=True)
 class Ask:
+    """Rows to be answered. top_k, threshold: see Backend.predict."""
+
     id: int
     rows: list[dict[str, Any]]
     top_k: int = 1
@@ -121,12 +129,16 @@ class Ask:
 
 @dataclass(frozen=True)
 class Write:
+    """A text to be written; answered by several Written."""
+
     id: int
     sampling: Sampling
 
 
 @dataclass(frozen=True)
 class Cancel:
+    """The client of an Ask or Write is gone: nothing more is computed for it."""
+
     id: int
 
 
