@@ -22,7 +22,7 @@ class Measured:
 
     seconds: forward and backward pass of the slowest rank; infinite where memory ran out. filled: peak memory of the
     passes / memory for it, of the fullest rank; 0 where that is unknown. whole: it holds all that a rank computes in a step.
-    elapsed: seconds since the probe began, of the last rank.
+    elapsed: seconds since the first pass ended, of the last rank.
     """
 
     capacity: int
@@ -51,8 +51,8 @@ class CapacityChoice:
     measured: tuple[Measured, ...]
 
     def in_words(self) -> str:
-        """For people: "micro-batches of 2,048 tokens (measured tokens/s per rank: 1,024: 9,001, ...; larger ones: ...)"."""
-        rates = ", ".join(f"{one.capacity:,}: {_rate(one)}" for one in self.measured)
+        """For people: "micro-batches of 2,048 tokens (...: 9,001 with 1,024; 9,400 with 2,048; not larger: no faster)"."""
+        rates = "; ".join(f"{_rate(one)} with {one.capacity:,}" for one in self.measured)
         return (
             f"micro-batches of {self.capacity:,} tokens (data.capacity: auto; measured tokens per second and rank: {rates}; "
             f"not larger: {self.reason})"

@@ -52,7 +52,7 @@ class CapacityProbe:
         self._ends = np.cumsum(lengths[self._order])
         self._longest = int(lengths.max())
         self._memory = PassMemory(self.session, state_bytes)
-        self._began = time.perf_counter()
+        self._began: float | None = None  # once the first pass is over, which also compiles and loads what passes need
 
     def choose(self, *, first: int, limit: int) -> CapacityChoice:
         """Leaves the model in training mode, which is where it is put at the first step."""
@@ -68,7 +68,8 @@ class CapacityProbe:
         """Passes of the examples that `capacity` tokens hold, of those that a rank has in a step, in random order."""
         count = max(1, int(np.searchsorted(self._ends, capacity, side="right")))
         seconds, filled = self._run([self.examples[index] for index in self._order[:count]])
-        seconds, filled, elapsed = self.session.maximum(seconds, filled, time.perf_counter() - self._began)
+        elapsed = 0.0 if self._began is None else time.perf_counter() - self._began
+        seconds, filled, elapsed = self.session.maximum(seconds, filled, elapsed)
         tokens = int(self._ends[count - 1])
         return Measured(capacity, tokens, seconds, filled, count == len(self._order), elapsed)
 
@@ -80,6 +81,7 @@ class CapacityProbe:
             batch = self.task.collate(self.artifacts, examples).to(self.session.device)
             for number in range(PASSES):
                 taken = self._pass(batch)
+                self._began = self._began or time.perf_counter()
                 seconds = min(seconds, taken) if number else seconds
             return seconds, self._memory.filled()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -71,4 +71,4 @@ def test_slow_passes_end_the_measuring():
 def test_the_words_say_what_was_measured():
     words = choose_capacity(measure(GROWING, full_at=2048), first=512, least=300, limit=16384).in_words()
     assert "micro-batches of 1,024 tokens" in words
-    assert "512: 1,000, 1,024: 1,900, 2,048: out of memory" in words and "not larger: memory" in words
+    assert "1,000 with 512; 1,900 with 1,024; out of memory with 2,048" in words and "not larger: memory" in words
