@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from packing_efficiency import COST, MIXES
-
+from benchmarks.packing_efficiency import COST, MIXES
 from finetune.data.order.assignment import assign, assign_packs
 from finetune.data.order.packing import Packing
 from finetune.data.order.schedule import Schedule

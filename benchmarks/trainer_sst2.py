@@ -118,7 +118,8 @@ def main() -> None:
     parser.add_argument("--trainer", type=Path)
     options = parser.parse_args()
     if not options.data.is_dir():
-        raise SystemExit(f"no SST-2 at {options.data}: give --data")
+        print(f"skipped: no SST-2 at {options.data} (give --data)")
+        return
     if options.trainer:
         trainer(options.data, options.trainer)
         return
