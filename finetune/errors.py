@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -118,3 +120,47 @@ def fault_of_path(error: BaseException, kinds: frozenset[int] = ERRORS_OF_PATHS)
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):  # of pathlib
         return UserError("cannot be used: a link that leads to itself", where=str(error).split("'")[1])
     return None
+
+
+_TOLD = re.compile(r"os error (\d+)|\[Errno (\d+)\]|(No space left on device)")
+LIMITS = {
+    errno.EMFILE: "Each process may have few files open here: raise the limit (ulimit -n).",
+    errno.ENFILE: "The system has too many files open.",
+    errno.EFBIG: "Files may not be larger here: raise the limit (ulimit -f), or use another disk.",
+    errno.ENOSPC: "Free some space, or use another disk.",
+    errno.EDQUOT: "Free some space, or use another disk.",
+}
+
+
+def system_error(error: BaseException) -> int | None:
+    """The number of the system's error behind an exception, also where a library passes it on in words, as safetensors,
+    tokenizers and shutil do; None for another exception.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    told = _TOLD.search(str(error))
+    return None if told is None else errno.ENOSPC if told[3] else int(told[1] or told[2])
+
+
+def fault_of_limit(error: BaseException) -> TrainingFailed | None:
+    """What is said of files or disks that a library could not have more of; None for other errors."""
+    number = system_error(error)
+    if number not in LIMITS:
+        return None
+    said = (str(error).strip().splitlines() or [""])[0][:300]
+    return TrainingFailed(f"{os.strerror(number).lower()} ({type(error).__name__}: {said})", remedy=LIMITS[number])
+
+
+def check_current_folder() -> None:
+    """Raises: UserError if somebody has removed the folder that this process is in, so that no relative path leads anywhere."""
+    try:
+        os.getcwd()  # noqa: PTH109 - pathlib says the same
+    except FileNotFoundError:
+        raise UserError("the current folder was removed", remedy="Change to a folder that exists.") from None
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an exception says that a computation failed, rather than that the process is to end: an Exception, or the panic
+    of a library written in Rust, which Python's bindings raise as a BaseException of their own.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from finetune.distributed.launch import stop_signals
-from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError
+from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError, is_failure
 from finetune.recipe.machine import cause_of_signal, lacks_memory, memory_limit
 from finetune.terminal import lasting_streams
 
@@ -91,7 +91,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-def _portable(error: Exception) -> Exception:
+def _portable(error: BaseException) -> BaseException:
     """The exception as another process can raise it, with its traceback as a note."""
     if lacks_memory(error) and not isinstance(error, FinetuneError):
         remedy = memory_limit() or "Take a machine with more memory, fewer workers, or smaller sizes in the recipe."
@@ -123,7 +123,9 @@ def _run(sender: Any, target: str, arguments: tuple[Any, ...]) -> None:
             outcome = (False, _portable(error))
         else:
             outcome = (False, UserError(error.strerror or str(error), where=str(error.filename or "")))
-    except Exception as error:  # its parent reports it
+    except BaseException as error:  # its parent reports it
+        if not is_failure(error):
+            raise
         outcome = (False, _portable(error))
     sender.send(outcome)
     sender.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.sources.preflight import check_data
+from finetune.data.sources.read_options import asked_sources
 from finetune.data.sources.tables import open_split, open_tables
 from finetune.data.table import Table
 from finetune.errors import Fault, UserError
@@ -81,7 +82,7 @@ def _sources(recipe: Recipe, split: str, data: list[str]) -> tuple[SourceSection
     """
     section = recipe.data
     if data:
-        return tuple(SourceSection(source=_absolute(source)) for source in data)
+        return tuple(asked_sources([_absolute(source) for source in data]))
     splits: dict[str, Any] = {
         "train": True,
         "validation": section.validation or section.validation_fraction,

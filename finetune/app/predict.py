@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from finetune.app.asked_replicas import predict_with_replicas
 from finetune.app.predict_options import PredictOptions, check_replicas, split_option
+from finetune.app.supervise import check_count
 from finetune.distributed.launch import Launch, run_workers
 from finetune.distributed.replicas import NoReplicaLeft
 from finetune.errors import TrainingFailed, UserError
@@ -89,6 +90,7 @@ def _processes(options: PredictOptions) -> int:
         raise UserError(f"{layers} of {gpus} GPUs", where="--layers", remedy="Give no more GPUs than there are.")
     fitting = max(1, gpus // layers // split) * split
     count = options.processes or fitting
+    check_count(count, "--processes")
     check_replicas(count, options)
     if gpus and split > gpus:
         option = split_option(options)

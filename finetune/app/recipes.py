@@ -10,9 +10,9 @@ from pathlib import Path
 from finetune.data.formats.parallel_text import is_parallel
 from finetune.data.sources.locate import locate
 from finetune.data.sources.peek import columns_of
+from finetune.data.sources.read_options import asked_sources
 from finetune.errors import UserError
 from finetune.recipe import shelf
-from finetune.recipe.data import SourceSection
 from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.recipe.paths import is_local, is_pattern
 from finetune.recipe.schema import recipes_schema
@@ -58,6 +58,8 @@ def new_recipe(task: str, *, data: str, output: Path | None, model: str) -> Path
     """
     if task not in CARDS:
         raise UserError(f"no task {task}", remedy=f"There are: {', '.join(CARDS)}.")
+    if data:
+        asked_sources([data])
     output = output or Path(f"{task}.yaml")
     if output.suffix not in (".yaml", ".yml"):
         raise UserError(f"{output} is no name for a recipe", remedy="Recipes end in .yaml.")
@@ -90,7 +92,7 @@ def peek_columns(data: str) -> list[str]:
     if not path.exists() and not is_pattern(data) and not is_parallel(data):
         raise UserError(f"no data file {path}", remedy="Paths given to --data are relative to the current folder.")
     try:
-        source = SourceSection(source=data)
+        (source,) = asked_sources([data])
         located = locate(source, "train")
         return columns_of(located.files[0], located.format, source) if located.files else []
     except UserError:

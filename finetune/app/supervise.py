@@ -97,15 +97,20 @@ def plan_launch(loaded: LoadedRecipe, processes: int | None) -> Callable[[Sequen
             if gpus >= split
             else f"The {split} ranks that hold a model together need a GPU each.",
         )
+    check_count(count, origin)
+    deepspeed = choose_engine(parallel) == "deepspeed"
+    return lambda arguments: Launch(arguments, count, deepspeed=deepspeed, cpu=gpus == 0, forks=gpus == 0)
+
+
+def check_count(count: int, where: str) -> None:
+    """Raises: UserError for more ranks than this machine can run, which would take it down."""
     most = max(MOST_RANKS, RANKS_PER_CORE * (os.cpu_count() or 1))
     if count > most:
         raise UserError(
             f"{count:,} processes on one machine",
-            where=origin,
+            where=where,
             remedy=f"At most {most:,} are started here; several machines are started by a launcher (docs/launching.md).",
         )
-    deepspeed = choose_engine(parallel) == "deepspeed"
-    return lambda arguments: Launch(arguments, count, deepspeed=deepspeed, cpu=gpus == 0, forks=gpus == 0)
 
 
 def supervise(run: Run, launch: Callable[[str], Launch], resume: str, restarts: int) -> None:

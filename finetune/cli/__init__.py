@@ -12,7 +12,15 @@ from importlib import import_module
 import typer
 
 from finetune.cli.program import app
-from finetune.errors import EXIT_FAILED, FinetuneError, TrainingFailed, fault_of_path
+from finetune.errors import (
+    EXIT_FAILED,
+    FinetuneError,
+    TrainingFailed,
+    check_current_folder,
+    fault_of_limit,
+    fault_of_path,
+    is_failure,
+)
 from finetune.recipe.machine import lacks_memory, memory_limit, reach_own_programs
 from finetune.recipe.trust import OPTION, trust_remote_code
 from finetune.terminal import is_rank, lasting_streams, output_lost, print_bug, print_error, say
@@ -63,6 +71,7 @@ def _run(argv: list[str]) -> None:
     reach_own_programs()
     args, show_traceback = _own_options(argv)
     try:
+        check_current_folder()
         typer.main.get_command(app)(args=args, prog_name="finetune")
     except SystemExit as end:  # typer exits this way on Ctrl-C, without a message
         if end.code == EXIT_INTERRUPTED:
@@ -78,8 +87,10 @@ def _run(argv: list[str]) -> None:
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
-        fault = fault_of_path(error) or _lack_of_memory(error)
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        fault = fault_of_path(error) or fault_of_limit(error) or _lack_of_memory(error)
         if fault and not show_traceback:
             print_error(fault)
             sys.exit(fault.exit_code)
@@ -87,7 +98,7 @@ def _run(argv: list[str]) -> None:
         sys.exit(EXIT_FAILED)
 
 
-def _lack_of_memory(error: Exception) -> FinetuneError | None:
+def _lack_of_memory(error: BaseException) -> FinetuneError | None:
     """What a process says that may not have the memory it needs (ulimit -v); None for other errors, and without a limit."""
     if not lacks_memory(error) or not memory_limit():
         return None

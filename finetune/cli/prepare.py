@@ -21,7 +21,8 @@ def prepare(
     recipe: RecipeName,
     sets: Sets = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, metavar="N", help="Worker processes. Default: one for each core.")
+        int | None,
+        typer.Option("--workers", min=1, max=1_024, metavar="N", help="Worker processes. Default: one for each core."),
     ] = None,
 ) -> None:
     """Prepare the data of a recipe now, without a GPU: read the files, hold out rows, encode every row, report bad ones.

@@ -51,7 +51,11 @@ def sweep(
     parallel: Annotated[
         int | None,
         typer.Option(
-            "--parallel", min=1, metavar="N", help="Trials at a time. Default: as many as the GPUs hold; 1 on a CPU."
+            "--parallel",
+            min=1,
+            max=1_024,
+            metavar="N",
+            help="Trials at a time. Default: as many as the GPUs hold; 1 on a CPU.",
         ),
     ] = None,
     processes: Annotated[

@@ -16,6 +16,7 @@ from finetune.errors import UserError
 # Step ids that Slurm reserves for the batch script, the interactive shell and its own services: one process, no launch.
 _SLURM_RESERVED_STEPS = range(2**32 - 10, 2**32)
 _SLURM_SHELLS = ("bash", "sh", "zsh", "interactive")
+THREADS = "OMP_NUM_THREADS"
 _PORTS = range(15000, 30000)  # below the ports that Linux hands out by itself (from 32768)
 
 
@@ -40,6 +41,8 @@ def from_environ(environment: Mapping[str, str] | None = None) -> DistributedEnv
     Raises: UserError where the environment contradicts itself, naming the variables and what to do.
     """
     env = os.environ if environment is None else environment
+    if env.get(THREADS, "").strip():  # libraries read it as a number, and say no more than that it is none
+        _number(env, THREADS)
     if "RANK" in env or "WORLD_SIZE" in env:
         return _check(_from_torch(env), env)
     if "OMPI_COMM_WORLD_RANK" in env:
@@ -171,15 +174,14 @@ def _slurm_local_size(env: Mapping[str, str], world_size: int) -> int:
     """Tasks on this node, from "4(x2),3" (one entry per node, by SLURM_NODEID) or the number that was asked for."""
     described = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE")
     if described:
-        counts: list[int] = []
+        node = _number(env, "SLURM_NODEID", default=0)
         for entry in described.split(","):
-            match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry.strip())
+            match = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", entry.strip())
             if match is None:
                 raise _unreadable("SLURM_STEP_TASKS_PER_NODE", described, 'a list such as "4(x2),3"')
-            counts += [int(match[1])] * int(match[2] or 1)
-        node = _number(env, "SLURM_NODEID", default=0)
-        if node < len(counts):
-            return counts[node]
+            if node < int(match[2] or 1):
+                return int(match[1])
+            node -= int(match[2] or 1)
     return _number(env, "SLURM_NTASKS_PER_NODE", default=world_size)
 
 

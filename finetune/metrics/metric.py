@@ -57,6 +57,10 @@ class LocalMetric(evaluate.Metric, ABC):
         super().__init__(config_name=config_name, **options)
         self._rows: dict[str, list[Any]] | None = None  # input -> one value per example; None: nothing was added
 
+    def _build_data_dir(self) -> str:
+        """The folder of its files. In memory it has none, so none is made: the home folder may be read-only."""
+        return "" if self.keep_in_memory else str(super()._build_data_dir())
+
     @property
     def multi_label(self) -> bool:
         """Whether the metric was created with config_name "multilabel"."""

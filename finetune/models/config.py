@@ -148,7 +148,9 @@ def model_errors(source: str, shown: str = "") -> Iterator[None]:
         ) from None
     except OSError as error:
         raise _unreadable(source, shown or source, error) from None
-    except ODD_FILES as error:  # of settings that no library expects
+    except Exception as error:  # of settings that no library expects; tokenizers raises Exception itself
+        if not isinstance(error, ODD_FILES) and type(error) is not Exception:
+            raise
         raise _unusable(shown or source, error) from error
 
 

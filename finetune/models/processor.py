@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # codes of PIL
 DEFAULT_SIZE = 224
+MAX_EDGE = 16_384  # pixels of an image as the model sees it: more would take the memory of the machine
 
 
 def load_processor(
@@ -41,8 +42,10 @@ def load_processor(
     Raises: UserError if there is no processor, or its output size is not that of the model.
     """
     where = model.processor or ("" if model.init == "config" else model.source)
+    _check_edges(model_size(config) or (), model.source)
     processor = _load(where, model) if where else _make(kind, config, image_size, mean, std, interpolation)
     if where:
+        _check_edges(_stated_edges(processor), where)
         if mean:
             processor.image_mean = list(mean)
         if std:
@@ -61,6 +64,29 @@ def load_processor(
                 )
     _check_size(processor, model, config)
     return processor
+
+
+def _stated_edges(processor: Any) -> list[Any]:
+    """The edges that a processor resizes, crops or pads to. Areas, which some state in place of edges, are not among them."""
+    sizes = [dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size", "pad_size")]
+    names = ("height", "width", "shortest_edge", "max_height", "max_width")
+    return [
+        size[name]
+        for size in sizes
+        for name in (("longest_edge",) if set(size) == {"longest_edge"} else names)
+        if name in size
+    ]
+
+
+def _check_edges(edges: Sequence[Any], where: str) -> None:
+    """Raises: UserError for an image that no model takes, before one is made."""
+    for edge in edges:
+        if isinstance(edge, (int, float)) and edge > MAX_EDGE:
+            raise UserError(
+                f"images of {edge:,} pixels at an edge, more than {MAX_EDGE:,}",
+                where=where,
+                remedy="Correct the size in its preprocessor_config.json, or image_size in its config.json.",
+            )
 
 
 def output_size(processor: Any, config: Any) -> tuple[int, int] | None:

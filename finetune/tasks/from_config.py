@@ -11,6 +11,7 @@ is refused: no option is guessed from data.
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,6 +29,7 @@ from finetune.tasks.text.lengths import usable_length
 UNLIMITED = 1_000_000  # more tokens than any limit
 ADAPTED = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}  # task types of peft
 SHOWN = 8
+LONGEST_NAME = 10_000  # characters of a class
 
 
 def derive_artifacts(model: ModelSection, task: str, notes: list[str], *, body: bool = False) -> TaskArtifacts:
@@ -105,16 +107,29 @@ def _is_number(config: Any) -> bool:
 def config_classes(config: Any, notes: list[str]) -> Classes:
     """The classes that the head was trained with, in its order, under the names that the model has for them.
 
-    Raises: UserError for a class without a name.
+    Raises: UserError for a class without a name, or with one that is no name, and for numbers that leave out a class.
     """
+    numbers = sorted(config.id2label)
+    if not numbers or numbers != list(range(len(numbers))):
+        listed = ", ".join(map(str, numbers[:SHOWN])) or "none"
+        raise UserError(
+            f"the classes of the model are numbered {listed}, not from 0 on without a gap",
+            remedy="Name each class in id2label of its config.json, in the order of its head.",
+        )
     names = [str(config.id2label[index]) for index in sorted(config.id2label)]
     if nameless := [index for index, name in enumerate(names) if not name.strip()]:
         raise UserError(
             f"class {nameless[0]} of the model has no name",
             remedy="Give each class a name in id2label of its config.json.",
         )
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        notes.append(f"{names.count(name)} classes of the model are called {name!r}")
+    if long := [index for index, name in enumerate(names) if len(name) > LONGEST_NAME]:
+        raise UserError(
+            f"class {long[0]} of the model has a name of {len(names[long[0]]):,} characters",
+            remedy=f"Correct id2label of its config.json: names have at most {LONGEST_NAME:,} characters.",
+        )
+    counts = Counter(names)
+    for name in sorted(name for name, count in counts.items() if count > 1):
+        notes.append(f"{counts[name]} classes of the model are called {name!r}")
     more = ", ..." if len(names) > SHOWN else ""
     generated = names == [f"LABEL_{index}" for index in range(len(names))]
     why = " (generated names: the model does not say what its classes mean)" if generated else ""

@@ -47,7 +47,7 @@ def _shorten(line: str) -> str:
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 200]} ... {line[-180:]}"
 
 
-def print_bug(error: Exception, *, show_traceback: bool) -> None:
+def print_bug(error: BaseException, *, show_traceback: bool) -> None:
     """Prints one line and saves the traceback to a file; prints it in full if asked and in workers, for their logs."""
     import traceback
 
@@ -60,7 +60,7 @@ def print_bug(error: Exception, *, show_traceback: bool) -> None:
     say(f"  {save_report(error)}")
 
 
-def save_report(error: Exception) -> str:
+def save_report(error: BaseException) -> str:
     """Save the traceback of an unexpected error to a file of this user; a sentence that names it."""
     import traceback
 
@@ -83,7 +83,7 @@ def _save(trace: str) -> str:
     return file.name
 
 
-def _traceback_of(error: Exception) -> str:
+def _traceback_of(error: BaseException) -> str:
     import traceback
 
     return printable(mask_secrets("".join(traceback.format_exception(error))))

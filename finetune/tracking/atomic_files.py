@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import DISK_FULL, ODD_PATH, FinetuneError, UserError
+from finetune.errors import DISK_FULL, ODD_PATH, FinetuneError, UserError, system_error
 from finetune.units import format_bytes
 
 
@@ -89,7 +88,7 @@ def disk_errors(path: Path, remedy: str = RESUME) -> Iterator[None]:
     except FinetuneError:
         raise
     except Exception as error:
-        number = _system_error(error)
+        number = system_error(error)
         if number is None:
             raise
         if number in ODD_PATH:
@@ -100,14 +99,6 @@ def disk_errors(path: Path, remedy: str = RESUME) -> Iterator[None]:
         free = f" ({format_bytes(_free(path))} free)" if full else ""
         what, kind = f"cannot write: {os.strerror(number)}{free}", DISK_FULL if full else ""
         raise FinetuneError(what, where=str(path), remedy=remedy, kind=kind) from error
-
-
-def _system_error(error: BaseException) -> int | None:
-    """The number of the system's error behind an exception; None for another one."""
-    if isinstance(error, OSError):
-        return error.errno
-    told = re.search(r"os error (\d+)|(No space left on device)", str(error))
-    return None if told is None else errno.ENOSPC if told[2] else int(told[1])
 
 
 def _free(path: Path) -> int:

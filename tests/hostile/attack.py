@@ -29,7 +29,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class Given:
-    """What the attacks start from. run: a run folder that this version trained. bert, llama: folders of small models.
+    """What the attacks start from. run: a run folder that this version trained. bert, llama, resnet: folders of small models.
 
     begun: folder with predictions of that run: `ended` with its output whole, `begun` with all chunks answered and no row
     in the output, in each format.
@@ -39,6 +39,7 @@ class Given:
     bert: Path
     llama: Path
     begun: Path
+    resnet: Path
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Attack:
     """make: writes its files and returns the command line. says: pattern that the output must have. code: the exit code that
     is right. memory: bytes that the largest process may take. check: what else must hold afterwards, of the folder.
     stop_after: seconds until it gets SIGTERM; 0: it does not. bound: it has no right to pass over permissions of files.
+    before: is called in the process that is to be finetune, and is a function of a module.
     executed: its code must run, as its command line asks for; this shows that the others would be found out.
     """
 
@@ -113,6 +115,7 @@ class Attack:
     bound: bool = False
     executed: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    before: Callable[[], None] | None = None
     check: Callable[[Path], None] = lambda folder: None
 
 

@@ -18,15 +18,16 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
 
 @pytest.fixture(scope="session")
 def given(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Given:
-    from tests.hostile.making import make_llama, make_predictions, make_run
+    from tests.hostile.making import make_llama, make_predictions, make_resnet, make_run
 
     folder = tmp_path_factory.mktemp("given")
     tiny.write_data(folder)
     tiny.write_weights(folder / "bert")
     make_llama(folder / "llama")
+    make_resnet(folder / "resnet")
     make_run(folder)
     program.call(make_predictions, folder)
-    return Given(folder / "run", folder / "bert", folder / "llama", folder / "predictions")
+    return Given(folder / "run", folder / "bert", folder / "llama", folder / "predictions", folder / "resnet")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

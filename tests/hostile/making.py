@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from pathlib import Path
@@ -34,6 +35,19 @@ def make_llama(folder: Path) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def make_resnet(folder: Path) -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification, set_seed
+
+    set_seed(3)
+    config = ResNetConfig(
+        depths=[1, 1], hidden_sizes=[8, 8], embedding_size=8, layer_type="basic", id2label={0: "cat", 1: "dog"}
+    )
+    ResNetForImageClassification(config).save_pretrained(folder)
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}, "do_resize": True}
+    settings |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": True, "rescale_factor": 1 / 255}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
 def make_predictions(folder: Path) -> None:

@@ -53,6 +53,7 @@ class Limits:
     bound: bool
     environment: dict[str, str]
     temporary: str
+    before: Callable[[], None] | None
 
 
 class Program:
@@ -67,7 +68,9 @@ class Program:
         """`finetune ARGUMENTS` in the folder `cwd`."""
         self.count += 1
         answer = self.folder / f"outcome-{self.count}.json"
-        limits = Limits(attack.seconds, attack.stop_after, attack.bound, dict(attack.environment), str(self.folder))
+        limits = Limits(
+            attack.seconds, attack.stop_after, attack.bound, dict(attack.environment), str(self.folder), attack.before
+        )
         process = self._context.Process(target=_supervise, args=(list(arguments), str(cwd), str(answer), limits))
         process.start()
         process.join(limits.seconds + 30)
@@ -153,6 +156,8 @@ def _be_finetune(arguments: list[str], cwd: str, limits: Limits) -> int:
         template_limits.SECONDS = 0.3  # the same limit, in less time
     size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+    if limits.before is not None:
+        limits.before()
     try:
         cli.main(arguments)
     except SystemExit as end:

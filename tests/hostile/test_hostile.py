@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.hostile import (
+    attacks_asked,
     attacks_data,
     attacks_formats,
     attacks_launch,
     attacks_models,
+    attacks_options,
     attacks_outputs,
     attacks_pages,
     attacks_paths,
@@ -32,10 +34,11 @@ from tests.hostile.running import SECRET, Outcome, Program
 
 AREAS = {
     "run folders": (attacks_runs, attacks_pages),
-    "model folders": (attacks_models, attacks_settings),
+    "model folders": (attacks_models, attacks_settings, attacks_asked),
     "outputs of predictions": (attacks_outputs,),
     "recipes": (attacks_recipes, attacks_paths),
     "data and images": (attacks_data, attacks_formats),
+    "options and environments": (attacks_options,),
     "chat templates": (attacks_templates,),
     "launchers": (attacks_launch,),
 }

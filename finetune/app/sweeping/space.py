@@ -14,6 +14,7 @@ from finetune.recipe.faults import nearest
 from finetune.recipe.yaml import parse_value
 
 MAX_TRIALS = 1000
+MAX_VALUES = 10_000  # of one key
 DRAWS_PER_TRIAL = 50  # until a space is said to have too few different points
 DIGITS = 4  # significant ones of a drawn number
 RANGES = ("uniform", "loguniform", "integers")
@@ -91,7 +92,13 @@ _EXAMPLES = "For example --grid training.learning_rate=1e-5,3e-5, or with --rand
 def _parse_dimension(key: str, raw: str) -> Dimension:
     if match := _RANGE.fullmatch(raw):
         return _parse_range(key, match[1], match[2])
-    values = [item.strip() for item in _split(key, raw)]
+    values = [item.strip() for item in itertools.islice(_split(key, raw), MAX_VALUES + 1)]
+    if len(values) > MAX_VALUES:
+        raise UserError(
+            f"more than {MAX_VALUES:,} values",
+            where=f"--grid {key}",
+            remedy="Give a range, and draw from it: --random N.",
+        )
     if values == [""]:
         raise UserError("the space is empty: the key has no values", where=f"--grid {key}", remedy=_EXAMPLES)
     parsed = []
@@ -108,9 +115,11 @@ def _parse_dimension(key: str, raw: str) -> Dimension:
             raise UserError(
                 f"not a YAML value: {error}", where=f"--grid {key}={value}", remedy="Quote text that has signs of YAML."
             ) from None
-    for index, one in enumerate(parsed):
-        if one in parsed[:index]:
-            raise UserError(f"the value {values[index]} is given twice", where=f"--grid {key}")
+    seen: set[str] = set()
+    for value, one in zip(values, parsed, strict=True):
+        if one in seen:
+            raise UserError(f"the value {value} is given twice", where=f"--grid {key}")
+        seen.add(one)
     return Choices(key, tuple(values))
 
 

@@ -28,7 +28,7 @@ from typing import Any
 from finetune.data.prepare.checksums import find_damage, has_checksums, write_checksums
 from finetune.data.prepare.locks import exclusive, release, take_from_use, try_lock
 from finetune.data.prepare.progress import current_stage
-from finetune.errors import Stopped, UserError
+from finetune.errors import FinetuneError, Stopped, UserError, system_error
 
 UNUSED_SECONDS = 30 * 86_400  # entries not opened for this long are removed
 ABANDONED_SECONDS = 86_400  # incomplete entries of crashed processes are removed after this
@@ -157,8 +157,13 @@ def publish(
         with exclusive(lock, about or kind, notify, finished=final.is_dir) as held:
             if not final.is_dir():
                 _make(final, write, about, resumable=resumable and held)
-    except OSError as error:
-        raise _as_user_error(error, final.parent) from error
+    except FinetuneError:
+        raise
+    except Exception as error:  # libraries pass on in words what the system said
+        fault = _as_user_error(error, final.parent)
+        if fault is None:
+            raise
+        raise fault from error
     _opened(final)
     return final
 
@@ -285,23 +290,24 @@ def _remove_partial(entry: Path) -> bool:
     return not entry.exists()
 
 
-def _as_user_error(error: OSError, folder: Path) -> Exception:
-    """A UserError for a full or read-only disk; any other error is returned as it is."""
+def _as_user_error(error: Exception, folder: Path) -> UserError | None:
+    """A UserError for a full or read-only disk, and for a limit of the system; None for any other error."""
+    number = system_error(error)
     alternative = "or set XDG_CACHE_HOME to a folder on another disk."
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if number in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(_existing(folder)).free
         return UserError(
             f"the disk is full ({free // 2**20:,} MiB free), so the data cannot be converted",
             where=str(folder),
             remedy=f"Free some space, {alternative} Incomplete files have been removed.",
         )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EFBIG):
         return UserError(
-            f"the cache of converted data cannot be written: {error.strerror}",
-            where=str(error.filename or folder),
-            remedy=f"Make it writable, {alternative}",
+            f"the cache of converted data cannot be written: {os.strerror(number)}",
+            where=str(getattr(error, "filename", None) or folder),
+            remedy=f"{'Raise the limit (ulimit -f)' if number == errno.EFBIG else 'Make it writable'}, {alternative}",
         )
-    return error
+    return None
 
 
 def _existing(folder: Path) -> Path:

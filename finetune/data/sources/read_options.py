@@ -12,10 +12,11 @@ from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
 FLAG = "--read"
+MAX_DIGITS = 18
 KEYS = tuple(name for name in SourceSection.model_fields if name not in ("source", "columns"))
 
 
-def asked_sources(data: Sequence[str], read: Sequence[str]) -> list[SourceSection]:
+def asked_sources(data: Sequence[str], read: Sequence[str] = ()) -> list[SourceSection]:
     """A source for each of `data`, all read in the same way. read: KEY=VALUE; a list of names is divided by commas.
 
     Raises: UserError for a key or a value that a source does not have.
@@ -36,6 +37,8 @@ def asked_sources(data: Sequence[str], read: Sequence[str]) -> list[SourceSectio
         return [SourceSection(source=source, **_typed(options)) for source in data]
     except ValidationError as error:
         first = error.errors()[0]
+        if first["loc"] == ("source",):
+            raise UserError(f"cannot name data: {first['msg']}", where="--data", remedy="Give another name.") from None
         key = str(first["loc"][0]) if first["loc"] else ""
         raise UserError(
             f"{key}: {first['msg']}", where=f"{FLAG} {key}={options.get(key, '')}", remedy="See docs/your-data.md."
@@ -43,4 +46,8 @@ def asked_sources(data: Sequence[str], read: Sequence[str]) -> list[SourceSectio
 
 
 def _typed(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: int(value) if key == "limit" and value.isdecimal() else value for key, value in options.items()}
+    """With a number in place of its digits; what is no number a reader could have is refused as it is."""
+    return {
+        key: int(value) if key == "limit" and value.isdecimal() and len(value) <= MAX_DIGITS else value
+        for key, value in options.items()
+    }

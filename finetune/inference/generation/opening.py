@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune.errors import TrainingFailed
+from finetune.errors import TrainingFailed, UserError
 from finetune.inference.answering import RowError
 from finetune.inference.generation.cache_size import PAGE, choose_cache_size
 from finetune.inference.generation.continuous import ContinuousGenerator
@@ -81,10 +81,18 @@ def prompt_rules(artifacts: TaskArtifacts, model: Any) -> PromptRules:
 
 def default_penalty(module: nn.Module) -> float:
     """The repetition penalty that the model's own generation_config.json asks for, 1.0 for none. `generate` applies it, and
-    so did every reply in training.
+    so did every reply in training. Raises: UserError for what is no penalty.
     """
     penalty = getattr(getattr(module, "generation_config", None), "repetition_penalty", None)
-    return float(penalty or 1.0)
+    if penalty is None:
+        return 1.0
+    if not isinstance(penalty, (int, float)) or not 0 < penalty < math.inf:
+        raise UserError(
+            f"repetition_penalty is {str(penalty)[:100]!r}",
+            where="generation_config.json of the model",
+            remedy="It must be a positive number: correct it, or remove it.",
+        )
+    return float(penalty)
 
 
 def _open_continuous(

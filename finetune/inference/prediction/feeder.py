@@ -16,7 +16,7 @@ from finetune.data.prepare.pool import Chunk as Units
 from finetune.data.prepare.pool import map_chunks
 from finetune.data.sources.streams import WITHOUT_TARGET, RowStream, StreamRow
 from finetune.data.table import Row
-from finetune.errors import EmptyData
+from finetune.errors import EmptyData, is_failure
 from finetune.inference.answering import PIECE, RowError, RowSplitter
 from finetune.inference.pieces.counts import CutRows
 from finetune.inference.prediction.answer_files import answered_examples
@@ -253,7 +253,9 @@ def map_together(items: Sequence[Any], work: Callable[[Sequence[Any]], list[Any]
     """What `work` makes of all items together; where that fails, one by one, so that the one at which it fails is found."""
     try:
         return work(items)
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         if len(items) > 1:
             return [result for item in items for result in map_together([item], work)]
         return [error if isinstance(error, BadRow) else BadRow(f"{type(error).__name__}: {error}")]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.errors import is_failure
 from finetune.inference.answering import RowError
 from finetune.inference.serving.served_model import bad_row_error
 from finetune.tasks import CARDS, load_task
@@ -34,7 +35,9 @@ class PromptEncoder:
             (encoded,) = self._encode(self._own.processor, prompt)
         except BadRow as bad:
             encoded = bad
-        except Exception as error:  # nothing foresaw it: the request learns of it, and nobody else
+        except BaseException as error:  # nothing foresaw it: the request learns of it, and nobody else
+            if not is_failure(error):
+                raise
             encoded = BadRow(f"the prompt cannot be encoded: {type(error).__name__}: {error}"[:500])
         if isinstance(encoded, BadRow):
             return bad_row_error(encoded)

@@ -15,6 +15,7 @@ from finetune.data.image_values import base64_bytes, image_bytes, is_inline, sho
 from finetune.data.images import image_size
 from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.values import number_notices
+from finetune.errors import is_failure
 from finetune.inference.answering import Answerer, Outcome, RowError
 from finetune.inference.prediction.feeder import map_together
 from finetune.inference.recording import record_outcome
@@ -95,13 +96,17 @@ class ServedModel:
         artifacts = self._artifacts()
         try:
             return self.task.encode(artifacts, rows, with_targets=False) if rows else []
-        except Exception:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             return [self._encode_alone(artifacts, row) for row in rows]
 
     def _encode_alone(self, artifacts: TaskArtifacts, row: Mapping[str, Any]) -> Encoded:
         try:
             return self.task.encode(artifacts, [row], with_targets=False)[0]
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             return BadRow(f"the row cannot be encoded: {type(error).__name__}: {error}"[:500])
 
     def _artifacts(self) -> TaskArtifacts:

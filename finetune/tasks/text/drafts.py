@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
+from finetune.errors import is_failure
 from finetune.tasks.text.chat_template import Span
 
 Item = TypeVar("Item")
@@ -106,7 +107,9 @@ def _encode(tokenizer: Any, texts: list[str], special: bool) -> Iterator[Encoded
     options = {"return_offsets_mapping": True, "return_attention_mask": False, "return_token_type_ids": False}
     try:
         together = tokenizer(texts, add_special_tokens=special, verbose=False, **options)
-    except Exception as error:  # one text that the tokenizer refuses must not take the others with it
+    except BaseException as error:  # one text that the tokenizer refuses must not take the others with it
+        if not is_failure(error):
+            raise
         if len(texts) == 1:
             yield BadRow(f"the tokenizer refuses the text: {error}")
         else:

@@ -138,3 +138,16 @@ def test_reading_the_place_imports_no_torch():
     code = "import sys, finetune.distributed.env; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("node", "size"), [("0", 4), ("99999999", 4), ("100000000", 3)])
+def test_the_tasks_of_millions_of_nodes_are_not_listed(node, size):
+    given = SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4(x100000000),3", "SLURM_NODEID": node}
+    assert from_environ(given).local_world_size == size
+
+
+def test_threads_that_are_no_number_are_refused():
+    for value in ("x", "-1", "4,2", "1" * 30):
+        with pytest.raises(UserError, match="OMP_NUM_THREADS"):
+            from_environ({"OMP_NUM_THREADS": value})
+    assert from_environ({"OMP_NUM_THREADS": " "}) is None and from_environ({"OMP_NUM_THREADS": "4"}) is None
