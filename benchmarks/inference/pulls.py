@@ -1,4 +1,5 @@
-"""What a pull costs a rank: the counter of a prediction's chunks in the group's store, by wall time and by processor time.
+"""What a pull costs a rank: the tickets of a prediction's chunks in the group's store, and in the folder that replicas share,
+by wall time and by processor time.
 
     python -m benchmarks.inference.pulls [--ranks 2] [--pulls 5000] [--chunk-seconds 0.1]
 
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.inference import pulls  # ranks import it by this name, not as __main__
+from finetune.distributed.folder_store import FolderStore
 from finetune.distributed.prebuild import choose_cache
 from finetune.distributed.session import Session
 from finetune.inference.prediction.board import TICKETS
@@ -32,6 +34,14 @@ def pull(pulls: int) -> tuple[float, float, int]:
     return *taken, total
 
 
+def pull_from_folder(pulls: int, folder: str) -> tuple[float, float, int]:
+    """As `pull`, where each replica is a process group of its own."""
+    store = FolderStore(Path(folder))
+    began, cpu = time.perf_counter(), time.thread_time()
+    total = sum((store.append(TICKETS, "0 0") or 0) + 1 for _ in range(pulls))
+    return time.perf_counter() - began, time.thread_time() - cpu, total
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=2)
@@ -42,16 +52,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pool = Ranks(Path(folder))
         try:
-            results = pool.options(open_group=False).run(asked.ranks, pulls.pull, asked.pulls)
+            ranks = pool.options(open_group=False)
+            results = {
+                "group's store": ranks.run(asked.ranks, pulls.pull, asked.pulls),
+                "folder": ranks.run(asked.ranks, pulls.pull_from_folder, asked.pulls, folder),
+            }
         finally:
             pool.close()
+    for place, found in results.items():
+        report(place, found, asked)
+
+
+def report(place: str, results: list[tuple[float, float, int]], asked: argparse.Namespace) -> None:
+    """One line for people. results: of each rank."""
     count = asked.ranks * asked.pulls
     assert sum(total for _, _, total in results) == count * (count + 1) // 2, "every number once"
     wall, cpu = (sum(result[index] for result in results) / count for index in (0, 1))
     print(
-        f"{count:,} pulls on {asked.ranks} ranks, every number once: {wall * 1e6:.0f} us, {cpu * 1e6:.0f} us of processor time"
+        f"{place}: {count:,} pulls on {asked.ranks} ranks, every number once: {wall * 1e6:.0f} us, {cpu * 1e6:.0f} us of "
+        f"processor time; of chunks of {asked.chunk_seconds:g} s: {wall / asked.chunk_seconds:.3%}, "
+        f"{cpu / asked.chunk_seconds:.3%}"
     )
-    print(f"of chunks of {asked.chunk_seconds:g} s: {wall / asked.chunk_seconds:.3%}, {cpu / asked.chunk_seconds:.3%}")
 
 
 if __name__ == "__main__":
