@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,9 @@ from finetune.app.model_sources import FoundModel
 from finetune.distributed.session import Session
 from finetune.distributed.staged_model import StagedModel
 from finetune.errors import UserError
+from finetune.models.parts import EXAMPLES, Parts, split_parts
 from finetune.models.stages import Stages, split_model
 from finetune.planning.plan import Plan
-from finetune.tasks import CARDS
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
 from finetune.tasks.task import Task
@@ -26,12 +27,11 @@ _EXAMPLES = 2  # BatchNorm needs two where blocks are found
 
 
 def check_stages(found: FoundModel, plan: Plan) -> None:
-    """Raises: UserError for a model of another task than those that are trained in stages, or with quantized weights."""
+    """Raises: UserError for a model of a task that is not answered in stages, or with quantized weights."""
     task = plan.recipe.task
-    if "pipeline" not in CARDS[task].splits:
-        staged = ", ".join(name for name, card in CARDS.items() if "pipeline" in card.splits)
+    if task not in TASKS:
         raise UserError(
-            f"a model of the task {task} is not answered in stages, as those of {staged} are",
+            f"a model of the task {task} is not answered in stages, as those of {', '.join(TASKS)} are",
             where=OPTION,
             remedy="Leave it out, or spread whole layers over GPUs (--layers), or slices of them over ranks (--slices).",
         )
@@ -52,20 +52,39 @@ def open_stages(
     all ranks and at every start.
     Raises: UserError if the model cannot be split so.
     """
+    stages = TASKS[task.card.name](task, artifacts, module.eval(), count)
+    return StagedModel(stages, session).eval(), stages.describe()
+
+
+def _split_blocks(task: Task, artifacts: TaskArtifacts, module: nn.Module, count: int) -> Stages:
+    """As the pipeline that trains splits it."""
     batch = _made_up(task, artifacts)
     module.requires_grad_(True)  # by gradients, blocks are told from what is computed beside them
     stages = split_model(module, lambda model: task.forward(model, batch), count, key=OPTION)
     module.requires_grad_(False)
     module.eval()
     _check_activations(stages, partial(task.forward, module, batch))
-    return StagedModel(stages, session).eval(), stages.describe()
+    return stages
 
 
-def _made_up(task: Task, artifacts: TaskArtifacts) -> Batch:
+def _split_parts(task: Task, artifacts: TaskArtifacts, module: nn.Module, count: int) -> Parts:
+    """Between modules that pass on several tensors, too."""
+    module.requires_grad_(False)
+    batches = {examples: _made_up(task, artifacts, examples) for examples in (1, EXAMPLES)}
+    return split_parts(module, lambda model, examples: task.forward(model, batches[examples]), count, key=OPTION)
+
+
+TASKS: dict[str, Callable[[Task, TaskArtifacts, nn.Module, int], Stages | Parts]] = {
+    "image_classification": _split_blocks,
+    "object_detection": _split_parts,
+}
+
+
+def _made_up(task: Task, artifacts: TaskArtifacts, count: int = _EXAMPLES) -> Batch:
     """Images of noise, of the size that the model takes."""
     height, width = artifacts.settings["image_size"]
     draw = np.random.default_rng(0)
-    images = [Image.fromarray(draw.integers(0, 256, (height, width, 3), np.uint8)) for _ in range(_EXAMPLES)]
+    images = [Image.fromarray(draw.integers(0, 256, (height, width, 3), np.uint8)) for _ in range(count)]
     encoded: Any = task.encode(artifacts, [{"image": image} for image in images], with_targets=False)
     return task.collate(artifacts, [{"id": number, **example} for number, example in enumerate(encoded)])
 

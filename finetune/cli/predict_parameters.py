@@ -117,7 +117,9 @@ PARAMETERS: dict[str, Any] = {
     ],
     "stages": Annotated[
         int,
-        typer.Option("--stages", min=1, metavar="N", help="Ranks that hold some blocks each of one image classifier."),
+        typer.Option(
+            "--stages", min=1, metavar="N", help="Ranks that hold a part each of one image classifier or detector."
+        ),
     ],
     "max_errors": Annotated[
         int | None,

@@ -15,6 +15,7 @@ from torch import nn
 from finetune.distributed.engines.p2p import P2P
 from finetune.distributed.engines.pipeline_model import examples_in
 from finetune.distributed.session import Session
+from finetune.models.parts import Parts
 from finetune.models.stages import Stages
 
 MICRO_BATCHES = 4  # of a batch, for each stage: with p stages, each is idle for (p - 1) / (5 p - 1) of the time at best
@@ -27,7 +28,7 @@ class StagedModel(nn.Module):
     before it computes the next.
     """
 
-    def __init__(self, stages: Stages, session: Session) -> None:
+    def __init__(self, stages: Stages | Parts, session: Session) -> None:
         """Keeps this rank's stage, on its device, and frees the others. All ranks of the process group call it at once."""
         super().__init__()
         self.stages, self.stage = stages, session.rank % session.split
@@ -36,7 +37,7 @@ class StagedModel(nn.Module):
         self.p2p, self.device = P2P(session), session.device
 
     def forward(self, **inputs: Any) -> Any:
-        """The outputs of the model; of them, the tensors [examples, ...]."""
+        """The outputs of the model; of them, the tensors [examples, ...], and the loss if there are targets."""
         is_last, found = self.stage == len(self.stages) - 1, []
         for part in cut_batch(inputs, MICRO_BATCHES * len(self.stages)):
             received = self.p2p.take_activation(examples_in(part)) if self.stage else None
@@ -57,10 +58,10 @@ class StagedModel(nn.Module):
 
 def cut_batch(inputs: dict[str, Any], most: int) -> list[dict[str, Any]]:
     """The inputs in `most` micro-batches that differ by one example at most; in fewer, of one example each, if there are
-    fewer examples.
+    fewer examples. Inputs with lists, the targets of detectors, stay one: their loss is one of the outputs.
     """
     examples = examples_in(inputs)
-    count = min(most, examples)
+    count = 1 if any(isinstance(value, list) for value in inputs.values()) else min(most, examples)
     bounds = [examples * number // count for number in range(count + 1)]
     return [
         {key: value[begin:end] if torch.is_tensor(value) else value for key, value in inputs.items()}
@@ -69,7 +70,21 @@ def cut_batch(inputs: dict[str, Any], most: int) -> list[dict[str, Any]]:
 
 
 def join_outputs(parts: list[Any]) -> Any:
-    """The outputs of micro-batches as those of the batch. parts: mappings of transformers, of which the tensors are kept."""
-    first = parts[0]
-    joined = {key: torch.cat([part[key] for part in parts]) for key, value in first.items() if torch.is_tensor(value)}
-    return type(first)(**joined)
+    """The outputs of micro-batches as those of the batch. parts: mappings of transformers, of which the tensors are kept, and
+    where there is one micro-batch the loss.
+    """
+    first, sizes = parts[0], [len(part["logits"]) for part in parts]
+    if len(parts) == 1:
+        return type(first)(
+            **{key: value for key, value in first.items() if torch.is_tensor(value) or key == "loss_dict"}
+        )
+    kept = [
+        key for key, value in first.items() if torch.is_tensor(value) and _by_example([p[key] for p in parts], sizes)
+    ]
+    return type(first)(**{key: torch.cat([part[key] for part in parts]) for key in kept})
+
+
+def _by_example(tensors: list[torch.Tensor], sizes: list[int]) -> bool:
+    """Whether tensors of micro-batches have one entry for each example: some detectors also give [layers, examples, ...]."""
+    shapes = {tensor.shape[1:] for tensor in tensors}
+    return [len(tensor) if tensor.dim() else -1 for tensor in tensors] == sizes and len(shapes) == 1

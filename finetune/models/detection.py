@@ -59,6 +59,13 @@ class Deferred:
         """How the loss is normalized."""
         return LOSSES[self.function.__name__]
 
+    def to(self, device: Any) -> Deferred:
+        """The same with its tensors on a device."""
+        from accelerate.utils import send_to_device
+
+        arguments: dict[str, Any] = send_to_device(self.arguments, device)
+        return Deferred(self.function, self.config, arguments, self.anchor.to(device))
+
 
 def family_of(model: Any) -> Family:
     """How the loss of a model is normalized. Raises: UserError for a model whose loss is not in LOSSES."""

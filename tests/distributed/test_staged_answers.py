@@ -1,4 +1,4 @@
-"""Replicas of two ranks that hold one stage each of an image classifier answer as the whole model does."""
+"""Replicas of two ranks that hold one stage each of an image classifier or a detector answer as the whole model does."""
 
 from __future__ import annotations
 
@@ -167,3 +167,56 @@ def test_what_fails_in_a_stage_ends_the_other_rank_as_well(ranks: Any, tmp_path:
     first, last = ranks.run(2, fail_in_last_stage, folder)
     assert last.startswith("TrainingFailed: one of the ranks that hold the model together failed: the row does not fit")
     assert first.startswith("PeerFailed: ")  # so this rank does not blame the chunk
+
+
+def write_detector(folder: Path) -> Path:
+    """An untrained D-FINE, of which boxes and classes differ from image to image."""
+    from transformers import AutoConfig, AutoModelForObjectDetection
+    from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
+
+    from tests.unit.tasks.test_object_detection import FAMILIES
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("d_fine", id2label=dict(enumerate(LABELS)), **FAMILIES["d_fine"])
+    AutoModelForObjectDetection.from_config(config).save_pretrained(folder)
+    RTDetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def boxes(folder: str, stages: int) -> dict[str, Any]:
+    """{row: (detections, loss)} of images with and without targets, and the names of the weights that this rank holds."""
+    torch.set_num_threads(1)
+    session = Session.open(None, precision="fp32", cpu=True, split=stages)
+    asked = load_found(find_model(folder), placement=Placement(stages=stages) if stages > 1 else None, session=session)
+    draw, chunks = np.random.default_rng(6), []
+    for number, (size, with_targets) in enumerate([(9, False), (1, False), (3, True)]):
+        objects = {"bbox": [[2, 3, 10, 12]], "category": [LABELS[number]]}
+        rows = [{"image": random_image(draw), "objects": objects} for _ in range(size)]
+        encoded: Any = asked.task.encode(asked.artifacts, rows, with_targets=with_targets)
+        chunks.append(Chunk((0, number), [{"id": 10 * number + index, **one} for index, one in enumerate(encoded)]))
+    found = {}
+    for chunk, outcomes in asked.answerer().run(chunks):
+        for example, outcome in zip(chunk.examples, outcomes, strict=True):
+            assert isinstance(outcome, Answered), outcome
+            loss = outcome.score.loss if outcome.score is not None else None
+            found[example["id"]] = outcome.answer.values["detections"], loss
+    held = {name.removeprefix("module.") for name, one in asked.module.state_dict().items() if not one.is_meta}
+    return {"found": found, "names": held, "notes": asked.notes}
+
+
+def test_stages_of_a_detector_find_the_boxes_that_the_whole_model_finds(ranks: Any, tmp_path: Path) -> None:
+    """Backbone on one rank, encoder and decoder on the other, with several tensors between them; and the loss of targets."""
+    folder = str(write_detector(tmp_path / "model"))
+    (whole,) = ranks.run(1, boxes, folder, 1)
+    first, last = ranks.run(2, boxes, folder, 2)
+    assert first["found"] == last["found"] and first["found"].keys() == whole["found"].keys()
+    for row, (ours, loss) in first["found"].items():
+        theirs, expected = whole["found"][row]
+        assert ours["labels"] == theirs["labels"] and len(ours["labels"]) == 36
+        assert np.abs(np.array(ours["boxes"]) - theirs["boxes"]).max() < 1e-5 * SIDE
+        assert ours["scores"] == pytest.approx(theirs["scores"], abs=1.1e-5)  # rounded to 5 digits
+        assert loss == (None if expected is None else pytest.approx(expected, rel=1e-5))
+    assert sum(loss is not None for _, loss in first["found"].values()) == 3
+    assert first["names"] | last["names"] == whole["names"]
+    assert min(len(first["names"] - last["names"]), len(last["names"] - first["names"])) > 10
+    assert "model.backbone" in first["notes"][0] and first["notes"][0].startswith("stage 1 of 2: ")

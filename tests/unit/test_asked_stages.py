@@ -65,7 +65,8 @@ def test_other_tasks_and_quantized_weights_are_refused() -> None:
         check_stages(SimpleNamespace(name="m"), SimpleNamespace(recipe=recipe))  # type: ignore[arg-type]
 
     check("image_classification", "none")
-    for task in ("object_detection", "text_classification", "causal_lm"):
+    check("object_detection", "none")
+    for task in ("semantic_segmentation", "text_classification", "causal_lm"):
         with pytest.raises(UserError, match=f"a model of the task {task} is not answered in stages") as caught:
             check(task, "none")
         assert "image_classification" in caught.value.what and "--layers" in caught.value.remedy

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from finetune.distributed.engines.accelerator import GIVE_UP_AFTER
 from finetune.distributed.session import Session
 
-_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.bool, torch.int64, torch.int32)
 _MOST_DIMENSIONS = 8
 
 
@@ -34,35 +34,46 @@ class P2P:
         peers = [dist.new_group(every[stage::split], timeout=GIVE_UP_AFTER) for stage in range(split)]
         self.replica, self.peers = controls[session.replica], peers[rank % split]
         self._forward, self._backward = (dist.new_group(timeout=GIVE_UP_AFTER) for _ in range(2))
-        self._shape: tuple[torch.dtype, tuple[int, ...]] | None = None  # of what is received, one example's
+        self._kinds: list[tuple[torch.dtype, tuple[int, ...]]] | None = None  # of what is received, one example's
+        self._several = False  # whether it is a tuple
         self._header_sent = False
         self._sent: deque[tuple[Any, torch.Tensor]] = deque()
         self.waiting_seconds = 0.0
         self.sent_bytes = 0
 
-    def give_activation(self, activation: torch.Tensor) -> None:
-        """To the next stage. The first time, a header with the type and shape of one example's goes ahead."""
+    def give_activation(self, activation: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        """To the next stage: a tensor, or always so many. The first time, a header with types and shapes of one example's
+        goes ahead.
+        """
+        tensors = activation if isinstance(activation, tuple) else (activation,)
         if not self._header_sent:
-            header = torch.zeros(2 + _MOST_DIMENSIONS, dtype=torch.int64)
-            header[0], header[1] = _TYPES.index(activation.dtype), activation.dim() - 1
-            header[2 : 1 + activation.dim()] = torch.tensor(activation.shape[1:])
-            dist.send(header.to(self.session.device), dst=self.after, group=self._forward)
+            header = torch.zeros(len(tensors), 2 + _MOST_DIMENSIONS, dtype=torch.int64)
+            for row, tensor in zip(header, tensors, strict=True):
+                row[0], row[1] = _TYPES.index(tensor.dtype), tensor.dim() - 1
+                row[2 : 1 + tensor.dim()] = torch.tensor(tensor.shape[1:])
+            count = torch.tensor([len(tensors) if isinstance(activation, tuple) else 0])
+            for message in (count, header):
+                dist.send(message.to(self.session.device), dst=self.after, group=self._forward)
             self._header_sent = True
-        self._send(activation, self.after, self._forward)
+        for tensor in tensors:
+            self._send(tensor, self.after, self._forward)
 
-    def take_activation(self, batch: int) -> torch.Tensor:
-        """From the stage before: [batch, ...]."""
+    def take_activation(self, batch: int) -> Any:
+        """From the stage before, what it gave: [batch, ...], or a tuple of such tensors."""
         began = time.perf_counter()
-        if self._shape is None:
-            header = torch.zeros(2 + _MOST_DIMENSIONS, dtype=torch.int64, device=self.session.device)
-            dist.recv(header, src=self.before, group=self._forward)
-            kind, dimensions, *sizes = header.tolist()
-            self._shape = _TYPES[kind], tuple(sizes[:dimensions])
-        kind, shape = self._shape
-        activation = torch.empty((batch, *shape), dtype=kind, device=self.session.device)
-        dist.recv(activation, src=self.before, group=self._forward)
+        device, group = self.session.device, self._forward
+        if self._kinds is None:
+            count = torch.zeros(1, dtype=torch.int64, device=device)
+            dist.recv(count, src=self.before, group=group)
+            self._several = bool(count.item())
+            header = torch.zeros(max(int(count.item()), 1), 2 + _MOST_DIMENSIONS, dtype=torch.int64, device=device)
+            dist.recv(header, src=self.before, group=group)
+            self._kinds = [(_TYPES[kind], tuple(sizes[:dimensions])) for kind, dimensions, *sizes in header.tolist()]
+        tensors = tuple(torch.empty((batch, *shape), dtype=kind, device=device) for kind, shape in self._kinds)
+        for tensor in tensors:
+            dist.recv(tensor, src=self.before, group=group)
         self.waiting_seconds += time.perf_counter() - began
-        return activation
+        return tensors if self._several else tensors[0]
 
     def give_gradient(self, gradient: torch.Tensor) -> None:
         """To the stage before."""
