@@ -165,3 +165,31 @@ def test_a_model_without_such_layers_is_refused():
     with pytest.raises(UserError, match="no repeated layers") as caught:
         compile_layers(model, print)
     assert caught.value.where == "model.compile"
+
+
+def test_packed_attention_is_called_as_it_is_whatever_the_borders():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from finetune.models.segmented import use_segmented_attention
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    plain = LlamaForCausalLM(LlamaConfig(vocab_size=32, num_hidden_layers=2, **sizes)).train()
+    use_segmented_attention(plain)
+    ours, inductor = copy.deepcopy(plain), Inductor()
+    state = compile_layers(ours, lambda line: None, backend=inductor)
+    for lengths in ((9, 7, 3), (5, 5, 5, 5), (20,), (30, 2)):
+        borders = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        inputs = {
+            "input_ids": torch.randint(0, 32, (1, sum(lengths))),
+            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+            **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), borders),
+            **dict.fromkeys(("max_length_q", "max_length_k"), max(lengths)),
+        }
+        results = [model(**inputs, use_cache=False).logits for model in (ours, plain)]
+        torch.testing.assert_close(*results)
+        for result in results:
+            result.pow(2).mean().backward()
+    assert 1 <= inductor.graphs <= 8 and not state.fallback
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
