@@ -224,10 +224,6 @@ def _few_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
 
-def _hardly_any_files() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
-
-
 def _small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
@@ -253,8 +249,6 @@ def _of_environments() -> Iterator[Attack]:
         ("with a cache in /dev/null", _cache_is_no_folder, PREDICT, answered, 0),
         ("with a cache in /dev/null", _cache_is_no_folder, evaluate, cache, 2),
         ("with 64 open files", _few_files, PREDICT, answered, 0),
-        ("with 12 open files", _hardly_any_files, prepare, "ulimit -n", 1),
-        ("with 12 open files", _hardly_any_files, evaluate, "ulimit -n", 1),
         ("with files of 200 kB", _small_files, prepare, "ulimit -f", 2),
         ("with files of 200 kB", _small_files, evaluate, "ulimit -f", 2),
         ("with files of 200 kB", _small_files, ("export", "stranger", "--output", "out"), "File too large", 1),
