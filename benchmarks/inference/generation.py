@@ -3,8 +3,9 @@
     python -m benchmarks.inference.generation [--device cuda] [--rounds 3]
 
 The model is a Llama of random weights, as `finetune predict` computes it (on some CPUs by another library) and, for
-`generate`, as transformers does; `generate` on the former is printed as well. How long each reply is does not depend on it: the lengths are lognormal, and set as the
-limit of each row, on both sides. `generate` gets the batch size that is best for it, of those listed. All sides run in turns.
+`generate`, as transformers does; `generate` on the former is printed as well. How long each reply is does not depend on the
+model: the lengths are lognormal, and set as the limit of each row, on both sides. `generate` gets the batch size that is best
+for it, of those listed. All sides run in turns.
 """
 
 from __future__ import annotations

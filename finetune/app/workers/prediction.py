@@ -20,9 +20,10 @@ from finetune.inference.pieces.options import PieceOptions
 from finetune.inference.pieces.splitter import make_splitter
 from finetune.inference.prediction.manifest import Manifest
 from finetune.inference.prediction.outcomes import Recorder
-from finetune.inference.prediction.outputs import RecordColumns, read_records
+from finetune.inference.prediction.outputs import read_records
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.pictures import draw_predictions
+from finetune.inference.prediction.record_columns import RecordColumns
 from finetune.inference.recording import record_fields
 from finetune.models.config import load_config
 from finetune.models.device import uses_cuda

@@ -21,9 +21,10 @@ from finetune.inference.prediction.heartbeat import Listening
 from finetune.inference.prediction.keeper import start_keeper
 from finetune.inference.prediction.manifest import begin_or_resume, only_one
 from finetune.inference.prediction.outcomes import Recorder
-from finetune.inference.prediction.outputs import RecordColumns, open_output
+from finetune.inference.prediction.outputs import open_output
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.pictures import prepare_folder
+from finetune.inference.prediction.record_columns import RecordColumns
 from finetune.inference.prediction.relay import Relay, gather_figures
 from finetune.inference.prediction.scored_rows import measure_scored
 from finetune.inference.prediction.state import State

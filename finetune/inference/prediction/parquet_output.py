@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from finetune.errors import UserError
 from finetune.inference.prediction.jsonl_output import changed_output
-from finetune.inference.prediction.outputs import Record, RecordColumns, as_text
 from finetune.inference.prediction.parts import Parts
+from finetune.inference.prediction.record_columns import Record, RecordColumns, as_text
 from finetune.inference.recording import ROW
 from finetune.tasks.records import Fields
 

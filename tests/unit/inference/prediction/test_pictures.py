@@ -11,8 +11,9 @@ from PIL import Image
 from finetune.data.bad_rows import BadRow
 from finetune.data.sources.streams import MemoryStream, StreamRow
 from finetune.errors import UserError
-from finetune.inference.prediction.outputs import RecordColumns, open_output, read_records
+from finetune.inference.prediction.outputs import open_output, read_records
 from finetune.inference.prediction.pictures import MARK, draw_predictions, picture_name, prepare_folder
+from finetune.inference.prediction.record_columns import RecordColumns
 from finetune.tasks import CARDS
 
 FIELDS = {"row": "integer", "boxes": [{"label": "text", "score": "number", "box": ["number"]}], "error": {}}
