@@ -13,6 +13,7 @@ from finetune.inference.answering import RowError
 from finetune.inference.generation.text_stream import TextStream
 
 FinishReason = Literal["stop", "length", "cancelled"]
+MOST_BEAMS = 1024  # each is computed as a sequence of its own
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class GenerationSettings:
             ("--top-p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("--top-k", self.top_k, self.top_k >= 0, "0 (all) or more"),
             ("--repetition-penalty", self.repetition_penalty, 0 < self.repetition_penalty < float("inf"), "positive"),
-            ("--beams", self.beams, self.beams >= 1, "at least 1"),
+            ("--beams", self.beams, 1 <= self.beams <= MOST_BEAMS, f"1 to {MOST_BEAMS:,}"),
             ("--seed", self.seed, 0 <= self.seed < 2**63, "0 to 2^63 - 1"),
             ("--stop", "''", all(self.stops), "a text that is not empty"),
         )

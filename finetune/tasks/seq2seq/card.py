@@ -23,7 +23,7 @@ class Seq2SeqOptions(Section):
         default="truncate",
         description="Longer examples. truncate: cut the end; drop: skip the example (counted); error: report a bad row.",
     )
-    beams: int = Field(default=1, ge=1, description="Beams of beam search in evaluation. 1: greedy decoding.")
+    beams: int = Field(default=1, ge=1, le=1024, description="Beams of beam search in evaluation. 1: greedy decoding.")
 
 
 CARD = TaskCard(

@@ -112,7 +112,7 @@ def test_logits_that_are_not_finite_fail_their_request_alone() -> None:
     "settings",
     [
         {"new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1},
-        {"top_k": -1}, {"repetition_penalty": 0.0}, {"beams": 0}, {"stops": ("",)}, {"seed": -1},
+        {"top_k": -1}, {"repetition_penalty": 0.0}, {"beams": 0}, {"beams": 10**9}, {"stops": ("",)}, {"seed": -1},
         {"beams": 2, "temperature": 1.0}, {"beams": 2, "logprobs": True},
     ],
     ids=str,
