@@ -52,17 +52,17 @@ def verb_here(folder, verb, **options):
     """A verb on a rank, as a launcher would start it. What it printed."""
     from finetune.app.dispatch import run_verb
     from finetune.app.predict_options import PredictOptions, check_options
-    from finetune.app.workers import predict
+    from finetune.app.workers import prediction_reading
     from finetune.inference.prediction import keeper
 
     os.chdir(folder)
     if verb == "predict":
         options = {"options": PredictOptions(**options)}
         check_options(options["options"])
-    thread = partial(predict.start_keeper, apart=False)  # a process of its own would import torch each time
+    thread = partial(prediction_reading.start_keeper, apart=False)  # a process of its own would import torch each time
     with (
         redirect_stdout(io.StringIO()) as said,
-        mock.patch.object(predict, "start_keeper", lambda *given, **_: thread(*given)),
+        mock.patch.object(prediction_reading, "start_keeper", lambda *given, **_: thread(*given)),
         mock.patch.object(keeper, "_is_single_threaded", lambda: False),
     ):
         run_verb(verb, **options)

@@ -68,6 +68,7 @@ class ChatTemplate:
     def _run(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, prompt: bool, marks: bool
     ) -> tuple[str, list[Span]]:
+        excess = ""
         try:
             with rendering_limits(template_limits.SECONDS):
                 rendered: Any = render_jinja_template(
@@ -81,12 +82,16 @@ class ChatTemplate:
         except (ImportError, FinetuneError):
             raise  # the installation is at fault, or somebody stops the program: not the row
         except TookTooLong:
-            raise self._strike(f"took longer than {template_limits.SECONDS:g} seconds") from None
+            excess = f"took longer than {template_limits.SECONDS:g} seconds"
         except MemoryError:
-            raise self._strike(f"needs more than {format_bytes(template_limits.BYTES)} of memory") from None
+            excess = f"needs more than {format_bytes(template_limits.BYTES)} of memory"
         except Exception as error:  # a template may raise anything
             kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
             raise BadRow(f"the chat template refuses this conversation: {kind}{_shortened(error)}") from error
+        if (
+            excess
+        ):  # not inside the handler: the new exception would hold the old one, and so what the template has made
+            raise self._strike(excess)
         text, spans = rendered[0][0], rendered[1]
         if len(text) > template_limits.CHARACTERS:
             raise BadRow(f"the chat template writes {len(text):,} characters, more than {template_limits.CHARACTERS:,}")
