@@ -18,6 +18,7 @@ from finetune.recipe.containment import check_contained
 
 FORMAT = 1
 _HEAD_BYTES = 65_536
+READING = ("keep", "columns", "read")  # options that are part of the identity of rows, too
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ class Manifest:
         """What is not as in the manifest of an earlier start, for people."""
         mine = json.loads(json.dumps(asdict(self)))
         found = []
+        before: Mapping[str, Any] = other.get("options") or {}
         if mine["identity"] != other.get("identity"):  # the same files may be named in another way, or have been moved
             named, before_named = _named(mine["sources"]), _named(other.get("sources"))
-            found.append(
-                f"the content of {named} has changed"
-                if named == before_named
-                else f"the data is {named}, and was {before_named}"
-            )
+            if named != before_named:
+                found.append(f"the data is {named}, and was {before_named}")
+            elif all(mine["options"].get(name) == before.get(name) for name in READING):
+                found.append(f"the content of {named} has changed")
         if mine["digest"] != other.get("digest"):
             same = mine["model"] == other.get("model")
             found.append(
@@ -54,7 +55,6 @@ class Manifest:
                 if same
                 else f"the model is {self.model}, and was {other.get('model')}"
             )
-        before: Mapping[str, Any] = other.get("options") or {}
         for name in sorted({*mine["options"], *before}):
             if mine["options"].get(name) != before.get(name):
                 found.append(f"--{name.replace('_', '-')} is {mine['options'].get(name)}, and was {before.get(name)}")

@@ -41,6 +41,10 @@ def test_the_same_command_goes_on(tmp_path):
         ({"digest": "abd"}, "the weights or settings of runs/a/1 (step-10) have changed"),
         ({"digest": "abd", "model": "b"}, "the model is b, and was runs/a/1 (step-10)"),
         ({"options": {"top_k": 3, "keep": []}}, "--top-k is 3, and was 1"),
+        (
+            {"options": {"top_k": 1, "keep": ["id"]}, "identity": [["kept"]]},
+            "another command: --keep is ['id'], and was []",
+        ),
         ({"options": {"top_k": 1, "keep": [], "tile": 640}}, "--tile is 640, and was None"),
         ({"budget": 10}, "the size of chunks is 10, and was 2048"),
         ({"version": "0"}, "finetune is 0"),
