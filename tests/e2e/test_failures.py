@@ -44,4 +44,5 @@ def test_an_error_of_one_rank_in_an_evaluation_ends_all_and_is_told_alone(worker
     assert all(other.echo for other in others), ended.value
     assert time.monotonic() - began < 120, "nobody waits for a rank that is gone"
     run = workers.folder / f"fault-{stage}"
-    assert open_checkpoint(find_checkpoints(run / "checkpoints")[0]).step == 15
+    # of step 15, or of step 10 where that of step 15 was still being written beside the training
+    assert open_checkpoint(find_checkpoints(run / "checkpoints")[0]).step in (10, 15)
