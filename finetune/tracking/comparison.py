@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +152,7 @@ def _compare_examples(
 
 
 def _read(run: Run, facts: Mapping[str, Any]) -> tuple[np.ndarray, Predictions] | None:
-    """(ids, predictions) by ascending id."""
+    """(ids, predictions) by ascending id; None where they cannot be read."""
     step = _best_step(facts)
     if step is None:
         return None
@@ -160,7 +161,10 @@ def _read(run: Run, facts: Mapping[str, Any]) -> tuple[np.ndarray, Predictions] 
     found = read_predictions(path, fields, ())
     if found is None or "id" not in found.columns:
         return None
-    ids = np.asarray(found.columns["id"], np.int64)
+    try:
+        ids = np.asarray([operator.index(value) for value in found.columns["id"]], np.int64)
+    except (TypeError, OverflowError):  # no ids of examples: the file was edited
+        return None
     order = np.argsort(ids, kind="stable")
     columns = {name: column[order] for name, column in found.columns.items() if name != "id"}
     return ids[order], Predictions(columns, None, found.multi_label)

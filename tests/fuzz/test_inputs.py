@@ -34,8 +34,10 @@ from finetune.training.checkpoint_reader import read_checkpoint
 from .mutations import mutated_bytes, mutated_tree
 
 INPUTS = int(os.environ.get("FINETUNE_FUZZ_INPUTS", "25"))
+SAME = "FINETUNE_FUZZ_INPUTS" not in os.environ  # inputs in each run; `python -m tests.fuzz` looks for new ones
 fuzz = settings(
     max_examples=INPUTS,
+    derandomize=SAME,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -22,10 +22,11 @@ from finetune.tracking.report.comparing import write_comparison
 from finetune.tracking.run_summary import find_runs
 
 from .mutations import mutated_bytes, mutated_tree
-from .test_inputs import INPUTS, readable
+from .test_inputs import INPUTS, SAME, readable
 
 fuzz = settings(
     max_examples=max(4, INPUTS // 5),
+    derandomize=SAME,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

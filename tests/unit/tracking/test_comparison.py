@@ -141,6 +141,15 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
         compare([one.path], None)
 
 
+@pytest.mark.parametrize("odd", ["", None, 1.5, [1], 10**30])
+def test_ids_that_are_none_are_said_to_be_unreadable(tmp_path: Path, odd: object) -> None:
+    one, other = (trained(tmp_path, rate=1e-3, right=right, rows=4) for right in (0.5, 1.0))
+    path = one.predictions / "validation-step-00000010.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(first), "id": odd}), *rest]) + "\n")
+    assert "cannot be read" in compare_runs([one.path, other.path]).notes[0]
+
+
 def test_the_report_of_a_group_lists_its_runs_the_best_first(tmp_path: Path) -> None:
     runs = [trained(tmp_path, rate=rate, right=right) for rate, right in ((1e-3, 0.7), (1e-4, 0.9), (1e-5, 0.8))]
     write_report(runs[0].path)
