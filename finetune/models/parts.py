@@ -20,7 +20,7 @@ from torch import nn
 from finetune.errors import UserError
 from finetune.models.blocks import Block
 from finetune.models.dataflow import Call, Dataflow, TensorSpec, map_tensors, memory_of, tensors_in, watch
-from finetune.models.stages import cut_evenly
+from finetune.models.stages import cut_evenly, keep_weights
 from finetune.units import format_count
 
 EXAMPLES = 2  # of the forward pass that is watched
@@ -88,17 +88,7 @@ class Parts:
 
     def keep(self, number: int) -> None:
         """Replace the weights and persistent buffers that the stage does not use by `meta` tensors of the same names."""
-        persistent = self.model.state_dict().keys()
-        for prefix, module in self.model.named_modules():
-            for tensors in (module._parameters, module._buffers):
-                for key, tensor in tensors.items():
-                    name = f"{prefix}.{key}" if prefix else key
-                    if tensor is None or name not in persistent or name in self.held[number]:
-                        continue
-                    placeholder: torch.Tensor = tensor.detach().to("meta")
-                    if isinstance(tensor, nn.Parameter):
-                        placeholder = nn.Parameter(placeholder, requires_grad=False)
-                    tensors[key] = placeholder  # type: ignore[assignment]
+        keep_weights(self.model, self.held[number])
 
     def describe(self) -> list[str]:
         """What each stage holds, a line each, for people."""

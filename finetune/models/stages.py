@@ -8,7 +8,7 @@ device, which use no memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,17 +81,7 @@ class Stages:
 
     def keep(self, number: int) -> None:
         """Replace weights and persistent buffers of all other stages by `meta` tensors of the same names and shapes."""
-        persistent = self.model.state_dict().keys()
-        for prefix, module in self.model.named_modules():
-            for tensors in (module._parameters, module._buffers):
-                for key, tensor in tensors.items():
-                    name = f"{prefix}.{key}" if prefix else key
-                    if tensor is None or name not in persistent or self.owners[name] == number:
-                        continue
-                    placeholder: torch.Tensor = tensor.detach().to("meta")
-                    if isinstance(tensor, nn.Parameter):
-                        placeholder = nn.Parameter(placeholder, requires_grad=tensor.requires_grad)
-                    tensors[key] = placeholder  # type: ignore[assignment]
+        keep_weights(self.model, {name for name, owner in self.owners.items() if owner == number})
 
     def describe(self) -> list[str]:
         """What each stage holds, a line each, for people."""
@@ -242,3 +232,18 @@ def _check_outputs(stages: Stages, run: Run, key: str) -> None:
 def _tensors(outputs: Any) -> list[torch.Tensor]:
     values = outputs.values() if hasattr(outputs, "values") and not torch.is_tensor(outputs) else [outputs]
     return [value for value in values if torch.is_tensor(value)]
+
+
+def keep_weights(model: nn.Module, names: Container[str]) -> None:
+    """Replace the weights and persistent buffers that are not among `names` by `meta` tensors of the same names and shapes."""
+    persistent = model.state_dict().keys()
+    for prefix, module in model.named_modules():
+        for tensors in (module._parameters, module._buffers):
+            for key, tensor in tensors.items():
+                name = f"{prefix}.{key}" if prefix else key
+                if tensor is None or name not in persistent or name in names:
+                    continue
+                placeholder: torch.Tensor = tensor.detach().to("meta")
+                if isinstance(tensor, nn.Parameter):
+                    placeholder = nn.Parameter(placeholder, requires_grad=tensor.requires_grad)
+                tensors[key] = placeholder  # type: ignore[assignment]
