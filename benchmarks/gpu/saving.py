@@ -5,14 +5,15 @@
 
 An artificial run: the weights of a Llama in bf16 with their float32 masters and AdamW's two moments, random, under the
 engine of `deepspeed: none`. It is saved by the loop's own `Saver`, twice: the first save also allocates its buffers. Beside it,
-`torch.save` of a share of the same tensors, written from the device as trainings commonly do, and what the disk and the
-digest can do by themselves. Each line is printed as soon as it is measured; the last one is `RESULT {...}`.
+`torch.save` of a share of the same tensors, written from the device as trainings commonly do, and what the disk, the digest
+and each way of having memory to copy to can do by themselves. Each line is printed as soon as it is measured; the last one is `RESULT {...}`.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -42,6 +43,7 @@ from finetune.training.staging import divide
 PEER_SHARE = 0.3  # of the bytes, by torch.save: it takes long
 DISK_BYTES = 4 * 2**30  # written to see what the disk takes
 DISK_THREADS = 8
+HOST_BYTES = 2 * 2**30  # of memory that is allocated and copied to
 TICK_SECONDS = 0.002  # of the thread that stands for training while a checkpoint is written
 
 
@@ -81,6 +83,8 @@ def measure(folder: Path, *, small: bool, ends: float) -> None:
         if time.monotonic() < ends:
             results[name] = work(shards, folder, 64 * 2**20 if small else DISK_BYTES)
             show(name, results[name].pop("bytes"), results[name])
+    if engine.session.device.type == "cuda":
+        results["host memory"] = host_memory(engine.session.device, HOST_BYTES)
     engine.session.close()
     tell(**results)
 
@@ -190,6 +194,44 @@ def save_by_torch(shards: list[Shard], folder: Path, limit: int) -> dict[str, fl
     durable = time.perf_counter() - began
     path.unlink()
     return {"bytes": count, "waits": returned, "durable": durable}
+
+
+def host_memory(device: torch.device, count: int) -> dict[str, Any]:
+    """GB/s at which memory of each kind is allocated, and at which the device is copied to it, the first and the second time."""
+    source = torch.ones(count, dtype=torch.uint8, device=device)
+    found: dict[str, Any] = {}
+    for name, make in {
+        "pinned by torch": lambda: torch.empty(count, dtype=torch.uint8, pin_memory=True),
+        "registered": lambda: registered(count, huge=False),
+        "registered, huge pages": lambda: registered(count, huge=True),
+        "pageable": lambda: torch.empty(count, dtype=torch.uint8),
+    }.items():
+        began = time.perf_counter()
+        memory = make()
+        speeds = [count / 1e9 / (time.perf_counter() - began)]
+        for _ in range(2):
+            synchronize(device)
+            began = time.perf_counter()
+            memory.copy_(source, non_blocking=True)
+            synchronize(device)
+            speeds.append(count / 1e9 / (time.perf_counter() - began))
+        found[name] = speeds
+        print(
+            f"{name:24} allocated {speeds[0]:8.2f} GB/s, copied to {speeds[1]:.2f} and {speeds[2]:.2f} GB/s", flush=True
+        )
+    return found
+
+
+def registered(count: int, *, huge: bool) -> torch.Tensor:
+    """Memory whose pages torch's threads touch before it is pinned."""
+    area = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if huge:
+        area.madvise(mmap.MADV_HUGEPAGE)
+    memory = torch.frombuffer(area, dtype=torch.uint8).zero_()
+    code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), count, 0)
+    if int(code):
+        print(f"cudaHostRegister: {code}", flush=True)
+    return memory
 
 
 def write_plainly(shards: list[Shard], folder: Path, limit: int) -> dict[str, float]:
