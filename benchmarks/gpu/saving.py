@@ -4,9 +4,10 @@
     python -m benchmarks.gpu.saving --small               # the same script with a tiny model, on a CPU too
 
 An artificial run: the weights of a Llama in bf16 with their float32 masters and AdamW's two moments, random, under the
-engine of `deepspeed: none`. It is saved by the loop's own `Saver`, twice: the first save also allocates its buffers. Beside it,
-`torch.save` of a share of the same tensors, written from the device as trainings commonly do, and what the disk, the digest
-and each way of having memory to copy to can do by themselves. Each line is printed as soon as it is measured; the last one is `RESULT {...}`.
+engine of `deepspeed: none`. It is saved by the loop's own `Saver`, twice: the first save also allocates its buffers. Beside
+it, `torch.save` of a share of the same tensors, written from the device as trainings commonly do; and what the disk, the
+digest and each way of having memory to copy to can do by themselves. Each line is printed as soon as it is measured; the
+last one is `RESULT {...}`.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def save_by_torch(shards: list[Shard], folder: Path, limit: int) -> dict[str, fl
 
 
 def host_memory(device: torch.device, count: int) -> dict[str, Any]:
-    """GB/s at which memory of each kind is allocated, and at which the device is copied to it, the first and the second time."""
+    """GB/s at which memory of each kind is allocated, and at which the device is copied to it, for the first and second time."""
     source = torch.ones(count, dtype=torch.uint8, device=device)
     found: dict[str, Any] = {}
     for name, make in {
@@ -215,6 +216,8 @@ def host_memory(device: torch.device, count: int) -> dict[str, Any]:
             memory.copy_(source, non_blocking=True)
             synchronize(device)
             speeds.append(count / 1e9 / (time.perf_counter() - began))
+        if name.startswith("registered"):
+            torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
         found[name] = speeds
         print(
             f"{name:24} allocated {speeds[0]:8.2f} GB/s, copied to {speeds[1]:.2f} and {speeds[2]:.2f} GB/s", flush=True
@@ -228,7 +231,7 @@ def registered(count: int, *, huge: bool) -> torch.Tensor:
     if huge:
         area.madvise(mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(area, dtype=torch.uint8).zero_()
-    code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), count, 0)
+    code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), count, 1)
     if int(code):
         print(f"cudaHostRegister: {code}", flush=True)
     return memory
