@@ -198,7 +198,7 @@ def save_by_torch(shards: list[Shard], folder: Path, limit: int) -> dict[str, fl
 
 
 def host_memory(device: torch.device, count: int) -> dict[str, Any]:
-    """GB/s at which memory of each kind is allocated, and at which the device is copied to it, for the first and second time."""
+    """GB/s at which memory of each kind is allocated, and then copied to from the device, the first and the second time."""
     source = torch.ones(count, dtype=torch.uint8, device=device)
     found: dict[str, Any] = {}
     for name, make in {
