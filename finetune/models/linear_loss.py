@@ -14,8 +14,10 @@ Shapes: N rows (supervised tokens), H hidden size, V vocabulary, W width of a bl
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from finetune.models.losses import IGNORE
 
 BLOCK_BYTES = 64 * 2**20  # of float32 logits at once
+KERNEL_BLOCK_BYTES = 128 * 2**20  # of half-precision logits, where kernels work on them in place
 _NARROWEST = 256  # columns of a block, whatever the number of rows: below, matrix products waste a GPU
 
 
@@ -70,9 +73,10 @@ def sum_losses(losses: Tensor) -> Tensor:
     return losses.sum(dtype=torch.float64).to(losses.dtype)
 
 
-def column_blocks(rows: int, vocabulary: int) -> list[slice]:
-    """Blocks of about equal width whose float32 logits fit BLOCK_BYTES."""
-    widest = max(_NARROWEST, BLOCK_BYTES // (4 * max(1, rows)))
+def column_blocks(rows: int, vocabulary: int, *, kernels: bool = False) -> list[slice]:
+    """Blocks of about equal width whose logits fit BLOCK_BYTES, or with kernels KERNEL_BLOCK_BYTES."""
+    size = KERNEL_BLOCK_BYTES // 2 if kernels else BLOCK_BYTES // 4
+    widest = max(_NARROWEST, size // max(1, rows))
     count = max(1, -(-vocabulary // widest))
     width = -(-vocabulary // count)
     return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
@@ -91,6 +95,27 @@ class _Options:
         return torch.promote_types(self.dtype, torch.float32)
 
 
+@cache
+def _load_kernels() -> Any:
+    """models/softmax_kernels.py; None without triton, which torch for CUDA brings."""
+    try:
+        return importlib.import_module("finetune.models.softmax_kernels")
+    except ImportError:
+        return None
+
+
+def _kernels(hidden: Tensor, options: _Options) -> Any:
+    """What computes a block in place, where logits are what the head gives and half precision; else None."""
+    if not _is_on_gpu(hidden) or options.label_smoothing or not options.transform.is_identity:
+        return None
+    found = _load_kernels()
+    return found if found is not None and options.dtype in found.SUPPORTED else None
+
+
+def _is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
 class _LinearLosses(Function):
     @staticmethod
     def forward(  # type: ignore[override]
@@ -100,8 +125,7 @@ class _LinearLosses(Function):
         at_target, total = torch.zeros_like(normalizer), torch.zeros_like(normalizer)
         with torch.autocast(hidden.device.type, enabled=False):
             for block in _blocks(hidden, weight, bias, target_ids, options):
-                normalizer = torch.logaddexp(normalizer, block.normalizer())
-                at_target = torch.where(block.inside, block.logits.gather(1, block.column).squeeze(1), at_target)
+                normalizer, at_target = block.add_to(normalizer, at_target)
                 if options.label_smoothing:
                     total += block.logits.sum(dim=1, dtype=torch.float64)
         ctx.options = options
@@ -139,8 +163,8 @@ class _LinearLosses(Function):
 class _Block:
     """Logits of all rows for some columns of the vocabulary.
 
-    logits: [N, W] as the model makes them of its head. column: int64 [N, 1], the target's in this block, any other where it
-    is not `inside`, bool [N].
+    logits: [N, W] as the model makes them of its head. place: int64 [N], where in this block the target would be. column:
+    int64 [N, 1], the same, but any column of the block where the target is not `inside`, bool [N].
     """
 
     def __init__(
@@ -148,15 +172,30 @@ class _Block:
     ) -> None:
         """hidden: in options.dtype."""
         self.hidden, self.columns, self.options = hidden, columns, options
-        self.vocabulary = len(weight)
+        self.vocabulary, self.kernels = len(weight), _kernels(hidden, options)
         self.weight = weight[columns].to(options.dtype)
         added = None if bias is None else bias[columns].to(options.dtype)
         logits = hidden @ self.weight.T if added is None else torch.addmm(added, hidden, self.weight.T)
         self.logits = logits if options.transform.is_identity else options.transform(logits.to(options.wide))
-        self.inside = (target_ids >= columns.start) & (target_ids < columns.stop)
-        self.column = (target_ids - columns.start).clamp(0, columns.stop - columns.start - 1).unsqueeze(1)
+        self.place = target_ids - columns.start
 
-    def normalizer(self) -> Tensor:
+    @cached_property
+    def inside(self) -> Tensor:
+        return (self.place >= 0) & (self.place < self.columns.stop - self.columns.start)
+
+    @cached_property
+    def column(self) -> Tensor:
+        return self.place.clamp(0, self.columns.stop - self.columns.start - 1).unsqueeze(1)
+
+    def add_to(self, normalizer: Tensor, at_target: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalizers with this block's columns, and logits of targets with those that this block holds: float64 [N]."""
+        if self.kernels is not None:
+            self.kernels.add_to_normalizers(self.logits, self.place, normalizer, at_target)
+            return normalizer, at_target
+        held = self.logits.gather(1, self.column).squeeze(1)
+        return torch.logaddexp(normalizer, self._normalizer()), torch.where(self.inside, held, at_target)
+
+    def _normalizer(self) -> Tensor:
         """log sum exp of each row: float64 [N].
 
         The largest log-probability is minus the logarithm of the sum of exp(logit - largest), in one pass of a fused kernel.
@@ -169,6 +208,13 @@ class _Block:
 
         normalizer, at_target (p - 1), factor: [N, 1].
         """
+        if self.kernels is not None:
+            logits = self.logits
+            del self.logits
+            self.kernels.turn_into_gradients(
+                logits, self.place, normalizer.squeeze(1), at_target.squeeze(1), factor.squeeze(1)
+            )
+            return logits
         options, smoothing = self.options, self.options.label_smoothing
         transform, spread, slope = options.transform, smoothing / self.vocabulary, None
         if transform.cap is not None:
@@ -190,7 +236,7 @@ def _blocks(
 ) -> Iterator[_Block]:
     """One after the other: a block is gone before the next one is made, if nobody keeps it."""
     hidden = hidden.to(options.dtype)
-    for columns in column_blocks(len(hidden), len(weight)):
+    for columns in column_blocks(len(hidden), len(weight), kernels=_kernels(hidden, options) is not None):
         yield _Block(hidden, weight, bias, target_ids, columns, options)
 
 

@@ -12,8 +12,9 @@ from finetune.tasks.text.shared_prefixes import share_prefixes, whole_sequences
 pytestmark = pytest.mark.gpu
 
 
+@pytest.mark.parametrize("lengths", [(40, 7, 96, 1), (64, 64, 64)], ids=["unequal", "equal"])
 @pytest.mark.parametrize("window", [None, 16])
-def test_packed_logits_and_gradients_are_those_of_single_examples(window):
+def test_packed_logits_and_gradients_are_those_of_single_examples(window, lengths):
     import transformers
 
     torch.manual_seed(0)
@@ -22,7 +23,7 @@ def test_packed_logits_and_gradients_are_those_of_single_examples(window):
         num_key_value_heads=2, max_position_embeddings=256, sliding_window=window,
     )  # fmt: skip
     model = transformers.MistralForCausalLM(config).cuda().to(torch.bfloat16)
-    rows = [{"input_ids": torch.randint(0, 100, (length,)).numpy()} for length in (40, 7, 96, 1)]
+    rows = [{"input_ids": torch.randint(0, 100, (length,)).numpy()} for length in lengths]
     alone = [model(input_ids=torch.as_tensor(row["input_ids"])[None].cuda(), use_cache=False).logits for row in rows]
     sum(logits.float().square().sum() for logits in alone).backward()
     expected = {name: parameter.grad.float().clone() for name, parameter in model.named_parameters()}

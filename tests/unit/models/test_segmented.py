@@ -208,6 +208,26 @@ def test_what_the_kernel_does_not_support_goes_by_segments(rows, monkeypatch):
     assert kernel.calls == 0
 
 
+@pytest.mark.parametrize("lengths", [[12, 12, 12], [9]])
+@pytest.mark.parametrize(("family", "more"), FAMILIES)
+def test_equal_segments_are_a_batch_for_the_kernels_of_batches(family, more, lengths, monkeypatch):
+    """A window that hides something needs the other kernel."""
+    model = make(family, **more).to(torch.bfloat16)
+    use_segmented_attention(model)
+    alike = [{"input_ids": (torch.arange(length) * 7 % 50).numpy()} for length in lengths]
+    expected, expected_gradients = logits_and_gradients(model, alike, autocast=False)
+    kernel = Kernel()
+    monkeypatch.setattr(varlen, "varlen_attn", kernel.torch_2_11)
+    monkeypatch.setattr(segmented, "_has_ampere", lambda device: True)
+    found, gradients = logits_and_gradients(model, alike, autocast=False)
+    window = getattr(model.config, "sliding_window", None)
+    assert (kernel.calls > 0) == (window is not None and window < lengths[0])
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    for name, gradient in gradients.items():
+        wanted = expected_gradients[name]
+        assert (gradient - wanted).norm() <= 0.03 * wanted.norm() + 1e-3, name
+
+
 def test_the_installed_kernel_has_the_keywords_of_the_oldest():
     oldest, installed = (inspect.signature(f).parameters for f in (Kernel().torch_2_11, varlen.varlen_attn))
     assert set(oldest) <= set(installed)

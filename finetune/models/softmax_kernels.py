@@ -1,0 +1,78 @@
+"""Triton kernels for a block of logits on a GPU: one pass adds to the rows' normalizers, one pass turns logits into gradients.
+
+The operators of torch that compute the same (linear_loss.py, where the kernels do not apply) read and write float32 copies of
+the block about ten times. Imported on a GPU alone: torch for CUDA brings triton, torch for CPUs does not.
+
+Shapes: N rows, W columns of a block.
+"""
+# Operators of triton's language have no types that mypy knows.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,misc"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_WIDTH, _WARPS = 4096, 8  # columns at once, and warps of a row
+SUPPORTED = (torch.bfloat16, torch.float16)
+
+
+def add_to_normalizers(logits: Tensor, column: Tensor, normalizer: Tensor, at_target: Tensor) -> None:
+    """normalizer <- log(exp(normalizer) + sum exp(logits)), and at_target <- the logit of a row's target, where this block
+    holds it.
+
+    logits: [N, W], half precision, rows contiguous. column: int64 [N], of the target in this block; outside 0..W-1: another
+    block's. normalizer, at_target: float64 [N], changed in place.
+    """
+    rows, columns = logits.shape
+    _add_to_normalizers[(rows,)](
+        logits, logits.stride(0), column, normalizer, at_target, columns, WIDTH=_WIDTH, num_warps=_WARPS
+    )
+
+
+def turn_into_gradients(logits: Tensor, column: Tensor, normalizer: Tensor, at_target: Tensor, factor: Tensor) -> None:
+    """logits <- factor * exp(logits - normalizer), and factor * at_target at the target.
+
+    normalizer, at_target (the target's probability minus 1), factor: float32 [N]. The others as above; logits are changed.
+    """
+    rows, columns = logits.shape
+    _turn_into_gradients[(rows,)](
+        logits, logits.stride(0), column, normalizer, at_target, factor, columns, WIDTH=_WIDTH, num_warps=_WARPS
+    )
+
+
+@triton.jit
+def _add_to_normalizers(logits, stride, column, normalizer, at_target, columns, WIDTH: tl.constexpr):  # noqa: N803
+    row = tl.program_id(0).to(tl.int64)
+    start = logits + row * stride
+    largest = float("-inf")
+    total = 0.0
+    for offset in range(0, columns, WIDTH):
+        places = offset + tl.arange(0, WIDTH)
+        x = tl.load(start + places, mask=places < columns, other=float("-inf")).to(tl.float32)
+        new = tl.maximum(largest, tl.max(x))
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new))
+        largest = new
+    target = tl.load(column + row)
+    if (target >= 0) & (target < columns):
+        tl.store(at_target + row, tl.load(start + target).to(tl.float64))
+    before = tl.load(normalizer + row)
+    here = largest.to(tl.float64) + tl.log(total).to(tl.float64)
+    high, low = tl.maximum(before, here), tl.minimum(before, here)
+    more = tl.log(1.0 + tl.exp((low - high).to(tl.float32)))
+    tl.store(normalizer + row, tl.where(here == here, high + more.to(tl.float64), here))  # a row with a NaN keeps it
+
+
+@triton.jit
+def _turn_into_gradients(logits, stride, column, normalizer, at_target, factor, columns, WIDTH: tl.constexpr):  # noqa: N803
+    row = tl.program_id(0).to(tl.int64)
+    start = logits + row * stride
+    target, shift = tl.load(column + row), tl.load(normalizer + row)
+    scale, held = tl.load(factor + row), tl.load(at_target + row)
+    for offset in range(0, columns, WIDTH):
+        places = offset + tl.arange(0, WIDTH)
+        x = tl.load(start + places, mask=places < columns, other=float("-inf")).to(tl.float32)
+        gradient = tl.where(places == target, held, tl.exp(x - shift)) * scale
+        tl.store(start + places, gradient.to(logits.dtype.element_ty), mask=places < columns)

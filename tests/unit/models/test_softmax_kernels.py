@@ -1,0 +1,141 @@
+"""Tests that the loss head gives the same where kernels work on its blocks in place: with a stand-in for them by their rules,
+and with the kernels themselves under triton's interpreter, where triton is installed (TRITON_INTERPRET=1).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from finetune.models import linear_loss
+from finetune.models.linear_loss import LogitTransform, linear_losses, sum_losses
+from finetune.models.losses import IGNORE
+
+ROWS, HIDDEN, VOCABULARY = 37, 16, 301
+
+
+def _check(logits: Tensor, column: Tensor, *values: Tensor, dtype: torch.dtype) -> None:
+    assert logits.dtype in (torch.bfloat16, torch.float16) and logits.stride(1) == 1
+    assert column.dtype == torch.int64
+    for value in (column, *values):
+        assert value.shape == logits.shape[:1] and value.is_contiguous()
+    assert all(value.dtype == dtype for value in values)
+
+
+def add_to_normalizers(logits: Tensor, column: Tensor, normalizer: Tensor, at_target: Tensor) -> None:
+    _check(logits, column, normalizer, at_target, dtype=torch.float64)
+    normalizer.copy_(torch.logaddexp(normalizer, logits.double().logsumexp(1)))
+    inside = (column >= 0) & (column < logits.shape[1])
+    held = logits.double().gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+    at_target.copy_(torch.where(inside, held, at_target))
+
+
+def turn_into_gradients(logits: Tensor, column: Tensor, normalizer: Tensor, at_target: Tensor, factor: Tensor) -> None:
+    _check(logits, column, normalizer, at_target, factor, dtype=torch.float32)
+    gradient = (logits.float() - normalizer[:, None]).exp()
+    inside = torch.arange(logits.shape[1]) == column[:, None]
+    logits.copy_(torch.where(inside, at_target[:, None], gradient) * factor[:, None])
+
+
+def _interpreted() -> Any:
+    if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs triton and TRITON_INTERPRET=1")
+    found = importlib.import_module("finetune.models.softmax_kernels")
+    return SimpleNamespace(**vars(found), rounding=6e-3)  # the interpreter cuts bits off where a GPU rounds
+
+
+@pytest.fixture(params=["stand-in", "interpreted"])
+def kernels(request: pytest.FixtureRequest) -> Any:
+    if request.param == "interpreted":
+        return _interpreted()
+    return SimpleNamespace(
+        rounding=2e-3,
+        SUPPORTED=(torch.bfloat16, torch.float16),
+        add_to_normalizers=add_to_normalizers,
+        turn_into_gradients=turn_into_gradients,
+    )
+
+
+def _inputs(dtype: torch.dtype, *, frozen: bool = False, bias: bool = False) -> dict[str, Any]:
+    torch.manual_seed(3)
+    ids = torch.randint(VOCABULARY, (ROWS,))
+    ids[[2, 7]] = IGNORE
+    return {
+        "hidden": torch.randn(ROWS, HIDDEN, dtype=dtype).requires_grad_(),
+        "weight": torch.randn(VOCABULARY, HIDDEN, dtype=dtype).requires_grad_(not frozen),
+        "bias": torch.randn(VOCABULARY, dtype=dtype).requires_grad_() if bias else None,
+        "target_ids": ids,
+    }
+
+
+def _found(inputs: dict[str, Any], factor: Any, *, rows: bool = False, **options: Any) -> list[Tensor]:
+    losses = linear_losses(**inputs, transform=LogitTransform(), **options)
+    ((losses if rows else sum_losses(losses)) * factor).sum().backward()
+    tensors = (inputs[name] for name in ("hidden", "weight", "bias"))
+    return [losses.detach(), *(tensor.grad for tensor in tensors if tensor is not None and tensor.grad is not None)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [{}, {"frozen": True}, {"bias": True}], ids=str)
+@pytest.mark.parametrize("rows", [False, True], ids=["sum", "rows"])
+def test_equals_the_operators_of_torch(
+    dtype: torch.dtype, kind: dict[str, bool], rows: bool, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factor: Any = torch.linspace(-2.0, 3.0, ROWS) if rows else 0.37
+    monkeypatch.setattr(linear_loss, "_NARROWEST", 1)
+    monkeypatch.setattr(linear_loss, "BLOCK_BYTES", 4 * ROWS * 64)
+    wanted = _found(_inputs(dtype, **kind), factor, rows=rows)
+    calls = _use(kernels, monkeypatch)
+    found = _found(_inputs(dtype, **kind), factor, rows=rows)
+    assert calls == {"add_to_normalizers": 5, "turn_into_gradients": 5}
+    assert len(found) == len(wanted) and found[0][2] == found[0][7] == 0
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-6, atol=1e-6)
+    for mine, other in zip(found[1:], wanted[1:], strict=True):
+        assert mine.dtype == dtype
+        assert (mine - other).double().norm() <= kernels.rounding * other.double().norm()
+
+
+def _use(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Blocks of 64 columns, as on a GPU; how often each kernel is called."""
+    calls = {"add_to_normalizers": 0, "turn_into_gradients": 0}
+
+    def counted(name: str) -> Any:
+        def call(*arguments: Any) -> None:
+            calls[name] += 1
+            getattr(kernels, name)(*arguments)
+
+        return call
+
+    watched = SimpleNamespace(SUPPORTED=kernels.SUPPORTED, **{name: counted(name) for name in calls})
+    monkeypatch.setattr(linear_loss, "_is_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(linear_loss, "_load_kernels", lambda: watched)
+    monkeypatch.setattr(linear_loss, "_NARROWEST", 1)
+    monkeypatch.setattr(linear_loss, "KERNEL_BLOCK_BYTES", 2 * ROWS * 64)
+    return calls
+
+
+def test_a_row_that_is_not_finite_is_seen(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = _inputs(torch.bfloat16)
+    with torch.no_grad():
+        inputs["hidden"][5, 0] = float("nan")
+    _use(kernels, monkeypatch)
+    losses = linear_losses(**inputs, transform=LogitTransform())
+    assert losses.isnan().nonzero().flatten().tolist() == [5]
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"dtype": torch.float32}], ids=str)
+def test_what_the_kernels_do_not_compute_goes_by_operators(
+    options: dict[str, Any], kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = _inputs(options.pop("dtype", torch.bfloat16))
+    calls = _use(kernels, monkeypatch)
+    linear_losses(**inputs, transform=LogitTransform(), **options)
+    linear_losses(**_inputs(torch.bfloat16), transform=LogitTransform(scale=0.5))
+    assert not any(calls.values())
