@@ -6,7 +6,7 @@ the block about ten times. Imported on a GPU alone: torch for CUDA brings triton
 Shapes: N rows, W columns of a block.
 """
 # Operators of triton's language have no types that mypy knows.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,misc"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,misc,attr-defined"
 
 from __future__ import annotations
 
