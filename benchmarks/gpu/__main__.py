@@ -1,41 +1,51 @@
 """Fills the table of benchmarks/README.md on one GPU, row by row: ours beside its fastest peer, in turns on one machine.
 
-    python -m benchmarks.gpu --minutes 5                 # every row there is time for
+    python -m benchmarks.gpu --minutes 6                 # every row there is time for
     python -m benchmarks.gpu --only loss-head --only packed
+    python -m benchmarks.gpu --only full-bf16 --side ours --ours parallel.micro_batch=8     # our side alone, changed
+    python -m benchmarks.gpu --only lora-8b --variant "parallel.micro_batch=4" --variant "model.compile=layers"
+    python -m benchmarks.gpu --only lora-8b --profile    # and which kernels take the time of a step, on both sides
     python -m benchmarks.gpu --tiny                      # the same script with tiny sizes, on a CPU too: does it work?
 
-Writes OUT.json and OUT.md after every job, so that what is done when the time is up stays. Everything that it starts is
-killed with it.
+Writes OUT.json and OUT.md after every job, so that what is done when the time is up stays; OUT.log has the last lines of jobs
+that failed. Everything that it starts is killed with it.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.jobs import Job, python
-from benchmarks.gpu.rows import CPU, GPU, Row, make_rows, missing
+from benchmarks.gpu.report import machine, shown, write
+from benchmarks.gpu.rows import CPU, GPU, OURS, Asked, Row, make_rows, missing
+from benchmarks.gpu.sampler import sampling, summary
 
-LIBRARIES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "trl", "liger-kernel", "triton")
 JOB_SECONDS = 100.0  # one side of one row
 LEAST_SECONDS = 10.0  # less is not worth the start of a job
+LOG_LINES = 15
 
 
 def main() -> None:
     """See the head of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", default=[], metavar="ROW")
-    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="in this order; repeat it")
+    parser.add_argument("--side", choices=["ours", "peer"], help="one of the two sides alone")
+    parser.add_argument("--ours", action="append", default=[], metavar="KEY=VALUE", help="--set of our side; repeat it")
+    parser.add_argument(
+        "--variant", action="append", default=[], metavar="'KEY=VALUE ...'", help="our side once more, with these"
+    )
+    parser.add_argument("--profile", action="store_true", help="profiles of a step in OUT-ROW.profile.txt")
+    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--seconds", type=float, default=JOB_SECONDS, help="at most, of a job")
     parser.add_argument("--out", type=Path, default=Path("gpu"))
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
@@ -43,7 +53,8 @@ def main() -> None:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     folder = Path(tempfile.mkdtemp(prefix="benchmarks-gpu-"))
     try:
-        measure(arguments, folder)
+        with sampling(folder / "samples.csv"):
+            measure(arguments, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -51,89 +62,94 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """Every row that was asked for, as long as there is time."""
     ends = time.monotonic() + 60 * arguments.minutes
-    sizes = CPU if arguments.tiny else GPU
-    rows = make_rows(folder, sizes)
-    if unknown := set(arguments.only) - {row.name for row in rows}:
-        sys.exit(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(row.name for row in rows)}")
+    sizes, out = CPU if arguments.tiny else GPU, arguments.out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    asked = Asked(arguments.ours, [one.split() for one in arguments.variant], out if arguments.profile else None)
+    rows = chosen(make_rows(folder, sizes, asked), arguments.only)
     matmul = Job("matmul", python("benchmarks.gpu.matmul", sizes.matmul), folder / "matmul.log")
     report: dict[str, Any] = {"machine": machine(), "matmul_flops": None, "rows": []}
-    write(report, arguments.out)
-    report["matmul_flops"] = matmul.run(max(1.0, min(60.0, ends - time.monotonic()))).get("flops")
+    write(report, out)
+    made = prepare([*(job for row in rows for job in row.prepare), matmul], min(60.0, ends - time.monotonic()))
+    report["matmul_flops"] = made["matmul"].get("flops")
+    print(
+        f"{report['machine']['device']}; matrix product {(report['matmul_flops'] or 0) / 1e12:.0f} TFLOP/s", flush=True
+    )
+    bench = Bench(out.with_suffix(".log"), folder / "samples.csv", ends, arguments.seconds, report["matmul_flops"])
     for row in rows:
-        if arguments.only and row.name not in arguments.only:
-            continue
         filled: dict[str, Any] = {"name": row.name, "title": row.title, "sides": {}}
         report["rows"].append(filled)
-        fill(row, filled, ends, lambda: write(report, arguments.out))
+        wanted = [side for side in row.sides if not arguments.side or is_ours(side) == (arguments.side == OURS)]
+        bench.fill(row, wanted, filled, made, lambda: write(report, out))
         shutil.rmtree(folder / "trl", ignore_errors=True)
-    write(report, arguments.out)
+    report["machine"]["device afterwards"] = machine()["device"]
+    write(report, out)
 
 
-def fill(row: Row, filled: dict[str, Any], ends: float, save: Any) -> None:
-    """The results of a row's sides, each as soon as it is there."""
-    for maker in row.prepare:
-        if ends - time.monotonic() < LEAST_SECONDS:
-            filled["sides"] = {side: {"not run": "no time left"} for side in row.sides}
-            return save()
-        made = maker.run(min(JOB_SECONDS, ends - time.monotonic()))
-        if "not run" in made:
-            filled["sides"] = dict.fromkeys(row.sides, made)
-            return save()
-    for side, job in row.sides.items():
-        left = ends - time.monotonic()
-        if package := missing(side):
-            filled["sides"][side] = {"not run": f"{package} is not installed"}
-        elif left < LEAST_SECONDS:
-            filled["sides"][side] = {"not run": "no time left"}
-        else:
-            filled["sides"][side] = job.run(min(JOB_SECONDS, left))
-        print(f"{row.name:20} {side:26} {shown(filled['sides'][side])}", flush=True)
+def chosen(rows: list[Row], names: Sequence[str]) -> list[Row]:
+    """The rows of these names, in this order; all if there are none."""
+    by_name = {row.name: row for row in rows}
+    if unknown := set(names) - set(by_name):
+        sys.exit(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(by_name)}")
+    return [by_name[name] for name in dict.fromkeys(names)] if names else rows
+
+
+def is_ours(side: str) -> bool:
+    """Whether it is our side of a row, or a variant of it."""
+    return side.startswith(OURS)
+
+
+def prepare(jobs: Sequence[Job], seconds: float) -> dict[str, dict[str, Any]]:
+    """The results of jobs that do not disturb each other, by name; jobs of one name are one job, run once."""
+    unique = {job.name: job for job in jobs}
+    with ThreadPoolExecutor(len(unique)) as pool:
+        return dict(zip(unique, pool.map(lambda job: job.run(max(1.0, seconds)), unique.values()), strict=True))
+
+
+class Bench:
+    """Runs the jobs of rows as long as there is time. log: gets the last lines of those that fail. samples: see sampler.py.
+    ends: by time.monotonic. seconds: at most, for a job. peak: FLOP/s of a matrix product, None if not known.
+    """
+
+    def __init__(self, log: Path, samples: Path, ends: float, seconds: float, peak: float | None) -> None:
+        self.log, self.samples, self.ends, self.seconds, self.peak = log, samples, ends, seconds, peak
+        self.log.write_text("")
+
+    def fill(
+        self, row: Row, sides: Sequence[str], filled: dict[str, Any], made: dict[str, Any], save: Callable[[], None]
+    ) -> None:
+        """The results of a row's sides, each as soon as it is there. made: of the jobs that prepare."""
+        results = filled["sides"]
+        broken = next((made[job.name] for job in row.prepare if "not run" in made[job.name]), None)
+        for side in sides:
+            results[side] = broken or self._run(side, row)
+            print(f"{row.name:20} {side:26} {shown(results[side])}", flush=True)
+            save()
+        pair = list(row.sides)[:2]
+        if all("not run" not in results.get(side, {"not run": "not asked for"}) for side in pair):
+            filled["met"], filled["verdict"] = row.judge(results)
+            print(f"{row.name:20} {'met' if filled['met'] else 'MISSED'}: {filled['verdict']}", flush=True)
         save()
-    results = filled["sides"]
-    if all("not run" not in result for result in results.values()):
-        filled["met"], filled["verdict"] = row.judge(results)
-        print(f"{row.name:20} {'met' if filled['met'] else 'MISSED'}: {filled['verdict']}", flush=True)
-    return save()
 
-
-def shown(result: dict[str, Any]) -> str:
-    """One result for people."""
-    if "not run" in result:
-        return f"not run: {result['not run']}"
-    rate, peak = result["tokens_per_second"], result["peak_bytes"] / 2**30
-    note = f" ({result['note']})" if result.get("note") else ""
-    return f"{rate:,.0f} per second, {1000 * result['step_seconds']:.1f} ms a step, {peak:.1f} GiB{note}"
-
-
-def machine() -> dict[str, Any]:
-    """Device, temperature and versions."""
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = None
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,temperature.gpu,clocks.sm", "--format=csv,noheader"]
-    try:
-        device = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        device = "no NVIDIA GPU"
-    return {"device": device, "python": platform.python_version(), "versions": versions}
-
-
-def write(report: dict[str, Any], out: Path) -> None:
-    """OUT.json and OUT.md."""
-    out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    peak = f"{report['matmul_flops'] / 1e12:.0f} TFLOP/s" if report["matmul_flops"] else "not measured"
-    versions = ", ".join(f"{name} {version or '-'}" for name, version in report["machine"]["versions"].items())
-    lines = [f"{report['machine']['device']}; matrix product {peak}; {versions}", ""]
-    lines += ["| row | side | result | verdict |", "|---|---|---|---|"]
-    for row in report["rows"]:
-        verdict = f"{'met' if row['met'] else 'missed'}: {row['verdict']}" if "met" in row else "not run"
-        for side, result in row["sides"].items():
-            lines.append(f"| {row['title']} | {side} | {shown(result)} | {verdict} |")
-            verdict = ""
-    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    def _run(self, side: str, row: Row) -> dict[str, Any]:
+        left = self.ends - time.monotonic()
+        if package := missing(side):
+            return {"not run": f"{package} is not installed"}
+        if left < LEAST_SECONDS:
+            return {"not run": "no time left"}
+        job, began = row.sides[side], time.monotonic()
+        sampled = self.samples.stat().st_size if self.samples.is_file() else 0
+        result = dict(job.run(min(self.seconds, left)))
+        result["seconds_of_job"] = round(time.monotonic() - began, 1)
+        if "not run" in result:
+            with self.log.open("a") as log:
+                log.write(f"--- {row.name}, {side}: {result['not run']}\n{job.last_lines(LOG_LINES)}\n")
+            return result
+        if self.samples.is_file():
+            result |= summary(self.samples, sampled)
+        result["flops_per_second"] = {name: flops * result["tokens_per_second"] for name, flops in row.flops.items()}
+        if self.peak:
+            result["shares_of_peak"] = {name: f / self.peak for name, f in result["flops_per_second"].items()}
+        return result
 
 
 if __name__ == "__main__":

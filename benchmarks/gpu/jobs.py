@@ -24,13 +24,15 @@ KILL_SECONDS = 10.0  # until processes that were killed are gone: memory of a GP
 @dataclass(frozen=True)
 class Job:
     """command: its program. log: where its output goes. watch: called while it runs; a result that it returns ends the
-    job (our own command line does not stop after so many steps by itself).
+    job (our own command line does not stop after so many steps by itself). salvage: called where neither it nor the
+    program gave a result.
     """
 
     name: str
     command: list[str]
     log: Path
     watch: Callable[[], dict[str, Any] | None] | None = None
+    salvage: Callable[[], dict[str, Any] | None] | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(self, seconds: float) -> dict[str, Any]:
@@ -49,7 +51,13 @@ class Job:
                 watched = self._wait(process, time.monotonic() + seconds)
             finally:
                 _kill_all(process, mark)
-        return watched or self._printed() or {"not run": self._why(process.returncode, seconds)}
+        found = watched or self._printed() or (self.salvage() if self.salvage is not None else None)
+        return found or {"not run": self._why(process.returncode, seconds)}
+
+    def last_lines(self, count: int) -> str:
+        """Of what it printed."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
+        return "\n".join(lines[-count:])
 
     def _wait(self, process: subprocess.Popen[bytes], ends: float) -> dict[str, Any] | None:
         while process.poll() is None and time.monotonic() < ends:

@@ -3,31 +3,55 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.jobs import Job, python
 
-WARM_STEPS = 5  # the fourth is traced
+TOKENS = "positions_per_second"  # in the journal: all tokens that are no padding, the first of each row among them
+IMAGES = "units_per_second"
+WARM_STEPS = 4  # not timed; the fourth is traced
 
 
-def job(name: str, folder: Path, recipe: dict[str, Any], *, steps: int) -> Job:
-    """`finetune train` on a recipe, until `steps` are done. Its rate is in units of the loss: images, or tokens but the
-    first of each row.
+def job(
+    name: str,
+    folder: Path,
+    recipe: dict[str, Any],
+    *,
+    steps: int,
+    rate: str = TOKENS,
+    changes: Sequence[str] = (),
+    profile: Path | None = None,
+) -> Job:
+    """`finetune train` on a recipe, until `steps` are done.
+
+    rate: TOKENS or IMAGES. changes: KEY=VALUE, as --set takes them. profile: the two steps after the timed ones are
+    profiled, into this file.
     """
     run = folder / f"run-{name}"
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps({"name": name, **recipe}))  # JSON is YAML
-    command = [sys.executable, "-m", "finetune", "train", str(path), "--run-dir", str(run)]
+    arguments = ["train", str(path), "--run-dir", str(run)]
+    for change in changes:
+        arguments += ["--set", change]
     metrics = run / "metrics.jsonl"
-    return Job(name, command, folder / f"{name}.log", watch=lambda: measured(metrics, steps))
+    command = python("finetune", *arguments)
+    if profile is not None:
+        command = python("benchmarks.gpu.profiled_training", profile, steps, *arguments)
+
+    def watch() -> dict[str, Any] | None:
+        return measured(metrics, steps, rate) if profile is None or profile.is_file() else None
+
+    return Job(name, command, folder / f"{name}.log", watch=watch, salvage=lambda: measured(metrics, steps, rate))
 
 
-def measured(metrics: Path, steps: int) -> dict[str, Any] | None:
+def measured(metrics: Path, steps: int, rate: str = TOKENS) -> dict[str, Any] | None:
     """Seconds per step, rate and peak memory, once `steps` are done; None before.
 
-    Wall time from row to row of the journal, so whatever a step waits for is in it.
+    Wall time from row to row of the journal, so whatever a step waits for is in it. The rate is what was trained on in that
+    time: the journal has rates and the seconds that they were taken of, of which it is put together. The peak is that of
+    the process since it began, updates of the optimizer among it.
     """
     if not metrics.is_file():
         return None
@@ -37,19 +61,18 @@ def measured(metrics: Path, steps: int) -> dict[str, Any] | None:
             row = json.loads(line)
         except json.JSONDecodeError:  # it is being written
             continue
-        if row["split"] == "train":
+        if row["split"] == "train" and row["step"] <= steps:
             rows.append(row)
     if not rows or rows[-1]["step"] < steps:
         return None
     timed = [row for row in rows if row["step"] >= WARM_STEPS]
     first, last = timed[0], timed[-1]
-    seconds = (last["time"] - first["time"]) / (last["step"] - first["step"])
-    rates = [row["units_per_second"] for row in timed[1:]]
-    peak = max(row.get("memory_bytes", 0) for row in rows)
-    units = sum(rates) / len(rates)
+    seconds = last["time"] - first["time"]
+    count = last["step"] - first["step"]
     return {
-        "step_seconds": seconds,
-        "tokens_per_second": units,
-        "peak_bytes": peak,
-        "losses": [rows[0]["loss"], rows[-1]["loss"]],
+        "step_seconds": seconds / count,
+        "tokens_per_second": sum(round(row[rate] * row["step_seconds"]) for row in timed[1:]) / seconds,
+        "peak_bytes": max(row.get("memory_bytes", 0) for row in rows),
+        "losses": [row["loss"] for row in (*rows[:3], rows[-1])],
+        "seconds_of_steps": [round(row["step_seconds"], 5) for row in rows],
     }

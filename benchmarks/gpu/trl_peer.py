@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu.trl_peer '{"model": ..., "rows": ..., "dtype": "float32", "micro_batch": 4, ...}'
 
+Weights are drawn on the device. Tokens are all that are no padding, as TRL itself counts them; the peak is that of the process.
 Packed rows attend to each other where flash-attention is not installed: TRL's figure is then too good. It is said beside it.
 """
 
@@ -13,37 +14,62 @@ import json
 import os
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.gpu.jobs import tell
-
-WARM_STEPS = 4
+from benchmarks.gpu.ours import WARM_STEPS
+from benchmarks.gpu.profiling import STEPS, StepProfiles
 
 
 class Clock(TrainerCallback):
-    """Notes the end of each step, and ends the process after `steps` of them."""
+    """Notes the end of each step, and ends the process after `steps` of them and those that are profiled."""
 
-    def __init__(self, steps: int, note: str) -> None:
-        self.steps, self.note, self.tokens, self.ends = steps, note, 0.0, []  # type: ignore[var-annotated]
+    trainer: Any = None
+
+    def __init__(self, steps: int, note: str, profile: Path | None) -> None:
+        self.steps, self.note = steps, note
+        self.ends: list[float] = []
+        self.tokens: list[int] = []
+        self.profiles = StepProfiles(profile) if profile is not None else None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the trainer."""
+        if self.profiles is not None and len(self.ends) == self.steps:
+            self.profiles.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the trainer."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
         if len(self.ends) < self.steps:
-            return
-        seconds = (self.ends[-1] - self.ends[WARM_STEPS - 1]) / (len(self.ends) - WARM_STEPS)
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-        tell(step_seconds=seconds, tokens_per_second=self.tokens / seconds, peak_bytes=peak, note=self.note)
-        os._exit(0)
+            self.ends.append(time.perf_counter())
+            self.tokens.append(int(self.trainer._total_train_tokens))
+            if len(self.ends) == self.steps:
+                self.tell()
+        elif self.profiles is not None:
+            self.profiles.end()
+        if len(self.ends) == self.steps and (self.profiles is None or self.profiles.done):
+            os._exit(0)
+
+    def tell(self) -> None:
+        """Print the result."""
+        seconds = self.ends[-1] - self.ends[WARM_STEPS - 1]
+        tokens = self.tokens[-1] - self.tokens[WARM_STEPS - 1]
+        tell(
+            step_seconds=seconds / (self.steps - WARM_STEPS),
+            tokens_per_second=tokens / seconds,
+            peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+            seconds_of_steps=[round(end - start, 5) for start, end in pairwise(self.ends)],
+            note=self.note,
+        )
 
 
 def main() -> None:
@@ -55,16 +81,18 @@ def main() -> None:
     ids = [[*row, tokenizer.eos_token_id] for row in tokenizer(texts)["input_ids"]]
     flash = importlib.util.find_spec("flash_attn") is not None
     liger = importlib.util.find_spec("liger_kernel") is not None
-    model = AutoModelForCausalLM.from_pretrained(
-        asked["model"],
-        dtype=getattr(torch, asked["dtype"]),
-        attn_implementation="flash_attention_2" if flash else "sdpa",
-    )
+    torch.manual_seed(0)
+    with torch.device("cuda" if gpu else "cpu"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(asked["model"]),
+            dtype=getattr(torch, asked["dtype"]),
+            attn_implementation="flash_attention_2" if flash else "sdpa",
+        )
     adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     micro, accumulation, length = asked["micro_batch"], asked["accumulation"], asked["length"]
     settings = SFTConfig(
         output_dir=asked["folder"],
-        max_steps=asked["steps"] + 1,
+        max_steps=asked["steps"] + STEPS + 1,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
         packing=asked["packing"],
@@ -85,7 +113,7 @@ def main() -> None:
     notes = [f"TRL {importlib.metadata.version('trl')}", "Liger" if liger and gpu else "no Liger"]
     if asked["packing"] and not flash:
         notes.append("packed rows attend to each other")
-    clock = Clock(asked["steps"], ", ".join(notes))
+    clock = Clock(asked["steps"], ", ".join(notes), Path(asked["profile"]) if asked["profile"] else None)
     trainer = SFTTrainer(
         model=model,
         args=settings,
@@ -94,8 +122,7 @@ def main() -> None:
         peft_config=adapter if asked["adapter"] else None,
         callbacks=[clock],
     )
-    rows = trainer.train_dataset["input_ids"]  # as they are packed or cut
-    clock.tokens = sum(map(len, rows)) / len(rows) * micro * accumulation
+    clock.trainer = trainer
     trainer.train()
 
 

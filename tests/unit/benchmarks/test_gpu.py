@@ -3,15 +3,21 @@
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
 
-from benchmarks.gpu.__main__ import fill, write
+from benchmarks.gpu.__main__ import Bench, chosen, prepare
 from benchmarks.gpu.jobs import Job
-from benchmarks.gpu.ours import measured
-from benchmarks.gpu.rows import CPU, GPU, Row, faster, make_rows
+from benchmarks.gpu.make import SHAPES, make_model, make_rows, parameters
+from benchmarks.gpu.ours import IMAGES, measured
+from benchmarks.gpu.profiling import covered
+from benchmarks.gpu.report import write
+from benchmarks.gpu.rows import CPU, GPU, Asked, Row, faster, flops_per_token
+from benchmarks.gpu.rows import make_rows as rows_of
+from benchmarks.gpu.sampler import summary
 
 CHILD = "import subprocess, sys, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
 
@@ -57,11 +63,40 @@ def test_ranks_in_sessions_of_their_own_that_ignore_signals_are_killed_too(tmp_p
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
+def bench(tmp_path, seconds, peak=None):
+    return Bench(tmp_path / "out.log", tmp_path / "samples.csv", time.monotonic() + seconds, 30.0, peak)
+
+
+def filled_row():
+    return {"name": "row", "title": "a row", "sides": {}}
+
+
 def test_a_row_for_which_no_time_is_left_says_so(tmp_path):
-    never = job(tmp_path, "raise SystemExit(1)")
-    filled = {"name": "row", "title": "a row", "sides": {}}
-    fill(Row("row", "a row", [never], {"ours": never, "peer": never}, faster(1.0)), filled, time.monotonic() + 3, list)
+    never, filled = job(tmp_path, "raise SystemExit(1)"), filled_row()
+    row = Row("row", "a row", [], {"ours": never, "peer": never}, faster(1.0))
+    bench(tmp_path, 3).fill(row, ["ours", "peer"], filled, {}, list)
     assert filled["sides"] == {side: {"not run": "no time left"} for side in ("ours", "peer")}
+
+
+def test_a_row_whose_data_could_not_be_made_says_so(tmp_path):
+    maker, never, filled = (
+        job(tmp_path, "raise SystemExit('disk full')"),
+        job(tmp_path, "raise SystemExit(1)"),
+        filled_row(),
+    )
+    made = prepare([maker, maker], 30)
+    bench(tmp_path, 60).fill(Row("row", "a row", [maker], {"ours": never}, faster(1.0)), ["ours"], filled, made, list)
+    assert filled["sides"] == {"ours": {"not run": "exit code 1: disk full"}}
+
+
+def test_the_last_lines_of_a_job_that_fails_are_kept(tmp_path):
+    fails = job(tmp_path, "print('one'); print('two'); raise SystemExit('three')")
+    bench(tmp_path, 60).fill(Row("row", "a row", [], {"ours": fails}, faster(1.0)), ["ours"], filled_row(), {}, list)
+    assert (tmp_path / "out.log").read_text().endswith("one\ntwo\nthree\n")
+
+
+def test_a_result_is_salvaged_when_the_time_is_up(tmp_path):
+    assert job(tmp_path, CHILD, salvage=lambda: {"timed": 1}).run(0.5) == {"timed": 1}
 
 
 def test_a_watched_job_ends_with_what_is_seen(tmp_path):
@@ -75,20 +110,24 @@ def test_our_side_is_read_from_the_journal(tmp_path):
         {
             "step": step,
             "split": "train",
-            "time": 100 + 2.0 * step,
-            "units_per_second": 50.0,
+            "time": 100 + 2.0 * step,  # a quarter of each second is spent between steps
+            "step_seconds": 1.5,
+            "units_per_second": 40.0,
+            "positions_per_second": 1000.0 if step % 2 else 800.0,
             "loss": 1.0,
-            "memory_bytes": 7,
+            "memory_bytes": 7 + (step == 1),
         }
-        for step in range(1, 15)
+        for step in range(1, 17)
     ]
     journal = tmp_path / "metrics.jsonl"
     assert measured(journal, 14) is None
-    journal.write_text("\n".join(map(json.dumps, rows[:-1])) + '\n{"step"')
+    journal.write_text("\n".join(map(json.dumps, rows[:13])) + '\n{"step"')
     assert measured(journal, 14) is None
     journal.write_text("\n".join(map(json.dumps, rows)))
     result = measured(journal, 14)
-    assert (result["step_seconds"], result["tokens_per_second"], result["peak_bytes"]) == (2.0, 50.0, 7)
+    # 1,500 and 1,200 tokens in turns, in 2 seconds each
+    assert (result["step_seconds"], result["tokens_per_second"], result["peak_bytes"]) == (2.0, 675.0, 8)
+    assert measured(journal, 14, IMAGES)["tokens_per_second"] == 30.0
 
 
 def side(rate, peak=1):
@@ -103,20 +142,74 @@ def test_verdicts():
 
 @pytest.mark.parametrize("sizes", [CPU, GPU])
 def test_every_row_of_the_table_is_there(tmp_path, sizes):
-    rows = make_rows(tmp_path, sizes)
+    rows = rows_of(tmp_path, sizes)
     assert [row.name for row in rows] == [
-        "full-fp32-masters", "full-bf16", "packed", "lora-8b", "loss-head", "resnet-50", "vit-b",
+        "full-fp32-masters", "full-bf16", "lora-8b", "packed", "loss-head", "loss-head-large", "resnet-50", "vit-b",
     ]  # fmt: skip
-    assert all(len(row.sides) >= 2 for row in rows)
+    assert all(len(row.sides) >= 2 and next(iter(row.sides)).startswith("ours") for row in rows)
+    assert [row.name for row in chosen(rows, ["packed", "full-bf16", "packed"])] == ["packed", "full-bf16"]
+    with pytest.raises(SystemExit, match="no such row: other"):
+        chosen(rows, ["other"])
+
+
+def test_our_side_is_changed_and_run_again_as_the_command_line_says(tmp_path):
+    asked = Asked(["parallel.micro_batch=1"], [["model.compile=layers"]], tmp_path / "out")
+    sides = rows_of(tmp_path, CPU, asked)[1].sides
+    assert list(sides) == ["ours", "TRL + Liger", "ours model.compile=layers"]
+    command = sides["ours model.compile=layers"].command
+    sets = [value for flag, value in pairwise(command) if flag == "--set"]
+    assert sets == ["parallel.micro_batch=1", "model.compile=layers", f"data.capacity={CPU.length}"]
+    assert str(tmp_path / "out-full-bf16-1.profile.txt") in command
+
+
+def test_floating_point_operations_of_a_token():
+    assert (parameters("1b"), parameters("8b")) == (1_235_814_400, 8_030_261_248)
+    frozen = flops_per_token("8b", 4096, frozen=True)
+    assert 12_473 * frozen["4N"] == pytest.approx(402e12, rel=0.01)  # NeMo AutoModel's figures, both of them
+    hidden, vocabulary, layers = SHAPES["8b"][0], SHAPES["8b"][6], SHAPES["8b"][2]
+    looked_up, attention = 4 * hidden * vocabulary, 6 * layers * hidden * 4096
+    assert frozen["products"] == frozen["4N"] - looked_up + attention
+    assert flops_per_token("1b", 4096, frozen=False)["6N"] == 6 * parameters("1b")
+
+
+def test_the_model_has_as_many_parameters_as_are_counted(tmp_path):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    make_model(tmp_path, "tiny")
+    make_rows(tmp_path, "tiny", 3, "full", 64)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters("tiny")
+    texts = [json.loads(line)["text"] for line in (tmp_path / "full-64.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer(texts)["input_ids"]
+    assert [len(row) for row in ids] == [63] * 3 and tokenizer.unk_token_id not in ids[0]
+    assert tokenizer.eos_token_id == model.config.eos_token_id
+
+
+def test_samples_of_an_idle_gpu_do_not_count(tmp_path):
+    path = tmp_path / "samples.csv"
+    path.write_text("1980, 30, 70.0, 99\n")
+    before = path.stat().st_size
+    with path.open("a") as file:
+        file.write("345, 31, 70.0, 0\n1755, 60, 690.5, 100\n1740, 66, 695.0, 97\n1710, 64, 699.0, 98\n[N/A], 1, 2\n17")
+    assert summary(path, before) == {"sm_mhz": 1740.0, "celsius": 66.0, "watts": 695.0}
+    assert summary(path, path.stat().st_size) == {}
+
+
+def test_kernels_that_overlap_count_once():
+    assert covered([(5.0, 9.0), (0.0, 2.0), (1.0, 3.0), (6.0, 7.0)]) == 7.0
 
 
 def test_a_row_is_written_as_far_as_it_got(tmp_path):
     good = job(tmp_path, 'print(\'RESULT {"tokens_per_second": 9, "peak_bytes": 1, "step_seconds": 1}\')')
     row = Row("row", "a row", [], {"ours": good, "TRL + Liger": job(tmp_path, "")}, faster(1.0))
-    filled = {"name": "row", "title": "a row", "sides": {}}
+    filled = filled_row()
     machine = {"device": "none", "versions": {"torch": "2", "trl": None}}
     report = {"machine": machine, "matmul_flops": None, "rows": [filled]}
-    fill(row, filled, time.monotonic() + 30, lambda: write(report, tmp_path / "out"))
+    out = tmp_path / "out"
+    bench(tmp_path, 30).fill(row, list(row.sides), filled, {}, lambda: write(report, out))
     assert json.loads(Path(tmp_path / "out.json").read_text())["rows"][0]["sides"]["ours"]["tokens_per_second"] == 9
     assert "| a row | ours | 9 per second" in (tmp_path / "out.md").read_text()
     assert "met" not in filled and "not run" in filled["sides"]["TRL + Liger"]
