@@ -43,6 +43,7 @@ class Sizes:
 GPU = Sizes("1b", "8b", 4096, 4, 4, (8192, 128_256, 2048), 1280, 256, 128, 14, 8192)
 CPU = Sizes("tiny", "tiny", 64, 2, 2, (64, 3000, 64), 80, 64, 8, 8, 256)
 SPARE_STEPS = 3  # beyond the timed ones: those that are profiled, and one whose batches are being fetched
+PICTURE_STEPS = 160  # far more than loader processes fetch ahead while the first ones start
 
 
 @dataclass(frozen=True)
@@ -189,17 +190,17 @@ class _Makers:
             "model": {"source": kind, "init": "config", "config": config},
             "options": {"image_size": 224 if sizes is GPU else 32},
             "data": {"train": str(home)},
-            "training": {"steps": 200, "global_batch": sizes.picture_batch, "learning_rate": 1e-4},
+            "training": {"steps": 400, "global_batch": sizes.picture_batch, "learning_rate": 1e-4},
             "parallel": {"deepspeed": "none", "micro_batch": sizes.picture_batch},
-            "evaluation": {"samples": 0, "every": 200},
-            "tracking": {"wandb": "off", "log_every": 1},
+            "evaluation": {"samples": 0, "every": 400},
+            "tracking": {"wandb": "off", "log_every": 10},  # as a plain loop, it does not wait for each step's loss
         }
-        steps = 4 * sizes.steps
+        steps, mine = 4 * sizes.steps, PICTURE_STEPS if sizes is GPU else 20
         command = python("benchmarks.gpu.picture_peer", json.dumps(config), kind, sizes.picture_batch, steps)
         peer = Job(f"{name}-plain", command, self.folder / f"{name}-plain.log")
         sides = {
             f"{side}, from JPEG files": job
-            for side, job in self._ours(name, recipe, steps=steps, rate=ours.IMAGES).items()
+            for side, job in self._ours(name, recipe, steps=mine, rate=ours.IMAGES).items()
         }
         first = next(iter(sides))
         sides = {first: sides.pop(first), "plain loop, ready tensors": peer, **sides}

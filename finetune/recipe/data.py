@@ -114,7 +114,8 @@ class DataSection(Section):
     )
     workers: Annotated[int, Field(ge=0, le=1_024)] | Literal["auto"] = Field(
         default="auto",
-        description="Data loader worker processes per rank. auto: 0 for text, up to 4 for images.",
+        description="Data loader worker processes per rank. auto: 0 for text; for images the cores that ranks leave, up to "
+        "4, and with a GPU up to 16.",
         json_schema_extra={"machine": True},
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune.data.order.cost import CostModel
-from finetune.data.order.loader import PREFETCHED, RankStep, iterate_batches
+from finetune.data.order.loader import RankStep, fetched_ahead, iterate_batches
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.prefetcher import Prefetcher
@@ -38,6 +38,8 @@ from finetune.training.step_logger import StepLogger
 from finetune.training.steps import ASSIGNED_AHEAD, ScheduledSteps, StepSource
 from finetune.training.stop import StopRequest
 from finetune.training.worst_pictures import WorstPictures
+
+MOST_WORKERS = {"cuda": 16, "cpu": 4}  # loader processes of a rank, where the recipe leaves it open
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Loop:
         self.rank_speed = RankSpeedEstimator(
             self.recipe.parallel.rank_speed,
             self.session,
-            lookahead=PREFETCHED * self.workers + ASSIGNED_AHEAD,
+            lookahead=fetched_ahead(self.workers) + ASSIGNED_AHEAD,
             passes=engine.passes,
             shards_weights=engine.shards_weights,
         )
@@ -176,12 +178,15 @@ class Loop:
         return self._finish()
 
     def _loader_workers(self, decodes: bool) -> int:
-        """auto: none where examples lie encoded; where they are decoded when fetched, what cores ranks leave, up to 4."""
+        """auto: none where examples lie encoded; where they are decoded when fetched, what cores ranks leave, up to so many as
+        the device keeps busy.
+        """
         asked = self.recipe.data.workers
         if asked != "auto":
             return asked
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(0, min(4, cores // self.session.local_world_size - 1)) if decodes else 0
+        most = MOST_WORKERS[self.session.device.type]
+        return max(0, min(most, cores // self.session.local_world_size - 1)) if decodes else 0
 
     def _resume(self, resume: Checkpoint | None, best: Checkpoint | None) -> None:
         self.saver.latest, self.saver.best = resume, best

@@ -17,8 +17,15 @@ from finetune.data.order.assignment import Assignment, MicroBatch
 from finetune.data.table import Examples
 
 PREFETCHED = 4  # batches per loader process
+OF_MANY = 2  # the same where there are more than FEW_WORKERS: each batch takes shared memory
+FEW_WORKERS = 4
 
 B = TypeVar("B")  # a batch, whatever the collate function makes
+
+
+def fetched_ahead(workers: int) -> int:
+    """Batches that `workers` loader processes fetch ahead together."""
+    return workers * (PREFETCHED if workers <= FEW_WORKERS else OF_MANY)
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def iterate_batches(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin_memory,
-        prefetch_factor=PREFETCHED if workers else None,
+        prefetch_factor=fetched_ahead(workers) // workers if workers else None,
         worker_init_fn=_outlast_requests if workers else None,
     )
     batches = iter(loader)

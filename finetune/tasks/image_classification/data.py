@@ -18,7 +18,7 @@ from finetune.tasks.vision.transforms import ImageTransform
 
 
 class ImageWithLabel:
-    """(row, id) -> {"pixel_values": float32 [K, H, W], "label": int, "place": "train.parquet row 16"}; picklable.
+    """(row, id) -> {"pixel_values": [K, H, W], see ImageTransform, "label": int, "place": "train.parquet row 16"}; picklable.
 
     ids: of all examples of the split, for partners of mixup and CutMix; then "partner" (its label) and "share" as well.
     """

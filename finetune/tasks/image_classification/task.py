@@ -7,12 +7,12 @@ Pixels are decoded when an example is asked for; a pass before the first step fi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForImageClassification
@@ -46,6 +46,7 @@ from finetune.tasks.records import Fields, class_fields, class_record, refuse_op
 from finetune.tasks.scored_answers import scored_answers
 from finetune.tasks.task import Encoded
 from finetune.tasks.vision.drawing import Pictures, draw_example
+from finetune.tasks.vision.levels import pixel_values, stack_pixels
 from finetune.tasks.vision.transforms import ImageExamples, one_image
 
 HEAD = "ForImageClassification"
@@ -144,8 +145,8 @@ class ImageClassification:
         return model
 
     def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
-        """[{"pixel_values": [K, H, W], "label": 3}, ...] -> pixel_values [B, K, H, W], labels [B]."""
-        pixels = torch.from_numpy(np.stack([example["pixel_values"] for example in examples]))
+        """[{"pixel_values": [K, H, W], "label": 3}, ...] -> those of `stack_pixels`, labels [B]."""
+        inputs = stack_pixels([example["pixel_values"] for example in examples])
         targets: dict[str, Any] = {}
         if "label" in examples[0]:
             labels = [example["label"] for example in examples]
@@ -155,10 +156,10 @@ class ImageClassification:
             targets["shares"] = torch.tensor([float(example["share"]) for example in examples])
         return Batch(
             ids=tuple(int(example["id"]) for example in examples),
-            inputs={"pixel_values": pixels},
+            inputs=inputs,
             targets=targets,
             meta={"places": [str(example["place"]) for example in examples]},
-            positions=len(examples) * pixels.shape[-1] * pixels.shape[-2],
+            positions=len(examples) * math.prod(inputs["pixel_values"].shape[2:]),
         )
 
     def weight(self, batch: Batch) -> int:
@@ -167,9 +168,7 @@ class ImageClassification:
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Outputs with logits [B, C]; pixels in the dtype of the weights."""
-        inputs = dict(batch.inputs)
-        inputs["pixel_values"] = inputs["pixel_values"].to(next(model.parameters()).dtype)
-        return model(**inputs)
+        return model(**pixel_values(batch.inputs, next(model.parameters()).dtype))
 
     def loss_sum(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> torch.Tensor:
         """Summed over images, with training.label_smoothing, class weights, and labels shared by mixed images.

@@ -8,6 +8,7 @@ the same other one, and the loss stays an exact sum over images.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,8 +43,9 @@ def choose_mix(example_id: int, count: int, *, mixup: float, cutmix: float, seed
     return Mix(partner, share, cut, (float(rng.random()), float(rng.random())))
 
 
-def mix_pixels(own: np.ndarray, other: np.ndarray, mix: Mix) -> tuple[np.ndarray, float]:
+def mix_pixels(own: Any, other: Any, mix: Mix) -> tuple[np.ndarray, float]:
     """(pixels [K, H, W], share of `own` in them, for the labels). A pasted box has whole pixels: its share is counted."""
+    own, other = np.asarray(own), np.asarray(other)
     if not mix.cut:
         return (own * mix.share + other * (1.0 - mix.share)).astype(own.dtype), mix.share
     height, width = own.shape[-2:]

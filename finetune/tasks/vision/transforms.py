@@ -16,6 +16,7 @@ from finetune.data.images import decode_image
 from finetune.data.pixels import ValueRange
 from finetune.data.prepare.encode import LazyExamples
 from finetune.errors import TrainingFailed
+from finetune.tasks.vision.levels import WITHOUT_RESIZING, LevelPixels, find_steps
 
 CROP_AREA = (0.35, 1.0)  # share of the image that a random crop keeps
 CHANGES, ERASED = 2, 0.25  # of "strong": changes per image, and the share of images of which a patch is erased
@@ -49,7 +50,7 @@ class ImageExamples(LazyExamples):
 
 
 class ImageTransform:
-    """An image, however the data holds it -> float32 [channels, height, width]. Picklable for loader processes.
+    """An image, however the data holds it -> its pixels for the model. Picklable for loader processes.
 
     processor: an image processor with one fixed output size. augment: "none", "flip", "crop_flip" or "strong".
     epoch: set by the loop; augmentation depends on it. value_range: see decode_image.
@@ -67,31 +68,39 @@ class ImageTransform:
         self.processor, self.size, self.channels, self.value_range = processor, size, channels, value_range
         self.augment, self.seed, self.epoch = augment, seed, 0
 
-    def __call__(self, value: Any, example_id: int) -> np.ndarray:
-        """Raises: BadRow for an image that cannot be decoded."""
+    def __call__(self, value: Any, example_id: int) -> np.ndarray | LevelPixels:
+        """Levels where the processor allows it, otherwise float32 [channels, height, width].
+
+        Raises: BadRow for an image that cannot be decoded.
+        """
         image = decode_image(value, self.value_range)
         if self.channels == 1:
             image = image.convert("L")
+        if self.augment == "none":
+            return self._process(image, None)
         box, rng = None, np.random.Generator(np.random.Philox(key=[self.seed, (self.epoch << 40) + example_id]))
-        if self.augment != "none":
-            if rng.random() < 0.5:
-                image = _flip(image)
-            if self.augment in ("crop_flip", "strong"):
-                box = crop_box(image.width, image.height, rng)
-            if self.augment == "strong":
-                for _ in range(CHANGES):
-                    image = change(image, rng)
+        if rng.random() < 0.5:
+            image = _flip(image)
+        if self.augment in ("crop_flip", "strong"):
+            box = crop_box(image.width, image.height, rng)
+        if self.augment == "strong":
+            for _ in range(CHANGES):
+                image = change(image, rng)
         pixels = self._process(image, box)
         if self.augment == "strong" and rng.random() < ERASED:
+            pixels = np.asarray(pixels)
             erase(pixels, rng)
         return pixels
 
-    def _process(self, image: Image.Image, box: tuple[float, float, float, float] | None) -> np.ndarray:
+    def _process(self, image: Image.Image, box: tuple[float, float, float, float] | None) -> np.ndarray | LevelPixels:
+        steps = find_steps(self.processor, self.size, self.channels)
         options: dict[str, Any] = {}
         if box is not None:
             height, width = self.size
             image = image.resize((width, height), resample=_bilinear(), box=box)
-            options = {"do_resize": False, "do_center_crop": False}
+            options = WITHOUT_RESIZING
+        if steps is not None:
+            return steps(image) if box is None else steps.keep_size(image)
         pixels = self.processor(image, return_tensors="np", **options)["pixel_values"][0]
         return np.ascontiguousarray(pixels, np.float32)
 

@@ -17,6 +17,7 @@ from PIL import Image
 from finetune.errors import TrainingFailed, UserError
 from finetune.models.processor import load_processor, output_size
 from finetune.recipe.model import ModelSection
+from finetune.tasks.vision.levels import pixel_values
 from finetune.tasks.vision.transforms import crop_box
 from tests.prepared import Prepared, prepare
 
@@ -54,11 +55,13 @@ def test_any_image_becomes_one_size_as_the_saved_processor_makes_it(pictures: Pa
 
     prepared = _read(pictures)
     batch, example = prepared.batch(), prepared.datasets["train"][1]
-    assert batch.inputs["pixel_values"].shape == (4, 3, 12, 12) and batch.inputs["pixel_values"].dtype == torch.float32
+    assert batch.inputs["pixel_values"].shape == (4, 3, 12, 12)
     prepared.artifacts.processor.save_pretrained(tmp_path / "saved")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "saved", backend="pil")
     wanted = processor(Image.open(pictures.parent / "1.png"), return_tensors="np")["pixel_values"][0]
     np.testing.assert_array_equal(example["pixel_values"], wanted)
+    as_the_model_has_it = pixel_values(batch.inputs, torch.float32)["pixel_values"]
+    np.testing.assert_array_equal(as_the_model_has_it[1], wanted)
 
 
 def test_chance_follows_seed_epoch_and_id_alone(pictures: Path) -> None:
@@ -178,7 +181,7 @@ def test_a_value_range_reaches_training_and_prediction(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dark\.tif: pixels are floats from 0\.25.* set options\.value_range"):
         _read(path, data={"train": str(path)})
     prepared = _read(path, data={"train": str(path)}, options={"image_size": 8, "value_range": [0, 1]})
-    images = [prepared.datasets["train"][index]["pixel_values"] for index in range(2)]
+    images = [np.asarray(prepared.datasets["train"][index]["pixel_values"]) for index in range(2)]
     assert images[0].max() < images[1].min()
     rows = [{"image": str(tmp_path / row["image"])} for row in rows]
     encoded = prepared.task.encode(prepared.artifacts, rows, with_targets=False)

@@ -153,7 +153,7 @@ def test_an_image_is_bytes_base64_or_a_data_uri(opened: Any) -> None:
     ]
     encoded = model.encode([{"image": value} for value in values])
     assert all(isinstance(example, dict) for example in encoded), encoded
-    assert all((example["pixel_values"] == encoded[0]["pixel_values"]).all() for example in encoded)
+    assert all(np.array_equal(example["pixel_values"], encoded[0]["pixel_values"]) for example in encoded)
 
 
 def test_no_value_names_a_file_of_the_server(opened: Any, tmp_path: Any) -> None:
