@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def measured(metrics: Path, steps: int, rate: str = TOKENS) -> dict[str, Any] | 
     """Seconds per step, rate and peak memory, once `steps` are done; None before.
 
     Wall time from row to row of the journal, so whatever a step waits for is in it. The rate is what was trained on in that
-    time: the journal has rates and the seconds that they were taken of, of which it is put together. The peak is that of
+    time: the journal has rates and the mean seconds of the steps that they were taken of, of which it is put together. The peak is that of
     the process since it began, updates of the optimizer among it.
     """
     if not metrics.is_file():
@@ -69,9 +70,12 @@ def measured(metrics: Path, steps: int, rate: str = TOKENS) -> dict[str, Any] | 
     first, last = timed[0], timed[-1]
     seconds = last["time"] - first["time"]
     count = last["step"] - first["step"]
+    done = sum(
+        round(row[rate] * row["step_seconds"]) * (row["step"] - former["step"]) for former, row in pairwise(timed)
+    )
     return {
         "step_seconds": seconds / count,
-        "tokens_per_second": sum(round(row[rate] * row["step_seconds"]) for row in timed[1:]) / seconds,
+        "tokens_per_second": done / seconds,
         "peak_bytes": max(row.get("memory_bytes", 0) for row in rows),
         "losses": [row["loss"] for row in (*rows[:3], rows[-1])],
         "seconds_of_steps": [round(row["step_seconds"], 5) for row in rows],
