@@ -51,8 +51,8 @@ def measured(metrics: Path, steps: int, rate: str = TOKENS) -> dict[str, Any] | 
     """Seconds per step, rate and peak memory, once `steps` are done; None before.
 
     Wall time from row to row of the journal, so whatever a step waits for is in it. The rate is what was trained on in that
-    time: the journal has rates and the mean seconds of the steps that they were taken of, of which it is put together. The peak is that of
-    the process since it began, updates of the optimizer among it.
+    time: the journal has rates and the mean seconds of the steps that they were taken of, of which it is put together. The
+    peak is that of the process since it began, updates of the optimizer among it.
     """
     if not metrics.is_file():
         return None
