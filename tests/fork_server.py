@@ -2,6 +2,8 @@
 
 Run as `python fork_server.py FD`, FD being a socket to the test session. A fork takes milliseconds, the imports seconds, so
 a pool of ranks that had to be killed is cheap to replace. Ends with its parent.
+
+`python fork_server.py FD REQUEST` forks nothing: it is one rank itself, for CUDA, FD being its connection.
 """
 
 import ctypes
@@ -34,6 +36,8 @@ def main() -> None:
     """Serve the session: {"environment", "log", "stacks"} and one descriptor forks a rank, {"reap": pid} awaits one."""
     _die_with_parent()
     del sys.path[0]  # this file's folder, which Python put there: its neighbors are no top-level modules
+    if len(sys.argv) > 2:
+        sys.exit(_be_a_rank(json.loads(sys.argv[2]), Connection(int(sys.argv[1]))))
     control = socket.socket(fileno=int(sys.argv[1]))
     _import_heavy()
     gc.freeze()  # what is loaded now stays: collections in the ranks need not walk it
@@ -205,6 +209,9 @@ class _CleanState:
         torch.set_grad_enabled(True)
         if torch.are_deterministic_algorithms_enabled():  # the setter imports a compiler: most of a second
             torch.use_deterministic_algorithms(False)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
     def _forget_accelerate(self) -> None:
         from accelerate.state import AcceleratorState, GradientState

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from finetune.app.machine import plan_alone
+from finetune.data.prepare.added_columns import ExamplesWithColumns
 from finetune.data.sources.tables import open_tables
 from finetune.planning.plan import Plan
 from finetune.recipe.recipe import Recipe, recipe_type
@@ -18,7 +21,7 @@ from finetune.tasks import CARDS, load_task
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Batch, Score
 from finetune.tasks.facts import Facts
-from finetune.tasks.task import Datasets
+from finetune.tasks.task import Datasets, reference_columns
 
 
 @dataclass
@@ -39,6 +42,18 @@ class Prepared:
         examples = self.datasets[split]
         chosen = range(len(examples)) if indices is None else indices
         return self.task.collate(self.artifacts, [examples[index] for index in chosen])
+
+    def add_reference(self, model: nn.Module) -> None:
+        """What the task wants of the model at step 0, as columns of the training examples; nothing, for most tasks."""
+        names = reference_columns(self.task, self.artifacts)
+        if not names:
+            return
+        batch, was_training = self.batch(), model.training
+        with torch.no_grad():
+            rows = self.task.reference_values(self.artifacts, self.task.forward(model.eval(), batch), batch)
+        model.train(was_training)
+        columns = {name: np.asarray([row[name] for row in rows]) for name in names}
+        self.datasets["train"] = ExamplesWithColumns(self.datasets["train"], columns)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Any:
         return self.task.loss_sum(self.artifacts, self.task.forward(model, batch), batch)

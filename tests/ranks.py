@@ -59,9 +59,14 @@ class _Pool:
 
 @dataclass
 class _Session:
-    """The process that ranks are forked from, and the pools by world size."""
+    """The process that ranks are forked from, and the pools by world size.
+
+    gpu: ranks are processes of their own that use CUDA, which a forked process cannot once its parent has asked for it.
+    """
 
     folder: Path
+    gpu: bool = False
+    fresh: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)  # by process id; with gpu
     fork_server: subprocess.Popen[bytes] | None = None
     control: socket.socket | None = None
     pools: dict[int, _Pool] = field(default_factory=dict)
@@ -72,8 +77,9 @@ class _Session:
 class Ranks:
     """The `ranks` fixture. `run` calls a function on every rank; `options` gives the same ranks with other options."""
 
-    def __init__(self, folder: Path) -> None:
-        self._session = _Session(folder)
+    def __init__(self, folder: Path, *, gpu: bool = False) -> None:
+        """gpu: the ranks use CUDA, all of them the first GPU; each imports torch for itself, once a test session."""
+        self._session = _Session(folder, gpu)
         self._timeout = 60.0
         self._open_group = True
         self._environment: dict[str, str] = {}
@@ -159,19 +165,28 @@ class Ranks:
 
 def _start_fork_server(session: _Session) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    session.fork_server = _start_process(session, session.folder / "fork_server.log", theirs)
+    theirs.close()
+    session.control = ours
+
+
+def _start_process(session: _Session, log: Path, theirs: socket.socket, *arguments: str) -> subprocess.Popen[bytes]:
+    """fork_server.py with one end of a socket."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "DS_ACCELERATOR": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if session.gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    else:
+        environment["DS_ACCELERATOR"] = "cpu"
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED"):
         environment.pop(name, None)
-    log = session.folder / "fork_server.log"
-    with log.open("wb") as output:
-        session.fork_server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(theirs.fileno())],
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(theirs.fileno()), *arguments],
             pass_fds=[theirs.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -179,14 +194,11 @@ def _start_fork_server(session: _Session) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches pytest alone, which then ends the ranks in order
         )
-    theirs.close()
-    session.control = ours
 
 
 def _start_pool(session: _Session, n: int) -> _Pool:
-    if session.fork_server is None or session.fork_server.poll() is not None:
+    if not session.gpu and (session.fork_server is None or session.fork_server.poll() is not None):
         _start_fork_server(session)
-    assert session.control is not None
     session.started += 1
     folder = session.folder / f"{n}-ranks-{session.started}"
     folder.mkdir()
@@ -196,19 +208,39 @@ def _start_pool(session: _Session, n: int) -> _Pool:
         log, stacks = folder / f"rank-{rank}.log", folder / f"rank-{rank}.stacks"
         log.touch()
         request = {"environment": _rank_environment(rank, n), "log": str(log), "stacks": str(stacks)}
-        socket.send_fds(session.control, [json.dumps(request).encode()], [theirs.fileno()])
+        pool.pids.append(_start_rank(session, request, theirs))
         theirs.close()
-        reply = session.control.recv(65536)
-        if not reply:
-            raise RuntimeError(
-                f"ranks cannot start:\n{(session.folder / 'fork_server.log').read_text()[-SHOWN_CHARACTERS:]}"
-            )
-        pool.pids.append(json.loads(reply)["pid"])
         pool.connections.append(Connection(ours.detach()))
         pool.logs.append(log)
         pool.stacks.append(stacks)
     session.pools[n] = pool
     return pool
+
+
+def _start_rank(session: _Session, request: dict[str, Any], theirs: socket.socket) -> int:
+    """Its process id."""
+    text = json.dumps(request)
+    if session.gpu:
+        process = _start_process(session, Path(request["log"]), theirs, text)
+        session.fresh[process.pid] = process
+        return process.pid
+    assert session.control is not None
+    socket.send_fds(session.control, [text.encode()], [theirs.fileno()])
+    reply = session.control.recv(65536)
+    if not reply:
+        raise RuntimeError(
+            f"ranks cannot start:\n{(session.folder / 'fork_server.log').read_text()[-SHOWN_CHARACTERS:]}"
+        )
+    return int(json.loads(reply)["pid"])
+
+
+def _reap(session: _Session, pid: int) -> int:
+    """The exit code of a rank that ends, or minus the signal."""
+    if session.gpu:
+        return session.fresh.pop(pid).wait()
+    assert session.control is not None
+    session.control.send(json.dumps({"reap": pid}).encode())
+    return os.waitstatus_to_exitcode(json.loads(session.control.recv(65536))["status"])
 
 
 def _rank_environment(rank: int, n: int) -> dict[str, str]:
@@ -233,12 +265,7 @@ def _stop_pool(session: _Session, n: int) -> list[int]:
     for pid in pool.pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    codes = []
-    for pid in pool.pids:
-        assert session.control is not None
-        session.control.send(json.dumps({"reap": pid}).encode())
-        codes.append(os.waitstatus_to_exitcode(json.loads(session.control.recv(65536))["status"]))
-    return codes
+    return [_reap(session, pid) for pid in pool.pids]
 
 
 def _collect(pool: _Pool, answers: dict[int, tuple[Any, ...]], timeout: float) -> list[int]:
@@ -266,9 +293,9 @@ def _judge(
     """Results in order of rank; RankError, or a skip, if there is not one from each."""
     pool = session.pools[n]
     dead = [rank for rank, answer in answers.items() if answer[0] == "died"]
-    stacks = _ask_for_stacks(pool, hung)
-    codes = _stop_pool(session, n) if dead or hung else []
     failed = {rank: answer for rank, answer in sorted(answers.items()) if answer[0] == "failed"}
+    stacks = _ask_for_stacks(pool, hung)
+    codes = _stop_pool(session, n) if dead or hung or (failed and session.gpu) else []  # CUDA errors stay
     if not (failed or dead or hung):
         for answer in answers.values():
             if answer[0] == "skipped":

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -36,18 +35,13 @@ def _build(ready: Prepared, like: Prepared | None = None) -> Any:
     """The model. If the task wants columns from the model at step 0, they are computed, or taken over from `like`:
     they belong to the run, not to its result.
     """
-    model, task = ready.build(), ready.task
-    names = reference_columns(task, ready.artifacts)
+    model = ready.build()
+    names = reference_columns(ready.task, ready.artifacts)
     if names and like is not None:
         columns = like.datasets["train"].columns  # type: ignore[attr-defined]
-    elif names:
-        batch, was_training = ready.batch(), model.training
-        with torch.no_grad():
-            rows = task.reference_values(ready.artifacts, task.forward(model.eval(), batch), batch)
-        model.train(was_training)
-        columns = {name: np.asarray([row[name] for row in rows]) for name in names}
-    if names:
         ready.datasets["train"] = ExamplesWithColumns(ready.datasets["train"], columns)
+    else:
+        ready.add_reference(model)
     return model
 
 

@@ -1,15 +1,12 @@
-"""On CUDA: the whole command trains under DDP, ZeRO-1, 2, 3 and offload in bf16, and the losses agree.
-
-Each test starts trainings of its own, so that they run side by side (`pytest -n 8`).
-"""
+"""On CUDA: language models train under DDP, ZeRO-1, 2, 3 and offload in bf16, and the losses agree."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(170)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,91 +24,93 @@ tracking: {wandb: "off", log_every: 1}
 """
 
 
-@pytest.fixture
-def recipe(tmp_path):
+@pytest.fixture(autouse=True)
+def _rows(tmp_path):
     rows = [
         {"prompt": f"What is {n} plus {n}?", "completion": f"It is {2 * n}, as anyone can count."} for n in range(80)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "gpu.yaml").write_text(RECIPE)
-    return tmp_path / "gpu.yaml"
 
 
-def train(recipe, name, ranks=1, **sets):
-    """The rows of the training split of a run called `name`. ranks: of torchrun, all on the first GPU, if more than 1."""
-    run = recipe.parent / name
-    launcher = (
-        ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0"] if ranks > 1 else []
-    )
-    command = [sys.executable, *launcher, "-m", "finetune", "train", str(recipe), "--run-dir", str(run)]
-    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": "0"} if ranks > 1 else {})}
+def train(gpu, name, ranks=1, **sets):
+    """The rows of the training split of a run in the folder `run-NAME`. ranks: all of them on the first GPU."""
+    changes = [f"{key.replace('__', '.')}={value}" for key, value in sets.items()]
+    trained = gpu.train(yaml.safe_load(RECIPE), f"run-{name}", *changes, ranks=ranks)
+    return [row for row in trained.rows if row["split"] == "train"]
+
+
+def losses(gpu, name, ranks=1, **sets):
+    return [row["loss"] for row in train(gpu, name, ranks, **sets)]
+
+
+def command_losses(folder, name, **sets):
+    """Losses of the command that a user types: a process that supervises the ranks."""
+    run = folder / name
+    command = [sys.executable, "-m", "finetune", "train", str(folder / "gpu.yaml"), "--run-dir", str(run)]
     for key, value in sets.items():
         command += ["--set", f"{key.replace('__', '.')}={value}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=160, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=160, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == "train"]
-
-
-def losses(recipe, name, ranks=1, **sets):
-    return [row["loss"] for row in train(recipe, name, ranks, **sets)]
+    return [row["loss"] for row in rows if row["split"] == "train"]
 
 
 @pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
-def test_an_engine_agrees_with_ddp_in_bf16(recipe, engine):
-    values = losses(recipe, engine, parallel__deepspeed=engine, training__precision="bf16")
-    ddp = losses(recipe, "none", parallel__deepspeed="none", training__precision="bf16")
+def test_an_engine_agrees_with_ddp_in_bf16(gpu, engine):
+    values = losses(gpu, engine, parallel__deepspeed=engine, training__precision="bf16")
+    ddp = losses(gpu, "none", parallel__deepspeed="none", training__precision="bf16")
     assert len(values) == STEPS and values[-1] < values[0]
     assert values == pytest.approx(ddp, rel=3e-2)
 
 
 @pytest.mark.parametrize("engine", ["none", "zero1", "zero2", "zero3"])
-def test_two_ranks_that_share_a_gpu_are_one(recipe, engine):
+def test_two_ranks_that_share_a_gpu_are_one(gpu, engine):
     """Over gloo, because NCCL refuses a GPU that another rank has."""
-    two = losses(recipe, "two", 2, parallel__deepspeed=engine, training__precision="fp32")
-    one = losses(recipe, "one", parallel__deepspeed="none", training__precision="fp32")
+    two = losses(gpu, "two", 2, parallel__deepspeed=engine, training__precision="fp32")
+    one = losses(gpu, "one", parallel__deepspeed="none", training__precision="fp32")
     assert two == pytest.approx(one, rel=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_offload_agrees_with_ddp_in_bf16(recipe):
+def test_offload_agrees_with_ddp_in_bf16(tmp_path):
     """DeepSpeed compiles its CPU optimizer first, which takes minutes."""
     done = subprocess.run([sys.executable, "-m", "finetune", "doctor", "--build"], check=False, timeout=600)
     assert done.returncode == 0
-    values = losses(recipe, "offload", parallel__deepspeed="zero2_offload", training__precision="bf16")
-    ddp = losses(recipe, "none", parallel__deepspeed="none", training__precision="bf16")
+    values = command_losses(tmp_path, "offload", parallel__deepspeed="zero2_offload", training__precision="bf16")
+    ddp = command_losses(tmp_path, "ddp", parallel__deepspeed="none", training__precision="bf16")
     assert values == pytest.approx(ddp, rel=3e-2)
 
 
-def test_float32_on_a_gpu_is_float32_on_the_cpu(recipe, monkeypatch):
-    on_gpu = losses(recipe, "cuda-fp32", parallel__deepspeed="none", training__precision="fp32")
+def test_float32_on_a_gpu_is_float32_on_the_cpu(tmp_path, monkeypatch):
+    on_gpu = command_losses(tmp_path, "cuda-fp32", parallel__deepspeed="none", training__precision="fp32")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    on_cpu = losses(recipe, "cpu-fp32", parallel__deepspeed="none", training__precision="fp32")
+    on_cpu = command_losses(tmp_path, "cpu-fp32", parallel__deepspeed="none", training__precision="fp32")
     assert on_gpu == pytest.approx(on_cpu, rel=2e-3)
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
-def test_overlapping_communication_changes_no_loss(recipe, stage):
+def test_overlapping_communication_changes_no_loss(gpu, stage):
     """On streams of their own; several GPUs take part where there are several."""
     written = json.loads((ROOT / "ds_configs" / f"{stage}.json").read_text())
     found = {}
     for overlap in (True, False):
         written["zero_optimization"] |= {"overlap_comm": overlap, "reduce_bucket_size": 20_000}
-        (recipe.parent / f"{stage}-{overlap}.json").write_text(json.dumps(written))
+        (gpu.folder / f"{stage}-{overlap}.json").write_text(json.dumps(written))
         found[overlap] = losses(
-            recipe,
+            gpu,
             f"{stage}-overlap-{overlap}",
-            parallel__deepspeed=recipe.parent / f"{stage}-{overlap}.json",
+            parallel__deepspeed=gpu.folder / f"{stage}-{overlap}.json",
             training__precision="fp32",
         )
     assert found[True] == pytest.approx(found[False], rel=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["none", "zero2"])
-def test_rows_divide_a_step_into_computing_and_waiting(recipe, engine):
-    row = train(recipe, "traced", parallel__deepspeed=engine)[-1]
+def test_rows_divide_a_step_into_computing_and_waiting(gpu, engine):
+    row = train(gpu, "traced", parallel__deepspeed=engine)[-1]
     assert row["compute_seconds"] > 0
     assert row["host_seconds"] > 0
     parts = ("compute_seconds", "communication_seconds", "slowest_seconds", "host_seconds", "data_seconds")
@@ -128,23 +127,23 @@ def test_rows_divide_a_step_into_computing_and_waiting(recipe, engine):
     ],
     ids=lambda changes: "-".join(changes),
 )
-def test_it_learns(recipe, changes):
-    values = losses(recipe, "run", **changes)
+def test_it_learns(gpu, changes):
+    values = losses(gpu, "learns", **changes)
     assert values[-1] < values[0]
-    assert (recipe.parent / "run" / "model").is_dir()
+    assert (gpu.folder / "run-learns" / "model").is_dir()
 
 
-def test_micro_batches_are_measured(recipe):
+def test_micro_batches_are_measured(gpu):
     """A step of 8 short rows: some size between one row of 128 tokens and all of them."""
-    measured = losses(recipe, "measured", training__precision="fp32")
-    plan = json.loads((recipe.parent / "measured" / "plan.json").read_text())
+    measured = losses(gpu, "measured", training__precision="fp32")
+    plan = json.loads((gpu.folder / "run-measured" / "plan.json").read_text())
     assert plan["training"]["capacity"] == 128 <= plan["machine"]["capacity"] <= 1024
-    assert losses(recipe, "given", training__precision="fp32", data__capacity=128) == pytest.approx(measured, rel=1e-4)
+    assert losses(gpu, "given", training__precision="fp32", data__capacity=128) == pytest.approx(measured, rel=1e-4)
 
 
-def test_weights_drawn_on_the_gpu_are_the_same_under_every_stage(recipe):
+def test_weights_drawn_on_the_gpu_are_the_same_under_every_stage(gpu):
     drawn = {"model__init_device": "gpu", "training__steps": 3}
-    first = train(recipe, "drawn-none", parallel__deepspeed="none", **drawn)
+    first = train(gpu, "drawn-none", parallel__deepspeed="none", **drawn)
     for stage in ("zero2", "zero3"):
-        other = train(recipe, f"drawn-{stage}", parallel__deepspeed=stage, **drawn)
+        other = train(gpu, f"drawn-{stage}", parallel__deepspeed=stage, **drawn)
         assert other[0]["loss"] == pytest.approx(first[0]["loss"], rel=2e-3), stage
