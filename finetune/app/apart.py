@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from finetune.distributed.launch import stop_signals
+from finetune.distributed.quick_imports import quick_imports
 from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError, is_failure
 from finetune.recipe.machine import cause_of_signal, lacks_memory, memory_limit
 from finetune.terminal import lasting_streams
@@ -115,7 +116,9 @@ def _run(sender: Any, target: str, arguments: tuple[Any, ...]) -> None:
     home, _, name = target.partition(":")
     try:
         with lasting_streams():
-            outcome: tuple[bool, Any] = (True, getattr(import_module(home), name)(*arguments))
+            with quick_imports():
+                module = import_module(home)
+            outcome: tuple[bool, Any] = (True, getattr(module, name)(*arguments))
     except FinetuneError as error:
         outcome = (False, error)
     except OSError as error:

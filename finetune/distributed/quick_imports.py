@@ -9,12 +9,19 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-OPTIMIZE = "scipy.optimize"
+# Module -> functions of it that transformers imports with every model (in some versions), and few trainings call: the
+# solver of assignments is for the losses of detectors, the curve for one way to generate, the last for quantized checkpoints.
+# Of a core's seconds: scipy.optimize 0.3, sklearn.metrics 1.3 (with scipy.stats, pandas and pyarrow), torchao 0.8.
+LATER = {
+    "scipy.optimize": ("linear_sum_assignment",),
+    "sklearn.metrics": ("roc_curve",),
+    "torchao.prototype.safetensors.safetensors_support": ("flatten_tensor_state_dict",),
+}
 
 
 @contextmanager
@@ -25,7 +32,7 @@ def quick_imports() -> Iterator[None]:
         return
     gc.disable()
     try:
-        with _assignments_later():
+        with _functions_later():
             yield
     finally:
         gc.freeze()
@@ -33,33 +40,39 @@ def quick_imports() -> Iterator[None]:
 
 
 @contextmanager
-def _assignments_later() -> Iterator[None]:
-    """transformers imports scipy's solver of assignments with every model, for the losses of detectors: it is imported when
-    one of them first calls it.
+def _functions_later() -> Iterator[None]:
+    """Inside, each module of LATER that is not imported yet is a stand-in for what is imported from it by name: its functions
+    import the module when they are first called, and any other name imports it at once.
     """
-    if OPTIMIZE in sys.modules:
-        yield
-        return
-    later = _Later(OPTIMIZE)
-    sys.modules[OPTIMIZE] = later
+    placed = {name: _Later(name) for name in LATER if name not in sys.modules}
+    sys.modules.update(placed)
     try:
         yield
     finally:
-        if sys.modules.get(OPTIMIZE) is later:
-            del sys.modules[OPTIMIZE]
+        for name, later in placed.items():
+            if sys.modules.get(name) is later:
+                del sys.modules[name]
 
 
 class _Later(ModuleType):
-    """Stands for scipy.optimize: one function that imports it when called; any other name imports it at once."""
+    """Stands for a module of LATER."""
 
-    @staticmethod
-    def linear_sum_assignment(*arguments: Any, **options: Any) -> Any:
-        """As scipy's own."""
-        return importlib.import_module(OPTIMIZE).linear_sum_assignment(*arguments, **options)
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        for function in LATER[name]:
+            setattr(self, function, _call_later(name, function))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what the import system asks of every module
             raise AttributeError(name)
-        if sys.modules.get(OPTIMIZE) is self:
-            del sys.modules[OPTIMIZE]
-        return getattr(importlib.import_module(OPTIMIZE), name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _call_later(module: str, function: str) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(*arguments, **options)
+
+    call.__name__ = function
+    return call

@@ -1,4 +1,4 @@
-"""Proves that imports inside are not slowed down by collections, and that scipy's solver is imported when it is called."""
+"""Proves that imports inside are not slowed down by collections, and that functions that few call are imported when called."""
 
 from __future__ import annotations
 
@@ -32,6 +32,15 @@ with quick_imports():
 print(round(minimize_scalar(lambda value: (value - 2) ** 2).x, 3), callable(early.brentq))
 import scipy.optimize
 print(scipy.optimize.minimize_scalar is minimize_scalar, early.brentq is scipy.optimize.brentq)
+"""
+WITH_MODELS = """
+import sys
+from finetune.distributed.quick_imports import LATER, quick_imports
+with quick_imports():
+    import transformers.generation.utils, transformers.quantizers.auto, transformers.models.llama.modeling_llama
+    from sklearn.metrics import roc_curve
+print([name for name in ("pandas", "sklearn", "scipy.stats", "torchao", *LATER) if name in sys.modules])
+print([values.tolist() for values in roc_curve([0, 1], [0.2, 0.7])][:2])
 """
 
 
@@ -77,3 +86,7 @@ def test_the_solver_of_assignments_is_imported_when_it_is_called() -> None:
 
 def test_other_names_of_its_module_are_there_at_once() -> None:
     assert run(AT_ONCE) == ["2.0 True", "True True"]
+
+
+def test_models_come_without_the_libraries_that_few_trainings_call() -> None:
+    assert run(WITH_MODELS) == ["[]", "[[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]"]
