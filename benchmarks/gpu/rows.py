@@ -193,6 +193,7 @@ class _Makers:
             "training": {"steps": 400, "global_batch": sizes.picture_batch, "learning_rate": 1e-4},
             "parallel": {"deepspeed": "none", "micro_batch": sizes.picture_batch},
             "evaluation": {"samples": 0, "every": 400},
+            "checkpoint": {"every": 400},  # not every 10 steps, which are an epoch
             "tracking": {"wandb": "off", "log_every": 10},  # as a plain loop, it does not wait for each step's loss
         }
         steps, mine = 4 * sizes.steps, PICTURE_STEPS if sizes is GPU else 20
