@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.terminal import print_line, print_rows
 from finetune.tracking.comparison import Compared, compare_runs
 from finetune.tracking.console import figure
-from finetune.tracking.judgement.paired import Difference
 from finetune.units import format_number
 
 
@@ -53,7 +52,7 @@ def _print_figures(found: Compared, names: Sequence[str]) -> None:
     rows = []
     for metric, values in found.figures.items():
         shown = tuple(figure(value) if value is not None else "" for value in values)
-        rows.append((metric, *shown, _difference(tested, metric)))
+        rows.append((metric, *shown, tested[metric].describe() if metric in tested else ""))
     print_line("figures of the best checkpoints")
     print_rows(("metric", *names, "second - first, 95 % interval"), rows, empty="  none yet", titled=True)
     if found.wins is not None:
@@ -66,12 +65,3 @@ def _print_figures(found: Compared, names: Sequence[str]) -> None:
             listed = ", ".join(f"{id} ({one:.3g} -> {other:.3g})" for id, one, other in examples[:5])
             if listed:
                 print_line(f"  {title}: examples {listed}")
-
-
-def _difference(tested: Mapping[str, Difference], metric: str) -> str:
-    one = tested.get(metric)
-    if one is None:
-        return ""
-    if one.interval is None:
-        return f"{one.value:+.4g}"
-    return f"{one.value:+.4g} ({one.interval.low:+.3g} to {one.interval.high:+.3g}){'' if one.certain else ', may be chance'}"

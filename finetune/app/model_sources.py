@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import safe_open
 
 from finetune.app.kept_files import read_plan, tell_edited_recipe
+from finetune.app.model_places import refuse_other_folders
 from finetune.app.run_contents import checkpoint_folder, find_checkpoint, portable_recipe, run_artifacts, run_recipe
 from finetune.app.starting import take_adapter_values
 from finetune.data.columns import nearest_name
@@ -27,7 +28,7 @@ from finetune.errors import UserError
 from finetune.models.adapter_source import find_adapter
 from finetune.models.config import load_config
 from finetune.models.quiet import quiet_transformers
-from finetune.models.source import PACKAGE_SCHEME, RUN_FILE, looks_like_path, resolve_model
+from finetune.models.source import RUN_FILE, resolve_model
 from finetune.planning.stored import StoredPlan
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.model import AdapterSection, ModelSection
@@ -37,7 +38,7 @@ from finetune.recipe.user_path import user_path
 from finetune.tasks import CARDS
 from finetune.tasks.artifacts import FILE, TaskArtifacts, has_artifacts, load_artifacts
 from finetune.tasks.from_config import derive_artifacts
-from finetune.tracking.run import Run, nearest_folder, newest_run_in
+from finetune.tracking.run import Run
 from finetune.training.checkpoint_manifest import MANIFEST, Checkpoint
 
 Notify = Callable[[str], None]
@@ -107,7 +108,7 @@ def _find_model(source: str | Path, checkpoint: str, task: str, notify: Notify, 
     path = user_path(source)
     if (path / RUN_FILE).is_file():
         return _find_in_run(Run.open(path), checkpoint, notify)
-    _refuse_other_folders(str(source), path)
+    refuse_other_folders(str(source), path)
     if checkpoint != "best":
         raise UserError(
             f"{source} is not the folder of a run, so it has no checkpoint {checkpoint}",
@@ -124,32 +125,6 @@ def _find_model(source: str | Path, checkpoint: str, task: str, notify: Notify, 
             remedy="Leave out --task.",
         )
     return found
-
-
-def _refuse_other_folders(source: str, path: Path) -> None:
-    """Raises: UserError for a folder of runs, for a checkpoint, and for a path where nothing is."""
-    if (path / MANIFEST).is_file() and (run := path.resolve().parent.parent).joinpath(RUN_FILE).is_file():
-        raise UserError(
-            "this is a checkpoint, not the folder of a run",
-            where=source,
-            remedy=f"Give the run, and the checkpoint by its name: {run} --checkpoint {path.resolve().name}",
-        )
-    if newest_run_in(path) is not None and not (path / "config.json").is_file():
-        Run.open(path)  # raises, with the newest of its runs
-    if path.exists() or source.startswith(PACKAGE_SCHEME):
-        return
-    beside_runs = (
-        path.parent != Path() and newest_run_in(path.parent) is not None
-    )  # "runs/x" could be a hub id elsewhere
-    if looks_like_path(source) or beside_runs:
-        near = nearest_folder(path)
-        raise UserError(
-            "no such folder",
-            where=source,
-            remedy=f"Did you mean {near}?"
-            if near
-            else "Give the folder of a run, a folder that `finetune export` wrote, or a hub id (owner/name).",
-        )
 
 
 def _find_in_run(run: Run, checkpoint: str, notify: Notify) -> FoundModel:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from finetune.app.asked_replicas import predict_with_replicas
+from finetune.app.model_places import check_places
 from finetune.app.predict_options import PredictOptions, check_replicas, split_option
 from finetune.app.supervise import check_count
 from finetune.distributed.launch import Launch, run_workers
@@ -31,6 +32,7 @@ def predict(*, options: PredictOptions) -> None:
     """
     parts = Parts(options.output.absolute())
     check_output(parts)
+    check_places(options.model, options.data, options.read)
     launch = Launch(options.arguments(), _processes(options), deepspeed=False, cpu=count_gpus() == 0)
     restarts, reached = options.restarts, _reached(parts)
     while True:

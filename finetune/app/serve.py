@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from finetune.app.model_places import check_places
 from finetune.app.serve_options import ServedSource, ServeOptions
 from finetune.distributed.launch import die_with_parent
 from finetune.errors import FinetuneError, UserError
@@ -47,13 +48,14 @@ def serve(options: ServeOptions) -> int:
     places = place_replicas(options.replicas, options.layers, count_gpus())
     sock = bind(host, options.port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
-    print_line(f"loading {source.source} ({format_number(len(places), 'replica')})")
 
     async def run() -> int:
         open_pool = _pool_opener(source, places, address, secret=options.api_key_env)
         return await Serving(sock, _service_maker(limits, gate), open_pool, print_line).run()
 
     try:
+        check_places(source.source)
+        print_line(f"loading {source.source} ({format_number(len(places), 'replica')})")
         return asyncio.run(run())
     finally:
         sock.close()

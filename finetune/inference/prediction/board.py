@@ -9,7 +9,7 @@ side's, which also hears of replicas that died, and which tickets they held. The
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from finetune.distributed.failure import PeerFailed
@@ -63,15 +63,16 @@ class ReadersBoard(Protocol):
         """Window -> its chunks that were answered in this launch. Empty if there are no more than at the last look."""
         ...
 
-    def lost_tickets(self) -> list[int]:
-        """Tickets of replicas that died since the last look."""
+    def lost_chunks(self, named: Callable[[int], ChunkName | None]) -> list[ChunkName]:
+        """Chunks that replicas held when they died, since the last look, and did not say they had answered.
+
+        named: the chunk of a ticket; None if its window is in the output.
+        """
         ...
 
     def finish(self, chunk: ChunkName) -> None:
         """In place of the rank that published its answers, and died before it could say so."""
         ...
-
-    def is_done(self, chunk: ChunkName) -> bool: ...
 
 
 class GroupBoard:
@@ -111,11 +112,9 @@ class GroupBoard:
         self._done = done
         return {window: self._session.count(f"{DONE}/{window}", 0) for window in windows}
 
-    def lost_tickets(self) -> list[int]:
+    def lost_chunks(self, named: Callable[[int], ChunkName | None]) -> list[ChunkName]:
+        """None: where one rank of a group dies, all are started again."""
         return []
-
-    def is_done(self, chunk: ChunkName) -> bool:
-        raise NotImplementedError("no ticket is ever lost")
 
 
 class ReplicaBoard:
@@ -161,12 +160,14 @@ class ReaderBoard:
         self._done = dict(kept)
         return {window: len(chunks) for window, chunks in kept.items()}
 
-    def lost_tickets(self) -> list[int]:
+    def lost_chunks(self, named: Callable[[int], ChunkName | None]) -> list[ChunkName]:
         died = self._store.entries(DIED, self._died_read)
         self._died_read += len(died)
         if not died:
             return []
-        return [number for number, owner in enumerate(self._store.entries(TICKETS)) if owner in died]
+        held = [named(ticket) for ticket, owner in enumerate(self._store.entries(TICKETS)) if owner in died]
+        self._read_done()
+        return [chunk for chunk in held if chunk is not None and chunk[1] not in self._done.get(chunk[0], ())]
 
     def finish(self, chunk: ChunkName) -> None:
         _enter_done(self._store, chunk, NOBODY)
@@ -179,11 +180,6 @@ class ReaderBoard:
             if text is not None and text.split(maxsplit=1)[1] not in died:
                 found.append(rank)
         return found
-
-    def is_done(self, chunk: ChunkName) -> bool:
-        """As of now, of a window that was among those of the last `count_done`, or is new."""
-        self._read_done()
-        return chunk[1] in self._done.get(chunk[0], ())
 
     def _read_done(self) -> None:
         entries = self._store.entries(DONE, self._done_read)

@@ -117,16 +117,16 @@ class Relay:
     def _give_again(self) -> None:
         """New tickets for the chunks that replicas held when they died, unless they had published the answers."""
         again: dict[int, list[int]] = {}
-        for ticket in self._board.lost_tickets():
-            chunk = next((dealt.chunk(ticket) for dealt in self._dealt if dealt.has(ticket)), None)
-            if chunk is None or self._board.is_done(chunk):  # None: its window is in the output
-                continue
+        for chunk in self._board.lost_chunks(self._named):
             if self._parts.answers(chunk).exists():
                 self._board.finish(chunk)
             else:
                 again.setdefault(chunk[0], []).append(chunk[1])
         for window, chunks in again.items():
             self._deal(window, chunks, [chunk for chunk in chunks if self._parts.failed((window, chunk)).exists()])
+
+    def _named(self, ticket: int) -> ChunkName | None:
+        return next((dealt.chunk(ticket) for dealt in self._dealt if dealt.has(ticket)), None)
 
     def _count_done(self) -> None:
         """Tell which windows have more answers than before, if any rank has answered a chunk since."""

@@ -39,6 +39,14 @@ class Difference:
     def certain(self) -> bool:
         return self.interval is not None and not self.interval.low <= 0 <= self.interval.high
 
+    def describe(self) -> str:
+        """For people: "+0.012 (-0.003 to +0.027), may be chance". Equal figures are no difference, whatever the interval."""
+        text = f"{self.value:+.4g}" if self.value else "no difference"
+        if self.interval is None or self.interval.low == self.interval.high == self.value == 0:
+            return text
+        interval = f" ({self.interval.low:+.3g} to {self.interval.high:+.3g})"
+        return f"{text}{interval}{', may be chance' if self.value and not self.certain else ''}"
+
 
 @dataclass(frozen=True)
 class Wins:

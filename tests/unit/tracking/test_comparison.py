@@ -18,6 +18,8 @@ from finetune.app.show_logs import show_logs
 from finetune.errors import UserError
 from finetune.tracking.comparison import compare_runs
 from finetune.tracking.journal import Journal
+from finetune.tracking.judgement.intervals import Interval
+from finetune.tracking.judgement.paired import Difference
 from finetune.tracking.report import write_report
 from finetune.tracking.report.comparing import write_comparison
 from finetune.tracking.run import Run
@@ -129,7 +131,22 @@ def test_what_differs_between_two_runs(tmp_path: Path) -> None:
     page = write_comparison(found, tmp_path / "compared.html").read_text(encoding="utf-8")
     assert "training.learning_rate" in page and "2 runs compared" in page and "40" in page
     equal = compare_runs([one.path, one.path])
-    assert not equal.recipe and not any(difference.certain for difference in equal.differences)
+    assert not equal.recipe and {difference.describe() for difference in equal.differences} == {"no difference"}
+
+
+@pytest.mark.parametrize(
+    ("second", "interval", "said"),
+    [
+        (0.75, Interval(0.125, 0.375), "+0.25 (+0.125 to +0.375)"),
+        (0.75, Interval(-0.125, 0.625), "+0.25 (-0.125 to +0.625), may be chance"),
+        (0.75, None, "+0.25"),
+        (0.5, Interval(-0.125, 0.125), "no difference (-0.125 to +0.125)"),
+        (0.5, Interval(0.0, 0.0), "no difference"),
+        (0.5, None, "no difference"),
+    ],
+)
+def test_equal_figures_are_no_difference_and_no_chance(second: float, interval: Interval | None, said: str) -> None:
+    assert Difference("accuracy", 0.5, second, interval).describe() == said
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""Proves that a model or data that is nowhere is named before torch is imported, and that what is there is let through."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.app.model_places import check_places
+from finetune.errors import UserError
+
+SCRIPT = """
+import sys
+from finetune.errors import UserError
+from finetune.app.predict import predict
+from finetune.app.predict_options import PredictOptions
+from pathlib import Path
+try:
+    predict(options=PredictOptions("owner/name", ("there.jsonl", "absent.jsonl"), Path("answers.jsonl")))
+except UserError as error:
+    print(error.where, error.what, sorted({"torch", "transformers"} & set(sys.modules)))
+"""
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "one.jpg").touch()
+    (tmp_path / "a[1].csv").touch()
+    return tmp_path
+
+
+def test_predict_names_absent_data_without_torch(there: Path) -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env={"PYTHONPATH": root}, capture_output=True, text=True)
+    assert done.stdout == "absent.jsonl no such file []\n", done.stderr
+    assert not list(there.glob("answers*"))
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "what"),
+    [
+        ("owner/name", ["absent/a.csv"], "no such file, and its folder does not exist"),
+        ("owner/name", ["absent*.csv"], "no file matches"),
+        ("./absent", ["there.jsonl"], "no such folder"),
+        ("there.jsonl", ["there.jsonl"], "model.source is a file: there.jsonl"),
+        ("package:absent/model", ["there.jsonl"], "the package absent is not installed (package:absent/model)"),
+    ],
+)
+def test_what_is_nowhere_is_refused(there: Path, model: str, data: list[str], what: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_places(model, data)
+    assert refused.value.what == what
+
+
+def test_what_is_there_or_may_be_elsewhere_is_let_through(there: Path) -> None:
+    names = [
+        "-",
+        "there.jsonl",
+        "there*",
+        "pictures",
+        "one.jpg",
+        "*.jpg",
+        "a[1].csv",
+        "builtin:digits",
+        "owner/dataset",
+    ]
+    check_places("owner/name", names)
