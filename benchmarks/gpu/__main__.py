@@ -21,10 +21,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.jobs import Job, python
+from benchmarks.gpu.jobs import Job, Running, python
 from benchmarks.gpu.report import machine, shown, write
 from benchmarks.gpu.rows import CPU, GPU, OURS, Asked, Row, make_rows, missing
 from benchmarks.gpu.sampler import sampling, summary
@@ -44,6 +45,7 @@ def main() -> None:
         "--variant", action="append", default=[], metavar="'KEY=VALUE ...'", help="our side once more, with these"
     )
     parser.add_argument("--profile", action="store_true", help="profiles of a step in OUT-ROW.profile.txt")
+    parser.add_argument("--steps", type=int, help="of each side of a row of text, the untimed ones among them")
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--seconds", type=float, default=JOB_SECONDS, help="at most, of a job")
     parser.add_argument("--out", type=Path, default=Path("gpu"))
@@ -63,6 +65,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """Every row that was asked for, as long as there is time."""
     ends = time.monotonic() + 60 * arguments.minutes
     sizes, out = CPU if arguments.tiny else GPU, arguments.out.absolute()
+    sizes = replace(sizes, steps=arguments.steps or sizes.steps)
     out.parent.mkdir(parents=True, exist_ok=True)
     asked = Asked(arguments.ours, [one.split() for one in arguments.variant], out if arguments.profile else None)
     rows = chosen(make_rows(folder, sizes, asked), arguments.only)
@@ -120,17 +123,22 @@ class Bench:
         """The results of a row's sides, each as soon as it is there. made: of the jobs that prepare."""
         results = filled["sides"]
         broken = next((made[job.name] for job in row.prepare if "not run" in made[job.name]), None)
-        for side in sides:
-            results[side] = broken or self._run(side, row)
-            print(f"{row.name:20} {side:26} {shown(results[side])}", flush=True)
-            save()
+        early = {} if broken else {side: Running(job) for side in sides if (job := row.sides[side]).early}
+        try:
+            for side in sides:
+                results[side] = broken or self._run(side, row, early.get(side))
+                print(f"{row.name:20} {side:26} {shown(results[side])}", flush=True)
+                save()
+        finally:
+            for running in early.values():
+                running.end()
         pair = list(row.sides)[:2]
         if all("not run" not in results.get(side, {"not run": "not asked for"}) for side in pair):
             filled["met"], filled["verdict"] = row.judge(results)
             print(f"{row.name:20} {'met' if filled['met'] else 'MISSED'}: {filled['verdict']}", flush=True)
         save()
 
-    def _run(self, side: str, row: Row) -> dict[str, Any]:
+    def _run(self, side: str, row: Row, early: Running | None) -> dict[str, Any]:
         left = self.ends - time.monotonic()
         if package := missing(side):
             return {"not run": f"{package} is not installed"}
@@ -138,7 +146,7 @@ class Bench:
             return {"not run": "no time left"}
         job, began = row.sides[side], time.monotonic()
         sampled = self.samples.stat().st_size if self.samples.is_file() else 0
-        result = dict(job.run(min(self.seconds, left)))
+        result = dict((early or Running(job)).result(min(self.seconds, left)))
         result["seconds_of_job"] = round(time.monotonic() - began, 1)
         if "not run" in result:
             with self.log.open("a") as log:

@@ -5,15 +5,17 @@ python -m benchmarks.gpu.head ours|liger|products TOKENS VOCABULARY HIDDEN
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Callable
 
 import torch
 
-from benchmarks.gpu.jobs import tell
+from benchmarks.gpu.jobs import tell, wait_for_turn
 
 Tensor = torch.Tensor
+MODULES = {"ours": "finetune.models.linear_loss", "liger": "liger_kernel.ops.fused_linear_cross_entropy"}
 REPEATS = 10
 WARM_UPS = 3  # not timed, nor their memory: Triton compiles, and tries block sizes
 
@@ -50,6 +52,9 @@ def main() -> None:
     """See the head of the file."""
     side, tokens, vocabulary, width = sys.argv[1], *map(int, sys.argv[2:5])
     run: Callable[[Tensor, Tensor, Tensor], Tensor] = {"ours": ours, "liger": liger, "products": products}[side]
+    if side in MODULES:
+        importlib.import_module(MODULES[side])
+    wait_for_turn()
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
     hidden = torch.randn(tokens, width, device=device, dtype=torch.bfloat16, requires_grad=True)

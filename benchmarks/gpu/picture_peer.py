@@ -12,7 +12,7 @@ import time
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from benchmarks.gpu.jobs import tell
+from benchmarks.gpu.jobs import tell, wait_for_turn
 
 WARM_STEPS = 5
 
@@ -20,6 +20,7 @@ WARM_STEPS = 5
 def main() -> None:
     """See the head of the file."""
     values, kind, batch, steps = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    wait_for_turn()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForImageClassification.from_config(AutoConfig.for_model(kind, num_labels=10, **values)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

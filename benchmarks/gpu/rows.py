@@ -40,7 +40,7 @@ class Sizes:
     matmul: int
 
 
-GPU = Sizes("1b", "8b", 4096, 4, 4, (8192, 128_256, 2048), 1280, 256, 128, 14, 8192)
+GPU = Sizes("1b", "8b", 4096, 4, 4, (8192, 128_256, 2048), 1280, 256, 128, 12, 8192)
 CPU = Sizes("tiny", "tiny", 64, 2, 2, (64, 3000, 64), 80, 64, 8, 8, 256)
 SPARE_STEPS = 3  # beyond the timed ones: those that are profiled, and one whose batches are being fetched
 PICTURE_STEPS = 160  # far more than loader processes fetch ahead while the first ones start
@@ -106,7 +106,9 @@ def make_rows(folder: Path, sizes: Sizes, asked: Asked | None = None) -> list[Ro
     """Every row. folder: for models, data, runs and logs."""
     makers = _Makers(folder, sizes, asked or Asked())
     tokens = sizes.head[0]
-    image_size = 224 if sizes is GPU else 32
+    vit = {"image_size": 224, "patch_size": 16}
+    if sizes.small == "tiny":
+        vit |= {"image_size": 32, "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     return [
         makers.full("full-fp32-masters", "full fine-tuning, fp32 masters", "float32", faster(1.25, memory=1.0)),
         makers.full("full-bf16", "full fine-tuning, pure bf16", "bfloat16", faster(1.05, memory=1.0)),
@@ -115,7 +117,7 @@ def make_rows(folder: Path, sizes: Sizes, asked: Asked | None = None) -> list[Ro
         makers.head("loss-head", tokens),
         makers.head("loss-head-large", 2 * tokens),
         makers.pictures("resnet-50", "resnet", {}),
-        makers.pictures("vit-b", "vit", {"image_size": image_size, "patch_size": 16}),
+        makers.pictures("vit-b", "vit", vit),
     ]
 
 
@@ -172,7 +174,7 @@ class _Makers:
         sides = {}
         for side in (OURS, "liger", "products"):
             command = python("benchmarks.gpu.head", side, tokens, vocabulary, width)
-            sides[side] = Job(f"{name}-{side}", command, self.folder / f"{name}-{side}.log")
+            sides[side] = Job(f"{name}-{side}", command, self.folder / f"{name}-{side}.log", early=True)
 
         def judge(results: dict[str, Result]) -> tuple[bool, str]:
             met, text = faster(1.0, memory=1.1)(results)
@@ -188,7 +190,7 @@ class _Makers:
         recipe = {
             "task": "image_classification",
             "model": {"source": kind, "init": "config", "config": config},
-            "options": {"image_size": 224 if sizes is GPU else 32},
+            "options": {"image_size": 32 if sizes.small == "tiny" else 224},
             "data": {"train": str(home)},
             "training": {"steps": 400, "global_batch": sizes.picture_batch, "learning_rate": 1e-4},
             "parallel": {"deepspeed": "none", "micro_batch": sizes.picture_batch},
@@ -196,9 +198,9 @@ class _Makers:
             "checkpoint": {"every": 400},  # not every 10 steps, which are an epoch
             "tracking": {"wandb": "off", "log_every": 10},  # as a plain loop, it does not wait for each step's loss
         }
-        steps, mine = 4 * sizes.steps, PICTURE_STEPS if sizes is GPU else 20
+        steps, mine = 5 * sizes.steps, 20 if sizes.small == "tiny" else PICTURE_STEPS
         command = python("benchmarks.gpu.picture_peer", json.dumps(config), kind, sizes.picture_batch, steps)
-        peer = Job(f"{name}-plain", command, self.folder / f"{name}-plain.log")
+        peer = Job(f"{name}-plain", command, self.folder / f"{name}-plain.log", early=True)
         sides = {
             f"{side}, from JPEG files": job
             for side, job in self._ours(name, recipe, steps=mine, rate=ours.IMAGES).items()
@@ -268,7 +270,7 @@ class _Makers:
             },
             "parallel": {"deepspeed": "none", "micro_batch": sizes.micro_batch},
             "evaluation": {"samples": 0, "every": 200},
-            "checkpoint": {"keep": 1},
+            "checkpoint": {"keep": 1, "every": 200},
             "tracking": {"wandb": "off", "log_every": 1},
         }
 
@@ -292,7 +294,7 @@ class _Makers:
             "profile": None if (profile := self.asked.profile(f"{name}-trl")) is None else str(profile),
         }  # fmt: skip
         command = python("benchmarks.gpu.trl_peer", json.dumps(asked))
-        return Job(f"{name}-trl", command, self.folder / f"{name}-trl.log")
+        return Job(f"{name}-trl", command, self.folder / f"{name}-trl.log", early=True)
 
 
 def missing(side: str) -> str:

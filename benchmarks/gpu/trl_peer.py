@@ -3,7 +3,8 @@
     python -m benchmarks.gpu.trl_peer '{"model": ..., "rows": ..., "dtype": "float32", "micro_batch": 4, ...}'
 
 Weights are drawn on the device. Tokens are all that are no padding, as TRL itself counts them; the peak is that of the process.
-Packed rows attend to each other where flash-attention is not installed: TRL's figure is then too good. It is said beside it.
+Where flash-attention is not installed, packed rows are kept apart by a mask over all pairs of tokens, which is slower. It is
+said beside the figure.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.gpu.jobs import tell
+from benchmarks.gpu.jobs import tell, wait_for_turn
 from benchmarks.gpu.ours import WARM_STEPS
 from benchmarks.gpu.profiling import STEPS, StepProfiles
 
@@ -81,6 +82,7 @@ def main() -> None:
     ids = [[*row, tokenizer.eos_token_id] for row in tokenizer(texts)["input_ids"]]
     flash = importlib.util.find_spec("flash_attn") is not None
     liger = importlib.util.find_spec("liger_kernel") is not None
+    wait_for_turn()
     torch.manual_seed(0)
     with torch.device("cuda" if gpu else "cpu"):
         model = AutoModelForCausalLM.from_config(
@@ -112,7 +114,7 @@ def main() -> None:
     )
     notes = [f"TRL {importlib.metadata.version('trl')}", "Liger" if liger and gpu else "no Liger"]
     if asked["packing"] and not flash:
-        notes.append("packed rows attend to each other")
+        notes.append("no flash-attention: SDPA with a mask")
     clock = Clock(asked["steps"], ", ".join(notes), Path(asked["profile"]) if asked["profile"] else None)
     trainer = SFTTrainer(
         model=model,

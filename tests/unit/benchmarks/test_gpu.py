@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from benchmarks.gpu.__main__ import Bench, chosen, prepare
-from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.jobs import Job, Running
 from benchmarks.gpu.make import SHAPES, make_model, make_rows, parameters
 from benchmarks.gpu.ours import IMAGES, measured
 from benchmarks.gpu.profiling import covered
@@ -128,6 +128,37 @@ def test_our_side_is_read_from_the_journal(tmp_path):
     # 1,500 and 1,200 tokens in turns, in 2 seconds each
     assert (result["step_seconds"], result["tokens_per_second"], result["peak_bytes"]) == (2.0, 675.0, 8)
     assert measured(journal, 14, IMAGES)["tokens_per_second"] == 30.0
+    journal.write_text("\n".join(json.dumps(row) for row in rows if row["step"] in (1, 4, 8, 12)))  # log_every: 4
+    assert measured(journal, 12, IMAGES)["tokens_per_second"] == 30.0
+
+
+WAITS = """
+from benchmarks.gpu.jobs import tell, wait_for_turn
+print("imported", flush=True)
+wait_for_turn()
+tell(tokens_per_second=1, peak_bytes=1, step_seconds=1)
+"""
+
+
+def test_a_job_that_is_started_early_waits_for_its_turn(tmp_path):
+    early = job(tmp_path, WAITS, early=True)
+    running = Running(early)
+    for _ in range(400):
+        if "imported" in early.last_lines(5):
+            break
+        time.sleep(0.05)
+    assert early.last_lines(5) == "imported"
+    assert running.result(20)["step_seconds"] == 1
+
+
+def test_sides_that_wait_are_started_with_the_row_and_ended_with_it(tmp_path):
+    first = Job("first", [sys.executable, "-c", WAITS], tmp_path / "first.log")
+    second = Job("second", [sys.executable, "-c", WAITS], tmp_path / "second.log", early=True)
+    filled, row = filled_row(), Row("row", "a row", [], {"ours": first, "peer": second}, faster(1.0))
+    bench(tmp_path, 60).fill(row, ["ours", "peer"], filled, {}, list)
+    assert filled["met"] and "imported" in second.last_lines(5)
+    bench(tmp_path, 3).fill(row, ["ours", "peer"], filled_row(), {}, list)  # no time is left: it never has its turn
+    assert "RESULT" not in second.last_lines(5)
 
 
 def side(rate, peak=1):
@@ -150,6 +181,15 @@ def test_every_row_of_the_table_is_there(tmp_path, sizes):
     assert [row.name for row in chosen(rows, ["packed", "full-bf16", "packed"])] == ["packed", "full-bf16"]
     with pytest.raises(SystemExit, match="no such row: other"):
         chosen(rows, ["other"])
+
+
+def test_nothing_is_saved_or_evaluated_while_steps_are_timed(tmp_path):
+    rows_of(tmp_path, GPU)
+    recipes = [json.loads(path.read_text()) for path in tmp_path.glob("*.yaml")]
+    assert len(recipes) == 6
+    for recipe in recipes:
+        ends = recipe["training"]["steps"]
+        assert recipe["checkpoint"]["every"] == recipe["evaluation"]["every"] == ends > 5 * GPU.steps
 
 
 def test_our_side_is_changed_and_run_again_as_the_command_line_says(tmp_path):
