@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 from finetune.recipe.secrets import mask
 from finetune.terminal import printable
 
-INIT_SECONDS = 8.0  # how long a server may take to answer before the run is recorded offline
+# How long it may take until a server has answered, or else the run is recorded offline: with importing wandb and starting its
+# service, which take long on a busy machine, but never leave the server less than half of it.
+INIT_SECONDS = 8.0
 FINISH_SECONDS = 60.0  # how long the end of a run waits for uploads at most
 FULL_BELOW = 1 << 20  # bytes
 
@@ -32,6 +35,7 @@ def open_run(folder: Path, mode: str, say: Say, **given: Any) -> Any:
     mode `auto`: online if there is an API key (environment, netrc); `online` says so where there is none. A server that does
     not answer, or refuses the key, is reported with its reason, and the run is recorded offline.
     """
+    began = time.monotonic()
     if "wandb" not in sys.modules:
         os.environ.pop("WANDB_SERVICE", None)  # of the process that started this one; it may end first
     import wandb
@@ -44,11 +48,11 @@ def open_run(folder: Path, mode: str, say: Say, **given: Any) -> Any:
             say("W&B: no API key in WANDB_API_KEY or netrc (`wandb login` stores one); recording offline")
     if online:
         try:
-            return _init(wandb, folder, "online", given)
+            return _init(wandb, folder, "online", given, INIT_SECONDS - min(time.monotonic() - began, INIT_SECONDS / 2))
         except Exception as error:
             say(f"W&B cannot be used online ({reason_of(error)}); recording offline")
             wandb.teardown()  # its service still has the run's id open
-    return _init(wandb, folder, "offline", given)
+    return _init(wandb, folder, "offline", given, INIT_SECONDS)
 
 
 def describe_place(run: Any, lacks: str = "") -> tuple[str, str]:
@@ -85,8 +89,8 @@ def has_key(wandb: Any) -> bool:
     return bool(read_netrc_auth(host=wandb.setup().settings.base_url))
 
 
-def _init(wandb: Any, folder: Path, mode: str, given: dict[str, Any]) -> Any:
+def _init(wandb: Any, folder: Path, mode: str, given: dict[str, Any], seconds: float) -> Any:
     settings = wandb.Settings(
-        silent=True, console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS, disable_git=True
+        silent=True, console="off", init_timeout=seconds, finish_timeout=FINISH_SECONDS, disable_git=True
     )
     return wandb.init(dir=str(folder), mode=mode, reinit="create_new", settings=settings, **given)

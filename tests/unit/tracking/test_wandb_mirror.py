@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -333,6 +334,25 @@ class _Refusing(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Nothing."""
+
+
+@pytest.mark.parametrize(("import_seconds", "left"), [(0.0, 8.0), (3.0, 5.0), (60.0, 4.0)])
+def test_a_slow_import_takes_from_the_time_that_a_server_has(monkeypatch, tmp_path, import_seconds, left):
+    import wandb
+
+    now, asked = [100.0], []
+
+    def slow(*_: Any, **__: Any) -> Any:
+        now[0] += import_seconds
+        return types.SimpleNamespace(settings=None)
+
+    monkeypatch.setattr(wandb_run.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(wandb, "setup", slow)
+    monkeypatch.setattr(wandb, "init", lambda settings, **_: asked.append(settings.init_timeout))
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    wandb_run.open_run(tmp_path, "auto", print)
+    assert asked == [left]
 
 
 @pytest.mark.parametrize("fault", ["wrong key", "silent"])
