@@ -22,9 +22,9 @@ WARM_UPS = 3  # not timed, nor their memory: Triton compiles, and tries block si
 
 def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """finetune's."""
-    from finetune.models.linear_loss import LogitTransform, linear_losses, sum_losses
+    from finetune.models.linear_loss import LogitTransform, linear_loss_sum
 
-    return sum_losses(linear_losses(hidden, weight, None, targets, LogitTransform()))
+    return linear_loss_sum(hidden, weight, None, targets, LogitTransform())
 
 
 def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

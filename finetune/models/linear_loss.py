@@ -2,9 +2,10 @@
 
 The vocabulary is taken in blocks whose float32 logits fit a budget of bytes. The forward pass adds up each row's normalizer
 over the blocks; the backward pass computes each block's logits again, and from them the block's rows of the weight's
-gradient, once and for all. Other implementations take the rows in chunks and compute gradients in the forward pass: three
-matrix products instead of four, but the gradient of the whole weight is read and written for every chunk (in float32 twice
-its size, or rounded each time), and the incoming gradient is multiplied afterwards, when float16 has underflowed already.
+gradient, once and for all. The other way takes the rows in chunks and computes gradients in the forward pass: three matrix
+products instead of four, but the gradient of the whole weight is read and written for every chunk (in float32 twice its size,
+or rounded each time), and the incoming gradient is multiplied afterwards, when float16 has underflowed already. It is taken
+for bf16 on a GPU, where only the sum is wanted (`summed_loss.py`).
 
 Matrix products run in the dtype of the weight (or autocast's), everything else in float32, the normalizers in float64. Nothing
 is asked of the device.
@@ -26,6 +27,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from finetune.models.losses import IGNORE
+from finetune.models.summed_loss import summed_loss
 
 BLOCK_BYTES = 64 * 2**20  # of float32 logits at once
 KERNEL_BLOCK_BYTES = 128 * 2**20  # of half-precision logits, where kernels work on them in place
@@ -62,10 +64,27 @@ def linear_losses(
     hidden: [N, H]. weight: [V, H]. bias: [V]. target_ids: int64 [N]. With zero rows, the result is still connected to the
     graph.
     """
-    kind = weight.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    losses: Tensor = _LinearLosses.apply(hidden, weight, bias, target_ids, _Options(transform, label_smoothing, dtype))
+    options = _options(weight, transform, label_smoothing)
+    losses: Tensor = _LinearLosses.apply(hidden, weight, bias, target_ids, options)
     return losses
+
+
+def linear_loss_sum(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target_ids: Tensor,
+    transform: LogitTransform,
+    *,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The sum of `linear_losses`, with gradients: float32 []."""
+    options = _options(weight, transform, label_smoothing)
+    kernels = _kernels(hidden, options)
+    tensors = [tensor for tensor in (hidden, weight, bias) if tensor is not None]
+    if kernels is not None and all(tensor.dtype == torch.bfloat16 for tensor in tensors):
+        return summed_loss(hidden, weight, bias, target_ids, kernels)
+    return sum_losses(linear_losses(hidden, weight, bias, target_ids, transform, label_smoothing=label_smoothing))
 
 
 def sum_losses(losses: Tensor) -> Tensor:
@@ -93,6 +112,12 @@ class _Options:
     @property
     def wide(self) -> torch.dtype:
         return torch.promote_types(self.dtype, torch.float32)
+
+
+def _options(weight: Tensor, transform: LogitTransform, label_smoothing: float) -> _Options:
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return _Options(transform, label_smoothing, dtype)
 
 
 @cache

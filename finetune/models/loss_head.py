@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from finetune.models.linear_loss import LogitTransform, linear_losses, sum_losses
+from finetune.models.linear_loss import LogitTransform, linear_loss_sum, linear_losses, sum_losses
 from finetune.models.logit_probe import Sealed, answering, find_transform, output_head
 from finetune.models.losses import cross_entropy_each, cross_entropy_rows, cross_entropy_sum
 from finetune.models.onednn_linear import is_plain_linear
@@ -97,7 +97,7 @@ class _Request:
     def _of_linear(self, head: Any, rows: Tensor, transform: LogitTransform) -> tuple[Tensor, Tensor | None]:
         arguments, smoothing = (rows, head.weight, head.bias, self.target_ids, transform), self.label_smoothing
         if torch.is_grad_enabled() and not self.per_token:
-            return sum_losses(linear_losses(*arguments, label_smoothing=smoothing)), None
+            return linear_loss_sum(*arguments, label_smoothing=smoothing), None
         token_losses = linear_losses(*arguments)
         if smoothing and not self.per_token:
             return sum_losses(linear_losses(*arguments, label_smoothing=smoothing)), token_losses

@@ -1,4 +1,5 @@
-"""Triton kernels for a block of logits on a GPU: one pass adds to the rows' normalizers, one pass turns logits into gradients.
+"""Triton kernels for logits on a GPU. Of a block of columns: one pass adds to the rows' normalizers, one pass turns logits into
+gradients. Of whole rows: two passes turn logits into losses and their gradients.
 
 The operators of torch that compute the same (linear_loss.py, where the kernels do not apply) read and write float32 copies of
 the block about ten times. Imported on a GPU alone: torch for CUDA brings triton, torch for CPUs does not.
@@ -43,6 +44,26 @@ def turn_into_gradients(logits: Tensor, column: Tensor, normalizer: Tensor, at_t
     )
 
 
+def turn_into_loss_gradients(logits: Tensor, target_ids: Tensor, losses: Tensor) -> None:
+    """losses <- cross-entropy of each row, and logits <- its gradient to them; both 0 where the target is -100.
+
+    logits: [N, V], all columns. target_ids: int64 [N]. losses: float32 [N], changed in place.
+    """
+    rows, columns = logits.shape
+    _turn_into_loss_gradients[(rows,)](
+        logits, logits.stride(0), target_ids, losses, columns, WIDTH=_WIDTH, num_warps=_WARPS
+    )
+
+
+def multiply_in_place(tensor: Tensor, factor: Tensor) -> None:
+    """tensor <- tensor * factor, in float32 and rounded once. torch would round the factor to the dtype of the tensor first.
+
+    tensor: contiguous, on the device of factor, a float32 scalar.
+    """
+    count = tensor.numel()
+    _multiply_in_place[(triton.cdiv(count, _WIDTH),)](tensor, factor, count, WIDTH=_WIDTH, num_warps=_WARPS)
+
+
 @triton.jit
 def _add_to_normalizers(logits, stride, column, normalizer, at_target, columns, WIDTH: tl.constexpr):  # noqa: N803
     row = tl.program_id(0).to(tl.int64)
@@ -76,3 +97,36 @@ def _turn_into_gradients(logits, stride, column, normalizer, at_target, factor, 
         x = tl.load(start + places, mask=places < columns, other=float("-inf")).to(tl.float32)
         gradient = tl.where(places == target, held, tl.exp(x - shift)) * scale
         tl.store(start + places, gradient.to(logits.dtype.element_ty), mask=places < columns)
+
+
+@triton.jit
+def _turn_into_loss_gradients(logits, stride, target_ids, losses, columns, WIDTH: tl.constexpr):  # noqa: N803
+    row = tl.program_id(0).to(tl.int64)
+    start = logits + row * stride
+    target = tl.load(target_ids + row)
+    largest = float("-inf")
+    total = 0.0
+    for offset in range(0, columns, WIDTH):
+        places = offset + tl.arange(0, WIDTH)
+        x = tl.load(start + places, mask=places < columns, other=float("-inf")).to(tl.float32)
+        new = tl.maximum(largest, tl.max(x))
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new))
+        largest = new
+    counts = target >= 0
+    held = tl.load(start + tl.maximum(target, 0)).to(tl.float32) - largest
+    loss = tl.log(total) - held
+    tl.store(losses + row, tl.where(counts, loss, 0.0))
+    # the target's probability minus 1; near 1 by a series, where the difference would lose all digits
+    short = tl.where(loss < 0.01, -loss * (1.0 - loss * (0.5 - loss * (1.0 / 6.0))), tl.exp(-loss) - 1.0)
+    for offset in range(0, columns, WIDTH):
+        places = offset + tl.arange(0, WIDTH)
+        x = tl.load(start + places, mask=places < columns, other=float("-inf")).to(tl.float32)
+        gradient = tl.where(places == target, short, tl.exp(x - largest) / total)
+        tl.store(start + places, tl.where(counts, gradient, 0.0).to(logits.dtype.element_ty), mask=places < columns)
+
+
+@triton.jit
+def _multiply_in_place(tensor, factor, count, WIDTH: tl.constexpr):  # noqa: N803
+    places = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    x = tl.load(tensor + places, mask=places < count, other=0.0).to(tl.float32)
+    tl.store(tensor + places, (x * tl.load(factor)).to(tensor.dtype.element_ty), mask=places < count)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from finetune.models import linear_loss
-from finetune.models.linear_loss import LogitTransform, linear_losses, sum_losses
+from finetune.models import linear_loss, summed_loss
+from finetune.models.linear_loss import LogitTransform, linear_loss_sum, linear_losses, sum_losses
 from finetune.models.losses import IGNORE
 
 pytestmark = pytest.mark.gpu
@@ -19,6 +19,34 @@ def make(dtype):
     ids = torch.randint(VOCABULARY, (ROWS,), device="cuda")
     ids[[3, 700]] = IGNORE
     return hidden.requires_grad_(), weight.requires_grad_(), ids
+
+
+@pytest.mark.parametrize("chunk", [999, 300])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gradients_of_the_forward_pass_equal_float64(chunk, biased, monkeypatch):
+    """A factor that bf16 would round is multiplied in float32."""
+    monkeypatch.setattr(summed_loss, "CHUNK_BYTES", 2 * VOCABULARY * chunk)
+    hidden, weight, ids = make(torch.bfloat16)
+    bias = torch.randn(VOCABULARY, device="cuda", dtype=torch.bfloat16).requires_grad_() if biased else None
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight, *([bias] if biased else []))]
+    logits = exact[0] @ exact[1].T + (exact[2] if biased else 0.0)
+    wanted = functional.cross_entropy(logits, ids, reduction="sum") * 1.0039
+    wanted.backward()
+    found = linear_loss_sum(hidden, weight, bias, ids, LogitTransform()) * 1.0039
+    assert type(found.grad_fn.next_functions[0][0]).__name__ == "_SummedLossBackward"
+    found.backward()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-3)
+    for mine, other in zip((hidden, weight, bias), exact, strict=False):
+        assert (mine.grad - other.grad).norm() <= 1.5e-2 * other.grad.norm()
+        assert (mine.grad * other.grad).sum() / other.grad.square().sum() == pytest.approx(1.0, abs=1e-3)
+        if mine is not bias:
+            assert not mine.grad[ids < 0].any() if mine is hidden else True
+
+
+def test_a_factor_is_multiplied_in_float32():
+    x = torch.ones(10_001, device="cuda", dtype=torch.bfloat16)
+    linear_loss._load_kernels().multiply_in_place(x, torch.tensor(1.0 + 2**-8 + 2**-12, device="cuda"))
+    assert (x == 1.0 + 2**-7).all()  # the nearest of bf16; 1 + 2^-8 is a tie that goes to 1
 
 
 @pytest.mark.parametrize("autocast", [False, True])

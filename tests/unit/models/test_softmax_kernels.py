@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.models import linear_loss
-from finetune.models.linear_loss import LogitTransform, linear_losses, sum_losses
+from benchmarks.counting import Count
+from finetune.models import linear_loss, summed_loss
+from finetune.models.linear_loss import LogitTransform, linear_loss_sum, linear_losses, sum_losses
 from finetune.models.losses import IGNORE
 
 ROWS, HIDDEN, VOCABULARY = 37, 16, 301
@@ -44,6 +45,21 @@ def turn_into_gradients(logits: Tensor, column: Tensor, normalizer: Tensor, at_t
     logits.copy_(torch.where(inside, at_target[:, None], gradient) * factor[:, None])
 
 
+def turn_into_loss_gradients(logits: Tensor, target_ids: Tensor, losses: Tensor) -> None:
+    _check(logits, target_ids, losses, dtype=torch.float32)
+    wide = logits.detach().float().requires_grad_()
+    with torch.enable_grad():
+        found = torch.nn.functional.cross_entropy(wide, target_ids, ignore_index=IGNORE, reduction="none")
+        (gradient,) = torch.autograd.grad(found.sum(), wide)
+    losses.copy_(found)
+    logits.copy_(gradient)
+
+
+def multiply_in_place(tensor: Tensor, factor: Tensor) -> None:
+    assert tensor.is_contiguous() and factor.shape == () and factor.dtype == torch.float32
+    tensor.copy_(tensor.float() * factor)
+
+
 def _interpreted() -> Any:
     if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs triton and TRITON_INTERPRET=1")
@@ -60,6 +76,8 @@ def kernels(request: pytest.FixtureRequest) -> Any:
         SUPPORTED=(torch.bfloat16, torch.float16),
         add_to_normalizers=add_to_normalizers,
         turn_into_gradients=turn_into_gradients,
+        turn_into_loss_gradients=turn_into_loss_gradients,
+        multiply_in_place=multiply_in_place,
     )
 
 
@@ -94,7 +112,7 @@ def test_equals_the_operators_of_torch(
     wanted = _found(_inputs(dtype, **kind), factor, rows=rows)
     calls = _use(kernels, monkeypatch)
     found = _found(_inputs(dtype, **kind), factor, rows=rows)
-    assert calls == {"add_to_normalizers": 5, "turn_into_gradients": 5}
+    assert [calls[name] for name in ("add_to_normalizers", "turn_into_gradients", "multiply_in_place")] == [5, 5, 0]
     assert len(found) == len(wanted) and found[0][2] == found[0][7] == 0
     torch.testing.assert_close(found[0], wanted[0], rtol=1e-6, atol=1e-6)
     for mine, other in zip(found[1:], wanted[1:], strict=True):
@@ -104,7 +122,8 @@ def test_equals_the_operators_of_torch(
 
 def _use(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Blocks of 64 columns, as on a GPU; how often each kernel is called."""
-    calls = {"add_to_normalizers": 0, "turn_into_gradients": 0}
+    names = ("add_to_normalizers", "turn_into_gradients", "turn_into_loss_gradients", "multiply_in_place")
+    calls = dict.fromkeys(names, 0)
 
     def counted(name: str) -> Any:
         def call(*arguments: Any) -> None:
@@ -119,6 +138,39 @@ def _use(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     monkeypatch.setattr(linear_loss, "_NARROWEST", 1)
     monkeypatch.setattr(linear_loss, "KERNEL_BLOCK_BYTES", 2 * ROWS * 64)
     return calls
+
+
+@pytest.mark.parametrize("kind", [{}, {"frozen": True}, {"bias": True}], ids=str)
+@pytest.mark.parametrize("chunk", [ROWS, 10])
+def test_the_sum_has_its_gradients_from_the_forward_pass(
+    chunk: int, kind: dict[str, bool], kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three matrix products a chunk, two with a frozen weight, and the factor of the backward pass in float32."""
+    wanted = _found(_inputs(torch.bfloat16, **kind), 1.0039)
+    calls = _use(kernels, monkeypatch)
+    monkeypatch.setattr(summed_loss, "_FEWEST", 1)
+    monkeypatch.setattr(summed_loss, "CHUNK_BYTES", 2 * VOCABULARY * chunk)
+    inputs = _inputs(torch.bfloat16, **kind)
+    with Count() as count:
+        loss = linear_loss_sum(**inputs, transform=LogitTransform()) * 1.0039
+        loss.backward()
+    chunks = -(-ROWS // chunk)
+    assert calls["turn_into_loss_gradients"] == chunks and calls["add_to_normalizers"] == 0
+    products = sum(count.operators[name] for name in ("mm", "addmm", "addmm_"))
+    assert products == chunks * (2 if "frozen" in kind else 3)
+    assert loss.item() == pytest.approx(wanted[0].sum().item() * 1.0039, rel=1e-5)
+    found = [tensor.grad for tensor in (inputs["hidden"], inputs["weight"], inputs["bias"]) if tensor is not None]
+    for mine, other in zip((one for one in found if one is not None), wanted[1:], strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine - other).double().norm() <= 3 * kernels.rounding * other.double().norm()
+    assert not found[0][[2, 7]].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_other_dtypes_compute_logits_again(dtype: torch.dtype, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = _use(kernels, monkeypatch)
+    linear_loss_sum(**_inputs(dtype), transform=LogitTransform()).backward()
+    assert calls["turn_into_loss_gradients"] == 0
 
 
 def test_a_row_that_is_not_finite_is_seen(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
