@@ -225,8 +225,10 @@ class _Normalize(torch.autograd.Function):
         dx: Tensor = torch.empty_like(x)
         if x.numel():
             # As if mean and var were constants: dy * gain * scale, and this rank's two sums.
+            # CUDA's kernels for channels that lie innermost ask for what a forward pass saved, if only to find it empty.
+            saved = mean.new_empty(0) if x.is_cuda else None
             dx, *local = torch.ops.aten.native_batch_norm_backward(
-                dy, x, gain, mean, var, None, None, False, ctx.eps, [True, True, True]
+                dy, x, gain, mean, var, saved, saved, False, ctx.eps, [True, True, True]
             )
             sums[0], sums[1] = local
         # Copies: the all-reduce below writes into sums, while these stay this rank's (DDP or DeepSpeed adds them up).

@@ -15,10 +15,14 @@ _CHUNK = 1 << 22  # elements that are float64 at once where the device's kernel 
 
 def total_norm(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
     """The L2 norm of all of them: float64 [], on their device; 0 (on the CPU) of none."""
-    parts = [part for gradient in gradients for part in gradient.detach().reshape(-1).split(_CHUNK)]
-    if not parts:
+    found = [gradient.detach() for gradient in gradients]
+    if not found:
         return torch.zeros((), dtype=torch.float64)
-    norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
+    if found[0].device.type == "cuda":  # a few kernels for all of them, which add up in float64 without a copy
+        norms = torch._foreach_norm(found, 2, dtype=torch.float64)
+    else:
+        parts = [part for gradient in found for part in gradient.reshape(-1).split(_CHUNK)]
+        norms = tuple(torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts)
     return torch.linalg.vector_norm(torch.stack(norms))
 
 

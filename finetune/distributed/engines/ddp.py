@@ -55,7 +55,9 @@ class DdpEngine:
             convert_batchnorm(module)
         module.to(session.device)
         accelerator = session.accelerator
-        self.model: Any = accelerator.prepare_model(module, evaluation_mode=make_optimizer is None)
+        # Alone, gradients have nobody to be averaged with: the wrapper would copy each into its buckets, and keep those.
+        plain = make_optimizer is None or session.world_size == 1
+        self.model: Any = accelerator.prepare_model(module, evaluation_mode=plain)
         self.optimizer: Any = None
         self.masters: MasterWeights | None = None
         if make_optimizer is not None:
