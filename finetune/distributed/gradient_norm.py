@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+_INDEXED = 1 << 30  # elements that the kernel for many tensors counts in 32 bits
 _CHUNK = 1 << 22  # elements that are float64 at once where the device's kernel makes a copy: 32 MiB
 
 
@@ -19,7 +20,8 @@ def total_norm(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
     if not found:
         return torch.zeros((), dtype=torch.float64)
     if found[0].device.type == "cuda":  # a few kernels for all of them, which add up in float64 without a copy
-        norms = torch._foreach_norm(found, 2, dtype=torch.float64)
+        parts = [part for gradient in found for part in gradient.reshape(-1).split(_INDEXED)]
+        norms = torch._foreach_norm(parts, 2, dtype=torch.float64)
     else:
         parts = [part for gradient in found for part in gradient.reshape(-1).split(_CHUNK)]
         norms = tuple(torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts)
