@@ -77,6 +77,7 @@ def measured(metrics: Path, steps: int, rate: str = TOKENS) -> dict[str, Any] | 
         "step_seconds": seconds / count,
         "tokens_per_second": done / seconds,
         "peak_bytes": max(row.get("memory_bytes", 0) for row in rows),
+        "first_step_at": rows[0]["time"],
         "losses": [row["loss"] for row in (*rows[:3], rows[-1])],
         "seconds_of_steps": [round(row["step_seconds"], 5) for row in rows],
     }

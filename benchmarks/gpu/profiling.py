@@ -6,6 +6,8 @@ with operators too, which tells where kernels come from.
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 STEPS = 2  # that are profiled
+TABLE_SECONDS = 20.0
 ROWS = 45
 NAME_LENGTH = 110
 
@@ -48,6 +51,10 @@ class StepProfiles:
         """After a step."""
         _synchronize()
         wall = time.perf_counter() - self._began
+        timer = threading.Timer(TABLE_SECONDS, self._give_up)
+        timer.daemon = True
+        if self.texts:
+            timer.start()
         self._profile.__exit__(None, None, None)
         if not self.texts:
             self.texts.append(f"one step: {1000 * wall:.1f} ms\n{_kernels(self._profile.events(), wall)}")
@@ -55,10 +62,19 @@ class StepProfiles:
             order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
             table = self._profile.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=80)
             self.texts.append(f"one step with operators recorded: {1000 * wall:.1f} ms\n{table}")
-        if self.done:
-            partial = self.path.with_suffix(".partial")
-            partial.write_text("\n".join([self.heading, *self.texts]) + "\n")
-            partial.replace(self.path)
+            timer.cancel()
+            self._write()
+
+    def _give_up(self) -> None:
+        """Tables of operators of a large step take long; the device's time is worth more."""
+        self.texts.append(f"operators: their table took more than {TABLE_SECONDS:.0f} s")
+        self._write()
+        os._exit(0)
+
+    def _write(self) -> None:
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("\n".join([self.heading, *self.texts]) + "\n")
+        partial.replace(self.path)
 
 
 def _synchronize() -> None:

@@ -42,19 +42,29 @@ def shown(result: dict[str, Any]) -> str:
     if "sm_mhz" in result:
         parts.append(f"{result['sm_mhz']:.0f} MHz, {result['celsius']:.0f} C, {result['watts']:.0f} W")
     if "seconds_of_job" in result:
-        parts.append(f"{result['seconds_of_job']:.0f} s in all")
+        first = result.get("seconds_to_first_step")
+        parts.append(
+            ("" if first is None else f"first step after {first:.0f} s, ") + f"{result['seconds_of_job']:.0f} s in all"
+        )
     if result.get("note"):
         parts.append(result["note"])
     return "; ".join(parts)
 
 
+def shown_peak(matmul: dict[str, Any]) -> str:
+    """Of the matrix product."""
+    if "flops" not in matmul:
+        return "matrix product not measured"
+    return f"matrix product {matmul['flops'] / 1e12:.0f} TFLOP/s, sustained {matmul['sustained_flops'] / 1e12:.0f}"
+
+
 def write(report: dict[str, Any], out: Path) -> None:
     """OUT.json and OUT.md."""
     out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    peak = f"{report['matmul_flops'] / 1e12:.0f} TFLOP/s" if report["matmul_flops"] else "not measured"
+    peak = shown_peak(report["matmul"])
     versions = ", ".join(f"{name} {version or '-'}" for name, version in report["machine"]["versions"].items())
     afterwards = report["machine"].get("device afterwards")
-    lines = [f"{report['machine']['device']}; matrix product {peak}; {versions}", ""]
+    lines = [f"{report['machine']['device']}; {peak}; {versions}", ""]
     lines += [f"Afterwards: {afterwards}", ""] if afterwards else []
     lines += ["| row | side | result | verdict |", "|---|---|---|---|"]
     for row in report["rows"]:

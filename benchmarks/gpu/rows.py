@@ -113,6 +113,7 @@ def make_rows(folder: Path, sizes: Sizes, asked: Asked | None = None) -> list[Ro
         makers.full("full-fp32-masters", "full fine-tuning, fp32 masters", "float32", faster(1.25, memory=1.0)),
         makers.full("full-bf16", "full fine-tuning, pure bf16", "bfloat16", faster(1.05, memory=1.0)),
         makers.lora(),
+        makers.lora(checkpointing=False),
         makers.packed(),
         makers.head("loss-head", tokens),
         makers.head("loss-head-large", 2 * tokens),
@@ -147,16 +148,16 @@ class _Makers:
         title = f"{sizes.small}: lognormal lengths, packed, pure bf16"
         return self._row("packed", title, made, recipe, peer, faster(1.25), {})
 
-    def lora(self) -> Row:
-        sizes = self.sizes
+    def lora(self, *, checkpointing: bool = True) -> Row:
+        sizes, name = self.sizes, "lora-8b" if checkpointing else "lora-8b-stored"
         made, model, rows = self._text(sizes.large, "full", self.rows_of_text // 2)
         recipe = self._recipe(model, rows)
         recipe |= {"adapter": {"rank": 16, "alpha": 32}}
-        recipe["model"]["gradient_checkpointing"] = True
+        recipe["model"]["gradient_checkpointing"] = checkpointing
         recipe["training"]["global_batch"] //= 2
         recipe["parallel"]["micro_batch"] //= 2
         recipe["data"]["capacity"] //= 2
-        peer = self._peer("lora-8b", model, rows, dtype="bfloat16", checkpointing=True, adapter=True, half=True)
+        peer = self._peer(name, model, rows, dtype="bfloat16", checkpointing=checkpointing, adapter=True, half=True)
 
         def judge(results: dict[str, Result]) -> tuple[bool, str]:
             met, text = faster(1.15)(results)
@@ -166,8 +167,8 @@ class _Makers:
             return met and share >= SHARE_OF_PEAK, f"{text}, {share:.0%} of the peak (goal {SHARE_OF_PEAK:.0%})"
 
         flops = flops_per_token(sizes.large, sizes.length, frozen=True)
-        title = f"{sizes.large}: LoRA r16"
-        return self._row("lora-8b", title, made, recipe, {"TRL + Liger": peer}, judge, flops)
+        title = f"{sizes.large}: LoRA r16" + ("" if checkpointing else ", all activations kept")
+        return self._row(name, title, made, recipe, {"TRL + Liger": peer}, judge, flops)
 
     def head(self, name: str, tokens: int) -> Row:
         _, vocabulary, width = self.sizes.head

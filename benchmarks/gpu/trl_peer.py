@@ -34,6 +34,7 @@ class Clock(TrainerCallback):
     """Notes the end of each step, and ends the process after `steps` of them and those that are profiled."""
 
     trainer: Any = None
+    first_step_at = 0.0
 
     def __init__(self, steps: int, note: str, profile: Path | None) -> None:
         self.steps, self.note = steps, note
@@ -52,6 +53,7 @@ class Clock(TrainerCallback):
             torch.cuda.synchronize()
         if len(self.ends) < self.steps:
             self.ends.append(time.perf_counter())
+            self.first_step_at = self.first_step_at or time.time()
             self.tokens.append(int(self.trainer._total_train_tokens))
             if len(self.ends) == self.steps:
                 self.tell()
@@ -68,6 +70,7 @@ class Clock(TrainerCallback):
             step_seconds=seconds / (self.steps - WARM_STEPS),
             tokens_per_second=tokens / seconds,
             peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+            first_step_at=self.first_step_at,
             seconds_of_steps=[round(end - start, 5) for start, end in pairwise(self.ends)],
             note=self.note,
         )
