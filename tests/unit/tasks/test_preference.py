@@ -37,7 +37,7 @@ SINGLE = [
 ]
 
 
-def _read(folder: Path, rows: list[dict[str, Any]], seed: int = 1, **options: Any) -> Prepared:
+def _read(folder: Path, rows: list[dict[str, Any]], seed: int = 1, packing: str = "auto", **options: Any) -> Prepared:
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     model = {
@@ -52,7 +52,7 @@ def _read(folder: Path, rows: list[dict[str, Any]], seed: int = 1, **options: An
             "task": "preference",
             "seed": seed,
             "model": model,
-            "data": {"train": str(path)},
+            "data": {"train": str(path), "packing": packing},
             "options": options,
             "training": {"precision": "fp32"},
         }
@@ -91,7 +91,7 @@ def test_losses_with_a_reference_equal_trls(tmp_path: Path, ours: str, theirs: s
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    prepared = _read(tmp_path, PAIRS, loss=ours, beta=beta)
+    prepared = _read(tmp_path, PAIRS, packing="none", loss=ours, beta=beta)  # TRL takes padded rows
     policy, reference = prepared.build().eval(), _read(tmp_path, PAIRS, seed=2, loss=ours).build().eval()
     batch = _with_reference(prepared, reference)
     trainer = DPOTrainer(
@@ -118,7 +118,7 @@ def test_kto_equals_trls_with_the_same_reference_point(tmp_path: Path) -> None:
     from trl import KTOConfig, KTOTrainer
 
     options = {"loss": "kto", "beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.7}
-    prepared = _read(tmp_path, SINGLE, **options)
+    prepared = _read(tmp_path, SINGLE, packing="none", **options)
     policy, reference = prepared.build().eval(), _read(tmp_path, SINGLE, seed=2, loss="kto").build().eval()
     batch = _with_reference(prepared, reference)
     args = KTOConfig(
