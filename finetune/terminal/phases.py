@@ -11,7 +11,8 @@ from finetune.terminal.lines import print_line
 
 LEAST_SECONDS = 0.1  # of a phase that is listed
 _BEGAN = time.monotonic()
-_PHASES: list[tuple[str, float]] = []  # of this process, in the order in which they ended
+_PHASES: list[tuple[str, float]] = []  # of this process, in the order in which they ended, without those inside
+_INSIDE: list[float] = []  # for each phase that lasts: seconds of the phases inside it that have ended
 
 
 @contextmanager
@@ -24,18 +25,26 @@ def phase(text: str, tell: Callable[[str], None] = print_line, *, after: float =
     timer.daemon = True
     timer.start()
     began = time.monotonic()
+    _INSIDE.append(0.0)
     try:
         yield
     finally:
-        _PHASES.append((text, time.monotonic() - began))
+        seconds = time.monotonic() - began
+        _PHASES.append((text, seconds - _INSIDE.pop()))
+        if _INSIDE:
+            _INSIDE[-1] += seconds
         timer.cancel()
         timer.join()
 
 
 def phases_told() -> str:
-    """How long this process took so far, and its phases: "4.3 s (importing libraries 2.9 s, loading the model 0.8 s)".
+    """How long this process took so far, and its phases: "4.3 s (importing libraries 2.9 s, loading the model 0.8 s, other
+    0.6 s)".
 
-    What took less than a tenth of a second is left out. A forked process counts from the start of the one it was forked from.
+    What took less than a tenth of a second is left out; a phase inside another one is not counted twice. A forked process
+    counts from the start of the one it was forked from.
     """
-    parts = [f"{text} {seconds:.1f} s" for text, seconds in _PHASES if seconds >= LEAST_SECONDS]
-    return f"{time.monotonic() - _BEGAN:.1f} s" + (f" ({', '.join(parts)})" if parts else "")
+    took = time.monotonic() - _BEGAN
+    told = [*_PHASES, ("other", took - sum(seconds for _, seconds in _PHASES))]
+    parts = [f"{text} {seconds:.1f} s" for text, seconds in told if seconds >= LEAST_SECONDS]
+    return f"{took:.1f} s" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")

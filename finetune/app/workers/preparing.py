@@ -193,8 +193,8 @@ def _read(
         assert run is not None, "a run is evaluated"
         artifacts = run_artifacts(run, recipe, notify)
         table = open_evaluated_table(recipe, request.split, list(request.data))
-        return plan_alone(portable_recipe(run, recipe), stored), artifacts, [table], run.artifacts
-    plan, card = plan_alone(recipe, stored), CARDS[recipe.task]
+        return plan_alone(portable_recipe(run, recipe), stored, builds=False), artifacts, [table], run.artifacts
+    plan, card = plan_alone(recipe, stored, builds=False), CARDS[recipe.task]
     tables = open_tables(recipe, card, notify=notify)
     if run is not None and has_artifacts(run.artifacts):
         check_artifacts(run)

@@ -69,12 +69,16 @@ def work(
     loaded = open_recipe(recipe, sets)
     kept = kept_run(loaded.recipe, run_dir, resume)  # on all ranks, before anything is written
     stored = None if kept is None else read_plan(Run(kept))
-    plan = plan_here(loaded.recipe, env.world_size if env else 1, stored)
+    tell = print_line if rank == 0 else lambda line: None
+    with phase("planning", tell):
+        plan = plan_here(loaded.recipe, env.world_size if env else 1, stored)
     if not supervised and rank == 0:
         for line in compare_with_launcher(os.environ, plan):
             print_line(line)
-    tell = print_line if rank == 0 else lambda line: None
-    data = ready(loaded.recipe, kept, data_changed=data_changed)  # a signal ends it at once: there is nothing to save
+    with phase("reading the data", tell):
+        data = ready(
+            loaded.recipe, kept, data_changed=data_changed
+        )  # a signal ends it at once: there is nothing to save
     stop = StopRequest().listen()
     with phase("connecting the ranks", tell):
         session = open_session(plan)

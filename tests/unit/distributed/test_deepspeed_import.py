@@ -8,7 +8,7 @@ import types
 
 import torch
 
-from finetune.distributed.deepspeed_import import compiling_later
+from finetune.distributed.late_compilation import compiling_later
 
 HEAVY = (
     "torch._inductor.compile_fx",
