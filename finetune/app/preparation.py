@@ -55,7 +55,16 @@ SECTIONS = ("task", "seed", "model", "data", "options")
 TRAINING_KEYS = ("label_smoothing",)
 MACHINE_KEYS = {
     "data": ("workers",),
-    "model": ("dtype", "quantization", "gradient_checkpointing", "freeze", "kernels", "compile", "init_device"),
+    "model": (
+        "dtype",
+        "quantization",
+        "gradient_checkpointing",
+        "freeze",
+        "kernels",
+        "compile",
+        "float8",
+        "init_device",
+    ),
 }
 SHAPING_ROOMS = ("data", "tasks", "models", "recipe", "planning")  # whose source code shapes the result
 KEPT = ("packing", "capacity")  # of plan.json: kept when a run is resumed

@@ -135,6 +135,7 @@ def derive_recipe(recipe: Recipe, *, full: bool) -> Recipe:
     tree["training"] |= {"precision": "fp32", "early_stopping": None}
     tree["training"]["epsilon"] = max(recipe.training.epsilon, EPSILON)
     tree["model"] |= {"dtype": "float32", "gradient_checkpointing": False, "kernels": "none", "compile": "none"}
+    tree["model"]["float8"] = "none"
     if tree["model"]["batch_norm"] == "local":
         tree["model"]["batch_norm"] = "synchronized"
     if tree["adapter"]:

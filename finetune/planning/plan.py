@@ -22,6 +22,7 @@ class TrainingPlan:
     packing: none, padding_free or packed. capacity: tokens of a pack, or that a padding-free micro-batch holds unless this
     machine measures its own; 0 for none; for an automatic one the tokenizer's limit may lower it.
     balance_window: steps that share out examples by length; None: the schedule's own.
+    float8: none, or torchao's recipe for the products of linear layers.
     """
 
     precision: str
@@ -35,6 +36,7 @@ class TrainingPlan:
     packing: str
     capacity: int
     balance_window: int | None
+    float8: str = "none"
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole training."""

@@ -67,6 +67,10 @@ def resolve(
     if offloads(deepspeed) and machine.device == "cuda":
         optimizer = OPTIMIZERS[optimizer].offloaded or optimizer
     kernels, notes = _kernels(recipe, machine, config)
+    if training.float8 != "none" and recipe.model.compile == "none":
+        notes += (
+            "model.float8 without model.compile: layers is slower than bf16: scaling and rounding are passes of their own",
+        )
     return Plan(
         recipe,
         training,
@@ -129,6 +133,7 @@ def resolve_training(
         packing=packing,
         capacity=0 if packing == "none" else _capacity(recipe, card, config),
         balance_window=None if window is None else int(window),
+        float8=recipe.model.float8,
     )
 
 

@@ -76,6 +76,15 @@ class ModelSection(Section):
         "with ZeRO-3, tensor, pipeline or quantization.",
         json_schema_extra={"machine": True},
     )
+    float8: Literal["none", "tensorwise", "rowwise_with_gw_hp"] = Field(
+        default="none",
+        description="Matrix products of linear layers in float8 (torchao; pip install 'finetune[float8]') in passes that "
+        "train, in bf16, on GPUs of compute capability 8.9 or higher (Ada, Hopper). tensorwise: all three products of a "
+        "layer, one scale per tensor: the fastest. rowwise_with_gw_hp: one scale per token, gradients of weights in bf16: "
+        "more exact, and what a token gives does not depend on the others of its micro-batch. Faster than bf16 only with "
+        "compile: layers and large layers. Weights, checkpoints, evaluations and predictions stay as they are. Not with "
+        "ZeRO-3, tensor, pipeline, quantization or an adapter.",
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass: less memory, about one third more time."
     )

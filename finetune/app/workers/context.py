@@ -22,6 +22,7 @@ from finetune.inference.reference_logprobs import add_reference_logprobs
 from finetune.models.batchnorm import fix_batchnorm_gradients
 from finetune.models.compiled import compile_layers
 from finetune.models.config import load_config
+from finetune.models.float8 import use_float8
 from finetune.models.freeze import freeze_weights
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
@@ -135,8 +136,11 @@ def build_engine(
     announce_builds(of_optimizer(plan.optimizer) if trains else (), notify)
     with phase(f"starting the engine ({plan.engine_name})", notify):
         engine = open_engine(plan.engine, session, model, optimizer_over if trains else None, options)
+    tell = notify if session.is_main else print_line  # other ranks report to their logs
+    if trains and plan.training.float8 != "none":
+        use_float8(engine.module, plan.training.float8, tell, emulate=plan.device == "cpu")
     if trains and plan.machine.compile == "layers":
-        compile_layers(engine.module, notify if session.is_main else print_line)  # other ranks report to their logs
+        compile_layers(engine.module, tell)
     return engine
 
 

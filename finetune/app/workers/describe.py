@@ -55,6 +55,7 @@ def describe(context: TrainingContext) -> dict[str, Any]:
         "engine": plan.engine_name,
         "deepspeed": (deepspeed_name(recipe.parallel) or "none") + tensor,
         "precision": plan.precision,
+        **({"float8": plan.training.float8} if plan.training.float8 != "none" else {}),
         **({"kernels": plan.machine.kernels} if plan.machine.kernels != "none" else {}),
         **({"compile": plan.machine.compile} if plan.machine.compile != "none" else {}),
         "unit": context.task.card.unit,

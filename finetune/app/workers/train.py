@@ -34,6 +34,7 @@ from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, Stopped
 from finetune.events import Listener, SilentListener
+from finetune.models.float8 import check_float8
 from finetune.planning.plan import Plan
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
@@ -72,6 +73,8 @@ def work(
     tell = print_line if rank == 0 else lambda line: None
     with phase("planning", tell):
         plan = plan_here(loaded.recipe, env.world_size if env else 1, stored)
+    if plan.training.float8 != "none":
+        check_float8(plan.precision)
     if not supervised and rank == 0:
         for line in compare_with_launcher(os.environ, plan):
             print_line(line)

@@ -10,12 +10,19 @@ from finetune.recipe.checks.evaluation import check_metrics
 from finetune.recipe.checks.machine import (
     check_compiler,
     check_files,
+    check_float8_machine,
     check_kernels,
     check_optimizer,
     check_precision,
     check_trackers,
 )
-from finetune.recipe.checks.model import check_compile, check_init_device, check_model, check_quantization
+from finetune.recipe.checks.model import (
+    check_compile,
+    check_float8,
+    check_init_device,
+    check_model,
+    check_quantization,
+)
 from finetune.recipe.checks.parallel import (
     check_batch,
     check_engine,
@@ -40,6 +47,7 @@ RECIPE_CHECKS: tuple[Check, ...] = (
     check_split,
     check_quantization,
     check_compile,
+    check_float8,
     check_engine,
     check_tensor,
     check_pipeline,
@@ -56,6 +64,7 @@ MACHINE_CHECKS: tuple[Check, ...] = (
     check_files,
     check_precision,
     check_kernels,
+    check_float8_machine,
     check_compiler,
     check_optimizer,
     check_trackers,

@@ -61,6 +61,18 @@ def check_kernels(context: CheckContext) -> Iterator[Fault]:
         yield context.fault("model.kernels", "liger needs CUDA, and this machine has none", allowed="auto, none")
 
 
+def check_float8_machine(context: CheckContext) -> Iterator[Fault]:
+    """Tensor cores that multiply float8, and torchao; which GPU it is, the ranks find out (models/float8.py)."""
+    if context.recipe.model.float8 == "none":
+        return
+    if not has_cuda():
+        message = "float8 needs a GPU of compute capability 8.9 or higher (Ada, Hopper), and this machine has none"
+        yield context.fault("model.float8", message, allowed="none")
+    elif importlib.util.find_spec("torchao") is None:
+        message = "float8 needs torchao, which is not installed"
+        yield context.fault("model.float8", message, allowed="pip install 'finetune[float8]'; or none")
+
+
 def check_compiler(context: CheckContext) -> Iterator[Fault]:
     """torch.compile writes Triton for a GPU, and C++ for a CPU."""
     if context.recipe.model.compile == "none":

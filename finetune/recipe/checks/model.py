@@ -55,6 +55,36 @@ def check_quantization(context: CheckContext) -> Iterator[Fault]:
         yield context.fault("parallel.deepspeed", message, allowed=allowed, on=("model.quantization",))
 
 
+def check_float8(context: CheckContext) -> Iterator[Fault]:
+    """float8 takes the place of products in bf16, of weights that are trained and that one rank holds whole."""
+    recipe, key = context.recipe, "model.float8"
+    if recipe.model.float8 == "none":
+        return
+    if recipe.training.precision in ("fp32", "tf32", "fp16"):
+        message = f"float8 takes the place of products in bf16, not in {recipe.training.precision}"
+        yield context.fault(key, message, allowed="none, or precision: bf16", on=("training.precision",))
+    if recipe.model.dtype == "float16":
+        message = "float8 takes the place of products in bf16, and the weights are in float16"
+        yield context.fault(key, message, allowed="none, or dtype: auto", on=("model.dtype",))
+    if recipe.adapter is not None:
+        message = (
+            "under an adapter linear layers are frozen, and torchao computes gradients of the weights of all its layers"
+        )
+        yield context.fault(key, message, allowed="none, or no adapter", on=("adapter",))
+    if recipe.model.quantization != "none":
+        message = "quantized weights have products of their own"
+        yield context.fault(key, message, allowed="none", on=("model.quantization",))
+    if (zero_section(recipe) or {}).get("stage") == 3:
+        message = "ZeRO-3 frees the weights that float8 layers keep for their backward pass"
+        yield context.fault(key, message, allowed="none, or zero2, zero1 or none", on=("parallel.deepspeed",))
+    if recipe.parallel.tensor > 1:
+        message = "layers that are sliced over ranks have products of their own"
+        yield context.fault(key, message, allowed="none, or tensor: 1", on=("parallel.tensor",))
+    if recipe.parallel.pipeline > 1:
+        message = "float8 layers were not tried in the stages of a pipeline"
+        yield context.fault(key, message, allowed="none, or pipeline: 1", on=("parallel.pipeline",))
+
+
 def check_compile(context: CheckContext) -> Iterator[Fault]:
     """Layers are compiled where what happens inside them is PyTorch's own, on one rank."""
     recipe, key = context.recipe, "model.compile"

@@ -14,6 +14,7 @@ from finetune.planning.deepspeed import NOTES, resolve_deepspeed_config
 from finetune.planning.memory import state_bytes
 from finetune.planning.resolve import Machine, resolve
 from finetune.planning.shape import cost_model, layer_elements
+from finetune.planning.stored import StoredPlan
 from finetune.recipe.deepspeed import read_deepspeed_config
 from finetune.tasks import CARDS
 
@@ -266,6 +267,21 @@ def test_compiled_layers_take_the_place_of_fused_ones():
     plan = resolve(recipe, CARDS["causal_lm"], machine=machine, **known)
     assert (plan.machine.compile, plan.machine.kernels) == ("layers", "none")
     assert "model.compile fuses the layers" in "".join(plan.notes)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])  # cpu: of a run that is evaluated there
+def test_float8_is_part_of_what_is_learned_and_pays_when_compiled(device):
+    known = {"config": None, "model_class": None, "machine": Machine(1, device, True)}
+    plans = {}
+    for compiled in ("none", "layers"):
+        sets = ["model.float8=tensorwise", "training.precision=bf16", f"model.compile={compiled}"]
+        plans[compiled] = resolve(resolve_recipe("quickstart", sets).recipe, CARDS["text_classification"], **known)
+        assert plans[compiled].to_dict()["training"]["float8"] == "tensorwise"
+    assert "slower than bf16" in "".join(plans["none"].notes) and "float8" not in "".join(plans["layers"].notes)
+    plain = resolve(resolve_recipe("quickstart", []).recipe, CARDS["text_classification"], **known)
+    assert plain.training.float8 == "none"
+    stored = StoredPlan(plans["none"].to_dict()["training"], {})
+    assert stored.over(plain.training).float8 == "tensorwise"
 
 
 def test_tf32_is_chosen_explicitly_for_a_gpu_that_has_it_and_kept_elsewhere():

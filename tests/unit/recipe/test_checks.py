@@ -96,7 +96,7 @@ def test_every_check_of_the_package_runs() -> None:
         nodes = ast.parse(file.read_text(encoding="utf-8")).body
         defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 25
+    assert len(listed) == 27
 
 
 @pytest.mark.parametrize(
@@ -263,3 +263,32 @@ def test_state_in_8_bits_is_of_whole_parameters(load, faults, monkeypatch) -> No
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda package: None)
     found = faults(GOOD, name, "parallel.deepspeed=none", here=True)["training.optimizer"]
     assert "finetune[quantized]" in found.allowed
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["training.precision=fp32"], "bf16, not in fp32"),
+        (["training.precision=fp16"], "bf16, not in fp16"),
+        (["model.dtype=float16"], "float16"),
+        (["adapter={}"], "frozen"),
+        (["model.quantization=4bit"], "quantized"),
+        (["parallel.deepspeed=zero3"], "ZeRO-3 frees"),
+        (["parallel.tensor=2", "parallel.deepspeed=zero1"], "sliced"),
+        (["parallel.pipeline=2"], "pipeline"),
+    ],
+)
+def test_float8_is_refused_where_it_does_not_work(load, faults, sets: list[str], words: str) -> None:
+    assert words in faults(GOOD, "model.float8=tensorwise", *sets)["model.float8"].message
+    assert load(GOOD, "model.float8=tensorwise", "parallel.deepspeed=zero2")
+
+
+def test_float8_needs_a_gpu_and_torchao_on_this_machine(load, faults, monkeypatch) -> None:
+    asked = (GOOD, "model.float8=rowwise_with_gw_hp")
+    monkeypatch.setattr(machine, "has_cuda", lambda: False)
+    assert "8.9 or higher" in faults(*asked, here=True)["model.float8"].message
+    monkeypatch.setattr(machine, "has_cuda", lambda: True)
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda package: None)
+    assert "finetune[float8]" in faults(*asked, here=True)["model.float8"].allowed
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda package: package)
+    assert load(*asked, here=True) and load(*asked, here=False)
