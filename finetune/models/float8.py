@@ -47,11 +47,12 @@ def check_float8(precision: str) -> None:
     if not uses_cuda():
         raise UserError("float8 needs a GPU", where=KEY, remedy=f"Train on a GPU, or set {KEY}: none.")
     found = torch.cuda.get_device_capability()
-    least, which = (LEAST_CAPABILITY_AMD, "MI300") if torch.version.hip else (LEAST_CAPABILITY, "Ada, Hopper")
+    is_amd = bool(getattr(torch.version, "hip", None))
+    least, which = (LEAST_CAPABILITY_AMD, "MI300") if is_amd else (LEAST_CAPABILITY, "Ada, Hopper")
     if found < least:
         raise UserError(
             f"float8 needs a GPU of compute capability {_dotted(least)} or higher ({which}), and "
-            f"{torch.cuda.get_device_name()} has {_dotted(found)}",
+            f"{torch.cuda.get_device_properties(torch.cuda.current_device()).name} has {_dotted(found)}",
             where=KEY,
             remedy=f"Set {KEY}: none.",
         )

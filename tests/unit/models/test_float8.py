@@ -210,7 +210,8 @@ def test_any_number_of_tokens_meets_the_rules_of_the_kernel(scaling, tokens):
 def test_machines_that_cannot_are_refused(monkeypatch, precision, cuda, capability, package, words, remedy):
     monkeypatch.setattr(float8, "uses_cuda", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A100")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(name="A100"))
     monkeypatch.setattr(float8.importlib, "util", types.SimpleNamespace(find_spec=lambda name: package or None))
     if not words:
         assert check_float8(precision) is None
