@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.gpu.jobs import Job, Running, python
 from benchmarks.gpu.report import machine, shown, shown_peak, write
-from benchmarks.gpu.rows import CPU, GPU, OURS, Asked, Row, make_rows, missing
+from benchmarks.gpu.rows import CPU, GPU, LOG_EVERY, OURS, Asked, Row, make_rows, missing
 from benchmarks.gpu.sampler import sampling, summary
 
 JOB_SECONDS = 100.0  # one side of one row
@@ -46,7 +46,11 @@ def main() -> None:
         "--variant", action="append", default=[], metavar="'KEY=VALUE ...'", help="our side once more, with these"
     )
     parser.add_argument("--profile", action="store_true", help="profiles of a step in OUT-ROW.profile.txt")
-    parser.add_argument("--steps", type=int, help="of each side of a row of text, the untimed ones among them")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help=f"of each side of a row of text, of which the first {LOG_EVERY} are not timed; in whole {LOG_EVERY}s",
+    )
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--seconds", type=float, default=JOB_SECONDS, help="at most, of a job")
     parser.add_argument("--out", type=Path, default=Path("gpu"))
@@ -74,7 +78,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """Every row that was asked for, as long as there is time."""
     ends = time.monotonic() + 60 * arguments.minutes
     sizes, out = CPU if arguments.tiny else GPU, arguments.out.absolute()
-    sizes = replace(sizes, steps=arguments.steps or sizes.steps)
+    steps = max(arguments.steps or sizes.steps, 2 * LOG_EVERY)
+    sizes = replace(sizes, steps=-(-steps // LOG_EVERY) * LOG_EVERY)
     out.parent.mkdir(parents=True, exist_ok=True)
     asked = Asked(arguments.ours, [one.split() for one in arguments.variant], out if arguments.profile else None)
     rows = chosen(make_rows(folder, sizes, asked), arguments.only)
