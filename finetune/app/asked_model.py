@@ -264,6 +264,8 @@ def _plan(
         model = model.model_copy(update={"dtype": DTYPE_NAMES[precision]})
         training = training.model_copy(update={"precision": precision})
         stored = StoredPlan({**stored.training, "precision": precision}, {}) if stored else None
+    if device.type == "cpu":
+        model = model.model_copy(update={"kernels": "none"})  # the machine may have a GPU all the same
     recipe = found.recipe.model_copy(update={"model": model, "training": training})
     plan = plan_alone(recipe, StoredPlan(stored.training, {}) if stored else None)
     return replace(plan, notes=tuple(notes))

@@ -40,6 +40,8 @@ def absolute_paths(draft: Draft, recipe_folder: Path) -> None:
             _replace(draft, path, "unusable")
             continue
         base = Path.cwd() if draft.place(path).startswith("--set") else recipe_folder
+        if path == ("parallel", "deepspeed") and value in ("none", *list_deepspeed_configs()):
+            continue  # the name, although a folder is called like it; ./name means the file
         if path == ("parallel", "deepspeed") and _is_shipped(value, base):
             _replace(draft, path, Path(value).stem)
         elif isinstance(value, str) and is_local(value, base):

@@ -86,11 +86,13 @@ def test_a_task_learns_in_bf16_and_engines_agree(gpu: GpuRanks, example: TinyExa
 
 @EVERY
 def test_a_batch_on_cuda_is_the_batch_on_the_cpu(example: TinyExample, tmp_path: Path, own_cache: Path) -> None:
-    """In float32: loss, gradients, answers, scores and samples. Under bf16 autocast: answers and scores exist, the loss is
-    near.
+    """In float32, without fused layers: loss, gradients, answers, scores and samples. Under bf16 autocast: answers and scores
+    exist, the loss is near.
     """
-    ready = prepare(example.recipe(tmp_path))
-    model, there = ready.build().eval(), ready.build().eval().to(DEVICE)
+    ready = prepare(example.recipe(tmp_path, model={**example.model, "kernels": "none"}))
+    # Detectors keep the mode of training: statistics that nobody has estimated make their gradients 1e15.
+    trains = example.task == "object_detection"
+    model, there = ready.build().train(trains), ready.build().train(trains).to(DEVICE)
     ready.add_reference(model)
     batch = ready.batch()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -108,7 +110,7 @@ def test_a_batch_on_cuda_is_the_batch_on_the_cpu(example: TinyExample, tmp_path:
     (loss, norms, answers, scores, shown), cuda = found
     assert cuda[0] == pytest.approx(loss, rel=1e-4)
     total = math.hypot(*norms.values())
-    assert cuda[1] == pytest.approx(norms, rel=1e-3, abs=1e-4 * total)
+    assert cuda[1] == pytest.approx(norms, rel=1e-2 if trains else 1e-3, abs=1e-4 * total)
     assert [answer.id for answer in cuda[2]] == [answer.id for answer in answers]
     assert [score.loss for score in cuda[3]] == pytest.approx([score.loss for score in scores], rel=1e-3, abs=1e-4)
     assert [row["expected"] for row in cuda[4]] == [row["expected"] for row in shown]

@@ -1,42 +1,29 @@
 """On CUDA: language models train under DDP, ZeRO-1, 2, 3 and offload in bf16, and the losses agree."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
+
+from tests.gpu.language_model import RECIPE, STEPS, recipe, write_rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(170)]
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 12
-RECIPE = """
-name: gpu
-task: causal_lm
-model: {source: llama, init: config, tokenizer: "train:512", config: {hidden_size: 128, intermediate_size: 256,
-  num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, max_position_embeddings: 256}}
-data: {train: rows.jsonl, validation_fraction: 0.2}
-options: {max_length: 128}
-training: {steps: 12, global_batch: 8, learning_rate: 1.0e-3}
-evaluation: {samples: 1}
-tracking: {wandb: "off", log_every: 1}
-"""
 
 
 @pytest.fixture(autouse=True)
 def _rows(tmp_path):
-    rows = [
-        {"prompt": f"What is {n} plus {n}?", "completion": f"It is {2 * n}, as anyone can count."} for n in range(80)
-    ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_rows(tmp_path)
     (tmp_path / "gpu.yaml").write_text(RECIPE)
 
 
 def train(gpu, name, ranks=1, **sets):
     """The rows of the training split of a run in the folder `run-NAME`. ranks: all of them on the first GPU."""
     changes = [f"{key.replace('__', '.')}={value}" for key, value in sets.items()]
-    trained = gpu.train(yaml.safe_load(RECIPE), f"run-{name}", *changes, ranks=ranks)
+    trained = gpu.train(recipe(), f"run-{name}", *changes, ranks=ranks)
     return [row for row in trained.rows if row["split"] == "train"]
 
 
@@ -44,14 +31,19 @@ def losses(gpu, name, ranks=1, **sets):
     return [row["loss"] for row in train(gpu, name, ranks, **sets)]
 
 
-def command_losses(folder, name, **sets):
-    """Losses of the command that a user types: a process that supervises the ranks."""
-    run = folder / name
-    command = [sys.executable, "-m", "finetune", "train", str(folder / "gpu.yaml"), "--run-dir", str(run)]
+def start_command(folder, name, environment, **sets):
+    """The command that a user types: a process that supervises the ranks."""
+    command = [sys.executable, "-m", "finetune", "train", str(folder / "gpu.yaml"), "--run-dir", str(folder / name)]
     for key, value in sets.items():
         command += ["--set", f"{key.replace('__', '.')}={value}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=160, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
+    )
+
+
+def command_losses(process, run):
+    said, _ = process.communicate(timeout=160)
+    assert process.returncode == 0, said
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if row["split"] == "train"]
 
@@ -74,20 +66,26 @@ def test_two_ranks_that_share_a_gpu_are_one(gpu, engine):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_offload_agrees_with_ddp_in_bf16(tmp_path):
+def test_offload_agrees_with_ddp_in_bf16(gpu):
     """DeepSpeed compiles its CPU optimizer first, which takes minutes."""
     done = subprocess.run([sys.executable, "-m", "finetune", "doctor", "--build"], check=False, timeout=600)
     assert done.returncode == 0
-    values = command_losses(tmp_path, "offload", parallel__deepspeed="zero2_offload", training__precision="bf16")
-    ddp = command_losses(tmp_path, "ddp", parallel__deepspeed="none", training__precision="bf16")
+    values = losses(gpu, "offload", parallel__deepspeed="zero2_offload", training__precision="bf16")
+    ddp = losses(gpu, "none", parallel__deepspeed="none", training__precision="bf16")
     assert values == pytest.approx(ddp, rel=3e-2)
 
 
-def test_float32_on_a_gpu_is_float32_on_the_cpu(tmp_path, monkeypatch):
-    on_gpu = command_losses(tmp_path, "cuda-fp32", parallel__deepspeed="none", training__precision="fp32")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    on_cpu = command_losses(tmp_path, "cpu-fp32", parallel__deepspeed="none", training__precision="fp32")
+def test_float32_on_a_gpu_is_float32_on_the_cpu(tmp_path):
+    """Two commands, side by side."""
+    sets = {"parallel__deepspeed": "none", "training__precision": "fp32"}
+    cpu = start_command(tmp_path, "cpu", {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}, **sets)
+    gpu = start_command(tmp_path, "gpu", {}, **sets)
+    try:
+        on_gpu, on_cpu = command_losses(gpu, tmp_path / "gpu"), command_losses(cpu, tmp_path / "cpu")
+    finally:
+        cpu.kill()
+        gpu.kill()
+    assert json.loads((tmp_path / "gpu" / "plan.json").read_text())["machine"]["device"] == "cuda"
     assert on_gpu == pytest.approx(on_cpu, rel=2e-3)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from finetune.app import machine
 from finetune.app.asked_model import AskedModel, open_model
 from finetune.app.export import export
 from finetune.app.kept_files import record_kept_files
@@ -172,6 +173,16 @@ def test_the_precision_is_that_of_the_training_unless_told(tmp_path: Path) -> No
         torch.testing.assert_close(scores, whole, atol=0.02, rtol=0)
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         open_model(run, precision="fp16")
+
+
+def test_on_the_cpu_of_a_machine_with_a_gpu_layers_are_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = TASKS["causal_lm"]
+    prepared, _ = read(example, tmp_path)
+    run = store_run(prepared, trained_like(prepared.build()), tmp_path)
+    monkeypatch.setattr(machine, "uses_cuda", lambda: True)
+    monkeypatch.setattr(machine, "liger_types", lambda: frozenset({"llama"}))
+    assert machine.plan_alone(prepared.plan.recipe).machine.kernels == "liger"
+    assert open_model(run, device="cpu").plan.machine.kernels == "none"
 
 
 def test_code_of_the_model_needs_the_callers_word(tmp_path: Path) -> None:

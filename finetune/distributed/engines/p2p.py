@@ -22,6 +22,8 @@ class P2P:
     Activations and gradients have process groups of their own, so that neither direction waits for the other. replica:
     the group (gloo) of the ranks that hold this copy of the model; peers: of the same stage of all copies.
     waiting_seconds: for neighbors, so far (on the CPU; a GPU waits by itself). sent_bytes: so far.
+
+    Messages lie in main memory where ranks share a GPU: gloo, which carries them there, sends and receives nowhere else.
     """
 
     def __init__(self, session: Session) -> None:
@@ -34,6 +36,7 @@ class P2P:
         peers = [dist.new_group(every[stage::split], timeout=GIVE_UP_AFTER) for stage in range(split)]
         self.replica, self.peers = controls[session.replica], peers[rank % split]
         self._forward, self._backward = (dist.new_group(timeout=GIVE_UP_AFTER) for _ in range(2))
+        self.wire = torch.device("cpu") if dist.get_backend() == "gloo" else session.device
         self._kinds: list[tuple[torch.dtype, tuple[int, ...]]] | None = None  # of what is received, one example's
         self._several = False  # whether it is a tuple
         self._header_sent = False
@@ -53,7 +56,7 @@ class P2P:
                 row[2 : 1 + tensor.dim()] = torch.tensor(tensor.shape[1:])
             count = torch.tensor([len(tensors) if isinstance(activation, tuple) else 0])
             for message in (count, header):
-                dist.send(message.to(self.session.device), dst=self.after, group=self._forward)
+                dist.send(message.to(self.wire), dst=self.after, group=self._forward)
             self._header_sent = True
         for tensor in tensors:
             self._send(tensor, self.after, self._forward)
@@ -61,17 +64,13 @@ class P2P:
     def take_activation(self, batch: int) -> Any:
         """From the stage before, what it gave: [batch, ...], or a tuple of such tensors."""
         began = time.perf_counter()
-        device, group = self.session.device, self._forward
         if self._kinds is None:
-            count = torch.zeros(1, dtype=torch.int64, device=device)
-            dist.recv(count, src=self.before, group=group)
+            count = self._receive((1,), torch.int64, self.before, self._forward)
             self._several = bool(count.item())
-            header = torch.zeros(max(int(count.item()), 1), 2 + _MOST_DIMENSIONS, dtype=torch.int64, device=device)
-            dist.recv(header, src=self.before, group=group)
+            shape = (max(int(count.item()), 1), 2 + _MOST_DIMENSIONS)
+            header = self._receive(shape, torch.int64, self.before, self._forward)
             self._kinds = [(_TYPES[kind], tuple(sizes[:dimensions])) for kind, dimensions, *sizes in header.tolist()]
-        tensors = tuple(torch.empty((batch, *shape), dtype=kind, device=device) for kind, shape in self._kinds)
-        for tensor in tensors:
-            dist.recv(tensor, src=self.before, group=group)
+        tensors = tuple(self._receive((batch, *shape), kind, self.before, self._forward) for kind, shape in self._kinds)
         self.waiting_seconds += time.perf_counter() - began
         return tensors if self._several else tensors[0]
 
@@ -82,8 +81,7 @@ class P2P:
     def take_gradient(self, of: torch.Tensor) -> torch.Tensor:
         """From the next stage: the gradient of the activation that it received."""
         began = time.perf_counter()
-        gradient = torch.empty(of.shape, dtype=of.dtype, device=of.device)
-        dist.recv(gradient, src=self.after, group=self._backward)
+        gradient = self._receive(tuple(of.shape), of.dtype, self.after, self._backward)
         self.waiting_seconds += time.perf_counter() - began
         return gradient
 
@@ -101,10 +99,16 @@ class P2P:
         dist.barrier(group=self.replica)
         self.waiting_seconds += time.perf_counter() - began
 
+    def _receive(self, shape: tuple[int, ...], dtype: torch.dtype, source: int, group: Any) -> torch.Tensor:
+        """A tensor on this rank's device."""
+        tensor = torch.empty(shape, dtype=dtype, device=self.wire)
+        dist.recv(tensor, src=source, group=group)
+        return tensor.to(self.session.device)
+
     def _send(self, tensor: torch.Tensor, to: int, group: Any) -> None:
         """Without waiting; the tensor is kept until it has left."""
         while self._sent and self._sent[0][0].is_completed():
             self._sent.popleft()
-        tensor = tensor.contiguous()
+        tensor = tensor.contiguous().to(self.wire)
         self._sent.append((dist.isend(tensor, dst=to, group=group), tensor))
         self.sent_bytes += tensor.nbytes

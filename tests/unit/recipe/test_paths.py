@@ -58,6 +58,15 @@ def test_paths_are_relative_to_the_recipe_and_those_of_set_to_the_current_folder
     assert recipe.parallel.deepspeed == str(current / "mine.json")
 
 
+@pytest.mark.parametrize("value", ["none", "zero2"])
+def test_a_folder_of_that_name_hides_no_deepspeed_configuration(load, value: str, tmp_path: Path, monkeypatch) -> None:
+    from .conftest import GOOD
+
+    (tmp_path / value).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load(GOOD, f"parallel.deepspeed={value}", here=True).recipe.parallel.deepspeed == value
+
+
 @pytest.mark.parametrize("value", ["zero2.json", "ds_configs/zero2.json", "zero2"])
 def test_a_shipped_deepspeed_configuration_stays_a_name(load, value: str) -> None:
     from .conftest import GOOD
