@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     matmul = Job("matmul", python("benchmarks.gpu.matmul", sizes.matmul, SUSTAINED_SECONDS), folder / "matmul.log")
     report: dict[str, Any] = {"machine": machine(), "matmul": {}, "rows": []}
     write(report, out)
-    made = prepare([*(job for row in rows for job in row.prepare), matmul], min(60.0, ends - time.monotonic()))
+    chains = [[row.prepare[0], job] for row in rows for job in row.prepare[1:]]
+    made = prepare([[matmul], *chains], min(60.0, ends - time.monotonic()))
     report["matmul"] = made["matmul"]
     print(f"{report['machine']['device']}; {shown_peak(made['matmul'])}", flush=True)
     bench = Bench(out.with_suffix(".log"), folder / "samples.csv", ends, arguments.seconds, made["matmul"].get("flops"))
@@ -113,11 +114,23 @@ def is_ours(side: str) -> bool:
     return side.startswith(OURS)
 
 
-def prepare(jobs: Sequence[Job], seconds: float) -> dict[str, dict[str, Any]]:
-    """The results of jobs that do not disturb each other, by name; jobs of one name are one job, run once."""
-    unique = {job.name: job for job in jobs}
-    with ThreadPoolExecutor(len(unique)) as pool:
-        return dict(zip(unique, pool.map(lambda job: job.run(max(1.0, seconds)), unique.values()), strict=True))
+def prepare(chains: Sequence[Sequence[Job]], seconds: float) -> dict[str, dict[str, Any]]:
+    """The results of jobs that do not disturb each other, by name; jobs of one name are one job, run once.
+
+    The jobs of a chain run one after the other; a job after one that failed has its result.
+    """
+    found: dict[str, Future[dict[str, Any]]] = {}
+
+    def run(job: Job, before: Future[dict[str, Any]] | None) -> dict[str, Any]:
+        former = {} if before is None else before.result()
+        return former if "not run" in former else job.run(max(1.0, seconds))
+
+    with ThreadPoolExecutor(max(1, sum(map(len, chains)))) as pool:  # no job waits for a thread
+        for chain in chains:
+            before = None
+            for job in chain:
+                found[job.name] = before = found.get(job.name) or pool.submit(run, job, before)
+    return {name: future.result() for name, future in found.items()}
 
 
 class Bench:

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,12 +37,10 @@ def make_model(folder: Path, shape: str) -> None:
     words = [f"w{index}" for index in range(vocabulary - len(SPECIAL))] + list(SPECIAL)
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    _write(folder / "tokenizer.json", tokenizer.to_str())
     marks = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    _write(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": LONGEST, **marks},
-    )
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": LONGEST}
+    _write(folder / "tokenizer_config.json", json.dumps(kind | marks))
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -63,7 +60,7 @@ def make_model(folder: Path, shape: str) -> None:
         "bos_token_id": None,
         "transformers_version": "5.17.0",  # without it, this size of vocabulary is warned of as that of another family
     }
-    _write(folder / "config.json", config)
+    _write(folder / "config.json", json.dumps(config, indent=1))
 
 
 def make_rows(folder: Path, shape: str, rows: int, lengths: str, tokens: int) -> None:
@@ -73,7 +70,7 @@ def make_rows(folder: Path, shape: str, rows: int, lengths: str, tokens: int) ->
     counts = np.full(rows, tokens - 1)
     if lengths == "lognormal":
         counts = np.clip(rng.lognormal(5.7, 1.0, rows), 8, tokens - 1).astype(int)
-    with (folder / f"{lengths}-{tokens}.jsonl").open("w", encoding="utf-8") as file:
+    with (folder / f"{lengths}-{rows}-{tokens}.jsonl").open("w", encoding="utf-8") as file:
         for count in counts:
             text = " ".join([words[index] for index in rng.integers(0, len(words), count).tolist()])
             file.write(f'{{"text": "{text}"}}\n')
@@ -95,8 +92,11 @@ def _make_picture(folder: Path, index: int, edge: int) -> None:
     picture.save(folder / f"class-{index % CLASSES}" / f"{index}.jpg", quality=90)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+def _write(path: Path, content: str) -> None:
+    """Whole or not at all: makers of several data sets of one model run side by side."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(content, encoding="utf-8")
+    partial.replace(path)
 
 
 def parameters(shape: str) -> int:

@@ -64,7 +64,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Row:
-    """sides: name -> job; the first is ours, the second its peer. judge: results by side -> (met, what it says).
+    """prepare: run before the first row; the first job makes the data, and the others need it.
+    sides: name -> job; the first is ours, the second its peer.
+    judge: results by side -> (met, what it says).
     flops: of the model for a token, by what they count; the first of them is judged.
     """
 
@@ -209,7 +211,8 @@ class _Makers:
         }
         first = next(iter(sides))
         sides = {first: sides.pop(first), "plain loop, ready tensors": peer, **sides}
-        return Row(name, f"{name}: images per second", [made], sides, faster(0.95))
+        prepared = self._prepared(made.name, name, recipe)
+        return Row(name, f"{name}: images per second", [made, *prepared], sides, faster(0.95))
 
     def _row(
         self,
@@ -222,7 +225,14 @@ class _Makers:
         flops: dict[str, float],
     ) -> Row:
         sides = self._ours(name, recipe, steps=self.sizes.steps)
-        return Row(name, title, made, {OURS: sides.pop(OURS), **peer, **sides}, judge, flops)
+        return Row(
+            name,
+            title,
+            [*made, *self._prepared(made[0].name, name, recipe)],
+            {OURS: sides.pop(OURS), **peer, **sides},
+            judge,
+            flops,
+        )
 
     def _ours(self, name: str, recipe: dict[str, Any], *, steps: int, rate: str = ours.TOKENS) -> dict[str, Job]:
         """Our side, and its variants."""
@@ -236,6 +246,19 @@ class _Makers:
             )  # fmt: skip
         return sides
 
+    def _prepared(self, data: str, name: str, recipe: dict[str, Any]) -> list[Job]:
+        """Our preparation of the data, which trainings find; where it fails, the training does it, and tells why."""
+        jobs = {}
+        for number, variant in enumerate([(), *self.asked.variants]):
+            changes = self._with_capacity(recipe, [*self.asked.changes, *variant])
+            shaping = " ".join(change for change in changes if change.startswith(("data.", "options.")))
+            command = python("finetune", "prepare", self.folder / f"{name}.yaml")
+            for change in changes:
+                command += ["--set", change]
+            log, own = self.folder / f"prepare-{name}-{number}.log", f"{data}, prepared {shaping}".strip()
+            jobs.setdefault(own, Job(own, command, log, salvage=lambda: {"prepared": True}))
+        return list(jobs.values())
+
     def _with_capacity(self, recipe: dict[str, Any], changes: list[str]) -> list[str]:
         """A pack has as many tokens as the micro-batch has rows of the full length, where nothing else is said."""
         keys = dict(change.split("=", 1) for change in changes)
@@ -246,7 +269,7 @@ class _Makers:
 
     def _text(self, shape: str, lengths: str, rows: int) -> tuple[list[Job], Path, Path]:
         home, length = self.folder / shape, self.sizes.length
-        return [self._maker(home, shape, rows, lengths, length)], home, home / f"{lengths}-{length}.jsonl"
+        return [self._maker(home, shape, rows, lengths, length)], home, home / f"{lengths}-{rows}-{length}.jsonl"
 
     def _maker(self, home: Path, *arguments: Any) -> Job:
         name = "-".join(map(str, ("make", home.name, *arguments[1:])))

@@ -84,9 +84,24 @@ def test_a_row_whose_data_could_not_be_made_says_so(tmp_path):
         job(tmp_path, "raise SystemExit(1)"),
         filled_row(),
     )
-    made = prepare([maker, maker], 30)
+    made = prepare([[maker], [maker]], 30)
     bench(tmp_path, 60).fill(Row("row", "a row", [maker], {"ours": never}, faster(1.0)), ["ours"], filled, made, list)
     assert filled["sides"] == {"ours": {"not run": "exit code 1: disk full"}}
+
+
+def test_what_prepares_runs_in_order_and_once(tmp_path):
+    path = tmp_path / "order"
+
+    def note(name, code=""):
+        command = [sys.executable, "-c", f"open({str(path)!r}, 'a').write({name!r}); {code}"]
+        return Job(name, command, tmp_path / f"{name}.log", salvage=lambda: {"made": name})
+
+    fails = job(tmp_path, "raise SystemExit('disk full')")
+    made = prepare(
+        [[note("a", "import time; time.sleep(0.3)"), note("b")], [note("a"), note("b")], [fails, note("c")]], 30
+    )
+    assert path.read_text() == "ab"
+    assert made["c"] == made["job"] == {"not run": "exit code 1: disk full"}
 
 
 def test_the_last_lines_of_a_job_that_fails_are_kept(tmp_path):
@@ -195,12 +210,22 @@ def test_nothing_is_saved_or_evaluated_while_steps_are_timed(tmp_path):
 
 def test_our_side_is_changed_and_run_again_as_the_command_line_says(tmp_path):
     asked = Asked(["parallel.micro_batch=1"], [["model.compile=layers"]], tmp_path / "out")
-    sides = rows_of(tmp_path, CPU, asked)[1].sides
+    row = rows_of(tmp_path, CPU, asked)[1]
+    sides = row.sides
     assert list(sides) == ["ours", "TRL + Liger", "ours model.compile=layers"]
     command = sides["ours model.compile=layers"].command
     sets = [value for flag, value in pairwise(command) if flag == "--set"]
     assert sets == ["parallel.micro_batch=1", "model.compile=layers", f"data.capacity={CPU.length}"]
     assert str(tmp_path / "out-full-bf16-1.profile.txt") in command
+    assert len(row.prepare) == 2  # both are trained on the same data
+
+
+def test_data_is_prepared_once_for_what_shapes_it(tmp_path):
+    rows = rows_of(tmp_path, CPU, Asked(variants=[["data.capacity=64"], ["model.compile=layers"]]))
+    by_name = {row.name: [job.name for job in row.prepare] for row in rows}
+    made = f"make-tiny-{CPU.micro_batch * CPU.accumulation * (CPU.steps + 3)}-full-64"
+    whole = [made, f"{made}, prepared", f"{made}, prepared data.capacity=64"]
+    assert by_name["full-bf16"] == by_name["full-fp32-masters"] == whole
 
 
 def test_floating_point_operations_of_a_token():
@@ -222,7 +247,7 @@ def test_the_model_has_as_many_parameters_as_are_counted(tmp_path):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters("tiny")
-    texts = [json.loads(line)["text"] for line in (tmp_path / "full-64.jsonl").read_text().splitlines()]
+    texts = [json.loads(line)["text"] for line in (tmp_path / "full-3-64.jsonl").read_text().splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     ids = tokenizer(texts)["input_ids"]
     assert [len(row) for row in ids] == [63] * 3 and tokenizer.unk_token_id not in ids[0]
