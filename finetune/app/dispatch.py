@@ -13,6 +13,7 @@ from finetune.distributed.forking import fork_here
 from finetune.distributed.launch import die_with_parent
 from finetune.distributed.quick_imports import quick_imports
 from finetune.distributed.replica_place import ReplicaPlace
+from finetune.distributed.waiting import wait_here
 from finetune.terminal import phase, print_line
 
 # Read by tqdm, huggingface_hub, transformers and datasets when they are imported.
@@ -24,22 +25,31 @@ def run_verb(verb: str, **options: Any) -> None:
     if not is_worker():
         getattr(importlib.import_module(f"finetune.app.{verb}"), verb)(**options)
         return
-    for (
-        name
-    ) in NO_BARS:  # of libraries, such as "Writing model shards": they would break into the live view and the logs
-        os.environ.setdefault(name, "1")
+    _switch_bars_off()
     fork_here(lambda: _load(verb, options), die_with_parent)
     with as_worker():
         _load(verb, options).work(**options)
 
 
-def _load(verb: str, options: Mapping[str, Any]) -> Any:
+def become_rank() -> list[str]:
+    """In a process that waits to become a rank (distributed/waiting.py): import what it needs, and wait. Its arguments."""
+    _switch_bars_off()
+    return wait_here(lambda asked: _load(str(asked["verb"]), asked, silent=True))
+
+
+def _switch_bars_off() -> None:
+    """Of libraries, such as "Writing model shards": they would break into the live view and the logs."""
+    for name in NO_BARS:
+        os.environ.setdefault(name, "1")
+
+
+def _load(verb: str, options: Mapping[str, Any], *, silent: bool = False) -> Any:
     """The rank's part of a verb, and the libraries that it is going to need; seconds, the first time."""
     name = f"finetune.app.workers.{verb}"
     if name in sys.modules:  # in the process that this one was forked from
         return sys.modules[name]
     place = ReplicaPlace.from_environ()
-    first = os.environ.get("RANK", "0") == "0" and (place is None or place.is_reader)
+    first = not silent and os.environ.get("RANK", "0") == "0" and (place is None or place.is_reader)
     with phase("importing libraries", print_line if first else lambda line: None), quick_imports():
         worker = importlib.import_module(f"finetune.app.workers.{verb}")
         if hasattr(worker, "load_libraries"):

@@ -12,6 +12,7 @@ from finetune.distributed.env import from_environ
 from finetune.distributed.failure import report_failures
 from finetune.distributed.launch import SUPERVISED, Launch, die_with_parent, run_workers
 from finetune.distributed.replica_place import rank_number
+from finetune.distributed.waiting import WaitingRanks
 from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
 from finetune.planning.engine import choose_engine
 from finetune.planning.tensor import KEY, check_model
@@ -100,6 +101,19 @@ def plan_launch(loaded: LoadedRecipe, processes: int | None) -> Callable[[Sequen
     check_count(count, origin)
     deepspeed = choose_engine(parallel) == "deepspeed"
     return lambda arguments: Launch(arguments, count, deepspeed=deepspeed, cpu=gpus == 0, forks=gpus == 0)
+
+
+@contextmanager
+def early_ranks(launch: Launch, verb: str, recipe: str, sets: Sequence[str]) -> Iterator[WaitingRanks]:
+    """Inside, the ranks of a launch that is yet to come import what they need; those that are not needed end. None on a CPU,
+    where they would take the cores from the preparation of data, and several are forked.
+    """
+    preload = {"verb": verb, "recipe": recipe, "sets": list(sets)}
+    waiting = WaitingRanks() if launch.forks else launch.start_early(preload)
+    try:
+        yield waiting
+    finally:
+        waiting.close()
 
 
 def check_count(count: int, where: str) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.app.opening import open_recipe
 from finetune.app.preparation import Request, ensure_prepared
 from finetune.app.runs import choose_run, find_run, kept_run, leave_folders, resume_command
-from finetune.app.supervise import check_recipe, plan_launch, supervise
+from finetune.app.supervise import check_recipe, early_ranks, plan_launch, supervise
 from finetune.distributed.launch import Launch, die_with_parent
+from finetune.distributed.waiting import WaitingRanks
 from finetune.errors import Stopped, UserError
 from finetune.recipe.trust import trust_remote_code
 from finetune.terminal import print_line
@@ -42,22 +44,23 @@ def train(
         print_line(f"note: {warning}")
     check_recipe(loaded)
     launch = plan_launch(loaded, processes)  # what it refuses leaves no run folder
-    found = find_run(loaded, run_dir, resume)
-    if found is None or found.status != "done":  # what preparation refuses leaves no run folder, either
-        kept = kept_run(loaded.recipe, run_dir, resume)
-        ensure_prepared(Request.of(loaded.recipe, kept, data_changed=data_changed))
-    try:
-        run = choose_run(loaded, run_dir, resume)
-        if (
-            loaded.recipe.model.trust_remote_code
-        ):  # the user's recipe says so; the ranks read the copy in the run folder
-            trust_remote_code()
-        if run is not None:
-            again = resume_command(run, processes=processes, data_changed=data_changed, restarts=restarts)
-            with _say_how_to_resume(again):
-                _train(run, launch, resume, restarts, data_changed=data_changed)
-    finally:
-        leave_folders()
+    with early_ranks(launch(["train", recipe]), "train", recipe, sets) as waiting:
+        found = find_run(loaded, run_dir, resume)
+        if found is None or found.status != "done":  # what preparation refuses leaves no run folder, either
+            kept = kept_run(loaded.recipe, run_dir, resume)
+            ensure_prepared(Request.of(loaded.recipe, kept, data_changed=data_changed))
+        try:
+            run = choose_run(loaded, run_dir, resume)
+            if (
+                loaded.recipe.model.trust_remote_code
+            ):  # the user's recipe says so; the ranks read the copy in the run folder
+                trust_remote_code()
+            if run is not None:
+                again = resume_command(run, processes=processes, data_changed=data_changed, restarts=restarts)
+                with _say_how_to_resume(again):
+                    _train(run, launch, waiting, resume, restarts, data_changed=data_changed)
+        finally:
+            leave_folders()
 
 
 def _plain_folder(folder: Path | None) -> Path | None:
@@ -86,13 +89,19 @@ def _say_how_to_resume(command: str) -> Iterator[None]:
 
 
 def _train(
-    run: Run, launch: Callable[[Sequence[str]], Launch], resume: str, restarts: int, *, data_changed: bool
+    run: Run,
+    launch: Callable[[Sequence[str]], Launch],
+    waiting: WaitingRanks,
+    resume: str,
+    restarts: int,
+    *,
+    data_changed: bool,
 ) -> None:
     """Supervise it to the end, and say what came of it."""
     arguments = ["train", str(run.recipe_file), "--run-dir", str(run.path)]
     arguments += ["--data-changed", "--resume"] if data_changed else ["--resume"]
     resume = "auto" if resume == "never" else resume  # the run is a new one already
-    supervise(run, lambda resume: launch([*arguments, resume]), resume, restarts)
+    supervise(run, lambda resume: replace(launch([*arguments, resume]), waiting=waiting), resume, restarts)
     summary = run.read().get("summary", {})
     if summary.get("best_value") is not None:
         print_line(f"best    {summary['best_metric']} {summary['best_value']:.4f} at step {summary['best_step']}")

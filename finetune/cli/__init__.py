@@ -5,6 +5,7 @@ No heavy imports. A new command is a file here and its name in COMMANDS.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -12,6 +13,7 @@ from importlib import import_module
 import typer
 
 from finetune.cli.program import app
+from finetune.distributed.waiting import WAITS
 from finetune.errors import (
     EXIT_FAILED,
     FinetuneError,
@@ -54,6 +56,10 @@ for _command in COMMANDS:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with one of the documented exit codes. Printing never ends it."""
+    if WAITS in os.environ:
+        from finetune.app.dispatch import become_rank
+
+        argv = become_rank()
     with lasting_streams(masked=is_rank()):
         try:
             _run(list(sys.argv[1:] if argv is None else argv))

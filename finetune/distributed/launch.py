@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from finetune.distributed.failure import Failure, clear_failures, read_failures
 from finetune.distributed.forking import ForkedRank, fork_ranks
 from finetune.distributed.meeting import ADDRESS, PRIVATE, private_folder, stay_inside
 from finetune.distributed.rank_ends import killed_rank, unexplained, was
+from finetune.distributed.waiting import WaitingRanks
 from finetune.errors import EXIT_STOPPED, FinetuneError, Stopped, TrainingFailed
 from finetune.recipe.trust import OPTION, is_trusted
 from finetune.units import format_number
@@ -35,6 +36,7 @@ from finetune.units import format_number
 SUPERVISED = (
     "FINETUNE_SUPERVISED"  # logs folder of the supervising process; it changes what is printed, not what is trained
 )
+PROGRAM = (sys.executable, "-m", "finetune")
 LAUNCH = "FINETUNE_LAUNCH"  # the same in every process of one launch, orphans among them
 GRACE_SECONDS = 3.0  # from the first failure to the end of every rank
 STOP_SECONDS = (
@@ -50,6 +52,7 @@ class Launch:
 
     forks: the ranks may be forked from one process that has imported what they need (forking.py).
     first: what the first of them is called in logs and messages, where one command starts several launches.
+    waiting: processes that have imported what ranks need, and become the first ranks (waiting.py).
     """
 
     arguments: Sequence[str]
@@ -58,11 +61,12 @@ class Launch:
     cpu: bool
     forks: bool = False
     first: int = 0
+    waiting: WaitingRanks | None = None
 
     def command(self) -> list[str]:
         """What each rank runs."""
         trust = [OPTION] if is_trusted() else []
-        return [sys.executable, "-m", "finetune", *self.arguments, *trust]
+        return [*PROGRAM, *self.arguments, *trust]
 
     def equivalent(self, port: int) -> str:
         """The command of accelerate that starts the same ranks, ready to be typed by hand."""
@@ -74,14 +78,27 @@ class Launch:
     def environment(self, rank: int, port: int, logs: Path, mark: str, private: Path) -> dict[str, str]:
         """Of one rank. port: names the launch to DeepSpeed; nobody listens there. private: where the ranks meet."""
         place = DistributedEnv(rank, self.processes, rank, self.processes, "finetune", ADDRESS, port)
-        env = {**os.environ, SUPERVISED: str(logs), LAUNCH: mark, PRIVATE: str(private), **as_environ(place)}
+        env = {**self.surroundings(), SUPERVISED: str(logs), LAUNCH: mark, PRIVATE: str(private), **as_environ(place)}
         stay_inside(env)
+        return env
+
+    def surroundings(self) -> dict[str, str]:
+        """The environment that is the same for every rank of every run."""
+        env = dict(os.environ)
         env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.processes)))
         env.setdefault("TOKENIZERS_PARALLELISM", "false")
         env.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
         if self.cpu:
             env["DS_ACCELERATOR"] = "cpu"
         return env
+
+    def start_early(self, preload: Mapping[str, object]) -> WaitingRanks:
+        """Processes that import while this one is busy, one for each rank. preload: what they import (app/dispatch.py)."""
+        waiting = WaitingRanks()
+        for _ in range(self.processes):
+            environment = {**self.surroundings(), LAUNCH: waiting.mark}
+            waiting.start(self.command(), environment, preload, die_with_parent)
+        return waiting
 
 
 def run_workers(
@@ -140,7 +157,7 @@ class Watcher:
     ) -> None:
         self.launch, self.logs, self.private = launch, logs, private
         self.notify, self.ends_at_once = notify, ends_at_once
-        self.mark = uuid.uuid4().hex
+        self.mark = launch.waiting.mark if launch.waiting and launch.waiting.count else uuid.uuid4().hex
         self.ranks: list[subprocess.Popen[bytes] | ForkedRank] = []
         self.ends: dict[int, int] = {}
         self.interrupts, self.aborted, self.stopped, self.signal = 0, False, False, ""
@@ -167,14 +184,23 @@ class Watcher:
         if self.ranks or self.interrupts:
             return
         for rank in range(self.launch.processes):
-            process = subprocess.Popen(
-                self.launch.command(),
-                stderr=log.fileno(),
-                env=self.launch.environment(rank, port, self.logs, self.mark, self.private),
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-            self.ranks.append(process)
+            environment = self.launch.environment(rank, port, self.logs, self.mark, self.private)
+            self.ranks.append(self._become(environment, log) or self._start(environment, log))
+
+    def _become(self, environment: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes] | None:
+        """A process that waits for that, if there is one."""
+        if self.launch.waiting is None:
+            return None
+        return self.launch.waiting.become(self.launch.command()[len(PROGRAM) :], environment, log.fileno())
+
+    def _start(self, environment: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self.launch.command(),
+            stderr=log.fileno(),
+            env=environment,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
 
     def wait(self) -> None:
         """Until no process of the launch is left."""
