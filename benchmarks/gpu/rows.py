@@ -44,7 +44,7 @@ GPU = Sizes("1b", "8b", 4096, 4, 4, (8192, 128_256, 2048), 1280, 256, 128, 12, 8
 CPU = Sizes("tiny", "tiny", 64, 2, 2, (64, 3000, 64), 80, 64, 8, 8, 256)
 LOG_EVERY = ours.WARM_STEPS  # the peer logs nothing, and each row of our journal waits for the device: 6 of 1,150 ms
 SPARE_STEPS = 3  # beyond the timed ones: those that are profiled, and one whose batches are being fetched
-PICTURE_STEPS = 160  # far more than loader processes fetch ahead while the first ones start
+PICTURE_STEPS = 100  # far more than loader processes fetch ahead while the first ones start
 
 
 @dataclass(frozen=True)

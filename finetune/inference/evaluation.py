@@ -11,7 +11,7 @@ import torch
 
 from finetune.data.order.assignment import Assignment, assign_evaluation
 from finetune.data.order.cost import CostModel
-from finetune.data.order.loader import evaluation_steps
+from finetune.data.order.loader import choose_workers, evaluation_steps
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.errors import TrainingFailed, UserError
@@ -24,6 +24,7 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Score
 from finetune.tasks.task import Task, as_writing_task, merge_texts
 
+WORTH_A_WORKER = 256  # examples: fewer are decoded sooner than another process is started
 GATHER_EVERY = 8  # micro-batches whose predictions a rank holds before rank 0 takes them
 
 
@@ -67,7 +68,8 @@ class Evaluator:
         runner = BatchRunner(self.task, self.artifacts, self.engine)
         held: list[tuple[Answer, Score]] = []
         steps = evaluation_steps(assignment, session.replica)
-        for done, result in enumerate(runner.run(examples, steps), start=1):
+        workers = self._workers(sum(len(micro) for micro in assignment.ranks[session.replica]))
+        for done, result in enumerate(runner.run(examples, steps, workers=workers), start=1):
             if result is not None:
                 held += self._predictions(result)
             if done % GATHER_EVERY == 0:
@@ -88,6 +90,17 @@ class Evaluator:
             longest = int(lengths.max(initial=1))
             micro_batch = max(1, max(self.plan.training.capacity, longest) // longest)
         return assign_evaluation(self.cost.of(lengths), self.engine.session.replicas, micro_batch, speed=speeds)
+
+    def _workers(self, examples: int) -> int:
+        """Loader processes for so many examples of this rank; as in training, as far as they are worth their start."""
+        session = self.engine.session
+        workers = choose_workers(
+            self.plan.recipe.data.workers,
+            decodes=self.task.card.decodes,
+            device=session.device.type,
+            local_ranks=session.local_world_size,
+        )
+        return min(workers, examples // WORTH_A_WORKER) if self.task.card.decodes else 0
 
     def _predictions(self, result: Result) -> list[tuple[Answer, Score]]:
         """Answers and scores of a micro-batch; [] if they are not this rank's to report."""

@@ -36,17 +36,19 @@ class BatchRunner:
     def __init__(self, task: Task, artifacts: TaskArtifacts, engine: Engine) -> None:
         self.task, self.artifacts, self.engine = task, artifacts, engine
 
-    def run(self, examples: Examples, steps: Iterator[RankStep]) -> Iterator[Result | None]:
+    def run(self, examples: Examples, steps: Iterator[RankStep], *, workers: int = 0) -> Iterator[Result | None]:
         """For each step of one micro-batch its result; None for a dummy where the model needs no lockstep.
 
-        All ranks iterate equally often. The next micro-batch is collated while the device works on this one. The model is
-        in its former mode again afterwards.
+        workers: processes that fetch examples and collate them; 0: this one does, while the device works. All ranks iterate
+        equally often. The next micro-batch is collated while the device works on this one. The model is in its former mode
+        again afterwards.
         """
         session = self.engine.session
         batches = iterate_batches(
             examples,
             lambda chosen: self.task.collate(self.artifacts, chosen),
             steps,
+            workers=workers,
             pin_memory=session.device.type == "cuda",
         )
         prefetcher = Prefetcher(batches, session.device)

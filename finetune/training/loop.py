@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from finetune.data.order.cost import CostModel
-from finetune.data.order.loader import RankStep, fetched_ahead, iterate_batches
+from finetune.data.order.loader import RankStep, choose_workers, fetched_ahead, iterate_batches
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.prefetcher import Prefetcher
@@ -38,8 +37,6 @@ from finetune.training.step_logger import StepLogger
 from finetune.training.steps import ASSIGNED_AHEAD, ScheduledSteps, StepSource
 from finetune.training.stop import StopRequest
 from finetune.training.worst_pictures import WorstPictures
-
-MOST_WORKERS = {"cuda": 16, "cpu": 4}  # loader processes of a rank, where the recipe leaves it open
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,12 @@ class Loop:
             keep=self.recipe.checkpoint.keep,
             published=lambda saved, best: listener.checkpoint(saved.path, step=saved.step, best=best),
         )
-        self.workers = self._loader_workers(task.card.decodes)
+        self.workers = choose_workers(
+            self.recipe.data.workers,
+            decodes=task.card.decodes,
+            device=self.session.device.type,
+            local_ranks=self.session.local_world_size,
+        )
         self.rank_speed = RankSpeedEstimator(
             self.recipe.parallel.rank_speed,
             self.session,
@@ -176,17 +178,6 @@ class Loop:
                 self.saver.finish()
                 raise Stopped(f"stopped after step {self.progress.step} of {self.total_steps}; its checkpoint is saved")
         return self._finish()
-
-    def _loader_workers(self, decodes: bool) -> int:
-        """auto: none where examples lie encoded; where they are decoded when fetched, what cores ranks leave, up to so many as
-        the device keeps busy.
-        """
-        asked = self.recipe.data.workers
-        if asked != "auto":
-            return asked
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        most = MOST_WORKERS[self.session.device.type]
-        return max(0, min(most, cores // self.session.local_world_size - 1)) if decodes else 0
 
     def _resume(self, resume: Checkpoint | None, best: Checkpoint | None) -> None:
         self.saver.latest, self.saver.best = resume, best

@@ -24,7 +24,6 @@ ALLOWED = {
     ("app/workers/launcher_config.py", ""): "accelerate's own word, in its configuration",
     ("recipe/deepspeed.py", ""): "DeepSpeed's own word, in its files",
     ("recipe/engines.py", ""): "the constant that planning compares parallel.engine with",
-    ("training/loop.py", "_loader_workers"): "data.workers is a mode of running",
     ("training/rank_speed.py", "__init__"): "rank_speed is a mode of running, measured as it runs",
     ("inference/serving/openai_requests.py", ""): "a word of OpenAI's API",
     ("tracking/wandb_run.py", ""): "tracking.wandb is a mode of running",

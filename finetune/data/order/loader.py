@@ -19,8 +19,23 @@ from finetune.data.table import Examples
 PREFETCHED = 4  # batches per loader process
 OF_MANY = 2  # the same where there are more than FEW_WORKERS: each batch takes shared memory
 FEW_WORKERS = 4
+MOST_WORKERS = {"cuda": 16, "cpu": 4}  # of a rank, where the recipe leaves it open: so many keep the device busy
 
 B = TypeVar("B")  # a batch, whatever the collate function makes
+
+
+def choose_workers(asked: int | str, *, decodes: bool, device: str, local_ranks: int) -> int:
+    """Loader processes of a rank. auto: none where examples lie encoded; where they are decoded when fetched, what cores
+    the ranks of this machine leave, up to MOST_WORKERS.
+
+    asked: `data.workers`. device: torch's type of it.
+    """
+    if isinstance(asked, int):
+        return asked
+    if not decodes:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(MOST_WORKERS[device], cores // local_ranks - 1))
 
 
 def fetched_ahead(workers: int) -> int:

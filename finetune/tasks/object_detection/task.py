@@ -9,12 +9,12 @@ of a micro-batch allows: there, as with dropout, sums over other splits agree on
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForObjectDetection
@@ -62,6 +62,7 @@ from finetune.tasks.records import Fields, figure, refuse_options
 from finetune.tasks.task import Encoded
 from finetune.tasks.vision.boxes import xywh
 from finetune.tasks.vision.drawing import Pictures, draw_detections
+from finetune.tasks.vision.levels import pixel_values, stack_pixels
 from finetune.tasks.vision.transforms import ImageExamples, one_image
 
 HEAD = "ForObjectDetection"
@@ -163,9 +164,8 @@ class ObjectDetection:
         return model
 
     def collate(self, artifacts: TaskArtifacts, examples: Sequence[dict[str, Any]]) -> Batch:
-        """[{"pixel_values": [3, H, W], "boxes": [n, 4], ...}] -> pixel_values [B, 3, H, W], labels: B dicts of targets."""
-        pixels = torch.from_numpy(np.stack([example["pixel_values"] for example in examples]))
-        inputs: dict[str, Any] = {"pixel_values": pixels}
+        """[{"pixel_values": [3, H, W], "boxes": [n, 4], ...}] -> those of `stack_pixels`, and labels: B dicts of targets."""
+        inputs: dict[str, Any] = stack_pixels([example["pixel_values"] for example in examples])
         targets: dict[str, Any] = {}
         if "objects" in examples[0]:
             inputs["labels"] = [
@@ -181,7 +181,7 @@ class ObjectDetection:
                 "sizes": [[int(edge) for edge in example["size"]] for example in examples],
                 "places": [str(example["place"]) for example in examples],
             },
-            positions=len(examples) * pixels.shape[-1] * pixels.shape[-2],
+            positions=len(examples) * math.prod(inputs["pixel_values"].shape[2:]),
         )
 
     def weight(self, batch: Batch) -> int:
@@ -190,9 +190,7 @@ class ObjectDetection:
 
     def forward(self, model: nn.Module, batch: Batch) -> DetectionOutputs:
         """Logits [B, Q, C], boxes [B, Q, 4], and with targets the deferred loss; pixels in the dtype of the weights."""
-        inputs = dict(batch.inputs)
-        inputs["pixel_values"] = inputs["pixel_values"].to(next(model.parameters()).dtype)
-        return detect(model, inputs)
+        return detect(model, pixel_values(batch.inputs, next(model.parameters()).dtype, innermost=False))
 
     def loss_sum(self, artifacts: TaskArtifacts, outputs: DetectionOutputs, batch: Batch) -> torch.Tensor:
         """The model's own loss, summed over boxes."""

@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance
 from finetune.data.images import decode_image
 from finetune.data.pixels import ValueRange
 from finetune.tasks.vision.boxes import Objects, center_boxes, crop, mirror, random_window
+from finetune.tasks.vision.levels import LevelPixels, find_steps
 
 BRIGHTNESS = (0.7, 1.3)
 
@@ -31,7 +32,8 @@ class DetectionTransform:
         self.value_range = value_range
 
     def __call__(self, value: Any, objects: Objects, example_id: int) -> dict[str, Any]:
-        """{"pixel_values": float32 [3, H, W], "boxes": float32 [n, 4] centred, "class_labels": int64 [n]}.
+        """{"pixel_values": [3, H, W], "boxes": float32 [n, 4] centred, "class_labels": int64 [n]}. Pixels are levels where the
+        processor allows it, otherwise float32.
 
         Crowds (COCO's iscrowd) are no targets. Raises: BadRow for an image that cannot be decoded.
         """
@@ -52,11 +54,15 @@ class DetectionTransform:
         boxes = center_boxes(corners, window[2] - window[0], window[3] - window[1])
         return {"pixel_values": self._process(image, window), "boxes": boxes, "class_labels": labels}
 
-    def _process(self, image: Any, window: tuple[float, ...]) -> np.ndarray:
+    def _process(self, image: Any, window: tuple[float, ...]) -> np.ndarray | LevelPixels:
         options: dict[str, Any] = {}
-        if window != (0.0, 0.0, float(image.width), float(image.height)):
+        whole = window == (0.0, 0.0, float(image.width), float(image.height))
+        if not whole:
             height, width = self.size
             image, options = image.resize((width, height), resample=_bilinear(), box=window), {"do_resize": False}
+        steps = find_steps(self.processor, self.size, 3)
+        if steps is not None:
+            return steps(image) if whole else steps.keep_size(image)
         pixels = self.processor(image, return_tensors="np", **options)["pixel_values"][0]
         return np.ascontiguousarray(pixels, np.float32)
 

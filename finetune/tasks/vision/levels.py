@@ -99,14 +99,15 @@ def stack_pixels(images: Sequence[Any]) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.from_numpy(np.stack([np.asarray(image) for image in images]))}
 
 
-def pixel_values(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def pixel_values(inputs: dict[str, Any], dtype: torch.dtype, *, innermost: bool = True) -> dict[str, Any]:
     """Inputs of `stack_pixels`, or any with "pixel_values" -> those of a model, on the same device: pixels of `dtype`.
 
-    On a GPU the channels are innermost in memory (torch.channels_last), as its convolutions take them fastest.
+    innermost: on a GPU, the channels lie innermost in memory (torch.channels_last), as its convolutions take them fastest.
     """
     inputs = dict(inputs)
     pixels, table = inputs["pixel_values"], inputs.pop("pixel_table", None)
-    layout = torch.channels_last if pixels.device.type == "cuda" and pixels.dim() == 4 else torch.contiguous_format
+    innermost = innermost and pixels.device.type == "cuda" and pixels.dim() == 4
+    layout = torch.channels_last if innermost else torch.contiguous_format
     pixels = pixels.contiguous(memory_format=layout)
     inputs["pixel_values"] = pixels.to(dtype) if table is None else look_up(pixels, table.to(dtype))
     return inputs
