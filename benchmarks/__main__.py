@@ -18,6 +18,7 @@ SCRIPTS: dict[str, str] = {  # name -> arguments with --small
     "packing_efficiency": "--examples 2000 --ranks 2",
     "packing_speed": "",
     "preparation": "--rows 2000 --one 500",
+    "pictures_path": "--batch 16 --batches 2",
     "cost_model": "--packs 4",
     "loop_overhead": "--blocks 2 --steps 2",
     "wandb_share": "--blocks 2 --steps 2",

@@ -15,8 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
+from finetune.data.order import loader
 from finetune.data.order.assignment import Assignment
-from finetune.data.order.loader import RankStep, evaluation_steps, iterate_batches
+from finetune.data.order.loader import RankStep, choose_workers, evaluation_steps, fetched_ahead, iterate_batches
 
 
 class Rows:
@@ -95,3 +96,20 @@ def test_a_rank_can_end_its_loader() -> None:
     worker.terminate()
     worker.join(5)
     assert worker.exitcode == 0
+
+
+def test_loader_processes_follow_the_cores_that_ranks_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda process: range(16))
+
+    def chosen(asked: int | str = "auto", device: str = "cuda", decodes: bool = True, ranks: int = 1) -> int:
+        return choose_workers(asked, decodes=decodes, device=device, local_ranks=ranks)
+
+    assert chosen() == 15 and chosen(ranks=2) == 7 and chosen(ranks=16) == 0
+    assert chosen(device="cpu") == 4 and chosen(decodes=False) == 0
+    assert chosen(3) == chosen(3, decodes=False) == 3 and chosen(0) == 0
+    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda process: range(192))
+    assert chosen() == 16 and chosen(ranks=8) == 16
+
+
+def test_many_loader_processes_fetch_fewer_batches_each() -> None:
+    assert [fetched_ahead(workers) for workers in (0, 1, 4, 5, 15)] == [0, 4, 16, 10, 30]
