@@ -157,10 +157,13 @@ class Bench:
         finally:
             for running in early.values():
                 running.end()
-        pair = list(row.sides)[:2]
-        if all("not run" not in results.get(side, {"not run": "not asked for"}) for side in pair):
-            filled["met"], filled["verdict"] = row.judge(results)
-            print(f"{row.name:20} {'met' if filled['met'] else 'MISSED'}: {filled['verdict']}", flush=True)
+        first, peer = list(row.sides)[:2]
+        done = {side: result for side, result in results.items() if "not run" not in result}
+        for side in filter(is_ours, done if peer in done else ()):
+            others = {other: done[other] for other in done if not is_ours(other)}
+            met, text = row.judge({first: done[side], peer: done[peer], **others})
+            results[side]["verdict"] = f"{'met' if met else 'missed'}: {text}"
+            print(f"{row.name:20} {side:26} {results[side]['verdict']}", flush=True)
         save()
 
     def _run(self, side: str, row: Row, early: Running | None) -> dict[str, Any]:

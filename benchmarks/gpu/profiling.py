@@ -84,7 +84,7 @@ def _synchronize() -> None:
 
 def _kernels(events: Any, wall: float) -> str:
     """A line per kernel name, the largest sum first, and how much of `wall` seconds the device had none."""
-    seen = [event for event in events if event.device_type == DeviceType.CUDA and not _is_annotation(event)]
+    seen = [event for event in events if event.device_type == DeviceType.CUDA and not _is_no_work(event)]
     spans = [(event.time_range.start, event.time_range.end) for event in seen]
     busy = covered(spans) / 1e6
     total, calls = defaultdict[str, float](float), defaultdict[str, int](int)
@@ -109,5 +109,6 @@ def covered(spans: list[tuple[float, float]]) -> float:
     return length
 
 
-def _is_annotation(event: Any) -> bool:
-    return bool(getattr(event, "is_user_annotation", False))
+def _is_no_work(event: Any) -> bool:
+    """Ranges that somebody named, and waits, are on a device's timeline too."""
+    return bool(getattr(event, "is_user_annotation", False)) or event.name.endswith((" Sync", "Wait Event"))

@@ -68,8 +68,6 @@ def write(report: dict[str, Any], out: Path) -> None:
     lines += [f"Afterwards: {afterwards}", ""] if afterwards else []
     lines += ["| row | side | result | verdict |", "|---|---|---|---|"]
     for row in report["rows"]:
-        verdict = f"{'met' if row['met'] else 'missed'}: {row['verdict']}" if "met" in row else "not judged"
         for side, result in row["sides"].items():
-            lines.append(f"| {row['title']} | {side} | {shown(result)} | {verdict} |")
-            verdict = ""
+            lines.append(f"| {row['title']} | {side} | {shown(result)} | {result.get('verdict', '')} |")
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")

@@ -85,7 +85,9 @@ def test_a_row_whose_data_could_not_be_made_says_so(tmp_path):
         filled_row(),
     )
     made = prepare([[maker], [maker]], 30)
-    bench(tmp_path, 60).fill(Row("row", "a row", [maker], {"ours": never}, faster(1.0)), ["ours"], filled, made, list)
+    bench(tmp_path, 60).fill(
+        Row("row", "a row", [maker], {"ours": never, "peer": never}, faster(1.0)), ["ours"], filled, made, list
+    )
     assert filled["sides"] == {"ours": {"not run": "exit code 1: disk full"}}
 
 
@@ -106,7 +108,9 @@ def test_what_prepares_runs_in_order_and_once(tmp_path):
 
 def test_the_last_lines_of_a_job_that_fails_are_kept(tmp_path):
     fails = job(tmp_path, "print('one'); print('two'); raise SystemExit('three')")
-    bench(tmp_path, 60).fill(Row("row", "a row", [], {"ours": fails}, faster(1.0)), ["ours"], filled_row(), {}, list)
+    bench(tmp_path, 60).fill(
+        Row("row", "a row", [], {"ours": fails, "peer": fails}, faster(1.0)), ["ours"], filled_row(), {}, list
+    )
     assert (tmp_path / "out.log").read_text().endswith("one\ntwo\nthree\n")
 
 
@@ -171,7 +175,7 @@ def test_sides_that_wait_are_started_with_the_row_and_ended_with_it(tmp_path):
     second = Job("second", [sys.executable, "-c", WAITS], tmp_path / "second.log", early=True)
     filled, row = filled_row(), Row("row", "a row", [], {"ours": first, "peer": second}, faster(1.0))
     bench(tmp_path, 60).fill(row, ["ours", "peer"], filled, {}, list)
-    assert filled["met"] and "imported" in second.last_lines(5)
+    assert filled["sides"]["ours"]["verdict"] == "met: 1.00 x (goal 1.00)" and "imported" in second.last_lines(5)
     bench(tmp_path, 3).fill(row, ["ours", "peer"], filled_row(), {}, list)  # no time is left: it never has its turn
     assert "RESULT" not in second.last_lines(5)
 
@@ -278,4 +282,16 @@ def test_a_row_is_written_as_far_as_it_got(tmp_path):
     bench(tmp_path, 30).fill(row, list(row.sides), filled, {}, lambda: write(report, out))
     assert json.loads(Path(tmp_path / "out.json").read_text())["rows"][0]["sides"]["ours"]["tokens_per_second"] == 9
     assert "| a row | ours | 9 per second" in (tmp_path / "out.md").read_text()
-    assert "met" not in filled and "not run" in filled["sides"]["TRL + Liger"]
+    assert "verdict" not in filled["sides"]["ours"] and "not run" in filled["sides"]["TRL + Liger"]
+
+
+def test_variants_of_our_side_are_judged_too(tmp_path):
+    def gives(name, rate):
+        line = f'RESULT {{"tokens_per_second": {rate}, "peak_bytes": 1, "step_seconds": 1}}'
+        return Job(name, [sys.executable, "-c", f"print({line!r})"], tmp_path / f"{name}.log")
+
+    sides = {"ours": gives("a", 90), "peer": gives("b", 100), "ours x=1": gives("c", 120)}
+    filled = filled_row()
+    bench(tmp_path, 60).fill(Row("row", "a row", [], sides, faster(1.0)), list(sides), filled, {}, list)
+    verdicts = [result.get("verdict") for result in filled["sides"].values()]
+    assert verdicts == ["missed: 0.90 x (goal 1.00)", None, "met: 1.20 x (goal 1.00)"]
