@@ -78,11 +78,18 @@ class Ranks:
     """The `ranks` fixture. `run` calls a function on every rank; `options` gives the same ranks with other options."""
 
     def __init__(self, folder: Path, *, gpu: bool = False) -> None:
-        """gpu: the ranks use CUDA, all of them the first GPU; each imports torch for itself, once a test session."""
+        """gpu: the ranks use CUDA, all of them the first GPU. Each imports torch for itself, once a test session: the ranks of
+        a call are the first ones of a larger call.
+        """
         self._session = _Session(folder, gpu)
         self._timeout = 60.0
         self._open_group = True
         self._environment: dict[str, str] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Of the logs of all ranks."""
+        return self._session.folder
 
     def options(
         self,
@@ -110,15 +117,15 @@ class Ranks:
         if not 1 <= n <= 8:
             raise ValueError(f"{n} ranks: between 1 and 8 are possible")
         call = self._describe_call(function, args, kwargs)
-        pool = self._session.pools.get(n) or _start_pool(self._session, n)
+        pool = self.start(n)
         pool.shown_from = [path.stat().st_size for path in pool.logs]
         self._session.last = n
         answers: dict[int, tuple[Any, ...]] = {}
         try:
-            message = pickle.dumps(call)
             for rank, connection in enumerate(pool.connections):
+                environment = _rank_environment(rank, n) | call["environment"]
                 with suppress(OSError):  # a dead rank is told by its silence below
-                    connection.send_bytes(message)
+                    connection.send_bytes(pickle.dumps({**call, "environment": environment}))
                     continue
                 answers[rank] = ("died",)
             hung = _collect(pool, answers, self._timeout)
@@ -126,6 +133,10 @@ class Ranks:
             _stop_pool(self._session, n)
             raise
         return _judge(self._session, n, answers, hung, self._timeout)
+
+    def start(self, n: int) -> _Pool:
+        """Let n ranks import what they need before the first call of so many; what stands for them."""
+        return self._session.pools.get(n) or _start_pool(self._session, n)
 
     def output(self) -> str:
         """What each rank printed in the latest call."""
@@ -137,8 +148,8 @@ class Ranks:
 
     def close(self) -> None:
         """End all ranks, and the process that they come from."""
-        for n in list(self._session.pools):
-            _stop_pool(self._session, n)
+        while self._session.pools:
+            _stop_pool(self._session, next(iter(self._session.pools)))
         if self._session.fork_server is not None and self._session.control is not None:
             self._session.control.close()
             self._session.fork_server.kill()
@@ -203,7 +214,10 @@ def _start_pool(session: _Session, n: int) -> _Pool:
     folder = session.folder / f"{n}-ranks-{session.started}"
     folder.mkdir()
     pool = _Pool([], [], [], [])
-    for rank in range(n):
+    if session.gpu:
+        largest = max(session.pools.values(), key=lambda one: len(one.pids), default=pool)
+        pool = _Pool(largest.pids[:n], largest.connections[:n], largest.logs[:n], largest.stacks[:n])
+    for rank in range(len(pool.pids), n):
         ours, theirs = socket.socketpair()
         log, stacks = folder / f"rank-{rank}.log", folder / f"rank-{rank}.stacks"
         log.touch()
@@ -258,14 +272,22 @@ def _rank_environment(rank: int, n: int) -> dict[str, str]:
 
 
 def _stop_pool(session: _Session, n: int) -> list[int]:
-    """Kill the ranks; returns how each ended: its exit code, or minus the signal."""
+    """Kill the ranks, with gpu those of all pools, which share them; returns how each ended: its exit code, or minus the
+    signal.
+    """
     pool = session.pools.pop(n)
-    for connection in pool.connections:
+    every = [pool]
+    if session.gpu:
+        every += session.pools.values()
+        session.pools.clear()
+    for connection in (one for some in every for one in some.connections):
         connection.close()
-    for pid in pool.pids:
+    pids = dict.fromkeys(pid for some in every for pid in some.pids)
+    for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return [_reap(session, pid) for pid in pool.pids]
+    codes = {pid: _reap(session, pid) for pid in pids}
+    return [codes[pid] for pid in pool.pids]
 
 
 def _collect(pool: _Pool, answers: dict[int, tuple[Any, ...]], timeout: float) -> list[int]:

@@ -5,7 +5,8 @@ trainings run there, seconds apart instead of a start each.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import pytest
 import yaml
 
 from finetune.distributed.failure import read_failures
+from finetune.recipe.machine import has_cuda
 from tests.e2e.inside import train_here
 from tests.ranks import RankError, Ranks
 
-SECONDS = 150  # of one training, the first one's imports included
+SECONDS = 75  # of one training, the first one's imports included
 SWITCHED_OFF = "is switched off"  # what Telemetry says of a part that failed
 
 
@@ -73,16 +75,31 @@ class Ended(AssertionError):
 
 
 @pytest.fixture(scope="session")
-def gpu_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+def gpu_pool(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     from finetune.distributed.prebuild import choose_cache
 
     environment = {
         "TORCH_EXTENSIONS_DIR": str(choose_cache()),  # what DeepSpeed has compiled stays where it is
         "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),  # prepared data: shared by the tests of this session
     }
-    pool = Ranks(tmp_path_factory.mktemp("gpu-ranks"), gpu=True)
-    yield pool.options(open_group=False, timeout=SECONDS, environment=environment)
+    return pytestconfig.stash[POOL].options(open_group=False, timeout=SECONDS, environment=environment)
+
+
+POOL = pytest.StashKey[Ranks]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A rank imports torch while this process collects tests. Not in the process that only gives tests out (xdist)."""
+    config.stash[POOL] = pool = Ranks(Path(tempfile.mkdtemp(prefix="gpu-ranks-")), gpu=True)
+    gives_out = getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput")
+    if has_cuda() and not gives_out and not config.option.collectonly:
+        pool.start(1)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    pool = config.stash[POOL]
     pool.close()
+    shutil.rmtree(pool.folder, ignore_errors=True)
 
 
 @pytest.fixture
