@@ -1,4 +1,4 @@
-"""Parts of a training step alone, on one GPU, in about half a minute: ways to attend, the update, the loss head, products, copies.
+"""Parts of a training step alone, on one GPU, in half a minute: attention, the update, the loss head, products, copies.
 
 python -m benchmarks.gpu.kernels [--only attention]
 
