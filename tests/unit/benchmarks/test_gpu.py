@@ -5,15 +5,17 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from torch.autograd import DeviceType
 
 from benchmarks.gpu.__main__ import Bench, chosen, prepare
 from benchmarks.gpu.jobs import Job, Running
 from benchmarks.gpu.make import SHAPES, make_model, make_rows, parameters
 from benchmarks.gpu.ours import IMAGES, measured
-from benchmarks.gpu.profiling import covered
+from benchmarks.gpu.profiling import _kernels, covered
 from benchmarks.gpu.report import write
 from benchmarks.gpu.rows import CPU, GPU, Asked, Row, faster, flops_per_token
 from benchmarks.gpu.rows import make_rows as rows_of
@@ -266,6 +268,23 @@ def test_samples_of_an_idle_gpu_do_not_count(tmp_path):
         file.write("345, 31, 70.0, 0\n1755, 60, 690.5, 100\n1740, 66, 695.0, 97\n1710, 64, 699.0, 98\n[N/A], 1, 2\n17")
     assert summary(path, before) == {"sm_mhz": 1740.0, "celsius": 66.0, "watts": 695.0}
     assert summary(path, path.stat().st_size) == {}
+
+
+def test_a_profile_says_which_kernels_take_the_time_and_how_long_there_is_none():
+    def event(name, start, end, device=DeviceType.CUDA, annotation=False):
+        span = SimpleNamespace(start=start, end=end)
+        return SimpleNamespace(name=name, time_range=span, device_type=device, is_user_annotation=annotation)
+
+    events = [
+        event("gemm", 0.0, 3000.0), event("norm", 3000.0, 4000.0), event("gemm", 5000.0, 8000.0),
+        event("step", 0.0, 10000.0, annotation=True), event("Context Sync", 0.0, 10000.0),
+        event("aten::mm", 0.0, 10000.0, device=DeviceType.CPU),
+    ]  # fmt: skip
+    lines = _kernels(events, 0.010).splitlines()
+    assert lines[0] == "3 kernels, 7.0 ms; the device had none for 30.0% of the step"
+    assert (
+        lines[1].split() == ["6.00", "ms", "85.7%", "2", "x", "gemm"] and lines[2].endswith("norm") and len(lines) == 3
+    )
 
 
 def test_kernels_that_overlap_count_once():
