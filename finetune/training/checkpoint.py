@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
+from finetune.data.prepare.memory import available_bytes
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.sharded_state import trainable_parameters
 from finetune.distributed.tensor_parallel import whole_shape
@@ -93,7 +93,8 @@ class Saver:
         shards = list(self.engine.local_shards())
         shapes = {shard.key: list(shard.shape) for shard in shards}
         needed = sum(shard.values.nbytes for shard in shards)
-        spare = self._staging.is_filled or psutil.virtual_memory().available > 1.25 * needed
+        host = needed * self.session.local_world_size  # the other ranks of this host save now, too
+        spare = self._staging.is_filled or available_bytes() > 1.25 * host
         parts = divide(shards)
         if spare:
             parts = self._staging.copy(parts)

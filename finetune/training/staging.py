@@ -1,7 +1,6 @@
 """What a rank saves, divided into parts of bounded size, and copied to memory that a GPU can write to by itself.
 
-Parts become files, so that several threads write and hash at a time. A part's tensors lie in one buffer: pinned memory is
-given out in powers of two, which would cost up to twice the size of each tensor alone.
+Parts become files, so that several threads write and hash at a time. A part's tensors lie in one buffer.
 
 Shapes: flat tensors, [numel].
 """
@@ -15,6 +14,7 @@ import torch
 
 from finetune.distributed.sharded_state import Shard
 from finetune.training.checkpoint_tensors import shard_name
+from finetune.training.pinned_memory import PinnedMemory
 
 PART_BYTES = 512 * 2**20
 ALIGNMENT = 64  # bytes, of each tensor in its buffer
@@ -51,6 +51,7 @@ class Staging:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._pinned: list[PinnedMemory] = []  # on a GPU
         self._buffers: list[torch.Tensor] = []
 
     @property
@@ -59,20 +60,33 @@ class Staging:
         return bool(self._buffers)
 
     def copy(self, parts: list[Part]) -> list[Part]:
-        """The same parts, in memory of this object's. They are valid until the next call."""
-        gpu = self._device.type == "cuda"
+        """The same parts, in memory of this object's. They are valid until the next call.
+
+        At the first call, the GPU copies a part while memory for the next one is made.
+        """
         sizes = [sum(_padded(values.nbytes) for values in part.values()) for part in parts]
         if [buffer.numel() for buffer in self._buffers] != sizes:
-            self._buffers = []  # freed before there are new ones
-            self._buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=gpu) for size in sizes]
-        copies = [_fill(buffer, part) for buffer, part in zip(self._buffers, parts, strict=True)]
-        if gpu:
+            self.clear()  # freed before there are new ones
+        is_new, copies = not self._buffers, []
+        for index, part in enumerate(parts):
+            if is_new:
+                self._buffers.append(self._allocate(sizes[index]))
+            copies.append(_fill(self._buffers[index], part))
+        if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return copies
 
     def clear(self) -> None:
         """Free the buffers."""
         self._buffers = []
+        while self._pinned:
+            self._pinned.pop().free()
+
+    def _allocate(self, size: int) -> torch.Tensor:
+        if self._device.type != "cuda" or not size:
+            return torch.empty(size, dtype=torch.uint8)
+        self._pinned.append(PinnedMemory(size))
+        return self._pinned[-1].bytes
 
 
 def _fill(buffer: torch.Tensor, part: Part) -> Part:

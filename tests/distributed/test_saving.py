@@ -225,7 +225,7 @@ def train_and_save(folder, every, failing=False, crowded=False):
         if failing and engine.session.rank == 1:
             stack.enter_context(mock.patch.object(checkpoint, "write_parts", fail_to_write))
         if crowded:
-            stack.enter_context(mock.patch.object(checkpoint.psutil, "virtual_memory", NoMemory))
+            stack.enter_context(mock.patch.object(checkpoint, "available_bytes", lambda: 0))
         stack.callback(saver.close)
         for index in range(8):
             meanwhile += saver.under_way
@@ -248,10 +248,6 @@ def tell_failure(*arguments, **options):
 
 def fail_to_write(path, parts, shapes, threads):
     raise OSError(5, "Input/output error", str(path))
-
-
-class NoMemory:
-    available = 0
 
 
 def test_saving_meanwhile_changes_no_number_and_keeps_the_best(ranks, tmp_path):

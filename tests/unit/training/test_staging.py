@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.distributed.sharded_state import Shard
+from finetune.training import pinned_memory
 from finetune.training.checkpoint_manifest import MANIFEST, Checkpoint, Manifest
 from finetune.training.checkpoint_reader import open_checkpoint
 from finetune.training.checkpoint_tensors import CheckpointTensors
@@ -56,3 +57,51 @@ def test_columns_of_a_matrix_stay_whole():
     shard = Shard("w", 0, (8, 8), torch.arange(32.0), columns=(0, 4))
     (part,) = divide([shard], part_bytes=16)
     assert list(part) == ["w[0:4]@0"]
+
+
+class Cuda:
+    """In place of CUDA's own functions. registered: address -> bytes."""
+
+    def __init__(self, code):
+        self.code, self.registered = code, {}
+
+    def cudaHostRegister(self, address, size, flags):  # noqa: N802
+        assert flags == 1
+        if not self.code:
+            self.registered[address] = size
+        return self.code
+
+    def cudaHostUnregister(self, address):  # noqa: N802
+        del self.registered[address]
+        return 0
+
+
+@pytest.fixture(params=[0, 2], ids=["pinned by us", "pinned by torch"])
+def cuda(request, monkeypatch):
+    """A CPU that passes for a GPU to a Staging, with a CUDA that pins memory or refuses to."""
+    cuda, empty = Cuda(request.param), torch.empty
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **options: empty(*size, **options))
+    return cuda
+
+
+def test_pinned_buffers_are_used_again_and_given_back(cuda, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(pinned_memory, "_forget_error", lambda: forgotten.append(1))
+    staging = Staging(torch.device("cuda"))
+    shards = shards_of([3, 100, 7, 64])
+    for _ in range(2):
+        parts = staging.copy(divide(shards, part_bytes=160))
+        assert {name: values.tolist() for part in parts for name, values in part.items()} == {
+            name: values.tolist() for part in divide(shards, part_bytes=160) for name, values in part.items()
+        }
+        addresses = {next(iter(part.values())).data_ptr(): None for part in parts}
+        assert list(cuda.registered) == ([] if cuda.code else list(addresses))
+    before = set(cuda.registered)
+    staging.copy(divide(shards_of([5, 600])))
+    if not cuda.code:
+        assert len(set(cuda.registered) - before) <= 1 == len(cuda.registered), "the old ones are given back"
+    assert len(forgotten) == (len(parts) + 1 if cuda.code else 0)
+    staging.clear()
+    assert not cuda.registered and not staging.is_filled
