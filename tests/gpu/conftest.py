@@ -92,7 +92,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """A rank imports torch while this process collects tests. Not in the process that only gives tests out (xdist)."""
     config.stash[POOL] = pool = Ranks(Path(tempfile.mkdtemp(prefix="gpu-ranks-")), gpu=True)
     gives_out = getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput")
-    if has_cuda() and not gives_out and not config.option.collectonly:
+    wanted = "not gpu" not in config.option.markexpr and not config.option.collectonly
+    if has_cuda() and wanted and not gives_out:
         pool.start(1)
 
 
