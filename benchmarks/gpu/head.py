@@ -36,8 +36,10 @@ def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def products(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Logits, and the two products of the backward pass, in pieces of the same size as ours; no loss."""
-    piece = max(256, 2**24 // len(hidden))
+    """Logits, and the two products of the backward pass, in pieces of a size that is fast (8,192 columns of 8,192 tokens took
+    18.1 ms on an H100, 2,048 took 18.5); no loss.
+    """
+    piece = max(256, 2**26 // len(hidden))
     hidden.grad, weight.grad = torch.zeros_like(hidden), torch.empty_like(weight)
     with torch.no_grad():
         for start in range(0, len(weight), piece):
