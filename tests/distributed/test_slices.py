@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.distributed import mixin
 
 from finetune.app.asked_model import load_found
 from finetune.app.model_sources import find_model
@@ -14,6 +15,7 @@ from finetune.distributed.session import Session
 from finetune.errors import TrainingFailed
 from finetune.inference.answering import Answered, Chunk
 from finetune.models.placement import Placement
+from tests.ranks import RankError
 
 PROMPTS = ["a fine film", "cold and long", "warm", "the best of the year", "I slept"]
 
@@ -85,6 +87,10 @@ def test_slices_say_what_the_whole_model_says(ranks: Any, tmp_path: Path, replie
 @pytest.mark.slow
 def test_two_replicas_of_two_ranks(ranks: Any, tmp_path: Path) -> None:
     folder = str(write_model(tmp_path / "model", replies=False))
+    if not hasattr(mixin, "initialize_distributed_mesh"):  # transformers 5.17
+        with pytest.raises(RankError, match="need a newer version of transformers"):
+            ranks.run(4, answers, folder, 2, 6)
+        return
     (whole,) = ranks.run(1, answers, folder, 1, 6)
     four = ranks.run(4, answers, folder, 2, 6)
     assert [sorted(one["outcomes"]) for one in four] == [[0, 1], [0, 1], [2, 3, 4], [2, 3, 4]]
