@@ -113,8 +113,12 @@ def open_for_cpu(recipe: str, sets: list[str]) -> LoadedRecipe:
 
     Raises: UserError, RecipeFaults.
     """
-    spec = OPTIMIZERS[open_recipe(recipe, sets, here=False).recipe.training.optimizer]
+    asked = open_recipe(recipe, sets, here=False).recipe
+    spec = OPTIMIZERS[asked.training.optimizer]
     sets = [*sets, "training.precision=fp32"]
+    if asked.model.float8 != "none":
+        print_line("note: float8 rounds products to 8 bits, each micro-batch by itself; float32 is verified instead")
+        sets.append("model.float8=none")
     if spec.device == "cuda":
         print_line(
             f"note: {spec.name} needs CUDA; {spec.same_update}, which makes the same update, is verified instead"
@@ -135,7 +139,6 @@ def derive_recipe(recipe: Recipe, *, full: bool) -> Recipe:
     tree["training"] |= {"precision": "fp32", "early_stopping": None}
     tree["training"]["epsilon"] = max(recipe.training.epsilon, EPSILON)
     tree["model"] |= {"dtype": "float32", "gradient_checkpointing": False, "kernels": "none", "compile": "none"}
-    tree["model"]["float8"] = "none"
     if tree["model"]["batch_norm"] == "local":
         tree["model"]["batch_norm"] = "synchronized"
     if tree["adapter"]:

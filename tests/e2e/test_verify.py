@@ -143,6 +143,12 @@ def test_an_optimizer_that_rounds_its_state_is_stood_in_for_and_that_is_reported
     assert "adamw_8bit" in capsys.readouterr().out
 
 
+def test_float8_is_left_out_and_that_is_reported(workplace, capsys):
+    loaded = open_for_cpu(str(workplace / "tiny.yaml"), ["model.float8=tensorwise", "training.precision=bf16"])
+    assert (loaded.recipe.model.float8, loaded.recipe.training.precision) == ("none", "fp32")
+    assert "float8 rounds products to 8 bits" in capsys.readouterr().out
+
+
 SLICED = [number for number, example in enumerate(EXAMPLES) if "tensor" in CARDS[example.task].splits]
 
 
