@@ -37,6 +37,7 @@ def main() -> None:
     _die_with_parent()
     del sys.path[0]  # this file's folder, which Python put there: its neighbors are no top-level modules
     if len(sys.argv) > 2:
+        _import_modules()  # while the test session collects its tests
         sys.exit(_be_a_rank(json.loads(sys.argv[2]), Connection(int(sys.argv[1]))))
     control = socket.socket(fileno=int(sys.argv[1]))
     _import_heavy()
@@ -62,6 +63,16 @@ def _import_heavy() -> None:
 
     Nothing here starts a thread (datasets would): forking stays safe.
     """
+    _import_modules()
+    if sys.platform == "linux":
+        _load_extensions()
+    cpuinfo = importlib.import_module("cpuinfo")  # which DeepSpeed's CPU Adam asks; it starts Python to find out
+    cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
+    cpuinfo.get_cpu_info()
+    assert threading.active_count() == 1, threading.enumerate()
+
+
+def _import_modules() -> None:
     for name in (
         "torch._dynamo",
         "transformers.integrations.deepspeed",
@@ -82,12 +93,6 @@ def _import_heavy() -> None:
     ):
         with suppress(ModuleNotFoundError):  # the oldest DeepSpeed that is admitted has fewer
             importlib.import_module(name)
-    if sys.platform == "linux":
-        _load_extensions()
-    cpuinfo = importlib.import_module("cpuinfo")  # which DeepSpeed's CPU Adam asks; it starts Python to find out
-    cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
-    cpuinfo.get_cpu_info()
-    assert threading.active_count() == 1, threading.enumerate()
 
 
 def _load_extensions() -> None:
