@@ -140,8 +140,8 @@ def test_any_number_of_tokens_gives_the_products_that_emulation_gives(scaling, c
         exact, exact_gradient = gradients(plain, ids)
         assert loss == pytest.approx(expected, rel=5e-3) and loss == pytest.approx(exact, rel=1e-2)
         norm = exact_gradient.norm()
-        assert 0 < (gradient - exact_gradient).norm() < 0.15 * norm
-        assert (gradient - expected_gradient).norm() < 0.1 * norm
+        assert 0 < (gradient - exact_gradient).norm() < 0.2 * norm  # emulated: 0.07 to 0.11
+        assert (gradient - expected_gradient).norm() < 0.2 * norm  # sums that are rounded otherwise: 0.07 on a CPU
     if compiled:
         assert not state.fallback
 
