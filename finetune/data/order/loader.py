@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
@@ -19,23 +21,42 @@ from finetune.data.table import Examples
 PREFETCHED = 4  # batches per loader process
 OF_MANY = 2  # the same where there are more than FEW_WORKERS: each batch takes shared memory
 FEW_WORKERS = 4
+BYTES_PER_PIXEL = 12  # of an example that is decoded when fetched, at most: three channels in float32
 MOST_WORKERS = {"cuda": 16, "cpu": 4}  # of a rank, where the recipe leaves it open: so many keep the device busy
 
+Tell = Callable[[str], None]
 B = TypeVar("B")  # a batch, whatever the collate function makes
 
 
-def choose_workers(asked: int | str, *, decodes: bool, device: str, local_ranks: int) -> int:
+def choose_workers(
+    asked: int | str, *, decodes: bool, device: str, local_ranks: int, batch_bytes: int = 0, tell: Tell | None = None
+) -> int:
     """Loader processes of a rank. auto: none where examples lie encoded; where they are decoded when fetched, what cores
-    the ranks of this machine leave, up to MOST_WORKERS.
+    the ranks of this machine leave, up to MOST_WORKERS, and no more than shared memory has room for batches of.
 
-    asked: `data.workers`. device: torch's type of it.
+    asked: `data.workers`. device: torch's type of it. batch_bytes: of one batch, at most. tell: takes a line for the user.
     """
     if isinstance(asked, int):
         return asked
     if not decodes:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(MOST_WORKERS[device], cores // local_ranks - 1))
+    wanted = workers = max(0, min(MOST_WORKERS[device], cores // local_ranks - 1))
+    room = _shared_memory() // local_ranks
+    while fetched_ahead(workers) * batch_bytes > room:
+        workers -= 1
+    if workers < wanted and tell is not None:
+        tell(
+            f"{workers} loader processes in place of {wanted}: shared memory has {room / 2**20:,.0f} MiB for each rank; "
+            "in Docker, --shm-size=8g gives more"
+        )
+    return workers
+
+
+def _shared_memory() -> int:
+    """Bytes that are free where processes hand over batches."""
+    folder = Path("/dev/shm")
+    return shutil.disk_usage(folder).free if folder.is_dir() else 1 << 62
 
 
 def fetched_ahead(workers: int) -> int:

@@ -88,7 +88,8 @@ def test_ids_that_do_not_add_up_are_reported(ids, problem):
     ("decodes", "examples", "workers"), [(True, 100, 0), (True, 600, 2), (True, 9999, 3), (False, 9999, 0)]
 )
 def test_loader_processes_decode_where_that_is_worth_their_start(decodes, examples, workers):
-    plan = SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(workers=3)))
+    batch = SimpleNamespace(batch=SimpleNamespace(micro_batch=4))
+    plan = SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(workers=3)), machine=batch)
     engine = SimpleNamespace(session=SimpleNamespace(device=SimpleNamespace(type="cpu"), local_world_size=1))
     task = SimpleNamespace(card=SimpleNamespace(decodes=decodes))
-    assert Evaluator(task, plan, None, engine, CostModel(1.0, 0.01), [])._workers(examples) == workers
+    assert Evaluator(task, plan, None, engine, CostModel(1.0, 0.01), [])._workers(examples, 100) == workers

@@ -111,5 +111,19 @@ def test_loader_processes_follow_the_cores_that_ranks_leave(monkeypatch: pytest.
     assert chosen() == 16 and chosen(ranks=8) == 16
 
 
+def test_loader_processes_have_room_for_their_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda process: range(16))
+    monkeypatch.setattr(loader, "_shared_memory", lambda: 64 << 20)  # Docker's default
+    lines: list[str] = []
+
+    def chosen(batch_bytes: int, asked: int | str = "auto") -> int:
+        options: dict[str, Any] = {"decodes": True, "device": "cuda", "local_ranks": 1}
+        return choose_workers(asked, **options, batch_bytes=batch_bytes, tell=lines.append)
+
+    assert chosen(1 << 20) == 15 and not lines
+    assert chosen(4 << 20) == 8 and "8 loader processes in place of 15" in lines[0] and "--shm-size" in lines[0]
+    assert chosen(77 << 20) == 0 and chosen(77 << 20, 3) == 3
+
+
 def test_many_loader_processes_fetch_fewer_batches_each() -> None:
     assert [fetched_ahead(workers) for workers in (0, 1, 4, 5, 15)] == [0, 4, 16, 10, 30]
