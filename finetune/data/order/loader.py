@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune.data.order.assignment import Assignment, MicroBatch
 from finetune.data.table import Examples
+from finetune.errors import FinetuneError
 
 PREFETCHED = 4  # batches per loader process
 OF_MANY = 2  # the same where there are more than FEW_WORKERS: each batch takes shared memory
@@ -108,16 +109,24 @@ def iterate_batches(
     loader = DataLoader(
         _ExamplesByEpoch(examples),
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=_Collate(collate),
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=fetched_ahead(workers) // workers if workers else None,
         worker_init_fn=_outlast_requests if workers else None,
     )
-    batches = iter(loader)
+    batches: Iterator[B] = _unless_failed(loader)
     for batch in batches:
         step = sampler.taken()
         yield step, [batch, *(next(batches) for _ in step.micro_batches[1:])]
+
+
+def _unless_failed(batches: Iterable[Any]) -> Iterator[Any]:
+    """Raises: the error of a loader process as it was raised there; torch would put its traceback in place of the message."""
+    for batch in batches:
+        if isinstance(batch, _Failed):
+            raise batch.error
+        yield batch
 
 
 def _outlast_requests(worker: int) -> None:
@@ -149,11 +158,31 @@ class _ExamplesByEpoch(Dataset):
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | _Failed:
         position, epoch = key
         if getattr(self.examples, "epoch", epoch) != epoch:
             self.examples.epoch = epoch  # type: ignore[attr-defined]
-        return self.examples[position]
+        try:
+            return self.examples[position]
+        except FinetuneError as error:
+            return _Failed(error)
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """Stands for an example, or for its batch: an error for the user."""
+
+    error: FinetuneError
+
+
+class _Collate:
+    """The collate function of examples, none of which failed."""
+
+    def __init__(self, collate: Callable[[Sequence[dict[str, Any]]], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, examples: Sequence[Any]) -> Any:
+        return next((one for one in examples if isinstance(one, _Failed)), None) or self._collate(examples)
 
 
 class _StepSampler:

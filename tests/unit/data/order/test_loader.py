@@ -18,6 +18,7 @@ import pytest
 from finetune.data.order import loader
 from finetune.data.order.assignment import Assignment
 from finetune.data.order.loader import RankStep, choose_workers, evaluation_steps, fetched_ahead, iterate_batches
+from finetune.errors import TrainingFailed
 
 
 class Rows:
@@ -96,6 +97,24 @@ def test_a_rank_can_end_its_loader() -> None:
     worker.terminate()
     worker.join(5)
     assert worker.exitcode == 0
+
+
+class LostRows(Rows):
+    """One of them can no longer be read."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 6:
+            raise TrainingFailed("it is gone", where="train.jsonl:6", remedy="Bring it back.")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_loader_process_says_what_it_said_there(workers: int) -> None:
+    batches = iterate_batches(LostRows(), collate, STEPS, workers=workers)  # type: ignore[arg-type]
+    assert next(batches)[0] is STEPS[0] and next(batches)[0] is STEPS[1]
+    with pytest.raises(TrainingFailed) as caught:
+        next(batches)
+    assert str(caught.value) == "train.jsonl:6: it is gone\n  Bring it back."
 
 
 def test_loader_processes_follow_the_cores_that_ranks_leave(monkeypatch: pytest.MonkeyPatch) -> None:
