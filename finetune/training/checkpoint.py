@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,16 @@ Published = Callable[[Checkpoint, bool], None]
 
 @dataclass
 class _Save:
-    """A save under way. task: what this rank's thread does for it; publishing: all files are written."""
+    """A save under way. task: what this rank's thread does for it; synced: files are synced as they are written; publishing:
+    all are written.
+    """
 
     step: int
     best: bool
     loop: dict[str, Any]
     scalars: dict[str, Any]
     task: Future[Written]
+    synced: bool = True
     publishing: bool = False
 
 
@@ -87,8 +91,12 @@ class Saver:
         """This rank's thread is still writing. Once no rank is busy, `advance` does not wait."""
         return self._save is not None and not self._save.task.done()
 
-    def begin(self, step: int, loop: dict[str, Any], *, best: bool = False) -> None:
-        """Copy this rank's state, and write it from now on. Raises: TrainingFailed if the save before it failed."""
+    def begin(self, step: int, loop: dict[str, Any], *, best: bool = False, hurry: bool = False) -> None:
+        """Copy this rank's state, and write it from now on. Raises: TrainingFailed if the save before it failed.
+
+        hurry: the process may be killed soon. The checkpoint is there before the disk has all of it (checkpoint_writer.py);
+        where ranks are on several hosts, whose files rank 0 cannot sync, it is not.
+        """
         self.finish()
         shards = list(self.engine.local_shards())
         shapes = {shard.key: list(shard.shape) for shard in shards}
@@ -101,8 +109,9 @@ class Saver:
         threads = self._threads if spare else 1  # a part on a GPU is copied by the thread that writes it
         name = f"state-{self.session.rank:05d}-of-{self.session.world_size:05d}.safetensors"
         path = beside_of(self.folder / checkpoint_name(step)) / name
-        task = self._thread.submit(attempt, lambda: write_parts(path, parts, shapes, threads))
-        self._save = _Save(step, best, loop, self.engine.scalars(), task)
+        synced = not hurry or self.session.local_world_size < self.session.world_size
+        task = self._thread.submit(attempt, lambda: write_parts(path, parts, shapes, threads, synced=synced))
+        self._save = _Save(step, best, loop, self.engine.scalars(), task, synced)
         if not spare:  # no memory for a copy: training waits until its tensors are written
             task.result()
 
@@ -130,7 +139,8 @@ class Saver:
             self.latest, self.best = checkpoint, checkpoint if save.best else self.best
             save.publishing = True
             if self.session.is_main:
-                save.task = self._thread.submit(attempt, lambda: publish(checkpoint, save.best, self.keep))
+                finishing = partial(publish, checkpoint, save.best, self.keep, synced=save.synced)
+                save.task = self._thread.submit(attempt, finishing)
             return
         self._save = None
         self._raise_problem(self.session.broadcast(done.problem), final)

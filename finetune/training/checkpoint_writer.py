@@ -1,6 +1,8 @@
 """How a checkpoint gets to disk: files written beside and synced, the manifest last, renamed, older ones removed.
 
-A kill after any of these operations leaves the checkpoint before it or the new one, whole; tests try all of them.
+A kill after any of these operations leaves the checkpoint before it or the new one, whole; tests try all of them. In a hurry,
+where a process is soon to be killed, files are renamed before they are synced: a kill costs nothing then, either. If the
+machine itself fails before they are synced, digests tell, and the older checkpoints are there: they are removed last.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from finetune.training.staging import Part
 from finetune.units import format_bytes
 
 ABANDONED = ".abandoned"
+SYNCED_AT_A_TIME = 8
 NO_SPACE = "the disk is full"  # as a problem begins
 
 
@@ -37,15 +40,18 @@ class Written:
     shapes: dict[str, list[int]] = field(default_factory=dict)
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, list[int]]) -> Written:
-    """One rank's file, synced, in a folder that need not be there yet. Tensors may be on any device."""
+def write_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, list[int]], *, synced: bool = True
+) -> Written:
+    """One rank's file, in a folder that need not be there yet. Tensors may be on any device."""
     needed = sum(tensor.nbytes for tensor in tensors.values())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path)  # readable by its owner alone
         path.chmod(path.parent.stat().st_mode & 0o666)  # like its neighbors: others may resume from a shared disk
         with path.open("rb") as file:
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except SafetensorError as error:  # the system's own error is in its text alone
         number = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
@@ -55,30 +61,36 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], shapes: dict[str
     return Written("", {path.name: (path.stat().st_size, digest)}, shapes)
 
 
-def write_parts(path: Path, parts: Sequence[Part], shapes: dict[str, list[int]], threads: int) -> Written:
+def write_parts(
+    path: Path, parts: Sequence[Part], shapes: dict[str, list[int]], threads: int, *, synced: bool = True
+) -> Written:
     """What one rank saves: `path` itself, or a file beside it for each part where there are several.
 
-    threads: parts that are written and hashed at a time.
+    threads: parts that are written and hashed at a time. synced: on the disk when this returns.
     """
     if len(parts) == 1:
-        return write_tensors(path, parts[0], shapes)
+        return write_tensors(path, parts[0], shapes, synced=synced)
     paths = [path.with_suffix(f".part-{index:03d}-of-{len(parts):03d}.safetensors") for index in range(len(parts))]
     with ThreadPoolExecutor(threads, "checkpoint-part") as pool:
-        written = list(pool.map(lambda one: write_tensors(one[0], one[1], {}), zip(paths, parts, strict=True)))
+        pairs = zip(paths, parts, strict=True)
+        written = list(pool.map(lambda one: write_tensors(one[0], one[1], {}, synced=synced), pairs))
     return Written("", {name: entry for one in written for name, entry in one.files.items()}, shapes)
 
 
-def publish(checkpoint: Checkpoint, best: bool, keep: int) -> Written:
-    """Make a checkpoint of the files, then set `latest` and `best`, and remove older ones."""
+def publish(checkpoint: Checkpoint, best: bool, keep: int, *, synced: bool = True) -> Written:
+    """Make a checkpoint of the files, then set `latest` and `best`, and remove older ones. synced: whether the files are."""
     final, folder = checkpoint.path, checkpoint.path.parent
     beside = beside_of(final)
-    _write_synced(beside / MANIFEST, checkpoint.manifest.to_json().encode())
-    _sync_folder(beside)
+    _write(beside / MANIFEST, checkpoint.manifest.to_json().encode(), synced=synced)
+    if synced:
+        _sync_folder(beside)
     former = final.with_name(f"{final.name}.former{INCOMPLETE}")
     if final.exists():  # the same step saved again, by a run resumed before it
         shutil.rmtree(former, ignore_errors=True)
         final.rename(former)
     beside.rename(final)
+    if not synced:
+        _sync_published(final, [*checkpoint.manifest.files, MANIFEST])
     _sync_folder(folder)
     shutil.rmtree(former, ignore_errors=True)
     name_checkpoint(folder, "latest", final.name)
@@ -88,10 +100,29 @@ def publish(checkpoint: Checkpoint, best: bool, keep: int) -> Written:
     return Written()
 
 
+def _sync_published(final: Path, names: Sequence[str]) -> None:
+    """A checkpoint whose files the disk does not take is none: it gets its name of before."""
+    try:
+        with ThreadPoolExecutor(SYNCED_AT_A_TIME, "checkpoint-sync") as pool:
+            list(pool.map(lambda name: _sync_file(final / name), names))
+        _sync_folder(final)
+    except OSError:
+        final.rename(beside_of(final))
+        raise
+
+
+def _sync_file(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _refused(error, path, path.stat().st_size) from None
+
+
 def name_checkpoint(folder: Path, label: str, name: str) -> None:
     """Make `latest` or `best` name a checkpoint: a one-line file, replaced in one step. Rank 0 only."""
     beside = folder / f".{label}"
-    _write_synced(beside, name.encode())
+    _write(beside, name.encode())
     beside.replace(folder / label)
     _sync_folder(folder)
 
@@ -149,12 +180,13 @@ def beside_of(final: Path) -> Path:
     return final.with_name(final.name + INCOMPLETE)
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, *, synced: bool = True) -> None:
     try:
         with path.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
     except OSError as error:
         raise _refused(error, path, len(content)) from None
 

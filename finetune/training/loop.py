@@ -175,7 +175,7 @@ class Loop:
         for result in self.steps():
             improved = self._evaluate() if self._due(self.recipe.evaluation.every) else False
             if improved or result.stop or self._due(self.recipe.checkpoint.every):
-                self._save(improved)
+                self._save(improved, hurry=result.stop)
             if result.stop and self.progress.step < self.total_steps:
                 self.saver.finish()
                 raise Stopped(f"stopped after step {self.progress.step} of {self.total_steps}; its checkpoint is saved")
@@ -313,9 +313,9 @@ class Loop:
                 self.listener.table(prefix + name, step=self.progress.step, columns=columns, rows=rows)
         return result
 
-    def _save(self, improved: bool) -> None:
+    def _save(self, improved: bool, *, hurry: bool = False) -> None:
         self.engine.align_buffers()
-        self.saver.begin(self.progress.step, self.progress.to_dict(), best=improved)
+        self.saver.begin(self.progress.step, self.progress.to_dict(), best=improved, hurry=hurry)
 
     def _finish(self) -> Outcome:
         """Leave the engine with the weights of the best evaluation."""

@@ -69,9 +69,9 @@ class Alone:
         return value
 
 
-def save(engine, folder, step, *, best=False, keep=1):
+def save(engine, folder, step, *, best=False, keep=1, hurry=False):
     saver = Saver(engine, folder, training={"task": "toy"}, keep=keep)
-    saver.begin(step, {"step": step}, best=best)
+    saver.begin(step, {"step": step}, best=best, hurry=hurry)
     saver.finish()
     saver.close()
     return saver.latest
@@ -97,7 +97,7 @@ def in_a_fork(work):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def kill_after_every_operation(folder):
+def kill_after_every_operation(folder, hurry):
     """On one rank. For each operation of the save of step 2: [name, newest whole step afterwards]."""
     engine, batch = toy.open_toy("none", micro_batch=1)
     toy.train_toy(engine, batch, range(1))
@@ -109,7 +109,7 @@ def kill_after_every_operation(folder):
     def count():
         case = shutil.copytree(base, folder / "counted")
         with KillAfter(-1) as killer:
-            save(engine, case, 2)
+            save(engine, case, 2, hurry=hurry)
         counted.write_text("\n".join(killer.names))
 
     assert in_a_fork(count) == 0
@@ -119,7 +119,7 @@ def kill_after_every_operation(folder):
 
         def die(case=case, number=number):
             with KillAfter(number):
-                save(engine, case, 2)
+                save(engine, case, 2, hurry=hurry)
 
         assert in_a_fork(die) == -signal.SIGKILL, (number, name)
         published = find_checkpoints(case)
@@ -136,13 +136,15 @@ def kill_after_every_operation(folder):
     return found
 
 
-def test_a_kill_after_every_file_operation_of_a_save(ranks, tmp_path):
-    found = ranks.options(open_group=False, timeout=240).run(1, kill_after_every_operation, tmp_path)[0]
+@pytest.mark.parametrize("hurry", [False, True])
+def test_a_kill_after_every_file_operation_of_a_save(ranks, tmp_path, hurry):
+    found = ranks.options(open_group=False, timeout=240).run(1, kill_after_every_operation, tmp_path, hurry)[0]
     names = [name for name, _ in found]
     assert {"mkdir", "serialize_file", "fsync", "open", "write", "rename", "replace", "rmdir"} <= set(names), names
     steps = [step for _, step in found]
     assert steps == sorted(steps) and set(steps) == {1, 2}
     assert names[steps.index(2)] == "rename", "the rename publishes, and nothing else"
+    assert ("fsync" in names[: steps.index(2)]) != hurry, "a disk that is slow delays no checkpoint that is needed soon"
     assert len(names) > 25
 
 
@@ -246,7 +248,7 @@ def tell_failure(*arguments, **options):
         return str(error)
 
 
-def fail_to_write(path, parts, shapes, threads):
+def fail_to_write(path, parts, shapes, threads, *, synced):
     raise OSError(5, "Input/output error", str(path))
 
 
