@@ -4,8 +4,8 @@
     python -m benchmarks.gpu.saving --small               # the same script with a tiny model, on a CPU too
 
 An artificial run: the weights of a Llama in bf16 with their float32 masters and AdamW's two moments, random, under the
-engine of `deepspeed: none`. It is saved by the loop's own `Saver`, twice: the first save also allocates its buffers. Beside
-it, `torch.save` of a share of the same tensors, written from the device as trainings commonly do; and what the disk, the
+engine of `deepspeed: none`. It is saved by the loop's own `Saver`, twice: the first save also allocates its buffers, the
+second is that of a stop, whose checkpoint is there before the disk has all of it. Beside it, `torch.save` of a share of the same tensors, written from the device as trainings commonly do; and what the disk, the
 digest and each way of having memory to copy to can do by themselves. Each line is printed as soon as it is measured; the
 last one is `RESULT {...}`.
 """
@@ -37,6 +37,7 @@ from finetune.distributed.session import Session
 from finetune.distributed.sharded_state import Shard, initialize_state, own_groups
 from finetune.recipe.training import TrainingSection
 from finetune.training.checkpoint import Saver
+from finetune.training.checkpoint_manifest import checkpoint_name
 from finetune.training.checkpoint_writer import write_tensors
 from finetune.training.parameter_groups import make_optimizer
 from finetune.training.staging import divide
@@ -72,11 +73,11 @@ def measure(folder: Path, *, small: bool, ends: float) -> None:
     results: dict[str, Any] = {"bytes": count}
     saver = Saver(engine, folder / "checkpoints", training={}, keep=1)
     (folder / "checkpoints").mkdir()
-    for step, name in enumerate(("first save", "second save"), 1):
+    for step, name in enumerate(("first save", "a stop's save"), 1):
         if time.monotonic() > ends - 3 * results.get("first save", {}).get("durable", 0.0) / 2:
             print(f"{name}: not run, no time left", flush=True)
             continue
-        results[name] = save(saver, step)
+        results[name] = save(saver, step, hurry=step > 1)
         show(name, count, results[name])
     saver.close()
     one_part_alone(shards, folder, results)
@@ -118,24 +119,28 @@ def open_artificial_run(shape: str) -> Any:
     return engine
 
 
-def save(saver: Saver, step: int) -> dict[str, float]:
-    """Seconds until training goes on, until the files are written, and until the checkpoint is durable and named.
+def save(saver: Saver, step: int, *, hurry: bool) -> dict[str, float]:
+    """Seconds until training goes on, until the files are written, until a kill costs nothing, and until all is on the disk.
 
     held: the longest that another Python thread had to wait meanwhile, as the thread that feeds the GPU would.
     """
     synchronize(saver.session.device)
     with ticking() as longest:
         began = time.perf_counter()
-        saver.begin(step, {"step": step})
+        saver.begin(step, {"step": step}, hurry=hurry)
         waits = time.perf_counter() - began
         longest()
         while saver.busy:
             time.sleep(TICK_SECONDS)
         written = time.perf_counter() - began
         held = longest()
+        saver.advance()  # the files are there: rank 0 publishes
+        while saver.busy and not (saver.folder / checkpoint_name(step)).is_dir():
+            time.sleep(TICK_SECONDS)
+        there = time.perf_counter() - began
         saver.finish()
         durable = time.perf_counter() - began
-    return {"waits": waits, "written": written, "durable": durable, "held": held}
+    return {"waits": waits, "written": written, "there": there, "durable": durable, "held": held}
 
 
 @contextmanager
@@ -269,7 +274,13 @@ def synchronize(device: torch.device) -> None:
 
 def show(name: str, count: int, seconds: dict[str, float]) -> None:
     """A line for people."""
-    texts = {"waits": "training waits", "written": "files written", "durable": "durable", "held": "Python held for"}
+    texts = {
+        "waits": "training waits",
+        "written": "files written",
+        "there": "a kill costs nothing",
+        "durable": "durable",
+        "held": "Python held for",
+    }
     parts = [f"{text} {seconds[key]:.3f} s" for key, text in texts.items() if key in seconds]
     print(
         f"{name:12} {count / 1e9:6.2f} GB  {', '.join(parts)}; {count / 1e9 / seconds['durable']:.2f} GB/s", flush=True
