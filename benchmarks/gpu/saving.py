@@ -5,9 +5,9 @@
 
 An artificial run: the weights of a Llama in bf16 with their float32 masters and AdamW's two moments, random, under the
 engine of `deepspeed: none`. It is saved by the loop's own `Saver`, twice: the first save also allocates its buffers, the
-second is that of a stop, whose checkpoint is there before the disk has all of it. Beside it, `torch.save` of a share of the same tensors, written from the device as trainings commonly do; and what the disk, the
-digest and each way of having memory to copy to can do by themselves. Each line is printed as soon as it is measured; the
-last one is `RESULT {...}`.
+second is that of a stop, whose checkpoint is there before the disk has all of it. Beside it, `torch.save` of a share of the
+same tensors, written from the device as trainings commonly do; and what the disk, the digest and each way of having memory
+to copy to can do by themselves. Each line is printed as soon as it is measured; the last one is `RESULT {...}`.
 """
 
 from __future__ import annotations
