@@ -131,11 +131,16 @@ class _Makers:
         self.rows_of_text = sizes.micro_batch * sizes.accumulation * (sizes.steps + SPARE_STEPS)
 
     def full(self, name: str, title: str, dtype: str, judge: Judge) -> Row:
+        """Beside float32 weights, which a peer can only train with checkpointing, ours keeps what `light` keeps of one row
+        at a time: as many bytes, and no matrix product twice.
+        """
         sizes, checkpointing = self.sizes, dtype == "float32"
         made, model, rows = self._text(sizes.small, "full", self.rows_of_text)
         recipe = self._recipe(model, rows)
-        recipe["model"] |= {"gradient_checkpointing": checkpointing}
-        if dtype != "float32":
+        if checkpointing:
+            recipe["model"]["gradient_checkpointing"] = "light"
+            recipe["parallel"]["micro_batch"], recipe["data"]["capacity"] = 1, sizes.length
+        else:
             recipe["model"]["dtype"] = dtype
         peer = self._peer(name, model, rows, dtype=dtype, checkpointing=checkpointing)
         flops = flops_per_token(sizes.small, sizes.length, frozen=False)

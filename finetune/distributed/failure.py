@@ -181,7 +181,7 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
         what, remedy = f"not enough memory ({what})", memory_limit()
     elif lacks_memory(error):
         remedy = (
-            "Set a smaller parallel.micro_batch, model.gradient_checkpointing: true or a higher ZeRO stage: "
+            "Set a smaller parallel.micro_batch, model.gradient_checkpointing: light or true, or a higher ZeRO stage: "
             "the numbers stay the same."
         )
     kind = ""

@@ -36,12 +36,17 @@ def recompute_gates(model: nn.Module) -> int:
     return len(layers)
 
 
-def _is_gated(layer: Any) -> bool:
+def is_gated_product(layer: Any) -> bool:
+    """Whether `layer` is written as `down_proj(act_fn(gate_proj(x)) * up_proj(x))`, whatever computes it."""
     parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
-    if "forward" in vars(layer) or not all(isinstance(getattr(layer, part, None), nn.Module) for part in parts):
+    if not all(isinstance(getattr(layer, part, None), nn.Module) for part in parts):
         return False
     kind: Any = type(layer)
     return type(layer.act_fn).__name__ in _ACTIVATIONS and _is_plain(kind)
+
+
+def _is_gated(layer: Any) -> bool:
+    return "forward" not in vars(layer) and is_gated_product(layer)
 
 
 @cache

@@ -99,7 +99,7 @@ def _source_errors(model: ModelSection) -> AbstractContextManager[None]:
 def _prepare(loaded: nn.Module, model: ModelSection, dtype: torch.dtype) -> None:
     config: Any = loaded.config
     config.dtype = dtype
-    if model.gradient_checkpointing:
+    if model.gradient_checkpointing is True:
         if not getattr(loaded, "supports_gradient_checkpointing", False):
             raise UserError(
                 f"a {config.model_type} model has no gradient checkpointing",

@@ -85,8 +85,11 @@ class ModelSection(Section):
         "compile: layers and large layers. Weights, checkpoints, evaluations and predictions stay as they are. Not with "
         "ZeRO-3, tensor, pipeline, quantization or an adapter.",
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Recompute activations in the backward pass: less memory, about one third more time."
+    gradient_checkpointing: bool | Literal["light"] = Field(
+        default=False,
+        description="Recompute activations in the backward pass. true: all of a layer: the least memory, about one third more "
+        "time. light: only what needs no matrix product (outputs of activation functions, norms and gated products): about a "
+        "third of a layer's activations, for a few percent of the time; the same numbers to the last bit.",
     )
     batch_norm: Literal["auto", "synchronized", "local", "frozen"] = Field(
         default="auto",

@@ -24,6 +24,7 @@ from finetune.models.compiled import compile_layers
 from finetune.models.config import load_config
 from finetune.models.float8 import use_float8
 from finetune.models.freeze import freeze_weights
+from finetune.models.light_checkpointing import use_light_checkpointing
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
 from finetune.tasks import load_task
@@ -139,6 +140,9 @@ def build_engine(
     tell = notify if session.is_main else print_line  # other ranks report to their logs
     if trains and plan.training.float8 != "none":
         use_float8(engine.module, plan.training.float8, tell, emulate=plan.device == "cpu")
+    if trains and recipe.model.gradient_checkpointing == "light":
+        light = use_light_checkpointing(engine.module)
+        facts["computed again"] = ", ".join(f"{count} {kind}" for kind, count in light.outputs.items())
     if trains and plan.machine.compile == "layers":
         compile_layers(engine.module, tell)
     return engine

@@ -20,6 +20,7 @@ from finetune.recipe.checks.model import (
     check_compile,
     check_float8,
     check_init_device,
+    check_light_checkpointing,
     check_model,
     check_quantization,
 )
@@ -47,6 +48,7 @@ RECIPE_CHECKS: tuple[Check, ...] = (
     check_split,
     check_quantization,
     check_compile,
+    check_light_checkpointing,
     check_float8,
     check_engine,
     check_tensor,

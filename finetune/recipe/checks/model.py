@@ -85,6 +85,19 @@ def check_float8(context: CheckContext) -> Iterator[Fault]:
         yield context.fault(key, message, allowed="none, or pipeline: 1", on=("parallel.pipeline",))
 
 
+def check_light_checkpointing(context: CheckContext) -> Iterator[Fault]:
+    """It watches the modules inside layers, on passes that autograd records as a whole."""
+    recipe, key = context.recipe, "model.gradient_checkpointing"
+    if recipe.model.gradient_checkpointing != "light":
+        return
+    if recipe.model.compile != "none":
+        message = "a compiled layer decides itself what it keeps, and does not run the modules inside"
+        yield context.fault(key, message, allowed="true, false; or compile: none", on=("model.compile",))
+    if recipe.parallel.pipeline > 1:
+        message = "light was not tried in the stages of a pipeline"
+        yield context.fault(key, message, allowed="true, false; or pipeline: 1", on=("parallel.pipeline",))
+
+
 def check_compile(context: CheckContext) -> Iterator[Fault]:
     """Layers are compiled where what happens inside them is PyTorch's own, on one rank."""
     recipe, key = context.recipe, "model.compile"

@@ -57,7 +57,7 @@ def build_text_model(
     if plan.machine.kernels == "liger":
         use_liger(model)
     elif (
-        not recipe.model.gradient_checkpointing and recipe.model.compile == "none"
+        recipe.model.gradient_checkpointing is not True and recipe.model.compile == "none"
     ):  # which decide what is computed again
         recompute_gates(model)
     set_padding(model, tokenizer, always=always_pad)

@@ -96,7 +96,7 @@ def test_every_check_of_the_package_runs() -> None:
         nodes = ast.parse(file.read_text(encoding="utf-8")).body
         defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")}
     assert listed == defined
-    assert len(listed) == 27
+    assert len(listed) == 28
 
 
 @pytest.mark.parametrize(
@@ -238,6 +238,7 @@ def test_an_override_of_the_length_takes_the_place_of_the_other_one_in_the_file(
         (["parallel.deepspeed=zero3"], "model.compile", "ZeRO-3 gathers"),
         (["parallel.tensor=2", "parallel.deepspeed=zero1"], "model.compile", "communicate"),
         (["model.quantization=4bit", "adapter={}"], "model.compile", "quantized"),
+        (["model.gradient_checkpointing=light"], "model.gradient_checkpointing", "decides itself"),
         (["model.kernels=liger"], "model.kernels", "fuses the layers itself"),
     ],
 )
