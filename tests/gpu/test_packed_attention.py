@@ -5,6 +5,7 @@ sequences.
 import pytest
 import torch
 
+from finetune.models import segmented
 from finetune.models.segmented import use_segmented_attention
 from finetune.tasks.text.padding_free import concatenate_rows
 from finetune.tasks.text.shared_prefixes import share_prefixes, whole_sequences
@@ -38,6 +39,27 @@ def test_packed_logits_and_gradients_are_those_of_single_examples(window, length
     for name, parameter in model.named_parameters():
         found, wanted = parameter.grad.float(), expected[name]
         assert (found - wanted).norm() <= 0.03 * wanted.norm() + 1e-3, name
+
+
+@pytest.mark.parametrize("length", [1024, 1100])
+@pytest.mark.parametrize(("size", "causal"), [(64, True), (128, True), (64, False)])
+def test_long_equal_segments_are_attention_in_float32(length, size, causal):
+    """By cuDNN on Hopper where the length is a multiple of 128, by torch's choice elsewhere: forward and backward."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 2 * length, size, device="cuda") for heads in (4, 2, 2))
+    exact = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+    rows = [tensor[0].unflatten(1, (2, length)).transpose(0, 1) for tensor in exact]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        wanted = torch.nn.functional.scaled_dot_product_attention(*rows, is_causal=causal, enable_gqa=True)
+    wanted = wanted.transpose(1, 2).flatten(0, 1).unsqueeze(0)
+    half = [tensor.bfloat16().requires_grad_() for tensor in (query, key, value)]
+    found = segmented._equal_segments(*half, length, None, causal)
+    incoming = torch.randn_like(wanted)
+    wanted.backward(incoming)
+    found.backward(incoming.bfloat16())
+    for mine, other in [(found, wanted), *((a.grad, b.grad) for a, b in zip(half, exact, strict=True))]:
+        assert mine.shape == other.shape
+        assert (mine.float() - other).norm() <= 1.5e-2 * other.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
