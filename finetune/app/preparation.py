@@ -30,7 +30,8 @@ from typing import Any
 
 from finetune.app.apart import run_apart
 from finetune.app.data_changes import Record, check_evaluated_rows, check_resumed_data
-from finetune.data.prepare.cache import cache_folder, digest, find_entry, is_intact, put_aside, touch
+from finetune.data.prepare.cache import cache_folder, digest, find_entry, is_intact, touch
+from finetune.data.prepare.cache_removal import put_aside
 from finetune.data.prepare.file_digest import file_stat, folder_digest, package_versions, source_digest
 from finetune.data.prepare.locks import use
 from finetune.data.prepare.named_files import named_files_changed

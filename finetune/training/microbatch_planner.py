@@ -12,11 +12,11 @@ from finetune.data.order.assignment import (
     assign,
     assign_packs,
     assign_segments,
-    work_shares,
 )
 from finetune.data.order.cost import CostModel
 from finetune.data.order.packing import Packing
 from finetune.data.order.schedule import Schedule, Step
+from finetune.data.order.work_shares import work_shares
 from finetune.recipe.recipe import Recipe
 
 

@@ -24,7 +24,7 @@ def train_blind(*arguments):
         "finetune.training.step_logger._memory_bytes",
         "finetune.tracking.wandb_mirror.WandbMirror.row",
         "finetune.tracking.console.Console.step",
-        "finetune.tasks.object_detection.task.draw_detections",
+        "finetune.tasks.object_detection.descriptions.draw_detections",
         "finetune.training.worst_pictures.draw_example",
         "finetune.tracking.report.write_report",
     ]

@@ -5,7 +5,7 @@ removed, and made again.
 
 An entry is a folder `<kind>/<key>`. While a process makes it, that process holds the lock `<kind>/<key>.lock`, and others that
 want the same entry wait (locks.py). What an interrupted process leaves of an entry that can be continued is in
-`<kind>/<key>.partial-<host>`.
+`<kind>/<key>.partial-<host>`. What is old is removed whenever an entry is made (cache_removal.py).
 """
 
 from __future__ import annotations
@@ -25,22 +25,16 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from finetune.data.prepare.cache_removal import prune_sometimes, put_aside
 from finetune.data.prepare.checksums import find_damage, has_checksums, write_checksums
-from finetune.data.prepare.locks import exclusive, release, take_from_use, try_lock
+from finetune.data.prepare.locks import exclusive
 from finetune.data.prepare.progress import current_stage
 from finetune.errors import FinetuneError, Stopped, UserError, system_error
 
-UNUSED_SECONDS = 30 * 86_400  # entries not opened for this long are removed
-ABANDONED_SECONDS = 86_400  # incomplete entries of crashed processes are removed after this
-PARTIAL_SECONDS = 7 * 86_400  # and those that the same command would continue after this
 ABOUT = "about.json"  # what an entry was made from, for `finetune cache`
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit, GeneratorExit, Stopped)  # after these, partial work is kept
 
 Notify = Callable[[str], None]
-
-
-PRUNE_SECONDS = 2.0  # between looks at the same folder
-_pruned: dict[Path, float] = {}  # folder -> when it was last looked at
 
 
 def cache_folder() -> Path:
@@ -107,19 +101,6 @@ def read_about(entry: Path) -> str:
         return ""
 
 
-def put_aside(entry: Path) -> bool:
-    """Remove an entry that nobody shall find any more; if a process uses it, what it has opened stays open, and the rest is
-    removed a day later. False if it was gone already.
-    """
-    if remove_entry(entry):
-        return True
-    try:
-        entry.rename(entry.with_name(f"{entry.name}.removed-{time.time_ns()}"))
-    except OSError:
-        return False
-    return True
-
-
 def _opened(entry: Path) -> None:
     touch(entry)
     recorded = _recorded.get()
@@ -152,7 +133,7 @@ def publish(
     final = cache_folder() / kind / key
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _prune_sometimes(final.parent)
+        prune_sometimes(final.parent)
         lock = final.with_name(f"{key}.lock")
         with exclusive(lock, about or kind, notify, finished=final.is_dir) as held:
             if not final.is_dir():
@@ -215,79 +196,6 @@ def touch(folder: Path) -> None:
         os.utime(folder)
     except OSError:  # a read-only cache can still be read
         return
-
-
-def is_partial(name: str) -> bool:
-    """Whether a name in a folder of the cache is that of an entry that is not complete."""
-    return ".incomplete-" in name or ".partial-" in name or ".removed-" in name
-
-
-def _prune_sometimes(parent: Path) -> None:
-    """Prune a folder, but not for each of thousands of entries that are made in a row."""
-    now = time.monotonic()
-    if now - _pruned.get(parent, -PRUNE_SECONDS) >= PRUNE_SECONDS:
-        _prune(parent)
-        _pruned[parent] = time.monotonic()
-
-
-def _prune(parent: Path) -> None:
-    """Remove old unused and incomplete entries. An entry that a process uses stays."""
-    now = time.time()
-    for entry in parent.iterdir():
-        try:
-            age = now - entry.stat().st_mtime
-        except OSError:  # removed by another process
-            continue
-        if ".partial-" in entry.name:
-            limit = PARTIAL_SECONDS
-        else:
-            limit = ABANDONED_SECONDS if is_partial(entry.name) else UNUSED_SECONDS
-        if age > limit and entry.is_dir():
-            remove_entry(entry)
-        elif age > limit and entry.suffix == ".failed":  # see app/preparation.py
-            entry.unlink(missing_ok=True)
-
-
-def remove_entry(entry: Path) -> bool:
-    """Remove an entry of the cache, complete or not, unless a process uses it. Returns whether it was removed."""
-    if is_partial(entry.name):
-        return _remove_partial(entry)
-    try:
-        file = take_from_use(entry)
-    except OSError:  # no locks here, or read-only: what was opened within a day may be in use
-        if time.time() - entry.stat().st_mtime < ABANDONED_SECONDS:
-            return False
-        shutil.rmtree(entry, ignore_errors=True)
-        return not entry.exists()
-    if file is None:
-        return False
-    try:
-        aside = entry.with_name(f"{entry.name}.removed-{os.getpid()}")
-        entry.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
-    except OSError:
-        return False
-    finally:
-        os.close(file)
-    return True
-
-
-def _remove_partial(entry: Path) -> bool:
-    """Remove what was left of an entry, unless the process that makes it is still at work: it holds the entry's lock."""
-    lock, file = entry.with_name(f"{entry.name.partition('.')[0]}.lock"), None
-    if ".removed-" not in entry.name:
-        try:
-            file = try_lock(lock)
-        except OSError:  # no locks here, or read-only: who makes it may have begun within a day
-            if time.time() - entry.stat().st_mtime < ABANDONED_SECONDS:
-                return False
-        else:
-            if file is None:
-                return False
-    shutil.rmtree(entry, ignore_errors=True)
-    if file is not None:
-        release(file, lock)
-    return not entry.exists()
 
 
 def _as_user_error(error: Exception, folder: Path) -> UserError | None:

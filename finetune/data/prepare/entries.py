@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.data.prepare.cache import cache_folder, is_partial, read_about, remove_entry
+from finetune.data.prepare.cache import cache_folder, read_about
+from finetune.data.prepare.cache_removal import is_partial, remove_entry
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer
 from finetune.tasks.class_outputs import name_of
 from finetune.tasks.object_detection.data import Reading, detection_transform, objects_in_pixels, usable_objects
-from finetune.tasks.object_detection.task import count_clear
+from finetune.tasks.object_detection.descriptions import count_clear
 from finetune.tasks.task import Encoded, Task, check_target
 from finetune.tasks.text.inputs import encode_each
 from finetune.tasks.vision.boxes import Objects, crop

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForObjectDetection
 
-from finetune.data.bad_rows import SHOWN, BadRow
+from finetune.data.bad_rows import BadRow
 from finetune.data.images import read_header
 from finetune.data.prepare.encode import encode
 from finetune.data.table import Examples, Row, Table
@@ -58,17 +57,23 @@ from finetune.tasks.object_detection.data import (
     encode_rows,
     usable_objects,
 )
+from finetune.tasks.object_detection.descriptions import (
+    CLEAR,
+    count_classes,
+    count_clear,
+    describe_split,
+    draw_answer,
+)
 from finetune.tasks.records import Fields, figure, refuse_options
 from finetune.tasks.task import Encoded
 from finetune.tasks.vision.boxes import xywh
-from finetune.tasks.vision.drawing import Pictures, draw_detections
+from finetune.tasks.vision.drawing import Pictures
 from finetune.tasks.vision.levels import pixel_values, stack_pixels
 from finetune.tasks.vision.transforms import ImageExamples, one_image
 
 HEAD = "ForObjectDetection"
 PROCESSORS = {"yolos": "YolosImageProcessorPil", "detr": "DetrImageProcessorPil"}
 PROCESSOR = "RTDetrImageProcessorPil"
-CLEAR = 0.5  # score from which a detection is shown to people
 # DeepSpeed's own linear function for ZeRO-3 drops a weight between forward and backward pass and looks it up again; D-FINE
 # also computes linear functions of tensors that are no weights (the bins of its boxes' distributions).
 NEEDS_PLAIN_LINEAR = {"d_fine"}
@@ -132,7 +137,7 @@ class ObjectDetection:
             cost=one_image,
         )
         height, width = artifacts.settings["image_size"]
-        _describe(facts, table, checked, artifacts.labels, f"{width} x {height}")
+        describe_split(facts, table, checked, artifacts.labels, f"{width} x {height}")
         facts.notes.extend(checked.report())
         augment = artifacts.options.augment if table.name == "train" else "none"
         transform = detection_transform(artifacts, augment=augment, seed=plan.recipe.seed)
@@ -235,7 +240,7 @@ class ObjectDetection:
         losses = [loss.item() for loss in detection_losses(outputs.loss, labels)]
         rows = zip(batch.ids, losses, box_units(labels), batch.targets["objects"], strict=True)
         return [
-            Score(id, loss, units, {"objects": objects}, {"expected": _count_classes(artifacts, objects["labels"])})
+            Score(id, loss, units, {"objects": objects}, {"expected": count_classes(artifacts, objects["labels"])})
             for id, loss, units, objects in rows
         ]
 
@@ -261,58 +266,13 @@ class ObjectDetection:
             row = {
                 "id": str(answer.id),
                 "input": str(answer.shown["image"]),
-                "expected": _count_classes(artifacts, example["objects"]["labels"]),
+                "expected": count_classes(artifacts, example["objects"]["labels"]),
                 "predicted": str(answer.shown["predicted"]),
             }
             if pictures is not None:
-                row |= pictures.save(f"{answer.id}.png", partial(_draw, artifacts, answer, example))
+                row |= pictures.save(f"{answer.id}.png", partial(draw_answer, artifacts, answer, example))
             rows.append(row)
         return rows
-
-
-def _draw(artifacts: TaskArtifacts, answer: Answer, example: dict[str, Any]) -> Any:
-    """The image that the model saw, with the boxes that are there and those that it found."""
-    return draw_detections(
-        example["pixel_values"],
-        artifacts.processor,
-        example["size"],
-        example["objects"],
-        answer.values["detections"],
-        artifacts.labels,
-        CLEAR,
-    )
-
-
-def _describe(facts: Facts, table: Table, checked: Any, names: Sequence[str], size: str) -> None:
-    """Counts of images and boxes, and the boxes that were left out, each with its place."""
-    boxes, empty, bad = Counter[str](), 0, []
-    for example in checked:
-        boxes.update(names[int(label)] for label in example["labels"])
-        empty += not len(example["labels"])
-        bad += [f"{table.place(example['id'])}, annotation {name}: {why}" for name, why in example["bad"]]
-    skipped = f", {checked.skipped_count:,} bad rows skipped" if checked.skipped_count else ""
-    facts[table.name] = (
-        f"{len(checked):,} images ({empty:,} without boxes), {boxes.total():,} boxes{skipped}; seen as {size}"
-    )
-    facts[f"{table.name} classes"] = dict(sorted(boxes.items()))
-    if bad:
-        more = f"\n  ... and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
-        listed = "".join(f"\n  {line}" for line in bad[:SHOWN])
-        facts[f"{table.name} boxes left out"] = f"{len(bad):,}{listed}{more}"
-        boxes_left_out = "1 box" if len(bad) == 1 else f"{len(bad):,} boxes"
-        facts.notes.append(f"{table.name}: {boxes_left_out} left out{listed}{more}")
-
-
-def count_clear(artifacts: TaskArtifacts, detections: Mapping[str, Any]) -> str:
-    """The classes of what was found, for people: those of a score of CLEAR or more."""
-    pairs = zip(detections["labels"], detections["scores"], strict=True)
-    return _count_classes(artifacts, [label for label, score in pairs if score >= CLEAR])
-
-
-def _count_classes(artifacts: TaskArtifacts, labels: Sequence[int]) -> str:
-    """[0, 2, 0] -> "2 circle, 1 triangle"."""
-    counts = Counter(labels)
-    return ", ".join(f"{counts[label]} {artifacts.labels[label]}" for label in sorted(counts)) or "(nothing)"
 
 
 def _config_settings(plan: Plan) -> dict[str, Any]:

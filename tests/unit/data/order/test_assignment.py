@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.order.assignment import assign, assign_evaluation, assign_packs, assign_segments, work_shares
+from finetune.data.order.assignment import assign, assign_evaluation, assign_packs, assign_segments
+from finetune.data.order.work_shares import work_shares
 from finetune.errors import UserError
 
 costs_lists = st.lists(st.floats(0.5, 100), max_size=60).map(np.array)

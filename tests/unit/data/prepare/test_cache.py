@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.data.prepare import cache as cache_module
+from finetune.data.prepare import cache_removal
 from finetune.data.prepare.cache import cache_folder, digest, publish
 from finetune.errors import UserError
 
@@ -42,11 +42,11 @@ def test_the_first_of_two_writers_wins(cache):
 
 
 def test_old_and_incomplete_entries_are_removed(cache, monkeypatch):
-    monkeypatch.setattr(cache_module, "PRUNE_SECONDS", 0.0)
+    monkeypatch.setattr(cache_removal, "PRUNE_SECONDS", 0.0)
     old, half, young = publish("kind", "old", put("")), cache / "kind" / "k.incomplete-x", publish("kind", "a", put(""))
     half.mkdir()
-    os.utime(old, (0, time.time() - cache_module.UNUSED_SECONDS - 9))
-    os.utime(half, (0, time.time() - cache_module.ABANDONED_SECONDS - 9))
+    os.utime(old, (0, time.time() - cache_removal.UNUSED_SECONDS - 9))
+    os.utime(half, (0, time.time() - cache_removal.ABANDONED_SECONDS - 9))
     publish("kind", "new", put(""))
     assert sorted(entry.name for entry in young.parent.iterdir()) == ["a", "new"]
 

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from finetune.data.prepare import locks
-from finetune.data.prepare.cache import cache_folder, publish, remove_entry
+from finetune.data.prepare.cache import cache_folder, publish
+from finetune.data.prepare.cache_removal import remove_entry
 from finetune.data.prepare.locks import use
 
 FORK = multiprocessing.get_context("fork")
