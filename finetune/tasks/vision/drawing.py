@@ -96,11 +96,12 @@ def save_picture(image: Any, path: Path) -> Path:
     return beside.replace(path)
 
 
-def restore_image(pixels: np.ndarray, processor: Any, size: Sequence[int]) -> Any:
+def restore_image(pixels: Any, processor: Any, size: Sequence[int]) -> Any:
     """The image behind the pixels [1 or 3, H, W], in the shape of the original, at least EDGE pixels wide: a PIL image.
 
     Raises: ValueError for other channels.
     """
+    pixels = np.asarray(pixels, np.float32)
     if pixels.shape[0] not in (1, 3):
         raise ValueError(f"an image with {pixels.shape[0]} channels cannot be drawn")
     values = pixels.transpose(1, 2, 0)
@@ -114,8 +115,7 @@ def restore_image(pixels: np.ndarray, processor: Any, size: Sequence[int]) -> An
 
 def draw_example(processor: Any, example: Mapping[str, Any]) -> Any:
     """The image of an encoded example as the model sees it, in the shape of the original where that is known."""
-    pixels = np.asarray(example["pixel_values"], np.float32)
-    size = example.get("size")
+    pixels, size = example["pixel_values"], example.get("size")
     return restore_image(pixels, processor, (pixels.shape[2], pixels.shape[1]) if size is None else size)
 
 

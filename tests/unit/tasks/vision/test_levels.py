@@ -11,6 +11,7 @@ import torch
 import transformers
 from PIL import Image
 
+from finetune.tasks.vision.drawing import draw_detections, draw_example
 from finetune.tasks.vision.levels import LevelPixels, find_steps, look_up, pixel_values, stack_pixels
 from finetune.tasks.vision.transforms import ImageTransform
 
@@ -127,3 +128,18 @@ def test_values_lie_in_memory_as_their_levels_do(shape: tuple[int, ...], layout:
     assert found.is_contiguous(memory_format=layout)
     for channel in range(shape[1]):
         assert torch.equal(found[:, channel], table[channel][levels[:, channel].long()])
+
+
+def test_levels_are_drawn_as_their_values_are() -> None:
+    made = processor("plain")
+    pixels = ImageTransform(made, SIZE, 3, "none", 0)(picture(40, 30), 0)
+    assert isinstance(pixels, LevelPixels)
+    found = {"boxes": [[2.0, 3.0, 10.0, 8.0]], "labels": [0], "scores": [0.9]}
+    drawn = [
+        draw_detections(given, made, (40, 30), {"boxes": [], "labels": []}, found, ["thing"], 0.5)
+        for given in (pixels, np.asarray(pixels))
+    ]
+    assert drawn[0].tobytes() == drawn[1].tobytes()
+    examples: list[dict[str, Any]] = [{"pixel_values": pixels}, {"pixel_values": np.asarray(pixels)}]
+    one, other = (draw_example(made, example) for example in examples)
+    assert one.tobytes() == other.tobytes()
