@@ -18,8 +18,8 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-from finetune.distributed.launch import stop_signals
 from finetune.distributed.quick_imports import quick_imports
+from finetune.distributed.stop_signals import stop_signals
 from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError, is_failure
 from finetune.recipe.machine import cause_of_signal, lacks_memory, memory_limit
 from finetune.terminal import lasting_streams

@@ -8,7 +8,7 @@ from finetune.app.evaluated_data import check_evaluated_data, evaluation_logs, e
 from finetune.app.preparation import Request, ensure_prepared
 from finetune.app.run_contents import checkpoint_folder, run_recipe
 from finetune.app.supervise import plan_launch
-from finetune.distributed.launch import run_workers
+from finetune.distributed.watching import run_workers
 from finetune.terminal import print_line
 from finetune.tracking.run import Run
 

@@ -10,8 +10,9 @@ from finetune.app.asked_replicas import predict_with_replicas
 from finetune.app.model_places import check_places
 from finetune.app.predict_options import PredictOptions, check_replicas, split_option
 from finetune.app.supervise import check_count
-from finetune.distributed.launch import Launch, run_workers
+from finetune.distributed.launch import Launch
 from finetune.distributed.replicas import NoReplicaLeft
+from finetune.distributed.watching import run_workers
 from finetune.errors import TrainingFailed, UserError
 from finetune.inference.prediction.deaths import forget_whereabouts, note_deaths
 from finetune.inference.prediction.manifest import check_output

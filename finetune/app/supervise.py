@@ -10,9 +10,10 @@ from pathlib import Path
 from finetune.data.sources.preflight import check_data
 from finetune.distributed.env import from_environ
 from finetune.distributed.failure import report_failures
-from finetune.distributed.launch import SUPERVISED, Launch, die_with_parent, run_workers
+from finetune.distributed.launch import SUPERVISED, Launch, die_with_parent
 from finetune.distributed.replica_place import rank_number
 from finetune.distributed.waiting import WaitingRanks
+from finetune.distributed.watching import run_workers
 from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
 from finetune.planning.engine import choose_engine
 from finetune.planning.tensor import KEY, check_model

@@ -18,9 +18,11 @@ from types import FrameType
 from typing import IO
 
 from finetune.distributed.failure import clear_failures
-from finetune.distributed.launch import POLL_SECONDS, Launch, Watcher, free_port, signals_handled
+from finetune.distributed.launch import Launch, free_port
 from finetune.distributed.meeting import private_folder
 from finetune.distributed.replica_place import READER, ReplicaPlace
+from finetune.distributed.stop_signals import signals_handled
+from finetune.distributed.watching import POLL_SECONDS, Watcher
 from finetune.errors import FinetuneError, Stopped, TrainingFailed
 
 LEAVE_SECONDS = 1.0  # that ranks have to end after the reader, which has waited for all that it needs of them

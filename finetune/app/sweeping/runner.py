@@ -15,7 +15,7 @@ from finetune.app.sweeping.process import TrialProcess
 from finetune.app.sweeping.slots import Slot
 from finetune.app.sweeping.state import State
 from finetune.app.sweeping.trials import Measure, measure_of, observe
-from finetune.distributed.launch import stop_signals
+from finetune.distributed.stop_signals import stop_signals
 from finetune.errors import Stopped, UserError
 from finetune.terminal import print_line
 from finetune.tracking.console import figure

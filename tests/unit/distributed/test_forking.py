@@ -91,7 +91,7 @@ def test_a_rank_that_is_killed_tells_the_signal(tmp_path: Path) -> None:
     ["1 / 0", "sys.exit(3)", "os._exit(0)", "threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"],
 )
 def test_what_cannot_be_forked_leaves_nothing_behind(tmp_path: Path, load: str) -> None:
-    """An error while importing, an end without a word, a thread that may hold a lock: launch.py starts ranks one by one."""
+    """An error while importing, an end without a word, a thread that may hold a lock: watching.py starts ranks one by one."""
     before = children()
     assert fork(tmp_path, f"fork_here(lambda: {load}, die_with_parent)\n(folder / 'rank').touch()") == []
     assert not children() - before and not (tmp_path / "rank").exists()

@@ -14,10 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from finetune.distributed import launch as launching
+from finetune.distributed import watching
 from finetune.distributed.env import DistributedEnv, from_environ
 from finetune.distributed.failure import Failure, describe_failure, write_failure
-from finetune.distributed.launch import LAUNCH, Launch, run_workers
+from finetune.distributed.launch import LAUNCH, Launch
+from finetune.distributed.watching import run_workers
 from finetune.errors import EXIT_STOPPED, Stopped, TrainingFailed, UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -90,13 +91,13 @@ def test_the_equivalent_command_starts_as_many(deepspeed: bool, ranks: int, word
 
 
 def test_a_rank_that_is_killed_is_named_and_the_others_end(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(launching, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(watching, "GRACE_SECONDS", 0.2)
     with pytest.raises(TrainingFailed, match=r"rank 1: was killed by SIGKILL; the system may have run out of memory"):
         run(tmp_path, f"os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else {WAITS}")
 
 
 def test_what_a_rank_reports_goes_before_that_others_were_killed(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(launching, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(watching, "GRACE_SECONDS", 0.2)
     report(tmp_path / "elsewhere", UserError("the data is gone", where="data"), rank=0)
     copy = (
         "(folder / 'logs' / 'failure-rank-00000.json').write_bytes(next((folder / 'elsewhere').glob('*')).read_bytes())"
@@ -112,7 +113,7 @@ def report(logs: Path, error: Exception, rank: int) -> Failure:
 
 
 def test_a_rank_that_ends_before_our_code_runs_is_quoted(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(launching, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(watching, "GRACE_SECONDS", 0.2)
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "launcher.log").write_text("ValueError: of an earlier start\n")
     with pytest.raises(TrainingFailed, match=r"ended with code 1: ImportError: no such library"):
@@ -122,7 +123,7 @@ def test_a_rank_that_ends_before_our_code_runs_is_quoted(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("code", [0, EXIT_STOPPED])
 def test_ranks_that_end_in_order_are_waited_for(tmp_path: Path, monkeypatch, code: int) -> None:
     """Rank 0 has a report to write when the others have stopped."""
-    monkeypatch.setattr(launching, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(watching, "GRACE_SECONDS", 0.05)
     done = "time.sleep(0.6); (folder / 'done').touch()"
     script = f"if rank == 0:\n    {done}\nsys.exit({code})"
     if code:
@@ -179,8 +180,8 @@ STUCK = {
 def test_a_request_to_stop_ends_all_ranks_whatever_they_do(
     tmp_path: Path, monkeypatch, stuck: str, number: int
 ) -> None:
-    monkeypatch.setattr(launching, "STOP_SECONDS", 0.5)
-    monkeypatch.setattr(launching, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(watching, "STOP_SECONDS", 0.5)
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.0)
     touch = "(folder / f'started-{rank}').touch()"
     script = f"if rank == 0:\n    {touch}\n    time.sleep(60)\n" + stuck.format(started=touch)
     thread = threading.Thread(target=when_started, args=(tmp_path, number))
@@ -210,8 +211,8 @@ def test_a_rank_that_was_halted_goes_on_and_saves(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_grows_is_waited_for(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(launching, "STOP_SECONDS", 0.4)
-    monkeypatch.setattr(launching, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(watching, "STOP_SECONDS", 0.4)
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.0)
     save = (
         "beside = folder / 'checkpoints' / 'step-00000001.incomplete'\nbeside.mkdir(parents=True, exist_ok=True)\n"
         "def save(*a):\n    for n in range(10): (beside / 'state').open('ab').write(b'x' * 9) and time.sleep(0.15)\n"
@@ -248,7 +249,7 @@ def test_a_second_ctrl_c_ends_them_at_once(tmp_path: Path) -> None:
 
 def test_children_of_a_rank_do_not_outlive_it(tmp_path: Path, monkeypatch) -> None:
     """A rank that dies leaves its loader workers, in sessions of their own."""
-    monkeypatch.setattr(launching, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(watching, "GRACE_SECONDS", 0.1)
     command = "[sys.executable, '-S', '-c', 'import time; time.sleep(60)']"
     child = f"c = subprocess.Popen({command}, start_new_session=True)"
     script = f"{child}\n(folder / f'child-{{rank}}').write_text(str(c.pid))\nos._exit(3 if rank else 0)"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.distributed import launch as launching
+from finetune.distributed import watching
 from finetune.distributed.failure import describe_failure, write_failure
 from finetune.distributed.replica_place import READER, ReplicaPlace, process_name, rank_number
 from finetune.distributed.replicas import (
@@ -40,7 +40,7 @@ READS = "if number < 0:\n    wait('end'); sys.exit()\n"
 
 @pytest.fixture(autouse=True)
 def little_grace(monkeypatch):
-    monkeypatch.setattr(launching, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(watching, "GRACE_SECONDS", 0.1)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from finetune.distributed import launch as launching
-from finetune.distributed.launch import Launch, die_with_parent, run_workers
+from finetune.distributed.launch import Launch, die_with_parent
 from finetune.distributed.waiting import WaitingRanks
+from finetune.distributed.watching import run_workers
 
 ROOT = str(Path(__file__).resolve().parents[3])
 RANK = """
