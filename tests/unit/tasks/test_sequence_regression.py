@@ -36,6 +36,20 @@ def test_the_loss_that_is_asked_for(tmp_path: Path, loss: str, by_hand: float) -
     assert sum(score.loss for score in scores) == pytest.approx(by_hand)
 
 
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
+def test_targets_in_float64_have_the_same_gradient(tmp_path: Path, loss: str) -> None:
+    """The reference loop of `finetune verify` has them; torch 2.11 does not mix dtypes here."""
+    prepared = _read(tmp_path, ROWS, loss=loss)
+    batch, gradients = prepared.batch([0, 1]), []
+    outputs = prepared.task.forward(prepared.build(), batch)
+    for dtype in (torch.float32, torch.float64):
+        outputs.logits = torch.tensor([[1.0], [0.0]], dtype=dtype, requires_grad=True)
+        batch.targets["labels"] = batch.targets["labels"].to(dtype)
+        prepared.task.loss_sum(prepared.artifacts, outputs, batch).backward()
+        gradients.append(outputs.logits.grad.flatten().tolist())
+    assert gradients[1] == pytest.approx(gradients[0]) and any(gradients[0])
+
+
 def test_what_is_no_number_is_reported_with_its_place(tmp_path: Path) -> None:
     rows = [*ROWS, {**ROWS[0], "label": "many"}, {**ROWS[0], "label": "nan"}, {**ROWS[0], "label": True}]
     with pytest.raises(UserError) as caught:
