@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from finetune.app.asked_stages import check_stages, open_stages
-from finetune.app.machine import plan_alone
+from finetune.app.asked_plan import Precision, Quantization, check_placement, choose_device, plan_asked
+from finetune.app.asked_stages import open_stages
 from finetune.app.model_sources import FoundModel, find_model
 from finetune.distributed.replica_mesh import replica_mesh
 from finetune.distributed.session import Session
@@ -22,14 +22,10 @@ from finetune.inference.generation.answerer import GenerationAnswerer
 from finetune.inference.generation.generator import TextGenerator
 from finetune.inference.generation.opening import default_penalty, open_generator
 from finetune.inference.generation.requests import GenerationSettings
-from finetune.models.config import load_config
-from finetune.models.device import uses_cuda
 from finetune.models.onednn_linear import use_onednn
 from finetune.models.placement import Placement, describe_layers, layer_devices, placed
 from finetune.models.quiet import quiet_transformers
 from finetune.planning.plan import Plan
-from finetune.planning.stored import StoredPlan
-from finetune.planning.tensor import check_model
 from finetune.recipe.trust import is_trusted, trusted
 from finetune.tasks import CARDS, load_task
 from finetune.tasks.artifacts import TaskArtifacts
@@ -37,9 +33,6 @@ from finetune.tasks.facts import Facts
 from finetune.tasks.task import Task
 from finetune.training.checkpoint_reader import put_weights
 
-Precision = Literal["fp32", "bf16", "fp16"]
-Quantization = Literal["none", "4bit", "8bit"]
-DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 UNTRAINED = ("new head", "missing weights")  # facts of weights that loading has drawn at random; the head first
 
@@ -190,11 +183,11 @@ def load_found(
     device: None: the current GPU, the CPU where there is none.
     Raises: UserError if the model cannot be loaded so.
     """
-    chosen = _device(device)
-    plan = _plan(found, precision, quantization, chosen)
+    chosen = choose_device(device)
+    plan = plan_asked(found, precision, quantization, chosen)
     autocast = HALF.get(plan.precision) if plan.weights_dtype == torch.float32 else None
     facts, task, stage_notes = Facts(), load_task(found.recipe.task), list[str]()
-    _check_placement(found, plan, placement)
+    check_placement(found, plan, placement)
     slicing = session if placement is not None and placement.slices > 1 else None
     with quiet_transformers(), warnings.catch_warnings(), placed(placement), replica_mesh(slicing):
         warnings.simplefilter("ignore", FutureWarning)  # of peft's use of transformers
@@ -239,65 +232,3 @@ def build_trained(found: FoundModel, plan: Plan, facts: Facts) -> nn.Module:
             remedy="Train it for this task first, or give the folder of a model that was.",
         )
     return module
-
-
-def _plan(
-    found: FoundModel, precision: Precision | None, quantization: Quantization | None, device: torch.device
-) -> Plan:
-    """The plan of one process; what is asked takes the place of what the model was trained with."""
-    model, training, stored, notes = found.recipe.model, found.recipe.training, found.stored, []
-    if quantization is not None:
-        if quantization != "none" and model.init == "config":
-            raise UserError(
-                f"--quantization {quantization}: weights are quantized while a model folder is loaded, and these come out of "
-                "a checkpoint",
-                where=found.name,
-                remedy="Give the model/ of the run, or what finetune export writes.",
-            )
-        model = model.model_copy(update={"quantization": quantization})
-    if device.type == "cpu" and precision == "fp16":
-        raise UserError("fp16 needs a GPU", where="--precision", remedy="Use fp32 or bf16 on a CPU.")
-    if device.type == "cpu" and precision is None and found.precision in ("fp16", "tf32"):
-        precision = "fp32"
-        notes.append(f"{found.precision} needs a GPU: the model computes in fp32 here")
-    if precision is not None:
-        model = model.model_copy(update={"dtype": DTYPE_NAMES[precision]})
-        training = training.model_copy(update={"precision": precision})
-        stored = StoredPlan({**stored.training, "precision": precision}, {}) if stored else None
-    if device.type == "cpu":
-        model = model.model_copy(update={"kernels": "none"})  # the machine may have a GPU all the same
-    recipe = found.recipe.model_copy(update={"model": model, "training": training})
-    plan = plan_alone(recipe, StoredPlan(stored.training, {}) if stored else None)
-    return replace(plan, notes=tuple(notes))
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    return torch.device("cuda", torch.cuda.current_device()) if uses_cuda() else torch.device("cpu")
-
-
-def _check_placement(found: FoundModel, plan: Plan, placement: Placement | None) -> None:
-    """Raises: UserError for a model that cannot be placed so."""
-    if placement is None or not (placement.spreads_layers or placement.ranks > 1):
-        return
-    if placement.stages > 1:
-        check_stages(found, plan)
-        return
-    recipe, where = plan.recipe, found.name
-    if recipe.model.init == "config":
-        raise UserError(
-            "weights out of a checkpoint are put together in one place before they are used",
-            where=where,
-            remedy="Give the model/ of the run, or what finetune export writes: a rank reads its own part of these.",
-        )
-    if placement.slices == 1:
-        return
-    check_model(load_config(recipe.model), placement.slices, where="--slices")
-    if recipe.adapter is not None or recipe.model.quantization != "none":
-        what = "an adapter" if recipe.adapter is not None else "quantized weights"
-        raise UserError(
-            f"layers with {what} cannot be sliced over ranks",
-            where=where,
-            remedy="Spread whole layers over the GPUs (--layers), or merge the adapter: finetune export RUN --merge.",
-        )

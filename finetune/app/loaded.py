@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image
 
 from finetune.app.argument_names import in_arguments, speaking_of_arguments
-from finetune.app.asked_model import AskedModel, Precision, Quantization, open_model
+from finetune.app.asked_model import AskedModel, open_model
+from finetune.app.asked_plan import Precision, Quantization
 from finetune.data.prepare.notices import Notices
 from finetune.data.sources.streams import MemoryStream
 from finetune.errors import UserError

@@ -30,18 +30,13 @@ from typing import Any
 
 from finetune.app.apart import run_apart
 from finetune.app.data_changes import Record, check_evaluated_rows, check_resumed_data
+from finetune.app.identities import models_identity, option_files_identity, sources_identity
 from finetune.data.prepare.cache import cache_folder, digest, find_entry, is_intact, touch
 from finetune.data.prepare.cache_removal import put_aside
-from finetune.data.prepare.file_digest import file_stat, folder_digest, package_versions, source_digest
+from finetune.data.prepare.file_digest import folder_digest, package_versions, source_digest
 from finetune.data.prepare.locks import use
 from finetune.data.prepare.named_files import named_files_changed
-from finetune.data.sources.identity import folder_identity, hub_commit, source_identity
 from finetune.errors import FinetuneError, UserError
-from finetune.models.adapter_source import find_adapter
-from finetune.models.source import resolve_model
-from finetune.recipe.data import SourceSection
-from finetune.recipe.model import ModelSection
-from finetune.recipe.paths import PATH_OPTIONS
 from finetune.recipe.recipe import Recipe, recipe_type
 from finetune.tasks import CARDS
 from finetune.terminal import phase, print_line
@@ -69,7 +64,6 @@ MACHINE_KEYS = {
 }
 SHAPING_ROOMS = ("data", "tasks", "models", "recipe", "planning")  # whose source code shapes the result
 KEPT = ("packing", "capacity")  # of plan.json: kept when a run is resumed
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 60.0  # without anybody who prepares, after which a waiting rank does it itself
 
@@ -139,34 +133,13 @@ class Request:
             shaping[section] = {name: value for name, value in shaping[section].items() if name not in keys}
         shaping["training"] = {name: self.values["training"][name] for name in TRAINING_KEYS}
         code = [package_versions(), source_digest(*SHAPING_ROOMS)]
-        return [FORMAT, code, shaping, self.split, self.data, self._sources(), self._model(), self._option_files()]
-
-    def _option_files(self) -> list[Any]:
-        """The identity of the files that options name, such as schemas of tools: what they hold is part of the artifacts.
-
-        Whether a file is missing is said by the task: a run that has its artifacts does not need it.
-        """
-        paths = [Path(self.values["options"].get(name) or "") for name in PATH_OPTIONS]
-        return [[str(path), *file_stat(path)] if path.is_file() else [] for path in paths]
-
-    def _sources(self) -> list[Any]:
-        """The identity of everything that is read."""
-        if self.data:
-            return [source_identity(SourceSection(source=source), "data") for source in self.data]
-        data = self.recipe.data
-        splits = {"train": data.train, "validation": data.validation, "test": data.test}
-        if self.split and splits.get(self.split):
-            splits = {self.split: splits[self.split]}
-        elif self.split:  # held out of the training data
-            splits = {"train": data.train}
-        return [[name, [source_identity(source, name) for source in splits[name]]] for name in splits]
-
-    def _model(self) -> list[Any]:
-        """The identity of tokenizer, processor and configuration. A run that is evaluated has them itself."""
-        if self.run is not None and self.split and (self.run / ARTIFACTS / "artifacts.json").is_file():
-            return []
-        model: ModelSection = self.recipe.model
-        return [_model_identity(source, model.revision) for source in (model.source, model.tokenizer, model.processor)]
+        own = self.run is not None and self.split and (self.run / ARTIFACTS / "artifacts.json").is_file()
+        identities = [
+            sources_identity(self.recipe, self.split, self.data),
+            [] if own else models_identity(self.recipe.model),  # a run that is evaluated has them itself
+            option_files_identity(self.values["options"]),
+        ]
+        return [FORMAT, code, shaping, self.split, self.data, *identities]
 
     def check_data(self, now: Mapping[str, Record]) -> None:
         """now: what there is of each split. Raises: UserError if it is not the data of the run that is resumed, or a split
@@ -195,19 +168,6 @@ class Request:
 def artifacts_digest(folder: Path) -> str:
     """Digest of the files of task artifacts, without the model's configuration that a run keeps beside them."""
     return folder_digest(folder, without=("model",))
-
-
-def _model_identity(source: str, revision: str) -> list[Any]:
-    if not source or source.startswith("train:"):
-        return [source]
-    where = resolve_model(source)
-    if Path(where).is_dir():
-        adapter = find_adapter(source)  # whose base may have the tokenizer
-        base = [_model_identity(adapter.base, "main")] if adapter else []
-        return [where, folder_identity(Path(where), ignore=WEIGHTS), *base]
-    if "/" not in where:  # a model type, such as llama, or a name of the hub's first days
-        return [where, revision]
-    return [where, hub_commit(where, revision, "model")]
 
 
 def find_prepared(names: Names) -> Path | None:

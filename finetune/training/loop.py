@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from finetune.data.order.loader import BYTES_PER_PIXEL, RankStep, choose_workers
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.prefetcher import Prefetcher
-from finetune.errors import DIVERGED, Stopped, TrainingFailed
+from finetune.errors import Stopped
 from finetune.events import Listener
 from finetune.metrics.evaluation import WORST_EXAMPLES, Evaluation
 from finetune.planning.plan import Plan
@@ -27,6 +26,7 @@ from finetune.training.checkpoint import Saver, check_space
 from finetune.training.checkpoint_manifest import Checkpoint
 from finetune.training.checkpoint_reader import load_checkpoint
 from finetune.training.checkpoint_writer import clear_leftovers
+from finetune.training.finite_check import FiniteCheck
 from finetune.training.learning_rate import learning_rate
 from finetune.training.microbatch_planner import MicroBatchPlanner
 from finetune.training.progress import Progress
@@ -72,20 +72,6 @@ class SplitEvaluator(Protocol):
         ...
 
 
-def _planner(
-    plan: Plan, artifacts: TaskArtifacts, datasets: Datasets, engine: Engine, cost: CostModel
-) -> MicroBatchPlanner:
-    return MicroBatchPlanner(
-        datasets["train"].costs,
-        cost,
-        ranks=engine.session.replicas,
-        micro_batch=plan.batch.micro_batch,
-        packing=plan.training.packing,
-        capacity=plan.machine.capacity or artifacts.settings.get("capacity", 0),
-        lockstep=engine.needs_lockstep,
-    )
-
-
 class Loop:
     """One training. All ranks make one and call `run`."""
 
@@ -106,13 +92,12 @@ class Loop:
         self.task, self.plan, self.artifacts, self.datasets = task, plan, artifacts, datasets
         self.engine, self.evaluator, self.session = engine, evaluator, engine.session
         self.recipe: Recipe = plan.recipe
-        self.planner = _planner(plan, artifacts, datasets, engine, cost)
+        self.planner = MicroBatchPlanner.of(plan, artifacts, engine, datasets["train"].costs, cost)
         self.schedule = self.planner.schedule(self.recipe, plan.training.balance_window)
         self.output_dirs, self.stop = output_dirs, stop
         self.step_logger = StepLogger(self.session, listener, self.recipe.tracking.log_every)
         self.listener = listener
         self.lags = self.session.device.type == "cuda"  # behind the host that feeds it
-        self._unsettled: tuple[StepResult, int] | None = None
         telemetry, pictures = self.step_logger.telemetry, output_dirs.predictions / "pictures"
         count = self.recipe.evaluation.samples
         self.samples = Samples(task, artifacts, engine, listener, telemetry, pictures=pictures, count=count)
@@ -124,6 +109,7 @@ class Loop:
             keep=self.recipe.checkpoint.keep,
             published=lambda saved, best: listener.checkpoint(saved.path, step=saved.step, best=best),
         )
+        self.finite_check = FiniteCheck(self.session, self.saver)
         self.workers = choose_workers(
             self.recipe.data.workers,
             decodes=task.card.decodes,
@@ -229,7 +215,8 @@ class Loop:
             self.saver.advance()
         last = progress.step + 1 == self.total_steps
         logged = self.step_logger.is_logged(progress.step + 1, last=last)
-        self._settle(result, progress.step + 1, now=logged or result.stop or self._is_kept(progress.step + 1))
+        now = logged or result.stop or not self.lags or self._is_kept(progress.step + 1)
+        self.finite_check.note(result, progress.step + 1, now=now)
         data = prefetcher.waited() if logged or not self.lags else 0.0  # reading a GPU's events waits for them
         seconds = timing.end(started, data=data, idle=result.waiting_seconds)
         progress.step += 1
@@ -243,38 +230,9 @@ class Loop:
                 self.listener.message(report)
         return result
 
-    def _settle(self, result: StepResult, step: int, *, now: bool) -> None:
-        """Check that what step `step` gave is finite. A GPU is asked one step later, when it is at work on the next one;
-        now: at once, because its figures or its weights are about to leave this step. All ranks call it.
-        """
-        waiting, self._unsettled = self._unsettled, None
-        if waiting is not None:
-            self._check_finite(*waiting)
-        if now or not self.lags:
-            self._check_finite(result, step)
-        else:
-            self._unsettled = (result, step)
-
     def _is_kept(self, step: int) -> bool:
         """Whether the weights of step `step` are evaluated or saved."""
         return self._due(self.recipe.evaluation.every, step) or self._due(self.recipe.checkpoint.every, step)
-
-    def _check_finite(self, result: StepResult, step: int) -> None:
-        """A loss that is not finite ends the training; the weights in the last checkpoint are good."""
-        broken_gradient = not math.isfinite(result.grad_norm) and self.session.accelerator.mixed_precision != "fp16"
-        if result.finite and not broken_gradient:
-            return
-        self.saver.finish()
-        nonfinite_ids = sorted(i for some in self.session.all_gather(result.nonfinite_ids) for i in some)
-        what = "loss" if not result.finite else "gradient norm"
-        latest = self.saver.latest
-        kept = f"the checkpoint of step {latest.step} is good" if latest else "no checkpoint was written yet"
-        raise TrainingFailed(
-            f"the {what} is {result.loss if not result.finite else result.grad_norm}",
-            where=f"step {step}" + (f", examples {nonfinite_ids[:32]}" if nonfinite_ids else ""),
-            remedy=f"{kept}; inspect these examples, lower the learning rate or increase warmup",
-            kind=DIVERGED,
-        )
 
     @property
     def _epoch(self) -> float:

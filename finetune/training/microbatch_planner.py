@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,12 @@ from finetune.data.order.cost import CostModel
 from finetune.data.order.packing import Packing
 from finetune.data.order.schedule import Schedule, Step
 from finetune.data.order.work_shares import work_shares
+from finetune.planning.plan import Plan
 from finetune.recipe.recipe import Recipe
+from finetune.tasks.artifacts import TaskArtifacts
+
+if TYPE_CHECKING:
+    from finetune.distributed.engines.engine import Engine  # finetune inspect plans without engines
 
 
 class MicroBatchPlanner:
@@ -41,6 +46,26 @@ class MicroBatchPlanner:
         self.packing, self.capacity = packing, capacity
         self._lengths = np.asarray(lengths, dtype=np.int64)
         self._costs = cost.of(self._lengths)
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        artifacts: TaskArtifacts,
+        engine: Engine,
+        lengths: np.ndarray | Sequence[int],
+        cost: CostModel,
+    ) -> MicroBatchPlanner:
+        """For the ranks of an engine, with the batches of a plan."""
+        return cls(
+            lengths,
+            cost,
+            ranks=engine.session.replicas,
+            micro_batch=plan.batch.micro_batch,
+            packing=plan.training.packing,
+            capacity=plan.machine.capacity or artifacts.settings.get("capacity", 0),
+            lockstep=engine.needs_lockstep,
+        )
 
     def schedule(self, recipe: Recipe, window: int | None) -> Schedule:
         """The order of the training examples: a pure function of the recipe and their lengths. window: steps that share
