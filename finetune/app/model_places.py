@@ -15,6 +15,7 @@ from finetune.tracking.run import Run, nearest_folder, newest_run_in
 from finetune.training.checkpoint_manifest import MANIFEST
 
 PIPE = "-"  # the name of standard input
+POSSIBLE = "Give the folder of a run, a folder that `finetune export` wrote, or a hub id (owner/name)."
 
 
 def check_places(model: str, data: Sequence[str] = (), read: Sequence[str] = ()) -> None:
@@ -39,7 +40,9 @@ def _matches(pattern: str) -> bool:
 
 
 def refuse_other_folders(source: str, path: Path) -> None:
-    """Raises: UserError for a folder of runs, for a checkpoint, and for a path where nothing is."""
+    """Raises: UserError for a file, for a folder of runs, for a checkpoint, and for a path where nothing is."""
+    if path.is_file():
+        raise UserError("is a file, not the folder of a model", where=source, remedy=POSSIBLE)
     if (path / MANIFEST).is_file() and (run := path.resolve().parent.parent).joinpath(RUN_FILE).is_file():
         raise UserError(
             "this is a checkpoint, not the folder of a run",
@@ -58,7 +61,5 @@ def refuse_other_folders(source: str, path: Path) -> None:
         raise UserError(
             "no such folder",
             where=source,
-            remedy=f"Did you mean {near}?"
-            if near
-            else "Give the folder of a run, a folder that `finetune export` wrote, or a hub id (owner/name).",
+            remedy=f"Did you mean {near}?" if near else POSSIBLE,
         )

@@ -16,6 +16,7 @@ from finetune.distributed.watching import run_workers
 from finetune.errors import TrainingFailed, UserError
 from finetune.inference.prediction.deaths import forget_whereabouts, note_deaths
 from finetune.inference.prediction.manifest import check_output
+from finetune.inference.prediction.output_name import check_output_name
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.state import State
 from finetune.recipe.machine import count_gpus
@@ -33,6 +34,7 @@ def predict(*, options: PredictOptions) -> None:
     """
     parts = Parts(options.output.absolute())
     check_output(parts)
+    check_output_name(options.output)
     check_places(options.model, options.data, options.read)
     launch = Launch(options.arguments(), _processes(options), deepspeed=False, cpu=count_gpus() == 0)
     restarts, reached = options.restarts, _reached(parts)

@@ -14,7 +14,7 @@ from finetune.recipe.recipe import Recipe
 from finetune.recipe.trust import OPTION, is_trusted
 from finetune.terminal import print_line
 from finetune.tracking.retention import removal_remedy
-from finetune.tracking.run import Run
+from finetune.tracking.run import Run, recipe_text
 
 ROOT = Path("runs")
 LOCK = ".lock"  # in a run folder, held by the process that trains in it
@@ -86,12 +86,13 @@ def choose_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run |
 def find_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | None:
     """The run that `choose_run` would resume or find done; None where it would make a new one. Writes nothing.
 
-    Raises: UserError if the folder belongs to another recipe, or another process trains it.
+    Raises: UserError if the folder belongs to another recipe, another process trains it, or it holds files of others.
     """
     recipe = loaded.recipe
     if run_dir is None:
         return Run.newest_unfinished(recipe, ROOT) if resume == "auto" else None
     if not (run_dir / "run.json").is_file():
+        refuse_foreign_files(run_dir, recipe)
         return None
     run = Run.open(run_dir, own=True)
     if resume == "never":
@@ -109,6 +110,36 @@ def find_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | N
     if run.trainer not in (None, os.getpid()):
         raise _taken(f"process {run.trainer}", run_dir)
     return run
+
+
+def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:
+    """Raises: UserError if a folder without run.json is none, or holds what a new run there would overwrite or remove.
+
+    A start that was killed before it wrote run.json leaves empty folders and the same recipe.yaml: these are let through.
+    Logs are too: a launcher may write its own there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError("is a file, not a folder", where=f"--run-dir {folder}", remedy="Give another --run-dir.")
+    new = Run(folder)
+    folders = (new.checkpoints, new.predictions, new.tables, new.model, new.artifacts, new.evaluations)
+    found = [f"{path.name}/" for path in folders if path.is_dir() and any(path.iterdir())]
+    files = (new.plan_file, new.metrics_file, new.report_file, *(path for path in folders if not path.is_dir()))
+    found += [path.name for path in files if path.exists()]
+    if new.recipe_file.exists() and not _has_text(new.recipe_file, recipe_text(recipe)):
+        found.append(new.recipe_file.name)
+    if found:
+        raise UserError(
+            f"the folder is not a run, and a run there would replace what it holds: {', '.join(sorted(found))}",
+            where=f"--run-dir {folder}",
+            remedy="Give a new folder; nothing was overwritten.",
+        )
+
+
+def _has_text(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def resume_command(run: Run, *, processes: int | None = None, data_changed: bool = False, restarts: int = 0) -> str:

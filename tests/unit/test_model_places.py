@@ -41,13 +41,22 @@ def test_predict_names_absent_data_without_torch(there: Path) -> None:
     assert not list(there.glob("answers*"))
 
 
+def test_predict_names_an_output_of_no_known_format_without_torch(there: Path) -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    script = SCRIPT.replace("absent.jsonl", "there.jsonl").replace("answers.jsonl", "answers.txt")
+    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": root}, capture_output=True, text=True)
+    what = "the extension '.txt' says no format that answers are written in"
+    assert done.stdout == f"--output answers.txt {what} []\n", done.stderr
+    assert not list(there.glob("answers*"))
+
+
 @pytest.mark.parametrize(
     ("model", "data", "what"),
     [
         ("owner/name", ["absent/a.csv"], "no such file, and its folder does not exist"),
         ("owner/name", ["absent*.csv"], "no file matches"),
         ("./absent", ["there.jsonl"], "no such folder"),
-        ("there.jsonl", ["there.jsonl"], "model.source is a file: there.jsonl"),
+        ("there.jsonl", ["there.jsonl"], "is a file, not the folder of a model"),
         ("package:absent/model", ["there.jsonl"], "the package absent is not installed (package:absent/model)"),
     ],
 )

@@ -53,6 +53,33 @@ def test_of_two_starts_at_once_one_has_the_folder(loaded: LoadedRecipe, tmp_path
     assert not (run.path / LOCK).exists()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["model/mine.txt", "recipe.yaml", "report.html", "metrics.jsonl", "plan.json", "checkpoints/a/b", "artifacts"],
+)
+def test_a_folder_whose_files_a_run_would_replace_is_refused(loaded: LoadedRecipe, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "own" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("# mine\n")
+    before = sorted((tmp_path / "own").rglob("*"))
+    with pytest.raises(UserError, match="a run there would replace what it holds: " + name.split("/")[0]):
+        choose_run(loaded, tmp_path / "own", "auto")
+    assert sorted((tmp_path / "own").rglob("*")) == before and file.read_text() == "# mine\n"
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        choose_run(loaded, file, "auto")
+
+
+def test_a_folder_of_other_things_or_of_a_killed_start_takes_a_run(loaded: LoadedRecipe, tmp_path: Path) -> None:
+    (tmp_path / "own" / "logs").mkdir(parents=True)
+    (tmp_path / "own" / "logs" / "slurm.out").touch()
+    (tmp_path / "own" / "notes.txt").touch()
+    run = choose_run(loaded, tmp_path / "own", "auto")
+    assert run is not None
+    run.file.unlink()  # as if the start had been killed just before it wrote it
+    again = choose_run(loaded, tmp_path / "own", "auto")
+    assert again is not None and again.file.exists()
+
+
 def test_the_command_that_resumes_a_run_finds_it_and_no_other(loaded: LoadedRecipe) -> None:
     """Words of the shell, parsed again by the command line's own parser."""
     tiny.write_data(Path())

@@ -26,7 +26,7 @@ from finetune.distributed.replica_place import READER, ReplicaPlace, rank_number
 from finetune.distributed.session import Session
 from finetune.inference.prediction.board import Board, GroupBoard, ReplicaBoard
 from finetune.inference.prediction.heartbeat import Heartbeat, Listening
-from finetune.inference.prediction.outputs import check_output_name
+from finetune.inference.prediction.output_name import check_output_name
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.rank_loop import RankFigures, RankLoop
 from finetune.inference.prediction.relay import announce_figures, gather_figures

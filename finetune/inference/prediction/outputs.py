@@ -17,27 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.formats.delimited import MAX_CELL_CHARS
-from finetune.data.values import lone_surrogate
-from finetune.errors import UserError
 from finetune.inference.prediction.collector import Output
 from finetune.inference.prediction.jsonl_output import GrowingFile, JsonLinesOutput
+from finetune.inference.prediction.output_name import check_output_name
 from finetune.inference.prediction.record_columns import Record, RecordColumns
 from finetune.tasks.records import Fields
 
 READ_ROWS = 256
-EXTENSIONS = (".jsonl", ".csv", ".parquet")
-
-
-def check_output_name(path: Path) -> None:
-    """Raises: UserError for an extension that is none of EXTENSIONS, and for a name that is not UTF-8."""
-    if lone_surrogate(str(path)) is not None:
-        raise UserError("the name is not UTF-8", where=f"--output {path}", remedy="Give another --output.")
-    if path.suffix.lower() not in EXTENSIONS:
-        raise UserError(
-            f"the extension {path.suffix!r} says no format that answers are written in",
-            where=f"--output {path}",
-            remedy=f"Use one of {', '.join(EXTENSIONS)}.",
-        )
 
 
 def open_output(path: Path, columns: RecordColumns) -> Output:

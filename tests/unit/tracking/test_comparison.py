@@ -66,8 +66,33 @@ def test_runs_are_listed_with_status_and_best_figure(tmp_path: Path, capsys: pyt
     list_runs(tmp_path, "done")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "accuracy 0.9000" in lines[1] and "10/10" in lines[1] and "just now" in lines[1]
-    list_runs(tmp_path / "none", "")
+    list_runs(tmp_path, "stopped")
     assert "no runs in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "what"),
+    [
+        ("nuns", "", "no such folder"),
+        ("runs/file", "", "is not a folder"),
+        ("runs", "finished", "there is no status 'finished'"),
+    ],
+)
+def test_runs_of_what_is_no_folder_or_no_status_are_refused(tmp_path: Path, name: str, status: str, what: str) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "file").touch()
+    with pytest.raises(UserError) as refused:
+        list_runs(tmp_path / name, status)
+    assert refused.value.what == what
+    assert name != "nuns" or str(tmp_path / "runs") in refused.value.remedy
+
+
+def test_before_the_first_run_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    list_runs(Path("runs"), "")
+    assert "no runs in runs" in capsys.readouterr().out
 
 
 def test_the_logs_of_one_rank_and_of_all(tmp_path: Path) -> None:

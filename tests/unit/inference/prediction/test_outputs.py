@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune.errors import UserError
-from finetune.inference.prediction.outputs import check_output_name, open_output
+from finetune.inference.prediction.output_name import check_output_name
+from finetune.inference.prediction.outputs import open_output
 from finetune.inference.prediction.record_columns import RecordColumns
 
 FIELDS = {
