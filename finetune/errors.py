@@ -1,4 +1,4 @@
-"""What goes wrong, said to a person: what, where, why, and what to do. No torch here."""
+"""Errors as people read them: what, where, why, and what to do. No torch here."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def fault_of_path(error: BaseException, kinds: frozenset[int] = ERRORS_OF_PATHS)
     return None
 
 
-_TOLD = re.compile(r"os error (\d+)|\[Errno (\d+)\]|(No space left on device)")
+_ERRNO_IN_WORDS = re.compile(r"os error (\d+)|\[Errno (\d+)\]|(No space left on device)")
 LIMITS = {
     errno.EMFILE: "Each process may have few files open here: raise the limit (ulimit -n).",
     errno.ENFILE: "The system has too many files open.",
@@ -138,17 +138,17 @@ def system_error(error: BaseException) -> int | None:
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    told = _TOLD.search(str(error))
-    return None if told is None else errno.ENOSPC if told[3] else int(told[1] or told[2])
+    match = _ERRNO_IN_WORDS.search(str(error))
+    return None if match is None else errno.ENOSPC if match[3] else int(match[1] or match[2])
 
 
 def fault_of_limit(error: BaseException) -> TrainingFailed | None:
-    """What is said of files or disks that a library could not have more of; None for other errors."""
+    """The error for files or disks that a library could not have more of; None for other errors."""
     number = system_error(error)
     if number not in LIMITS:
         return None
-    said = (str(error).strip().splitlines() or [""])[0][:300]
-    return TrainingFailed(f"{os.strerror(number).lower()} ({type(error).__name__}: {said})", remedy=LIMITS[number])
+    reason = (str(error).strip().splitlines() or [""])[0][:300]
+    return TrainingFailed(f"{os.strerror(number).lower()} ({type(error).__name__}: {reason})", remedy=LIMITS[number])
 
 
 def check_current_folder() -> None:

@@ -1,4 +1,4 @@
-"""The replicas of a prediction: which of them are started again after a failure, and what the user is told of it."""
+"""The replicas of a prediction: which of them are started again after a failure, and what is printed about it."""
 
 from __future__ import annotations
 

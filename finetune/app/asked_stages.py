@@ -59,7 +59,7 @@ def open_stages(
 def _split_blocks(task: Task, artifacts: TaskArtifacts, module: nn.Module, count: int) -> Stages:
     """As the pipeline that trains splits it."""
     batch = _made_up(task, artifacts)
-    module.requires_grad_(True)  # by gradients, blocks are told from what is computed beside them
+    module.requires_grad_(True)  # by gradients, blocks are distinguished from what is computed beside them
     stages = split_model(module, lambda model: task.forward(model, batch), count, key=OPTION)
     module.requires_grad_(False)
     module.eval()

@@ -109,8 +109,8 @@ def _lack_of_memory(error: BaseException) -> FinetuneError | None:
     if not lacks_memory(error) or not memory_limit():
         return None
     reason = (str(error).strip().splitlines() or [""])[0]
-    said = ": ".join(filter(None, (type(error).__name__, reason)))
-    return TrainingFailed(f"not enough memory ({said})", remedy=memory_limit())
+    reason_given = ": ".join(filter(None, (type(error).__name__, reason)))
+    return TrainingFailed(f"not enough memory ({reason_given})", remedy=memory_limit())
 
 
 def _own_options(args: list[str]) -> tuple[list[str], bool]:

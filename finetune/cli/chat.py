@@ -47,7 +47,9 @@ def chat(
     repetition_penalty: Annotated[
         float | None,
         typer.Option(
-            "--repetition-penalty", metavar="X", help="Over 1: against tokens that were said. Default: the model's."
+            "--repetition-penalty",
+            metavar="X",
+            help="Over 1: against tokens that occurred before. Default: the model's.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling. Default: 0.")] = None,
@@ -61,7 +63,7 @@ def chat(
     """Talk to a model in the terminal: replies appear as they are written, with the model's own chat template.
 
     /reset forgets the conversation, /exit or Ctrl-D leaves. Ctrl-C stops a reply; at the prompt it leaves. If the
-    conversation becomes longer than the model reads, the oldest turns are left out, and that is said. In a pipe, one line
+    conversation becomes longer than the model reads, the oldest turns are left out, which is reported. In a pipe, one line
     is one turn.
     """
     from finetune.app.chat import chat as verb

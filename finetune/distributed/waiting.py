@@ -1,7 +1,7 @@
 """Processes that import what ranks need while the data is still being prepared, and then become the ranks. No torch here.
 
 For ranks that cannot be forked from one process, as on GPUs. The supervising process starts each with `WAITS` in its
-environment. It imports, then waits at a socket until it is told its arguments and environment, and where stderr goes: from
+environment. It imports, then waits at a socket until it receives its arguments and environment, and where stderr goes: from
 there on it is the rank that a fresh process would be. A fresh process takes the place of one that ended before.
 """
 
@@ -40,12 +40,12 @@ class WaitingRanks:
         preload: Mapping[str, object],
         die_with_parent: Callable[[], None],
     ) -> None:
-        """One more. preload: says what it imports, see `wait_here`."""
+        """One more. preload: what it imports, see `wait_here`."""
         ours, theirs = socket.socketpair()
-        with theirs, tempfile.TemporaryFile() as said:
+        with theirs, tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
                 command,
-                stderr=said,
+                stderr=log,
                 env={**environment, WAITS: json.dumps({"socket": theirs.fileno(), **preload})},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
@@ -106,7 +106,7 @@ def wait_here(load: Callable[[Mapping[str, object]], object]) -> list[str]:
 
 
 def _move_stderr(log: int) -> None:
-    """What libraries said so far goes there as well."""
+    """What libraries printed so far goes there as well."""
     with suppress(OSError):
         os.write(log, os.pread(2, 1 << 20, 0))
     os.dup2(log, 2)

@@ -21,7 +21,7 @@ FoundRow = tuple[InspectedSplit, int]
 
 @dataclass
 class Inspection:
-    """Everything that checks and reports read. notes: what preparing the data said, for people.
+    """Everything that checks and reports read. notes: what preparing the data reported, for people.
 
     stops: whether training would end with an error at a bad row (data.on_bad_row: error).
     """

@@ -38,7 +38,7 @@ class ShownPrompt:
 
 @dataclass(frozen=True)
 class InspectionReport:
-    """title: the recipe's name. subtitle: task, model, splits. notes: what preparing the data said.
+    """title: the recipe's name. subtitle: task, model, splits. notes: what preparing the data reported.
 
     histograms: (title, histogram). compared, matching: prompts of inference that were compared, and those that match.
     """

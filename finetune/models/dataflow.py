@@ -1,6 +1,6 @@
 """Watches every operation of a forward pass: which module's call it is in, what it reads, and what it writes.
 
-Tensors are told apart by their memory, so that views of a tensor are that tensor.
+Tensors are distinguished by their memory, so that views of a tensor are that tensor.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class _Watcher(TorchDispatchMode):
         self.kept: list[torch.Tensor] = []  # so that no memory is used twice
 
     def tick(self) -> int:
-        """The time; each is told once."""
+        """The time; each value is returned once."""
         self.time += 1
         return self.time
 

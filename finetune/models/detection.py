@@ -106,7 +106,7 @@ def defer_loss(model: Any) -> None:
 
 @dataclass
 class DetectionOutputs:
-    """What a detector said of B images. logits: [B, Q, C] (one class more with softmax). boxes: [B, Q, 4], centered
+    """The outputs of a detector for B images. logits: [B, Q, C] (one class more with softmax). boxes: [B, Q, 4], centered
     shares of the image. loss: the deferred loss; None where the inputs had no targets.
     """
 

@@ -163,8 +163,8 @@ def _differing(config: Mapping[str, Any], asked: Asked) -> Iterator[Contradictio
     ):
         value = config.get(key, AUTO)
         if value not in (AUTO, wanted):
-            said = "derived" if wanted is None else f"{wanted:g}"
-            yield key, value, f"the recipe says {name}: {said}", f'"auto", or {name}: {show_value(value)}', ""
+            shown = "derived" if wanted is None else f"{wanted:g}"
+            yield key, value, f"the recipe says {name}: {shown}", f'"auto", or {name}: {show_value(value)}', ""
 
 
 def _precisions(config: Mapping[str, Any], asked: Asked) -> Iterator[Contradiction]:

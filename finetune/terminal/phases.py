@@ -45,6 +45,6 @@ def phases_told() -> str:
     counts from the start of the one it was forked from.
     """
     took = time.monotonic() - _BEGAN
-    told = [*_PHASES, ("other", took - sum(seconds for _, seconds in _PHASES))]
-    parts = [f"{text} {seconds:.1f} s" for text, seconds in told if seconds >= LEAST_SECONDS]
+    phases = [*_PHASES, ("other", took - sum(seconds for _, seconds in _PHASES))]
+    parts = [f"{text} {seconds:.1f} s" for text, seconds in phases if seconds >= LEAST_SECONDS]
     return f"{took:.1f} s" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")

@@ -1,4 +1,4 @@
-"""What W&B is told at the end of a run: an alert, how each example fared, curves of the best evaluation, the model."""
+"""What W&B gets at the end of a run: an alert, how each example fared, curves of the best evaluation, the model."""
 
 from __future__ import annotations
 

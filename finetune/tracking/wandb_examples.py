@@ -1,4 +1,4 @@
-"""What W&B is told of single examples: a sample of each evaluation's predictions, and at the end how each example fared,
+"""What W&B gets of single examples: a sample of each evaluation's predictions, and at the end how each example fared,
 its answers before and after training side by side, and the threshold curves of the best evaluation.
 """
 
@@ -53,7 +53,7 @@ def tables_at_end(run: Run) -> Iterator[NamedTable]:
 
 
 def before_after(run: Run) -> tuple[list[str], list[list[Any]]] | None:
-    """One row per sample: what it is (id, input or replies, expected), and what the model said before and after training.
+    """One row per sample: what it is (id, input or replies, expected), and the answers of the model before and after training.
     None without both.
     """
     said: dict[str, dict[str, Any]] = {}
@@ -96,7 +96,7 @@ def draw_curves(wandb: Any, kind: str, curves: Sequence[Curve]) -> Any:
 
 
 def logged_of_examples(run: Run) -> tuple[list[str], list[str]]:
-    """(tables, charts) that the mirror of a run makes of its predictions and samples, told from the heads of the files."""
+    """(tables, charts) that the mirror of a run makes of its predictions and samples, read from the heads of the files."""
     files = [file for file, _ in prediction_files(run.predictions)]
     first = _first_line(files[-1]) if files else {}
     tables = ["predictions"] if first else []

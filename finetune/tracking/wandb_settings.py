@@ -1,4 +1,4 @@
-"""What W&B is told of a run before its first row: the axis of each figure, which value counts as its best, and whether the
+"""What W&B gets of a run before its first row: the axis of each figure, which value counts as its best, and whether the
 data has changed under it.
 """
 

@@ -1,4 +1,4 @@
-"""Tables and pictures as W&B gets them: of bounded size, and what is left out is said."""
+"""Tables and pictures as W&B gets them: of bounded size, and what is left out is reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Boxes = Mapping[str, Any]  # {"boxes": [[x, y, width, height]], "labels": [class
 
 
 class TableLog:
-    """Logs the tables of one run. What is left out of a table is said once. The mirror's thread calls it, but for `bound`."""
+    """Logs the tables of one run; reports once what it leaves out of a table. The mirror's thread calls it, but for `bound`."""
 
     def __init__(self, run: Run, say: Callable[[str], None]) -> None:
         self.say = say

@@ -76,10 +76,10 @@ class TrialProcess:
         with self._log.open("rb") as file:
             file.seek(max(self._from, self._log.stat().st_size - TAIL_BYTES))
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        told = [number for number, line in enumerate(lines) if line.startswith(("error: ", "bug: "))]
-        if not told:
+        reported = [number for number, line in enumerate(lines) if line.startswith(("error: ", "bug: "))]
+        if not reported:
             return f"ended with code {code}: {lines[-1] if lines else 'nothing was printed'}"
-        head = lines[told[-1]].removeprefix("error: ")
-        if head.endswith("in the recipe") and told[-1] + 1 < len(lines):  # the faults are listed below
-            return f"{head}: {lines[told[-1] + 1]}"
+        head = lines[reported[-1]].removeprefix("error: ")
+        if head.endswith("in the recipe") and reported[-1] + 1 < len(lines):  # the faults are listed below
+            return f"{head}: {lines[reported[-1] + 1]}"
         return head

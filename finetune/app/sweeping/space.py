@@ -15,7 +15,7 @@ from finetune.recipe.yaml import parse_value
 
 MAX_TRIALS = 1000
 MAX_VALUES = 10_000  # of one key
-DRAWS_PER_TRIAL = 50  # until a space is said to have too few different points
+DRAWS_PER_TRIAL = 50  # until a space is reported to have too few different points
 DIGITS = 4  # significant ones of a drawn number
 RANGES = ("uniform", "loguniform", "integers")
 _RANGE = re.compile(r"\s*([A-Za-z_]\w*)\s*\((.*)\)\s*", re.DOTALL)

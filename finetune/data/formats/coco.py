@@ -42,7 +42,7 @@ def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     """One row per image, in the order of the file. Line numbers are 0; bad rows name the image or annotation.
 
     source.images: the folder that file names are relative to; default: the folder of the JSON file.
-    Raises: UserError if the file is not in COCO format, two categories cannot be told apart, or an image lies outside of
+    Raises: UserError if the file is not in COCO format, two categories cannot be distinguished, or an image lies outside of
     the folder.
     """
     content = _load(path)

@@ -47,7 +47,7 @@ HEADERS: Mapping[str, Callable[[Path, SourceSection], list[str]]] = {
     "xlsx": workbook_columns,
 }
 
-# What to do if a column is not found, "" if nothing can be said.
+# What to do if a column is not found, "" if there is no advice.
 HINTS: Mapping[str, Callable[[Path, SourceSection], str]] = {"csv": csv_hint, "tsv": tsv_hint, "text": text_hint}
 
 # What a user should know about how a file is read, seen in its first rows.

@@ -140,7 +140,7 @@ def publish(
                 _make(final, write, about, resumable=resumable and held)
     except FinetuneError:
         raise
-    except Exception as error:  # libraries pass on in words what the system said
+    except Exception as error:  # libraries pass on the system's error in words only
         fault = _as_user_error(error, final.parent)
         if fault is None:
             raise

@@ -36,7 +36,7 @@ class ChunkRecords:
 
     data: the records, one after the other. sizes: bytes of each. numbers: for each tag of the writer one per record.
     layouts: of the records, as Packer gives them; the records refer to them by their index in this chunk.
-    bad: (place, reason) of bad rows. notices: what is to be said of the others.
+    bad: (place, reason) of bad rows. notices: what is to be reported of the others.
     """
 
     data: bytes = b""

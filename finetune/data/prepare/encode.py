@@ -55,7 +55,7 @@ class EncodedExamples:
         self.notices = Notices(facts.get("notices", ()))
 
     def report(self) -> list[str]:
-        """What is to be said of the rows before the first step: those left out, and what was changed in others."""
+        """What is to be reported of the rows before the first step: those left out, and what was changed in others."""
         bad = BadRows("skip", self.skipped, self.skipped_count)
         rows = "1 row is" if bad.count == 1 else f"{bad.count:,} rows are"
         lines = [f"{rows} skipped, {len(self):,} kept\n{bad.summary()}"] if bad.count else []

@@ -27,7 +27,7 @@ class Notices:
         }
 
     def add(self, place: str, kinds: Iterable[str]) -> None:
-        """Count what is to be said of one row, such as ("train.jsonl:17", ["its thoughts are left out"])."""
+        """Count what is to be reported of one row, such as ("train.jsonl:17", ["its thoughts are left out"])."""
         for kind in dict.fromkeys(kinds):
             self._count(kind, 1, [place])
 

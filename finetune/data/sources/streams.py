@@ -101,7 +101,7 @@ class AskedRows:
     base: Path | None = None
 
     def read(self, number: int, place: str, raw: Mapping[str, Any] | BadRow) -> StreamRow:
-        """One row; its text is checked, and what lacks is said."""
+        """One row; its text is checked, and what is missing is reported."""
         if isinstance(raw, BadRow):
             return StreamRow(number, place, raw)
         kept = {name: json_value(value_at(raw, column)) for name, column in self.keep.items()}

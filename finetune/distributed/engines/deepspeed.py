@@ -45,7 +45,7 @@ from finetune.distributed.sharded_state import (
 
 
 class ZeroEngine:
-    """What the ranks share out is said by the session's DeepSpeed configuration.
+    """The session's DeepSpeed configuration decides what the ranks share out.
 
     DeepSpeed builds its masters out of the parameters of an optimizer that exists already, so the optimizer is made
     before DeepSpeed wraps the module: that order is this file's own business.

@@ -67,7 +67,7 @@ class Conversation:
         return prompt
 
     def reply(self, text: str) -> None:
-        """What the model said to the last turn."""
+        """The reply of the model to the last turn."""
         if self.remembers:
             self._turns.append({"role": "assistant", "content": text})
 

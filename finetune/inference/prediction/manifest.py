@@ -1,4 +1,4 @@
-"""What an output is the answer to: the same command goes on with it, another one is refused, and is told what differs."""
+"""What an output is the answer to: the same command goes on with it, another one is refused with what differs."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def _environment() -> jinja2.Environment:
 
 @lru_cache(maxsize=8)  # /docs contains the Host header of the request, so clients make pages without end
 def _policy(page: str) -> str:
-    """A browser runs the page's own script and style, told by their digests, and talks to this server alone."""
+    """A browser runs the page's own script and style, known by their digests, and talks to this server alone."""
     allowed = {}
     for tag in ("script", "style"):
         blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)

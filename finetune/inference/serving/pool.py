@@ -220,7 +220,7 @@ class ReplicaPool:
                 TrainingFailed(
                     f"a replica ended {link.failures} times in a row without answering anything (exit code {code})",
                     where=f"replica {link.number}",
-                    remedy="What it said is above.",
+                    remedy="What it printed is above.",
                 )
             )
             self._closing = True

@@ -1,7 +1,7 @@
 """The server: uvicorn on a socket that is bound already, until a signal; then what is accepted is answered, and no more.
 
 The first SIGTERM or Ctrl-C drains: new requests get 503, and the server ends when nothing is in flight, or after
-limits.drain_seconds. The second one ends it at once. Both are said, and how many requests were answered.
+limits.drain_seconds. The second one ends it at once. Both are logged, and how many requests were answered.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class ObjectDetection:
         try:
             header = read_header(row.get("image"), reading.value_range)
         except BadRow:
-            return  # said when it is decoded: the objects are not to blame
+            return  # reported when it is decoded: the objects are not to blame
         usable_objects(row, header, reading, skip=False)
 
     def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:

@@ -1,6 +1,6 @@
 """Losses of preference tuning, each as in its paper, from the log-probabilities of whole replies.
 
-Shapes: B pairs (KTO: B replies). log-probabilities are natural, summed over a reply's tokens unless said otherwise.
+Shapes: B pairs (KTO: B replies). log-probabilities are natural, summed over a reply's tokens unless stated otherwise.
 Every function returns (loss, chosen reward, rejected reward), each float32 [B]; rewards are without gradient.
 """
 

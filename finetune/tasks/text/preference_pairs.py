@@ -174,7 +174,7 @@ def read_dialog(text: str) -> Turns | None:
 
 
 def _is_talk(value: Any) -> bool:
-    """Whether a value is messages; a list of mappings is meant to be, so that what is wrong with it is said."""
+    """Whether a value is messages; a list of mappings is meant to be, so that what is wrong with it is reported."""
     return holds_messages(value) or (
         isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value)
     )

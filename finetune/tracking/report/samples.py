@@ -1,4 +1,4 @@
-"""The samples of a run: what the model said of the same examples before and after training, with pictures as thumbnails."""
+"""The samples of a run: what the model answered to the same examples before and after training, with thumbnails of pictures."""
 
 from __future__ import annotations
 

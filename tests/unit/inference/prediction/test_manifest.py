@@ -1,4 +1,4 @@
-"""Proves that an output goes on only with the command that began it, and that another one is told what differs."""
+"""Proves that an output goes on only with the command that began it, and that another one is refused with what differs."""
 
 from __future__ import annotations
 
