@@ -18,6 +18,7 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
+from finetune.distributed.bytecode import bytecode_variables
 from finetune.distributed.quick_imports import quick_imports
 from finetune.distributed.stop_signals import stop_signals
 from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError, is_failure
@@ -37,7 +38,7 @@ def run_apart(target: str, *arguments: Any, doing: str) -> Any:
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    with _environment(ENVIRONMENT):
+    with _environment({**ENVIRONMENT, **bytecode_variables(os.environ)}):
         process = context.Process(target=_run, args=(sender, target, arguments))
         process.start()
     sender.close()

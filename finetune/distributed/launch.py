@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.distributed.bytecode import bytecode_variables
 from finetune.distributed.env import DistributedEnv, as_environ
 from finetune.distributed.meeting import ADDRESS, PRIVATE, stay_inside
 from finetune.distributed.waiting import WaitingRanks
@@ -64,7 +65,7 @@ class Launch:
 
     def surroundings(self) -> dict[str, str]:
         """The environment that is the same for every rank of every run."""
-        env = dict(os.environ)
+        env = {**os.environ, **bytecode_variables(os.environ)}
         env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.processes)))
         env.setdefault("TOKENIZERS_PARALLELISM", "false")
         env.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")

@@ -19,7 +19,7 @@ class PinnedMemory:
 
     def __init__(self, size: int) -> None:
         self.bytes = _touched(size)
-        self._registered = int(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), size, PORTABLE)) == 0
+        self._registered = _register(self.bytes)
         if not self._registered:  # such as on systems that limit locked memory
             _forget_error()
             self.bytes = torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -30,6 +30,13 @@ class PinnedMemory:
             self._registered = False
             torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr())
         self.bytes = torch.empty(0, dtype=torch.uint8)
+
+
+def _register(memory: torch.Tensor) -> bool:
+    try:
+        return int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, PORTABLE)) == 0
+    except (RuntimeError, AttributeError):  # a torch without this function
+        return False
 
 
 def _forget_error() -> None:
