@@ -119,7 +119,11 @@ def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:
     Logs are too: a launcher may write its own there.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError("is a file, not a folder", where=f"--run-dir {folder}", remedy="Give another --run-dir.")
+        raise UserError(
+            "cannot be used as a run folder: it is not a folder",
+            where=f"--run-dir {folder}",
+            remedy="Give another --run-dir.",
+        )
     new = Run(folder)
     folders = (new.checkpoints, new.predictions, new.tables, new.model, new.artifacts, new.evaluations)
     found = [f"{path.name}/" for path in folders if path.is_dir() and any(path.iterdir())]

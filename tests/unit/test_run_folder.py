@@ -65,7 +65,7 @@ def test_a_folder_whose_files_a_run_would_replace_is_refused(loaded: LoadedRecip
     with pytest.raises(UserError, match="a run there would replace what it holds: " + name.split("/")[0]):
         choose_run(loaded, tmp_path / "own", "auto")
     assert sorted((tmp_path / "own").rglob("*")) == before and file.read_text() == "# mine\n"
-    with pytest.raises(UserError, match="is a file, not a folder"):
+    with pytest.raises(UserError, match="it is not a folder"):
         choose_run(loaded, file, "auto")
 
 
