@@ -26,9 +26,9 @@ SLOW = """
 import datetime, time
 from finetune.data.prepare import encode
 from finetune.distributed import session
-session.GIVE_UP_AFTER = datetime.timedelta(seconds=3)
+session.GIVE_UP_AFTER = datetime.timedelta(seconds=6)
 run = encode.EncodeJob.run
-encode.EncodeJob.run = lambda job, chunk: time.sleep(6 if job.table.name == "train" else 0) or run(job, chunk)
+encode.EncodeJob.run = lambda job, chunk: time.sleep(9 if job.table.name == "train" else 0) or run(job, chunk)
 from finetune.cli import main
 if __name__ == "__main__":
     main()
