@@ -42,3 +42,18 @@ def test_elsewhere_python_keeps_it_as_ever(library: Path) -> None:
     compiled.parent.mkdir()
     compiled.touch()
     assert bytecode_variables({DO_NOT_WRITE: "1"}) == {}
+
+
+@pytest.mark.parametrize("shared", ["", "bytecode"])
+def test_a_folder_that_others_may_write_to_is_not_used(library: Path, tmp_path: Path, shared: str) -> None:
+    folder = tmp_path / "cache" / "finetune" / shared
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert bytecode_variables({DO_NOT_WRITE: "1"}) == {}
+
+
+def test_a_link_to_somewhere_else_is_not_used(library: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache" / "finetune").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "cache" / "finetune" / "bytecode").symlink_to(tmp_path / "elsewhere")
+    assert bytecode_variables({DO_NOT_WRITE: "1"}) == {}
