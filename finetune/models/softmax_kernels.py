@@ -65,9 +65,8 @@ def multiply_in_place(tensor: Tensor, factor: Tensor) -> None:
 
 
 @triton.jit
-def _add_to_normalizers(logits, stride, column, normalizer, at_target, columns, WIDTH: tl.constexpr):  # noqa: N803
-    row = tl.program_id(0).to(tl.int64)
-    start = logits + row * stride
+def _add_up(start, columns, WIDTH: tl.constexpr):  # noqa: N803
+    """The largest of a row of logits, and the sum of exp(logit - largest)."""
     largest = float("-inf")
     total = 0.0
     for offset in range(0, columns, WIDTH):
@@ -76,6 +75,14 @@ def _add_to_normalizers(logits, stride, column, normalizer, at_target, columns, 
         new = tl.maximum(largest, tl.max(x))
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new))
         largest = new
+    return largest, total
+
+
+@triton.jit
+def _add_to_normalizers(logits, stride, column, normalizer, at_target, columns, WIDTH: tl.constexpr):  # noqa: N803
+    row = tl.program_id(0).to(tl.int64)
+    start = logits + row * stride
+    largest, total = _add_up(start, columns, WIDTH)
     target = tl.load(column + row)
     if (target >= 0) & (target < columns):
         tl.store(at_target + row, tl.load(start + target).to(tl.float64))
@@ -104,17 +111,10 @@ def _turn_into_loss_gradients(logits, stride, target_ids, losses, columns, WIDTH
     row = tl.program_id(0).to(tl.int64)
     start = logits + row * stride
     target = tl.load(target_ids + row)
-    largest = float("-inf")
-    total = 0.0
-    for offset in range(0, columns, WIDTH):
-        places = offset + tl.arange(0, WIDTH)
-        x = tl.load(start + places, mask=places < columns, other=float("-inf")).to(tl.float32)
-        new = tl.maximum(largest, tl.max(x))
-        total = total * tl.exp(largest - new) + tl.sum(tl.exp(x - new))
-        largest = new
     counts = target >= 0
-    held = tl.load(start + tl.maximum(target, 0)).to(tl.float32) - largest
-    loss = tl.log(total) - held
+    held = tl.load(start + tl.maximum(target, 0)).to(tl.float32)  # before any warp writes gradients over it
+    largest, total = _add_up(start, columns, WIDTH)
+    loss = tl.log(total) - (held - largest)
     tl.store(losses + row, tl.where(counts, loss, 0.0))
     # the target's probability minus 1; near 1 by a series, where the difference would lose all digits
     short = tl.where(loss < 0.01, -loss * (1.0 - loss * (0.5 - loss * (1.0 / 6.0))), tl.exp(-loss) - 1.0)
