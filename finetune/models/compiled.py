@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from finetune.errors import UserError
+from finetune.models.repeated_layers import kind_of, repeated_layers
 from finetune.models.segmented import leave_attention_uncompiled
 from finetune.units import format_seconds
 
@@ -106,14 +107,10 @@ def compile_layers(model: nn.Module, notify: Notify, *, backend: Backend | None 
 
     Raises: UserError if transformers marks no layers of the model.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
-    layers = [layer for layer in layers if "forward" not in vars(layer)]  # somebody else's forward pass stays
+    layers = [layer for layer in repeated_layers(model) if "forward" not in vars(layer)]  # another's forward pass stays
     if not layers:
-        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise UserError(
-            f"a {kind} model has no repeated layers that transformers marks as such",
+            f"a {kind_of(model)} model has no repeated layers that transformers marks as such",
             where=KEY,
             remedy=f"Set {KEY}: none.",
         )

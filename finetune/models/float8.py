@@ -25,6 +25,7 @@ from torch import nn
 from finetune.errors import UserError
 from finetune.models.device import uses_cuda
 from finetune.models.head import embedding_modules, head_names
+from finetune.models.repeated_layers import kind_of
 
 KEY = "model.float8"
 PACKAGE = "torchao"
@@ -72,9 +73,8 @@ def use_float8(model: nn.Module, scaling: str, notify: Notify, *, emulate: bool 
     """
     layers, left = _choose(model)
     if not layers:
-        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise UserError(
-            f"a {kind} model has no linear layers to compute in float8 ({_in_words(left) or 'none at all'})",
+            f"a {kind_of(model)} model has no linear layers to compute in float8 ({_in_words(left) or 'none at all'})",
             where=KEY,
             remedy=f"Set {KEY}: none.",
         )

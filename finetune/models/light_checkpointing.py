@@ -25,6 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from finetune.errors import UserError
 from finetune.models.gated import is_gated_product
+from finetune.models.repeated_layers import kind_of, repeated_layers
 
 KEY = "model.gradient_checkpointing"
 _GATED = ("gate_proj", "up_proj", "down_proj")
@@ -137,16 +138,12 @@ def use_light_checkpointing(model: nn.Module) -> LightCheckpointing:
 
     Raises: UserError if transformers marks no layers of the model, or nothing in them can be computed again.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     light = LightCheckpointing()
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            light.watch_layer(layer)
+    for layer in repeated_layers(model):
+        light.watch_layer(layer)
     if not light.outputs:
-        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise UserError(
-            f"light: the layers of a {kind} model keep nothing that could be computed again without a matrix product",
+            f"light: the layers of a {kind_of(model)} model keep nothing that could be computed again without a matrix product",
             where=KEY,
             remedy=f"Set {KEY}: true or false.",
         )
