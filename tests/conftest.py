@@ -1,6 +1,7 @@
 """Fixtures that every test may ask for, and the reasons for which a test is skipped."""
 
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -43,6 +44,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data here: {folder} does not exist")
     return folder
+
+
+@pytest.fixture
+def sighup_heard() -> Iterator[None]:
+    """SIGHUP as in a terminal, also where nohup or a service started the tests with it ignored, as children inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

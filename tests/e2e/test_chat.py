@@ -120,6 +120,7 @@ def test_keys_of_a_reply_are_not_shown_in_it_and_are_the_next_turn(terminal: Ter
     assert "\nSOON" in terminal.until(NEXT)
 
 
+@pytest.mark.usefixtures("sighup_heard")
 @pytest.mark.parametrize(("number", "replies"), [(signal.SIGTERM, True), (signal.SIGHUP, False)])
 def test_the_terminal_is_given_back_when_a_signal_ends_the_program(
     terminal: Terminal, number: signal.Signals, replies: bool

@@ -53,6 +53,7 @@ def test_a_reader_that_goes_away_costs_its_lines_and_nothing_else(workplace, tmp
     assert f"model   {run / 'model'}" in logged
 
 
+@pytest.mark.usefixtures("sighup_heard")
 def test_a_shell_that_ends_leaves_the_training_and_the_end_of_the_terminal_stops_it(workplace, tmp_path):
     run = tmp_path / "run"
     line = finetune_line("train", "tiny.yaml", "--run-dir", str(run), *ENDLESS)

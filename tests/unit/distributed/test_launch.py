@@ -175,6 +175,7 @@ STUCK = {
 }
 
 
+@pytest.mark.usefixtures("sighup_heard")
 @pytest.mark.parametrize("stuck", STUCK.values(), ids=STUCK)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_request_to_stop_ends_all_ranks_whatever_they_do(
