@@ -183,9 +183,3 @@ class _Progress(SilentProgress):
 
     def tick(self, what: str, done: int, total: int) -> None:
         self.show(f"{what}: {done:,} of {total:,}", done / max(total, 1))
-
-
-class SilentInspection(SilentProgress):
-    """Shows nothing."""
-
-    def tick(self, what: str, done: int, total: int) -> None: ...

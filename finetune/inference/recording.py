@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.errors import UserError
 from finetune.inference.answering import Answered, Outcome, RowError
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import RecordOptions
@@ -42,14 +41,3 @@ def record_outcome(
 def record_fields(task: Task, artifacts: TaskArtifacts, options: RecordOptions) -> Fields:
     """All fields of record_outcome but the kept columns. Raises: UserError for options that do not apply to the task."""
     return {ROW: "integer", **task.record_fields(artifacts, options), ERROR: ERROR_FIELDS}
-
-
-def check_kept(kept: list[str], fields: Fields) -> None:
-    """Raises: UserError if a kept column has the name of a field of the records."""
-    taken = [name for name in kept if name in fields]
-    if taken:
-        raise UserError(
-            f"the column {taken[0]} cannot be kept: answers have a field of this name",
-            where="--keep",
-            remedy=f"Keep it under another name: --keep {taken[0]}=input_{taken[0]}",
-        )

@@ -188,9 +188,3 @@ def visible(text: str, *, line_feed: str = "⏎", tab: str = "⇥") -> str:
 
 def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def shorten(text: str, limit: int = 80) -> str:
-    """Visible text of at most `limit` characters, on one line."""
-    shown = visible(text[: limit + 1])
-    return shown if len(shown) <= limit else shown[: limit - 3] + "..."

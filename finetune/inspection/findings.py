@@ -56,14 +56,6 @@ class Finding:
         }
 
 
-def finding(
-    kind: str, severity: Severity, what: str, rows: Iterable[RowRef], *, remedy: str = "", sampled: str = ""
-) -> Finding:
-    """A finding over `rows`: all of them are counted, the first 1,000 are kept."""
-    listed = list(rows)
-    return Finding(kind, severity, what, tuple(listed[:MAX_ROWS]), len(listed), remedy, sampled)
-
-
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
     """Errors first, then warnings, then notes; within them the kind with the most rows first."""
     return sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), -one.count, one.kind))

@@ -36,7 +36,7 @@ class Console:
         self._console = console or terminal.Console(stderr=True, highlight=False)
         self._log_every = log_every
         self._live: Live | None = None
-        self._total = self._per_epoch = 0
+        self._total = 0
         self._unit = "unit"
         self._step_seconds: float | None = None
         self._last_step = (0, time.monotonic())
@@ -47,7 +47,7 @@ class Console:
         self._others = Redirection(self._print_line_of_others)
 
     def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
-        self._total, self._per_epoch = total_steps, max(steps_per_epoch, 1)
+        self._total = total_steps
         self._unit = str(facts.get("unit", "unit"))
         self._last_step = (start_step, time.monotonic())
         self._began = self._last_line = time.monotonic()

@@ -170,20 +170,6 @@ class Saver:
         )
 
 
-def save_checkpoint(
-    engine: Engine, folder: Path, *, step: int, training: Mapping[str, Any], loop: dict[str, Any]
-) -> Checkpoint:
-    """Save and wait for it. All ranks call it. Raises: TrainingFailed on every rank if any rank could not write."""
-    saver = Saver(engine, folder, training=training)
-    try:
-        saver.begin(step, loop)
-        saver.finish()
-    finally:
-        saver.close()
-    assert saver.latest is not None
-    return saver.latest
-
-
 def checkpoint_bytes(engine: Engine, optimizer: str) -> int:
     """Bytes of one checkpoint, over all ranks, before it is written. optimizer: its name. All ranks call it."""
     own = sum(_stored_bytes(shard.values) for shard in engine.local_shards() if "." in shard.key)

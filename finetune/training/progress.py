@@ -25,7 +25,6 @@ class Progress:
     stale: int = 0
     units: int = 0
     seconds: float = 0.0
-    evaluated_step: int = -1
     last: dict[str, float] = field(default_factory=dict)
 
     def restore(self, stored: dict[str, Any]) -> None:
@@ -35,7 +34,6 @@ class Progress:
             "step",
             "units",
             "seconds",
-            "evaluated_step",
             *(("best_value", "best_step", "stale") if same else ()),
         ):
             setattr(self, key, stored[key])
@@ -56,7 +54,7 @@ class Progress:
 
         A change below min_delta still becomes the best, but does not reset the patience of early stopping.
         """
-        self.evaluated_step, self.last = self.step, dict(scalars)
+        self.last = dict(scalars)
         value = scalars.get(self.metric)
         if value is None:
             return False

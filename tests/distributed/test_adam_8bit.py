@@ -7,7 +7,7 @@ import torch
 
 from finetune.recipe.optimizers import BLOCK, OPTIMIZERS
 from finetune.recipe.training import TrainingSection
-from finetune.training.checkpoint import checkpoint_bytes, save_checkpoint
+from finetune.training.checkpoint import checkpoint_bytes
 from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from tests.distributed import toy
 
@@ -25,7 +25,7 @@ def train_and_save(folder, name=NAME):
     engine, batch = open_engine(name)
     losses, norms = toy.train_toy(engine, batch, range(SAVE_AT))
     needed = checkpoint_bytes(engine, name)
-    saved = save_checkpoint(engine, folder, step=SAVE_AT, training={"toy": 1}, loop={})
+    saved = toy.save_checkpoint(engine, folder, step=SAVE_AT, training={"toy": 1}, loop={})
     written = sum(size for size, _ in saved.manifest.files.values())
     rest, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
     held = [

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 
-from finetune.training.checkpoint import save_checkpoint
 from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from tests.distributed import toy
 
@@ -17,7 +16,7 @@ SAVE_AT, END = 4, 8
 def train_and_save(folder, config, micro_batch="auto", precision="fp32"):
     engine, batch = toy.open_toy(config, micro_batch=micro_batch, precision=precision)
     toy.train_toy(engine, batch, range(SAVE_AT))
-    saved = save_checkpoint(engine, folder, step=SAVE_AT, training={"task": "toy"}, loop={"step": SAVE_AT})
+    saved = toy.save_checkpoint(engine, folder, step=SAVE_AT, training={"task": "toy"}, loop={"step": SAVE_AT})
     losses, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
     return saved.path, losses, weights(engine)
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from finetune.training.checkpoint import save_checkpoint
 from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from tests.distributed import toy
 from tests.distributed.test_tensor_parallel import tiny
@@ -24,7 +23,7 @@ def build(seed, tensor):
 def train(folder, config, precision, tensor):
     engine, batch = toy.open_toy(config, precision=precision, tensor=tensor, build=lambda: build(0, tensor))
     toy.train_toy(engine, batch, range(3))
-    saved = save_checkpoint(engine, folder, step=3, training={"toy": 1}, loop={})
+    saved = toy.save_checkpoint(engine, folder, step=3, training={"toy": 1}, loop={})
     return saved.path, logits_of(engine), engine.full_state_dict()
 
 

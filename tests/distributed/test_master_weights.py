@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from finetune.distributed.engines import master_weights
-from finetune.training.checkpoint import save_checkpoint
 from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from tests.distributed import toy
 
@@ -39,7 +38,7 @@ def train_in_portions(portion):
 def train_and_save(folder, config):
     engine, batch = open_engine(config)
     before = toy.train_toy(engine, batch, range(SAVE_AT))
-    saved = save_checkpoint(engine, folder, step=SAVE_AT, training={"task": "toy"}, loop={"step": SAVE_AT})
+    saved = toy.save_checkpoint(engine, folder, step=SAVE_AT, training={"task": "toy"}, loop={"step": SAVE_AT})
     losses, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
     dtypes = {parameter.dtype for parameter in engine.module.parameters()}
     return saved.path, before, losses, kept_weights(engine), dtypes

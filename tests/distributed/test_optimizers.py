@@ -9,7 +9,7 @@ import torch
 
 from finetune.recipe.optimizers import OPTIMIZERS, OptimizerSpec
 from finetune.recipe.training import TrainingSection
-from finetune.training.checkpoint import checkpoint_bytes, save_checkpoint
+from finetune.training.checkpoint import checkpoint_bytes
 from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from finetune.training.parameter_groups import make_optimizer
 from tests.distributed import toy
@@ -31,7 +31,7 @@ def train_and_save(name, config, folder):
         engine, batch = toy.open_toy(config, micro_batch=1, training=training(name))
         losses, norms = toy.train_toy(engine, batch, range(SAVE_AT))
         needed = checkpoint_bytes(engine, name)
-        saved = save_checkpoint(engine, folder, step=SAVE_AT, training={"toy": 1}, loop={})
+        saved = toy.save_checkpoint(engine, folder, step=SAVE_AT, training={"toy": 1}, loop={})
         written = sum(size for size, _ in saved.manifest.files.values())
         rest, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
         keys = {key for key in saved.manifest.shapes if key.startswith("model.norm.weight")}

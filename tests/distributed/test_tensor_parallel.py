@@ -10,7 +10,7 @@ import torch
 from finetune.distributed.tensor_parallel import gather_slices, slice_of, whole_shape
 from finetune.errors import UserError
 from finetune.planning.tensor import check_model
-from finetune.training.checkpoint import checkpoint_bytes, save_checkpoint
+from finetune.training.checkpoint import checkpoint_bytes
 from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from finetune.training.checkpoint_tensors import CheckpointTensors
 from tests.distributed import toy
@@ -179,7 +179,7 @@ def train_and_save(folder, config, tensor, precision="fp32"):
     engine, batch = open_any(config, tensor, precision)
     before = checkpoint_bytes(engine, "adamw")
     toy.train_toy(engine, batch, range(SAVE_AT))
-    saved = save_checkpoint(engine, folder, step=SAVE_AT, training={"task": "toy"}, loop={"step": SAVE_AT})
+    saved = toy.save_checkpoint(engine, folder, step=SAVE_AT, training={"task": "toy"}, loop={"step": SAVE_AT})
     losses, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
     return saved.path, losses, engine.full_state_dict(), before
 

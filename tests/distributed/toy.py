@@ -20,6 +20,7 @@ from finetune.planning.batch import plan_batch
 from finetune.planning.deepspeed import resolve_deepspeed_config
 from finetune.recipe.training import TrainingSection
 from finetune.tasks.batch import Answer, Batch, Score
+from finetune.training.checkpoint import Saver
 from finetune.training.learning_rate import learning_rate
 from finetune.training.microbatch_planner import MicroBatchPlanner, flat
 from finetune.training.parameter_groups import make_optimizer, parameter_groups
@@ -180,3 +181,14 @@ def train_reference(model, steps):
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     return losses, norms
+
+
+def save_checkpoint(engine, folder, *, step, training, loop):
+    """Save, and wait for it: the published checkpoint. All ranks call it."""
+    saver = Saver(engine, folder, training=training)
+    try:
+        saver.begin(step, loop)
+        saver.finish()
+    finally:
+        saver.close()
+    return saver.latest

@@ -78,10 +78,3 @@ _input = StandardInput()
 def standard_input() -> StandardInput:
     """That of this process."""
     return _input
-
-
-def replace_standard_input(stream: Any) -> StandardInput:
-    """Read these bytes in its place; None: those of this process, from now on. For tests."""
-    global _input
-    _input = StandardInput(stream)
-    return _input

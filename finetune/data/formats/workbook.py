@@ -25,7 +25,6 @@ STYLES = "xl/styles.xml"
 MAX_STYLE_ELEMENTS = (
     600_000  # two tags for each of Excel's 65,490 formats, and what is inside; all become objects in memory
 )
-Cells = Sequence[Any]  # cells of openpyxl, with `value`, `data_type` and `coordinate`
 
 
 def read_workbook(path: Path, source: SourceSection) -> Iterator[NumberedRow]:

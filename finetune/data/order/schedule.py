@@ -32,7 +32,6 @@ class Step:
 
     index: int  # over all epochs, from 0
     epoch: int
-    index_in_epoch: int
     items: tuple[tuple[int, ...], ...]
     costs: np.ndarray  # [items]
 
@@ -110,7 +109,7 @@ class Schedule:
             items = tuple((example,) for example in chosen.tolist())
         else:
             items = tuple(tuple(plan.packs[item].tolist()) for item in chosen)
-        return Step(index, epoch, index_in_epoch, items, plan.costs[chosen])
+        return Step(index, epoch, items, plan.costs[chosen])
 
     def packs_in_words(self) -> str:
         """What a step holds, as a mean over an epoch: "3.9 packs of 1,024 tokens (97% full)"; "" without packs."""

@@ -89,7 +89,7 @@ def open_split(
     for note in odd.notes():
         notify(f"{name}: {note}")
     bad.enforce_policy(name)
-    table = _limited(name, sources, parts, bad, limit)
+    table = _limited(name, parts, bad, limit)
     if not len(table):
         where = ", ".join(source.source for source in sources)
         raise UserError(f"{name}: no usable rows", where=where, remedy=bad.summary() or "Give data that has rows.")
@@ -98,9 +98,7 @@ def open_split(
     return table
 
 
-def _limited(
-    name: str, sources: Sequence[SourceSection], parts: list[PartRows], bad: BadRows, limit: int | None
-) -> JoinedTable:
+def _limited(name: str, parts: list[PartRows], bad: BadRows, limit: int | None) -> JoinedTable:
     table = JoinedTable(name, parts, bad)
     if limit is None or len(table) <= limit:
         return table

@@ -59,7 +59,7 @@ class CsvOutput(GrowingFile):
         """See Output."""
         kinds = self.columns.columns
         rows = (self.columns.cells(record) for record in records)
-        return self._write(b"".join(_csv_line([_cell(row[name], kinds[name]) for name in kinds]) for row in rows))
+        return self._write(b"".join(_csv_line([_cell(row[name]) for name in kinds]) for row in rows))
 
 
 def read_records(path: Path, fields: Fields) -> Iterator[dict[str, Any]]:
@@ -93,7 +93,7 @@ def _csv_line(cells: Sequence[str]) -> bytes:
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
-def _cell(value: Any, kind: Any) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):

@@ -18,7 +18,6 @@ from finetune.data.image_values import shorten
 from finetune.data.labels import Labels
 from finetune.tasks.vision.frames import Frame
 
-BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "normalized_xywh", "normalized_xyxy", "normalized_cxcywh")
 SHOWN_ID = 60  # characters of an annotation id in messages
 CLIPPED = "boxes reach up to 1.5 pixels beyond the image; they are cut at its edge"
 REPEATED = "the same box of the same class occurs more than once; each is learned"
@@ -46,7 +45,8 @@ class Objects:
 def check_objects(objects: Any, labels: Labels, frame: Frame, form: str = "xywh") -> Objects:
     """The objects of an image, in the pixels of the upright image; those that cannot be used are in `bad`, with the reason.
 
-    frame: the pixels on which the boxes were drawn. form: what the four numbers of a box are, one of BOX_FORMATS.
+    frame: the pixels on which the boxes were drawn. form: what the four numbers of a box are, as options.box_format
+    names it.
     A box that reaches at most 1.5 pixels beyond the frame is clipped at its edge.
     Raises: BadRow if `objects` has not the form {"bbox": [[x, y, w, h], ...], "category": [...]}.
     """
@@ -126,7 +126,7 @@ def box_numbers(box: Any) -> tuple[float, float, float, float]:
 def as_xywh(
     box: tuple[float, float, float, float], form: str, width: float, height: float
 ) -> tuple[float, float, float, float]:
-    """A box of a format of BOX_FORMATS in an image of width x height -> left, top, width, height in pixels."""
+    """A box as options.box_format names it, in an image of width x height -> left, top, width, height in pixels."""
     a, b, c, d = box
     if form.startswith("normalized_"):
         a, b, c, d = a * width, b * height, c * width, d * height

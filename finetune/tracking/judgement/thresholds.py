@@ -16,14 +16,13 @@ MAX_POINTS = 200
 class Curve:
     """label: the class. across, up: [points]; of ROC false and true positive rate, of PR recall and precision.
 
-    area: under the ROC curve, or the average precision. positives: examples of the class.
+    area: under the ROC curve, or the average precision.
     """
 
     label: str
     across: np.ndarray
     up: np.ndarray
     area: float
-    positives: int
 
 
 def threshold_curves(predictions: Predictions) -> tuple[list[Curve], list[Curve]]:
@@ -45,12 +44,12 @@ def threshold_curves(predictions: Predictions) -> tuple[list[Curve], list[Curve]
     names = predictions.labels or [str(index) for index in range(scores.shape[1])]
     roc, precision = [], []
     for one in chosen:
-        right, score, count = truth[:, one], scores[:, one], int(truth[:, one].sum())
+        right, score = truth[:, one], scores[:, one]
         false_rate, true_rate, _ = roc_curve(right, score)
-        roc.append(Curve(names[one], *_thin(false_rate, true_rate), float(roc_auc_score(right, score)), count))
+        roc.append(Curve(names[one], *_thin(false_rate, true_rate), float(roc_auc_score(right, score))))
         precisions, recalls, _ = precision_recall_curve(right, score)
         points = _thin(recalls[::-1], precisions[::-1])
-        precision.append(Curve(names[one], *points, float(average_precision_score(right, score)), count))
+        precision.append(Curve(names[one], *points, float(average_precision_score(right, score))))
     return roc, precision
 
 

@@ -53,7 +53,7 @@ def costs(facts: Mapping[str, Any], curves: Curves, seconds: float | None) -> li
     if idle is not None:
         rows.append(("not computing", f"{idle:.1%} of a step: communication, waiting for ranks, for data"))
     rows.append(("share of the GPUs' peak (MFU)", _utilization(facts, curves)))
-    rows.append(("energy of the GPUs", _energy(details, curves, ranks)))
+    rows.append(("energy of the GPUs", _energy(details, curves)))
     return rows + _memory(curves)
 
 
@@ -83,7 +83,7 @@ def _utilization(facts: Mapping[str, Any], curves: Curves) -> str:
     return f"{achieved / peak:.1%} of {peak / 1e12:.0f} TFLOP/s ({achieved / 1e12:.0f} per GPU, without attention)"
 
 
-def _energy(details: Mapping[str, Any], curves: Curves, ranks: int | None) -> str:
+def _energy(details: Mapping[str, Any], curves: Curves) -> str:
     """Over all sessions: the count begins anew with each."""
     joules = curves.get(("train", "energy_joules"))
     if joules is None:

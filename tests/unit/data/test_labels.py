@@ -6,8 +6,8 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.label_forms import NAMES, split_labels
 from finetune.data.labels import Labels, in_order, label_text, look_alikes
 from finetune.data.prepare.label_survey import class_names, label_notes
-from finetune.data.sources.rows import MemoryTable
 from finetune.errors import UserError
+from tests.tables import MemoryTable
 
 
 def names_of(*labels, several=False):

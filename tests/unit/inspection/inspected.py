@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.app.inspect import SilentInspection, open_inspection, padding_of
+from finetune.app.inspect import open_inspection, padding_of
 from finetune.app.machine import plan_alone
+from finetune.data.prepare.progress import SilentProgress
 from finetune.inspection.checks import run_checks
 from finetune.inspection.findings import Finding
 from finetune.inspection.inspection import Inspection
@@ -121,6 +122,12 @@ def scenes(folder: Path, count: int, first: int) -> Rows:
         kind = row.pop("label")
         row["objects"] = {"bbox": [[2, 3, 8 + index % 4, 9]], "category": [kind]}
     return rows
+
+
+class SilentInspection(SilentProgress):
+    """Shows nothing."""
+
+    def tick(self, what: str, done: int, total: int) -> None: ...
 
 
 @dataclass

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune.app.inspect import SilentInspection, inspect, open_inspection
+from finetune.app.inspect import inspect, open_inspection
 from finetune.app.machine import plan_alone
 from finetune.errors import EXIT_DONE, EXIT_FAILED, UserError
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS
 from tests.prepared import prepare
-from tests.unit.inspection.inspected import Data
+from tests.unit.inspection.inspected import Data, SilentInspection
 
 
 def write(found: Data) -> str:

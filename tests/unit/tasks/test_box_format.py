@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.sources.rows import MemoryTable
 from finetune.errors import UserError
 from finetune.tasks.object_detection.box_format import check_box_format
+from tests.tables import MemoryTable
 
 
 def table(*boxes: Any, **row: Any) -> MemoryTable:

@@ -55,7 +55,7 @@ def test_each_example_once_per_epoch(drawn, epoch):
     else:
         assert set(sizes[:-1]) <= {schedule.items_per_step}
         assert 1 <= sizes[-1] <= schedule.items_per_step
-    assert [(step.epoch, step.index_in_epoch) for step in steps] == [(epoch, k) for k in range(len(steps))]
+    assert {step.epoch for step in steps} == {epoch}
     for step in steps:
         assert step.costs == pytest.approx([schedule.costs[list(item)].sum() for item in step.items])
 

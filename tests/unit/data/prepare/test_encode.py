@@ -16,8 +16,8 @@ from finetune.data.prepare import encode as encode_module
 from finetune.data.prepare.encode import LazyExamples, encode
 from finetune.data.prepare.progress import Stage, entered
 from finetune.data.prepare.record_codec import Packer, unpack
-from finetune.data.sources.rows import MemoryTable
 from finetune.errors import UserError
+from tests.tables import MemoryTable
 
 ROWS = [{"text": "ab" * index, "label": index % 3} for index in range(20)]
 

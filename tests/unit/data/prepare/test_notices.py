@@ -9,7 +9,7 @@ import pytest
 
 from finetune.data.prepare.encode import encode
 from finetune.data.prepare.notices import MAX_KINDS, Notices
-from finetune.data.sources.rows import MemoryTable
+from tests.tables import MemoryTable
 
 
 def test_counts_and_first_places() -> None:

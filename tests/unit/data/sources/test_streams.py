@@ -9,7 +9,7 @@ import json
 import lzma
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.formats.standard_input import replace_standard_input
+from finetune.data.formats import standard_input
 from finetune.data.sources.asked_columns import ColumnChoice, parse_columns
 from finetune.data.sources.source_stream import SourceStream, open_stream
 from finetune.data.sources.streams import MemoryStream, json_value
@@ -429,12 +429,11 @@ class OnlyForward(io.RawIOBase):
 
 
 @pytest.fixture
-def pipe() -> Iterator[Callable[[str], None]]:
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def fill(text: str) -> None:
-        replace_standard_input(OnlyForward(text.encode()))
+        monkeypatch.setattr(standard_input, "_input", standard_input.StandardInput(OnlyForward(text.encode())))
 
-    yield fill
-    replace_standard_input(None)
+    return fill
 
 
 @pytest.mark.parametrize("count", [3, 3000])

@@ -117,7 +117,7 @@ def test_threshold_curves_of_two_and_of_many_classes() -> None:
     roc, precision = threshold_curves(perfect)
     assert [curve.label for curve in roc] == ["yes"]
     assert roc[0].area == 1.0 and precision[0].area == pytest.approx(1.0)
-    assert roc[0].positives == 25 and (roc[0].across[0], roc[0].up[-1]) == (0.0, 1.0)
+    assert (roc[0].across[0], roc[0].up[-1]) == (0.0, 1.0)
     rng = np.random.default_rng(0)
     columns = {"scores": rng.uniform(size=(5_000, 9)).astype(np.float32), "reference": rng.integers(0, 8, 5_000)}
     roc, precision = threshold_curves(Predictions(columns, None, False))
