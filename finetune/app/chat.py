@@ -13,6 +13,7 @@ from finetune.inference.answering import RowError
 from finetune.inference.generation.conversation import Conversation, Prompt
 from finetune.inference.generation.generator import TextGenerator
 from finetune.inference.generation.requests import GenerationSettings, Reply, Request
+from finetune.models.attention_kernels import leave_cudnn_out
 from finetune.terminal import phase, say
 
 HELP = (
@@ -53,6 +54,7 @@ def chat(
         **{name: value for name, value in changes.items() if value is not None}
     )  # before a model is loaded
     screen = ChatScreen()
+    leave_cudnn_out()
     with phase(f"loading {source}", say):
         asked = open_model(source, checkpoint=checkpoint, trust_remote_code=trust_remote_code, notify=say)
     settings = asked.generation_settings(**changes, beams=1)

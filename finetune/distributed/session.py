@@ -22,6 +22,7 @@ from finetune.distributed.env import DistributedEnv, as_environ, from_environ
 from finetune.distributed.failure import PeerFailed
 from finetune.distributed.meeting import ADDRESS, open_store, stay_inside
 from finetune.distributed.prebuild import Notify
+from finetune.models.attention_kernels import leave_cudnn_out
 
 ARRIVAL_SECONDS = 0.01  # between two looks at the store
 GLOO_LETS_GO = 0.05  # seconds, in which this thread does not hold Python's lock
@@ -88,6 +89,7 @@ class Session:
         else:
             _choose_gpu(env)
             choose_float32(tf32=precision == "tf32")
+            leave_cudnn_out()
         if env.local_world_size == env.world_size:
             stay_inside(os.environ)
         if not dist.is_initialized():

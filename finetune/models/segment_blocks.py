@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from finetune.models.attention_kernels import spread_groups
 from finetune.models.shared_tokens import SharedTokens, compose
 
 _FILLED = 0.75  # a segment joins a block if it fills this part of its rows,
@@ -61,6 +62,7 @@ def attend_in_blocks(
     outputs = []
     for block, q, k, v in zip(blocks.blocks, *parts, strict=True):
         mask = _mask(block, causal, window, query.device)
+        k, v = spread_groups(q, k, v, mask)
         out = scaled_dot_product_attention(
             q,
             k,
@@ -69,7 +71,7 @@ def attend_in_blocks(
             dropout_p=dropout,
             is_causal=causal and mask is None,
             scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
+            enable_gqa=q.shape[1] != k.shape[1],
         )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     moved = torch.cat(outputs) if len(outputs) > 1 else outputs[0]

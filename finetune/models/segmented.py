@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from finetune.errors import UserError
+from finetune.models.attention_kernels import FLASH_HEAD, HALF, cudnn_first, prefers_cudnn
 from finetune.models.segment_blocks import attend_in_blocks
 from finetune.models.shared_tokens import SharedTokens
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAME = "segmented"
-CUDNN_LENGTH, CUDNN_MULTIPLE = 1024, 128  # tokens of a segment from which cuDNN pays, and of which they are a multiple
 _BORDERS = "cu_seq_lens_q"
 
 
@@ -179,11 +179,11 @@ def _kernel_dtype(query: torch.Tensor) -> torch.dtype | None:
     newer; None where it does not support it. As SDPA does, it follows autocast, under which rotary embeddings leave query
     and key in float32 beside a value in half precision.
     """
-    if query.shape[-1] > 256 or not _has_ampere(query.device):
+    if query.shape[-1] > FLASH_HEAD or not _has_ampere(query.device):
         return None
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-    return dtype if dtype in (torch.float16, torch.bfloat16) else None
+    return dtype if dtype in HALF else None
 
 
 def _has_ampere(device: torch.device) -> bool:
@@ -245,29 +245,8 @@ def _equal_segments(
     queries, keys, values = (
         tensor[0].transpose(0, 1).unflatten(0, (-1, length)).transpose(1, 2) for tensor in (query, key, value)
     )
-    with cudnn_first() if _prefers_cudnn(query.device, length) else nullcontext():
+    with cudnn_first() if prefers_cudnn(query, length) else nullcontext():
         out = torch.nn.functional.scaled_dot_product_attention(
             queries, keys, values, is_causal=causal, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
         )
     return out.transpose(1, 2).flatten(0, 1).unsqueeze(0)
-
-
-def _prefers_cudnn(device: torch.device, length: int) -> bool:
-    """Whether cuDNN's kernels are worth asking for first: on Hopper, for long segments, they take about half the time of the
-    flash attention that torch asks first (github.com/huggingface/transformers/pull/48163; not on newer or older GPUs). cuDNN
-    plans anew for each shape, so that lengths which are no round number, of which there may be thousands, do without.
-    """
-    return length >= CUDNN_LENGTH and length % CUDNN_MULTIPLE == 0 and _is_hopper(device)
-
-
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-
-
-def cudnn_first() -> AbstractContextManager[None]:
-    """Inside, torch asks cuDNN's attention first, and the others in their usual order where it cannot."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    order = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-    context: AbstractContextManager[None] = sdpa_kernel(list(order), set_priority=True)
-    return context

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from finetune.models import segmented
+from finetune.models.attention_kernels import leave_cudnn_out
 from finetune.models.segmented import use_segmented_attention
 from finetune.tasks.text.padding_free import concatenate_rows
 from finetune.tasks.text.shared_prefixes import share_prefixes, whole_sequences
@@ -60,6 +61,19 @@ def test_long_equal_segments_are_attention_in_float32(length, size, causal):
     for mine, other in [(found, wanted), *((a.grad, b.grad) for a, b in zip(half, exact, strict=True))]:
         assert mine.shape == other.shape
         assert (mine.float() - other).norm() <= 1.5e-2 * other.norm()
+
+
+@pytest.mark.parametrize("length", [64, 704])
+def test_gradients_behind_a_mask_are_finite(length):
+    """cuDNN's are not: github.com/pytorch/pytorch/issues/196678."""
+    leave_cudnn_out()
+    query, key = (0.1 * torch.randn(1, 1, length, 64, device="cuda") for _ in range(2))
+    query[..., 0], key[..., 0] = 1.0, -960.0  # scores of -120
+    query, key, value = (tensor.bfloat16().requires_grad_() for tensor in (query, key, torch.randn_like(query)))
+    mask = torch.ones(length, length, dtype=torch.bool, device="cuda").tril()
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    out.backward(torch.randn_like(out))
+    assert all(tensor.grad.isfinite().all() for tensor in (query, key, value))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -228,31 +228,6 @@ def test_equal_segments_are_a_batch_for_the_kernels_of_batches(family, more, len
         assert (gradient - wanted).norm() <= 0.03 * wanted.norm() + 1e-3, name
 
 
-def test_long_segments_ask_cudnn_first_on_hopper(monkeypatch):
-    """And torch's order is as it was afterwards. Lengths that are no round number do without."""
-    order = torch._C._get_sdp_priority_order()
-    asked = []
-    attend = torch.nn.functional.scaled_dot_product_attention
-
-    def watched(*arguments, **named):
-        asked.append(torch._C._get_sdp_priority_order()[0])
-        return attend(*arguments, **named)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    monkeypatch.setattr(segmented, "_has_ampere", lambda device: True)
-    monkeypatch.setattr(segmented, "CUDNN_LENGTH", 128)
-    model = make("Llama").to(torch.bfloat16)
-    use_segmented_attention(model)
-    cudnn = int(torch.nn.attention.SDPBackend.CUDNN_ATTENTION)
-    layers = model.config.num_hidden_layers
-    for is_hopper, length, first in ((True, 128, cudnn), (True, 127, order[0]), (False, 128, order[0])):
-        monkeypatch.setattr(segmented, "_is_hopper", lambda device, answer=is_hopper: answer)
-        asked.clear()
-        logits_and_gradients(model, [{"input_ids": (torch.arange(length) % 50).numpy()}] * 2, autocast=False)
-        assert asked == [first] * layers
-        assert torch._C._get_sdp_priority_order() == order
-
-
 def test_the_installed_kernel_has_the_keywords_of_the_oldest():
     oldest, installed = (inspect.signature(f).parameters for f in (Kernel().torch_2_11, varlen.varlen_attn))
     assert set(oldest) <= set(installed)
