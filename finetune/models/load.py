@@ -16,6 +16,7 @@ from finetune.models.pretrained import Loading, embedding_rows, load_pretrained
 from finetune.models.quiet import quiet_transformers
 from finetune.models.random_model import build_random
 from finetune.models.source import resolve_model
+from finetune.models.training_layers import prepare_layers
 from finetune.recipe.model import ModelSection
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def load_model(
     new_head: bool = False,
     vocabulary: int = 0,
     heads: Callable[[Any], list[str]] = head_names,
+    kernels: str = "none",
 ) -> tuple[nn.Module, Loading]:
     """The model of `auto_class` (such as AutoModelForCausalLM) for `config`, in `dtype`.
 
@@ -63,6 +65,7 @@ def load_model(
     each rank (the engine shards them later), so that ZeRO-3 starts from the same numbers as one process; init_device: gpu
     builds them on this rank's GPU (models/random_weights.py).
     vocabulary: len(tokenizer); embeddings grow to it. heads: the dotted names of the modules that make up the head.
+    kernels: see prepare_layers.
 
     Raises: UserError for missing files, pickled weights, shapes that do not fit, or a body that is mostly missing.
     """
@@ -86,7 +89,8 @@ def load_model(
             loading = replace(loading, grown=range(rows, vocabulary))
             torch.manual_seed(seed)  # new rows are drawn around the mean of the others
             loaded.resize_token_embeddings(vocabulary)  # gathers under ZeRO-3, keeps ties
-    _prepare(loaded, model, dtype)
+    loaded.config.dtype = dtype  # type: ignore[union-attr]
+    prepare_layers(loaded, model, kernels)
     return loaded, loading
 
 
@@ -94,20 +98,6 @@ def _source_errors(model: ModelSection) -> AbstractContextManager[None]:
     if (adapter := adapter_of(model)) is None:
         return model_errors(model.source)
     return model_errors(adapter.base, f"{adapter.base} (the base of the adapter {adapter.folder})")
-
-
-def _prepare(loaded: nn.Module, model: ModelSection, dtype: torch.dtype) -> None:
-    config: Any = loaded.config
-    config.dtype = dtype
-    if model.gradient_checkpointing is True:
-        if not getattr(loaded, "supports_gradient_checkpointing", False):
-            raise UserError(
-                f"a {config.model_type} model has no gradient checkpointing",
-                remedy="Set model.gradient_checkpointing: false, and a smaller parallel.micro_batch if memory is short.",
-            )
-        loaded.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-        if hasattr(config, "use_cache"):
-            config.use_cache = False
 
 
 def _model_class(auto_class: Any, model: ModelSection, config: PreTrainedConfig) -> Any:

@@ -20,11 +20,9 @@ from finetune.events import Listener
 from finetune.inference.evaluation import Evaluator
 from finetune.inference.reference_logprobs import add_reference_logprobs
 from finetune.models.batchnorm import fix_batchnorm_gradients
-from finetune.models.compiled import compile_layers
 from finetune.models.config import load_config
-from finetune.models.float8 import use_float8
 from finetune.models.freeze import freeze_weights
-from finetune.models.light_checkpointing import use_light_checkpointing
+from finetune.models.training_layers import convert_layers
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
 from finetune.tasks import load_task
@@ -137,14 +135,16 @@ def build_engine(
     announce_builds(of_optimizer(plan.optimizer) if trains else (), notify)
     with phase(f"starting the engine ({plan.engine_name})", notify):
         engine = open_engine(plan.engine, session, model, optimizer_over if trains else None, options)
-    tell = notify if session.is_main else print_line  # other ranks report to their logs
-    if trains and plan.training.float8 != "none":
-        use_float8(engine.module, plan.training.float8, tell, emulate=plan.device == "cpu")
-    if trains and recipe.model.gradient_checkpointing == "light":
-        light = use_light_checkpointing(engine.module)
-        facts["computed again"] = ", ".join(f"{count} {kind}" for kind, count in light.outputs.items())
-    if trains and plan.machine.compile == "layers":
-        compile_layers(engine.module, tell)
+    if trains:
+        found = convert_layers(
+            engine.module,
+            notify if session.is_main else print_line,  # other ranks report to their logs
+            float8=plan.training.float8,
+            checkpointing=recipe.model.gradient_checkpointing,
+            compiled=plan.machine.compile == "layers",
+            emulate=plan.device == "cpu",
+        )
+        facts.update(found)
     return engine
 
 

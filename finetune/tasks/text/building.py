@@ -10,9 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from finetune.models.config import load_config
 from finetune.models.continuing import adapt
-from finetune.models.gated import recompute_gates
 from finetune.models.head import head_names
-from finetune.models.kernels import use_liger
 from finetune.models.load import load_model
 from finetune.models.padding_free import make_padding_free
 from finetune.models.tokenizer import fresh_settings, new_token_ids, set_padding, vocabulary_size
@@ -52,14 +50,9 @@ def build_text_model(
         seed=recipe.seed,
         new_head=new_head,
         vocabulary=vocabulary_size(tokenizer),
+        kernels=plan.machine.kernels,
     )
     facts.update(loading.facts())
-    if plan.machine.kernels == "liger":
-        use_liger(model)
-    elif (
-        recipe.model.gradient_checkpointing is not True and recipe.model.compile == "none"
-    ):  # which decide what is computed again
-        recompute_gates(model)
     set_padding(model, tokenizer, always=always_pad)
     if before_adapter is not None:
         before_adapter(model)
