@@ -81,7 +81,7 @@ def load_model(
         torch.default_generator.manual_seed(seed)
         kind = _model_class(auto_class, model, config)
         if model.init == "config":
-            loaded, loading = build_random(kind, auto_class, model, config, seed), Loading()
+            loaded, loading = build_random(kind, auto_class, model, config, seed, dtype), Loading()
             loaded.to(dtype)
         else:
             loaded, loading = load_pretrained(kind or auto_class, model, config, dtype, seed, new_head, heads)

@@ -12,18 +12,22 @@ from finetune.models.guards import check_memory
 from finetune.recipe.model import ModelSection
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig
 
 
-def build_random(kind: Any, auto_class: Any, model: ModelSection, config: PreTrainedConfig, seed: int) -> Any:
-    """The model of class `kind` (None: of the code that the model brings) with random weights, the same on every rank.
+def build_random(
+    kind: Any, auto_class: Any, model: ModelSection, config: PreTrainedConfig, seed: int, dtype: torch.dtype
+) -> Any:
+    """The model of class `kind` (None: of the code that the model brings) with random weights, the same on every rank; of
+    `dtype` where they are drawn on a GPU, else of float32.
 
     Raises: UserError where its weights cannot be drawn by name on a GPU (model.init_device), or memory is short.
     """
     if model.attention != "auto":
         config._attn_implementation = model.attention
     if model.init_device == "gpu":
-        return _build_on_device(kind, model, config, seed)
+        return _build_on_device(kind, model, config, seed, dtype)
     # Whole on every rank: from_config shards under ZeRO-3, and then draws other random numbers.
     with _unsharded():
         if kind is None:
@@ -32,7 +36,7 @@ def build_random(kind: Any, auto_class: Any, model: ModelSection, config: PreTra
         return kind(config)
 
 
-def _build_on_device(kind: Any, model: ModelSection, config: PreTrainedConfig, seed: int) -> Any:
+def _build_on_device(kind: Any, model: ModelSection, config: PreTrainedConfig, seed: int, dtype: torch.dtype) -> Any:
     from finetune.models.random_weights import build_by_name, drawing_device
 
     if kind is None:
@@ -42,7 +46,7 @@ def _build_on_device(kind: Any, model: ModelSection, config: PreTrainedConfig, s
             remedy="Set model.init_device: cpu.",
         )
     with _unsharded():
-        return build_by_name(lambda: kind(config), seed=seed, device=drawing_device())
+        return build_by_name(lambda: kind(config), seed=seed, device=drawing_device(), dtype=dtype)
 
 
 @contextmanager

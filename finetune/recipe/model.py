@@ -42,7 +42,8 @@ class ModelSection(Section):
         description="Where init: config draws the weights. cpu: as the model's constructor does, the same on every machine, "
         "but minutes for billions of parameters. gpu: on the GPU of each rank in seconds, by the model's own distributions, "
         "each module seeded by seed and its name: the same on all ranks, engines and ZeRO stages, but other numbers than "
-        "cpu's (and, on a machine without a GPU, than a GPU's).",
+        "cpu's (and, on a machine without a GPU, than a GPU's). They take their own memory, and that of the largest one in "
+        "float32.",
     )
     config: dict[str, Any] = Field(
         default_factory=dict, description="Overrides for the model's configuration, such as {num_hidden_layers: 4}."

@@ -5,11 +5,14 @@ On the CPU: a GPU runs the same code with a generator of its own (tests/gpu).
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -38,10 +41,10 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def build(kind: str, device: str, seed: int = 3, **changes: Any) -> Any:
+def build(kind: str, device: str, seed: int = 3, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     auto_class, shape = KINDS[kind]
     model = ModelSection(source=kind, init="config", init_device=device, config={**shape, **changes})  # type: ignore[arg-type]
-    return load_model(auto_class, model, load_config(model), dtype=torch.float32, seed=seed)[0]
+    return load_model(auto_class, model, load_config(model), dtype=dtype, seed=seed)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,5 +126,77 @@ def with_own() -> Any:
 
 def test_a_weight_that_no_rule_draws_is_refused() -> None:
     with pytest.raises(UserError, match=r"no rule of LlamaForCausalLM draws extra\.secret") as caught:
-        build_by_name(with_own, seed=0, device=CPU)
+        build_by_name(with_own, seed=0, device=CPU, dtype=torch.float32)
     assert "init_device: cpu" in caught.value.remedy
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_that_of_float32_weights(kind: str) -> None:
+    """Also where the rules of a layer draw what its parts have drawn once more, as GPT-2's do."""
+    wide, half = build(kind, "gpu").to(torch.bfloat16), build(kind, "gpu", dtype=torch.bfloat16)
+    ours, theirs = half.state_dict(), wide.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(
+        torch.equal(tensor, theirs[name]) and tensor.dtype == theirs[name].dtype for name, tensor in ours.items()
+    )
+    assert {name for name, _ in half.named_parameters()} == {name for name, _ in wide.named_parameters()}
+
+
+def test_rules_that_ask_for_values_draw_the_same() -> None:
+    def refusing() -> Any:
+        model = constructed()
+        rules = model._init_weights
+
+        def ask(module: nn.Module) -> None:
+            rules(module)
+            if isinstance(module, nn.Linear):
+                float(module.weight[0, 0])
+
+        model._init_weights = ask
+        return model
+
+    def constructed() -> Any:
+        auto_class, shape = KINDS["llama"]
+        return auto_class.from_config(load_config(ModelSection(source="llama", init="config", config=shape)))
+
+    ours, theirs = (build_by_name(one, seed=3, device=CPU, dtype=torch.bfloat16) for one in (refusing, constructed))
+    assert all(torch.equal(*pair) for pair in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert {weight.dtype for weight in ours.parameters()} == {torch.bfloat16}
+
+
+class Live(TorchDispatchMode):
+    """The most bytes of storages made within that were alive at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._count, out)
+        return out
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if tensor.is_meta or storage._cdata in self._known:
+            return
+        self._known.add(storage._cdata)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, storage._cdata, size)
+
+    def _forget(self, address: int, size: int) -> None:
+        self._known.discard(address)
+        self.live -= size
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_no_more_than_one_weight_is_float32_at_a_time(kind: str) -> None:
+    deep = {"n_layer": 12, "n_positions": 64} if kind == "gpt2" else {"num_hidden_layers": 12}
+    with Live() as live:
+        model = build(kind, "gpu", dtype=torch.bfloat16, **deep)
+    sizes = [weight.numel() for weight in model.parameters()]
+    assert sum(sizes) > 12 * max(sizes)
+    assert 2 * sum(sizes) <= live.peak <= 2 * sum(sizes) + 12 * max(sizes)  # one and what its rule makes; masks of each
