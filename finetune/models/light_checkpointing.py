@@ -69,7 +69,7 @@ class LightCheckpointing:
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         """A norm or an activation has run."""
         if len(args) == 1 and isinstance(args[0], Tensor) and not _is_sharded(module):
-            self._note(output, partial(module.forward, args[0].detach()))
+            self._note(output, module.forward, args[0].detach())
 
     def _watch_gated(self, layer: Any) -> None:
         gate, up, down = (getattr(layer, name) for name in _GATED)
@@ -81,25 +81,26 @@ class LightCheckpointing:
 
         def before_down(module: nn.Module, args: Any) -> None:
             if len(held) == 2 and args:
-                self._note(args[0], partial(_gated_product, layer, held["gate_proj"], held["up_proj"]))
+                self._note(args[0], partial(_gated_product, layer), held["gate_proj"], held["up_proj"])
             held.clear()
 
         gate.register_forward_hook(partial(keep, "gate_proj"))
         up.register_forward_hook(partial(keep, "up_proj"))
         down.register_forward_pre_hook(before_down)
 
-    def _note(self, output: Any, compute: Callable[[], Tensor]) -> None:
+    def _note(self, output: Any, compute: Callable[..., Tensor], *inputs: Tensor) -> None:
         if not self._open or not torch.is_grad_enabled() or not isinstance(output, Tensor) or not output.requires_grad:
             return
         address = _address(output)
         forget = partial(_forget, weakref.ref(self), address)
-        self._sources[address] = _Source(weakref.ref(output, forget), compute, _like_now(output.device.type))
+        self._sources[address] = _Source(weakref.ref(output, forget), compute, inputs, _like_now(output.device.type))
 
     def _pack(self, tensor: Tensor) -> Any:
         source = self._sources.get(_address(tensor))
         output = None if source is None else source.output()
         if source is None or output is None or not _is_same(tensor, output):
-            return tensor
+            # An output that is saved for its own backward pass would hold itself through its history.
+            return tensor if tensor.grad_fn is None else tensor.detach()
         self.dropped += 1
         source.uses += 1
         return _Again(source, tensor.shape)
@@ -108,16 +109,25 @@ class LightCheckpointing:
 class _Source:
     """An output that can be computed again. uses: how often it was saved; it is kept, once computed, until all have had it."""
 
-    def __init__(self, output: weakref.ref[Tensor], compute: Callable[[], Tensor], mode: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        output: weakref.ref[Tensor],
+        compute: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+        mode: Callable[[], Any],
+    ) -> None:
         self.output, self._compute, self._mode = output, compute, mode
+        self._inputs, self._versions = inputs, [tensor._version for tensor in inputs]
         self.uses = 0
         self._computed: Tensor | None = None
 
     def value(self) -> Tensor:
         found = self._computed
         if found is None:
+            if [tensor._version for tensor in self._inputs] != self._versions:
+                raise RuntimeError(f"a tensor that {KEY}: light computes from was modified in place")
             with torch.no_grad(), self._mode():
-                found = self._compute()
+                found = self._compute(*self._inputs)
         self.uses -= 1
         self._computed = found if self.uses > 0 else None
         return found
@@ -181,7 +191,7 @@ def _is_same(tensor: Tensor, output: Tensor) -> bool:
 
 def _is_cheap(module: nn.Module) -> bool:
     """A norm that keeps its input and a few numbers per row, or an activation function."""
-    if any(module.children()):
+    if any(module.children()) or getattr(module, "inplace", False):
         return False
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return True

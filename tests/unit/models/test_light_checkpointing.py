@@ -182,3 +182,48 @@ def test_the_watcher_keeps_no_model_alive() -> None:
     assert light.dropped == 1
     out.backward()
     assert layer[2].weight.grad is not None
+
+
+def test_a_pass_without_a_backward_pass_is_freed() -> None:
+    """Such as one that ended for lack of memory: operators that save their output hold no cycle."""
+    model = bert()
+    use_light_checkpointing(model)
+    saved: list[weakref.ref[torch.Tensor]] = []
+
+    def softmax(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        weights = output.softmax(dim=-1)
+        saved.append(weakref.ref(weights))
+        return output * weights
+
+    for layer in model.bert.encoder.layer:
+        layer.attention.output.dense.register_forward_hook(softmax)
+    model(input_ids=IDS)
+    assert len(saved) == 2 and not any(one() is not None for one in saved)
+
+
+class Residual(nn.Module):
+    """An activation whose input changes afterwards: autograd allows it, as the activation saves its output alone."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(4, 4), act, nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = self.up(x)
+        out: torch.Tensor = self.down(self.act(wide))
+        if not getattr(self.act, "inplace", False):
+            wide.add_(1.0)
+        return out
+
+
+def test_an_input_that_was_changed_is_an_error() -> None:
+    layer = Residual(nn.Tanh())
+    LightCheckpointing().watch_layer(layer)
+    with pytest.raises(RuntimeError, match="in place"):
+        layer(torch.randn(3, 4)).sum().backward()
+
+
+def test_activations_in_place_are_kept() -> None:
+    light, layer = LightCheckpointing(), Residual(nn.SiLU(inplace=True))
+    light.watch_layer(layer)
+    assert not light.outputs
