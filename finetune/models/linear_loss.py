@@ -27,7 +27,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from finetune.models.losses import IGNORE
-from finetune.models.summed_loss import summed_loss
+from finetune.models.summed_loss import ALIGNED, aligned_logits, summed_loss
 
 BLOCK_BYTES = 64 * 2**20  # of float32 logits at once
 KERNEL_BLOCK_BYTES = 128 * 2**20  # of half-precision logits, where kernels work on them in place
@@ -98,6 +98,8 @@ def column_blocks(rows: int, vocabulary: int, *, kernels: bool = False) -> list[
     widest = max(_NARROWEST, size // max(1, rows))
     count = max(1, -(-vocabulary // widest))
     width = -(-vocabulary // count)
+    if kernels:
+        width = -(-width // ALIGNED) * ALIGNED
     return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
 
 
@@ -200,7 +202,10 @@ class _Block:
         self.vocabulary, self.kernels = len(weight), _kernels(hidden, options)
         self.weight = weight[columns].to(options.dtype)
         added = None if bias is None else bias[columns].to(options.dtype)
-        logits = hidden @ self.weight.T if added is None else torch.addmm(added, hidden, self.weight.T)
+        if self.kernels is not None:
+            logits = aligned_logits(hidden, self.weight, added)
+        else:
+            logits = hidden @ self.weight.T if added is None else torch.addmm(added, hidden, self.weight.T)
         self.logits = logits if options.transform.is_identity else options.transform(logits.to(options.wide))
         self.place = target_ids - columns.start
 

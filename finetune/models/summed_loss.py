@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = 512 * 2**20  # of logits at once
 _FEWEST = 256  # rows of a chunk, whatever the vocabulary: below, matrix products waste a GPU
+ALIGNED = 64  # numbers, of which there is a multiple between the rows of logits
 
 
 def summed_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor, kernels: Any) -> Tensor:
@@ -43,6 +44,17 @@ def row_chunks(rows: int, vocabulary: int) -> list[slice]:
     return [slice(start, min(start + length, rows)) for start in range(0, rows, length)]
 
 
+def aligned_logits(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows @ weight.T + bias, with rows that begin at multiples of 128 bytes, without gradients. Products from and to matrices
+    of odd widths are slow on a GPU, as vocabularies of 50,257 or 49,155 tokens are odd.
+    """
+    width = len(weight)
+    logits = rows.new_empty(len(rows), -(-width // ALIGNED) * ALIGNED)[:, :width]
+    if bias is None:
+        return torch.mm(rows, weight.T, out=logits)
+    return torch.addmm(bias, rows, weight.T, out=logits)
+
+
 class _SummedLoss(Function):
     @staticmethod
     def forward(  # type: ignore[override]
@@ -50,13 +62,14 @@ class _SummedLoss(Function):
     ) -> Tensor:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         losses = hidden.new_zeros(len(hidden), dtype=torch.float32)
+        target_ids = target_ids.contiguous()  # kernels count on it
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.zeros_like(weight) if wants_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
         with torch.autocast(hidden.device.type, enabled=False):
             for chunk in row_chunks(len(hidden), len(weight)):
                 rows = hidden[chunk]
-                logits = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+                logits = aligned_logits(rows, weight, bias)
                 kernels.turn_into_loss_gradients(logits, target_ids[chunk], losses[chunk])
                 if d_hidden is not None:
                     torch.mm(logits, weight, out=d_hidden[chunk])

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.counting import Count
 from finetune.models import linear_loss, summed_loss
 from finetune.models.linear_loss import LogitTransform, linear_loss_sum, linear_losses, sum_losses
 from finetune.models.losses import IGNORE
 
-ROWS, HIDDEN, VOCABULARY = 37, 16, 301
+ROWS, HIDDEN, VOCABULARY = 37, 16, 317
 
 
 def _check(logits: Tensor, column: Tensor, *values: Tensor, dtype: torch.dtype) -> None:
@@ -188,3 +189,41 @@ def test_what_the_kernels_do_not_compute_goes_by_operators(kernels: Any, monkeyp
     linear_losses(**_inputs(torch.float32), transform=LogitTransform())
     linear_losses(**_inputs(torch.bfloat16), transform=LogitTransform(scale=0.5))
     assert not any(calls.values())
+
+
+class Aligned(TorchDispatchMode):
+    """Sees to it that each matrix of a product begins its rows, or columns, at multiples of 16 bytes, as tensor cores want."""
+
+    products = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_"):
+            self.products += 1
+            for tensor in [*args, *(kwargs or {}).values()]:
+                if isinstance(tensor, Tensor) and tensor.dim() == 2:
+                    assert sorted(tensor.stride())[0] == 1 and max(tensor.stride()) % 8 == 0, (func, tensor.stride())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [{}, {"frozen": True}, {"bias": True}], ids=str)
+@pytest.mark.parametrize("rows", [False, True], ids=["sum", "rows"])
+def test_products_have_aligned_matrices_whatever_the_vocabulary(
+    rows: bool, kind: dict[str, bool], kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _use(kernels, monkeypatch)
+    monkeypatch.setattr(linear_loss, "KERNEL_BLOCK_BYTES", 2 * ROWS * 90)
+    inputs = _inputs(torch.bfloat16, **kind)
+    with Aligned() as aligned:
+        (linear_losses if rows else linear_loss_sum)(**inputs, transform=LogitTransform()).sum().backward()
+    logits, others = 1 + rows, 1 if "frozen" in kind else 2
+    assert aligned.products == (logits + others) * (3 if rows else 1)  # three blocks, or one chunk
+
+
+def test_targets_may_be_a_column(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = _inputs(torch.bfloat16)
+    wanted = linear_loss_sum(**inputs, transform=LogitTransform())
+    _use(kernels, monkeypatch)
+    inputs["target_ids"] = torch.stack((inputs["target_ids"], torch.zeros(ROWS, dtype=torch.int64)), dim=1)[:, 0]
+    found = [linear_loss_sum(**inputs, transform=LogitTransform())]
+    found.append(linear_losses(**inputs, transform=LogitTransform()).sum())
+    assert [loss.item() for loss in found] == pytest.approx([wanted.item()] * 2, rel=1e-5)
