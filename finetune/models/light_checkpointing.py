@@ -29,6 +29,7 @@ from finetune.models.repeated_layers import kind_of, repeated_layers
 
 KEY = "model.gradient_checkpointing"
 _GATED = ("gate_proj", "up_proj", "down_proj")
+_VIEWS = ("View", "UnsafeView", "ReshapeAlias", "Alias", "Squeeze", "Unsqueeze", "Select", "Transpose", "T", "Permute")
 
 
 class LightCheckpointing:
@@ -186,7 +187,23 @@ def _is_same(tensor: Tensor, output: Tensor) -> bool:
         and tensor.is_contiguous()
         and output.is_contiguous()
         and tensor._version == output._version
+        and _is_view(tensor, output)
     )
+
+
+def _is_view(tensor: Tensor, output: Tensor) -> bool:
+    """Whether no operator but views lies between both: kernels may write into the memory of their input, unknown to torch, as
+    liger-kernel's rotary embeddings do behind a norm. Inside a Function there is no history, and what is saved is its input.
+    """
+    node = tensor.grad_fn
+    while node is not None and node is not output.grad_fn:
+        if (
+            len(node.next_functions) != 1
+            or node.name().removesuffix("0").removesuffix("1").removesuffix("Backward") not in _VIEWS
+        ):
+            return False
+        node = node.next_functions[0][0]
+    return True
 
 
 def _is_cheap(module: nn.Module) -> bool:

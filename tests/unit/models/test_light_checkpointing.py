@@ -227,3 +227,40 @@ def test_activations_in_place_are_kept() -> None:
     light, layer = LightCheckpointing(), Residual(nn.SiLU(inplace=True))
     light.watch_layer(layer)
     assert not light.outputs
+
+
+class Rotated(torch.autograd.Function):
+    """In its input's memory, unknown to torch, as liger-kernel's rotary embeddings are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        inner = x.transpose(0, 1)
+        inner.detach().numpy()[:] *= -2.0
+        return inner.transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, incoming: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return -2.0 * incoming
+
+
+class HeadNorm(nn.Module):
+    """As Qwen3's attention: a norm, rotary embeddings, and products of what they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q_proj, self.q_norm = nn.Linear(4, 4), nn.LayerNorm(4)
+        self.key = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query: torch.Tensor = Rotated.apply(self.q_norm(self.q_proj(x)).transpose(0, 1))  # type: ignore[no-untyped-call]
+        return query.transpose(0, 1).contiguous() @ self.key
+
+
+def test_an_output_that_kernels_write_over_is_kept() -> None:
+    plain, layer, x = HeadNorm(), HeadNorm(), torch.randn(3, 4)
+    LightCheckpointing().watch_layer(layer)
+    for each in (plain, layer):
+        each(x).square().sum().backward()
+    assert plain.key.grad is not None and layer.key.grad is not None
+    assert torch.equal(layer.key.grad, plain.key.grad)
