@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 
-from finetune.distributed.engines import engine as shared
+from finetune.distributed.engines.engine import SteppingEngine
 from finetune.distributed.engines.rehearsal import rehearse_apart
 from finetune.distributed.gradient_norm import clip_gradients
 from finetune.distributed.sharded_state import (
@@ -15,23 +15,18 @@ from finetune.distributed.sharded_state import (
 )
 
 
-class SingleEngine:
+class SingleEngine(SteppingEngine):
     """make_optimizer None: for inference."""
-
-    owns_outputs, needs_lockstep, shards_weights, rehearses_together = True, False, False, False
 
     def __init__(self, session, module, make_optimizer, options):
         assert session.world_size == 1
         self.session, self.max_grad_norm = session, options.max_grad_norm
-        self.module = self.model = self.generating_model = module.to(session.device)
+        self.module = self.model = module.to(session.device)
         self.optimizer = make_optimizer(module) if make_optimizer else None
 
     @property
-    def passes(self):
-        return shared.passes_of(self.module)
-
-    def accumulate(self, batches, forward, loss_sum, scale, dummies=()):
-        return shared.run_in_turn(self, batches, forward, loss_sum, scale, dummies)
+    def inner_optimizer(self):
+        return self.optimizer
 
     def micro_batch(self, *, last, dummy=False):
         return nullcontext()
@@ -48,12 +43,6 @@ class SingleEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def set_learning_rate(self, learning_rate):
-        shared.set_learning_rate(self.optimizer, learning_rate)
-
-    def align_buffers(self):
-        pass
-
     def local_shards(self):
         return shards_of(self.module, held_whole(self.module, self.optimizer), buffers=True)
 
@@ -64,6 +53,3 @@ class SingleEngine:
 
     def scalars(self):
         return optimizer_scalars(self.optimizer)
-
-    def full_state_dict(self, *, trainable_only=False):
-        return shared.state_dict_on_main(self.session, self.module, trainable_only=trainable_only)

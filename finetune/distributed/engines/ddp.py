@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,19 +11,11 @@ from torch import nn
 
 from finetune.distributed.batchnorm import convert_batchnorm, dummy_batch
 from finetune.distributed.engines.engine import (
-    Accumulated,
     EngineOptions,
-    Forward,
-    LossSum,
     MakeOptimizer,
     Rehearsal,
-    broadcast_float_buffers,
+    SteppingEngine,
     has_batchnorm,
-    has_synced_batchnorm,
-    passes_of,
-    run_in_turn,
-    set_learning_rate,
-    state_dict_on_main,
 )
 from finetune.distributed.engines.master_weights import MasterWeights
 from finetune.distributed.engines.rehearsal import rehearse_apart
@@ -42,10 +34,8 @@ from finetune.distributed.sharded_state import (
 )
 
 
-class DdpEngine:
+class DdpEngine(SteppingEngine):
     """Weights, gradients and optimizer state are the same on every rank."""
-
-    shards_weights = False
 
     def __init__(
         self, session: Session, module: nn.Module, make_optimizer: MakeOptimizer | None, options: EngineOptions
@@ -66,37 +56,6 @@ class DdpEngine:
             self.optimizer = accelerator.prepare(optimizer)
         self.has_batchnorm = has_batchnorm(module)
 
-    @property
-    def owns_outputs(self) -> bool:
-        return self.session.is_replica_lead
-
-    @property
-    def needs_lockstep(self) -> bool:
-        return has_synced_batchnorm(self.module)
-
-    @property
-    def passes(self) -> float:
-        return passes_of(self.module)
-
-    @property
-    def generating_model(self) -> nn.Module:
-        return self.module
-
-    @property
-    def inner_optimizer(self) -> Any:
-        """torch's own, inside Accelerate's wrapper; None at inference."""
-        return self.optimizer.optimizer if self.optimizer is not None else None
-
-    def accumulate(
-        self,
-        batches: Sequence[Any],
-        forward: Forward,
-        loss_sum: LossSum,
-        scale: Callable[[], float],
-        dummies: Sequence[bool] = (),
-    ) -> Accumulated:
-        return run_in_turn(self, batches, forward, loss_sum, scale, dummies)
-
     @contextmanager
     def micro_batch(self, *, last: bool, dummy: bool = False) -> Iterator[None]:
         quiet: Any = nullcontext() if last else self.session.accelerator.no_sync(self.model)
@@ -105,10 +64,6 @@ class DdpEngine:
 
     def backward(self, loss: torch.Tensor) -> None:
         self.session.accelerator.backward(loss)
-
-    @property
-    def rehearses_together(self) -> bool:
-        return has_synced_batchnorm(self.module)
 
     def rehearse(self, batch: Any, rehearsal: Rehearsal) -> None:
         rehearse_apart(self.module, batch, rehearsal)
@@ -121,12 +76,6 @@ class DdpEngine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        set_learning_rate(self.inner_optimizer, learning_rate)
-
-    def align_buffers(self) -> None:
-        broadcast_float_buffers(self.session, self.module)
 
     def local_shards(self) -> Iterator[Shard]:
         session = self.session
@@ -147,9 +96,6 @@ class DdpEngine:
 
     def scalars(self) -> dict[str, Any]:
         return optimizer_scalars(self.inner_optimizer)
-
-    def full_state_dict(self, *, trainable_only: bool = False) -> dict[str, torch.Tensor] | None:
-        return state_dict_on_main(self.session, self.module, trainable_only=trainable_only)
 
 
 def open_ddp(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
@@ -14,18 +14,12 @@ from finetune.distributed import tensor_parallel
 from finetune.distributed.batchnorm import convert_batchnorm, dummy_batch
 from finetune.distributed.engines import zero_state
 from finetune.distributed.engines.engine import (
-    Accumulated,
     EngineOptions,
-    Forward,
-    LossSum,
     MakeOptimizer,
     Rehearsal,
-    broadcast_float_buffers,
+    SteppingEngine,
     has_batchnorm,
     has_synced_batchnorm,
-    passes_of,
-    run_in_turn,
-    set_learning_rate,
     state_dict_on_main,
 )
 from finetune.distributed.engines.rehearsal import rehearse_apart, unseen_by_statistics
@@ -44,7 +38,7 @@ from finetune.distributed.sharded_state import (
 )
 
 
-class ZeroEngine:
+class ZeroEngine(SteppingEngine):
     """The session's DeepSpeed configuration decides what the ranks share out.
 
     DeepSpeed builds its masters out of the parameters of an optimizer that exists already, so the optimizer is made
@@ -79,10 +73,6 @@ class ZeroEngine:
             raise RuntimeError(f"asked for a DeepSpeed engine, got {type(self.model).__name__}")
 
     @property
-    def owns_outputs(self) -> bool:
-        return self.session.is_replica_lead
-
-    @property
     def needs_lockstep(self) -> bool:
         """Gradients (stages 2 and 3), weights (stage 3), or BatchNorm statistics."""
         return self.stage >= 2 or has_synced_batchnorm(self.module)
@@ -92,32 +82,9 @@ class ZeroEngine:
         return self.stage == 3
 
     @property
-    def passes(self) -> float:
-        return passes_of(self.module)
-
-    @property
-    def generating_model(self) -> nn.Module:
-        return self.module
-
-    @property
-    def inner_optimizer(self) -> Any:
-        """DeepSpeed's ZeRO optimizer; torch's own at stage 0; None at inference."""
-        return self.optimizer.optimizer if self.optimizer is not None else None
-
-    @property
     def torch_optimizer(self) -> Any:
-        """The optimizer that holds the state: inside DeepSpeed's where there is one."""
+        """The optimizer that holds the state: inside DeepSpeed's, which inner_optimizer is from stage 1 on."""
         return getattr(self.inner_optimizer, "optimizer", self.inner_optimizer)
-
-    def accumulate(
-        self,
-        batches: Sequence[Any],
-        forward: Forward,
-        loss_sum: LossSum,
-        scale: Callable[[], float],
-        dummies: Sequence[bool] = (),
-    ) -> Accumulated:
-        return run_in_turn(self, batches, forward, loss_sum, scale, dummies)
 
     @contextmanager
     def micro_batch(self, *, last: bool, dummy: bool = False) -> Iterator[None]:
@@ -152,12 +119,6 @@ class ZeroEngine:
     def _replicated_grad_norm(self) -> torch.Tensor:
         """Stage 0 clips without reporting the norm; after the last backward every rank holds the reduced gradients."""
         return total_norm(parameter.grad for parameter in self.module.parameters() if parameter.grad is not None)
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        set_learning_rate(self.inner_optimizer, learning_rate)
-
-    def align_buffers(self) -> None:
-        broadcast_float_buffers(self.session, self.module)
 
     def local_shards(self) -> Iterator[Shard]:
         unsliced = not self.is_sliced or self.session.is_replica_lead

@@ -7,6 +7,7 @@ of ranks and micro-batches.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -66,38 +67,47 @@ class Rehearsal:
 class Engine(Protocol):
     """`accumulate` the gradients of a step's micro-batches, then `step`. All ranks make every call, unless it says so.
 
-    module: the bare module. model: what is called like the module.
+    What has a body here is right for ranks that each hold the whole module, unsharded.
+
+    module: the bare module. model: what is called like the module. optimizer: None at inference.
     """
 
     session: Session
     module: nn.Module
     model: Any
+    optimizer: Any
+
+    @property
+    def inner_optimizer(self) -> Any:
+        """The optimizer that holds parameter groups and state: inside Accelerate's wrapper; None at inference."""
+        return self.optimizer.optimizer if self.optimizer is not None else None
 
     @property
     def owns_outputs(self) -> bool:
         """Whether this rank's losses and predictions count: those of one rank of each replica do."""
-        ...
+        return self.session.is_replica_lead
 
     @property
     def needs_lockstep(self) -> bool:
         """Whether every micro-batch communicates, so that all ranks must run equally many."""
-        ...
+        return has_synced_batchnorm(self.module)
 
     @property
     def shards_weights(self) -> bool:
         """Whether a forward pass communicates, also without gradients, so that all ranks must run equally many."""
-        ...
+        return False
 
     @property
     def passes(self) -> float:
         """What forward and backward pass take together, in forward passes."""
-        ...
+        return passes_of(self.module)
 
     @property
     def generating_model(self) -> nn.Module:
         """The model as `Task.sample` takes it: one that generates, and gives every rank its outputs."""
-        ...
+        return self.module
 
+    @abstractmethod
     def accumulate(
         self,
         batches: Sequence[Any],
@@ -112,88 +122,88 @@ class Engine(Protocol):
         wait for other ranks. dummies: which batches are stand-ins that keep the ranks' collectives aligned; (): none.
         Statistics that the model keeps do not see them.
         """
-        ...
 
     @property
     def rehearses_together(self) -> bool:
         """Whether `rehearse` communicates, so that all ranks must call it equally often, with batches of equal size."""
-        ...
+        return has_synced_batchnorm(self.module)
 
+    @abstractmethod
     def rehearse(self, batch: Any, rehearsal: Rehearsal) -> None:
         """Forward and backward pass of a micro-batch that is not trained on, to see what it costs: before the first step, or
         between two. Gradients come to nothing, and statistics that the model keeps do not see it; random generators move on.
         """
-        ...
 
+    @abstractmethod
     def step(self) -> torch.Tensor:
         """Clip, update, clear gradients. The global gradient norm before clipping (not finite if it overflowed): a floating
         point scalar on the device, which nobody has waited for.
         """
-        ...
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """For the next step, in every parameter group; "lr_scale" of a group multiplies it. Any rank may call it."""
-        ...
+        for group in self.inner_optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
     def align_buffers(self) -> None:
-        """Give every rank the first replica's buffers: local BatchNorm statistics drift apart."""
-        ...
+        """Give every rank the first replica's floating-point buffers: local BatchNorm statistics drift apart."""
+        buffers = [buffer for _, buffer in self.module.named_buffers() if buffer.is_floating_point()]
+        self.session.broadcast_buffers(buffers)
 
+    @abstractmethod
     def local_shards(self) -> Iterator[Shard]:
         """What this rank hands over to a checkpoint. Every element is handed over by exactly one rank.
 
         Nothing is communicated.
         """
-        ...
 
+    @abstractmethod
     def load_shards(self, read: Reader, scalars: dict[str, Any]) -> None:
         """Take this rank's weights, buffers and, where it trains, optimizer state through `read`; scalars: as stored."""
-        ...
 
+    @abstractmethod
     def scalars(self) -> dict[str, Any]:
         """What the optimizer keeps beside tensors."""
-        ...
 
     def full_state_dict(self, *, trainable_only: bool = False) -> dict[str, torch.Tensor] | None:
         """The module's state dict on rank 0 (CPU tensors), what `save_pretrained` takes; None on the others.
 
         trainable_only: adapters and saved heads, without the frozen base.
         """
-        ...
+        return state_dict_on_main(self.session, self.module, trainable_only=trainable_only)
 
 
 class SteppingEngine(Engine, Protocol):
-    """An engine whose ranks run whole micro-batches, one after the other: `run_in_turn` does them."""
+    """An engine whose ranks run whole micro-batches, one after the other."""
 
+    def accumulate(
+        self,
+        batches: Sequence[Any],
+        forward: Forward,
+        loss_sum: LossSum,
+        scale: Callable[[], float],
+        dummies: Sequence[bool] = (),
+    ) -> Accumulated:
+        """See Engine."""
+        losses, forward_pass = [], Stopwatch(self.session.device)
+        for index, (batch, dummy) in enumerate(zip(batches, dummies or [False] * len(batches), strict=True)):
+            batch = batch.to(self.session.device)
+            with self.micro_batch(last=index == len(batches) - 1, dummy=dummy):
+                with forward_pass.running():
+                    loss = loss_sum(forward(batch), batch, dummy)
+                self.backward(loss * scale())
+            losses.append(loss.detach().double())
+        return Accumulated(losses, forward_pass)
+
+    @abstractmethod
     def micro_batch(self, *, last: bool, dummy: bool = False) -> AbstractContextManager[None]:
         """Around forward and backward of one micro-batch; gradients are reduced (where the engine waits for it) on the
         last.
         """
-        ...
 
+    @abstractmethod
     def backward(self, loss: torch.Tensor) -> None:
         """Inside `micro_batch`. loss: scalar, already scaled by replicas / global units."""
-        ...
-
-
-def run_in_turn(
-    engine: SteppingEngine,
-    batches: Sequence[Any],
-    forward: Forward,
-    loss_sum: LossSum,
-    scale: Callable[[], float],
-    dummies: Sequence[bool] = (),
-) -> Accumulated:
-    """`Engine.accumulate` for engines whose ranks run whole micro-batches."""
-    losses, forward_pass = [], Stopwatch(engine.session.device)
-    for index, (batch, dummy) in enumerate(zip(batches, dummies or [False] * len(batches), strict=True)):
-        batch = batch.to(engine.session.device)
-        with engine.micro_batch(last=index == len(batches) - 1, dummy=dummy):
-            with forward_pass.running():
-                loss = loss_sum(forward(batch), batch, dummy)
-            engine.backward(loss * scale())
-        losses.append(loss.detach().double())
-    return Accumulated(losses, forward_pass)
 
 
 def passes_of(module: nn.Module) -> float:
@@ -216,12 +226,6 @@ def has_synced_batchnorm(module: nn.Module) -> bool:
     return any(isinstance(layer, SyncedBatchNorm) for layer in module.modules())
 
 
-def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
-    """In every parameter group, times the group's own scale."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-
-
 def state_dict_on_main(session: Session, module: nn.Module, *, trainable_only: bool) -> dict[str, torch.Tensor] | None:
     """`Engine.full_state_dict` of a rank that holds the whole module."""
     if not session.is_main:
@@ -232,8 +236,3 @@ def state_dict_on_main(session: Session, module: nn.Module, *, trainable_only: b
         for name, tensor in module.state_dict().items()
         if not trainable_only or name in names
     }
-
-
-def broadcast_float_buffers(session: Session, module: nn.Module) -> None:
-    """Rank 0's floating-point buffers on every rank, in place. All ranks call it."""
-    session.broadcast_buffers([buffer for _, buffer in module.named_buffers() if buffer.is_floating_point()])

@@ -22,15 +22,13 @@ from torch import nn
 from finetune.distributed.batchnorm import convert_batchnorm, dummy_batch
 from finetune.distributed.engines.engine import (
     Accumulated,
+    Engine,
     EngineOptions,
     Forward,
     LossSum,
     MakeOptimizer,
     Rehearsal,
     has_batchnorm,
-    has_synced_batchnorm,
-    passes_of,
-    set_learning_rate,
 )
 from finetune.distributed.engines.p2p import P2P
 from finetune.distributed.engines.pipeline_model import PipelineModel, SharedOutputs, examples_in
@@ -52,11 +50,8 @@ from finetune.errors import UserError
 from finetune.models.stages import Stages
 
 
-class PipelineEngine:
+class PipelineEngine(Engine):
     """One stage of a replica: its weights, their optimizer state, and the messages to its neighbors."""
-
-    shards_weights = False
-    rehearses_together = True
 
     def __init__(
         self, session: Session, stages: Stages, make_optimizer: MakeOptimizer | None, options: EngineOptions
@@ -82,13 +77,9 @@ class PipelineEngine:
         return self.last
 
     @property
-    def needs_lockstep(self) -> bool:
-        """Replicas communicate in every micro-batch only for BatchNorm's statistics."""
-        return has_synced_batchnorm(self.module)
-
-    @property
-    def passes(self) -> float:
-        return passes_of(self.module)
+    def rehearses_together(self) -> bool:
+        """Stages wait for each other."""
+        return True
 
     @property
     def generating_model(self) -> nn.Module:
@@ -96,6 +87,7 @@ class PipelineEngine:
 
     @property
     def inner_optimizer(self) -> Any:
+        """No wrapper is around it."""
         return self.optimizer
 
     @property
@@ -194,9 +186,6 @@ class PipelineEngine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        set_learning_rate(self.optimizer, learning_rate)
 
     def align_buffers(self) -> None:
         """Give the same stage of every replica the buffers of the first replica's."""
