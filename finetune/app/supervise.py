@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.data.sources.preflight import check_data
@@ -66,12 +67,9 @@ def check_recipe(loaded: LoadedRecipe) -> None:
 
 
 def _placed(fault: Fault, loaded: LoadedRecipe) -> Fault:
-    """The fault with the line of its key, or of the nearest key above it."""
-    key = fault.key
-    while key and key not in loaded.origins:
-        key = key.rpartition(".")[0]
-    where = fault.where or loaded.origins.get(key, "recipe")
-    return Fault(where, fault.key, fault.message, fault.value, fault.allowed, fault.nearest)
+    """The fault with its key as the recipe has it, and the line of that, or of the nearest section around it."""
+    where, key = loaded.locate(fault.key)
+    return replace(fault, where=fault.where or where, key=key)
 
 
 def plan_launch(loaded: LoadedRecipe, processes: int | None) -> Callable[[Sequence[str]], Launch]:

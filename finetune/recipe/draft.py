@@ -46,9 +46,17 @@ class Draft:
 
     def shown(self, path: KeyPath) -> str:
         """The dotted key as the user wrote it: data.train.limit where train is one source rather than a list."""
-        if len(path) > 3 and path[:2] in self._alone:
+        if len(path) > 2 and path[:2] in self._alone:
             path = (*path[:2], *path[3:])
         return dotted(path)
+
+    def written(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Of each key and section that is written in the file or an override: where; and as the user wrote it, if unlike
+        its dotted path. The name of the recipe's file is at "".
+        """
+        places = {dotted(path): where for path, where in self._origins.items() if not where.startswith(DERIVED)}
+        alone = {dotted((*path, 0)): dotted(path) for path in self._alone}
+        return {"": f"{self.name}:1", **places}, alone
 
     def has(self, path: KeyPath) -> bool:
         """Is there a value at `path`?"""

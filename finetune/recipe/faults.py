@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import Fault
-from finetune.recipe.document import KeyPath, dotted
+from finetune.recipe.document import KeyPath
 from finetune.recipe.draft import Draft
 from finetune.recipe.schema import Node, all_keys, choices_at, describe_allowed, description_at, keys_at, nodes_at
 from finetune.recipe.secrets import mask
@@ -118,7 +118,7 @@ def unknown_key(path: KeyPath, draft: Draft, schema: Node) -> Fault:
     elif renamed:
         meant = renamed
     elif near:
-        meant = dotted((*path[:-1], near))
+        meant = draft.shown((*path[:-1], near))
     else:
         everywhere = {known[-1]: ".".join(known) for known in reversed(all_keys(schema))}
         meant = everywhere.get(nearest(key, list(everywhere)), "")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from finetune.recipe.card import TaskCard
 from finetune.recipe.checks import find_contradictions
 from finetune.recipe.checks.context import CheckContext
 from finetune.recipe.checks.warnings import find_warnings
-from finetune.recipe.document import KeyPath, dotted
+from finetune.recipe.document import KeyPath
 from finetune.recipe.draft import DEFAULT_EPOCHS, DERIVED, Draft
 from finetune.recipe.explain import dump_yaml, explain, origins_of
 from finetune.recipe.faults import faults_of, nearest, show_value
@@ -41,15 +41,29 @@ class LoadedRecipe:
     """origins: dotted key -> "recipes/x.yaml:12", "--set training.epochs", "default", or "derived ...".
 
     warnings: what is allowed but rarely intended, each with its file and line.
+    places: where each key and section is written, the recipe itself at "". alone: "data.train.0" -> "data.train" where that
+    was written as one source, not as a list.
     """
 
     recipe: Recipe
     origins: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+    alone: Mapping[str, str] = field(default_factory=dict)
 
     def dump_yaml(self) -> str:
         """The resolved recipe as YAML, as `recipe.yaml` of a run folder holds it."""
         return dump_yaml(self.recipe)
+
+    def locate(self, key: str) -> tuple[str, str]:
+        """Where a dotted key or the nearest section around it is written, and the key as the user wrote it."""
+        near = key
+        while near and near not in self.places:
+            near = near.rpartition(".")[0]
+        for listed, alone in self.alone.items():
+            if key == listed or key.startswith(f"{listed}."):
+                key = alone + key.removeprefix(listed)
+        return self.places.get(near, "recipe"), key
 
     def explain(self) -> list[tuple[str, str, str]]:
         """Rows of key, value, origin."""
@@ -79,14 +93,15 @@ def load_recipe(
     context = CheckContext(recipe, card, draft) if recipe is not None and card is not None else None
     found = _unlike(find_contradictions(context, here=here), faults) if context else []
     secret = [
-        Fault(draft.place(path), dotted(path), what, MASK, "env:NAME, which names an environment variable")
+        Fault(draft.place(path), draft.shown(path), what, MASK, "env:NAME, which names an environment variable")
         for path, what in secrets_in(draft.values)
     ]
     everything = [*draft.faults, *secret, *task_faults, *faults.values(), *found]
     if everything:
         raise RecipeFaults(_in_order(everything))
     assert recipe is not None and context is not None
-    return LoadedRecipe(recipe, origins_of(recipe, draft.origin), (*draft.notes, *find_warnings(context)))
+    warnings = (*draft.notes, *find_warnings(context))
+    return LoadedRecipe(recipe, origins_of(recipe, draft.origin), warnings, *draft.written())
 
 
 def _choose_task(draft: Draft, cards: Mapping[str, TaskCard]) -> tuple[TaskCard | None, list[Fault]]:

@@ -110,9 +110,9 @@ def test_the_shown_recipe_holds_no_secret_and_the_stored_one_is_exact(load, tmp_
         ("model.config={api_token: hunter2}", "model.config.api_token"),
         ("model.config={deep: [{aws_secret_access_key: hunter2}]}", "model.config.deep.0.aws_secret_access_key"),
         ("model.config={token: 'env:not a name hunter2'}", "model.config.token"),
-        ("data.train=s3://me:hunter2@host/x.csv", "data.train.0.source"),
-        ("data.train=https://hunter2@host/x.csv", "data.train.0.source"),
-        ("data.train='https://host/x.csv?version=3&token=hunter2'", "data.train.0.source"),
+        ("data.train=s3://me:hunter2@host/x.csv", "data.train.source"),
+        ("data.train=https://hunter2@host/x.csv", "data.train.source"),
+        ("data.train='https://host/x.csv?version=3&token=hunter2'", "data.train.source"),
         ("model.source='https://host/m?X-Amz-Date=1&X-Amz-Signature=hunter2'", "model.source"),
     ],
 )
