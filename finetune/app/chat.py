@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune.app.asked_model import open_model
+from finetune.app.chat_options import ChatOptions
 from finetune.app.chat_screen import ChatScreen
 from finetune.data.bad_rows import BadRow
 from finetune.errors import EXIT_FAILED
@@ -23,44 +24,32 @@ HELP = (
 NEW_TOKENS = 512  # of a reply, where the command does not say
 
 
-def chat(
-    source: str,
-    *,
-    checkpoint: str,
-    system: str,
-    new_tokens: int | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    repetition_penalty: float | None,
-    seed: int | None,
-    stops: list[str],
-    trust_remote_code: bool,
-) -> int:
-    """Talk until the end of the input; the exit code. See `open_model` for `source`, GenerationSettings for the rest.
+def chat(options: ChatOptions) -> int:
+    """Talk until the end of the input; the exit code. See `open_model` for `model`, GenerationSettings for the rest.
 
     Raises: UserError.
     """
     changes: dict[str, Any] = {
-        "new_tokens": NEW_TOKENS if new_tokens is None else new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "stops": tuple(stops),
+        "new_tokens": NEW_TOKENS if options.new_tokens is None else options.new_tokens,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "top_k": options.top_k,
+        "repetition_penalty": options.repetition_penalty,
+        "seed": options.seed,
+        "stops": options.stops,
     }
     GenerationSettings(
         **{name: value for name, value in changes.items() if value is not None}
     )  # before a model is loaded
     screen = ChatScreen()
     leave_cudnn_out()
-    with phase(f"loading {source}", say):
-        asked = open_model(source, checkpoint=checkpoint, trust_remote_code=trust_remote_code, notify=say)
+    trusted = options.trust_remote_code
+    with phase(f"loading {options.model}", say):
+        asked = open_model(options.model, checkpoint=options.checkpoint, trust_remote_code=trusted, notify=say)
     settings = asked.generation_settings(**changes, beams=1)
     generator = asked.text_generator(slots=1, notify=screen.note)
     try:
-        conversation = Conversation(asked.task, asked.artifacts, system, prompt_limit(generator, settings))
+        conversation = Conversation(asked.task, asked.artifacts, options.system, prompt_limit(generator, settings))
         screen.note(f"{asked.name}: {HELP}" if screen.interactive else asked.name)
         with screen.keyboard:
             return Chat(screen, conversation, generator, settings).run()

@@ -9,6 +9,7 @@ from pathlib import Path
 from finetune.app.runs import ROOT, leave_folders, take_folder
 from finetune.app.supervise import check_recipe, is_worker, plan_launch
 from finetune.app.sweeping.halving import rungs_of
+from finetune.app.sweeping.options import SweepOptions
 from finetune.app.sweeping.results import best_of, print_results
 from finetune.app.sweeping.runner import Runner
 from finetune.app.sweeping.slots import Slot, list_slots, ranks_of_trial
@@ -24,51 +25,38 @@ from finetune.terminal import print_line
 from finetune.units import format_number
 
 
-def sweep(
-    *,
-    recipe: str,
-    grid: Sequence[str],
-    draws: int | None,
-    seed: int,
-    sets: Sequence[str],
-    metric: str,
-    halving: bool,
-    parallel: int | None,
-    processes: int | None,
-    retry_failed: bool,
-    sweep_dir: Path | None,
-    wandb_sweep: Path | None,
-) -> None:
+def sweep(options: SweepOptions) -> None:
     """Train the trials of a space, or only write them as a W&B sweep.
 
     Raises: UserError and RecipeFaults before anything starts; Stopped on request; TrainingFailed if no trial finished.
     """
     if is_worker():
         raise UserError("a sweep starts its trials itself", remedy="Run it without accelerate launch or torchrun.")
-    space = parse_space(grid)
-    points, notes = list_trials(space, draws, seed)
-    common = [*sets, *([f"evaluation.best={metric}"] if metric else [])]
+    recipe, metric, draws = options.recipe, options.metric, options.draws
+    space = parse_space(options.grid)
+    points, notes = list_trials(space, draws, options.seed)
+    sets = [*options.sets, *([f"evaluation.best={metric}"] if metric else [])]
     trials = name_trials(points)
-    loaded = check_trials(recipe, common, trials, metric)
+    loaded = check_trials(recipe, sets, trials, metric)
     first = loaded[0]
     measure = Measure(first.recipe.evaluation.best, best_mode(first.recipe.evaluation, first.recipe.evaluation.best))
-    if wandb_sweep is not None:
-        write_wandb_sweep(wandb_sweep, recipe, common, space, draws, measure)
-        print_line(f"W&B     {wandb_sweep}: start it with wandb sweep {shlex.quote(str(wandb_sweep))}")
+    if (file := options.wandb_sweep) is not None:
+        write_wandb_sweep(file, recipe, sets, space, draws, measure)
+        print_line(f"W&B     {file}: start it with wandb sweep {shlex.quote(str(file))}")
         return
     _check_data(loaded)
-    slots, more = _plan(first, parallel, processes)
+    slots, more = _plan(first, options.parallel, options.processes)
     described = {one.key: one.describe() for one in space}
-    definition = Definition(first.recipe, described, draws, seed if draws is not None else 0)
+    definition = Definition(first.recipe, described, draws, options.seed if draws is not None else 0)
     root = ROOT / f"{first.recipe.name}-sweeps"
-    state, new = open_state(definition, trials, recipe, root, sweep_dir)
+    state, new = open_state(definition, trials, recipe, root, options.sweep_dir)
     take_folder(state.folder, "sweep")
     try:
-        if retry_failed:
+        if options.retry_failed:
             state.failures.clear()
         for note in dict.fromkeys([*notes, *more, *first.warnings]):
             print_line(f"note: {note}")
-        _run(state, first, slots, measure, common, processes, halving=halving, new=new)
+        _run(state, first, slots, measure, sets, options.processes, halving=options.halving, new=new)
     finally:
         leave_folders()
 

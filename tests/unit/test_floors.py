@@ -214,6 +214,22 @@ def test_a_file_has_a_name_and_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(tree), "no docstring at its head"
 
 
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 300, 60
+
+
+def test_a_file_has_300_lines_at_most_and_a_function_60() -> None:
+    files = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    functions = {
+        f"{path.relative_to(PACKAGE.parent)}:{node.lineno}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    assert max(files.values()) > MOST_LINES / 2 and max(functions.values()) > MOST_LINES_OF_A_FUNCTION / 2
+    assert not {str(path): lines for path, lines in files.items() if lines > MOST_LINES}
+    assert not {name: lines for name, lines in functions.items() if lines > MOST_LINES_OF_A_FUNCTION}
+
+
 def test_the_walk_sees_what_it_should(tmp_path: Path) -> None:
     source = (
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\ndef f():\n    from a.b import c\n"

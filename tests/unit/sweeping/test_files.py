@@ -12,6 +12,7 @@ from wandb.sdk.launch.sweeps import utils
 
 from finetune.app.sweep import sweep
 from finetune.app.sweeping import slots
+from finetune.app.sweeping.options import SweepOptions
 from finetune.app.sweeping.process import TrialProcess
 from finetune.app.sweeping.slots import list_slots
 from finetune.errors import RecipeFaults, UserError
@@ -20,27 +21,13 @@ RECIPE = "resnet-digits"
 
 
 def ask(grid: list[str], **options: object) -> None:
-    given = {
-        "recipe": RECIPE,
-        "grid": grid,
-        "draws": None,
-        "seed": 0,
-        "sets": [],
-        "metric": "",
-        "halving": True,
-        "parallel": None,
-        "processes": None,
-        "retry_failed": False,
-        "sweep_dir": None,
-        "wandb_sweep": None,
-    }
-    sweep(**{**given, **options})  # type: ignore[arg-type]
+    sweep(SweepOptions(recipe=RECIPE, grid=tuple(grid), **options))  # type: ignore[arg-type]
 
 
 def test_an_agent_of_wandb_starts_the_command_of_the_trial(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     grid = ["training.learning_rate=loguniform(1e-5, 1e-3)", "training.betas=[0.9,0.99],[0.8,0.9]", "data.columns=null"]
-    ask(grid, draws=5, metric="loss", sets=["training.epochs=2"], wandb_sweep=file)
+    ask(grid, draws=5, metric="loss", sets=("training.epochs=2",), wandb_sweep=file)
     written = yaml.safe_load(file.read_text())
     assert written["method"] == "random" and written["run_cap"] == 5
     assert written["metric"] == {"name": "validation/loss", "goal": "minimize"}
@@ -70,10 +57,10 @@ def test_an_agent_of_wandb_starts_the_command_of_the_trial(tmp_path: Path) -> No
         (["training.learning_rate=fast,1e-3"], {}, r"1 fault.*--grid training.learning_rate.*fast.*a number above 0"),
         (["seed=1,2"], {"metric": "acuracy"}, r"--metric: .*did you mean  accuracy"),
         (["seed=1,2"], {"metric": "confusion_matrix"}, "a table"),
-        (["seed=1,2"], {"sets": ["seed=3"]}, "--set gives this key one value"),
+        (["seed=1,2"], {"sets": ("seed=3",)}, "--set gives this key one value"),
         (["evaluation.every=1,2"], {}, "compared by their evaluations"),
         (["parallel.micro_batch=1,2"], {}, "micro_batch=1 and micro_batch=2 are the same training"),
-        (["seed=1,2"], {"sets": ["data.validation=null"]}, "no validation data"),
+        (["seed=1,2"], {"sets": ("data.validation=null",)}, "no validation data"),
         (["data.train=absent.csv,builtin:digits"], {}, "no such file"),
         ([], {}, "empty"),
     ],
