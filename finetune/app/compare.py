@@ -57,10 +57,7 @@ def _print_figures(found: Compared, names: Sequence[str]) -> None:
     print_rows(("metric", *names, "second - first, 95 % interval"), rows, empty="  none yet", titled=True)
     if found.wins is not None:
         wins = found.wins
-        print_line(
-            f"{format_number(found.examples, 'validation example')}: {names[1]} has the lower loss on {wins.second:,}, "
-            f"{names[0]} on {wins.first:,}, equal on {wins.ties:,}"
-        )
+        print_line(f"{format_number(found.examples, 'validation example')}: {wins.describe(*names[:2])}")
         for title, examples in (("gained most", wins.gains), ("lost most", wins.setbacks)):
             listed = ", ".join(f"{id} ({one:.3g} -> {other:.3g})" for id, one, other in examples[:5])
             if listed:

@@ -50,15 +50,25 @@ class Difference:
 
 @dataclass(frozen=True)
 class Wins:
-    """Examples on which each has the lower loss per unit, and ties. examples: ids, the largest gains and losses of the
-    second, each with (id, loss of the first, loss of the second).
+    """Examples on which each has the lower loss per unit, and ties, of which `identical` are equal bit for bit. examples: ids,
+    the largest gains and losses of the second, each with (id, loss of the first, loss of the second).
     """
 
     first: int
     second: int
     ties: int
+    identical: int
     gains: tuple[tuple[int, float, float], ...]
     setbacks: tuple[tuple[int, float, float], ...]
+
+    def describe(self, first: str, second: str) -> str:
+        """For people, with the names of both: "B has the lower loss on 5, A on 2, equal on 1"; or in what they are equal."""
+        if self.first or self.second:
+            return f"{second} has the lower loss on {self.second:,}, {first} on {self.first:,}, equal on {self.ties:,}"
+        if self.identical == self.ties:
+            return f"{first} and {second} are equal, the loss of each example bit for bit"
+        within = f"no loss differs by more than {CLOSE:.0e} per unit, {self.identical:,} are equal bit for bit"
+        return f"{first} and {second} are equal: {within}"
 
 
 def differences(first: Predictions, second: Predictions, metrics: Iterable[str]) -> list[Difference]:
@@ -103,6 +113,7 @@ def count_wins(ids: np.ndarray, first: Predictions, second: Predictions, shown: 
         first=int((gain < -CLOSE).sum()),
         second=int((gain > CLOSE).sum()),
         ties=int((np.abs(gain) <= CLOSE).sum()),
+        identical=int(np.logical_and(*(first.columns[name] == second.columns[name] for name in ("loss", "weight"))).sum()),
         gains=examples([at for at in order[::-1][:shown] if gain[at] > CLOSE]),
         setbacks=examples([at for at in order[:shown] if gain[at] < -CLOSE]),
     )

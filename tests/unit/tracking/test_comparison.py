@@ -228,3 +228,22 @@ def test_runs_of_different_tasks_are_said_to_be_such(tmp_path: Path) -> None:
     assert f"text_classification: {one.path.name}, {third.path.name}; sequence_regression: {other.path.name}" in note
     assert found.wins is None and not found.differences
     assert not any("tasks" in note for note in compare_runs([one.path, third.path]).notes)
+
+
+def test_equal_runs_are_called_equal_and_in_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = trained(tmp_path, rate=1e-3, right=0.8), trained(tmp_path, rate=3e-3, right=0.8)
+    names = f"{one.path.name} and {other.path.name} are equal"
+    compare([one.path, other.path], tmp_path / "page.html")
+    said = f"{names}, the loss of each example bit for bit"
+    assert f"400 validation examples: {said}\n" in capsys.readouterr().out
+    assert f"<p>{said}.</p>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    file = other.predictions / "validation-step-00000010.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows[0]["loss"] = math.nextafter(rows[0]["loss"], 3)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    compare([one.path, other.path], None)
+    assert f"{names}: no loss differs by more than 1e-09 per unit, 399 are equal bit for bit" in capsys.readouterr().out
+    rows[0]["loss"] += 1
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    compare([one.path, other.path], None)
+    assert f"{other.path.name} has the lower loss on 0, {one.path.name} on 1, equal on 399" in capsys.readouterr().out
