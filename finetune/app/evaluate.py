@@ -6,7 +6,6 @@ from pathlib import Path
 
 from finetune.app.evaluated_data import check_evaluated_data, evaluation_logs, evaluation_name, reserve_folder
 from finetune.app.preparation import Request, ensure_prepared
-from finetune.app.run_contents import checkpoint_folder, run_recipe
 from finetune.app.supervise import plan_launch
 from finetune.distributed.watching import run_workers
 from finetune.terminal import print_line
@@ -22,6 +21,8 @@ def evaluate(
     Raises: UserError, TrainingFailed.
     """
     opened = Run.open(run)
+    from finetune.app.run_contents import checkpoint_folder, run_recipe  # torch: seconds, after a look at the folder
+
     loaded = run_recipe(opened, sets)
     check_evaluated_data(loaded.recipe, split, data)
     checkpoint_folder(opened, checkpoint)

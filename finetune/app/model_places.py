@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune.data.sources.locate import locate
 from finetune.data.sources.read_options import asked_sources
 from finetune.errors import UserError
-from finetune.models.source import PACKAGE_SCHEME, RUN_FILE, looks_like_path, resolve_model
+from finetune.models.source import PACKAGE_SCHEME, RUN_FILE, check_described, looks_like_path, resolve_model
 from finetune.recipe.user_path import user_path
 from finetune.tracking.run import Run, nearest_folder, newest_run_in
 from finetune.training.checkpoint_manifest import MANIFEST
@@ -19,7 +19,7 @@ POSSIBLE = "Give the folder of a run, a folder that `finetune export` wrote, or 
 
 
 def check_places(model: str, data: Sequence[str] = (), read: Sequence[str] = ()) -> None:
-    """Raises: UserError where nothing is, in the words of what would read it seconds later; what is there is not looked into.
+    """Raises: UserError where nothing is, or a folder of something else, in the words of what would read it seconds later.
 
     read: options of the data, KEY=VALUE.
     """
@@ -28,11 +28,17 @@ def check_places(model: str, data: Sequence[str] = (), read: Sequence[str] = ())
         Run.open(path)
     else:
         refuse_other_folders(model, path)
-        resolve_model(model)
+        if (folder := Path(resolve_model(model))).is_dir():
+            check_described(folder, shown=model)
     for source in asked_sources(data, read):
         pattern = str(user_path(source.source))
         if source.source != PIPE and not Path(pattern).exists() and not _matches(pattern):
             locate(source, "")
+
+
+def check_run(run: Path) -> None:
+    """Raises: UserError for what is not the folder of a run."""
+    Run.open(run)
 
 
 def _matches(pattern: str) -> bool:

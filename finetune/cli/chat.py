@@ -29,7 +29,10 @@ def chat(options: ChatOptions) -> None:
     conversation becomes longer than the model reads, the oldest turns are left out, which is reported. In a pipe, one line
     is one turn.
     """
-    from finetune.app.chat import chat as verb
+    from finetune.app.model_places import check_places
+
+    check_places(options.model)
+    from finetune.app.chat import chat as verb  # torch: seconds, which a wrong name need not wait for
 
     code = verb(replace(options, trust_remote_code=options.trust_remote_code or is_trusted()))
     if code:

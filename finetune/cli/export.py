@@ -29,6 +29,9 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into its base weights.")] = False,
 ) -> None:
     """Export the model of a run to a folder that from_pretrained of transformers (adapters: of peft) can load."""
-    from finetune.app import export as verb
+    from finetune.app.model_places import check_run
+
+    check_run(run)
+    from finetune.app import export as verb  # torch: seconds, which a wrong name need not wait for
 
     verb.export(run, output=output, checkpoint=checkpoint, merge=merge)

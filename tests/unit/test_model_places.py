@@ -79,3 +79,50 @@ def test_what_is_there_or_may_be_elsewhere_is_let_through(there: Path) -> None:
         "owner/dataset",
     ]
     check_places("owner/name", names)
+
+
+VERBS = {
+    "serve": ["serve", "{}"],
+    "predict": ["predict", "{}", "--data", "there.jsonl", "--output", "answers.jsonl"],
+    "chat": ["chat", "{}"],
+    "evaluate": ["evaluate", "{}"],
+    "export": ["export", "{}", "--output", "out"],
+    "report": ["report", "{}"],
+    "logs": ["logs", "{}"],
+    "compare": ["compare", "{}", "{}"],
+}
+CALL = """
+import sys
+from finetune import cli
+try:
+    cli.main(sys.argv[1:])
+finally:
+    print(sorted({"torch", "transformers"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_folder_of_something_else_is_described_without_torch(there: Path, verb: str) -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    (there / "empty").mkdir()
+    (there / "notes").mkdir()
+    for number in range(10):
+        (there / "notes" / f"{number}.txt").touch()
+    expected = "config.json" if verb in ("serve", "predict", "chat") else "run.json"
+    for folder, holds in (("empty", "It is empty."), ("notes", "It holds 0.txt, 1.txt, 2.txt,")):
+        words = [word.format(folder) for word in VERBS[verb]]
+        environment = {"PYTHONPATH": root, "PATH": "/usr/bin:/bin"}
+        done = subprocess.run([sys.executable, "-c", CALL, *words], env=environment, capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert done.stdout == "[]\n", "torch was imported"
+        assert f"error: {folder}: " in done.stderr and expected in done.stderr and holds in done.stderr, done.stderr
+        assert folder == "empty" or "7.txt and 2 more. " in done.stderr
+
+
+def test_the_folder_of_an_adapter_is_let_through(there: Path) -> None:
+    (there / "adapter").mkdir()
+    (there / "adapter" / "adapter_config.json").write_text("{}")
+    check_places("adapter")
+    with pytest.raises(UserError, match=r"no config\.json") as refused:
+        check_places(str(there))
+    assert refused.value.remedy == "Did you mean the folder adapter inside it?"

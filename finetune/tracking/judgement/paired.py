@@ -113,7 +113,9 @@ def count_wins(ids: np.ndarray, first: Predictions, second: Predictions, shown: 
         first=int((gain < -CLOSE).sum()),
         second=int((gain > CLOSE).sum()),
         ties=int((np.abs(gain) <= CLOSE).sum()),
-        identical=int(np.logical_and(*(first.columns[name] == second.columns[name] for name in ("loss", "weight"))).sum()),
+        identical=int(
+            np.logical_and(*(first.columns[name] == second.columns[name] for name in ("loss", "weight"))).sum()
+        ),
         gains=examples([at for at in order[::-1][:shown] if gain[at] > CLOSE]),
         setbacks=examples([at for at in order[:shown] if gain[at] < -CLOSE]),
     )
