@@ -40,10 +40,13 @@ def check_evaluated_data(recipe: Recipe, split: str, data: list[str]) -> None:
             remedy="Bring the training data back, or evaluate other data: --data FILE.",
         )
     if faults:
+        of_columns = any(".columns." in fault.key for fault in faults)
         raise UserError(
             "the data cannot be evaluated:" + "".join(f"\n    {_describe(fault)}" for fault in faults),
             where="--data" if data else f"data.{split}",
-            remedy="A column of another name is given by --set data.columns.ROLE=COLUMN, other files by --data FILE.",
+            remedy="A column of another name is given by --set data.columns.ROLE=COLUMN, other files by --data FILE."
+            if of_columns
+            else "",
         )
 
 

@@ -102,9 +102,7 @@ def _fields(fields: Any, prefix: str, depth: int) -> Iterator[str]:
 
 
 def _empty(path: Path) -> UserError:
-    return EmptyData(
-        "is empty", where=display_path(path), remedy="Give a file with rows, or remove it from the recipe."
-    )
+    return EmptyData("is empty", where=display_path(path), remedy="Give a file with rows, or leave it out.")
 
 
 def _other_format(path: Path, file_format: str, source: SourceSection) -> str:

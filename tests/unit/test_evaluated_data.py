@@ -1,0 +1,62 @@
+"""Data that cannot be evaluated: the advice at the end fits what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune.app.evaluated_data import check_evaluated_data
+from finetune.errors import UserError
+from finetune.recipe.load import load_recipe
+from finetune.recipe.recipe import Recipe
+from finetune.tasks import CARDS
+
+RECIPE = """\
+name: evaluated
+task: text_classification
+model: {source: someone/some-model}
+data: {train: a.csv, validation: builtin:nothing}
+"""
+COLUMNS = "data.columns.ROLE=COLUMN"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "a.csv").write_text("text,label\nx,y\n", encoding="utf-8")
+    (tmp_path / "words.csv").write_text("words,label\nx,y\n", encoding="utf-8")
+    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "blank.jsonl").write_text("\n\n", encoding="utf-8")
+    (tmp_path / "head.csv").write_text("text,label\n", encoding="utf-8")
+    (tmp_path / "broken.jsonl").write_text("{", encoding="utf-8")
+    return load_recipe(tmp_path / "r.yaml", (), CARDS).recipe
+
+
+def refusal(recipe: Recipe, *data: str) -> str:
+    with pytest.raises(UserError) as refused:
+        check_evaluated_data(recipe, "validation", list(data))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["empty.jsonl", "blank.jsonl", "head.csv"])
+def test_a_file_without_rows(recipe: Recipe, name: str) -> None:
+    said = refusal(recipe, name)
+    assert f"{name}: is empty. Give a file with rows, or leave it out." in said
+    assert COLUMNS not in said and "recipe" not in said
+
+
+@pytest.mark.parametrize("name", ["broken.jsonl", "absent.csv"])
+def test_a_file_that_cannot_be_read(recipe: Recipe, name: str) -> None:
+    said = refusal(recipe, "a.csv", name)
+    assert name in said and COLUMNS not in said
+
+
+def test_a_split_that_is_not_there(recipe: Recipe) -> None:
+    assert "builtin:nothing: no such built-in dataset" in (said := refusal(recipe)) and COLUMNS not in said
+
+
+def test_a_column_of_another_name(recipe: Recipe) -> None:
+    assert COLUMNS in refusal(recipe, "words.csv")
+    assert COLUMNS in refusal(recipe, "words.csv", "empty.jsonl")
