@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class BatchRunner:
         session = self.engine.session
         batches = iterate_batches(
             examples,
-            lambda chosen: self.task.collate(self.artifacts, chosen),
+            partial(self.task.collate, self.artifacts),
             steps,
             workers=workers,
             pin_memory=session.device.type == "cuda",

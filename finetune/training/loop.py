@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -182,7 +183,7 @@ class Loop:
         """
         batches = iterate_batches(
             self.datasets["train"],
-            lambda examples: self.task.collate(self.artifacts, examples),
+            partial(self.task.collate, self.artifacts),
             self.source.steps(self.progress.step),
             workers=self.workers,
             pin_memory=self.session.device.type == "cuda",

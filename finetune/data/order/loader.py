@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,10 @@ PREFETCHED = 4  # batches per loader process
 OF_MANY = 2  # the same where there are more than FEW_WORKERS: each batch takes shared memory
 FEW_WORKERS = 4
 BYTES_PER_PIXEL = 12  # of an example that is decoded when fetched, at most: three channels in float32
+# How loader processes start, whatever Python's default is (from 3.14 on: forkserver). A forked one has the examples and the
+# libraries of its rank at once; it computes with numpy, Pillow and tensors of the CPU, and touches no GPU and no process group.
+# Elsewhere Python's default, which sends them examples and collate function in a pickle.
+START_METHOD = "fork" if sys.platform == "linux" else None
 MOST_WORKERS = {"cuda": 16, "cpu": 4}  # of a rank, where the recipe leaves it open: so many keep the device busy
 
 Tell = Callable[[str], None]
@@ -103,6 +108,7 @@ def iterate_batches(
 ) -> Iterator[tuple[RankStep, list[B]]]:
     """Each step with its batches; `RankStep.dummies` says which are stand-ins.
 
+    examples, collate: can be pickled, for platforms whose loader processes are not forked.
     No more steps are taken from `steps` than the loader fetches ahead.
     """
     sampler = _StepSampler(steps)
@@ -114,6 +120,7 @@ def iterate_batches(
         pin_memory=pin_memory,
         prefetch_factor=fetched_ahead(workers) // workers if workers else None,
         worker_init_fn=_outlast_requests if workers else None,
+        multiprocessing_context=START_METHOD if workers else None,
     )
     batches: Iterator[B] = _unless_failed(loader)
     for batch in batches:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from finetune.data.order import loader
 from finetune.data.order.cost import CostModel
 from finetune.distributed.engines.engine import EngineOptions
 from finetune.distributed.session import Session
@@ -63,8 +64,10 @@ class ScriptedEvaluator:
         return Evaluation(split, {"loss": next(self.losses)}, len(examples))
 
 
-def train(folder, sections, losses=(), *, stop_at=0, resume="", broken=None, lags=False):
-    """Train on this rank. broken: id of an example whose loss is NaN. lags: as on a GPU. Returns plain values."""
+def train(folder, sections, losses=(), *, stop_at=0, resume="", broken=None, lags=False, start_method=""):
+    """Train on this rank. broken: id of an example whose loss is NaN. lags: as on a GPU. start_method: of one loader process.
+    Returns plain values.
+    """
     folder = Path(folder)
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +101,9 @@ def train(folder, sections, losses=(), *, stop_at=0, resume="", broken=None, lag
         stop=stop,
     )
     loop.lags = lags
+    loop.workers = 1 if start_method else 0
     error = outcome = None
+    loader.START_METHOD = start_method or loader.START_METHOD
     try:
         outcome = loop.run(open_checkpoint(Path(resume)) if resume else None, None, {})
     except (Stopped, TrainingFailed) as caught:
@@ -218,3 +223,11 @@ def test_behind_a_gpu_a_loss_that_is_not_finite_is_seen_before_anything_is_saved
 
 def _tensors(checkpoint):
     return [tensor for path in Path(checkpoint).glob("*.safetensors") for tensor in load_file(path).values()]
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_loader_processes_give_the_same_losses_however_they_start(loop_on_a_rank, start_method):
+    """What the loop gives them can be pickled, for platforms where they are not forked."""
+    alone = loop_on_a_rank(sections(epochs=1), folder="alone")
+    done = loop_on_a_rank(sections(epochs=1), folder=start_method, start_method=start_method)
+    assert done["losses"] == alone["losses"] and len(done["losses"]) == STEPS_PER_EPOCH

@@ -7,9 +7,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -146,3 +147,27 @@ def test_loader_processes_have_room_for_their_batches(monkeypatch: pytest.Monkey
 
 def test_many_loader_processes_fetch_fewer_batches_each() -> None:
     assert [fetched_ahead(workers) for workers in (0, 1, 4, 5, 15)] == [0, 4, 16, 10, 30]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other platforms do not fork safely")
+def test_loader_processes_are_forked_whatever_pythons_default_is() -> None:
+    """Python 3.14's default is forkserver, whose processes would import torch again and get the examples in a pickle."""
+    usual, rank, rows = multiprocessing.get_start_method(), os.getpid(), Rows()
+
+    def parents(examples: Sequence[dict[str, Any]]) -> int:  # a function that cannot be pickled
+        return os.getppid()
+
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        found = list(iterate_batches(cast(Any, rows), parents, STEPS, workers=2))
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    assert {parent for _, batches in found for parent in batches} == {rank}
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_loader_processes_that_are_not_forked(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "START_METHOD", method)
+    rows: Any = Rows()
+    found = list(iterate_batches(rows, collate, STEPS, workers=1))
+    assert [batches for _, batches in found][2] == [[(5, 1)], [(6, 1), (8, 1)]]
