@@ -175,11 +175,12 @@ def segmented_attention(
 
 
 def _kernel_dtype(query: torch.Tensor) -> torch.dtype | None:
-    """The dtype in which torch's variable-length flash attention computes this: half precision, heads up to 256, Ampere or
-    newer; None where it does not support it. As SDPA does, it follows autocast, under which rotary embeddings leave query
-    and key in float32 beside a value in half precision.
+    """The dtype in which torch's variable-length flash attention computes this: half precision, heads of a multiple of 8 up
+    to 256, Ampere or newer; None where it does not support it. As SDPA does, it follows autocast, under which rotary
+    embeddings leave query and key in float32 beside a value in half precision.
     """
-    if query.shape[-1] > FLASH_HEAD or not _has_ampere(query.device):
+    size = query.shape[-1]
+    if size > FLASH_HEAD or size % 8 or not _has_ampere(query.device):
         return None
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype

@@ -153,6 +153,8 @@ class Kernel:
             raise RuntimeError("query and key must have the same dtype")
         if not cu_seq_q.dtype == cu_seq_k.dtype == torch.int32:
             raise RuntimeError("cu_seqlens_q must have dtype int32")
+        if query.shape[-1] > 256 or query.shape[-1] % 8:  # as torch's mha_varlen_fwd checks them
+            raise RuntimeError("head_size must be a multiple of 8, and at most 256")
         assert query.shape[1] % key.shape[1] == 0 and query.is_contiguous()
         borders = cu_seq_q.tolist()
         assert max_q == max_k == max(end - start for start, end in pairwise(borders)) and borders[-1] == len(query)
@@ -202,7 +204,7 @@ def test_what_the_kernel_does_not_support_goes_by_segments(rows, monkeypatch):
     kernel = Kernel()
     monkeypatch.setattr(varlen, "varlen_attn", kernel.torch_2_13)
     monkeypatch.setattr(segmented, "_has_ampere", lambda device: True)
-    for model in (make("Llama"), make("Llama", head_dim=320).to(torch.bfloat16)):
+    for model in (make("Llama"), *(make("Llama", head_dim=size).to(torch.bfloat16) for size in (320, 20))):
         use_segmented_attention(model)
         logits_and_gradients(model, rows, autocast=False)
     assert kernel.calls == 0
