@@ -189,8 +189,11 @@ class _CleanState:
     def __init__(self) -> None:
         import torch
         from deepspeed.utils import groups
+        from transformers.models.llama import modeling_llama
 
         self.linear = torch.nn.functional.linear
+        self.llama, self.rotary = modeling_llama, modeling_llama.apply_rotary_pos_emb
+        self.tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         self.environment = dict(os.environ)
         self.folder = Path.cwd()
         self.groups = {name: value for name, value in vars(groups).items() if not callable(value)}
@@ -212,6 +215,7 @@ class _CleanState:
         torch.manual_seed(0)
         torch.set_default_dtype(torch.float32)
         torch.set_grad_enabled(True)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.tf32
         if torch.are_deterministic_algorithms_enabled():  # the setter imports a compiler: most of a second
             torch.use_deterministic_algorithms(False)
         if torch.cuda.is_initialized():
@@ -242,6 +246,7 @@ class _CleanState:
             partition_parameters.shutdown_init_context()
             partition_parameters.zero_init_context = 0
         torch.nn.functional.linear = self.linear  # ZeRO-3 puts its own there, for good
+        self.llama.apply_rotary_pos_emb = self.rotary  # liger-kernel's stays for tensors on a GPU (models/kernels.py)
 
 
 def _describe(error: BaseException) -> str:

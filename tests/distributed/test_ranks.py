@@ -32,21 +32,26 @@ def answer_word(word):
 
 def leave_traces():
     from accelerate import PartialState
+    from transformers.models.llama import modeling_llama
 
     drawn = torch.rand(1).item()
     PartialState(cpu=True)
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     torch.set_default_dtype(torch.float64)
     torch.set_grad_enabled(False)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    modeling_llama.apply_rotary_pos_emb = None
     return drawn
 
 
 def find_traces():
     from accelerate.state import AcceleratorState, PartialState
+    from transformers.models.llama import modeling_llama
 
     assert "ACCELERATE_MIXED_PRECISION" not in os.environ
     assert not PartialState._shared_state and not AcceleratorState._shared_state
     assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
+    assert not torch.backends.cuda.matmul.allow_tf32 and modeling_llama.apply_rotary_pos_emb is not None
     return torch.rand(1).item()
 
 

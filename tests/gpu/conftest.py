@@ -16,10 +16,12 @@ import yaml
 
 from finetune.distributed.failure import read_failures
 from finetune.recipe.machine import has_cuda
+from finetune.tasks import CARDS
 from tests.e2e.inside import train_here
 from tests.ranks import RankError, Ranks
 
 SECONDS = 75  # of one training, the first one's imports included
+LOADERS = 2  # processes that decode the pictures of a training: by itself it starts one for each core, to read eight
 SWITCHED_OFF = "is switched off"  # what Telemetry says of a part that failed
 
 
@@ -58,6 +60,8 @@ class GpuRanks:
         Raises: AssertionError with what the ranks say if the training ends early.
         """
         run, recipe = self.folder / name, self.folder / f"{name}.yaml"
+        if CARDS[values["task"]].decodes:
+            values = {**values, "data": {"workers": LOADERS, **values["data"]}}
         recipe.write_text(yaml.safe_dump(values))
         try:
             self.pool.run(ranks, train_here, str(self.folder), recipe.name, str(run), list(sets), resume, signals or {})
