@@ -2,11 +2,15 @@
 sequences.
 """
 
+import importlib.util
+
 import pytest
 import torch
 
 from finetune.models import segmented
 from finetune.models.attention_kernels import leave_cudnn_out
+from finetune.models.kernels import use_liger
+from finetune.models.light_checkpointing import use_light_checkpointing
 from finetune.models.segmented import use_segmented_attention
 from finetune.tasks.text.padding_free import concatenate_rows
 from finetune.tasks.text.shared_prefixes import share_prefixes, whole_sequences
@@ -61,6 +65,32 @@ def test_long_equal_segments_are_attention_in_float32(length, size, causal):
     for mine, other in [(found, wanted), *((a.grad, b.grad) for a, b in zip(half, exact, strict=True))]:
         assert mine.shape == other.shape
         assert (mine.float() - other).norm() <= 1.5e-2 * other.norm()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is None, reason="liger_kernel is not installed")
+def test_light_has_the_gradients_of_fused_layers_with_norms_of_heads():
+    """liger-kernel's rotary embeddings write over what those norms give."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=100, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=256,
+    )  # fmt: skip
+    model = transformers.Qwen3ForCausalLM(config).cuda().to(torch.bfloat16)
+    use_liger(model)
+    use_segmented_attention(model)
+    inputs, _ = concatenate_rows([{"input_ids": torch.randint(0, 100, (length,)).numpy()} for length in (40, 7, 96, 1)])
+    inputs = {key: value.cuda() if torch.is_tensor(value) else value for key, value in inputs.items()}
+    found = []
+    for light in (None, use_light_checkpointing):
+        state = light and light(model)
+        model.train()(**inputs, use_cache=False).logits.float().square().sum().backward()
+        found.append({name: parameter.grad.float() for name, parameter in model.named_parameters()})
+        model.zero_grad()
+    assert state.dropped
+    for name, wanted in found[0].items():
+        assert (found[1][name] - wanted).norm() <= 0.01 * wanted.norm() + 1e-3, name
 
 
 @pytest.mark.parametrize("length", [64, 704])
