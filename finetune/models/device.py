@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-_CPU_MEMORY = ("can't allocate memory", "not enough memory")  # torch's allocator of the CPU raises a RuntimeError
+_NO_MEMORY = (  # RuntimeErrors of torch's allocator of the CPU; of CUDA, triton, cuBLAS and cuDNN, which allocate for themselves
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "_ALLOC_FAILED",
+    "_ALLOCATION_FAILED",
+)
 
 
 def uses_cuda() -> bool:
@@ -22,7 +28,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the memory of the CPU or of a GPU is too small."""
     import torch
 
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in _CPU_MEMORY)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def free_memory(device: torch.device) -> None:
