@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-_NO_MEMORY = (  # RuntimeErrors of torch's allocator of the CPU; of CUDA, triton, cuBLAS and cuDNN, which allocate for themselves
+_NO_MEMORY = (  # RuntimeErrors of torch's allocator of the CPU; of CUDA, triton, cuBLAS and cuDNN, which have their own
     "can't allocate memory",
     "not enough memory",
     "out of memory",
