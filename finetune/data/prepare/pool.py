@@ -92,7 +92,7 @@ def map_chunks(job: Job, chunks: Sequence[Chunk], *, workers: int) -> Iterator[t
     Raises: TrainingFailed where workers die again and again.
     """
     workers = min(workers, len(chunks) // MIN_CHUNKS)
-    if workers <= 1 or not (_may_fork() or _can_be_sent(job)):
+    if workers <= 1 or not (_may_fork() or can_be_sent(job)):
         for chunk in chunks:
             yield chunk, job.run(chunk)
         return
@@ -244,9 +244,10 @@ def _may_fork() -> bool:
     return len([name for name in names if name not in FORK_SAFE]) == 1
 
 
-def _can_be_sent(job: Job) -> bool:
+def can_be_sent(work: Any) -> bool:
+    """Whether a process that is not forked from this one can be given it."""
     try:
-        pickle.dumps(job)
+        pickle.dumps(work)
     except Exception:  # of many types: a lambda, an open file, a lock
         return False
     return True

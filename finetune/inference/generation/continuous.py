@@ -24,6 +24,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from finetune.errors import TrainingFailed
 from finetune.inference.answering import RowError
 from finetune.inference.generation.cache_size import CacheSize, is_out_of_memory
+from finetune.inference.generation.generator import TextGenerator
 from finetune.inference.generation.model_gate import ModelGate
 from finetune.inference.generation.processors import RequestProcessors
 from finetune.inference.generation.prompts import PromptRules
@@ -33,7 +34,7 @@ _POLL_SECONDS = 0.1
 _CLOSE_SECONDS = 30.0
 
 
-class ContinuousGenerator:
+class ContinuousGenerator(TextGenerator):
     """model: a transformers causal language model (that of an adapter: its base, with the adapter inside).
 
     rules: see PromptRules. size: of the cache. autocast: see AskedModel.
@@ -69,15 +70,6 @@ class ContinuousGenerator:
         """Requests that are written at the same time."""
         return self.size.slots
 
-    @property
-    def most_tokens(self) -> int:
-        """See TextGenerator."""
-        return self.rules.most or self.rules.most_prompt
-
-    def check(self, prompt: Sequence[int]) -> RowError | None:
-        """See TextGenerator."""
-        return self.rules.check(prompt)
-
     def submit(
         self,
         prompt: Sequence[int],
@@ -110,11 +102,6 @@ class ContinuousGenerator:
         with self._lock:
             for name in [name for name, one in self._live.items() if one is request]:
                 self._drop(name)
-
-    def raise_if_broken(self) -> None:
-        """See TextGenerator."""
-        if self._failed is not None:
-            raise self._failed
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from finetune.errors import TrainingFailed
 from finetune.inference.answering import RowError
 from finetune.inference.generation.cache_size import is_out_of_memory
+from finetune.inference.generation.generator import TextGenerator
 from finetune.inference.generation.model_gate import ModelGate
 from finetune.inference.generation.prompts import PromptRules
 from finetune.inference.generation.requests import GenerationSettings, Request
@@ -27,7 +28,7 @@ from finetune.inference.generation.sampler import choose_tokens
 CPU_SLOTS, GPU_SLOTS = 16, 64
 
 
-class StaticGenerator:
+class StaticGenerator(TextGenerator):
     """model: takes `generate`; of an adapter its base. why: it is used instead of continuous batching.
 
     encoder_decoder: prompts are what the encoder reads.
@@ -65,15 +66,6 @@ class StaticGenerator:
         """Requests of a batch."""
         return self._slots
 
-    @property
-    def most_tokens(self) -> int:
-        """See TextGenerator."""
-        return self.rules.most or self.rules.most_prompt
-
-    def check(self, prompt: Sequence[int]) -> RowError | None:
-        """See TextGenerator."""
-        return self.rules.check(prompt)
-
     def submit(
         self,
         prompt: Sequence[int],
@@ -98,11 +90,6 @@ class StaticGenerator:
     def cancel(self, request: Request) -> None:
         """See TextGenerator. A batch goes on without it."""
         request.cancel()
-
-    def raise_if_broken(self) -> None:
-        """See TextGenerator."""
-        if self._failed is not None:
-            raise self._failed
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -26,6 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from finetune.data.prepare.pool import can_be_sent
 from finetune.distributed.launch import die_with_parent
 from finetune.errors import FinetuneError, Halted, TrainingFailed
 from finetune.inference.prediction.collector import Collector
@@ -111,7 +111,7 @@ def start_keeper(make: MakeParts, max_errors: int | None, *, apart: bool) -> tup
     forks = _is_single_threaded()
     context = multiprocessing.get_context("fork" if forks else "spawn")
     ours, theirs = context.Pipe()
-    if not forks and not (apart and _can_be_sent(make)):
+    if not forks and not (apart and can_be_sent(make)):
         thread = threading.Thread(target=_keep, args=(theirs, make, max_errors), name="keeper", daemon=True)
         thread.start()
         return thread, ours
@@ -156,14 +156,6 @@ def _keep(connection: Connection, make: MakeParts, max_errors: int | None) -> No
 def _is_single_threaded() -> bool:
     tasks = Path("/proc/self/task")
     return tasks.is_dir() and len(list(tasks.iterdir())) == 1
-
-
-def _can_be_sent(make: MakeParts) -> bool:
-    try:
-        pickle.dumps(make)
-    except Exception:  # of many types: a lambda, an open file, a lock
-        return False
-    return True
 
 
 def _reported(error: BaseException) -> FinetuneError:
