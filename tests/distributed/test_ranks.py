@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +87,16 @@ def skip_everywhere():
     pytest.skip("not on a rank")
 
 
+def open_shared_memory():
+    """As DeepSpeed does; the name of the file."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "RANK")
+    file = Path("/dev/shm") / "_".join(
+        ["deepspeed_allreduce_buffer", str(os.getuid()), *(os.environ[name] for name in names)]
+    )
+    file.touch()
+    return file
+
+
 def answer_lambda():
     return lambda: 1
 
@@ -142,6 +153,11 @@ def test_options_leave_the_group_closed_and_extend_the_environment(ranks):
     special = ranks.options(open_group=False, environment={"EXTRA": "yes"})
     assert special.run(2, describe_group) == [(False, "2", "2", "yes")] * 2
     assert ranks.run(2, describe_group) == [(True, "2", "2", None)] * 2
+
+
+def test_no_name_of_shared_memory_outlives_its_call(ranks):
+    files = ranks.run(2, open_shared_memory)
+    assert len(set(files)) == 2 and not any(file.exists() for file in files)
 
 
 def test_a_failure_shows_traceback_values_and_output_and_the_others_are_freed(ranks):
