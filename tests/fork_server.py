@@ -83,6 +83,7 @@ def _import_modules() -> None:
         "deepspeed.runtime.zero.muon.muon_optimizer",
         "peft",
         "scipy.optimize",
+        "sklearn.metrics",
         "pytest",
         "finetune.distributed.engines.ddp",
         "finetune.distributed.engines.deepspeed",
@@ -90,6 +91,8 @@ def _import_modules() -> None:
         "finetune.app.workers.train",
         "finetune.tasks.image_classification.task",
         "finetune.tasks.object_detection.task",
+        "finetune.tasks.text_classification.task",
+        "finetune.tracking.report",
     ):
         with suppress(ModuleNotFoundError):  # the oldest DeepSpeed that is admitted has fewer
             importlib.import_module(name)
