@@ -28,7 +28,7 @@ def train_here(
     notes = Path(run_dir) / "notes"
     real_step, real_seed, real_evaluate = loop.train_step, loop.seed_step, Evaluator.evaluate
     at = {"step": 0, "fault": 0}
-    began = time.time()
+    began, start = time.time(), os.environ["MASTER_PORT"]  # each start of ranks has another port
 
     def seed_step(seed: int, step: int, own: int) -> None:
         at["step"] = step + 1
@@ -55,7 +55,7 @@ def train_here(
         result = real_step(task, artifacts, engine, batches, **options)
         notes.mkdir(exist_ok=True)
         with (notes / f"{engine.session.world_size}-ranks-{rank}.jsonl").open("a") as file:
-            file.write(json.dumps({"step": at["step"], "ids": ids, "began": began}) + "\n")
+            file.write(json.dumps({"step": at["step"], "ids": ids, "began": began, "start": start}) + "\n")
         return result
 
     def evaluate(evaluator: Evaluator, *rest: Any, **options: Any) -> Any:
@@ -93,15 +93,12 @@ def ids_by_step(run: Path) -> dict[int, list[int]]:
     again after a kill counts as it was computed last.
     """
     notes = [json.loads(line) for path in (run / "notes").glob("*.jsonl") for line in path.read_text().splitlines()]
-    last: dict[int, float] = {}
-    for note in notes:
-        last[note["step"]] = max(note["began"], last.get(note["step"], 0.0))
+    last = {note["step"]: note["start"] for note in sorted(notes, key=lambda note: note["began"])}
     found: dict[int, list[int]] = {}
     for note in notes:
-        if note["began"] > last[note["step"]] - SAME_START:
+        if note["start"] == last[note["step"]]:
             found.setdefault(note["step"], []).extend(note["ids"])
     return {step: sorted(ids) for step, ids in sorted(found.items())}
 
 
-SAME_START = 0.5  # seconds between the ranks of one start; two starts are farther apart
 USR1, TERM, KILL = signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL

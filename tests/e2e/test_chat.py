@@ -91,11 +91,11 @@ def test_ctrl_c_stops_a_reply_alone_and_at_the_prompt_it_leaves(terminal: Termin
         terminal.type("SLOWLY\r")
         terminal.until("A A A")
         terminal.type("\x03")
-        shown = terminal.until(NEXT, 5)
+        shown = terminal.until(NEXT)
         assert "(stopped)" in shown and "^C" not in shown
     terminal.type("\x03")  # the prompt is there a moment before the program waits at it
-    terminal.until("interrupted", 5)
-    assert terminal.process.wait(5) == 130
+    terminal.until("interrupted")
+    assert terminal.process.wait(SECONDS) == 130
     assert terminal.echoes
 
 
@@ -104,8 +104,8 @@ def test_ctrl_c_in_the_middle_of_a_turn_leaves(terminal: Terminal) -> None:
     terminal.type("FIRST \\\rHALF A TU")
     terminal.until("HALF A TU")
     terminal.type("\x03")
-    terminal.until("interrupted", 5)
-    assert terminal.process.wait(5) == 130
+    terminal.until("interrupted")
+    assert terminal.process.wait(SECONDS) == 130
 
 
 def test_keys_of_a_reply_are_not_shown_in_it_and_are_the_next_turn(terminal: Terminal) -> None:
@@ -133,8 +133,8 @@ def test_the_terminal_is_given_back_when_a_signal_ends_the_program(
         time.sleep(0.1)  # until readline has changed the terminal
     assert not terminal.echoes
     terminal.process.send_signal(number)
-    terminal.until(f"ended by {number.name}", 5)
-    assert terminal.process.wait(5) == -number
+    terminal.until(f"ended by {number.name}")
+    assert terminal.process.wait(SECONDS) == -number
     assert terminal.echoes
 
 
@@ -156,8 +156,8 @@ def test_no_ctrl_c_is_lost_at_a_prompt() -> None:
         for turn in range(400):
             terminal.until("> ")
             terminal.type("\x03")
-            terminal.until(rf"noticed {turn}\.", 10)
-        assert terminal.process.wait(5) == 0
+            terminal.until(rf"noticed {turn}\.")
+        assert terminal.process.wait(SECONDS) == 0
     finally:
         terminal.close()
 
@@ -186,8 +186,8 @@ def test_an_interrupt_that_another_thread_was_given_is_noticed_at_a_prompt() -> 
     terminal = Terminal([sys.executable, "-c", ELSEWHERE])
     try:
         for turn in range(20):
-            terminal.until(rf"noticed {turn}\.", 10)
-        assert terminal.process.wait(5) == 0
+            terminal.until(rf"noticed {turn}\.")
+        assert terminal.process.wait(SECONDS) == 0
     finally:
         terminal.close()
 

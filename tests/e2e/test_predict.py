@@ -112,8 +112,8 @@ def test_a_signal_ends_it_within_a_second(place, whole, number, code):
             time.sleep(0.02)
         running.send(number)
         sent = time.monotonic()
-        finished = running.wait(20)
-        assert time.monotonic() - sent < 5, "a second, on a machine that does other things"
+        finished = running.wait(60)
+        assert time.monotonic() - sent < 20, "a second, on a machine that does other things"
         assert finished.code == code and "Traceback" not in finished.output, finished.output
         assert not running.survivors()
     assert run_finetune(arguments(output), MINUTES, folder=place).code == 0

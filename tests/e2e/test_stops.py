@@ -128,7 +128,7 @@ def test_a_killed_rank_ends_all_at_once_and_is_named(story):
     assert finished.output.count("rank 1: was killed by SIGKILL") == 2
     assert "Traceback" not in finished.output
     assert "Run the same command to resume from the last checkpoint" in finished.output
-    assert story.seconds[KILLED] < 5
+    assert story.seconds[KILLED] < 20  # four on an idle machine; a collective waits for minutes
     assert not story.survivors[KILLED]
 
 

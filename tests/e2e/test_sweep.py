@@ -35,11 +35,11 @@ def words(*more: str, grid: str = RATES) -> list[str]:
 
 
 def sweep(place: Path, *more: str, grid: str = RATES) -> Finished:
-    return run_finetune(words(*more, grid=grid), 60, folder=place, program=PROGRAM)
+    return run_finetune(words(*more, grid=grid), MINUTES, folder=place, program=PROGRAM)
 
 
 def wait_for(running: Running, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + MINUTES
     while not condition():
         assert running.process.poll() is None and time.monotonic() < end, running.output()
         time.sleep(0.02)
@@ -108,7 +108,7 @@ def test_failing_trials_are_recorded_and_the_others_go_on(place: Path) -> None:
     assert retried.code == 0 and retried.output.count("failed: ") == 2, retried.output
     alone = run_finetune(
         ["sweep", "tiny.yaml", "--grid", "training.label_smoothing=0.5", "--sweep-dir", "alone"],
-        60,
+        MINUTES,
         folder=place,
         program=PROGRAM,
     )
@@ -121,7 +121,7 @@ def test_a_stop_saves_every_trial_and_two_sweeps_do_not_share_a_folder(place: Pa
         second = sweep(place)
         assert second.code == 2 and "the sweep is being trained by process" in second.output
         running.send(signal.SIGINT)
-        ended = running.wait(60)
+        ended = running.wait(MINUTES)
     assert ended.code == 75 and "run the same command to resume" in ended.output
     assert [trial(place, number)["status"] for number in (1, 2)] == ["stopped", "stopped"]
     (place / "tiny.yaml").write_text((place / "tiny.yaml").read_text() + "\n# edited\n")
@@ -132,7 +132,7 @@ def test_a_recipe_that_changes_while_a_sweep_runs_ends_it(place: Path) -> None:
     with start_finetune(words(), folder=place, program=PROGRAM) as running:
         wait_for(running, lambda: "trial-01 starts" in running.output())
         (place / "tiny.yaml").write_text((place / "tiny.yaml").read_text() + "\n# edited\n")
-        ended = running.wait(60)
+        ended = running.wait(MINUTES)
     assert ended.code == 2 and "the recipe was changed while the sweep ran" in ended.output, ended.output
 
 
