@@ -31,6 +31,7 @@ for _name in (
     "PIL.Image",
     "openpyxl",
     "scipy.optimize",
+    "sklearn.metrics",
     "tests.hostile.running",
 ):
     with suppress(ImportError):
