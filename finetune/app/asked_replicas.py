@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from finetune.distributed.folder_store import FolderStore
 from finetune.distributed.launch import Launch
 from finetune.distributed.meeting import private_folder
-from finetune.distributed.replicas import Decision, FailedReplica, Plan, describe_replica, run_replicas, visible_gpus
+from finetune.distributed.replicas import (
+    Decision,
+    FailedReplica,
+    ReplicaPlan,
+    describe_replica,
+    run_replicas,
+    visible_gpus,
+)
 from finetune.inference.prediction.board import END, count_chunks, note_death
 from finetune.inference.prediction.deaths import note_deaths
 from finetune.inference.prediction.parts import Parts
@@ -22,7 +29,7 @@ def predict_with_replicas(launch: Launch, size: int, parts: Parts, *, restarts: 
     Raises: see run_replicas.
     """
     gpus = [] if launch.cpu else visible_gpus(launch.processes * gpus_each)
-    plan = Plan(launch.arguments, size, launch.processes // size, gpus)
+    plan = ReplicaPlan(launch.arguments, size, launch.processes // size, gpus)
     parts.logs.mkdir(parents=True, exist_ok=True)
     with private_folder(parts.logs) as folder:
         run_replicas(plan, parts.logs, folder, _Restarts(parts, FolderStore(folder), size, restarts).decide)

@@ -251,4 +251,5 @@ def clear_failures(folder: Path, ranks: Iterable[int] | None = None) -> None:
 
 
 def failure_file(folder: Path, rank: int) -> Path:
+    """Where a rank records why it failed."""
     return folder / f"failure-rank-{rank:05d}.json"

@@ -37,6 +37,6 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float) -> to
 
 
 def clip_to_norm(parameters: Sequence[torch.nn.Parameter], limit: float, norm: torch.Tensor) -> None:
-    """Scale gradients in place by what takes `norm`, that of all gradients, to at most `limit` (0: never)."""
+    """Scale gradients in place by what takes `norm`, float [] of all gradients, to at most `limit` (0: never)."""
     if limit > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm.float())

@@ -83,6 +83,7 @@ class Launch:
 
 
 def free_port() -> int:
+    """A port of the loopback interface on which nobody listens now."""
     with socket.socket() as probe:
         probe.bind((ADDRESS, 0))
         return int(probe.getsockname()[1])

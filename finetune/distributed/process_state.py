@@ -50,7 +50,7 @@ class ProcessState:
             zero.zero_init_context = 0
 
     def wait(self) -> None:
-        """Wait until every process of the group calls it."""
+        """Wait until every rank of the group calls it."""
         dist.barrier()
 
 

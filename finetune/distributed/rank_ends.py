@@ -13,6 +13,7 @@ from finetune.recipe.machine import cause_of_signal, memory_limit
 
 
 def was(ranks: Sequence[int]) -> str:
+    """The verb for so many ranks."""
     return "was" if len(ranks) == 1 else "were"
 
 

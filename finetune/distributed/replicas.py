@@ -59,7 +59,7 @@ class ReplicaLaunch(Launch):
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReplicaPlan:
     """What is started. size: ranks of a replica; gpus: all that may be used, in equal parts for the replicas; none on a CPU."""
 
     arguments: Sequence[str]
@@ -68,10 +68,12 @@ class Plan:
     gpus: Sequence[str] = ()
 
     def reader(self, folder: Path) -> ReplicaLaunch:
+        """The launch of the process that reads; folder: where it and the replicas meet."""
         place = ReplicaPlace(READER, self.size, self.replicas, 0, str(folder))
         return self._launch(1, place, ())
 
     def replica(self, number: int, attempt: int, folder: Path) -> ReplicaLaunch:
+        """The launch of one replica. attempt: how often it was started before."""
         each = len(self.gpus) // self.replicas
         place = ReplicaPlace(number, self.size, self.replicas, attempt, str(folder))
         return self._launch(self.size, place, self.gpus[number * each : (number + 1) * each])
@@ -91,7 +93,7 @@ class FailedReplica:
     dead: Sequence[int]
 
 
-def run_replicas(plan: Plan, logs: Path, folder: Path, decide: Callable[[FailedReplica], Decision]) -> None:
+def run_replicas(plan: ReplicaPlan, logs: Path, folder: Path, decide: Callable[[FailedReplica], Decision]) -> None:
     """Until the reader has ended. folder: of the FolderStore, empty.
 
     decide: called for a replica that failed, when none of its processes is left.
@@ -116,7 +118,7 @@ class _Replicas:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ReplicaPlan,
         logs: Path,
         folder: Path,
         log: IO[bytes],

@@ -126,7 +126,7 @@ class Session:
         return tensor.tolist()
 
     def add_up(self, value: torch.Tensor) -> torch.Tensor:
-        """Summed over ranks, in place, on its device, without waiting for a GPU. All ranks call it."""
+        """Summed over ranks, in place, on its device, without waiting for a GPU. All ranks call it, with equal shapes."""
         if self.world_size > 1:
             dist.all_reduce(value)
         return value
@@ -208,7 +208,7 @@ class Session:
             raise PeerFailed("rank 0 failed while preparing")
 
     def broadcast_buffers(self, buffers: Sequence[torch.Tensor]) -> None:
-        """Rank 0's buffers on every rank, in place. All ranks call it, with equal shapes in equal order."""
+        """Rank 0's buffers on every rank, in place. All ranks call it, with equal shapes in the same order."""
         for buffer in buffers:
             dist.broadcast(buffer, src=0)
 

@@ -175,7 +175,10 @@ def own_groups(optimizer: torch.optim.Optimizer) -> Iterator[tuple[torch.Tensor,
 def initialize_state(
     optimizer: torch.optim.Optimizer, owners: Iterable[tuple[torch.Tensor, dict[str, Any]]], step: int
 ) -> None:
-    """Zero tensors of state where there are none yet, as the first step would make them; then the step count."""
+    """Zero tensors of state where there are none yet, as the first step would make them; then the step count.
+
+    owners: the tensors that hold the state, of any shape, with their parameter groups. step: optimizer steps done.
+    """
     spec = spec_of(optimizer)
     for owner, group in owners:
         if spec.step == "group":

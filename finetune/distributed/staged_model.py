@@ -37,7 +37,9 @@ class StagedModel(nn.Module):
         self.p2p, self.device = P2P(session), session.device
 
     def forward(self, **inputs: Any) -> Any:
-        """The outputs of the model; of them, the tensors [examples, ...], and the loss if there are targets."""
+        """The outputs of the model; of them, the tensors [examples, ...], and the loss if there are targets. All ranks of the
+        replica call it, with the same inputs.
+        """
         is_last, found = self.stage == len(self.stages) - 1, []
         for part in cut_batch(inputs, MICRO_BATCHES * len(self.stages)):
             received = self.p2p.take_activation(examples_in(part)) if self.stage else None

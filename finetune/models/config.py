@@ -114,7 +114,9 @@ def _check_keys(config: PreTrainedConfig, asked: dict[str, Any]) -> None:
 
 @contextmanager
 def model_errors(source: str, shown: str = "") -> Iterator[None]:
-    """Turn what transformers and the hub client raise into UserErrors; a full memory passes. shown: the name in messages."""
+    """Raises: UserError in place of what transformers and the hub client raise; a full memory passes. shown: the name in
+    messages.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 

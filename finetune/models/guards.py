@@ -23,7 +23,7 @@ UNALLOCATED = ("can't allocate memory", "not enough memory", "Storage size calcu
 
 @contextmanager
 def no_pickles(source: str) -> Iterator[None]:
-    """Whatever the libraries find in the files of `source`, torch.load is not called."""
+    """Whatever the libraries find in the files of `source`, torch.load is not called. Raises: UserError in its place."""
 
     def refuse(file: Any = "", *args: Any, **options: Any) -> None:
         raise UserError(
@@ -82,7 +82,7 @@ def check_memory(build: Callable[[], Any], config: Any, source: str) -> None:
 
 @contextmanager
 def allocation_errors(source: str) -> Iterator[None]:
-    """Turn what the allocator says of sizes that no machine has into a UserError."""
+    """Raises: UserError in place of what the allocator says of sizes that no machine has."""
     try:
         yield
     except (RuntimeError, OverflowError, MemoryError) as error:

@@ -88,7 +88,7 @@ def linear_loss_sum(
 
 
 def sum_losses(losses: Tensor) -> Tensor:
-    """Their sum, added up in float64: thousands of rows in float32 would lose a digit."""
+    """[N] -> [], added up in float64: thousands of rows in float32 would lose a digit."""
     return losses.sum(dtype=torch.float64).to(losses.dtype)
 
 

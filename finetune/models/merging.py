@@ -187,7 +187,7 @@ def outputs_of(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
 
 
 def compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], dtype: torch.dtype) -> Comparison:
-    """Two lists of outputs of the same rows. dtype: of the weights."""
+    """Two lists of outputs of the same rows, each pair of one shape [rows, ...]. dtype: of the weights."""
     assert expected and len(expected) == len(found), "models have outputs"
     differences = [float((ours - theirs).abs().max()) for ours, theirs in zip(expected, found, strict=True)]
     scale = max(float(ours.abs().max()) for ours in expected)

@@ -18,7 +18,7 @@ class AdamW8bit(optim.AdamW8bit):  # type: ignore[misc]
     """bitsandbytes' own; `add_state` makes the state of one parameter before the first step, to be filled from a checkpoint."""
 
     def add_state(self, owner: torch.Tensor) -> None:
-        """Zero moments, codes and scales. owner: one of the optimizer's parameters, without state so far."""
+        """Zero moments, codes and scales. owner: one of the optimizer's parameters, of any shape, without state so far."""
         places: dict[int, tuple[int, int]] = {
             id(parameter): (at, index)
             for at, group in enumerate(self.param_groups)

@@ -56,6 +56,7 @@ class StepResult:
 
     @property
     def finite(self) -> bool:
+        """Whether the loss is. Waits for the device."""
         return math.isfinite(self.loss)
 
     @property

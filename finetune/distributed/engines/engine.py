@@ -203,7 +203,7 @@ class SteppingEngine(Engine, Protocol):
 
     @abstractmethod
     def backward(self, loss: torch.Tensor) -> None:
-        """Inside `micro_batch`. loss: scalar, already scaled by replicas / global units."""
+        """Inside `micro_batch`. loss: [], already scaled by replicas / global units."""
 
 
 def passes_of(module: nn.Module) -> float:

@@ -45,8 +45,8 @@ class P2P:
         self.sent_bytes = 0
 
     def give_activation(self, activation: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        """To the next stage: a tensor, or always so many. The first time, a header with types and shapes of one example's
-        goes ahead.
+        """To the next stage: a tensor [batch, ...], or always so many. The first time, a header with types and shapes of one
+        example's goes ahead.
         """
         tensors = activation if isinstance(activation, tuple) else (activation,)
         if not self._header_sent:
@@ -75,11 +75,11 @@ class P2P:
         return tensors if self._several else tensors[0]
 
     def give_gradient(self, gradient: torch.Tensor) -> None:
-        """To the stage before."""
+        """To the stage before: of what was taken from it, [batch, ...]."""
         self._send(gradient, self.before, self._backward)
 
     def take_gradient(self, of: torch.Tensor) -> torch.Tensor:
-        """From the next stage: the gradient of the activation that it received."""
+        """From the next stage: the gradient of the activation `of` that it received, in the shape and dtype of that."""
         began = time.perf_counter()
         gradient = self._receive(tuple(of.shape), of.dtype, self.after, self._backward)
         self.waiting_seconds += time.perf_counter() - began
@@ -93,7 +93,9 @@ class P2P:
         self.waiting_seconds += time.perf_counter() - began
 
     def meet(self) -> None:
-        """Wait until every stage of the replica has finished its schedule: later stages finish sooner, and wait here."""
+        """Wait until every stage of the replica has finished its schedule: later stages finish sooner, and wait here. All ranks
+        of the replica call it.
+        """
         self.finish()
         began = time.perf_counter()
         dist.barrier(group=self.replica)

@@ -41,7 +41,7 @@ class PipelineModel(nn.Module):
 
     @contextmanager
     def fed(self, received: torch.Tensor | None) -> Iterator[None]:
-        """Within, a call runs on what the schedule received."""
+        """Within, a call runs on what the schedule received, [examples, ...]; None on the first stage."""
         self._fed = (received if received is None else received.requires_grad_(),)
         try:
             yield

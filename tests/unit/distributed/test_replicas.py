@@ -19,8 +19,8 @@ from finetune.distributed.replicas import (
     Decision,
     FailedReplica,
     NoReplicaLeft,
-    Plan,
     ReplicaLaunch,
+    ReplicaPlan,
     describe_replica,
     run_replicas,
     visible_gpus,
@@ -44,7 +44,7 @@ def little_grace(monkeypatch):
 
 
 @dataclass(frozen=True)
-class Scripts(Plan):
+class Scripts(ReplicaPlan):
     """arguments: one script, of all ranks and the reader. It sees number (-1: the reader), attempt, rank, folder, wait."""
 
     folder: Path = Path()
@@ -146,7 +146,7 @@ def test_a_signal_ends_all(tmp_path, number, error):
 def test_what_a_rank_is_told(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5,6,GPU-7")
-    plan = Plan(["predict"], 2, 2, visible_gpus(4))
+    plan = ReplicaPlan(["predict"], 2, 2, visible_gpus(4))
     launch = plan.replica(1, 3, tmp_path)
     environment = launch.environment(1, 99, tmp_path, "mark", tmp_path)
     assert [environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == ["1", "2"] * 2
