@@ -100,17 +100,23 @@ def main() -> None:
 
 def measure_pieces() -> dict[str, Any]:
     """Piece -> seconds, or why it could not be measured."""
-    done = subprocess.run([sys.executable, "-c", PIECES], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    command = [sys.executable, "-c", PIECES]
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, timeout=LIMIT_SECONDS)
+        printed, ending = done.stdout, f"with {done.returncode}: {done.stderr[-500:].decode(errors='replace')}"
+        failed = done.returncode != 0
+    except subprocess.TimeoutExpired as late:  # a group that does not open, say: what came before it is known
+        printed, ending, failed = late.stdout or b"", f"when {LIMIT_SECONDS:.0f} s were over", True
     found: dict[str, Any] = {}
-    for line in done.stdout.splitlines():
+    for line in printed.decode(errors="replace").splitlines():
         name, tab, value = line.partition("\t")
         if tab:
             found[name] = float(value) if value.replace(".", "").isdigit() else value
             print(
                 f"    {name:28} {value} s" if isinstance(found[name], float) else f"    {name:28} {value}", flush=True
             )
-    if done.returncode:
-        print(f"    the pieces ended with {done.returncode}: {done.stderr[-500:]}", flush=True)
+    if failed:
+        print(f"    the pieces ended {ending}", flush=True)
     return found
 
 

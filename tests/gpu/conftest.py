@@ -54,8 +54,9 @@ class GpuRanks:
         ranks: int = 1,
         resume: str = "never",
         signals: dict[int, tuple[int, int]] | None = None,
+        seconds: float = SECONDS,
     ) -> Trained:
-        """Train a recipe given as plain values. sets: `key=value`. signals: see `train_here`.
+        """Train a recipe given as plain values. sets: `key=value`. signals: see `train_here`. seconds: at most.
 
         Raises: AssertionError with what the ranks say if the training ends early.
         """
@@ -64,7 +65,8 @@ class GpuRanks:
             values = {**values, "data": {"workers": LOADERS, **values["data"]}}
         recipe.write_text(yaml.safe_dump(values))
         try:
-            self.pool.run(ranks, train_here, str(self.folder), recipe.name, str(run), list(sets), resume, signals or {})
+            pool = self.pool.options(timeout=seconds)
+            pool.run(ranks, train_here, str(self.folder), recipe.name, str(run), list(sets), resume, signals or {})
         except RankError as error:
             failures = read_failures(run / "logs")
             raise Ended("\n".join([*(f"rank {one.rank}: {one.to_error()}" for one in failures), str(error)])) from None
