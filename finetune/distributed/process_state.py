@@ -55,8 +55,13 @@ class ProcessState:
 
 
 def meet(meeting: Path, rank: int, ranks: int) -> None:
-    """Open a gloo group of `ranks` processes, which all call it, over a file that no other group has used."""
+    """Open a gloo group of `ranks` processes, which all call it, over a file that no other group has used.
+
+    It returns when every process has all its connections. init_process_group returns when this one has; where it then leaves
+    the group at once, as for a layout that is refused, a slower one ends with "Connection closed by peer".
+    """
     os.environ.update(as_environ(DistributedEnv(rank, ranks, rank, ranks, "environment", "127.0.0.1", 1)))
     dist.init_process_group(
         "gloo", store=dist.FileStore(str(meeting), ranks), rank=rank, world_size=ranks, timeout=WAIT
     )
+    dist.barrier()
