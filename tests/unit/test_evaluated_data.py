@@ -31,6 +31,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     (tmp_path / "blank.jsonl").write_text("\n\n", encoding="utf-8")
     (tmp_path / "head.csv").write_text("text,label\n", encoding="utf-8")
     (tmp_path / "broken.jsonl").write_text("{", encoding="utf-8")
+    (tmp_path / "broken.parquet").write_text("PAR1 and more", encoding="utf-8")
     return load_recipe(tmp_path / "r.yaml", (), CARDS).recipe
 
 
@@ -47,10 +48,10 @@ def test_a_file_without_rows(recipe: Recipe, name: str) -> None:
     assert COLUMNS not in said and "recipe" not in said
 
 
-@pytest.mark.parametrize("name", ["broken.jsonl", "absent.csv"])
+@pytest.mark.parametrize("name", ["broken.jsonl", "absent.csv", "broken.parquet"])
 def test_a_file_that_cannot_be_read(recipe: Recipe, name: str) -> None:
     said = refusal(recipe, "a.csv", name)
-    assert name in said and COLUMNS not in said
+    assert name in said and COLUMNS not in said and ".. " not in said
 
 
 def test_a_split_that_is_not_there(recipe: Recipe) -> None:

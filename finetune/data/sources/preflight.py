@@ -45,7 +45,9 @@ def _all_faults(recipe: Recipe, card: TaskCard, as_split: str) -> Iterator[Fault
                 yield from _source_faults(as_split or name, key, source, spec)
             except UserError as error:
                 prefix = f"{error.where}: " if error.where and error.where != source.source else ""
-                yield Fault(UNLOCATED, f"{key}.source", f"{prefix}{error.what}. {error.remedy}", source.source)
+                yield Fault(
+                    UNLOCATED, f"{key}.source", f"{prefix}{error.what.rstrip('.')}. {error.remedy}", source.source
+                )
 
 
 def _unknown_roles(key: str, columns: dict[str, str], card: TaskCard) -> Iterator[Fault]:
