@@ -29,9 +29,9 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into its base weights.")] = False,
 ) -> None:
     """Export the model of a run to a folder that from_pretrained of transformers (adapters: of peft) can load."""
-    from finetune.app.model_places import check_run
+    from finetune.app.model_places import check_export
 
-    check_run(run)
+    check_export(run, output)
     from finetune.app import export as verb  # torch: seconds, which a wrong name need not wait for
 
     verb.export(run, output=output, checkpoint=checkpoint, merge=merge)

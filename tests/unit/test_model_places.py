@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.app.model_places import check_places
+from finetune.app.model_places import check_export, check_places
 from finetune.errors import UserError
+from finetune.tracking.run import Run
 
 SCRIPT = """
 import sys
@@ -126,3 +127,13 @@ def test_the_folder_of_an_adapter_is_let_through(there: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json") as refused:
         check_places(str(there))
     assert refused.value.remedy == "Did you mean the folder adapter inside it?"
+
+
+def test_an_export_into_a_file_is_refused(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "open", lambda run: None)
+    check_export(there, there / "new" / "folder")
+    check_export(there, Path("pictures"))
+    for output in ("there.jsonl", "there.jsonl/model"):
+        with pytest.raises(UserError) as refused:
+            check_export(there, Path(output))
+        assert str(refused.value) == "there.jsonl: is not a folder\n  Give a new folder as --output."
