@@ -12,7 +12,7 @@ from finetune.app.machine import plan_alone
 from finetune.app.model_sources import FoundModel
 from finetune.errors import UserError
 from finetune.models.config import load_config
-from finetune.models.device import uses_cuda
+from finetune.models.device import describe_unused_gpu, uses_cuda
 from finetune.models.placement import Placement
 from finetune.planning.plan import Plan
 from finetune.planning.stored import StoredPlan
@@ -27,7 +27,8 @@ def plan_asked(
     found: FoundModel, precision: Precision | None, quantization: Quantization | None, device: torch.device
 ) -> Plan:
     """The plan of one process; what is asked takes the place of what the model was trained with."""
-    model, training, stored, notes = found.recipe.model, found.recipe.training, found.stored, []
+    model, training, stored = found.recipe.model, found.recipe.training, found.stored
+    notes = [note for note in (describe_unused_gpu(),) if note]
     if quantization is not None:
         if quantization != "none" and model.init == "config":
             raise UserError(

@@ -11,7 +11,7 @@ from finetune.app.starting import start_model
 from finetune.distributed.late_compilation import compiling_later
 from finetune.distributed.quick_imports import quick_imports
 from finetune.models.config import load_config
-from finetune.models.device import uses_cuda
+from finetune.models.device import describe_unused_gpu, uses_cuda
 from finetune.models.kernels import liger_types
 from finetune.models.load import model_class
 from finetune.planning.plan import Plan
@@ -41,7 +41,7 @@ def plan_here(recipe: Recipe, ranks: int, stored: StoredPlan | None = None, *, b
     resolved = resolve_training(recipe, card, **known)
     kept = stored.over(resolved) if stored else None
     plan = resolve(recipe, card, **known, kept=kept, zero_settings=_zero_settings(recipe, config))
-    notes = [start, stored.differences(plan, resolved) if stored else ""]
+    notes = [describe_unused_gpu(), start, stored.differences(plan, resolved) if stored else ""]
     return replace(plan, notes=(*plan.notes, *filter(None, notes)))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from finetune.data.order.assignment import Assignment, assign_evaluation
 from finetune.data.order.cost import CostModel
-from finetune.data.order.loader import BYTES_PER_PIXEL, choose_workers, evaluation_steps
+from finetune.data.order.loader import choose_workers, evaluation_steps
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.errors import TrainingFailed, UserError
@@ -69,7 +69,7 @@ class Evaluator:
         held: list[tuple[Answer, Score]] = []
         steps = evaluation_steps(assignment, session.replica)
         own = sum(len(micro) for micro in assignment.ranks[session.replica])
-        workers = self._workers(own, int(max(examples.costs)))
+        workers = self._workers(own)
         for done, result in enumerate(runner.run(examples, steps, workers=workers), start=1):
             if result is not None:
                 held += self._predictions(result)
@@ -92,7 +92,7 @@ class Evaluator:
             micro_batch = max(1, max(self.plan.training.capacity, longest) // longest)
         return assign_evaluation(self.cost.of(lengths), self.engine.session.replicas, micro_batch, speed=speeds)
 
-    def _workers(self, examples: int, pixels: int) -> int:
+    def _workers(self, examples: int) -> int:
         """Loader processes for so many examples of this rank; as in training, as far as they are worth their start."""
         if examples < WORTH_A_WORKER or not self.task.card.decodes:
             return 0
@@ -102,7 +102,6 @@ class Evaluator:
             decodes=True,
             device=session.device.type,
             local_ranks=session.local_world_size,
-            batch_bytes=BYTES_PER_PIXEL * plan.machine.batch.micro_batch * pixels,
         )
         return min(workers, examples // WORTH_A_WORKER)
 

@@ -237,6 +237,8 @@ def _one_image(deferred: Deferred, index: int) -> dict[str, Any]:
 def decode_boxes(logits: torch.Tensor, boxes: torch.Tensor, *, softmax: bool) -> list[dict[str, torch.Tensor]]:
     """The 100 best detections of each image, by descending score: {"scores": [n], "labels": [n], "corners": [n, 4]}.
 
+    They are on the CPU: copied there once, not for each image.
+
     logits: [B, Q, C] (C + 1 with softmax). boxes: [B, Q, 4] as (center x, center y, width, height).
     Boxes and corners (left, top, right, bottom) are fractions of the image size.
     """
@@ -248,7 +250,7 @@ def decode_boxes(logits: torch.Tensor, boxes: torch.Tensor, *, softmax: bool) ->
     chosen = torch.gather(boxes.float(), 1, (indices // classes).unsqueeze(-1).expand(-1, -1, 4))
     centers, sizes = chosen[..., :2], chosen[..., 2:]
     corners = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=-1).clamp(0, 1)
-    labels = indices % classes
+    best, labels, corners = best.cpu(), (indices % classes).cpu(), corners.cpu()
     return [
         {"scores": image_scores, "labels": image_labels, "corners": image_corners}
         for image_scores, image_labels, image_corners in zip(best, labels, corners, strict=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from finetune.recipe.machine import has_cuda
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,6 +24,32 @@ def uses_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
+def describe_unused_gpu() -> str:
+    """Why torch does not use the GPU that this machine has, and what to do; "" where it does, or where there is none."""
+    import torch
+
+    if not has_cuda() or torch.cuda.is_available():
+        return ""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = "" if named is None else f"; CUDA_VISIBLE_DEVICES is {named}"
+    return (
+        f"this machine has a GPU, but torch {torch.__version__} cannot use it ({_why_not()}{shown}): the model is on the CPU. "
+        "Install a build of torch that fits the driver, or set DS_ACCELERATOR=cpu where this is meant"
+    )
+
+
+def _why_not() -> str:
+    import torch
+
+    if not torch.backends.cuda.is_built():
+        return "it was built without CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+    return "no reason is given"
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

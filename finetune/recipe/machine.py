@@ -55,7 +55,9 @@ def memory_limit() -> str:
 
 def cause_of_signal(number: int) -> str:
     """What probably sent a signal that ended a process, as the rest of a sentence; "" if that is not known."""
-    if number in (signal.SIGKILL, signal.SIGABRT, signal.SIGBUS):
+    if number == signal.SIGBUS:
+        return "; shared memory (/dev/shm) or the disk may be full: in Docker, --shm-size=8g gives more of the former"
+    if number in (signal.SIGKILL, signal.SIGABRT):
         return "; the system may have run out of memory (see dmesg)"
     if number == signal.SIGVTALRM:
         return "; a chat template did not end in time: it is a program that came with the tokenizer"

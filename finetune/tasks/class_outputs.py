@@ -35,18 +35,18 @@ def weighted_loss_sum(
     *,
     partners: torch.Tensor | None,
     shares: torch.Tensor | None,
-    class_weights: Sequence[float] | None,
+    class_weights: torch.Tensor | None,
     label_smoothing: float,
 ) -> torch.Tensor:
     """Cross-entropy summed over B examples, float32, each times the weight of its class; a mixed example counts its own
-    label and its partner's by their shares. labels, partners: [B]; shares: [B], of the example's own label.
+    label and its partner's by their shares. labels, partners: [B]; shares: [B], of the example's own label; class_weights:
+    [C].
     """
     logits = logits.float()
-    weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
 
     def each(classes: torch.Tensor) -> torch.Tensor:
         losses = functional.cross_entropy(logits, classes, reduction="none", label_smoothing=label_smoothing)
-        return losses if weights is None else losses * weights[classes]
+        return losses if class_weights is None else losses * class_weights[classes]
 
     if partners is None or shares is None:
         return each(labels).sum()

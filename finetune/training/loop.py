@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune.data.order.cost import CostModel
-from finetune.data.order.loader import BYTES_PER_PIXEL, RankStep, choose_workers, fetched_ahead, iterate_batches
+from finetune.data.order.loader import RankStep, choose_workers, fetched_ahead, iterate_batches
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.prefetcher import Prefetcher
@@ -116,8 +116,6 @@ class Loop:
             decodes=task.card.decodes,
             device=self.session.device.type,
             local_ranks=self.session.local_world_size,
-            batch_bytes=BYTES_PER_PIXEL * plan.batch.micro_batch * int(max(datasets["train"].costs, default=0)),
-            tell=listener.message if self.session.is_main else None,
         )
         self.rank_speed = RankSpeedEstimator(
             self.recipe.parallel.rank_speed,
@@ -187,6 +185,7 @@ class Loop:
             self.source.steps(self.progress.step),
             workers=self.workers,
             pin_memory=self.session.device.type == "cuda",
+            tell=self.listener.message if self.session.is_main else None,
         )
         prefetcher = Prefetcher(batches, self.session.device)
         prefetcher.fetch()

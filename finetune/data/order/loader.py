@@ -4,65 +4,49 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from finetune.data.order.assignment import Assignment, MicroBatch
+from finetune.data.order.transport import Packed, pack
+from finetune.data.prepare.memory import available_cores
 from finetune.data.table import Examples
 from finetune.errors import FinetuneError
 
 PREFETCHED = 4  # batches per loader process
-OF_MANY = 2  # the same where there are more than FEW_WORKERS: each batch takes shared memory
+OF_MANY = 2  # the same where there are more than FEW_WORKERS: each batch takes memory
 FEW_WORKERS = 4
-BYTES_PER_PIXEL = 12  # of an example that is decoded when fetched, at most: three channels in float32
 # How loader processes start, whatever Python's default is (from 3.14 on: forkserver). A forked one has the examples and the
 # libraries of its rank at once; it computes with numpy, Pillow and tensors of the CPU, and touches no GPU and no process group.
 # Elsewhere Python's default, which sends them examples and collate function in a pickle.
 START_METHOD = "fork" if sys.platform == "linux" else None
 MOST_WORKERS = {"cuda": 16, "cpu": 4}  # of a rank, where the recipe leaves it open: so many keep the device busy
 
+THROUGH_PIPES = (
+    "shared memory (/dev/shm) is short: batches come from the loader processes through pipes, which costs this process time; "
+    "in Docker, --shm-size=8g gives more"
+)
+
 Tell = Callable[[str], None]
 B = TypeVar("B")  # a batch, whatever the collate function makes
 
 
-def choose_workers(
-    asked: int | str, *, decodes: bool, device: str, local_ranks: int, batch_bytes: int = 0, tell: Tell | None = None
-) -> int:
+def choose_workers(asked: int | str, *, decodes: bool, device: str, local_ranks: int) -> int:
     """Loader processes of a rank. auto: none where examples lie encoded; where they are decoded when fetched, what cores
-    the ranks of this machine leave, up to MOST_WORKERS, and no more than shared memory has room for batches of.
+    the ranks of this machine leave, up to MOST_WORKERS.
 
-    asked: `data.workers`. device: torch's type of it. batch_bytes: of one batch, at most. tell: takes a line for the user.
+    asked: `data.workers`. device: torch's type of it.
     """
     if isinstance(asked, int):
         return asked
-    if not decodes:
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = workers = max(0, min(MOST_WORKERS[device], cores // local_ranks - 1))
-    room = _shared_memory() // local_ranks
-    while fetched_ahead(workers) * batch_bytes > room:
-        workers -= 1
-    if workers < wanted and tell is not None:
-        tell(
-            f"{workers} loader processes in place of {wanted}: shared memory has {room / 2**20:,.0f} MiB for each rank; "
-            "in Docker, --shm-size=8g gives more"
-        )
-    return workers
-
-
-def _shared_memory() -> int:
-    """Bytes that are free where processes hand over batches."""
-    folder = Path("/dev/shm")
-    return shutil.disk_usage(folder).free if folder.is_dir() else 1 << 62
+    return max(0, min(MOST_WORKERS[device], available_cores() // local_ranks - 1)) if decodes else 0
 
 
 def fetched_ahead(workers: int) -> int:
@@ -105,11 +89,12 @@ def iterate_batches(
     *,
     workers: int = 0,
     pin_memory: bool = False,
+    tell: Tell | None = None,
 ) -> Iterator[tuple[RankStep, list[B]]]:
     """Each step with its batches; `RankStep.dummies` says which are stand-ins.
 
     examples, collate: can be pickled, for platforms whose loader processes are not forked.
-    No more steps are taken from `steps` than the loader fetches ahead.
+    No more steps are taken from `steps` than the loader fetches ahead. tell: takes a line for the user.
     """
     sampler = _StepSampler(steps)
     loader = DataLoader(
@@ -122,18 +107,27 @@ def iterate_batches(
         worker_init_fn=_outlast_requests if workers else None,
         multiprocessing_context=START_METHOD if workers else None,
     )
-    batches: Iterator[B] = _unless_failed(loader)
+    batches: Iterator[B] = _arriving(loader, tell)
     for batch in batches:
         step = sampler.taken()
         yield step, [batch, *(next(batches) for _ in step.micro_batches[1:])]
 
 
-def _unless_failed(batches: Iterable[Any]) -> Iterator[Any]:
-    """Raises: the error of a loader process as it was raised there; torch would put its traceback in place of the message."""
+def _arriving(batches: Iterable[Any], tell: Tell | None) -> Iterator[Any]:
+    """The batches as they were collated.
+
+    Raises: the error of a loader process as it was raised there; torch would put its traceback in place of the message.
+    """
     for batch in batches:
         if isinstance(batch, _Failed):
             raise batch.error
-        yield batch
+        if not isinstance(batch, Packed):
+            yield batch
+            continue
+        if tell is not None and not batch.is_shared:
+            tell(THROUGH_PIPES)
+            tell = None
+        yield batch.unpack()
 
 
 def _outlast_requests(worker: int) -> None:
@@ -183,13 +177,17 @@ class _Failed:
 
 
 class _Collate:
-    """The collate function of examples, none of which failed."""
+    """The collate function of examples, none of which failed; in a loader process, its batch is packed for the way."""
 
     def __init__(self, collate: Callable[[Sequence[dict[str, Any]]], Any]) -> None:
         self._collate = collate
 
     def __call__(self, examples: Sequence[Any]) -> Any:
-        return next((one for one in examples if isinstance(one, _Failed)), None) or self._collate(examples)
+        failed = next((one for one in examples if isinstance(one, _Failed)), None)
+        if failed is not None:
+            return failed
+        batch = self._collate(examples)
+        return batch if get_worker_info() is None else pack(batch)
 
 
 class _StepSampler:

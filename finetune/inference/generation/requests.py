@@ -104,6 +104,7 @@ class Request:
     notify: Callable[[Request], None] | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    _seen: dict[int, None] = field(default_factory=dict)
     outcome: Reply | RowError | None = None
     _done: threading.Event = field(default_factory=threading.Event)
     _lock: threading.RLock = field(default_factory=threading.RLock)  # a caller may cancel while a token comes
@@ -118,6 +119,12 @@ class Request:
     def is_complete(self) -> bool:
         """Whether its last token is one that ends every reply, or the last one allowed."""
         return len(self.tokens) >= self.limit or (bool(self.tokens) and self.tokens[-1] in self.stop_tokens)
+
+    def seen_tokens(self) -> list[int]:
+        """Each token of the prompt and of what is written so far, once. Called from the generator's thread."""
+        if not self._seen:
+            self._seen = dict.fromkeys([*self.prompt, *self.tokens])
+        return list(self._seen)
 
     def wait(self, timeout: float | None = None) -> Reply | RowError:
         """The outcome. Raises: TimeoutError after `timeout` seconds."""
@@ -145,6 +152,8 @@ class Request:
             if self.done:
                 return
             self.tokens.append(token)
+            if self._seen:
+                self._seen[token] = None
             if logprob is not None:
                 self.logprobs.append(logprob)
             at_stop = token in self.stop_tokens
@@ -162,6 +171,7 @@ class Request:
                 self.fail(RowError("failed", "its batch failed after a part of the reply was shown"))
             self.tokens.clear()
             self.logprobs.clear()
+            self._seen = {}
             self.text_stream.clear()
 
     def fail(self, error: RowError) -> None:

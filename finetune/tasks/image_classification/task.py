@@ -154,6 +154,10 @@ class ImageClassification:
         if "share" in examples[0]:
             targets["partners"] = torch.tensor([int(example["partner"]) for example in examples])
             targets["shares"] = torch.tensor([float(example["share"]) for example in examples])
+        if (
+            targets and artifacts.settings["class_weights"] is not None
+        ):  # with the batch: a copy of its own makes the host wait
+            targets["class_weights"] = torch.tensor(artifacts.settings["class_weights"])
         return Batch(
             ids=tuple(int(example["id"]) for example in examples),
             inputs=inputs,
@@ -176,15 +180,14 @@ class ImageClassification:
         Class weights are for training alone: `score`, and with it validation, reports the plain loss.
         """
         smoothing, targets = artifacts.settings["label_smoothing"], batch.targets
-        class_weights = artifacts.settings["class_weights"]
-        if class_weights is None and "shares" not in targets:
+        if "class_weights" not in targets and "shares" not in targets:
             return classification_loss_sum(outputs.logits, targets["labels"], label_smoothing=smoothing)
         return weighted_loss_sum(
             outputs.logits,
             targets["labels"],
             partners=targets.get("partners"),
             shares=targets.get("shares"),
-            class_weights=class_weights,
+            class_weights=targets.get("class_weights"),
             label_smoothing=smoothing,
         )
 

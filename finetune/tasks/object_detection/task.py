@@ -208,7 +208,7 @@ class ObjectDetection:
         for id, one, (width, height), place in zip(
             batch.ids, decoded, batch.meta["sizes"], batch.meta["places"], strict=True
         ):
-            corners = one["corners"].cpu().double() * one["corners"].new_tensor([width, height] * 2).cpu().double()
+            corners = one["corners"].double() * torch.tensor([width, height] * 2, dtype=torch.float64)
             detections = {
                 "boxes": xywh(corners.tolist()),
                 "labels": one["labels"].tolist(),
@@ -237,7 +237,7 @@ class ObjectDetection:
     def score(self, artifacts: TaskArtifacts, outputs: DetectionOutputs, batch: Batch) -> list[Score]:
         """What each image holds, and its loss."""
         labels = batch.inputs["labels"]
-        losses = [loss.item() for loss in detection_losses(outputs.loss, labels)]
+        losses = torch.stack(detection_losses(outputs.loss, labels)).tolist()
         rows = zip(batch.ids, losses, box_units(labels), batch.targets["objects"], strict=True)
         return [
             Score(id, loss, units, {"objects": objects}, {"expected": count_classes(artifacts, objects["labels"])})

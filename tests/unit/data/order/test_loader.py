@@ -119,7 +119,7 @@ def test_an_error_of_a_loader_process_says_what_it_said_there(workers: int) -> N
 
 
 def test_loader_processes_follow_the_cores_that_ranks_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda process: range(16))
+    monkeypatch.setattr(loader, "available_cores", lambda: 16)
 
     def chosen(asked: int | str = "auto", device: str = "cuda", decodes: bool = True, ranks: int = 1) -> int:
         return choose_workers(asked, decodes=decodes, device=device, local_ranks=ranks)
@@ -127,22 +127,8 @@ def test_loader_processes_follow_the_cores_that_ranks_leave(monkeypatch: pytest.
     assert chosen() == 15 and chosen(ranks=2) == 7 and chosen(ranks=16) == 0
     assert chosen(device="cpu") == 4 and chosen(decodes=False) == 0
     assert chosen(3) == chosen(3, decodes=False) == 3 and chosen(0) == 0
-    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda process: range(192))
+    monkeypatch.setattr(loader, "available_cores", lambda: 192)
     assert chosen() == 16 and chosen(ranks=8) == 16
-
-
-def test_loader_processes_have_room_for_their_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda process: range(16))
-    monkeypatch.setattr(loader, "_shared_memory", lambda: 64 << 20)  # Docker's default
-    lines: list[str] = []
-
-    def chosen(batch_bytes: int, asked: int | str = "auto") -> int:
-        options: dict[str, Any] = {"decodes": True, "device": "cuda", "local_ranks": 1}
-        return choose_workers(asked, **options, batch_bytes=batch_bytes, tell=lines.append)
-
-    assert chosen(1 << 20) == 15 and not lines
-    assert chosen(4 << 20) == 8 and "8 loader processes in place of 15" in lines[0] and "--shm-size" in lines[0]
-    assert chosen(77 << 20) == 0 and chosen(77 << 20, 3) == 3
 
 
 def test_many_loader_processes_fetch_fewer_batches_each() -> None:

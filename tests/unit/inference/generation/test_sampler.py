@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune.errors import UserError
 from finetune.inference.answering import RowError
@@ -121,3 +122,27 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
     with pytest.raises(UserError) as caught:
         GenerationSettings(**{"new_tokens": 4, **settings})
     assert caught.value.where.startswith("--") and caught.value.remedy.endswith(".")
+
+
+class CountCalls(TorchDispatchMode):
+    """Operators that a device would be given."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_penalties_of_many_requests_cost_no_more_calls_than_those_of_one() -> None:
+    """On a GPU, each copy of a request's tokens to it makes the host wait, for every token that is written."""
+
+    def calls(requests: int) -> int:
+        asked = [request(row, (row + 2, 5, 5, 7), repetition_penalty=1.1 + row / 10) for row in range(requests)]
+        with CountCalls() as counted:
+            choose_tokens(torch.randn(requests, V), asked)
+            choose_tokens(torch.randn(requests, V), asked)
+        assert all(len(one.seen_tokens()) == len({*one.prompt, *one.tokens}) for one in asked)
+        return counted.count
+
+    assert calls(9) == calls(1)

@@ -60,7 +60,7 @@ def test_the_weighted_loss_by_hand() -> None:
     given = {"partners": partners, "shares": shares, "label_smoothing": 0.0}
     plain = weighted_loss_sum(logits, labels, class_weights=None, **given)
     assert plain.item() == pytest.approx(-(0.75 * logs[0, 0] + 0.25 * logs[0, 2] + logs[1, 1]).item())
-    weighted = weighted_loss_sum(logits, labels, class_weights=[2.0, 1.0, 4.0], **given)
+    weighted = weighted_loss_sum(logits, labels, class_weights=torch.tensor([2.0, 1.0, 4.0]), **given)
     assert weighted.item() == pytest.approx(-(1.5 * logs[0, 0] + logs[0, 2] + logs[1, 1]).item())
 
 
