@@ -12,7 +12,7 @@ from finetune.app.machine import plan_alone
 from finetune.app.model_sources import FoundModel
 from finetune.errors import UserError
 from finetune.models.config import load_config
-from finetune.models.device import describe_unused_gpu, uses_cuda
+from finetune.models.device import describe_unused_gpu, uses_cuda, why_no_gpu
 from finetune.models.placement import Placement
 from finetune.planning.plan import Plan
 from finetune.planning.stored import StoredPlan
@@ -55,10 +55,26 @@ def plan_asked(
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
-    """None: the current GPU, the CPU where there is none."""
+    """None: the current GPU, the CPU where there is none. Raises: UserError for a GPU that there is not."""
     if device is not None:
-        return torch.device(device)
+        chosen = torch.device(device)
+        if chosen.type == "cuda":
+            _check_gpu(chosen)
+        return chosen
     return torch.device("cuda", torch.cuda.current_device()) if uses_cuda() else torch.device("cpu")
+
+
+def _check_gpu(device: torch.device) -> None:
+    """Raises: UserError."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) < count:
+        return
+    why = "" if count else f": {why_no_gpu()}"
+    raise UserError(
+        f"torch {torch.__version__} sees {count} GPU{'' if count == 1 else 's'}{why}",
+        where=f"device {device}",
+        remedy="Choose another device; finetune doctor lists what there is.",
+    )
 
 
 def check_placement(found: FoundModel, plan: Plan, placement: Placement | None) -> None:

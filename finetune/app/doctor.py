@@ -91,9 +91,12 @@ def _gpus() -> Iterator[Finding]:
         return
     import torch
 
+    from finetune.models.device import why_no_gpu
+
     if not torch.cuda.is_available():
         remedy = "pip install a CUDA build of torch, or set DS_ACCELERATOR=cpu to train on the CPU"
-        yield Finding("missing", "GPU", f"there is one, but torch {torch.__version__} cannot use it", remedy)
+        what = f"there is one, but torch {torch.__version__} cannot use it ({why_no_gpu()})"
+        yield Finding("missing", "GPU", what, remedy)
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)

@@ -12,6 +12,7 @@ import torch
 from finetune.data.order.assignment import Assignment, assign_evaluation
 from finetune.data.order.cost import CostModel
 from finetune.data.order.loader import choose_workers, evaluation_steps
+from finetune.data.prepare.memory import available_cores
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.errors import TrainingFailed, UserError
@@ -102,6 +103,7 @@ class Evaluator:
             decodes=True,
             device=session.device.type,
             local_ranks=session.local_world_size,
+            cores=available_cores(),
         )
         return min(workers, examples // WORTH_A_WORKER)
 

@@ -35,12 +35,13 @@ def describe_unused_gpu() -> str:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     shown = "" if named is None else f"; CUDA_VISIBLE_DEVICES is {named}"
     return (
-        f"this machine has a GPU, but torch {torch.__version__} cannot use it ({_why_not()}{shown}): the model is on the CPU. "
-        "Install a build of torch that fits the driver, or set DS_ACCELERATOR=cpu where this is meant"
+        f"this machine has a GPU, but torch {torch.__version__} cannot use it ({why_no_gpu()}{shown}): "
+        "the model is on the CPU. Install a build of torch that fits the driver, or set DS_ACCELERATOR=cpu where this is meant"
     )
 
 
-def _why_not() -> str:
+def why_no_gpu() -> str:
+    """Where torch sees none: what it gives as the reason."""
     import torch
 
     if not torch.backends.cuda.is_built():

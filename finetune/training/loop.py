@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from finetune.data.order.cost import CostModel
 from finetune.data.order.loader import RankStep, choose_workers, fetched_ahead, iterate_batches
+from finetune.data.prepare.memory import available_cores
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.prefetcher import Prefetcher
@@ -116,6 +117,7 @@ class Loop:
             decodes=task.card.decodes,
             device=self.session.device.type,
             local_ranks=self.session.local_world_size,
+            cores=available_cores(),
         )
         self.rank_speed = RankSpeedEstimator(
             self.recipe.parallel.rank_speed,

@@ -14,6 +14,7 @@ import yaml
 
 from finetune.app import machine
 from finetune.app.asked_model import AskedModel, open_model
+from finetune.app.asked_plan import choose_device
 from finetune.app.export import export
 from finetune.app.kept_files import record_kept_files
 from finetune.app.model_sources import find_model
@@ -220,3 +221,14 @@ def test_damage_is_reported(tmp_path: Path) -> None:
         open_model("./nowhere")
     with pytest.raises(UserError, match="not a run folder"):
         open_model(tmp_path, checkpoint="latest")
+
+
+@pytest.mark.parametrize(("device", "count"), [("cuda", 0), ("cuda:1", 0), ("cuda:1", 1)])
+def test_a_gpu_that_torch_does_not_see_is_refused(device: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that is too old, or a number beyond the last."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(UserError, match=rf"sees {count} GPU") as refused:
+        choose_device(device)
+    assert str(refused.value).startswith(f"device {device}: ")
+    assert choose_device("cpu") == torch.device("cpu")

@@ -23,6 +23,7 @@ from finetune.distributed.session import Session
 from finetune.inference.evaluation import Evaluator
 from finetune.inference.reference_logprobs import add_reference_logprobs
 from finetune.models.config import load_config
+from finetune.models.device import describe_unused_gpu
 from finetune.planning.shape import cost_model
 from finetune.tasks import load_task
 from finetune.tasks.task import reference_columns
@@ -55,10 +56,11 @@ def _evaluate(opened: Run, checkpoint: str, split: str, data: list[str], name: s
     compares = bool(reference_columns(task, prepared.artifacts))  # with the model as training began
     built = recipe if compares else portable_recipe(opened, recipe)
     plan = plan_here(built, env.world_size if env else 1, stored)
+    unused_gpu = describe_unused_gpu()
     session = open_session(plan)
     check_same_data(session, prepared)
     if session.is_main:
-        for message in (*prepared.messages, *prepared.facts.notes):
+        for message in (*filter(None, [unused_gpu]), *prepared.messages, *prepared.facts.notes):
             print_line(message)
     artifacts, datasets = prepared.artifacts, prepared.datasets
     engine = build_engine(session, plan, task, artifacts, datasets, prepared.facts, lambda text: None, trains=False)

@@ -30,7 +30,7 @@ from finetune.inference.prediction.output_name import check_output_name
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.rank_loop import RankFigures, RankLoop
 from finetune.inference.prediction.relay import announce_figures, gather_figures
-from finetune.models.device import uses_cuda
+from finetune.models.device import describe_unused_gpu, uses_cuda
 from finetune.models.placement import Placement
 from finetune.terminal import print_line
 
@@ -113,6 +113,8 @@ def _reading_on_main(prediction: Prediction, env: DistributedEnv | None) -> Iter
 
 def _open_session(prediction: Prediction) -> Session:
     precision, split = prediction.found.precision, prediction.options.split
+    if rank_number() == 0 and (note := describe_unused_gpu()):
+        print_line(note)
     return Session.open(None, precision=precision, cpu=not uses_cuda(), split=split, notify=print_line)
 
 

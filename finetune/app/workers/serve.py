@@ -26,6 +26,7 @@ from finetune.inference.serving.splitting import ServedPieces
 from finetune.inference.serving.warm_up import warm_up
 from finetune.inference.serving.writer import Writer
 from finetune.models.attention_kernels import leave_cudnn_out
+from finetune.models.device import uses_cuda
 from finetune.models.placement import Placement
 from finetune.tasks.batch import RecordOptions
 from finetune.terminal import print_bug, say
@@ -40,7 +41,7 @@ def work(sock: socket.socket, given: Mapping[str, Any]) -> int:
     """Answer until the front process closes the connection; returns an exit code."""
 
     async def open_replica(ran: Callable[[BatchRun], None], broken: Callable[[BaseException], None]) -> Replica:
-        gpus = given["gpus"]  # which this process sees
+        gpus = given["gpus"] if uses_cuda() else 0  # which this process sees
         allow_pixels(max(given["pixels"], MAX_PIXELS))
         leave_cudnn_out()
         asked = open_model(

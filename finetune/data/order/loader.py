@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from finetune.data.order.assignment import Assignment, MicroBatch
 from finetune.data.order.transport import Packed, pack
-from finetune.data.prepare.memory import available_cores
 from finetune.data.table import Examples
 from finetune.errors import FinetuneError
 
@@ -38,15 +37,15 @@ Tell = Callable[[str], None]
 B = TypeVar("B")  # a batch, whatever the collate function makes
 
 
-def choose_workers(asked: int | str, *, decodes: bool, device: str, local_ranks: int) -> int:
+def choose_workers(asked: int | str, *, decodes: bool, device: str, local_ranks: int, cores: int) -> int:
     """Loader processes of a rank. auto: none where examples lie encoded; where they are decoded when fetched, what cores
     the ranks of this machine leave, up to MOST_WORKERS.
 
-    asked: `data.workers`. device: torch's type of it.
+    asked: `data.workers`. device: torch's type of it. cores: that this machine has for its ranks.
     """
     if isinstance(asked, int):
         return asked
-    return max(0, min(MOST_WORKERS[device], available_cores() // local_ranks - 1)) if decodes else 0
+    return max(0, min(MOST_WORKERS[device], cores // local_ranks - 1)) if decodes else 0
 
 
 def fetched_ahead(workers: int) -> int:

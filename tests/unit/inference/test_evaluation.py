@@ -92,4 +92,4 @@ def test_loader_processes_decode_where_that_is_worth_their_start(decodes, exampl
     plan = SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(workers=3)), machine=batch)
     engine = SimpleNamespace(session=SimpleNamespace(device=SimpleNamespace(type="cpu"), local_world_size=1))
     task = SimpleNamespace(card=SimpleNamespace(decodes=decodes))
-    assert Evaluator(task, plan, None, engine, CostModel(1.0, 0.01), [])._workers(examples, 100) == workers
+    assert Evaluator(task, plan, None, engine, CostModel(1.0, 0.01), [])._workers(examples) == workers

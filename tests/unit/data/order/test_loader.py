@@ -118,17 +118,16 @@ def test_an_error_of_a_loader_process_says_what_it_said_there(workers: int) -> N
     assert str(caught.value) == "train.jsonl:6: it is gone\n  Bring it back."
 
 
-def test_loader_processes_follow_the_cores_that_ranks_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "available_cores", lambda: 16)
-
-    def chosen(asked: int | str = "auto", device: str = "cuda", decodes: bool = True, ranks: int = 1) -> int:
-        return choose_workers(asked, decodes=decodes, device=device, local_ranks=ranks)
+def test_loader_processes_follow_the_cores_that_ranks_leave() -> None:
+    def chosen(
+        asked: int | str = "auto", device: str = "cuda", decodes: bool = True, ranks: int = 1, cores: int = 16
+    ) -> int:
+        return choose_workers(asked, decodes=decodes, device=device, local_ranks=ranks, cores=cores)
 
     assert chosen() == 15 and chosen(ranks=2) == 7 and chosen(ranks=16) == 0
     assert chosen(device="cpu") == 4 and chosen(decodes=False) == 0
     assert chosen(3) == chosen(3, decodes=False) == 3 and chosen(0) == 0
-    monkeypatch.setattr(loader, "available_cores", lambda: 192)
-    assert chosen() == 16 and chosen(ranks=8) == 16
+    assert chosen(cores=192) == 16 and chosen(cores=192, ranks=8) == 16
 
 
 def test_many_loader_processes_fetch_fewer_batches_each() -> None:
