@@ -102,8 +102,7 @@ class Evaluator:
             plan.recipe.data.workers,
             decodes=True,
             device=session.device.type,
-            local_ranks=session.local_world_size,
-            cores=available_cores(),
+            cores=available_cores() // session.local_world_size,
         )
         return min(workers, examples // WORTH_A_WORKER)
 

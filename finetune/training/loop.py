@@ -116,8 +116,7 @@ class Loop:
             self.recipe.data.workers,
             decodes=task.card.decodes,
             device=self.session.device.type,
-            local_ranks=self.session.local_world_size,
-            cores=available_cores(),
+            cores=available_cores() // self.session.local_world_size,
         )
         self.rank_speed = RankSpeedEstimator(
             self.recipe.parallel.rank_speed,

@@ -37,15 +37,15 @@ Tell = Callable[[str], None]
 B = TypeVar("B")  # a batch, whatever the collate function makes
 
 
-def choose_workers(asked: int | str, *, decodes: bool, device: str, local_ranks: int, cores: int) -> int:
-    """Loader processes of a rank. auto: none where examples lie encoded; where they are decoded when fetched, what cores
-    the ranks of this machine leave, up to MOST_WORKERS.
+def choose_workers(asked: int | str, *, decodes: bool, device: str, cores: int) -> int:
+    """Loader processes of a rank. auto: none where examples lie encoded; where they are decoded when fetched, its other
+    cores, up to MOST_WORKERS.
 
-    asked: `data.workers`. device: torch's type of it. cores: that this machine has for its ranks.
+    asked: `data.workers`. device: torch's type of it. cores: that this machine has for each of its ranks.
     """
     if isinstance(asked, int):
         return asked
-    return max(0, min(MOST_WORKERS[device], cores // local_ranks - 1)) if decodes else 0
+    return max(0, min(MOST_WORKERS[device], cores - 1)) if decodes else 0
 
 
 def fetched_ahead(workers: int) -> int:

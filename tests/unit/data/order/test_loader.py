@@ -122,7 +122,7 @@ def test_loader_processes_follow_the_cores_that_ranks_leave() -> None:
     def chosen(
         asked: int | str = "auto", device: str = "cuda", decodes: bool = True, ranks: int = 1, cores: int = 16
     ) -> int:
-        return choose_workers(asked, decodes=decodes, device=device, local_ranks=ranks, cores=cores)
+        return choose_workers(asked, decodes=decodes, device=device, cores=cores // ranks)
 
     assert chosen() == 15 and chosen(ranks=2) == 7 and chosen(ranks=16) == 0
     assert chosen(device="cpu") == 4 and chosen(decodes=False) == 0
