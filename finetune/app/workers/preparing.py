@@ -62,6 +62,7 @@ from finetune.tasks.artifacts import FILE, MODEL, TaskArtifacts, has_artifacts, 
 from finetune.tasks.facts import Facts
 from finetune.tasks.task import Datasets, Task
 from finetune.terminal import ProgressLine, print_line
+from finetune.tracking.atomic_files import disk_errors
 from finetune.tracking.run import Run
 
 Notify = Callable[[str], None]
@@ -83,17 +84,21 @@ class PreparedData:
     data: dict[str, dict[str, Any]]
 
     def save_artifacts(self, folder: Path) -> None:
-        """Copy the artifacts into a run folder, byte by byte, so that a resumed run finds the same prepared data."""
+        """Copy the artifacts into a run folder, byte by byte, so that a resumed run finds the same prepared data.
+
+        Raises: FinetuneError if the folder cannot be written.
+        """
         source = self.folder / ARTIFACTS
         if has_artifacts(folder) and artifacts_digest(folder) == artifacts_digest(source):
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in source.iterdir():
-            if path.is_dir():
-                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-        beside = folder / f".{FILE}"
-        shutil.copyfile(source / FILE, beside)
-        beside.replace(folder / FILE)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in source.iterdir():
+                if path.is_dir():
+                    shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+            beside = folder / f".{FILE}"
+            shutil.copyfile(source / FILE, beside)
+            beside.replace(folder / FILE)
 
 
 def ready(
