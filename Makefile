@@ -5,8 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-# Tests of one process each run in as many processes as there are cores; those that start ranks do not.
+# Tests of one process each run in as many processes as there are cores. Those that start ranks often wait, for processes
+# to start and for each other: three files of them keep two cores busy. A file stays together, for its runs are shared.
 PARALLEL_PYTEST := $(PYTEST) -n auto --dist worksteal
+RANKS_PYTEST := $(PYTEST) -n 3 --dist loadfile
 ONE_TRAINING := tests/e2e/test_artifacts.py::test_every_artifact_is_there
 export HF_HUB_OFFLINE ?= 1
 export WANDB_SILENT ?= true
@@ -40,9 +42,9 @@ test-fast: $(READY) ## the tests to run while working: unit, contract on three t
 	$(PARALLEL_PYTEST) -m "not slow and not gpu" tests/unit tests/contract
 	$(PYTEST) $(ONE_TRAINING)
 
-test: $(READY) ## all tests that need no GPU (under 25 minutes on 2 cores)
+test: $(READY) ## all tests that need no GPU (under 30 minutes on 2 cores)
 	$(PARALLEL_PYTEST) -m "not gpu" tests/unit tests/contract tests/recipes tests/gpu tests/fuzz tests/hostile
-	$(PYTEST) -m "not gpu" tests/distributed tests/e2e
+	$(RANKS_PYTEST) -m "not gpu" tests/distributed tests/e2e
 
 test-gpu: $(READY) ## the tests that need CUDA, side by side (under 3 minutes on 16 cores); skipped with a reason where there is none
 	$(PYTEST) -m "gpu and not slow" -n 8 --dist worksteal -rfEs tests/gpu
