@@ -38,12 +38,10 @@ def check_places(model: str, data: Sequence[str] = (), read: Sequence[str] = ())
 
 def check_export(run: Path, output: Path) -> None:
     """Raises: UserError for what is not the folder of a run, and for an output that is a file or lies in one."""
+    found = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not found.is_dir():
+        raise UserError("is not a folder", where=str(found), remedy="Give a new folder as --output.")
     Run.open(run)
-    for path in (output, *output.parents):
-        if path.exists():
-            if not path.is_dir():
-                raise UserError("is not a folder", where=str(path), remedy="Give a new folder as --output.")
-            return
 
 
 def _matches(pattern: str) -> bool:

@@ -69,6 +69,7 @@ class Launch:
         env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.processes)))
         env.setdefault("TOKENIZERS_PARALLELISM", "false")
         env.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+        env.pop("PYTHONUNBUFFERED", None)  # which writes a line in pieces: the ranks share a log, and would mix them
         if self.cpu:
             env["DS_ACCELERATOR"] = "cpu"
         return env

@@ -120,6 +120,14 @@ def test_a_rank_that_ends_before_our_code_runs_is_quoted(tmp_path: Path, monkeyp
         run(tmp_path, "raise ImportError('no such library')")
 
 
+def test_lines_of_ranks_stay_whole_in_their_common_log(tmp_path: Path, monkeypatch) -> None:
+    """Python writes a line in pieces where PYTHONUNBUFFERED is set, as in many images."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    together = "(folder / f'started-{rank}').touch()\nwhile len(list(folder.glob('started-*'))) < 2: pass\n"
+    run(tmp_path, f"{together}for _ in range(3000):\n    print('a', 'b', 'c', 'd', file=sys.stderr)")
+    assert set((tmp_path / "logs" / "launcher.log").read_text().splitlines()) == {"a b c d"}
+
+
 @pytest.mark.parametrize("code", [0, EXIT_STOPPED])
 def test_ranks_that_end_in_order_are_waited_for(tmp_path: Path, monkeypatch, code: int) -> None:
     """Rank 0 has a report to write when the others have stopped."""
