@@ -38,7 +38,7 @@ def check_places(model: str, data: Sequence[str] = (), read: Sequence[str] = ())
 
 def check_export(run: Path, output: Path) -> None:
     """Raises: UserError for what is not the folder of a run, and for an output that is a file or lies in one."""
-    found = next(path for path in (output, *output.absolute().parents) if path.exists())
+    found = next((path for path in (output, *output.parents) if path.exists()), output)
     if not found.is_dir():
         raise UserError("is not a folder", where=str(found), remedy="Give a new folder as --output.")
     Run.open(run)
