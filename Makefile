@@ -47,7 +47,7 @@ test: $(READY) ## all tests that need no GPU (under 30 minutes on 2 cores)
 	$(RANKS_PYTEST) -m "not gpu" tests/distributed tests/e2e
 
 test-gpu: $(READY) ## the tests that need CUDA, side by side (under 3 minutes on 16 cores); skipped with a reason where there is none
-	$(PYTEST) -m "gpu and not slow" -n 8 --dist worksteal -rfEs tests/gpu
+	$(PYTEST) -m "gpu and not slow" -n 12 --dist worksteal -rfEs tests/gpu
 
 soak: $(READY) ## a training and predictions whose ranks are killed 90 times, compared with undisturbed ones; then damaged inputs (about 20 minutes)
 	$(BIN)/python -m tests.soak
