@@ -18,6 +18,7 @@ from finetune.errors import UserError
 from finetune.models.parts import EXAMPLES, Parts, split_parts
 from finetune.models.stages import Stages, split_model
 from finetune.planning.plan import Plan
+from finetune.tasks import CARDS
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
 from finetune.tasks.task import Task
@@ -28,10 +29,10 @@ _EXAMPLES = 2  # BatchNorm needs two where blocks are found
 
 def check_stages(found: FoundModel, plan: Plan) -> None:
     """Raises: UserError for a model of a task that is not answered in stages, or with quantized weights."""
-    task = plan.recipe.task
-    if task not in TASKS:
+    if not CARDS[plan.recipe.task].stages:
+        others = ", ".join(name for name, card in CARDS.items() if card.stages)
         raise UserError(
-            f"a model of the task {task} is not answered in stages, as those of {', '.join(TASKS)} are",
+            f"a model of the task {plan.recipe.task} is not answered in stages, as those of {others} are",
             where=OPTION,
             remedy="Leave it out, or spread whole layers over GPUs (--layers), or slices of them over ranks (--slices).",
         )
@@ -52,7 +53,7 @@ def open_stages(
     all ranks and at every start.
     Raises: UserError if the model cannot be split so.
     """
-    stages = TASKS[task.card.name](task, artifacts, module.eval(), count)
+    stages = SPLITS[task.card.stages](task, artifacts, module.eval(), count)
     return StagedModel(stages, session).eval(), stages.describe()
 
 
@@ -74,10 +75,11 @@ def _split_parts(task: Task, artifacts: TaskArtifacts, module: nn.Module, count:
     return split_parts(module, lambda model, examples: task.forward(model, batches[examples]), count, key=OPTION)
 
 
-TASKS: dict[str, Callable[[Task, TaskArtifacts, nn.Module, int], Stages | Parts]] = {
-    "image_classification": _split_blocks,
-    "object_detection": _split_parts,
+SPLITS: dict[str, Callable[[Task, TaskArtifacts, nn.Module, int], Stages | Parts]] = {
+    "blocks": _split_blocks,
+    "parts": _split_parts,
 }
+"""`TaskCard.stages` -> how a model is split."""
 
 
 def _made_up(task: Task, artifacts: TaskArtifacts, count: int = _EXAMPLES) -> Batch:

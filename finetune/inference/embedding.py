@@ -28,13 +28,6 @@ from finetune.tasks.text.padding_free import split_values
 from finetune.tasks.text.shared_prefixes import whole_sequences
 
 FLAG = "--embed"
-ENCODERS = (
-    "text_classification",
-    "sequence_regression",
-    "token_classification",
-    "image_classification",
-    "reward_model",
-)
 REMEDY = "Use an encoder, such as BERT, MiniLM or ViT."
 
 
@@ -111,7 +104,7 @@ def encoder_of(model: Any) -> nn.Module:
     return body
 
 
-def check_encoder(task: str, config: Any, where: str) -> None:
+def check_encoder(card: TaskCard, config: Any, where: str) -> None:
     """Raises: UserError for a model that is no encoder: its tokens see only those before them, or it finds boxes.
 
     config: of the model.
@@ -120,11 +113,11 @@ def check_encoder(task: str, config: Any, where: str) -> None:
     causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if getattr(config, "is_causal", None) is False:
         causal = False
-    if causal or task not in ENCODERS or getattr(config, "is_encoder_decoder", False):
+    if causal or not card.embeds or getattr(config, "is_encoder_decoder", False):
         reason = (
             "a decoder, whose tokens see only those before them"
             if causal
-            else f"a model of the task {task}, whose states are not those of a text or an image as a whole"
+            else f"a model of the task {card.name}, whose states are not those of a text or an image as a whole"
         )
         raise UserError(f"{FLAG} needs an encoder, but {kind} is {reason}", where=where, remedy=REMEDY)
 

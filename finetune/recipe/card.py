@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from finetune.recipe.section import Section
 
@@ -33,6 +34,12 @@ class TaskCard:
     auto_model: the class of transformers that makes its models, such as AutoModelForCausalLM.
     title: the task in words, for model cards; "": its name.
     decodes: examples are decoded when they are fetched (images), so loader processes pay off.
+    embeds: its models are encoders, whose last hidden states make an embedding of a row (`finetune predict --embed`).
+    pieces: what large rows are cut into when they are answered (inference/pieces/); "": they are never cut.
+    merges: how the answers of the pieces of a row can become one (`--merge`); (): in one way only.
+    stages: how its models are split over ranks that answer (`--stages`, app/asked_stages.py); "": they are not.
+    picture_legend: what is drawn into the pictures of the report; "": they show the image as the model sees it.
+    loss_note: why the losses of training and evaluation are not on one scale, for the report.
     unhashed: columns that do not count when validation rows are held out by a hash of their content.
     """
 
@@ -55,6 +62,12 @@ class TaskCard:
     decodes: bool = False
     micro_batch: int = 16  # examples per forward pass on one rank, if the recipe says auto and there are more
     splits: tuple[str, ...] = ()
+    embeds: bool = False
+    pieces: Literal["", "boxes", "images", "texts", "words"] = ""
+    merges: tuple[str, ...] = ()
+    stages: Literal["", "blocks", "parts"] = ""
+    picture_legend: str = ""
+    loss_note: str = ""
     unhashed: tuple[str, ...] = ()
     class_role: str = ""
     several: tuple[str, str] | None = None

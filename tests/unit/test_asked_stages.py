@@ -66,7 +66,7 @@ def test_other_tasks_and_quantized_weights_are_refused() -> None:
 
     check("image_classification", "none")
     check("object_detection", "none")
-    for task in ("semantic_segmentation", "text_classification", "causal_lm"):
+    for task in ("token_classification", "text_classification", "causal_lm"):
         with pytest.raises(UserError, match=f"a model of the task {task} is not answered in stages") as caught:
             check(task, "none")
         assert "image_classification" in caught.value.what and "--layers" in caught.value.remedy

@@ -167,6 +167,18 @@ def files_run_by(module: str) -> list[Path]:
     return [file for path in below for file in (path / "__init__.py", path.with_suffix(".py")) if file in TREES]
 
 
+def test_only_tasks_know_tasks_by_name() -> None:
+    """What an application feature needs to know about a task is on its card: a new task changes no file but its own."""
+    known, named = set(CARDS), []
+    for path in FILES:
+        if package_of(path) != "tasks":
+            constants = (node for node in ast.walk(TREES[path]) if isinstance(node, ast.Constant))
+            named += [
+                f"{path.relative_to(PACKAGE)}:{node.lineno} {node.value}" for node in constants if node.value in known
+            ]
+    assert not named, "\n".join(named)
+
+
 def test_tasks_import_at_the_top_of_a_file() -> None:
     """What a file needs is seen at its head; imports in functions are for what only few runs need."""
     late = [str(found) for found in IMPORTS if package_of(found.file) == "tasks" and found.late]

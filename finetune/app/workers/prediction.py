@@ -28,7 +28,7 @@ from finetune.inference.recording import record_fields
 from finetune.models.config import load_config
 from finetune.models.device import uses_cuda
 from finetune.recipe.data import SourceSection
-from finetune.tasks import load_task
+from finetune.tasks import CARDS, load_task
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import RecordOptions
 from finetune.tasks.records import Fields
@@ -46,7 +46,7 @@ def _task(found: FoundModel, options: PredictOptions) -> Task:
     task = load_task(found.recipe.task)
     if not options.embed:
         return task
-    check_encoder(found.recipe.task, load_config(found.recipe.model), found.name)
+    check_encoder(CARDS[found.recipe.task], load_config(found.recipe.model), found.name)
     embedding: Task = as_embedding(task, normalize=options.normalize)
     return embedding
 

@@ -94,7 +94,7 @@ def reading(prediction: Prediction, ranks: int) -> Iterator[Reading | None]:
     with only_one(parts):
         stream = prediction.open_stream()
         if prediction.options.draw is not None:
-            prepare_folder(prediction.options.draw, prediction.recorder.task.card.name, stream)
+            prepare_folder(prediction.options.draw, prediction.recorder.task.card, stream)
         state = begin_or_resume(parts, prediction.manifest(stream, WINDOW_ROWS), resumable=stream.resumable)
         if state.finished:
             columns = RecordColumns(prediction.fields, stream.kept, stream.kept_types)

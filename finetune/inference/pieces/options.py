@@ -6,18 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.metrics.catalogue import needs_text
+from finetune.recipe.card import TaskCard
+from finetune.tasks import CARDS
 
 SMALLEST_TILE, SMALLEST_BLOCK = 32, 8  # pixels, tokens
 LARGEST_OVERLAP = 0.9  # at 0.9, 100 tiles cover a place
 MERGES = ("mean", "max", "head_tail")
-TILED = {"object_detection": (), "image_classification": ("mean", "max")}  # task -> choices of merge
-BLOCKED: dict[str, tuple[str, ...]] = {
-    "text_classification": MERGES,
-    "sequence_regression": MERGES,
-    "reward_model": MERGES,
-    "token_classification": (),
-}
-WRITING = ("causal_lm", "seq2seq")
+IMAGES, TEXTS = ("boxes", "images"), ("texts", "words")  # kinds of pieces, see TaskCard.pieces
 
 
 @dataclass(frozen=True)
@@ -59,10 +55,10 @@ class PieceOptions:
         """Those that are set, as JSON values: what answers depend on."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    def resolve(self, task: str) -> PieceOptions:
+    def resolve(self, card: TaskCard) -> PieceOptions:
         """All defaults filled in, for a task. Raises: UserError for a value or combination that makes no sense."""
         self.check_values()
-        self._check_task(task)
+        self._check_task(card)
         merge = self.merge or "mean"
         if self.tile is not None:
             whole = True if self.whole_image is None else self.whole_image
@@ -99,18 +95,18 @@ class PieceOptions:
         if self.merge is not None and self.merge not in MERGES:
             raise _mistake("merge", repr(self.merge), f"It is one of {', '.join(MERGES)}.")
 
-    def _check_task(self, task: str) -> None:
-        for name, tasks, what in (("tile", TILED, "images"), ("block", BLOCKED, "texts")):
+    def _check_task(self, card: TaskCard) -> None:
+        for name, kinds, what in (("tile", IMAGES, "images"), ("block", TEXTS, "texts")):
             if getattr(self, name) is None:
                 continue
-            if task not in tasks:
-                because = (
-                    "it writes one reply to the whole of a prompt" if task in WRITING else f"{what} cannot be cut there"
-                )
-                raise _mistake(name, f"not for {task}: {because}", f"Leave it out; it is for {', '.join(tasks)}.")
-            if self.merge is not None and self.merge not in tasks[task]:
-                usable = f"It is one of {', '.join(tasks[task])} there." if tasks[task] else "Leave it out."
-                raise _mistake("merge", f"{self.merge} is not for --{name} with {task}", usable)
+            if card.pieces not in kinds:
+                writes = needs_text(card.metrics)
+                because = "it writes one reply to the whole of a prompt" if writes else f"{what} cannot be cut there"
+                tasks = ", ".join(one.name for one in CARDS.values() if one.pieces in kinds)
+                raise _mistake(name, f"not for {card.name}: {because}", f"Leave it out; it is for {tasks}.")
+            if self.merge is not None and self.merge not in card.merges:
+                usable = f"It is one of {', '.join(card.merges)} there." if card.merges else "Leave it out."
+                raise _mistake("merge", f"{self.merge} is not for --{name} with {card.name}", usable)
 
 
 def _mistake(name: str, what: str, remedy: str) -> UserError:

@@ -14,13 +14,12 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.task import Task
 
 SPLITTERS: Mapping[str, Callable[[Task, TaskArtifacts, PieceOptions], RowSplitter]] = {
-    "object_detection": DetectionTiles,
-    "image_classification": ImageTiles,
-    "text_classification": TextBlocks,
-    "sequence_regression": TextBlocks,
-    "reward_model": TextBlocks,
-    "token_classification": WordBlocks,
+    "boxes": DetectionTiles,
+    "images": ImageTiles,
+    "texts": TextBlocks,
+    "words": WordBlocks,
 }
+"""`TaskCard.pieces` -> how rows are cut."""
 
 
 def make_splitter(task: Task, artifacts: TaskArtifacts, options: PieceOptions | None = None) -> RowSplitter:
@@ -28,7 +27,7 @@ def make_splitter(task: Task, artifacts: TaskArtifacts, options: PieceOptions | 
 
     Raises: UserError for options that contradict each other, the task or the model.
     """
-    resolved = (options or PieceOptions()).resolve(task.card.name)
+    resolved = (options or PieceOptions()).resolve(task.card)
     if not resolved.asked:
         return WholeRows(task, artifacts)
-    return SPLITTERS[task.card.name](task, artifacts, resolved)
+    return SPLITTERS[task.card.pieces](task, artifacts, resolved)

@@ -117,7 +117,7 @@ class TextBlocks:
 
     def _texts(self, row: Row, with_targets: bool) -> list[list[str]] | None:
         """The texts of each sequence of a row; None for conversations, which are one sequence of tokens."""
-        if self.task.card.name != "reward_model":
+        if "as_pair" not in self.artifacts.settings:  # one text or two, not a prompt with its replies
             return [text_and_pair(row)]
         if not self.artifacts.settings["as_pair"]:
             return None

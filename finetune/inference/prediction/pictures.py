@@ -16,6 +16,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.images import read_image
 from finetune.data.sources.streams import RowStream, StreamRow
 from finetune.errors import Halted, UserError
+from finetune.recipe.card import TaskCard
 from finetune.tasks.vision.drawing import draw_boxes, save_picture
 from finetune.units import format_number
 
@@ -39,13 +40,13 @@ class Drawn:
         return f"{folder}: {', '.join(parts)}"
 
 
-def prepare_folder(folder: Path, task: str, stream: RowStream) -> None:
+def prepare_folder(folder: Path, card: TaskCard, stream: RowStream) -> None:
     """Make the folder of the pictures, before anything is answered.
 
     Raises: UserError for a task without boxes, data that cannot be read again, and a folder with files of others.
     """
-    if task != "object_detection":
-        raise UserError(f"a model of the task {task} finds no boxes", where=FLAG, remedy="Leave it out.")
+    if "objects" not in card.columns:
+        raise UserError(f"a model of the task {card.name} finds no boxes", where=FLAG, remedy="Leave it out.")
     if not stream.resumable:
         raise UserError("standard input cannot be read again to draw", where=FLAG, remedy="Write it to a file.")
     try:

@@ -66,4 +66,8 @@ CARD = TaskCard(
     micro_batch=32,
     splits=("pipeline",),
     class_role="label",
+    embeds=True,
+    pieces="images",
+    merges=("mean", "max"),
+    stages="blocks",
 )

@@ -65,4 +65,9 @@ CARD = TaskCard(
     options=ObjectDetectionOptions,
     micro_batch=8,
     class_role="objects",
+    pieces="boxes",
+    stages="parts",
+    picture_legend="boxes of the data in white, those that were found in the color of their class",
+    loss_note="training adds augmented images, auxiliary losses of every layer and denoising queries, so the two lines are "
+    "not on one scale",
 )

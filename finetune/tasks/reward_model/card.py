@@ -58,5 +58,8 @@ CARD = TaskCard(
     rows=2,
     balance_window=16,
     splits=("tensor",),
+    embeds=True,
+    pieces="texts",
+    merges=("mean", "max", "head_tail"),
     unhashed=("input", "history", "tools"),
 )

@@ -45,4 +45,7 @@ CARD = TaskCard(
     packings=("none", "padding_free"),
     rows=1,
     balance_window=16,
+    embeds=True,
+    pieces="texts",
+    merges=("mean", "max", "head_tail"),
 )

@@ -61,4 +61,7 @@ CARD = TaskCard(
     balance_window=16,
     class_role="label",
     several=("problem", "multi_label"),
+    embeds=True,
+    pieces="texts",
+    merges=("mean", "max", "head_tail"),
 )

@@ -58,4 +58,6 @@ CARD = TaskCard(
     options=TokenClassificationOptions,
     label_smoothing=True,
     class_role="tags",
+    embeds=True,
+    pieces="words",
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.tasks import CARDS
 from finetune.tracking.judgement.calibration import Calibration
 from finetune.tracking.judgement.thresholds import Curve
 from finetune.tracking.report.charts import Drawing, Line, draw_chart
@@ -24,10 +25,6 @@ TIME_SHARES = {
     "slowest_seconds": "waiting for the slowest rank",
     "data_seconds": "waiting for data",
     "host_seconds": "GPU waiting for the CPU",
-}
-OWN_LOSSES = {
-    "object_detection": "training adds augmented images, auxiliary losses of every layer and denoising queries, so the two "
-    "lines are not on one scale"
 }
 MAX_METRICS = 6  # in one chart: as many as there are colors
 MAX_RANKS = 6  # whose memory is drawn
@@ -52,8 +49,9 @@ def draw_charts(curves: Curves, facts: Mapping[str, Any]) -> list[Chart]:
         if (split, "loss") in curves
     ]
     note = f"mean per {unit}, at each logged step"
-    if len(losses) == 2 and (own := OWN_LOSSES.get(str(facts.get("task")))):
-        note = f"{note}; {own}"
+    card = CARDS.get(str(facts.get("task")))
+    if len(losses) == 2 and card is not None and card.loss_note:
+        note = f"{note}; {card.loss_note}"
     charts = [Chart("Loss", draw_chart("Loss", losses), note), *_metric_charts(curves)]
     for key, title, note in (
         ("learning_rate", "Learning rate", ""),

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from finetune.tasks import CARDS
 from finetune.tracking.run import Run
 
 THUMBNAIL = 320  # pixels of the longer side of a sample's picture
@@ -16,19 +17,13 @@ SMALL = 160  # of those in tables
 PAGE_BYTES = 350_000  # of all thumbnails of a page together
 QUALITY = 72
 
-# Tasks that draw what they found into pictures: those before and after training are different. Others show the image as the
-# model sees it.
-LEGENDS = {
-    "object_detection": "boxes of the data in white, those that were found in the color of their class",
-}
-
 
 class Thumbnails:
     """left: bytes that further pictures may take. legend: what is drawn into the pictures of the run; "" for nothing."""
 
     def __init__(self, run: Run, task: str, left: int = PAGE_BYTES) -> None:
         self._run, self.left = run, left
-        self.legend = LEGENDS.get(task, "")
+        self.legend = CARDS[task].picture_legend if task in CARDS else ""
 
     def make(self, name: Any, pixels: int = THUMBNAIL) -> str:
         """A picture that a table of the run names, as a data URI; "" where it cannot be read, or does not fit any more."""

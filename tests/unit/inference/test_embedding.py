@@ -16,6 +16,7 @@ from finetune.data.sources.source_stream import open_stream
 from finetune.errors import UserError
 from finetune.inference.embedding import as_embedding, check_encoder
 from finetune.recipe.data import SourceSection
+from finetune.tasks import CARDS
 from finetune.tasks.batch import RecordOptions
 from tests.prepared import Prepared, prepare
 
@@ -116,7 +117,7 @@ def test_the_mean_over_an_image(kind: str) -> None:
 )
 def test_what_is_no_encoder_is_refused(task: str, config: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        check_encoder(task, SimpleNamespace(**config), "model")
+        check_encoder(CARDS[task], SimpleNamespace(**config), "model")
 
 
 def test_encoders() -> None:
@@ -125,6 +126,6 @@ def test_encoders() -> None:
         ("token_classification", "modernbert"),
         ("reward_model", "roberta"),
     ]:
-        check_encoder(task, SimpleNamespace(model_type=kind, is_encoder_decoder=False), "model")
-    check_encoder("image_classification", SimpleNamespace(model_type="vit"), "model")
-    check_encoder("text_classification", SimpleNamespace(model_type="llama", is_causal=False), "model")
+        check_encoder(CARDS[task], SimpleNamespace(model_type=kind, is_encoder_decoder=False), "model")
+    check_encoder(CARDS["image_classification"], SimpleNamespace(model_type="vit"), "model")
+    check_encoder(CARDS["text_classification"], SimpleNamespace(model_type="llama", is_causal=False), "model")

@@ -22,6 +22,7 @@ from finetune.inference.pieces.counts import CutRows
 from finetune.inference.pieces.options import PieceOptions
 from finetune.inference.pieces.splitter import make_splitter
 from finetune.inference.whole_rows import WholeRows
+from finetune.tasks import CARDS
 from tests.unit.inference.pieces.conftest import answer_with, equal_examples, split_and_load
 
 LIMIT = 24
@@ -287,14 +288,16 @@ def test_blocks_longer_than_the_model_are_refused(prepared_task: Any) -> None:
 )
 def test_options_that_make_no_sense_are_refused(task: str, options: PieceOptions, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        options.resolve(task)
+        options.resolve(CARDS[task])
     said = str(caught.value)
     assert message in said and caught.value.remedy and caught.value.where.startswith("--")
     assert f"{caught.value.where}: {caught.value.where}" not in said
 
 
 def test_defaults_are_filled_in() -> None:
-    assert PieceOptions(tile=640).resolve("object_detection") == PieceOptions(640, 0.2, True, 1000, merge="mean")
-    assert PieceOptions(block=256).resolve("text_classification") == PieceOptions(block=256, stride=64, merge="mean")
-    assert PieceOptions().resolve("causal_lm") == PieceOptions() and not PieceOptions().asked
+    assert PieceOptions(tile=640).resolve(CARDS["object_detection"]) == PieceOptions(640, 0.2, True, 1000, merge="mean")
+    assert PieceOptions(block=256).resolve(CARDS["text_classification"]) == PieceOptions(
+        block=256, stride=64, merge="mean"
+    )
+    assert PieceOptions().resolve(CARDS["causal_lm"]) == PieceOptions() and not PieceOptions().asked
     assert PieceOptions(tile=640, whole_image=False).to_dict() == {"tile": 640, "whole_image": False}

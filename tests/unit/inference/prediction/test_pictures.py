@@ -69,13 +69,13 @@ def test_names_are_safe() -> None:
 def test_folders_of_others_are_refused(tmp_path: Path) -> None:
     stream = MemoryStream([{"image": "x"}], CARDS["object_detection"])
     mine = tmp_path / "mine"
-    prepare_folder(mine, "object_detection", stream)
+    prepare_folder(mine, CARDS["object_detection"], stream)
     (mine / "00000000.jpg").touch()
-    prepare_folder(mine, "object_detection", stream)
+    prepare_folder(mine, CARDS["object_detection"], stream)
     assert (mine / MARK).exists()
     with pytest.raises(UserError, match="has files already"):
-        prepare_folder(tmp_path, "object_detection", stream)
+        prepare_folder(tmp_path, CARDS["object_detection"], stream)
     with pytest.raises(UserError, match="cannot be made"):
-        prepare_folder(mine / "00000000.jpg" / "x", "object_detection", stream)
+        prepare_folder(mine / "00000000.jpg" / "x", CARDS["object_detection"], stream)
     with pytest.raises(UserError, match="finds no boxes"):
-        prepare_folder(mine, "text_classification", stream)
+        prepare_folder(mine, CARDS["text_classification"], stream)
