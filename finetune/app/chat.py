@@ -15,6 +15,7 @@ from finetune.inference.generation.conversation import Conversation, Prompt
 from finetune.inference.generation.generator import TextGenerator
 from finetune.inference.generation.requests import GenerationSettings, Reply, Request
 from finetune.models.attention_kernels import leave_cudnn_out
+from finetune.models.device import share_cores
 from finetune.terminal import phase, say
 
 HELP = (
@@ -43,6 +44,7 @@ def chat(options: ChatOptions) -> int:
     )  # before a model is loaded
     screen = ChatScreen()
     leave_cudnn_out()
+    share_cores(1)
     trusted = options.trust_remote_code
     with phase(f"loading {options.model}", say):
         asked = open_model(options.model, checkpoint=options.checkpoint, trust_remote_code=trusted, notify=say)

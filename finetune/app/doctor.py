@@ -14,6 +14,7 @@ from typing import Literal
 
 from finetune.errors import EXIT_DONE, EXIT_FAILED
 from finetune.recipe.machine import has_cuda
+from finetune.recipe.quotas import available_cores
 from finetune.units import format_bytes
 
 State = Literal["ok", "note", "missing"]
@@ -69,7 +70,7 @@ def _python() -> Finding:
 def _machine() -> Iterator[Finding]:
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = available_cores()
     memory = psutil.virtual_memory()
     free, total = format_bytes(memory.available), format_bytes(memory.total)
     yield Finding("ok", "processor", f"{cores} cores; memory {free} free of {total}")

@@ -19,6 +19,7 @@ from finetune.distributed.launch import die_with_parent
 from finetune.errors import FinetuneError, UserError
 from finetune.inference.pieces.options import PieceOptions
 from finetune.recipe.machine import count_gpus
+from finetune.recipe.quotas import THREADS, threads_each
 from finetune.terminal import print_line, say
 from finetune.units import format_number
 
@@ -150,11 +151,11 @@ def _pool_opener(
 ) -> Callable[[Any], Any]:
     from finetune.inference.serving.pool import ReplicaPool
 
-    threads = str(max(1, len(os.sched_getaffinity(0)) // len(places)))
+    threads = str(threads_each(len(places)))
 
     def start(number: int, sock: socket.socket) -> subprocess.Popen[bytes]:
         given = {**asdict(source), "gpus": len(places[number])}
-        environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **os.environ}
+        environment = {THREADS: threads, "TOKENIZERS_PARALLELISM": "false", **os.environ}
         environment |= see_only(places[number], os.environ)
         environment.pop(secret, None)
         return subprocess.Popen(

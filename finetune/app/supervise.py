@@ -20,6 +20,7 @@ from finetune.planning.engine import choose_engine
 from finetune.planning.tensor import KEY, check_model
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.machine import count_gpus
+from finetune.recipe.quotas import available_cores
 from finetune.tasks import CARDS
 from finetune.terminal import keep_output_in, print_beside_view, print_line
 from finetune.tracking.run import Run
@@ -117,7 +118,7 @@ def early_ranks(launch: Launch, verb: str, recipe: str, sets: Sequence[str]) -> 
 
 def check_count(count: int, where: str) -> None:
     """Raises: UserError for more ranks than this machine can run, which would take it down."""
-    most = max(MOST_RANKS, RANKS_PER_CORE * (os.cpu_count() or 1))
+    most = max(MOST_RANKS, RANKS_PER_CORE * available_cores())
     if count > most:
         raise UserError(
             f"{count:,} processes on one machine",

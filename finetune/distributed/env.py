@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetune.errors import UserError
+from finetune.recipe.quotas import THREADS
 
 # Step ids that Slurm reserves for the batch script, the interactive shell and its own services: one process, no launch.
 _SLURM_RESERVED_STEPS = range(2**32 - 10, 2**32)
 _SLURM_SHELLS = ("bash", "sh", "zsh", "interactive")
-THREADS = "OMP_NUM_THREADS"
 _PORTS = range(15000, 30000)  # below the ports that Linux hands out by itself (from 32768)
 
 

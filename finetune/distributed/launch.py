@@ -19,6 +19,7 @@ from finetune.distributed.bytecode import bytecode_variables
 from finetune.distributed.env import DistributedEnv, as_environ
 from finetune.distributed.meeting import ADDRESS, PRIVATE, stay_inside
 from finetune.distributed.waiting import WaitingRanks
+from finetune.recipe.quotas import THREADS, threads_each
 from finetune.recipe.trust import OPTION, is_trusted
 
 # The logs folder of the supervising process; it changes what is printed, not what is trained.
@@ -66,7 +67,7 @@ class Launch:
     def surroundings(self) -> dict[str, str]:
         """The environment that is the same for every rank of every run."""
         env = {**os.environ, **bytecode_variables(os.environ)}
-        env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.processes)))
+        env.setdefault(THREADS, str(threads_each(self.processes)))
         env.setdefault("TOKENIZERS_PARALLELISM", "false")
         env.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
         env.pop("PYTHONUNBUFFERED", None)  # which writes a line in pieces: the ranks share a log, and would mix them

@@ -24,6 +24,7 @@ from finetune.distributed.replica_place import READER, ReplicaPlace
 from finetune.distributed.stop_signals import signals_handled
 from finetune.distributed.watching import POLL_SECONDS, Watcher
 from finetune.errors import FinetuneError, Stopped, TrainingFailed
+from finetune.recipe.quotas import THREADS, threads_each
 
 LEAVE_SECONDS = 1.0  # that ranks have to end after the reader, which has waited for all that it needs of them
 
@@ -51,8 +52,8 @@ class ReplicaLaunch(Launch):
 
     def environment(self, rank: int, port: int, logs: Path, mark: str, private: Path) -> dict[str, str]:
         env = super().environment(rank, port, logs, mark, private) | self.place.as_environ()
-        if "OMP_NUM_THREADS" not in os.environ:  # cores are shared with the other replicas
-            env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // self.place.ranks))
+        if THREADS not in os.environ:  # cores are shared with the other replicas
+            env[THREADS] = str(threads_each(self.place.ranks))
         if self.gpus:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
         return env

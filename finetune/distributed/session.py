@@ -23,6 +23,7 @@ from finetune.distributed.failure import PeerFailed
 from finetune.distributed.meeting import ADDRESS, open_store, stay_inside
 from finetune.distributed.prebuild import Notify
 from finetune.models.attention_kernels import leave_cudnn_out
+from finetune.models.device import share_cores
 
 ARRIVAL_SECONDS = 0.01  # between two looks at the store
 GLOO_LETS_GO = 0.05  # seconds, in which this thread does not hold Python's lock
@@ -83,6 +84,7 @@ class Session:
             env = replace(env, master_addr=ADDRESS, master_port=_alone().master_port)
         os.environ.update(as_environ(env))
         forget_choices(os.environ)
+        share_cores(env.local_world_size)
         if cpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"

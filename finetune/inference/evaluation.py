@@ -12,7 +12,6 @@ import torch
 from finetune.data.order.assignment import Assignment, assign_evaluation
 from finetune.data.order.cost import CostModel
 from finetune.data.order.loader import choose_workers, evaluation_steps
-from finetune.data.prepare.memory import available_cores
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.errors import TrainingFailed, UserError
@@ -21,6 +20,7 @@ from finetune.inference.tally import Tally
 from finetune.metrics.catalogue import needs_text
 from finetune.metrics.evaluation import Evaluation
 from finetune.planning.plan import Plan
+from finetune.recipe.quotas import threads_each
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Score
 from finetune.tasks.task import Task, as_writing_task, merge_texts
@@ -102,7 +102,7 @@ class Evaluator:
             plan.recipe.data.workers,
             decodes=True,
             device=session.device.type,
-            cores=available_cores() // session.local_world_size,
+            cores=threads_each(session.local_world_size),
         )
         return min(workers, examples // WORTH_A_WORKER)
 

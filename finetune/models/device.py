@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from finetune.recipe.machine import has_cuda
+from finetune.recipe.quotas import THREADS, threads_each
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,16 @@ def uses_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
+def share_cores(processes: int) -> None:
+    """Compute with the share of one of so many processes in the cores, unless OMP_NUM_THREADS says with how many threads:
+    torch knows the cores of the machine, but no quota of a container, and not what runs beside it.
+    """
+    import torch
+
+    if THREADS not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), threads_each(processes)))
 
 
 def describe_unused_gpu() -> str:

@@ -23,6 +23,7 @@ from finetune.models.source import describe_contents
 from finetune.recipe.containment import check_contained
 from finetune.recipe.identity import stored_values, training_differences
 from finetune.recipe.json_file import read_json
+from finetune.recipe.quotas import available_cores
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.secrets import mask
 from finetune.recipe.yaml_dialect import dump
@@ -242,7 +243,7 @@ def describe_machine() -> dict[str, Any]:
         "host": platform.node(),
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": [],
     }

@@ -28,6 +28,7 @@ from finetune.distributed.sharded_state import trainable_parameters
 from finetune.distributed.tensor_parallel import whole_shape
 from finetune.errors import DISK_FULL, TrainingFailed
 from finetune.recipe.optimizers import FLOAT32_BYTES, OPTIMIZERS
+from finetune.recipe.quotas import threads_each
 from finetune.training.checkpoint_manifest import Checkpoint, Manifest, checkpoint_name
 from finetune.training.checkpoint_reader import find_checkpoints
 from finetune.training.checkpoint_writer import NO_SPACE, Written, attempt, beside_of, publish, write_parts
@@ -208,8 +209,7 @@ def check_space(engine: Engine, folder: Path, *, optimizer: str, copies: int) ->
 
 def _writing_threads(ranks: int) -> int:
     """How many parts a rank writes and hashes at a time. ranks: on this host."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_THREADS, cores // ranks))
+    return min(MOST_THREADS, threads_each(ranks))
 
 
 def _be_nice() -> None:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from finetune.data.order.cost import CostModel
 from finetune.data.order.loader import RankStep, choose_workers, fetched_ahead, iterate_batches
-from finetune.data.prepare.memory import available_cores
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.prefetcher import Prefetcher
@@ -19,6 +18,7 @@ from finetune.events import Listener
 from finetune.metrics.evaluation import WORST_EXAMPLES, Evaluation
 from finetune.planning.plan import Plan
 from finetune.recipe.identity import training_values
+from finetune.recipe.quotas import threads_each
 from finetune.recipe.recipe import Recipe
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
@@ -116,7 +116,7 @@ class Loop:
             self.recipe.data.workers,
             decodes=task.card.decodes,
             device=self.session.device.type,
-            cores=available_cores() // self.session.local_world_size,
+            cores=threads_each(self.session.local_world_size),
         )
         self.rank_speed = RankSpeedEstimator(
             self.recipe.parallel.rank_speed,

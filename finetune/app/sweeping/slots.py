@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from finetune.errors import UserError
 from finetune.recipe.machine import count_gpus
 from finetune.recipe.parallel import ParallelSection
+from finetune.recipe.quotas import THREADS, threads_each
 from finetune.units import format_number
 
 
@@ -51,6 +52,5 @@ def list_slots(ranks: int, parallel: int | None) -> tuple[list[Slot], list[str]]
 
 def _cpu_slots(ranks: int, trials: int) -> list[Slot]:
     """Trials divide the cores, as the ranks of one do."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // (ranks * trials)))}
+    threads = {} if THREADS in os.environ else {THREADS: str(threads_each(ranks * trials))}
     return [Slot(f"CPU {number}" if trials > 1 else "CPU", threads) for number in range(trials)]

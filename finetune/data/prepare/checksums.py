@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from finetune.recipe.quotas import available_cores
+
 FILE = "checksums.json"  # {file: [bytes, [CRC-32 of each section]]}
 CHECKED = ".checked"  # when, and in which state, the entry was read in full
 LEFT_OUT = (FILE, "about.json", ".in-use")  # the time in about.json would make equal entries differ
@@ -74,7 +76,7 @@ def _checksums(folder: Path) -> dict[str, tuple[int, list[int]]]:
     sizes = {name: (folder / name).stat().st_size for name in _names(folder)}
     sections = [(folder / name, start) for name, size in sizes.items() for start in range(0, size, SECTION_BYTES)]
     if len(sections) > len(sizes):
-        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(THREADS, available_cores())) as pool:
             sums: Iterator[int] = iter(list(pool.map(_crc, sections)))
     else:
         sums = map(_crc, sections)

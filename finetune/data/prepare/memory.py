@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+from finetune.recipe.quotas import available_cores, group_memory
 
 try:
     import resource
@@ -16,29 +17,12 @@ except ImportError:  # Windows
 
 MIN_BYTES = 1 << 30  # that a worker may use at least
 SHARE = 0.8  # of the free memory that all workers may use together
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def available_cores() -> int:
-    """Cores that this process may use: by its affinity and, in a container, by its quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass  # no container, or no limit ("max")
-    return cores
 
 
 def available_bytes() -> int:
     """Memory that is free on this machine, or in this container if that is less."""
-    free = psutil.virtual_memory().available
-    try:
-        limit = int((CGROUP / "memory.max").read_text())
-        free = min(free, max(0, limit - int((CGROUP / "memory.current").read_text())))
-    except (OSError, ValueError):
-        pass
-    return free
+    free, left = psutil.virtual_memory().available, group_memory()
+    return free if left is None else min(free, left)
 
 
 def default_workers() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from finetune.inference.prediction.parts import Parts, disk_errors
 from finetune.inference.prediction.spool import write_spool
 from finetune.inference.prediction.windows import WINDOW_BYTES, WINDOW_ROWS, cut_into_chunks, row_bytes
 from finetune.recipe.card import TaskCard
+from finetune.recipe.quotas import available_cores
 from finetune.tasks.task import Encoded
 from finetune.units import format_number
 
@@ -268,4 +268,4 @@ def error_of(bad: BadRow) -> RowError:
 
 def spare_cores(ranks_here: int) -> int:
     """Cores of this host that its ranks do not need; at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) - ranks_here)
+    return max(1, available_cores() - ranks_here)
