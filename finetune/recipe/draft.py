@@ -8,6 +8,7 @@ from typing import Any
 from finetune.errors import Fault
 from finetune.recipe.document import Document, KeyPath, dotted
 from finetune.recipe.yaml import MAX_DEPTH, describe_type, parse_value
+from finetune.recipe.yaml_dialect import one_line
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_EPOCHS = 3
@@ -15,7 +16,11 @@ DERIVED = "derived: "  # prefix of the origin of a value that follows from other
 
 
 # Keys of which a recipe has one.
-ALTERNATIVES: tuple[tuple[KeyPath, KeyPath], ...] = ((("training", "epochs"), ("training", "steps")),)
+ALTERNATIVES: tuple[tuple[KeyPath, KeyPath], ...] = (
+    (("training", "epochs"), ("training", "steps")),
+    (("data", "validation"), ("data", "validation_fraction")),
+)
+UNSET: dict[KeyPath, Any] = {("data", "validation"): [], ("data", "validation_fraction"): 0.0}  # others: None
 
 
 class Draft:
@@ -123,15 +128,10 @@ class Draft:
     def _leave_out(self, path: KeyPath, given: KeyPath) -> None:
         """Unset a value of the file whose alternative is overridden: the override means to take its place."""
         place, override = self.place(path), f"--set {dotted(given)}"
-        if (
-            self.get(path) is None
-            or self.get(given) is None
-            or self.place(given) != override
-            or place.startswith("--set")
-        ):
+        if not self.get(path) or not self.get(given) or self.place(given) != override or place.startswith("--set"):
             return
-        self.notes.append(f"{override} takes the place of {dotted(path)}: {self.get(path)} ({place})")
-        self.put(path, None, override)
+        self.notes.append(f"{override} takes the place of {dotted(path)}: {one_line(self.get(path))} ({place})")
+        self.put(path, UNSET.get(path), override)
 
     def fill_empty_sections(self, sections: Sequence[KeyPath]) -> None:
         """An empty section (`training:`) means its defaults."""

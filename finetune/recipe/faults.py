@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_SHOWN = 120  # characters of a value
 MAX_FAULTS = 100  # that are described; each is compared with every key there is
 
-# Names in other tools -> the name here. Only names that mean the same thing.
+# Names in other tools -> the name here, or the option of the command. Only names that mean the same thing.
 ELSEWHERE = {
     "lr": "training.learning_rate",
     "num_epochs": "training.epochs",
@@ -29,6 +29,7 @@ ELSEWHERE = {
     "batch_size": "training.global_batch",
     "train_batch_size": "training.global_batch",
     "global_batch_size": "training.global_batch",
+    "gradient_accumulation_steps": "training.global_batch",
     "micro_batch_size": "parallel.micro_batch",
     "per_device_train_batch_size": "parallel.micro_batch",
     "train_micro_batch_size_per_gpu": "parallel.micro_batch",
@@ -48,21 +49,47 @@ ELSEWHERE = {
     "model_name_or_path": "model.source",
     "attn_implementation": "model.attention",
     "torch_dtype": "model.dtype",
+    "load_in_4bit": "model.quantization",
+    "load_in_8bit": "model.quantization",
+    "r": "adapter.rank",
     "lora_r": "adapter.rank",
     "lora_alpha": "adapter.alpha",
     "lora_dropout": "adapter.dropout",
     "target_modules": "adapter.targets",
+    "lora_target_modules": "adapter.targets",
+    "lora_target_linear": "adapter.targets",
     "modules_to_save": "adapter.save_modules",
     "path": "data.train.source",
     "dataset": "data.train.source",
+    "datasets": "data.train",
     "train_file": "data.train.source",
+    "validation_file": "data.validation",
+    "val_set_size": "data.validation_fraction",
+    "val_size": "data.validation_fraction",
+    "sample_packing": "data.packing",
+    "sequence_len": "options.max_length",
+    "max_seq_length": "options.max_length",
+    "max_seq_len": "options.max_length",
+    "cutoff_len": "options.max_length",
+    "chat_template": "options.template",
     "eval_steps": "evaluation.every",
+    "eval_strategy": "evaluation.every",
+    "evaluation_strategy": "evaluation.every",
+    "evals_per_epoch": "evaluation.every",
     "metric_for_best_model": "evaluation.best",
     "save_steps": "checkpoint.every",
+    "save_strategy": "checkpoint.every",
+    "saves_per_epoch": "checkpoint.every",
     "save_total_limit": "checkpoint.keep",
     "logging_steps": "tracking.log_every",
     "bf16": "training.precision",
     "fp16": "training.precision",
+    "tf32": "training.precision",
+    "report_to": "tracking.wandb",
+    "wandb_project": "tracking.project",
+    "run_name": "name",
+    "output_dir": "the option --run-dir",
+    "resume_from_checkpoint": "the option --resume",
 }
 
 
@@ -80,9 +107,11 @@ def show_value(value: Any, key: str = "") -> str:
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
-    """The nearest word, "" if none is close."""
+    """The nearest word, "" if none is close: `adamw_torch` is adamw rather than adamw_8bit."""
     lower = {item.lower(): item for item in words}
-    found = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.8)
+    begins = sorted((item for item in lower if word.lower().startswith(f"{item}_")), key=len, reverse=True)
+    found = found or begins or difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)
     return lower[found[0]] if found else ""
 
 
@@ -129,7 +158,7 @@ def unknown_key(path: KeyPath, draft: Draft, schema: Node) -> Fault:
         draft.shown(path),
         message,
         value=show_value(draft.get(path), key),
-        allowed="" if meant and near and not homes else where + allowed,
+        allowed="" if homes or renamed or near else where + allowed,
         nearest=meant,
     )
 

@@ -28,14 +28,15 @@ LONG_NAME = 80  # characters; no column is named so
 
 
 class _DecodedLines:
-    """Iterator over decoded lines, for csv.reader. number: of the last line. bad: (number, why) if it is not text.
+    """Iterator over decoded lines, for csv.reader. number, last: of the last line, and its text. bad: (number, why) if a line
+    is not text.
 
     A bad line is passed on with replacement characters, so that the end of its row is found.
     """
 
     def __init__(self, path: Path, encoding: str) -> None:
         self._lines, self._encoding = numbered_lines(path, encoding), encoding
-        self.number = 0
+        self.number, self.last = 0, ""
         self.bad: tuple[int, BadRow] | None = None
 
     def __iter__(self) -> _DecodedLines:
@@ -44,10 +45,11 @@ class _DecodedLines:
     def __next__(self) -> str:
         self.number, line = next(self._lines)
         try:
-            return decode(line, self._encoding)
+            self.last = decode(line, self._encoding)
         except BadRow as bad:
             self.bad = self.bad or (self.number, bad)
-            return line.decode("utf-8", "replace")
+            self.last = line.decode("utf-8", "replace")
+        return self.last
 
 
 def read_csv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
@@ -70,7 +72,7 @@ def read_csv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
             cells, fault = [], (start, BadRow(f"not CSV: {_csv_error(error, start, lines.number)}"))
         if lines.bad is not None:
             fault, lines.bad = lines.bad, None
-        if fault is None and (not cells or cells == [" " * len(cells[0])]):  # a blank line
+        if fault is None and _is_blank(cells, lines.last, header):
             continue
         if header is None:
             header = check_header(cells, path, start, fault)
@@ -78,6 +80,13 @@ def read_csv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
             yield fault
         else:
             yield start, as_row(header, cells, separator, lines.number - start)
+
+
+def _is_blank(cells: Sequence[str], line: str, header: Sequence[str] | None) -> bool:
+    """Whether a row is a blank line. In a file of one column `""` is a row: csv.writer and pandas write an empty cell so."""
+    if cells and cells != [" " * len(cells[0])]:
+        return False
+    return not (header is not None and len(header) == 1 and '"' in line)
 
 
 def _csv_error(error: csv.Error, start: int, end: int) -> str:

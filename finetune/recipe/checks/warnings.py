@@ -6,6 +6,8 @@ from finetune.recipe.checks.context import CheckContext
 from finetune.recipe.checks.deepspeed import stored_config
 from finetune.recipe.deepspeed import rounding_keys
 
+HIGH_RATE = 0.1  # of any optimizer but sgd, whose steps are as long as the gradient
+
 
 def find_warnings(context: CheckContext) -> list[str]:
     """One sentence, with its file and line, for each setting that is allowed but rarely intended."""
@@ -13,6 +15,12 @@ def find_warnings(context: CheckContext) -> list[str]:
     found = []
     if recipe.adapter is not None and recipe.model.init == "config":
         found.append(f"{place(('adapter',))}: an adapter on random weights (model.init: config) trains next to nothing")
+    training = recipe.training
+    if training.learning_rate >= HIGH_RATE and training.optimizer != "sgd":
+        found.append(
+            f"{place(('training', 'learning_rate'))}: a learning rate of {training.learning_rate:g} is far above what "
+            f"{training.optimizer} takes (1e-6 to 1e-2): each step moves every weight by about as much"
+        )
     if context.draft.is_written(("evaluation", "best")) and not recipe.data.has_validation:
         found.append(f"{place(('evaluation', 'best'))}: evaluation.best has no effect without validation data")
     if recipe.evaluation.at_start and not recipe.data.has_validation:

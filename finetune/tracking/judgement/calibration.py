@@ -22,6 +22,11 @@ class Calibration:
     accuracy: np.ndarray
     share: np.ndarray
 
+    @property
+    def confidence_excess(self) -> float:
+        """The mean confidence less the accuracy: above 0, the scores are too high."""
+        return float((self.share * (self.confidence - self.accuracy)).sum())
+
 
 def calibration(predictions: Predictions) -> Calibration | None:
     """Of the score of the predicted class; None for tasks without classes, with several labels, or without scores that are

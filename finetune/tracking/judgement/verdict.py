@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from finetune.tracking.judgement.calibration import Calibration
 from finetune.tracking.judgement.intervals import Interval
 from finetune.tracking.series import Series
 
@@ -47,7 +48,7 @@ def judge(
     evaluated: Evaluated | None,
     *,
     validation_loss: Series | None,
-    calibration_error: float | None = None,
+    calibration: Calibration | None = None,
 ) -> Verdict:
     """The verdict on a run whose figures are known so far."""
     if evaluated is None or not evaluated.values:
@@ -67,16 +68,19 @@ def judge(
     if evaluated.best == len(evaluated.values) - 1 and len(evaluated.values) > 1 and _improves(evaluated):
         reasons.append(f"{evaluated.metric} was still improving at the last evaluation")
         steps.append("Train longer: a larger training.epochs.")
-    elif evaluated.best < len(evaluated.values) - 1:
+    elif mark == "bad" and _still_falls(validation_loss):
+        reasons.append("the validation loss was still falling at the last evaluation")
+        steps.append("Train longer, or faster: a larger training.epochs or training.learning_rate.")
+    if evaluated.best < len(evaluated.values) - 1:
         reasons.append(
             f"the best of {len(evaluated.values)} evaluations is number {evaluated.best + 1}; its weights are kept"
         )
     if 0 < evaluated.examples < FEW:
         reasons.append(f"only {evaluated.examples} examples were evaluated, so the figures are uncertain")
         steps.append("Evaluate more examples: a larger validation split.")
-    if calibration_error is not None and calibration_error > UNCALIBRATED:
-        reasons.append(f"scores are off by {calibration_error:.0%} on average (expected calibration error)")
-        steps.append("Do not read the scores as probabilities; label smoothing or fewer epochs bring them nearer.")
+    if calibration is not None and calibration.error > UNCALIBRATED:
+        reasons.append(f"scores are off by {calibration.error:.0%} on average (expected calibration error)")
+        steps.append(_calibrating(calibration))
     if not evaluated.baselines:
         steps.append("Set evaluation.at_start: true, so that the model before training is measured, too.")
     if not steps:
@@ -111,6 +115,22 @@ def _rise(loss: Series | None) -> str | None:
         return None
     epoch = float(loss.epochs[int(loss.values.argmin())])
     return f"over-fitting: the validation loss rose from {figure(best)} (epoch {epoch:.3g}) to {figure(last)}"
+
+
+def _still_falls(loss: Series | None) -> bool:
+    """Whether the last validation loss is the lowest, and clearly lower than the one before."""
+    if loss is None or len(loss) < 2:
+        return False
+    first, before, last = (float(loss.values[at]) for at in (0, -2, -1))
+    return last <= float(loss.values.min()) and before - last > STILL_FALLING * abs(first)
+
+
+def _calibrating(calibration: Calibration) -> str:
+    """What brings the scores nearer to the accuracy, which depends on the side on which they lie."""
+    advice = "Do not read the scores as probabilities; "
+    if calibration.confidence_excess < 0:
+        return advice + "they are too low: training longer, or less label smoothing, brings them nearer."
+    return advice + "they are too high: label smoothing or fewer epochs bring them nearer."
 
 
 def _is_last(evaluated: Evaluated) -> bool:

@@ -68,7 +68,7 @@ def judge_run(
         found.get(metric),
         len(predictions) if predictions else 0,
     )
-    verdict = judge(evaluated, validation_loss=losses, calibration_error=calibrated.error if calibrated else None)
+    verdict = judge(evaluated, validation_loss=losses, calibration=calibrated)
     names = sorted(figures, key=lambda name: (name != metric, name == "loss"))
     rows = tuple(
         Row(

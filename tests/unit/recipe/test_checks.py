@@ -23,7 +23,7 @@ CONTRADICTIONS = [
     (["evaluation.metrics=[recall, loss]"], "evaluation.metrics.1", "always computed"),
     (["evaluation.best=recall"], "evaluation.best", "add it to evaluation.metrics"),
     (["evaluation.best=lost"], "evaluation.best", "not among"),
-    (["data.validation=a/b"], "data.validation_fraction", "one source"),
+    (["data.validation=a/b", "data.validation_fraction=0.1"], "data.validation_fraction", "one source"),
     (["training.early_stopping={}", "data.validation_fraction=0"], "training.early_stopping", "needs validation"),
     (["data.columns={txt: body}"], "data.columns.txt", "not a role"),
     (["data.train={source: a/b, columns: {txt: body}}"], "data.train.columns.txt", "not a role"),
@@ -230,6 +230,23 @@ def test_an_override_of_the_length_takes_the_place_of_the_other_one_in_the_file(
     (note,) = [line for line in changed.warnings if "takes the place" in line]
     assert note.startswith(f"--set training.{given} takes the place of training.{written}: 7 (r.yaml:")
     assert not [line for line in load(text, f"training.{given}=null").warnings if "takes the place" in line]
+
+
+def test_validation_data_that_is_set_takes_the_place_of_the_other_kind_in_the_file(load) -> None:
+    changed = load(GOOD, "data.validation=other/data")
+    assert changed.recipe.data.validation_fraction == 0 and len(changed.recipe.data.validation) == 1
+    assert any("--set data.validation takes the place of data.validation_fraction: 0.1" in w for w in changed.warnings)
+    text = GOOD.replace("validation_fraction: 0.1", "validation: some/data")
+    assert load(text, "data.validation_fraction=0.2").recipe.data.validation == ()
+    assert (
+        len(load(text, "data.validation_fraction=0").recipe.data.validation) == 1
+    )  # what is switched off replaces nothing
+
+
+def test_a_learning_rate_in_the_wrong_unit_is_told(load) -> None:
+    assert any("learning rate of 5 is far above" in w for w in load(GOOD, "training.learning_rate=5").warnings)
+    assert not load(GOOD, "training.learning_rate=0.01").warnings
+    assert not load(GOOD, "training.learning_rate=0.5", "training.optimizer=sgd").warnings
 
 
 @pytest.mark.parametrize(

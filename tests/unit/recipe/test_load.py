@@ -192,6 +192,25 @@ def test_a_fault_says_what_was_meant_and_what_is_allowed(faults, key: str, field
     assert words in getattr(faults(BAD)[key], field)
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("load_in_4bit=true", "model.quantization"),
+        ("training.gradient_accumulation_steps=4", "training.global_batch"),
+        ("val_set_size=0.1", "data.validation_fraction"),
+        ("adapter={r: 8}", "adapter.rank"),
+        ("output_dir=out", "the option --run-dir"),
+        ("training.optimizer=adamw_torch", "adamw"),
+        ("training.optimizer=paged_adamw_8bit", "adamw_8bit"),
+        ("training.schedule=cosine_with_restarts", "cosine"),
+    ],
+)
+def test_names_of_other_tools_lead_to_the_name_here(faults, override: str, meant: str) -> None:
+    (fault,) = faults(GOOD, override).values()
+    assert fault.nearest == meant
+    assert "takes name, task" not in fault.allowed  # all keys of a section, beside the one that is meant
+
+
 def test_faults_end_with_exit_code_2_and_show_no_secret(load) -> None:
     with pytest.raises(RecipeFaults) as caught:
         load(BAD + "    api_key: very-secret\n")

@@ -38,6 +38,15 @@ def test_csv_counts_lines_inside_quotes(tmp_path):
     ]
 
 
+def test_an_empty_cell_of_the_only_column_is_a_row_and_a_blank_line_is_none(tmp_path):
+    """`""` is what pandas and the csv module write there; without it, answers would not line up with the rows."""
+    assert rows_of(read_csv, tmp_path / "x.csv", b'text\none\n""\n\nfour\n') == [
+        (2, {"text": "one"}),
+        (3, {}),
+        (5, {"text": "four"}),
+    ]
+
+
 def test_csv_goes_on_after_a_line_of_another_encoding(tmp_path):
     found = rows_of(read_csv, tmp_path / "x.csv", b"text,label\na,1\ncaf\xe9,2\nb,3\n")
     assert [line for line, _ in found] == [2, 3, 4]

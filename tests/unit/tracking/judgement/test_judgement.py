@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from finetune.tracking.judgement.baselines import MAJORITY, MEAN, NO_BOX, NO_ENTITY, SAME, baseline
-from finetune.tracking.judgement.calibration import calibration
+from finetune.tracking.judgement.calibration import Calibration, calibration
 from finetune.tracking.judgement.intervals import Interval, intervals
 from finetune.tracking.judgement.predictions import Predictions, prediction_fields, read_predictions
 from finetune.tracking.judgement.thresholds import threshold_curves
@@ -166,8 +166,28 @@ def test_a_run_at_its_baseline(reference: float, mark: str) -> None:
 
 def test_what_cannot_be_judged_is_said() -> None:
     assert judge(None, validation_loss=None).mark == "unknown"
-    alone = judge(evaluated(0.8, best=0, baselines={}, examples=50), validation_loss=None, calibration_error=0.3)
+    alone = judge(
+        evaluated(0.8, best=0, baselines={}, examples=50), validation_loss=None, calibration=calibrated(0.9, 0.5)
+    )
     assert "no baseline" in alone.line and len(alone.reasons) == 2
+
+
+def calibrated(confidence: float, accuracy: float) -> Calibration:
+    return Calibration(abs(confidence - accuracy), np.array([confidence]), np.array([accuracy]), np.array([1.0]))
+
+
+@pytest.mark.parametrize(
+    ("confidence", "advice"), [(0.9, "too high: label smoothing"), (0.2, "too low: training longer")]
+)
+def test_the_advice_on_scores_depends_on_their_side(confidence: float, advice: str) -> None:
+    run = evaluated(0.8, best=0, baselines={MAJORITY: 0.5})
+    assert advice in judge(run, validation_loss=None, calibration=calibrated(confidence, 0.5)).next_steps[0]
+
+
+def test_a_run_at_its_baseline_whose_loss_still_falls_is_to_go_on() -> None:
+    run = evaluated(0.4, 0.4, best=0, baselines={MAJORITY: 0.85})
+    assert "training.learning_rate" in judge(run, validation_loss=series(1.36, 1.16)).next_steps[0]
+    assert not any("longer" in step for step in judge(run, validation_loss=series(1.36, 1.359)).next_steps)
 
 
 def test_predictions_are_read_back_as_the_metrics_take_them(tmp_path: Path) -> None:
