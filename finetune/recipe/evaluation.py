@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune.recipe.section import Section
+from finetune.recipe.trackers import TrackerName, describe_trackers
 
 Every = Annotated[int, Field(ge=1)] | Literal["epoch"]
 KeepAfterTraining = Literal["all", "best", "none"]
@@ -44,7 +45,6 @@ class CheckpointSection(Section):
 
 Alert = Literal["done", "failed", "diverged", "disk_full", "stopped"]
 Uploaded = Literal["model", "data"]
-OtherTracker = Literal["tensorboard", "mlflow"]  # the keys of recipe/trackers.py
 
 
 class TrackingSection(Section):
@@ -56,11 +56,7 @@ class TrackingSection(Section):
     group: str = Field(default="", description="W&B group. Default: the name of the recipe.")
     tags: list[str] = Field(default_factory=list, description="W&B tags.")
     log_every: int = Field(default=10, ge=1, description="Log training metrics every N steps.")
-    also: list[OtherTracker] = Field(
-        default_factory=list,
-        description="Other trackers that get the rows of metrics.jsonl: tensorboard (RUN/tensorboard), mlflow (where "
-        "MLFLOW_TRACKING_URI says). Each needs the extra of its name.",
-    )
+    also: list[TrackerName] = Field(default_factory=list, description=describe_trackers())
     alerts: list[Alert] = Field(
         default=["failed", "diverged", "disk_full", "stopped"],
         description="W&B alerts (by mail or chat, as the W&B account says), each kind on its own: done; stopped (on request, "

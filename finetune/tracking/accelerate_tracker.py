@@ -1,12 +1,11 @@
-"""TensorBoard and MLflow as mirrors of the journal, through the trackers of Accelerate (`tracking.also`)."""
+"""Mirrors of the journal through the trackers of Accelerate (`tracking.also`): what TensorBoard and MLflow share."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from finetune.errors import UserError
 from finetune.recipe.recipe import Recipe
@@ -16,7 +15,6 @@ from finetune.tracking.atomic_files import plain
 from finetune.tracking.background import Background
 from finetune.tracking.journal import read_rows
 from finetune.tracking.run import Run, shown
-from finetune.tracking.run_names import unique_name
 
 FINISH_SECONDS = 60.0  # how long the end of training waits for a tracker at most
 
@@ -29,16 +27,17 @@ class AccelerateTracker:
     All calls are made by a thread: a server that hangs does not block training. A failure is reported once, and the tracker
     gets nothing after it.
 
-    TensorBoard: event files in RUN/tensorboard/. A resumed run writes them anew from metrics.jsonl, so that they never hold
-    steps that were undone. MLflow: where MLFLOW_TRACKING_URI says; a resumed run continues the same MLflow run, whose history
-    keeps steps that are trained again.
+    name: its entry in `TRACKERS`. kind: its class in accelerate.tracking.
     """
 
-    def __init__(self, name: str, run: Run, recipe: Recipe, say: Callable[[str], None] = print) -> None:
+    name: ClassVar[str]
+    kind: ClassVar[str]
+
+    def __init__(self, run: Run, recipe: Recipe, say: Callable[[str], None] = print) -> None:
         """Raises: UserError if the tracker's package is not installed."""
-        check_installed(name)
-        self.name, self._run, self._recipe, self._say = name, run, recipe, say
-        self._background = Background(f"{name}-tracker", self._report)
+        check_installed(self.name)
+        self._run, self._recipe, self._say = run, recipe, say
+        self._background = Background(f"{self.name}-tracker", self._report)
         self._tracker: Any = None
 
     def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
@@ -72,25 +71,21 @@ class AccelerateTracker:
         """Start the tracker; log the first `size` bytes of metrics.jsonl where it lacks those rows."""
         from accelerate import tracking
 
-        kind = getattr(tracking, TRACKERS[self.name].class_name)
-        known = self._run.read().get(self.name, {}).get("id", "")
-        self._tracker = self._make(kind, known)
+        self._tracker = self._make(getattr(tracking, self.kind))
         self._tracker.start()
-        if self.name == "mlflow" and known:
+        if self._has_history():
             return
-        if self.name == "mlflow":
-            self._run.update(mlflow={"id": str(self._tracker.tracker.info.run_id)})
         self._tracker.store_init_configuration(dict(flatten(shown(self._recipe))))
         for row in read_rows(self._run.metrics_file, size):
             self._log(row)
 
-    def _make(self, kind: Any, known: str) -> Any:
-        if self.name == "mlflow":
-            project = self._recipe.tracking.project
-            return kind(experiment_name=project, run_id=known or None, run_name=unique_name(self._run, self._recipe))
-        if self._run.tensorboard.is_dir():
-            shutil.rmtree(self._run.tensorboard)
-        return kind(run_name=self._run.tensorboard.name, logging_dir=str(self._run.path))
+    def _make(self, kind: Any) -> Any:
+        """Accelerate's tracker, not started. kind: its class."""
+        raise NotImplementedError
+
+    def _has_history(self) -> bool:
+        """Whether the tracker that was started has the configuration and the earlier rows of the run."""
+        return False
 
     def _log(self, row: Mapping[str, Any]) -> None:
         split = row.get("split", "train")

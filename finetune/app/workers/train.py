@@ -38,9 +38,9 @@ from finetune.models.float8 import check_float8
 from finetune.planning.plan import Plan
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
+from finetune.recipe.trackers import TRACKERS
 from finetune.tasks.artifacts import MODEL
 from finetune.terminal import phase, phases_told, print_line
-from finetune.tracking.accelerate_tracker import AccelerateTracker
 from finetune.tracking.atomic_files import publish_json
 from finetune.tracking.console import Console
 from finetune.tracking.journal import Journal
@@ -215,5 +215,6 @@ def _finish(loop: Loop, context: TrainingContext, run: Run, recipe: Recipe, outc
 def make_listeners(run: Run, recipe: Recipe) -> Listeners:
     """Who hears of the training on rank 0: the journal first, because it is the truth."""
     console = Console(terminal.Console(highlight=False), log_every=recipe.tracking.log_every)
-    others = [AccelerateTracker(name, run, recipe, console.message) for name in dict.fromkeys(recipe.tracking.also)]
+    also = dict.fromkeys(recipe.tracking.also)
+    others = [TRACKERS[name].listener_class(run, recipe, console.message) for name in also]
     return Listeners([Journal(run), console, WandbMirror(run, recipe, console.message), *others])

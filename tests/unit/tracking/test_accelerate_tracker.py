@@ -8,15 +8,18 @@ import inspect
 import re
 import sys
 import threading
+import tomllib
 import types
+from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from finetune.errors import UserError
+from finetune.events import Listener
 from finetune.recipe import trackers
 from finetune.tracking import accelerate_tracker
-from finetune.tracking.accelerate_tracker import AccelerateTracker, flatten
+from finetune.tracking.accelerate_tracker import flatten
 from finetune.tracking.journal import Journal, read_rows
 from finetune.tracking.listeners import Listeners
 from tests.unit.tracking.conftest import make_recipe
@@ -42,7 +45,7 @@ def train(run, name, rows, *, start_step=0, status="done"):
     """The listeners of a training; what they say."""
     said = []
     recipe = make_recipe(tracking={"also": [name], "project": "demo-project"})
-    mirror = AccelerateTracker(name, run, recipe, said.append)
+    mirror = trackers.TRACKERS[name].listener_class(run, recipe, said.append)
     listeners = Listeners([Journal(run), mirror])
     listeners.started(start_step=start_step, total_steps=4, steps_per_epoch=4, facts={})
     for row in rows:
@@ -160,7 +163,7 @@ def test_a_tracker_that_hangs_does_not_keep_the_run_from_ending(run, mlflow, mon
 def test_a_missing_package_is_named_with_its_extra(run, monkeypatch):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="mlflow, which is not installed") as error:
-        AccelerateTracker("mlflow", run, make_recipe())
+        trackers.TRACKERS["mlflow"].listener_class(run, make_recipe())
     assert "pip install 'finetune[mlflow]'" in error.value.remedy
 
 
@@ -174,6 +177,16 @@ def test_the_stand_in_has_what_accelerates_tracker_calls():
     )
     called = {"search_experiments", "create_experiment", "start_run", "log_params", "log_metrics", "end_run"}
     assert set(re.findall(r"mlflow\.(\w+)\(", text)) - {"log_param"} == called
+
+
+def test_every_tracker_of_the_registry_has_its_listener_and_its_extra():
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for name, spec in trackers.TRACKERS.items():
+        assert spec.listener_class.name == name and name in extras
+        assert all(hasattr(spec.listener_class, event) for event in vars(Listener) if not event.startswith("_"))
+    assert len(trackers.TRACKERS) == 2
 
 
 def test_parameters_are_flat():
