@@ -18,12 +18,17 @@ class TinyExample:
     """write: puts eight rows into a folder and returns `data:`. trains: AdamW steps and learning rate that overfit them;
     learnt: the loss from which they count as learnt.
 
-    adapter: `adapter:` for those that can have one. variants: further `options:` that keep the same promises.
+    adapter: `adapter:` for those that can have one.
+    unusable: rows that cannot be asked, each with its reason. long_row: options with a limit, and a row that is longer; None:
+    rows have no length. record: fields of an answer in a user's file.
     """
 
     task: str
     model: dict[str, Any]
     write: Callable[[Path], dict[str, Any]]
+    unusable: tuple[tuple[dict[str, Any], str], ...]
+    record: frozenset[str]
+    long_row: tuple[dict[str, int], dict[str, Any]] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     adapter: dict[str, Any] | None = None
     steps: int = 60
@@ -189,6 +194,11 @@ DFINE = {
 }
 _RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 
+_TEXT: Any = (({"text": " "}, "text is empty"), ({}, "no text"), ({"text": ["a"]}, "text is list, not text"))
+_IMAGE: Any = (({"image": "/none.png"}, "/none.png"), ({"image": b"no image"}, "image"), ({}, "image"))
+_LONG_TEXT: Any = ({"max_length": 32}, {"text": "word " * 90})
+_CLASS, _WRITTEN = frozenset({"label", "score", "labels"}), frozenset({"text", "finish_reason"})
+
 EXAMPLES = (
     TinyExample(
         task="text_classification",
@@ -199,6 +209,9 @@ EXAMPLES = (
             "config": {**_TRANSFORMER, "initializer_range": 0.1, "hidden_dropout_prob": 0.0},
         },
         write=_reviews,
+        unusable=_TEXT,
+        record=_CLASS,
+        long_row=_LONG_TEXT,
         adapter={"rank": 4},
         learning_rate=3e-3,
     ),
@@ -211,6 +224,9 @@ EXAMPLES = (
             "config": {**_TRANSFORMER, "initializer_range": 0.1, "hidden_dropout_prob": 0.0},
         },
         write=_entities,
+        unusable=(({"tokens": []}, "tokens is empty"), ({}, "no tokens"), ({"tokens": "a b"}, "a list")),
+        record=frozenset({"words", "tags", "scores", "entities"}),
+        long_row=({"max_length": 32}, {"tokens": ["word"] * 90}),
         adapter={"rank": 4},
         learning_rate=3e-3,
     ),
@@ -223,6 +239,9 @@ EXAMPLES = (
             "config": {**_TRANSFORMER, "initializer_range": 0.1, "hidden_dropout_prob": 0.0},
         },
         write=_ratings,
+        unusable=_TEXT,
+        record=frozenset({"value"}),
+        long_row=_LONG_TEXT,
         adapter={"rank": 4},
         steps=250,
         learning_rate=3e-3,
@@ -236,6 +255,9 @@ EXAMPLES = (
             "config": {**_TRANSFORMER, "num_key_value_heads": 2, "max_position_embeddings": 128},
         },
         write=_pairs,
+        unusable=(({"prompt": "Hi"}, "no chosen"), ({"prompt": "Hi", "chosen": " "}, "chosen is empty")),
+        record=frozenset({"reward"}),
+        long_row=({"max_length": 64}, {"prompt": "word " * 90, "chosen": "a"}),
         adapter={"rank": 4},
     ),
     *(
@@ -248,6 +270,9 @@ EXAMPLES = (
                 "config": {**_TRANSFORMER, "num_key_value_heads": 2, "max_position_embeddings": 128},
             },
             write=_verdicts if loss == "kto" else _pairs,
+            unusable=(({"prompt": " "}, "the prompt is empty"), ({}, "no prompt")),
+            record=_WRITTEN,
+            long_row=({"max_length": 64}, {"prompt": "word " * 90}),
             options={"loss": loss, "beta": beta, "margin": 0.0},
             adapter={"rank": 4},
             steps=80,
@@ -263,6 +288,9 @@ EXAMPLES = (
             "config": {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2, "dropout_rate": 0.0},
         },
         write=_translations,
+        unusable=(({"source": " "}, "source is empty"), ({}, "no source")),
+        record=_WRITTEN,
+        long_row=({"max_source_length": 32}, {"source": "word " * 90}),
         options={"max_target_length": 24},
         adapter={"rank": 4},
         steps=120,
@@ -276,6 +304,15 @@ EXAMPLES = (
             "config": {**_TRANSFORMER, "num_key_value_heads": 2, "max_position_embeddings": 128},
         },
         write=_instructions,
+        unusable=(
+            ({"output": "Apple."}, "neither messages, nor instruction"),
+            ({"instruction": " "}, "the prompt is empty"),
+            ({"text": " "}, "the prompt is empty"),
+            ({"prompt": " "}, "the prompt is empty"),
+            ({"messages": [{"role": "assistant", "content": "Hello!"}]}, "the prompt is empty"),
+        ),
+        record=_WRITTEN,
+        long_row=({"max_length": 64}, {"instruction": "word " * 90}),
         options={"reply_length": 24},
         adapter={"rank": 4},
         steps=80,
@@ -284,6 +321,8 @@ EXAMPLES = (
         task="image_classification",
         model={"source": "resnet", "init": "config", "config": _RESNET, "batch_norm": "local"},
         write=_pictures,
+        unusable=_IMAGE,
+        record=_CLASS,
         options={"image_size": 16},
         adapter={"rank": 4, "targets": ["convolution"]},
     ),
@@ -291,6 +330,8 @@ EXAMPLES = (
         task="object_detection",
         model={"source": "d_fine", "init": "config", "config": DFINE, "batch_norm": "local"},
         write=_scenes,
+        unusable=_IMAGE,
+        record=frozenset({"boxes"}),
         options={"image_size": 64},
         steps=240,
         learning_rate=4e-3,

@@ -22,37 +22,6 @@ from tests.prepared import Prepared, prepare
 
 torch.set_num_threads(1)
 
-TARGETS = {
-    "causal_lm": {"output", "completion"},
-    "image_classification": {"label"},
-    "object_detection": {"objects"},
-    "preference": {"chosen", "rejected", "completion", "label"},
-    "reward_model": {"rejected"},
-    "seq2seq": {"target"},
-    "sequence_regression": {"label"},
-    "text_classification": {"label"},
-    "token_classification": {"tags"},
-}
-TEXT = [({"text": " "}, "text is empty"), ({}, "no text"), ({"text": ["a"]}, "text is list, not text")]
-IMAGE = [({"image": "/none.png"}, "/none.png"), ({"image": b"no image"}, "image"), ({}, "image")]
-UNUSABLE: dict[str, list[tuple[dict[str, Any], str]]] = {
-    "causal_lm": [
-        ({"output": "Apple."}, "neither messages, nor instruction"),
-        ({"instruction": " "}, "the prompt is empty"),
-        ({"text": " "}, "the prompt is empty"),
-        ({"prompt": " "}, "the prompt is empty"),
-        ({"messages": [{"role": "assistant", "content": "Hello!"}]}, "the prompt is empty"),
-    ],
-    "image_classification": IMAGE,
-    "object_detection": IMAGE,
-    "preference": [({"prompt": " "}, "the prompt is empty"), ({}, "no prompt")],
-    "reward_model": [({"prompt": "Hi"}, "no chosen"), ({"prompt": "Hi", "chosen": " "}, "chosen is empty")],
-    "seq2seq": [({"source": " "}, "source is empty"), ({}, "no source")],
-    "sequence_regression": TEXT,
-    "text_classification": TEXT,
-    "token_classification": [({"tokens": []}, "tokens is empty"), ({}, "no tokens"), ({"tokens": "a b"}, "a list")],
-}
-
 
 def read(example: TinyExample, folder: Path, **changes: Any) -> tuple[Prepared, list[dict[str, Any]]]:
     """The task with its training data as validation data as well, and the rows."""
@@ -65,7 +34,7 @@ def read(example: TinyExample, folder: Path, **changes: Any) -> tuple[Prepared, 
 
 def asked(task: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """The row without what is to be learned from it."""
-    kept = {role: value for role, value in row.items() if role not in TARGETS[task]}
+    kept = {role: value for role, value in row.items() if role not in CARDS[task].targets}
     if task == "causal_lm" and kept.get("messages"):
         kept["messages"] = kept["messages"][:-1]
     return kept
@@ -97,9 +66,9 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_every_task_says_what_its_targets_are() -> None:
-    assert set(TARGETS) == set(UNUSABLE) == set(CARDS) == {example.task for example in EXAMPLES}
-    for task, roles in TARGETS.items():
-        assert roles <= set(CARDS[task].columns)
+    assert set(CARDS) == {example.task for example in EXAMPLES}
+    for card in CARDS.values():
+        assert card.targets and set(card.targets) <= set(card.columns)
 
 
 def test_rows_without_targets_are_answered_in_order(example: TinyExample, tmp_path: Path) -> None:
@@ -160,7 +129,6 @@ def test_every_answer_becomes_a_record_of_the_fields_that_were_said_before(
 
 def test_rows_that_are_asked_need_no_targets(example: TinyExample) -> None:
     card = CARDS[example.task]
-    assert set(card.targets) == TARGETS[example.task]
     needed = {role for roles in card.for_asking().required for role in roles}
     assert needed and needed <= set(card.columns) | set(card.asked_columns)
 
@@ -207,7 +175,7 @@ def test_answers_need_no_targets(example: TinyExample, tmp_path: Path) -> None:
 
 def test_a_row_that_cannot_be_used_says_why_and_leaves_the_others(example: TinyExample, tmp_path: Path) -> None:
     prepared, rows = read(example, tmp_path)
-    reasons, mixed = UNUSABLE[example.task], [asked(example.task, rows[0])]
+    reasons, mixed = example.unusable, [asked(example.task, rows[0])]
     for bad, _ in reasons:
         mixed += [bad, mixed[0]]
     encoded = prepared.task.encode(prepared.artifacts, mixed, with_targets=False)
@@ -228,23 +196,12 @@ def test_a_row_without_its_target_is_a_bad_row_where_targets_are_read(example: T
     assert not isinstance(usable, BadRow)
 
 
-LONG: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
-    "causal_lm": ({"max_length": 64}, {"instruction": "word " * 90}),
-    "preference": ({"max_length": 64}, {"prompt": "word " * 90}),
-    "reward_model": ({"max_length": 64}, {"prompt": "word " * 90, "chosen": "a"}),
-    "seq2seq": ({"max_source_length": 32}, {"source": "word " * 90}),
-    "sequence_regression": ({"max_length": 32}, {"text": "word " * 90}),
-    "text_classification": ({"max_length": 32}, {"text": "word " * 90}),
-    "token_classification": ({"max_length": 32}, {"tokens": ["word"] * 90}),
-}
-
-
 @pytest.mark.parametrize("on_long", ["drop", "error", "truncate"])
 def test_a_row_that_is_too_long_is_never_an_empty_example(example: TinyExample, tmp_path: Path, on_long: str) -> None:
     """`drop` leaves rows out of a split; a row that is to be answered is a bad row instead."""
-    if example.task not in LONG:
+    if example.long_row is None:
         pytest.skip("images have no length")
-    options, row = LONG[example.task]
+    options, row = example.long_row
     prepared, _ = read(example, tmp_path, options={**example.options, **options, "on_long": on_long})
     (encoded,) = prepared.task.encode(prepared.artifacts, [row], with_targets=False)
     if example.task in ("causal_lm", "preference"):  # a prompt without its end is another question

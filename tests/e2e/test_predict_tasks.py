@@ -37,15 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **{task: {"max_new_tokens": 5} for task in ("causal_lm", "preference")},
     "seq2seq": {"max_new_tokens": 5, "columns": ("source=de", "target=en")},
 }
-FIELDS = {
-    "text_classification": {"label", "score", "labels"},
-    "token_classification": {"words", "tags", "scores", "entities"},
-    "sequence_regression": {"value"},
-    "reward_model": {"reward"},
-    "image_classification": {"label", "score", "labels"},
-    "object_detection": {"boxes"},
-    **{task: {"text", "finish_reason"} for task in ("causal_lm", "preference", "seq2seq")},
-}
+RECORDS = {example.task: example.record for example in EXAMPLES}
 
 
 def verb_here(folder, verb, **options):
@@ -168,7 +160,7 @@ def test_every_task_is_asked_in_every_way(task, train):
     assert [record["row"] for record in records] == numbers
     for record in records:
         assert "error" not in record, record
-        assert FIELDS[task] <= record.keys(), record
+        assert RECORDS[task] <= record.keys(), record
     two, two_path = run.predict("two.jsonl", model="run/model", ranks=2)
     assert two_path.read_bytes() == one_path.read_bytes(), "an exported model, and two ranks"
     assert "2 ranks" in two and f"{len(rows)} rows answered" in one

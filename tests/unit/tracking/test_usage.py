@@ -168,4 +168,4 @@ def test_every_task_has_classes_that_transformers_knows_and_a_title():
         usage = usage_of(task)
         assert hasattr(transformers, usage.model) and hasattr(transformers, usage.processor)
         assert usage.model != "AutoModel" and "_" not in usage.title, task
-    assert len(CARDS) == 9
+    assert len(CARDS) >= 9
