@@ -11,6 +11,7 @@ from finetune.data.formats.parallel_text import is_parallel
 from finetune.data.sources.locate import locate
 from finetune.data.sources.peek import columns_of
 from finetune.data.sources.read_options import asked_sources
+from finetune.data.split_names import split_of
 from finetune.errors import UserError
 from finetune.recipe import shelf
 from finetune.recipe.load import LoadedRecipe, load_recipe
@@ -68,6 +69,7 @@ def new_recipe(task: str, *, data: str, output: Path | None, model: str) -> Path
         CARDS[task],
         data=data,
         columns=peek_columns(data),
+        splits=peek_splits(data),
         output=output,
         model=model or _usual_model(task),
         schema=schema,
@@ -97,6 +99,18 @@ def peek_columns(data: str) -> list[str]:
         return columns_of(located.files[0], located.format, source) if located.files else []
     except UserError:
         return []  # the data checks report it when the recipe is used
+
+
+def peek_splits(data: str) -> list[str]:
+    """validation and test, if local data holds these splits beside train."""
+    if not data or not is_local(data, Path.cwd()):
+        return []
+    try:
+        (source,) = asked_sources([data])
+        left = {split_of(label) for label in locate(source, "train").left}
+    except UserError:
+        return []
+    return [split for split in ("validation", "test") if split in left]
 
 
 def _usual_model(task: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from finetune.recipe.card import TaskCard
@@ -41,11 +41,20 @@ ALSO_CALLED = {
 }
 
 
-def write_starter(card: TaskCard, *, data: str, columns: Sequence[str], output: Path, model: str, schema: str) -> str:
+def write_starter(
+    card: TaskCard,
+    *,
+    data: str,
+    columns: Sequence[str],
+    output: Path,
+    model: str,
+    schema: str,
+    splits: Collection[str] = (),
+) -> str:
     """The text of a starter recipe.
 
     data: value for `data.train`, as typed by the user in the current folder. columns: of that data; [] if unknown.
-    model: value for `model.source` ("" leaves it
+    splits: of validation and test those that the data holds beside train. model: value for `model.source` ("" leaves it
     to be filled in). schema: path of the JSON Schema.
     """
     local = is_local(data, Path.cwd())
@@ -60,7 +69,7 @@ def write_starter(card: TaskCard, *, data: str, columns: Sequence[str], output: 
         "",
         *_model_lines(model),
         "",
-        *_data_lines(card, shown, columns),
+        *_data_lines(card, shown, columns, splits),
         *_option_lines(card),
         "",
         *_TRAINING.splitlines(),
@@ -112,10 +121,15 @@ def _model_lines(model: str) -> Iterator[str]:
     yield f"  source: {one_line(model)}  # {note}" if model else f"  source:  # fill in: {note}"
 
 
-def _data_lines(card: TaskCard, source: str, columns: Sequence[str]) -> Iterator[str]:
+def _data_lines(card: TaskCard, source: str, columns: Sequence[str], splits: Collection[str]) -> Iterator[str]:
     yield "data:"
     yield f"  train: {one_line(source)}" if source else "  train:  # fill in: a file, a folder, or a hub id"
-    yield "  validation_fraction: 0.1  # fraction held out of train; or give a file instead: `validation: other.csv`"
+    if "validation" in splits:
+        yield f"  validation: {one_line(source)}  # its own split of the same data"
+    else:
+        yield "  validation_fraction: 0.1  # fraction held out of train; or give a file instead: `validation: other.csv`"
+    if "test" in splits:
+        yield f"  test: {one_line(source)}  # evaluated once, at the end"
     guessed = guess_columns(card, columns)
     yield "  columns:  # role of the task: column of the data" + (
         f" (available: {', '.join(columns)})" if columns else ""
@@ -148,7 +162,7 @@ _TRAINING = """\
 training:
   epochs: 3
   global_batch: 32  # examples per optimizer step over all ranks; the result does not depend on the number of ranks
-  learning_rate: 5e-5  # peak; typically 1e-5 to 5e-5 for full fine-tuning of encoders, 1e-4 to 3e-4 for adapters
+  learning_rate: 5e-5  # peak; typically 1e-5 to 5e-5 for pretrained transformers, 1e-4 to 3e-4 for adapters, 1e-3 for pretrained CNNs
   schedule: linear  # or cosine, constant, inverse_sqrt
   warmup: 0.06  # below 1: fraction of all steps; 1 or more: number of steps
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.formats.compression import open_binary
+from finetune.data.formats.compression import READ_ERRORS, open_binary
 from finetune.data.formats.lines import NumberedRow
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
@@ -29,6 +30,13 @@ NOTICES = "coco_notices"  # key of a row: sentences on its annotations for the r
 REPEATED_ID = "an annotation id occurs more than once in the file"
 _TABLES = ("images", "annotations", "categories")
 
+HEAD_BYTES = 1 << 20  # by which a file is recognized
+_FIRST_KEY = re.compile(r'\s*\{\s*"(info|licenses?|images|annotations|categories|type|videos)"\s*:')
+_FIRST_ENTRIES = tuple(
+    re.compile(rf'"{table}"\s*:\s*\[\s*\{{[^{{}}]*"{key}"\s*:')
+    for table, key in (("images", "file_name"), ("annotations", "image_id"), ("categories", "name"))
+)
+
 
 def find_annotations(folder: Path) -> Path | None:
     """The annotation file in a folder of images: _annotations.coco.json, or the only *.coco.json; else None."""
@@ -36,6 +44,19 @@ def find_annotations(folder: Path) -> Path | None:
         return folder / ANNOTATIONS
     files = sorted(path for path in folder.glob(f"*{EXTENSION}") if path.is_file())
     return files[0] if len(files) == 1 else None
+
+
+def is_coco(path: Path) -> bool:
+    """Whether a JSON file begins as one in COCO format: one object, whose first key COCO has, with a table of its kind.
+
+    Reads no more than the first megabyte.
+    """
+    try:
+        with open_binary(path) as file:
+            start = file.read(HEAD_BYTES).decode("utf-8-sig", "replace")
+    except READ_ERRORS:
+        return False
+    return _FIRST_KEY.match(start) is not None and any(pattern.search(start) for pattern in _FIRST_ENTRIES)
 
 
 def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
@@ -58,7 +79,7 @@ def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
             yield 0, BadRow(f"annotation {annotation.get('id')}: there is no image {image_id!r}"[:300] + but)
         else:
             objects[_key(image_id)].append(annotation)
-    folder = user_path(source.images) if source.images else path.parent
+    folder = _image_folder(path, source)
     files = [_image_path(path, folder, index, image["file_name"]) for index, image in enumerate(content["images"])]
     ids, listed = Counter(_key(image["id"]) for image in content["images"]), Counter(map(os.path.normpath, files))
     for image, file in zip(content["images"], files, strict=True):
@@ -97,7 +118,7 @@ def read_asked(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     for annotation in content["annotations"]:
         objects.get(_key(annotation["image_id"]), []).append(annotation)
     ids = Counter(_key(image["id"]) for image in content["images"])
-    folder = user_path(source.images) if source.images else path.parent
+    folder = _image_folder(path, source)
     for index, image in enumerate(content["images"]):
         row: dict[str, Any] = {"image": _image_path(path, folder, index, image["file_name"]), "image_id": image["id"]}
         row.update({key: image[key] for key in ("width", "height") if image.get(key) is not None})
@@ -171,6 +192,12 @@ def _shared_names(names: Mapping[Any, str]) -> dict[Any, str]:
     }
 
 
+def _image_folder(path: Path, source: SourceSection) -> Path:
+    """The absolute path of the folder of the images: a relative one would be taken as relative to the JSON file."""
+    folder = user_path(source.images) if source.images else path.parent
+    return Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links
+
+
 def _image_path(path: Path, folder: Path, index: int, file_name: Any) -> str:
     """The path of an image, inside of the image folder.
 
@@ -182,7 +209,7 @@ def _image_path(path: Path, folder: Path, index: int, file_name: Any) -> str:
             f"images[{index}] has the file_name {file_name!r}"[:300], where=str(path), remedy="Name a file."
         )
     inside = os.path.abspath(folder)  # noqa: PTH100 - resolve() would follow links
-    for base in (folder, path.parent):
+    for base in (folder, Path(os.path.abspath(path.parent))):  # noqa: PTH100
         if os.path.abspath(base / file_name).startswith(os.path.join(inside, "")):  # noqa: PTH100, PTH118
             return str(base / file_name)
     raise UserError(

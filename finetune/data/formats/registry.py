@@ -130,6 +130,12 @@ def format_of(path: Path) -> str:
     return file_format if name == path or file_format in COMPRESSIBLE else ""
 
 
+def format_by_content(path: Path) -> str:
+    """The format by the extension; of a JSON file by its beginning, too: annotations in COCO format have any name."""
+    file_format = format_of(path)
+    return "coco" if file_format == "json" and coco.is_coco(path) else file_format
+
+
 def advice(path: Path) -> str:
     """The remedy for a file whose format is not known by its extension."""
     name = without_compression(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from finetune.data.columns import nearest_name
 from finetune.data.formats import coco
 from finetune.data.formats.compression import without_compression
-from finetune.data.formats.registry import format_of
+from finetune.data.formats.registry import format_by_content, format_of
 from finetune.data.sources.folder_contents import (
     METADATA,
     FolderContents,
@@ -228,7 +228,7 @@ def _unread(folder: Path, contents: FolderContents, chosen: list[Path], is_told:
 
 def same_format(where: Path, files: list[Path], requested: str) -> str:
     """The one format of files, by their extensions if `requested` is auto. Raises: UserError if there are several."""
-    formats = sorted({format_of(file) for file in files}) if requested == "auto" else [requested]
+    formats = sorted({format_by_content(file) for file in files}) if requested == "auto" else [requested]
     if len(formats) > 1 or not formats[0]:
         raise UserError(
             f"contains files of several formats: {', '.join(name or 'unknown' for name in formats)}",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetune.data.columns import nearest_name
 from finetune.data.formats.parallel_text import is_parallel, parallel_files
-from finetune.data.formats.registry import READ_OPTIONS, advice, format_of
+from finetune.data.formats.registry import READ_OPTIONS, advice, format_by_content, format_of
 from finetune.data.sources.folder_contents import group_by_split
 from finetune.data.sources.folders import distinct, locate_in_folder, same_format
 from finetune.data.sources.located import Located, display_path, listed
@@ -24,7 +24,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def locate(source: SourceSection, name: str) -> Located:
-    """The format and the files of a source for the split `name`. Reads names, and what describes a folder; no rows.
+    """The format and the files of a source for the split `name`. Reads names, what describes a folder, and the
+    beginning of a .json file; no rows.
 
     Raises: UserError if nothing is found, the format is unknown or ambiguous, or an option of the source has no effect.
     """
@@ -109,8 +110,8 @@ def _check_options(source: SourceSection, file_format: str) -> None:
 def _format_or_raise(path: Path, requested: str) -> str:
     if requested not in ("auto", "imagefolder"):
         return requested
-    if by_extension := format_of(path):
-        return by_extension
+    if found := format_by_content(path):
+        return found
     raise UserError(
         f"the format of the data cannot be inferred from the extension {path.suffix!r}",
         where=display_path(path),

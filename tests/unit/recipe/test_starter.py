@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.app.recipes import peek_columns
+from finetune.app.recipes import peek_columns, peek_splits
 from finetune.errors import RecipeFaults, UserError
 from finetune.recipe.load import load_recipe
 from finetune.recipe.starter import guess_columns, write_starter
@@ -118,3 +118,39 @@ def test_what_is_to_be_filled_in_is_a_fault_at_its_line(tmp_path: Path) -> None:
     for fault in caught.value.faults:
         assert "fill in" in lines[int(fault.where.rpartition(":")[2]) - 1]
     assert {fault.key for fault in caught.value.faults} == {"model.source", "data.train"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"), [(("train", "val", "test"), ["validation", "test"]), (("cat", "dog"), [])]
+)
+def test_splits_beside_train_are_read_by_a_starter(
+    tmp_path: Path, monkeypatch, folders: tuple[str, ...], splits: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in folders:
+        for name in ("a", "b"):
+            (tmp_path / "pics" / folder / name).mkdir(parents=True)
+            (tmp_path / "pics" / folder / name / "1.png").write_bytes(b"")
+    assert peek_splits("pics") == splits
+    card, output = CARDS["sorting"], tmp_path / "a.yaml"
+    text = write_starter(card, data="pics", columns=[], output=output, model="m", schema="s", splits=splits)
+    output.write_text(text)
+    data = load_recipe(output, (), CARDS).recipe.data
+    assert ("validation_fraction" in text) is not bool(splits)
+    assert [bool(data.validation), bool(data.test)] == [bool(splits)] * 2
+
+
+def test_annotations_of_any_name_are_coco(tmp_path: Path) -> None:
+    """Named instances_train.json as by COCO itself, with the tables in either order."""
+    content = {
+        "categories": [{"supercategory": "", "id": 3, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 2, 2], "segmentation": [[1, 2]]}],
+        "images": [{"id": 1, "width": 4, "height": 4, "file_name": "a.png"}],
+    }
+    for number, names in enumerate((list(content), list(content)[::-1], ["images"])):
+        path = tmp_path / f"instances_{number}.json"
+        path.write_text(json.dumps({"info": {}, **{name: content[name] for name in names}}, indent=1))
+        assert peek_columns(str(path)) == ["image", "objects"]
+    row = {"images": ["a.png"], "conversations": [], "annotations": [{"name": "x"}]}
+    (tmp_path / "rows.json").write_text(json.dumps(row))
+    assert peek_columns(str(tmp_path / "rows.json")) == list(row)

@@ -239,6 +239,17 @@ def test_coco_with_and_without_annotations(tmp_path: Path) -> None:
     assert isinstance(row.row, dict) and row.row["objects"]["category"] == ["cat"]
 
 
+def test_coco_below_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of a command line are relative to the current folder, and so are the images that such a file names."""
+    image = _picture(tmp_path / "coco" / "images" / "a.png")
+    content: dict[str, Any] = {"images": [{"id": 1, "file_name": "a.png"}]}
+    for name, read in (("coco/x.json", {"images": "coco/images"}), ("coco/images/x.json", {})):
+        (tmp_path / name).write_text(json.dumps(content), "utf-8")
+        monkeypatch.chdir(tmp_path)
+        (row,) = stream_of(name, "object_detection", read=read).rows()
+        assert row.row == {"image": str(image), "image_id": 1}
+
+
 def test_built_in_sets() -> None:
     stream = stream_of("builtin:digits", "image_classification", read={"split": "validation"}, keep=["label=expected"])
     rows = list(stream.rows())
