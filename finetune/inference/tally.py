@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,18 @@ class Tally:
         self.losses.append(math.fsum(score.loss for _, score in pairs))
         if len(self.losses) > 4096:
             self.losses = [math.fsum(self.losses)]
-        for fields, (answer, score) in zip(values, pairs, strict=True):
-            self.weight += score.weight
-            self._keep(fields, answer, score)
+        with self._named_file():
+            for fields, (answer, score) in zip(values, pairs, strict=True):
+                self.weight += score.weight
+                self._keep(fields, answer, score)
+
+    @contextmanager
+    def _named_file(self) -> Iterator[None]:
+        """An error of the disk names the file, which `write` and `close` leave out."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.beside)) from error
 
     def _keep(self, fields: dict[str, Any], answer: Answer, score: Score) -> None:
         shown = {**answer.shown, **score.shown}
@@ -76,8 +86,9 @@ class Tally:
     def finish(self, split: str) -> Evaluation | str:
         """The evaluation, or what is wrong with the ids."""
         if self.file and self.beside and self.out:
-            self.file.close()
-            self.beside.replace(self.out)
+            with self._named_file():
+                self.file.close()
+                self.beside.replace(self.out)
         if self.unknown_ids:
             return f"predictions of examples that are not in this split (ids {self.unknown_ids})"
         missing, twice = self.ids[self.seen == 0], self.ids[self.seen > 1]

@@ -162,7 +162,7 @@ _TRAINING = """\
 training:
   epochs: 3
   global_batch: 32  # examples per optimizer step over all ranks; the result does not depend on the number of ranks
-  learning_rate: 5e-5  # peak; typically 1e-5 to 5e-5 for pretrained transformers, 1e-4 to 3e-4 for adapters, 1e-3 for pretrained CNNs
+  learning_rate: 5e-5  # peak: 1e-5 to 5e-5 for pretrained transformers, 1e-4 to 3e-4 for adapters, 1e-3 for pretrained CNNs
   schedule: linear  # or cosine, constant, inverse_sqrt
   warmup: 0.06  # below 1: fraction of all steps; 1 or more: number of steps
 

@@ -222,6 +222,7 @@ def test_a_bad_text_ends_only_itself(train):
     assert "6 of them have an error in place of an answer: 4 bad_row (first: row 3), 2 empty (first: row 1)" in said, (
         said
     )
+    assert "\n  row 3: no value in column text" in said and "\n  row 1: text is empty" in said, said
     assert "2 rows: only the first" in said and "texts.jsonl:6" in said and "texts.jsonl:7" in said, said
     assert "1 row: answered without its target" in said and "texts.jsonl:9" in said and "unheard of" in said, said
     assert "2 of 11 rows say what their answer should be" in said, said

@@ -108,6 +108,7 @@ def _lines(row: Mapping[str, Any], state: State) -> list[str]:
     if state.failed:
         have = "has" if state.failed == 1 else "have"
         lines.append(f"{state.failed:,} of them {have} an error in place of an answer: {state.failed_kinds}")
+        lines += [f"  row {state.first_errors.get(kind, 0):,}: {why}" for kind, why in state.first_reasons.items()]
     if row["ranks"] > 1:
         lines.append(
             f"{row['ranks']} ranks, idle {row['idle_share']:.1%}, busiest rank {row['busiest_rank']} "

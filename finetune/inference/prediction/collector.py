@@ -19,6 +19,7 @@ from finetune.inference.prediction.parts import Parts, cut_back, disk_errors
 from finetune.inference.prediction.state import State
 
 Line = dict[str, Any]
+MAX_REASON = 300  # characters of the first error of a kind that the end of the command shows
 
 
 class Output(Protocol):
@@ -121,8 +122,10 @@ class Collector:
         errors = Counter(state.errors)
         errors.update(_kinds(records))
         state.errors = dict(sorted(errors.items()))
-        failed = {record["error"]["kind"]: int(record["row"]) for record in reversed(records) if "error" in record}
-        state.first_errors = {**failed, **state.first_errors}
+        first = {record["error"]["kind"]: record for record in reversed(records) if "error" in record}
+        reasons = {kind: str(record["error"].get("message", ""))[:MAX_REASON] for kind, record in first.items()}
+        state.first_errors = {**{kind: int(record["row"]) for kind, record in first.items()}, **state.first_errors}
+        state.first_reasons = {**reasons, **state.first_reasons}
         state.windows, state.rows, state.scored = (
             state.windows + 1,
             state.rows + len(records),

@@ -22,6 +22,8 @@ def _checked(value: dict[str, Any]) -> dict[str, Any]:
     for name in ("errors", "first_errors"):
         if not all(isinstance(count, int) and count >= 0 for count in dict(value.get(name, {})).values()):
             raise ValueError(f"{name} holds no numbers")
+    if not all(isinstance(reason, str) for reason in dict(value.get("first_reasons", {})).values()):
+        raise ValueError("first_reasons holds no texts")
     if not math.isfinite(value.get("seconds", 0.0)):
         raise ValueError(f"seconds is {value['seconds']}")
     return dict(value)
@@ -30,7 +32,7 @@ def _checked(value: dict[str, Any]) -> dict[str, Any]:
 @dataclass
 class State:
     """How far the output is. position: see Output. scored_bytes: of scored.jsonl. errors: kind -> rows.
-    first_errors: kind -> the first such row.
+    first_errors: kind -> the first such row. first_reasons: kind -> its message, at most 300 characters.
 
     seconds: over all starts, while ranks were there. finished: nothing is left to do.
     """
@@ -42,6 +44,7 @@ class State:
     scored: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     first_errors: dict[str, int] = field(default_factory=dict)
+    first_reasons: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     finished: bool = False
 

@@ -93,3 +93,14 @@ def test_loader_processes_decode_where_that_is_worth_their_start(decodes, exampl
     engine = SimpleNamespace(session=SimpleNamespace(device=SimpleNamespace(type="cpu"), local_world_size=1))
     task = SimpleNamespace(card=SimpleNamespace(decodes=decodes))
     assert Evaluator(task, plan, None, engine, CostModel(1.0, 0.01), [])._workers(examples) == workers
+
+
+def test_a_full_disk_under_predictions_is_named(tmp_path):
+    """A file that is written through a buffer raises an error without its name."""
+    tally = Tally([], [0], tmp_path / "predictions.jsonl")
+    tally.file.close()
+    tally.file = open("/dev/full", "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    tally.file.write("x" * 100)
+    with pytest.raises(OSError, match="No space left") as caught:
+        tally.finish("validation")
+    assert caught.value.filename == str(tmp_path / "predictions.jsonl.incomplete")

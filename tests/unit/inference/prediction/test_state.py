@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from finetune.errors import UserError
 from finetune.inference.prediction.state import State
 
 
@@ -10,3 +13,12 @@ def test_kinds_of_errors_have_their_first_row(tmp_path: Path) -> None:
     state.save(tmp_path / "state.json")
     assert State.read(tmp_path / "state.json").failed_kinds == "5 bad_row (first: row 2), 1 empty (row 1,700)"
     assert State(errors={"empty": 3}).failed_kinds == "3 empty"  # of a state written before first rows were kept
+
+
+def test_reasons_are_texts(tmp_path: Path) -> None:
+    state = State(errors={"empty": 1}, first_errors={"empty": 7}, first_reasons={"empty": "the prompt is empty"})
+    state.save(tmp_path / "state.json")
+    assert State.read(tmp_path / "state.json") == state
+    State(first_reasons={"empty": 7}).save(tmp_path / "state.json")  # type: ignore[dict-item]
+    with pytest.raises(UserError, match="first_reasons holds no texts"):
+        State.read(tmp_path / "state.json")
