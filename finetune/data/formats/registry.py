@@ -115,7 +115,7 @@ UNSUPPORTED: Mapping[str, str] = {
     ".db": "Export a table as .csv.",
     ".xml": "Convert it to .jsonl, one object per row.",
     ".html": "Convert it to .jsonl, one object per row.",
-    ".yaml": "Convert it to .jsonl, one object per row.",
+    ".yaml": "Convert it to .jsonl, one object per row (of a YOLO data set, see docs/your-data.md, Boxes).",
     ".pdf": "Convert it to text.",
     ".docx": "Convert it to text.",
 }

@@ -101,6 +101,7 @@ def find_classes(folder: Path) -> list[str]:
             remedy="An image folder has one subfolder per class, with .jpg, .jpeg, .png, .webp ... files.",
         )
     if empty:
+        _refuse_yolo(folder, classes)
         contents = [f"{name} ({_counted(Counter(_contents(folder, name))) or 'empty'})" for name in empty]
         raise UserError(
             f"{len(empty)} of {len(classes)} classes have no image that can be read: {_shown(contents)}",
@@ -108,6 +109,16 @@ def find_classes(folder: Path) -> list[str]:
             remedy="Convert the files to JPEG or PNG, or remove the folder, or put an underscore before its name.",
         )
     return classes
+
+
+def _refuse_yolo(folder: Path, names: Sequence[str]) -> None:
+    """Raises: UserError for images/ beside labels/ with text files."""
+    if set(names) == {"images", "labels"} and set(_contents(folder, "labels")) <= {".txt", ".cache"}:
+        raise UserError(
+            "looks like a YOLO data set (images/ beside labels/ with .txt files), which is not read as it is",
+            where=display_path(folder),
+            remedy='Write its boxes to a .jsonl file: docs/your-data.md, "Boxes", has a script of ten lines.',
+        )
 
 
 def _refuse_splits(folder: Path, names: Sequence[str]) -> None:
