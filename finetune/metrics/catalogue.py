@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.errors import UserError
+from finetune.metrics.inputs import INPUTS
 
 Direction = Literal["max", "min"]
 
@@ -32,21 +33,6 @@ class Entry:
     fields: tuple[str, ...]
     direction: Direction | None = "max"
 
-
-_FIELDS = {
-    "predictions": "prediction",
-    "references": "reference",
-    "prediction_scores": "scores",
-    "loss_sums": "loss",
-    "weights": "weight",
-    "values": "value",
-    "targets": "target",
-    "texts": "text",
-    "reference_texts": "reference_text",
-    "chosen_rewards": "chosen_reward",
-    "rejected_rewards": "rejected_reward",
-}
-"""An input of a metric -> the field of a prediction that feeds it; other inputs have the field's own name."""
 
 _BASE = "LocalMetric"
 _DEFAULT_INPUTS = ("predictions", "references")  # of the base class, as higher_is_better: True
@@ -74,7 +60,7 @@ def _entry(module: str, node: ast.ClassDef) -> Entry:
         and target.id in ("inputs", "higher_is_better")
         and item.value is not None
     }
-    fields = tuple(_FIELDS.get(name, name) for name in values.get("inputs", _DEFAULT_INPUTS))
+    fields = tuple(INPUTS[name].field for name in values.get("inputs", _DEFAULT_INPUTS))
     directions: dict[bool | None, Direction | None] = {True: "max", False: "min", None: None}
     return Entry(module, node.name, fields, directions[values.get("higher_is_better", True)])
 

@@ -7,26 +7,9 @@ from typing import Any
 
 import numpy as np
 
-ORDINARY = {
-    "predictions": "predictions",
-    "references": "references",
-    "prediction_scores": "predictions",
-    "values": "predictions",
-    "targets": "references",
-    "tags": "predictions",
-    "reference_tags": "references",
-    "texts": "predictions",
-    "reference_texts": "references",
-    "chosen_rewards": "predictions",
-    "rejected_rewards": "references",
-    "detections": "predictions",
-    "objects": "references",
-}
-"""An input of a metric -> what users of `evaluate` call it."""
+from finetune.metrics.inputs import INPUTS
 
-CLASSES = ("predictions", "references")
-TEXTS = ("texts", "reference_texts")
-OBJECTS = ("tags", "reference_tags", "detections", "objects")  # one Python value per example
+CLASSES = tuple(name for name, one in INPUTS.items() if one.kind == "class")
 
 
 def as_list(values: Any) -> list[Any]:
@@ -59,19 +42,20 @@ def index_classes(
     }, names
 
 
-def as_array(name: str, values: Sequence[Any], dtypes: Mapping[str, str]) -> np.ndarray:
+def as_array(name: str, values: Sequence[Any]) -> np.ndarray:
     """The array of one input: [examples], or [examples, labels]; texts, tags and boxes: objects, [examples].
 
     Raises: ValueError for a class that is not a whole number, and for several references of one text.
     """
-    if name in OBJECTS or name in TEXTS:
+    found = INPUTS[name]
+    if not found.dtype:
         array = np.empty(len(values), object)
         for index, value in enumerate(values):
-            array[index] = _single_text(name, value) if name in TEXTS else value
+            array[index] = _single_text(name, value) if found.kind == "text" else value
         return array
-    if name in CLASSES:
+    if found.kind == "class":
         return _class_array(name, values)
-    return np.asarray(values, dtypes[name])
+    return np.asarray(values, found.dtype)
 
 
 def _class_array(name: str, values: Sequence[Any]) -> np.ndarray:

@@ -19,28 +19,10 @@ import datasets
 import evaluate
 import numpy as np
 
-from finetune.metrics.columns import ORDINARY, as_array, as_list, index_classes
+from finetune.metrics.columns import as_array, as_list, index_classes
+from finetune.metrics.inputs import INPUTS
 
 MULTI_LABEL = "multilabel"  # config_name, as in the modules on the hub
-
-FEATURES = {
-    "predictions": "int64",
-    "references": "int64",
-    "prediction_scores": "float32",
-    "loss_sums": "float64",
-    "weights": "int64",
-    "values": "float64",
-    "targets": "float64",
-    "tags": "string",
-    "reference_tags": "string",
-    "texts": "string",
-    "reference_texts": "string",
-    "chosen_rewards": "float64",
-    "rejected_rewards": "float64",
-    "rewards": "float64",
-    "desirable": "int8",
-}
-LISTS = ("prediction_scores", "tags", "reference_tags")  # a list for each example
 
 
 class LocalMetric(evaluate.Metric, ABC):
@@ -75,13 +57,14 @@ class LocalMetric(evaluate.Metric, ABC):
         )
 
     def _feature(self, name: str) -> Any:
-        value = datasets.Value(FEATURES[name])
-        lists = name in LISTS or (self.multi_label and name in ("predictions", "references"))
+        found = INPUTS[name]
+        value = datasets.Value(found.feature)
+        lists = found.kind == "list" or (self.multi_label and found.kind == "class")
         return datasets.Sequence(value) if lists else value
 
     def _feature_names(self) -> list[str]:
         """What `evaluate.combine` picks for `add` and `add_batch`: predictions and references where a metric takes them."""
-        return [name if name == "prediction_scores" else ORDINARY.get(name, name) for name in self.inputs]
+        return [name if name == "prediction_scores" else INPUTS[name].usual for name in self.inputs]
 
     def __len__(self) -> int:
         return len(next(iter(self._rows.values()))) if self._rows else 0
@@ -107,7 +90,7 @@ class LocalMetric(evaluate.Metric, ABC):
         Raises: ValueError if an input is missing, for unequal lengths, and for an option that no metric has.
         """
         given = {"predictions": predictions, "references": references, **named}
-        unknown = [name for name in named if name not in FEATURES and name not in ("detections", "objects")]
+        unknown = [name for name in named if name not in INPUTS]
         if unknown:
             raise ValueError(f"{self.key} has no input and no option {', '.join(unknown)}: {self._described()}")
         found = self._by_input(given, strict=self._rows is None)
@@ -117,14 +100,14 @@ class LocalMetric(evaluate.Metric, ABC):
         assert rows is not None
         names = [str(label) for label in labels] if labels is not None else None
         rows, names = index_classes(rows, names)
-        return self.measure({name: as_array(name, rows[name], FEATURES) for name in self.inputs}, labels=names)
+        return self.measure({name: as_array(name, rows[name]) for name in self.inputs}, labels=names)
 
     def _by_input(self, given: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
         """The values of `inputs`, each under its own name or as predictions and references. {} for none, unless strict."""
         found = {}
         for name in self.inputs:
             value = given.get(name)
-            found[name] = given.get(ORDINARY.get(name, name)) if value is None else value
+            found[name] = given.get(INPUTS[name].usual) if value is None else value
         missing = [name for name, value in found.items() if value is None]
         if missing and (strict or len(missing) < len(found)):
             raise ValueError(f"{self.key} needs {', '.join(missing)}: {self._described()}")
@@ -132,7 +115,7 @@ class LocalMetric(evaluate.Metric, ABC):
 
     def _described(self) -> str:
         return "it takes " + " and ".join(
-            name if name == ORDINARY.get(name, name) else f"{name} (or {ORDINARY[name]})" for name in self.inputs
+            name if name == INPUTS[name].usual else f"{name} (or {INPUTS[name].usual})" for name in self.inputs
         )
 
     def _keep(self, columns: Mapping[str, list[Any]]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from finetune.errors import FinetuneError, UserError
 from finetune.metrics.catalogue import find
+from finetune.metrics.inputs import column_type
 
 if TYPE_CHECKING:
     from finetune.metrics.metric import LocalMetric
@@ -55,7 +56,7 @@ class MetricSet:
             self._labels = [str(index) for index in range(num_labels)]
         self._multi_label = multi_label
         fields = {name for entry in self._entries.values() for name in entry.fields}
-        self._columns = {name: _Column(column_type(name, multi_label)) for name in sorted(fields)}
+        self._columns = {name: _Column(np.dtype(column_type(name, multi_label))) for name in sorted(fields)}
 
     def add(self, predictions: Sequence[Values]) -> None:
         """Add predictions with the fields that the metrics need, such as "prediction", "reference", "loss" and "weight".
@@ -125,38 +126,18 @@ def load(name: str, *, multi_label: bool = False) -> LocalMetric:
     return metric_class(config_name="multilabel" if multi_label else None)
 
 
-def column_type(name: str, multi_label: bool) -> type[Any]:
-    """The dtype of a field's column: object for fields that are not one number per example (texts, tags, boxes)."""
-    if name in ("prediction", "reference"):
-        return np.int8 if multi_label else np.int32
-    return _DTYPES.get(name, object)
-
-
-_DTYPES: dict[str, type[np.generic]] = {
-    "scores": np.float32,
-    "loss": np.float64,
-    "weight": np.int64,
-    "value": np.float64,
-    "target": np.float64,
-    "chosen_reward": np.float64,
-    "rejected_reward": np.float64,
-    "reward": np.float64,
-    "desirable": np.int8,
-}
-
-
 class _Column:
     """An array to which chunks are appended; when it is full, its capacity grows by half."""
 
-    def __init__(self, dtype: type[Any]) -> None:
+    def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
         self._rows = np.empty((0,), dtype)
         self._count = 0
 
     def chunk(self, values: Sequence[Any]) -> np.ndarray:
         """The values of some examples as an array [examples, ...]; with dtype object always [examples]."""
-        if self._dtype is not object:  # keep integers wide, so that they do not overflow before the range check
-            return np.asarray(values, np.float64 if self._dtype is np.float64 else None)
+        if self._dtype.kind != "O":  # keep integers wide, so that they do not overflow before the range check
+            return np.asarray(values, np.float64 if self._dtype == np.float64 else None)
         objects = np.empty((len(values),), object)
         for index, value in enumerate(values):
             objects[index] = value

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from finetune.metrics.catalogue import CATALOGUE
-from finetune.metrics.metric_set import column_type
+from finetune.metrics.inputs import column_type
 from finetune.recipe.json_file import parse_json
 
 MAX_BYTES = 1 << 30  # a larger file is not read for a report
@@ -56,7 +56,7 @@ def read_predictions(
     present = [name for name in fields if all(name in row for row in rows)]
     multi_label = "prediction" in present and isinstance(rows[0]["prediction"], list)
     present = [
-        name for name in present if column_type(name, multi_label) is object or not isinstance(rows[0][name], str)
+        name for name in present if column_type(name, multi_label) == "object" or not isinstance(rows[0][name], str)
     ]
     try:
         columns = {name: _column(name, [row[name] for row in rows], multi_label) for name in present}
@@ -73,7 +73,7 @@ def _read(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
 
 def _column(name: str, values: list[Any], multi_label: bool) -> np.ndarray:
     dtype = column_type(name, multi_label)
-    if dtype is not object:
+    if dtype != "object":
         return np.asarray(values, dtype)
     column = np.empty(len(values), object)
     column[:] = values
