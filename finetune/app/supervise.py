@@ -24,6 +24,7 @@ from finetune.recipe.quotas import available_cores
 from finetune.tasks import CARDS
 from finetune.terminal import keep_output_in, print_beside_view, print_line
 from finetune.tracking.run import Run
+from finetune.training.checkpoint_manifest import step_of
 
 
 def is_worker() -> bool:
@@ -151,5 +152,5 @@ def supervise(run: Run, launch: Callable[[str], Launch], resume: str, restarts: 
 
 def _last_step(run: Run) -> int:
     """The step of the newest published checkpoint; 0 if there is none."""
-    names = [path.name for path in run.checkpoints.glob("step-*") if path.is_dir() and path.suffix == ""]
-    return max((int(name.removeprefix("step-")) for name in names), default=0)
+    steps = (step_of(path.name) for path in run.checkpoints.glob("step-*") if path.is_dir())
+    return max((step for step in steps if step is not None), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +15,9 @@ from finetune.units import format_bytes, format_number
 
 KEY = "checkpoint.keep_after_training"
 LABELS = ("latest", "best")
+_NAME = re.compile(
+    r"step-[0-9]+(\.[a-z.]+)?"
+)  # of a checkpoint; of one that is damaged, abandoned or not written in full
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class StoredCheckpoint:
 
 
 def stored_checkpoints(run: Run) -> list[StoredCheckpoint]:
-    """By step."""
+    """By name. Folders that a user put beside them, such as step-00000120-keep, are not among them."""
     names = {label: labeled_name(run.checkpoints / label) for label in LABELS}
     return [
         StoredCheckpoint(
@@ -39,7 +43,7 @@ def stored_checkpoints(run: Run) -> list[StoredCheckpoint]:
             tuple(label for label, name in names.items() if name == path.name),
         )
         for path in sorted(run.checkpoints.glob("step-*"))
-        if path.is_dir()
+        if path.is_dir() and _NAME.fullmatch(path.name)
     ]
 
 

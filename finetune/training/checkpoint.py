@@ -173,7 +173,7 @@ class Saver:
 
 def checkpoint_bytes(engine: Engine, optimizer: str) -> int:
     """Bytes of one checkpoint, over all ranks, before it is written. optimizer: its name. All ranks call it."""
-    own = sum(_stored_bytes(shard.values) for shard in engine.local_shards() if "." in shard.key)
+    own = sum(_stored_bytes(shard.values) for shard in engine.local_shards())
     weights = sum(math.prod(whole_shape(parameter)) for _, parameter in trainable_parameters(engine.module))
     each = FLOAT32_BYTES + OPTIMIZERS[optimizer].state_bytes
     return int(max(engine.session.sum(float(own))[0], weights * each))

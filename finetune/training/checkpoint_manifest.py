@@ -73,6 +73,13 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(name: str) -> int | None:
+    """The step that a folder's name says: step-00000120 -> 120. None for other names, such as step-00000120.incomplete, and
+    step-00000120-keep, a copy that a user made.
+    """
+    return int(name.removeprefix("step-")) if NAME.fullmatch(name) else None
+
+
 def digest_of(tree: dict[str, Any]) -> str:
     """SHA-256 of a manifest without its digest, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -24,7 +24,7 @@ from torch import nn
 from finetune.distributed.engines.engine import Engine
 from finetune.distributed.session import Session
 from finetune.errors import UserError
-from finetune.training.checkpoint_manifest import MANIFEST, NAME, Checkpoint, Manifest, checkpoint_name
+from finetune.training.checkpoint_manifest import MANIFEST, NAME, Checkpoint, Manifest, checkpoint_name, step_of
 from finetune.training.checkpoint_tensors import CheckpointTensors
 
 INCOMPLETE = ".incomplete"
@@ -35,11 +35,13 @@ MAX_NAME = 4096  # characters of a label that are read
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """Published checkpoints, newest first; `.incomplete` and `.damaged` ones are not among them."""
+    """Published checkpoints, newest first. Folders of other names are not among them: `.incomplete` and `.damaged` ones, and
+    copies that a user made.
+    """
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.is_dir() and path.name.startswith("step-") and path.suffix == ""]
-    return sorted(found, reverse=True)
+    steps = {path: step for path in folder.iterdir() if (step := step_of(path.name)) is not None and path.is_dir()}
+    return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
 def named_checkpoint(folder: Path, label: str) -> Path | None:

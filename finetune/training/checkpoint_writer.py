@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from finetune.training.checkpoint_manifest import MANIFEST, Checkpoint, checkpoint_name
+from finetune.training.checkpoint_manifest import MANIFEST, Checkpoint, step_of
 from finetune.training.checkpoint_reader import INCOMPLETE, find_checkpoints, named_checkpoint
 from finetune.training.staging import Part
 from finetune.units import format_bytes
@@ -148,7 +148,7 @@ def clear_leftovers(folder: Path) -> None:
 def abandon_newer(folder: Path, step: int) -> None:
     """Rename checkpoints after `step` aside: training resumes from there, and will reach them again. Rank 0 only."""
     for path in find_checkpoints(folder):
-        if path.name > checkpoint_name(step):
+        if (step_of(path.name) or 0) > step:
             aside = path.with_name(path.name + ABANDONED)
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)

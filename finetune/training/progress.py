@@ -43,8 +43,8 @@ class Progress:
             self.best_figures = dict(stored.get("best_figures", only))
 
     def forget_best(self) -> None:
-        """Its checkpoint is lost: the best of the evaluations to come counts."""
-        self.best_value, self.best_step, self.best_figures = None, 0, {}
+        """Its checkpoint is lost: the best of the evaluations to come counts, and so does the patience with them."""
+        self.best_value, self.best_step, self.best_figures, self.stale = None, 0, {}, 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

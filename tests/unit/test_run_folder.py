@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from finetune.app import runs
+from finetune.app import runs, supervise
 from finetune.app.report import report
 from finetune.app.runs import LOCK, choose_run, has_checkpoint, kept_run, leave_folders, resume_command, take_folder
 from finetune.cli import app as program
@@ -146,3 +146,11 @@ def test_verbs_say_in_the_same_words_that_a_folder_is_no_run(loaded: LoadedRecip
                 verb(folder)
             told.append(str(refused.value))
         assert told[0] == told[1] and "not a run folder: it has no run.json" in told[0] and remedy in told[0]
+
+
+def test_a_restart_is_told_the_step_of_the_newest_checkpoint_whatever_lies_beside_it(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert supervise._last_step(run) == 0
+    for name in ("step-00000010", "step-00000020", "step-00000020-keep", "step-00000030.incomplete", "step-last"):
+        (run.checkpoints / name).mkdir(parents=True)
+    assert supervise._last_step(run) == 20

@@ -37,6 +37,13 @@ def test_all_stay_by_default_and_the_user_hears_what_they_take(filled):
     assert len(names(filled)) == 4 and removal_remedy(filled) == ""
 
 
+def test_a_copy_that_a_user_made_stays(filled):
+    copy = filled.checkpoints / "step-00000020-keep"
+    copy.mkdir()
+    apply_retention(filled, "none")
+    assert names(filled) == [] and [path.name for path in filled.checkpoints.glob("step-*")] == [copy.name]
+
+
 def test_the_best_alone(filled):
     line = apply_retention(filled, "best")
     assert line == "removed 3 checkpoints (4.0 KiB) as checkpoint.keep_after_training: best says"

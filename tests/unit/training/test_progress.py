@@ -73,3 +73,12 @@ def test_a_checkpoint_of_an_earlier_version_has_no_last_figures():
     progress = Progress("accuracy", "max")
     progress.restore(stored)
     assert progress.last == {}
+
+
+def test_patience_begins_anew_where_the_best_is_forgotten():
+    """Such as on other validation rows: a training whose patience had ended goes on."""
+    progress, early = Progress("accuracy", "max"), EarlyStopping(patience=1)
+    judged(progress, [0.5, 0.4])
+    assert progress.exhausted(early)
+    progress.forget_best()
+    assert not progress.exhausted(early)
