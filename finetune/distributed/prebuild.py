@@ -172,7 +172,12 @@ def _locked(folder: Path, notify: Notify) -> Iterator[None]:
 
 
 def _outwait(folder: Path, notify: Notify) -> None:
-    """torch's own lock: another build holds it, or one that was killed, for which torch would wait forever."""
+    """torch's own lock, where its mere existence blocks: another build holds it, or one that was killed, for which torch
+    would wait forever. From 2.14 on, torch asks the kernel for a lock on that file, which ends with its process, and leaves
+    the file there: nothing to wait for.
+    """
+    if not hasattr(cpp_extension, "FileBaton"):
+        return
     lock = folder / "lock"
     reported = False
     while lock.exists():

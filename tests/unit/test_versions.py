@@ -8,8 +8,8 @@ import json
 import pytest
 
 from tests.versions import signatures
+from tests.versions.environment import RECORDED, lower_bounds
 from tests.versions.methods import ATTRIBUTES, LOOKED_FOR, METHODS
-from tests.versions.oldest import RECORDED, lower_bounds
 from tests.versions.usage import PACKAGE, used_names
 
 USED = {name: keywords | METHODS.get(name, set()) for name, keywords in used_names().items()}
@@ -48,12 +48,14 @@ def test_the_installed_version_has_it(name):
 def test_the_oldest_versions_are_those_of_pyproject():
     bounds = {name: version.rstrip(".0") for name, version in lower_bounds().items()}
     recorded = {name: version.partition("+")[0].rstrip(".0") for name, version in OLDEST["versions"].items()}
-    assert recorded == bounds, "run python -m tests.versions.oldest FOLDER"
+    assert recorded == bounds, "run python -m tests.versions.environment oldest FOLDER"
 
 
 @pytest.mark.parametrize("name", sorted(USED.keys() - LOOKED_FOR.keys()))
 def test_the_oldest_admitted_version_has_it(name):
-    assert name in OLDEST["signatures"], f"{name} is not recorded: run python -m tests.versions.oldest FOLDER"
+    assert name in OLDEST["signatures"], (
+        f"{name} is not recorded: run python -m tests.versions.environment oldest FOLDER"
+    )
     signature = OLDEST["signatures"][name]
     assert signature != signatures.MISSING, f"{name} is younger than the oldest admitted version"
     assert not refused(signature, USED[name]), f"the oldest admitted {name} takes {signature}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from torch.utils import cpp_extension
 
 from finetune.distributed import prebuild
 from finetune.distributed.prebuild import CPU_ADAM, SHARED_MEMORY, build_folder, extensions
@@ -27,8 +28,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("moved", [True, False])
 def test_the_folder_is_the_one_torch_uses(tmp_path: Path, monkeypatch, moved: bool) -> None:
-    from torch.utils import cpp_extension
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     if not moved:
@@ -103,6 +102,7 @@ def test_a_second_builder_waits_for_the_first(cache: Path) -> None:
 
 
 def test_the_lock_of_a_dead_build_is_removed_and_a_live_one_waited_for(cache: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cpp_extension, "FileBaton", object, raising=False)  # torch up to 2.13
     folder = build_folder(CPU_ADAM)
     folder.mkdir()
     (folder / "lock").touch()
@@ -118,6 +118,18 @@ def test_the_lock_of_a_dead_build_is_removed_and_a_live_one_waited_for(cache: Pa
     prebuild._outwait(folder, told.append)
     assert "waiting" in told[0]
     assert "died" in told[1]
+
+
+def test_the_file_that_torch_leaves_after_a_build_is_not_waited_for(cache: Path, monkeypatch) -> None:
+    assert hasattr(cpp_extension, "FileBaton") != hasattr(cpp_extension, "FileLock"), "torch has another lock"
+    monkeypatch.delattr(cpp_extension, "FileBaton", raising=False)  # torch from 2.14 on
+    folder = build_folder(CPU_ADAM)
+    folder.mkdir()
+    (folder / "lock").touch()
+    monkeypatch.setattr(prebuild, "STALE_SECONDS", 0.5)
+    told: list[str] = []
+    prebuild._outwait(folder, told.append)
+    assert (told, (folder / "lock").exists()) == ([], True)
 
 
 @pytest.mark.parametrize("needed", [(SHARED_MEMORY,), (SHARED_MEMORY, CPU_ADAM), ()])
