@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Tests of one process each run in as many processes as there are cores. Those that start ranks often wait, for processes
-# to start and for each other: three files of them keep two cores busy. A file stays together, for its runs are shared.
+# to start and for each other: three files of them keep two cores busy. A file stays together, for its runs are shared; the short
+# ones, of tests/distributed, come last, so that no process waits long for the others at the end.
 PARALLEL_PYTEST := $(PYTEST) -n auto --dist worksteal
-RANKS_PYTEST := $(PYTEST) -n 3 --dist loadfile
+RANKS_PYTEST := $(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder
 ONE_TRAINING := tests/e2e/test_artifacts.py::test_every_artifact_is_there
 export HF_HUB_OFFLINE ?= 1
 export WANDB_SILENT ?= true
@@ -44,7 +45,7 @@ test-fast: $(READY) ## the tests to run while working: unit, contract on three t
 
 test: $(READY) ## all tests that need no GPU (under 30 minutes on 2 cores)
 	$(PARALLEL_PYTEST) -m "not gpu" tests/unit tests/contract tests/recipes tests/gpu tests/fuzz tests/hostile
-	$(RANKS_PYTEST) -m "not gpu" tests/distributed tests/e2e
+	$(RANKS_PYTEST) -m "not gpu" tests/e2e tests/distributed
 
 test-gpu: $(READY) ## the tests that need CUDA, side by side (under 3 minutes on 16 cores); skipped with a reason where there is none
 	$(PYTEST) -m "gpu and not slow" -n 12 --dist worksteal -rfEs tests/gpu

@@ -47,11 +47,10 @@ class Running:
         self.mark = uuid.uuid4().hex
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this object)
         self.started = time.monotonic()
-        inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_WORDS}
         self.process = subprocess.Popen(
             list(command),
             cwd=folder,
-            env={**inherited, **environment, MARK: self.mark},
+            env={**environment, MARK: self.mark},
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=subprocess.STDOUT,
@@ -134,10 +133,15 @@ def start_finetune(
     program: Sequence[str] = (sys.executable, "-m", "finetune"),
 ) -> Running:
     """Start `python -m finetune ARGS` in a folder, without this process's RANK and the like. Use it as a context."""
+    return Running([*program, *args], folder, surroundings(environment or {}))
+
+
+def surroundings(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a `finetune` of this checkout: without this process's RANK and the like, and without a GPU."""
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_WORDS}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     cpu = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    variables = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **cpu, **(environment or {})}
-    return Running([*program, *args], folder, variables)
+    return {**inherited, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **cpu, **more}
 
 
 def run_finetune(args: Sequence[str], timeout: float = 120, **options: object) -> Finished:

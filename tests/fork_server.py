@@ -27,13 +27,15 @@ from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1  # prctl: the kernel sends this signal when the parent dies
 
 
 def main() -> None:
-    """Serve the session: {"environment", "log", "stacks"} and one descriptor forks a rank, {"reap": pid} awaits one."""
+    """Serve the session: {"environment", "log", "stacks"} and one descriptor forks a rank, {"arguments", ...} and one for
+    its output the command line of finetune (warm_start.py), {"reap": pid} awaits either.
+    """
     _die_with_parent()
     del sys.path[0]  # this file's folder, which Python put there: its neighbors are no top-level modules
     if len(sys.argv) > 2:
@@ -53,6 +55,8 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             control.close()
+            if "arguments" in request:
+                _be_finetune(request, descriptors[0])
             os._exit(_be_a_rank(request, Connection(descriptors[0])))
         os.close(descriptors[0])
         control.send(json.dumps({"pid": child}).encode())
@@ -88,11 +92,16 @@ def _import_modules() -> None:
         "finetune.distributed.engines.ddp",
         "finetune.distributed.engines.deepspeed",
         "finetune.distributed.engines.pipeline",
+        "finetune.cli",
+        "finetune.app.workers.evaluate",
+        "finetune.app.workers.predict",
+        "finetune.app.workers.preparing",
         "finetune.app.workers.train",
         "finetune.tasks.image_classification.task",
         "finetune.tasks.object_detection.task",
         "finetune.tasks.text_classification.task",
         "finetune.tracking.report",
+        "tests.warm_start",
     ):
         with suppress(ModuleNotFoundError):  # the oldest DeepSpeed that is admitted has fewer
             importlib.import_module(name)
@@ -107,6 +116,17 @@ def _load_extensions() -> None:
         prebuild(print, cuda=False)
     except FinetuneError as error:  # no compiler, say: the tests that need one will fail with the reason
         print(error)
+
+
+def _be_finetune(request: dict[str, Any], output: int) -> NoReturn:
+    code = 1
+    try:
+        _die_with_parent()
+        code = importlib.import_module("tests.warm_start").be_finetune(request, output)
+    except BaseException:  # it must not become a second server
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def _be_a_rank(request: dict[str, Any], connection: Connection) -> int:

@@ -140,6 +140,16 @@ class Ranks:
         """Let n ranks import what they need before the first call of so many; what stands for them."""
         return self._session.pools.get(n) or _start_pool(self._session, n)
 
+    def fork(self, request: Mapping[str, Any], descriptor: int) -> int:
+        """The id of a process that fork_server.py forks for a request that is no rank. `reap` it."""
+        if self._session.fork_server is None or self._session.fork_server.poll() is not None:
+            _start_fork_server(self._session)
+        return _fork(self._session, request, descriptor)
+
+    def reap(self, pid: int) -> int:
+        """The exit code of a forked process that ends, or minus the signal."""
+        return _reap(self._session, pid)
+
     def output(self) -> str:
         """What each rank printed in the latest call."""
         pool = self._session.pools.get(self._session.last)
@@ -240,8 +250,12 @@ def _start_rank(session: _Session, request: dict[str, Any], theirs: socket.socke
         process = _start_process(session, Path(request["log"]), theirs, text)
         session.fresh[process.pid] = process
         return process.pid
+    return _fork(session, request, theirs.fileno())
+
+
+def _fork(session: _Session, request: Mapping[str, Any], descriptor: int) -> int:
     assert session.control is not None
-    socket.send_fds(session.control, [text.encode()], [theirs.fileno()])
+    socket.send_fds(session.control, [json.dumps(request).encode()], [descriptor])
     reply = session.control.recv(65536)
     if not reply:
         raise RuntimeError(

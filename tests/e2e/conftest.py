@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,6 +10,7 @@ from tests.e2e import tiny
 from tests.e2e.inside import train_here
 from tests.faults import Finished, run_finetune
 from tests.ranks import RankError, Ranks
+from tests.warm_start import run_warm
 
 MINUTES = 240  # a crowded machine
 
@@ -99,10 +99,10 @@ def workers(pool: Ranks, workplace: Path) -> Workers:
 
 
 @pytest.fixture(scope="session")
-def finetune(workplace: Path) -> Callable[..., Finished]:
-    """Run `python -m finetune ARGS` to its end, in the workplace unless it is given a folder."""
+def finetune(pool: Ranks, workplace: Path) -> Callable[..., Finished]:
+    """Run `finetune ARGS` to its end, in the workplace unless it is given a folder; in a fork, see tests/warm_start.py."""
 
-    def run(*args: str, timeout: float = MINUTES, **options: Any) -> Finished:
-        return run_finetune(list(args), timeout, **{"folder": workplace, **options})
+    def run(*args: str, timeout: float = MINUTES, folder: Path = workplace) -> Finished:
+        return run_warm(pool, args, timeout, folder=folder)
 
     return run

@@ -6,14 +6,14 @@ run folder.
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e import tiny
-from tests.e2e.conftest import MINUTES
-from tests.faults import ROOT, Finished, run_finetune
+from tests.faults import ROOT, Finished
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -24,11 +24,16 @@ ADAPTER_TENSORS = 2 * 7 * 2  # layers x linear modules x (A, B)
 CLOSE = {"rel": 1e-6, "abs": 1e-9}
 
 
-def run(*arguments: str | Path) -> Finished:
+@pytest.fixture
+def run(finetune: Callable[..., Finished]) -> Callable[..., Finished]:
     """`finetune ARGUMENTS`; fails with its output unless it ends well."""
-    finished = run_finetune([str(item) for item in arguments], MINUTES)
-    assert finished.code == 0, finished.output
-    return finished
+
+    def succeed(*arguments: str | Path) -> Finished:
+        finished = finetune(*map(str, arguments), folder=ROOT)
+        assert finished.code == 0, finished.output
+        return finished
+
+    return succeed
 
 
 def copy(name: str, folder: Path) -> Path:
@@ -53,7 +58,9 @@ def checkpoint_tensors(checkpoint: Path) -> dict[str, Any]:
     return {name: torch.cat([held[start] for start in sorted(held)]) for name, held in shards.items()}
 
 
-def test_a_stopped_run_resumes_at_the_next_step_and_equals_the_undisturbed_run(tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_at_the_next_step_and_equals_the_undisturbed_run(
+    tmp_path: Path, run: Callable[..., Finished]
+) -> None:
     folder = copy("stopped", tmp_path)
     before = all_rows(folder / "metrics.jsonl")
     assert max(step for _, step in before) == STOPPED_AT and STOPPED_AT % STEPS_PER_EPOCH
@@ -72,7 +79,7 @@ def test_a_stopped_run_resumes_at_the_next_step_and_equals_the_undisturbed_run(t
         assert same == pytest.approx({name: rows[key][name] for name in same}, **CLOSE), key
 
 
-def test_a_done_run_exports_the_weights_of_its_checkpoint(tmp_path: Path) -> None:
+def test_a_done_run_exports_the_weights_of_its_checkpoint(tmp_path: Path, run: Callable[..., Finished]) -> None:
     folder = copy("done", tmp_path)
     run("export", folder, "--output", tmp_path / "exported")
     exported = safetensors.load_file(tmp_path / "exported" / "adapter_model.safetensors")
@@ -84,7 +91,7 @@ def test_a_done_run_exports_the_weights_of_its_checkpoint(tmp_path: Path) -> Non
         assert torch.equal(values.flatten(), trained), name
 
 
-def test_a_done_run_evaluates_to_its_stored_figures(tmp_path: Path) -> None:
+def test_a_done_run_evaluates_to_its_stored_figures(tmp_path: Path, run: Callable[..., Finished]) -> None:
     folder = copy("done", tmp_path)
     stored = tiny.rows(folder, "validation")[-1]
     assert f"step-{stored['step']:08d}" == (folder / "checkpoints" / "best").read_text().strip()

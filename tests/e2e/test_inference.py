@@ -21,6 +21,7 @@ from finetune.errors import UserError
 from tests.e2e import tiny
 from tests.e2e.conftest import Ended, Workers
 from tests.e2e.inside import ids_by_step
+from tests.faults import run_finetune
 from tests.ranks import RankError
 
 SHORT = ("training.epochs=2", "evaluation.every=6", "checkpoint.every=6")  # 12 steps, checkpoints of steps 6 and 12
@@ -119,7 +120,7 @@ def test_the_commands_work_on_the_moved_folder(moved, finetune):
     assert told == json.loads((run / "evaluations" / "mine" / "figures.json").read_text())
     best = (run / "checkpoints" / "best").read_text()
     assert told["checkpoint"] == best and told["loss"] == row_of(run, int(best.removeprefix("step-")))["loss"]
-    finished = finetune("report", str(run))
+    finished = run_finetune(["report", str(run)], folder=moved)
     assert finished.code == 0 and "validation" in (run / "report.html").read_text(), finished.output
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 from finetune.errors import EXIT_DONE, EXIT_FAILED
 from tests.contract.examples import EXAMPLES
-from tests.faults import run_finetune
+from tests.faults import Finished, run_finetune
 
 SECONDS = 240
 
@@ -26,9 +27,9 @@ def write_recipe(folder: Path, task: str) -> Path:
 
 
 @pytest.mark.parametrize("task", ["causal_lm", "object_detection"])
-def test_inspect(tmp_path: Path, task: str) -> None:
+def test_inspect(tmp_path: Path, task: str, finetune: Callable[..., Finished]) -> None:
     write_recipe(tmp_path, task)
-    done = run_finetune(["inspect", "tiny.yaml", "--strict", "--html", "page.html"], SECONDS, folder=tmp_path)
+    done = finetune("inspect", "tiny.yaml", "--strict", "--html", "page.html", folder=tmp_path)
     assert done.code == EXIT_FAILED, done.output
     assert "error  leak (8 rows)" in done.output
     assert "validation row 7" not in done.output, "five rows of a finding are shown"

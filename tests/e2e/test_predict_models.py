@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-import finetune
+from finetune import load
 from tests.distributed.test_slices import PROMPTS, write_model
 from tests.distributed.test_staged_answers import random_image, write_classifier
-from tests.faults import run_finetune
 
 pytestmark = pytest.mark.timeout(600)
-MINUTES = 240
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classes", "replies"])
@@ -30,18 +28,24 @@ def place(request, tmp_path_factory):
     return folder, rows, ["--max-new-tokens", "5"] if request.param else []
 
 
-def records(place, name, *more):
-    folder, _, options = place
-    words = ["predict", "model", "--data", "rows.jsonl", "--output", name, *options, *more]
-    finished = run_finetune(words, MINUTES, folder=folder)
-    assert finished.code == 0, finished.output
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+@pytest.fixture(scope="module")
+def records(finetune):
+    """(place, output, ...) -> the records that `finetune predict model` writes there"""
+
+    def predict(place, name, *more):
+        folder, _, options = place
+        words = ["predict", "model", "--data", "rows.jsonl", "--output", name, *options, *more]
+        finished = finetune(*words, folder=folder)
+        assert finished.code == 0, finished.output
+        return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+    return predict
 
 
-def test_the_command_the_package_and_slices_say_the_same(place):
+def test_the_command_the_package_and_slices_say_the_same(place, records):
     folder, rows, options = place
     whole = records(place, "whole.jsonl", "--processes", "1")
-    loaded = finetune.load(folder / "model").predict(rows, **({"new_tokens": 5} if options else {}))
+    loaded = load(folder / "model").predict(rows, **({"new_tokens": 5} if options else {}))
     assert loaded == whole and whole[7]["error"]["kind"] == "empty"
     sliced = records(place, "sliced.jsonl", "--processes", "2", "--slices", "2")
     assert [row["row"] for row in sliced] == list(range(30))
@@ -52,26 +56,23 @@ def test_the_command_the_package_and_slices_say_the_same(place):
             assert one.get("text") == other.get("text") and one.get("error") == other.get("error")
 
 
-def test_what_is_noted_of_a_model_is_said(tmp_path):
+def test_what_is_noted_of_a_model_is_said(tmp_path, finetune):
     write_classifier(tmp_path / "model", "resnet")
     config = tmp_path / "model" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float16"}))
     random_image(np.random.default_rng(3)).save(tmp_path / "0.png")
     words = ["predict", "model", "--data", "0.png", "--output", "out.jsonl", "--processes", "1"]
-    finished = run_finetune(words, MINUTES, folder=tmp_path)
+    finished = finetune(*words, folder=tmp_path)
     assert finished.code == 0 and finished.output.count("fp16 needs a GPU: the model computes in fp32 here") == 1
 
 
-def test_slices_that_do_not_fit_are_refused(place):
-    finished = run_finetune(
-        ["predict", "model", "--data", "rows.jsonl", "--output", "x.jsonl", "--processes", "3", "--slices", "2"],
-        MINUTES,
-        folder=place[0],
-    )
+def test_slices_that_do_not_fit_are_refused(place, finetune):
+    words = ["predict", "model", "--data", "rows.jsonl", "--output", "x.jsonl", "--processes", "3", "--slices", "2"]
+    finished = finetune(*words, folder=place[0])
     assert finished.code == 2 and "3 processes are no whole number of replicas of 2" in finished.output
 
 
-def test_stages_say_what_one_process_says(tmp_path):
+def test_stages_say_what_one_process_says(tmp_path, records):
     write_classifier(tmp_path / "model", "resnet")
     draw = np.random.default_rng(3)
     for number in range(12):

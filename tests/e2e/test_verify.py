@@ -19,6 +19,8 @@ from finetune.tasks import CARDS
 from finetune.tracking.run import recipe_text
 from tests.contract.examples import EXAMPLES
 from tests.e2e import tiny
+from tests.e2e.conftest import MINUTES
+from tests.faults import run_finetune
 
 pytestmark = pytest.mark.timeout(900)
 STEPS = 3
@@ -196,9 +198,9 @@ def test_a_loss_scaled_wrongly_is_no_rounding(task, verify, tmp_path):
     assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {torch.float64}
 
 
-def test_the_command_prints_a_table_and_a_verdict(workplace, finetune):
+def test_the_command_prints_a_table_and_a_verdict(workplace):
     tiny.write_recipe(workplace, "verified.yaml")
-    finished = finetune("verify", "verified.yaml", "--steps", "2")
+    finished = run_finetune(["verify", "verified.yaml", "--steps", "2"], MINUTES, folder=workplace)
     assert finished.code == 0, finished.output
     for layout in ("1 rank", "2 ranks, accumulation", *(f"2 ranks, ZeRO-{stage}" for stage in range(4))):
         (row,) = [line for line in finished.output.splitlines() if line.startswith(f"{layout}\t")]
