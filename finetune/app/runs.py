@@ -102,10 +102,11 @@ def find_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | N
             remedy="Give another --run-dir, or remove this folder.",
         )
     if differences := run.differences(recipe):
+        pretrained = " --set model.init=pretrained" if recipe.model.init == "config" else ""
         raise UserError(
             f"the folder holds a run of another recipe:{list_differences(differences)}",
             where=str(run_dir),
-            remedy="Give another --run-dir to train this one.",
+            remedy=f"Give another --run-dir; to start from the weights of this run: --set model.source={run_dir}{pretrained}",
         )
     if run.trainer not in (None, os.getpid()):
         raise _taken(f"process {run.trainer}", run_dir)

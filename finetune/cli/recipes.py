@@ -114,4 +114,7 @@ def new_recipe(
     from finetune.app import recipes as verb
 
     path = verb.new_recipe(task, data=data, output=output, model=model)
-    typer.echo(f"wrote {path}\nNext: review it, then run  finetune train {path}")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    gaps = ", ".join(f"line {number}" for number, line in enumerate(lines, start=1) if "# fill in" in line)
+    todo = f"fill it in ({gaps})" if gaps else "review it"
+    typer.echo(f"wrote {path}\nNext: {todo}, then run  finetune inspect {path}  and  finetune train {path}")

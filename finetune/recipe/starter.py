@@ -61,7 +61,7 @@ def write_starter(
     shown = _relative_to(user_path(data), output) if local else data
     blocks = [
         f"# yaml-language-server: $schema={schema}",
-        f"# {card.summary.rstrip('.')}, fine-tuned on {data or 'your data'}.",
+        f"# {card.summary.rstrip('.')}: fine-tuning on {data or 'your data'}.",
         f"# All other keys have defaults. To see them: finetune recipes show {output.name} --explain",
         "",
         f"name: {_name(output)}  # names the run folder",

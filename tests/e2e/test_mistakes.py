@@ -49,3 +49,4 @@ def test_a_row_with_an_unknown_label_is_named_before_the_first_step(workplace, f
 def test_another_recipe_in_the_same_folder_is_refused(workplace, undisturbed, finetune):
     finished = finetune("train", "tiny.yaml", "--run-dir", "undisturbed", "--set", "training.epochs=3")
     assert finished.code == 2 and "another recipe" in finished.output, finished.output
+    assert "--set model.source=" in finished.output and " --set model.init=pretrained" in finished.output

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 from finetune.recipe.checks.context import CheckContext
 from finetune.recipe.checks.deepspeed import stored_config
 from finetune.recipe.deepspeed import rounding_keys
 
 HIGH_RATE = 0.1  # of any optimizer but sgd, whose steps are as long as the gradient
+
+
+def _holds_weights(source: str) -> bool:
+    """Whether a local folder is a run with a model, or holds weights itself."""
+    with suppress(OSError, ValueError):  # no name of a file
+        return any(any(folder.glob("*.safetensors")) for folder in (Path(source), Path(source, "model")))
+    return False
 
 
 def find_warnings(context: CheckContext) -> list[str]:
@@ -15,6 +25,11 @@ def find_warnings(context: CheckContext) -> list[str]:
     found = []
     if recipe.adapter is not None and recipe.model.init == "config":
         found.append(f"{place(('adapter',))}: an adapter on random weights (model.init: config) trains next to nothing")
+    if recipe.model.init == "config" and _holds_weights(recipe.model.source):
+        found.append(
+            f"{place(('model', 'init'))}: model.init: config draws random weights; those in {recipe.model.source} are not used "
+            "(pretrained uses them)"
+        )
     training = recipe.training
     if training.learning_rate >= HIGH_RATE and training.optimizer != "sgd":
         found.append(

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
+
+import numpy as np
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.inputs import encode_each, resolve_on_long, text_and_pair, tokenize_texts
+
+DECIMAL_COMMA = re.compile(r"\s*[-+]?[\d. ]*\d,\d+\s*")
+FAR = 20  # of the numbers' mean or standard deviation from 0, where a new head begins
 
 
 def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
@@ -37,5 +44,28 @@ def read_number(value: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise BadRow(f"label {value!r} is not a number")
+        comma = isinstance(value, str) and DECIMAL_COMMA.fullmatch(value)
+        raise BadRow(f"label {value!r} is not a number{': write its decimal comma as a point' if comma else ''}")
     return number
+
+
+def describe_targets(values: Iterable[Any], column: str) -> str:
+    """What hinders learning these numbers: that all are equal, or far from 0; "" for others. Other values are left out."""
+    numbers = np.fromiter(_usable(values), np.float64)
+    if not len(numbers):
+        return ""
+    low, high, mean, deviation = numbers.min(), numbers.max(), numbers.mean(), numbers.std()
+    if low == high and len(numbers) > 1:
+        return f"all {len(numbers):,} numbers in {column} are {low:g}: there is nothing to learn"
+    if max(abs(mean), deviation) < FAR:
+        return ""
+    return (
+        f"the numbers in {column} are far from 0 (mean {mean:.3g}, standard deviation {deviation:.3g}), where a new head "
+        "begins; it may not get there: train on (number - mean) / deviation, and undo that in the answers"
+    )
+
+
+def _usable(values: Iterable[Any]) -> Iterator[float]:
+    for value in values:
+        with suppress(BadRow):
+            yield read_number(value)

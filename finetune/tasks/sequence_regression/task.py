@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from finetune.data.prepare.cache import publish
-from finetune.data.table import Examples, Row, Table
+from finetune.data.prepare.label_survey import column_name
+from finetune.data.table import Examples, Row, Table, role_values
 from finetune.models.config import load_config
 from finetune.models.tokenizer import load_tokenizer
 from finetune.planning.plan import Plan
@@ -23,7 +24,7 @@ from finetune.tasks.facts import Facts
 from finetune.tasks.records import Fields, figure, refuse_options
 from finetune.tasks.scored_answers import scored_answers
 from finetune.tasks.sequence_regression.card import CARD
-from finetune.tasks.sequence_regression.data import encode_rows
+from finetune.tasks.sequence_regression.data import describe_targets, encode_rows
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_sequence_model
 from finetune.tasks.text.dataset import text_dataset
@@ -54,6 +55,10 @@ class SequenceRegression:
 
     def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:
         """A split, encoded through the cache."""
+        if table.name == "train" and (
+            note := describe_targets(role_values(table, "label"), column_name(table, "label"))
+        ):
+            facts.notes.append(f"train: {note}")
         limit = artifacts.settings["max_length"]
         key = [CARD.name, 1, limit, artifacts.options.on_long]
         return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit, shown=shown_text)

@@ -243,6 +243,15 @@ def test_validation_data_that_is_set_takes_the_place_of_the_other_kind_in_the_fi
     )  # what is switched off replaces nothing
 
 
+def test_random_weights_in_place_of_those_of_a_run_are_told(load, tmp_path) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    config = ("model.source=run", "model.init=config")
+    assert not load(GOOD, *config).warnings
+    (tmp_path / "run" / "model" / "model.safetensors").touch()
+    assert "draws random weights; those in" in load(GOOD, *config).warnings[0]
+    assert not load(GOOD, "model.source=run").warnings
+
+
 def test_a_learning_rate_in_the_wrong_unit_is_told(load) -> None:
     assert any("learning rate of 5 is far above" in w for w in load(GOOD, "training.learning_rate=5").warnings)
     assert not load(GOOD, "training.learning_rate=0.01").warnings

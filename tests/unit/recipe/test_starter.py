@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune.app.recipes import peek_columns, peek_splits
+from finetune.cli.recipes import new_recipe
 from finetune.errors import RecipeFaults, UserError
 from finetune.recipe.load import load_recipe
 from finetune.recipe.starter import guess_columns, write_starter
@@ -154,3 +155,13 @@ def test_annotations_of_any_name_are_coco(tmp_path: Path) -> None:
     row = {"images": ["a.png"], "conversations": [], "annotations": [{"name": "x"}]}
     (tmp_path / "rows.json").write_text(json.dumps(row))
     assert peek_columns(str(tmp_path / "rows.json")) == list(row)
+
+
+@pytest.mark.parametrize(("header", "told"), [("text,label", "review it"), ("text,price", "fill it in (line 18)")])
+def test_what_is_left_to_do_is_told_with_its_line(tmp_path, monkeypatch, capsys, header: str, told: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.csv").write_text(f"{header}\na,1\n", encoding="utf-8")
+    new_recipe("sequence_regression", data="x.csv", output=None, model="some/model")
+    assert f"Next: {told}, then run  finetune inspect" in capsys.readouterr().out
+    lines = (tmp_path / "sequence_regression.yaml").read_text(encoding="utf-8").splitlines()
+    assert told == "review it" or "# fill in" in lines[17]

@@ -56,3 +56,25 @@ def test_what_is_no_number_is_reported_with_its_place(tmp_path: Path) -> None:
         _read(tmp_path, rows)
     for line, value in ((3, "'many'"), (4, "'nan'"), (5, "True")):
         assert f"train.jsonl:{line}: label {value} is not a number" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([0, 2.5, 5], ""),
+        ([3, "3.0", 3], "all 3 numbers in label are 3: there is nothing to learn"),
+        ([1e6, 9e6, "5e6"], "the numbers in label are far from 0 (mean 5e+06, standard deviation 3.27e+06)"),
+    ],
+)
+def test_numbers_that_a_model_cannot_learn_are_told(tmp_path: Path, labels: list[Any], told: str) -> None:
+    notes = _read(tmp_path, [{"text": "a", "label": label} for label in labels]).facts.notes
+    found = [note for note in notes if "numbers" in note]
+    assert (len(found) == 1 and told in found[0]) if told else not found
+
+
+def test_a_decimal_comma_is_named(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": label} for label in ("7755374,81", "1.234,5", "1,2,3", "12%")]
+    with pytest.raises(UserError) as caught:
+        _read(tmp_path, rows)
+    lines = [line for line in str(caught.value).splitlines() if "is not a number" in line]
+    assert [line.endswith("write its decimal comma as a point") for line in lines] == [True, True, False, False]
