@@ -15,6 +15,7 @@ from finetune.metrics.catalogue import CATALOGUE
 from finetune.recipe.yaml import read_document
 from finetune.tasks import CARDS
 from finetune.tracking.journal import read_rows
+from finetune.tracking.retention import labeled_name
 from finetune.tracking.run import Run
 
 
@@ -54,7 +55,7 @@ def summarize(folder: Path) -> RunSummary:
     metric, value, step = str(summary.get("best_metric") or ""), summary.get("best_value"), summary.get("steps")
     if not isinstance(value, (int, float)) or step is None:
         rows, last = _evaluations(run)
-        step = step if step is not None else last
+        step = step if step is not None else max(last, _saved_step(run))
         metric, value = _best(rows, metric or _chosen_metric(run, facts))
     return RunSummary(
         folder,
@@ -76,7 +77,14 @@ def status_of(run: Run, facts: Mapping[str, Any]) -> str:
     return "interrupted" if status == "running" and here and run.trainer is None else status
 
 
+MAX_DIGITS = 18  # of a step
 _NO_FIGURES = ("step", "epoch", "split", "time")
+
+
+def _saved_step(run: Run) -> int:
+    """The step of the latest checkpoint, which a stopped run saves between two rows of its journal; 0 without one."""
+    digits = labeled_name(run.checkpoints / "latest").removeprefix("step-")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < MAX_DIGITS else 0
 
 
 def _evaluations(run: Run) -> tuple[list[dict[str, Any]], int]:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from finetune.app.rounding import limits, read_twins
-from finetune.app.verify import TOLERANCE, compare_all, excuse, read_figures
+from finetune.app.verify import TOLERANCE, _conclude, compare_all, excuse, read_figures
 
 NORM = 810.0
 JUMP = 1 + 1.4e-4  # of the gradient, by a rounding at a kink
@@ -80,3 +80,18 @@ def test_what_cannot_be_computed_in_float64_is_not_excused(folder: Path) -> None
 
 def test_float64_must_be_a_hundred_times_nearer_than_float32() -> None:
     assert limits([1e-7, 3e-2], TOLERANCE) == [TOLERANCE, 3e-4]
+
+
+@pytest.mark.parametrize(("size", "told"), [(1e-6, False), (0.045, True)])
+def test_a_coarse_float32_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: float, told: bool
+) -> None:
+    """What float32 alone does to the plain loop is what a layout may differ by: a large one would hide a fault."""
+    write(tmp_path, "reference.json", "reference", NORM)
+    for name in ("reference32", "variant-0"):
+        write(tmp_path, f"{name}.json", name, NORM * (1 + size))
+    figures = read_figures(tmp_path)
+    _conclude(figures, compare_all(figures, tmp_path))
+    said = capsys.readouterr().out
+    assert "1 layouts and the reference agree" in said
+    assert ("float32 alone changes the plain loop by 4.5e-02" in said and "up to 4e-01 may pass" in said) is told

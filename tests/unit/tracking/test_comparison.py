@@ -216,6 +216,10 @@ def test_a_run_that_is_not_done_shows_its_best_evaluation_of_the_chosen_metric(t
         journal.row({"step": step, "epoch": step / 10, "split": "validation", **figures, "time": 0.0})
     (found,) = find_runs(tmp_path)
     assert (found.metric, found.value, found.step) == ("accuracy", 0.8, 20)
+    run.checkpoints.mkdir(exist_ok=True)
+    for latest, step in (("step-00000023", 23), ("step-x", 20), ("step-" + "9" * 99, 20)):  # saved when it was stopped
+        (run.checkpoints / "latest").write_text(latest)
+        assert [one.step for one in find_runs(tmp_path)] == [step]
 
 
 def test_runs_of_different_tasks_are_said_to_be_such(tmp_path: Path) -> None:
