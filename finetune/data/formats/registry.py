@@ -1,11 +1,11 @@
-"""The file formats: their readers, extensions and options. A new text format is a reader, an entry here, and a name in
-`FileFormat` of recipe/data.py.
-"""
+"""The file formats, one entry each. A new one is a reader, an entry in `FORMATS`, a name in `FileFormat` of recipe/data.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune.data.formats import coco
 from finetune.data.formats.compression import without_compression
@@ -27,69 +27,62 @@ from finetune.data.formats.plain_text import read_text, text_hint, text_notes
 from finetune.data.formats.workbook import read_workbook, workbook_columns, workbook_notes
 from finetune.recipe.data import SourceSection
 
-# Formats read row by row with line numbers. Parquet and Arrow files are opened by sources/arrow_files.py.
-READERS: Mapping[str, Reader] = {
-    "jsonl": read_jsonl,
-    "json": read_json,
-    "csv": read_csv,
-    "tsv": read_tsv,
-    "xlsx": read_workbook,
-    "text": read_text,
-    "conll": read_conll,
-    "parallel": read_parallel,
-    "coco": coco.read_coco,
+
+@dataclass(frozen=True)
+class FormatSpec:
+    """reader: rows with their line numbers; None: typed columns, opened by sources/arrow_files.py.
+
+    header: the columns of a file that names them. hint: what to do if a column is not found, "" if there is no advice. notes:
+    what a user should know about how a file is read, seen in its first rows.
+    options: keys of a source that change how its files are read. is_text: text in an encoding. streams: it is read from front
+    to end, so that it may come through a pipe. is_compressible: its files may be compressed.
+    """
+
+    reader: Reader | None
+    extensions: tuple[str, ...] = ()
+    header: Callable[[Path, SourceSection], list[str]] | None = None
+    hint: Callable[[Path, SourceSection], str] | None = None
+    notes: Callable[[Path, SourceSection], list[str]] | None = None
+    options: tuple[str, ...] = ()
+    is_text: bool = False
+    streams: bool = False
+    is_compressible: bool = False
+
+
+def _text(reader: Reader, *extensions: str, options: tuple[str, ...] = (), **more: Any) -> FormatSpec:
+    """A format of text, which may be compressed."""
+    shared: dict[str, Any] = {"options": (*options, "encoding"), "is_text": True, "is_compressible": True}
+    return FormatSpec(reader, extensions, **{"streams": True, **shared, **more})
+
+
+FORMATS: Mapping[str, FormatSpec] = {
+    "jsonl": _text(read_jsonl, ".jsonl", ".ndjson"),
+    "json": _text(read_json, ".json"),
+    "csv": _text(read_csv, ".csv", options=("header",), header=csv_columns, hint=csv_hint, notes=csv_notes),
+    "tsv": _text(read_tsv, ".tsv", ".tab", options=("header",), header=tsv_columns, hint=tsv_hint, notes=tsv_notes),
+    "xlsx": FormatSpec(
+        read_workbook,
+        (".xlsx", ".xlsm"),
+        header=workbook_columns,
+        notes=workbook_notes,
+        options=("header", "sheet"),
+    ),
+    "text": _text(read_text, ".txt", ".text", options=("sample_by",), hint=text_hint, notes=text_notes),
+    "conll": _text(read_conll, ".conll", ".bio", ".iob", options=("header",)),
+    "parallel": _text(read_parallel, streams=False),  # files in pairs, recognized by their names
+    "coco": FormatSpec(coco.read_coco, options=("images",), is_compressible=True),
+    "parquet": FormatSpec(None, (".parquet", ".pq")),
+    "arrow": FormatSpec(None, (".arrow", ".feather", ".ipc")),
 }
 
-# The columns of formats with a header.
-HEADERS: Mapping[str, Callable[[Path, SourceSection], list[str]]] = {
-    "csv": csv_columns,
-    "tsv": tsv_columns,
-    "xlsx": workbook_columns,
-}
-
-# What to do if a column is not found, "" if there is no advice.
-HINTS: Mapping[str, Callable[[Path, SourceSection], str]] = {"csv": csv_hint, "tsv": tsv_hint, "text": text_hint}
-
-# What a user should know about how a file is read, seen in its first rows.
-NOTES: Mapping[str, Callable[[Path, SourceSection], list[str]]] = {
-    "csv": csv_notes,
-    "tsv": tsv_notes,
-    "xlsx": workbook_notes,
-    "text": text_notes,
-}
-
-EXTENSIONS: Mapping[str, str] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".xlsx": "xlsx",
-    ".xlsm": "xlsx",
-    ".txt": "text",
-    ".text": "text",
-    ".conll": "conll",
-    ".bio": "conll",
-    ".iob": "conll",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-}
-
-ENCODED = ("jsonl", "json", "csv", "tsv", "text", "conll", "parallel")  # text in an encoding, maybe compressed
-COMPRESSIBLE = (*ENCODED, "coco")
-
-# Options of a source that change how its files are read, and the formats that have them.
+READERS: Mapping[str, Reader] = {name: spec.reader for name, spec in FORMATS.items() if spec.reader is not None}
+EXTENSIONS: Mapping[str, str] = {extension: name for name, spec in FORMATS.items() for extension in spec.extensions}
+STREAMED = tuple(name for name, spec in FORMATS.items() if spec.streams)
 READ_OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "header": ("csv", "tsv", "xlsx", "conll"),
-    "images": ("coco",),
-    "encoding": ENCODED,
-    "sheet": ("xlsx",),
-    "sample_by": ("text",),
+    option: tuple(name for name, spec in FORMATS.items() if option in spec.options)
+    for option in ("header", "images", "encoding", "sheet", "sample_by")
 }
+"""Option of a source -> the formats that have it."""
 
 # Extensions of files that cannot be read, and what to do instead.
 UNSUPPORTED: Mapping[str, str] = {
@@ -127,7 +120,7 @@ def format_of(path: Path) -> str:
     if name.name.lower().endswith(coco.EXTENSION):
         return "coco"
     file_format = EXTENSIONS.get(name.suffix.lower(), "")
-    return file_format if name == path or file_format in COMPRESSIBLE else ""
+    return file_format if name == path or (file_format and FORMATS[file_format].is_compressible) else ""
 
 
 def format_by_content(path: Path) -> str:
@@ -143,6 +136,6 @@ def advice(path: Path) -> str:
         return f"A compressed {name.suffix} file cannot be read: decompress it."
     if name.suffix.lower() in UNSUPPORTED:
         return UNSUPPORTED[name.suffix.lower()]
-    return (
-        f"If it is text of a known format, say which with `format:`: {', '.join(ENCODED)}, xlsx, parquet, arrow, coco."
-    )
+    others = (name for name, spec in FORMATS.items() if not spec.is_text)
+    known = ", ".join((*READ_OPTIONS["encoding"], *others))
+    return f"If it is text of a known format, say which with `format:`: {known}."

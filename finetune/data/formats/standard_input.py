@@ -15,7 +15,6 @@ from finetune.errors import UserError
 
 STDIN = Path("/dev/stdin")
 NAME = "standard input"
-FORMATS = ("jsonl", "json", "csv", "tsv", "text", "conll")  # read from front to end
 BUFFER_BYTES = 1 << 16
 
 

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune.data.formats.registry import READERS
-from finetune.data.formats.standard_input import FORMATS, STDIN
+from finetune.data.formats.registry import READERS, STREAMED
+from finetune.data.formats.standard_input import STDIN
 from finetune.data.image_formats import can_decode
 from finetune.data.sources.image_folder import list_images
 from finetune.data.sources.locate import locate
@@ -65,11 +65,11 @@ def _open_all(source: SourceSection, notify: Notify) -> Iterator[RawRows]:
 
 def _open_pipe(source: SourceSection) -> RawRows:
     file_format = "jsonl" if source.format == "auto" else source.format
-    if file_format not in FORMATS:
+    if file_format not in STREAMED:
         raise UserError(
             f"{file_format} cannot be read from standard input",
             where="--data -",
-            remedy=f"Write it to a file, or use one of {', '.join(FORMATS)}.",
+            remedy=f"Write it to a file, or use one of {', '.join(STREAMED)}.",
         )
     return TextRows(STDIN, file_format, source)
 

@@ -13,7 +13,7 @@ from finetune.data.columns import SAMPLED_ROWS
 from finetune.data.formats import coco
 from finetune.data.formats.encodings import open_utf8
 from finetune.data.formats.lines import NumberedRow
-from finetune.data.formats.registry import HEADERS, HINTS, NOTES, READERS
+from finetune.data.formats.registry import FORMATS
 from finetune.data.sources.image_folder import COLUMNS, find_classes
 from finetune.data.sources.located import display_path
 from finetune.errors import EmptyData, UserError
@@ -50,9 +50,10 @@ def head_of(path: Path, file_format: str, source: SourceSection) -> Head:
         return Head(list(COLUMNS), [], [])
     if file_format == "coco":  # its columns are known, and it cannot be read in part
         return Head(list(coco.COLUMNS), [], [])
-    if file_format not in READERS:
+    spec = FORMATS[file_format]
+    if spec.reader is None:
         return _typed_head(path, file_format)
-    columns, nested, bad = sample_columns(READERS[file_format](path, source), SAMPLED_ROWS)
+    columns, nested, bad = sample_columns(spec.reader(path, source), SAMPLED_ROWS)
     if not columns and bad:
         raise UserError(
             f"none of the first rows can be read: {bad[0][1]}",
@@ -61,10 +62,10 @@ def head_of(path: Path, file_format: str, source: SourceSection) -> Head:
         )
     if not columns:
         raise _empty(path)
-    if file_format in HEADERS:  # a column may be empty in the first rows
-        columns = HEADERS[file_format](path, source)
-    notes = NOTES[file_format](path, source) if file_format in NOTES else []
-    return Head(columns, nested, notes, HINTS[file_format](path, source) if file_format in HINTS else "")
+    if spec.header is not None:  # a column may be empty in the first rows
+        columns = spec.header(path, source)
+    notes = spec.notes(path, source) if spec.notes is not None else []
+    return Head(columns, nested, notes, spec.hint(path, source) if spec.hint is not None else "")
 
 
 def columns_of(path: Path, file_format: str, source: SourceSection) -> list[str]:
