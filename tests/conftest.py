@@ -1,5 +1,6 @@
 """Fixtures that every test may ask for, and the reasons for which a test is skipped."""
 
+import gc
 import os
 import signal
 import sys
@@ -52,6 +53,19 @@ def sighup_heard() -> Iterator[None]:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What modules and collected tests are made of stays until the end: collections of garbage need not walk it again and
+    again, which is half of the processor time of collecting, and some of every test's.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

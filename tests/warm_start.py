@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,12 @@ def be_finetune(request: Mapping[str, Any], output: int) -> int:
 
 
 def fork_what_would_start(apart: Any, *launching: Any) -> None:
-    """Python is not started again by this process: neither to prepare the data, nor for ranks."""
+    """Python is not started again by this process: neither to prepare the data, nor for ranks. Of these modules."""
     apart.multiprocessing = _Contexts()
     for module in launching:
         module.subprocess = _Subprocess()
+        if hasattr(module, "Watcher"):
+            module.Watcher._family = _family
 
 
 def run_command_line(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -90,6 +93,17 @@ def run_command_line(arguments: Sequence[str], environment: Mapping[str, str]) -
         sys.stdout.flush()
         sys.stderr.flush()
     return code
+
+
+def _family(watcher: Any) -> list[psutil.Process]:
+    """The living processes of a launch: found by their environment where they were started, but forks show their parent's."""
+    ranks = [psutil.Process(rank.pid) for rank in watcher.ranks if rank.poll() is None]
+    found = []
+    for process in [*ranks, *(child for rank in ranks for child in rank.children(recursive=True))]:
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 class _Child(ForkedRank):

@@ -45,10 +45,9 @@ print([values.tolist() for values in roc_curve([0, 1], [0.2, 0.7])][:2])
 
 
 @pytest.fixture(autouse=True)
-def thawed() -> Iterator[None]:
+def collecting() -> Iterator[None]:
     yield
-    gc.enable()
-    gc.unfreeze()
+    gc.enable()  # what is frozen stays so: tests/conftest.py freezes the session's objects
 
 
 def run(script: str) -> list[str]:
