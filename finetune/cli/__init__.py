@@ -12,10 +12,12 @@ from importlib import import_module
 
 import typer
 
+from finetune.cli.key_hint import key_hint
 from finetune.cli.program import app
 from finetune.distributed.waiting import WAITS
 from finetune.errors import (
     EXIT_FAILED,
+    EXIT_USER,
     FinetuneError,
     TrainingFailed,
     check_current_folder,
@@ -82,6 +84,8 @@ def _run(argv: list[str]) -> None:
     except SystemExit as end:  # typer exits this way on Ctrl-C, without a message
         if end.code == EXIT_INTERRUPTED:
             say("interrupted")
+        if end.code == EXIT_USER and (hint := key_hint(args)):
+            say(hint)
         raise
     except FinetuneError as error:
         if show_traceback:

@@ -18,6 +18,7 @@ import pytest
 
 from finetune import cli, errors
 from finetune.app import train as train_verb
+from finetune.cli.key_hint import key_hint
 
 ROOT = Path(__file__).resolve().parents[2]
 HELP_CALLS, FAULT_CALLS = 180_000, 700_000
@@ -386,3 +387,21 @@ def test_doctor_tells_what_there_is_and_no_key() -> None:
     for subject in ("python", "processor", "disk", "GPU", "libraries", "compiler", "W&B"):
         assert re.search(rf"^(ok|note|MISSING)\s+{subject}", done.stdout, re.M), subject
     assert ("missing" in done.stdout.splitlines()[-1]) == (done.returncode == errors.EXIT_FAILED)
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["train", "a.yaml", "--learning-rate", "3e-5"], "--set training.learning_rate=VALUE"),
+        (["train", "a.yaml", "training.epochs=3"], "--set training.epochs=3"),
+        (["train", "a.yaml", "--num_train_epochs=2"], "--set training.epochs=2"),
+        (["train", "a.yaml", "--set", "seed", "3"], "in one argument: --set seed=VALUE"),
+        (["train", "a.yaml", "--processes", "0"], ""),  # an option, which is also the last word of a key
+        (["train", "a.yaml", "--set", "training.epochs=3", "--odd"], ""),
+        (["runs", "--lr=3"], ""),
+        (["trian", "--lr=3"], ""),
+        ([], ""),
+    ],
+)
+def test_keys_given_as_options_lead_to_set(args: list[str], hint: str) -> None:
+    assert key_hint(args).endswith(hint) and bool(key_hint(args)) is bool(hint)
