@@ -2,10 +2,11 @@
 
 The vocabulary is taken in blocks whose float32 logits fit a budget of bytes. The forward pass adds up each row's normalizer
 over the blocks; the backward pass computes each block's logits again, and from them the block's rows of the weight's
-gradient, once and for all. The other way takes the rows in chunks and computes gradients in the forward pass: three matrix
-products instead of four, but the gradient of the whole weight is read and written for every chunk (in float32 twice its size,
-or rounded each time), and the incoming gradient is multiplied afterwards, when float16 has underflowed already. It is taken
-for bf16 on a GPU, where only the sum is wanted (`summed_loss.py`).
+gradient, once and for all. Where one block holds all, its logits are kept for the backward pass, which would begin with
+them anyway: three matrix products, not four. The other way takes the rows in chunks and computes gradients in the forward
+pass: three matrix products too, but the gradient of the whole weight is read and written for every chunk (in float32 twice
+its size, or rounded each time), and the incoming gradient is multiplied afterwards, when float16 has underflowed already. It
+is taken for bf16 on a GPU, where only the sum is wanted (`summed_loss.py`).
 
 Matrix products run in the dtype of the weight (or autocast's), everything else in float32, the normalizers in float64. Nothing
 is asked of the device.
@@ -27,6 +28,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from finetune.models.losses import IGNORE
+from finetune.models.onednn_linear import multiply
 from finetune.models.summed_loss import ALIGNED, aligned_logits, summed_loss
 
 BLOCK_BYTES = 64 * 2**20  # of float32 logits at once
@@ -150,12 +152,15 @@ class _LinearLosses(Function):
     ) -> Tensor:
         normalizer = hidden.new_full(hidden.shape[:1], -torch.inf, dtype=torch.float64)
         at_target, total = torch.zeros_like(normalizer), torch.zeros_like(normalizer)
+        kept = list[Tensor]()
         with torch.autocast(hidden.device.type, enabled=False):
-            for block in _blocks(hidden, weight, bias, target_ids, options):
+            for block in _blocks(hidden, weight, bias, target_ids, options, []):
                 normalizer, at_target = block.add_to(normalizer, at_target)
                 if options.label_smoothing:
                     total += block.logits.sum(dim=1, dtype=torch.float64)
-        ctx.options = options
+                if len(block.weight) == len(weight) and any(ctx.needs_input_grad):
+                    kept.append(block.logits)
+        ctx.options, ctx.kept = options, kept
         ctx.save_for_backward(hidden, weight, bias, target_ids, normalizer, at_target)
         losses = normalizer - at_target
         if smoothing := options.label_smoothing:
@@ -172,16 +177,16 @@ class _LinearLosses(Function):
         # p - 1 at the target, without cancellation: of a confident row, p in float32 is 1 but for a few bits
         at_target = torch.expm1(at_target - normalizer).to(options.wide).unsqueeze(1)
         normalizer = normalizer.to(options.wide).unsqueeze(1)
-        d_hidden = torch.zeros_like(hidden, dtype=options.wide) if wants_hidden else None
+        d_hidden: Tensor | None = None
         d_weight = torch.empty_like(weight) if wants_weight else None
         d_bias = torch.empty_like(bias) if wants_bias and bias is not None else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for block in _blocks(hidden, weight, bias, target_ids, options):
+            for block in _blocks(hidden, weight, bias, target_ids, options, ctx.kept):
                 d_logits = block.d_logits(normalizer, at_target, factor)
-                if d_hidden is not None:
-                    _add_product(d_hidden, d_logits, block.weight)
+                if wants_hidden:
+                    d_hidden = _add_product(d_hidden, d_logits, block.weight, options.wide)
                 if d_weight is not None:
-                    d_weight[block.columns] = d_logits.T @ block.hidden
+                    d_weight[block.columns] = multiply(d_logits.T, block.hidden)
                 if d_bias is not None:
                     d_bias[block.columns] = d_logits.sum(dim=0, dtype=options.wide)
         return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, d_bias, None, None
@@ -190,24 +195,36 @@ class _LinearLosses(Function):
 class _Block:
     """Logits of all rows for some columns of the vocabulary.
 
-    logits: [N, W] as the model makes them of its head. place: int64 [N], where in this block the target would be. column:
-    int64 [N, 1], the same, but any column of the block where the target is not `inside`, bool [N].
+    logits: [N, W] as the model makes them of its head; `d_logits` gives them up. place: int64 [N], where in this block the
+    target would be. column: int64 [N, 1], the same, but any column of the block where the target is not `inside`, bool [N].
     """
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor, columns: slice, options: _Options
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target_ids: Tensor,
+        columns: slice,
+        options: _Options,
+        logits: Tensor | None,
     ) -> None:
-        """hidden: in options.dtype."""
+        """hidden: in options.dtype. logits: those of an earlier block of the same columns; None: they are computed."""
         self.hidden, self.columns, self.options = hidden, columns, options
         self.vocabulary, self.kernels = len(weight), _kernels(hidden, options)
         self.weight = weight[columns].to(options.dtype)
-        added = None if bias is None else bias[columns].to(options.dtype)
-        if self.kernels is not None:
-            logits = aligned_logits(hidden, self.weight, added)
-        else:
-            logits = hidden @ self.weight.T if added is None else torch.addmm(added, hidden, self.weight.T)
-        self.logits = logits if options.transform.is_identity else options.transform(logits.to(options.wide))
+        self.logits = self._compute_logits(bias) if logits is None else logits
         self.place = target_ids - columns.start
+
+    def _compute_logits(self, bias: Tensor | None) -> Tensor:
+        options, added = self.options, None if bias is None else bias[self.columns].to(self.options.dtype)
+        if self.kernels is not None:
+            logits = aligned_logits(self.hidden, self.weight, added)
+        elif added is None:
+            logits = multiply(self.hidden, self.weight.T)
+        else:
+            logits = torch.addmm(added, self.hidden, self.weight.T)
+        return logits if options.transform.is_identity else options.transform(logits.to(options.wide))
 
     @cached_property
     def inside(self) -> Tensor:
@@ -238,9 +255,9 @@ class _Block:
 
         normalizer, at_target (p - 1), factor: [N, 1].
         """
+        logits = self.logits
+        del self.logits
         if self.kernels is not None:
-            logits = self.logits
-            del self.logits
             self.kernels.turn_into_gradients(
                 logits, self.place, normalizer.squeeze(1), at_target.squeeze(1), factor.squeeze(1)
             )
@@ -248,9 +265,9 @@ class _Block:
         options, smoothing = self.options, self.options.label_smoothing
         transform, spread, slope = options.transform, smoothing / self.vocabulary, None
         if transform.cap is not None:
-            slope = 1.0 - (self.logits / transform.cap).square_()
-        gradient = (self.logits - normalizer).exp_()
-        del self.logits
+            slope = 1.0 - (logits / transform.cap).square_()
+        gradient = (logits.sub_(normalizer) if logits.dtype == normalizer.dtype else logits - normalizer).exp_()
+        del logits
         held = gradient.gather(1, self.column)
         gradient.scatter_(1, self.column, torch.where(self.inside.unsqueeze(1), at_target + smoothing, held))
         if smoothing:
@@ -262,17 +279,20 @@ class _Block:
 
 
 def _blocks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor, options: _Options
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor, options: _Options, kept: list[Tensor]
 ) -> Iterator[_Block]:
-    """One after the other: a block is gone before the next one is made, if nobody keeps it."""
+    """One after the other: a block is gone before the next one is made, if nobody keeps it. kept: logits of the only block,
+    which are taken out; a second backward pass computes them again.
+    """
     hidden = hidden.to(options.dtype)
     for columns in column_blocks(len(hidden), len(weight), kernels=_kernels(hidden, options) is not None):
-        yield _Block(hidden, weight, bias, target_ids, columns, options)
+        yield _Block(hidden, weight, bias, target_ids, columns, options, kept.pop() if kept else None)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, without rounding the sum to the dtype of the product."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
+    """total + left @ right, without rounding the sum to the dtype of the product. total: overwritten; None: there is none."""
+    if total is None:
+        return multiply(left, right).to(wide)
+    if _is_on_gpu(left) and total.dtype == left.dtype:
+        return total.addmm_(left, right)
+    return total.add_(multiply(left, right))

@@ -1,4 +1,5 @@
-"""Linear layers of a model that only answers, computed in float32 by oneDNN on processors where torch's own way is slow.
+"""Linear layers of a model that only answers, and products of the loss head, computed in float32 by oneDNN on processors
+where torch's own way is slow.
 
 On x86, torch multiplies float32 matrices with MKL, which takes its fast paths on Intel's processors alone: on an AMD EPYC of
 the fifth generation, a core does 105 to 115 GFLOP/s, and 240 to 260 with oneDNN, which torch contains as well and uses for
@@ -42,6 +43,22 @@ class OneDnnLinear(nn.Linear):
             return super().forward(input)
         result: Tensor = _operator()(input, weight, self.bias, "none", [], "")
         return result
+
+
+def multiply(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, [N, K] and [K, M], without gradients: by oneDNN under the conditions of `OneDnnLinear`."""
+    rows, columns = len(left), right.shape[1]
+    if (
+        min(rows, columns) < LEAST_ROWS
+        or rows * columns * right.shape[0] < LEAST_PRODUCTS
+        or not (_is_plain(left, Tensor) and _is_plain(right, Tensor) and is_faster_here())
+    ):
+        return left @ right
+    if rows > columns and not left.is_contiguous():  # oneDNN copies what it is given first, if that is transposed
+        turned: Tensor = _operator()(right.t(), left, None, "none", [], "")
+        return turned.t()
+    result: Tensor = _operator()(left, right.t(), None, "none", [], "")
+    return result
 
 
 def use_onednn(module: nn.Module) -> int:

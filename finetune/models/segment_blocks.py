@@ -20,6 +20,7 @@ from finetune.models.shared_tokens import SharedTokens, compose
 
 _FILLED = 0.75  # a segment joins a block if it fills this part of its rows,
 _FREE = 16  # or leaves at most so many positions
+_FREE_SCORES = 128**2  # on a CPU, where a call costs little, never more than so many pairs of positions
 _BLOCKS = "_finetune_blocks"  # an attribute of the tensor of borders
 
 
@@ -120,7 +121,7 @@ def _divide(borders: list[int], device: torch.device) -> _Blocks:
     segments = sorted(itertools.pairwise(borders), key=lambda span: span[0] - span[1])  # the longest first
     groups: list[list[tuple[int, int]]] = []
     for start, end in segments:
-        if groups and _joins(end - start, groups[-1][0][1] - groups[-1][0][0]):
+        if groups and _joins(end - start, groups[-1][0][1] - groups[-1][0][0], device):
             groups[-1].append((start, end))
         else:
             groups.append([(start, end)])
@@ -141,5 +142,6 @@ def _divide(borders: list[int], device: torch.device) -> _Blocks:
     return _Blocks(tuple(blocks), SharedTokens(*tables))
 
 
-def _joins(length: int, width: int) -> bool:
-    return length >= _FILLED * width or width - length <= _FREE
+def _joins(length: int, width: int, device: torch.device) -> bool:
+    few = length >= _FILLED * width or width - length <= _FREE
+    return few and (device.type != "cpu" or width**2 - length**2 <= _FREE_SCORES)

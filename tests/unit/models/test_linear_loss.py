@@ -137,8 +137,10 @@ def test_no_rows_give_zero_that_reaches_every_weight() -> None:
         assert loss.sum() == 0 and inputs["weight"].grad is not None and not inputs["weight"].grad.any()
 
 
-def test_only_what_is_wanted_is_computed() -> None:
-    """Matrix products: one without gradients, two more with a frozen head (logits again), three more with a trained one."""
+def test_only_what_is_wanted_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrix products: one without gradients, one more with a frozen head, two more with a trained one. Several blocks of
+    logits are computed again; a single one is not.
+    """
 
     def products(*, frozen: bool, grad: bool) -> int:
         inputs = _inputs(frozen=frozen)
@@ -149,8 +151,23 @@ def test_only_what_is_wanted_is_computed() -> None:
         return count.operators["mm"] + count.operators["addmm_"]
 
     assert products(frozen=True, grad=False) == 1
-    assert products(frozen=True, grad=True) == 3
-    assert products(frozen=False, grad=True) == 4
+    assert products(frozen=True, grad=True) == 2
+    assert products(frozen=False, grad=True) == 3
+    monkeypatch.setattr(linear_loss, "_NARROWEST", 1)
+    monkeypatch.setattr(linear_loss, "BLOCK_BYTES", 4 * ROWS * VOCABULARY // 2)
+    assert products(frozen=False, grad=False) == 2
+    assert products(frozen=True, grad=True) == 6
+    assert products(frozen=False, grad=True) == 8
+
+
+def test_a_second_backward_pass_has_the_same_gradients(blocks: int) -> None:
+    """The first one gives up the logits of a single block."""
+    inputs = _inputs()
+    loss = linear_loss_sum(**inputs, transform=LogitTransform())
+    tensors = [inputs["hidden"], inputs["weight"]]
+    first = torch.autograd.grad(loss, tensors, retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(loss, tensors), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("head", [linear_loss_sum, linear_losses])

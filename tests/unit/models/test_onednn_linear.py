@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from finetune.models import onednn_linear
-from finetune.models.onednn_linear import is_plain_linear, use_onednn
+from finetune.models.onednn_linear import is_plain_linear, multiply, use_onednn
 
 pytestmark = pytest.mark.skipif(onednn_linear._operator() is None, reason="this build of torch has no oneDNN")
 
@@ -68,6 +68,22 @@ def test_inputs_and_weights_may_have_any_layout(calls: list[tuple[int, ...]]) ->
     with torch.no_grad():
         torch.testing.assert_close(linear(rows), expected)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(300, 64, 96), (96, 300, 64), (64, 300, 96)])
+def test_products_may_be_of_transposed_matrices(
+    calls: list[tuple[int, ...]], rows: int, inner: int, columns: int
+) -> None:
+    torch.manual_seed(0)
+    left, right = torch.randn(rows, inner), torch.randn(inner, columns)
+    exact = left.double() @ right.double()
+    for one in (left, left.t().contiguous().t()):
+        for other in (right, right.t().contiguous().t()):
+            torch.testing.assert_close(multiply(one, other).double(), exact, rtol=1e-5, atol=1e-4)
+    assert len(calls) == 4
+    multiply(left.double(), right.double())
+    multiply(left[:2], right)
+    assert len(calls) == 4  # neither float64 nor a small product
 
 
 def test_bytes_do_not_depend_on_the_number_of_threads(calls: list[tuple[int, ...]]) -> None:

@@ -54,6 +54,17 @@ def test_values_and_gradients_are_those_of_segments_alone(causal, window, monkey
     assert len(calls) == 3  # 100 tokens; 40 and 40; 17, 12, 9, 5 and 1
 
 
+def test_long_segments_are_not_padded_much_on_a_cpu():
+    """A kernel call costs a CPU less than the scores of 512 x 512 positions for a segment of 450 tokens."""
+    borders = [0, 512, 1024, 1474, 1970, 2070]
+    on_cpu, on_gpu = (
+        [(block.count, block.width) for block in segment_blocks._divide(borders, torch.device(kind)).blocks]
+        for kind in ("cpu", "meta")
+    )
+    assert on_cpu == [(3, 512), (1, 450), (1, 100)]
+    assert on_gpu == [(4, 512), (1, 100)]
+
+
 def test_dropout_reaches_every_segment():
     borders = torch.tensor(BORDERS, dtype=torch.int32)
     query, key, value = (tensor.detach() for tensor in tensors())
