@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.terminal import print_line, print_rows
+from finetune.tracking.atomic_files import PAGE, check_file
 from finetune.tracking.comparison import Compared, compare_runs
 from finetune.tracking.console import figure
 from finetune.units import format_number
@@ -19,6 +20,8 @@ def compare(runs: Sequence[Path], html: Path | None) -> None:
     """
     if len(runs) < 2:
         raise UserError("at least two runs are compared", remedy="Give several run folders: finetune compare RUN RUN.")
+    if html is not None:
+        check_file(html, PAGE)
     found = compare_runs(runs)
     names = tuple(_names(found))
     for title, rows in (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.terminal import print_line
-from finetune.tracking.atomic_files import disk_errors, publish_text
+from finetune.tracking.atomic_files import check_file, disk_errors, publish_text
 from finetune.tracking.dashboard import build_workspace, check_installed, read_logged, save_workspace, specification
 from finetune.tracking.run_summary import find_runs
 from finetune.tracking.wandb_run import has_key
@@ -20,6 +20,8 @@ def dashboard(target: Path, spec: Path | None, name: str) -> None:
     target: a run folder, or a folder with runs below it. Raises: UserError if it has none, or without an API key.
     """
     check_installed()
+    if spec is not None:
+        check_file(spec, '"displayName": ')
     single = (target / "run.json").is_file()
     folders = [target] if single else [run.path for run in find_runs(target) if run.status != "damaged"]
     if not folders:

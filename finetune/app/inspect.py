@@ -34,6 +34,7 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.task import Datasets
 from finetune.terminal import print_line, print_styled, say
+from finetune.tracking.atomic_files import PAGE, check_file, publish_text
 from finetune.training.microbatch_planner import MicroBatchPlanner, flat
 
 STEPS = 50  # of the schedule, whose micro-batches are collated to measure padding
@@ -57,6 +58,8 @@ def inspect(
     Returns the exit code: with `strict`, 1 if there is a finding that is an error or a warning.
     Raises: UserError for recipes and data that cannot be prepared at all.
     """
+    if html is not None:
+        check_file(html, PAGE)
     loaded = open_recipe(recipe, sets)
     check_recipe(loaded)
     plan = plan_alone(loaded.recipe)
@@ -72,7 +75,7 @@ def inspect(
         )
     report = make_report(inspection, split=split, count=rows, row=row, padding=padding_of(inspection))
     if html is not None:
-        write_page(html, render_page(report))
+        publish_text(html, render_page(report))
     if as_json:
         print_line(json.dumps(report.to_dict(), ensure_ascii=True))
     else:
@@ -132,20 +135,6 @@ def padding_of(inspection: Inspection) -> Padding | None:
         for step in map(schedule.step, range(min(STEPS, schedule.steps_per_epoch)))
     ]
     return measure_padding(inspection.task, artifacts, train, steps, schedule.steps_per_epoch, packing, capacity)
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write the page, whole or not at all. Raises: UserError if it cannot be written."""
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "it is a folder" if path.is_dir() else "there is no such folder"
-        raise UserError(f"the page cannot be written: {problem}", where=str(path))
-    beside = path.with_name(f".{path.name}.incomplete")
-    try:
-        beside.write_text(page, encoding="utf-8", errors="replace")
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"the page cannot be written: {error.strerror}", where=str(path)) from None
 
 
 def terminal_style() -> Style:

@@ -21,6 +21,7 @@ from finetune.recipe.starter import write_starter
 from finetune.recipe.user_path import user_path
 from finetune.recipe.yaml import read_text
 from finetune.tasks import CARDS
+from finetune.tracking.atomic_files import check_file, publish_text
 
 SCHEMA_FILE = "recipe.schema.json"
 
@@ -47,8 +48,8 @@ def schema_text() -> str:
 
 def write_schema(output: Path) -> Path:
     """Write the JSON Schema; it may replace an older one."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(schema_text(), encoding="utf-8")
+    check_file(output, '"$schema": ')
+    publish_text(output, schema_text())
     return output
 
 

@@ -13,6 +13,7 @@ from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.trust import OPTION, is_trusted
 from finetune.terminal import print_line
+from finetune.tracking.atomic_files import check_folder
 from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run, recipe_text
 
@@ -119,12 +120,7 @@ def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:
     A start that was killed before it wrote run.json leaves empty folders and the same recipe.yaml: these are let through.
     Logs are too: a launcher may write its own there.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(
-            "cannot be used as a run folder: it is not a folder",
-            where=f"--run-dir {folder}",
-            remedy="Give another --run-dir.",
-        )
+    check_folder(folder, "Give another --run-dir.")
     new = Run(folder)
     folders = (new.checkpoints, new.predictions, new.tables, new.model, new.artifacts, new.evaluations)
     found = [f"{path.name}/" for path in folders if path.is_dir() and any(path.iterdir())]

@@ -22,6 +22,7 @@ from finetune.planning.best import best_mode
 from finetune.recipe import shelf
 from finetune.recipe.load import LoadedRecipe
 from finetune.terminal import print_line
+from finetune.tracking.atomic_files import check_folder
 from finetune.units import format_number
 
 
@@ -32,6 +33,8 @@ def sweep(options: SweepOptions) -> None:
     """
     if is_worker():
         raise UserError("a sweep starts its trials itself", remedy="Run it without accelerate launch or torchrun.")
+    if options.sweep_dir is not None:
+        check_folder(options.sweep_dir, "Give another --sweep-dir.")
     recipe, metric, draws = options.recipe, options.metric, options.draws
     space = parse_space(options.grid)
     points, notes = list_trials(space, draws, options.seed)
@@ -89,8 +92,8 @@ def _run(
     new: bool,
 ) -> None:
     rungs = rungs_of(len(state.trials), halving=halving)
+    state.publish(status="running", running=[], metric=measure.metric, mode=measure.mode)  # or refuses
     _announce(state, measure, rungs, new=new)
-    state.publish(status="running", running=[], metric=measure.metric, mode=measure.mode)
     runner = Runner(
         state,
         slots,

@@ -10,7 +10,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,44 @@ def publish_text(path: Path, text: str) -> None:
         finally:
             beside.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+PAGE = "<!doctype html>"  # what the head of every page has
+_HEAD_CHARS = 1_000
+
+
+def check_file(path: Path, own: str) -> None:
+    """Before the work of which `publish_text` will write the result. own: what the head of each such file has.
+
+    Raises: UserError for a folder, a pipe or a device, a place where no file can be, and a file that holds something else.
+    """
+    file = _plain_file(path)
+    if file.is_dir():
+        raise UserError("is a folder", where=str(path), remedy="Give the name of a file.")
+    check_folder(file.parent, "Give another path.")
+    if not file.exists():
+        return
+    with disk_errors(path), file.open(encoding="utf-8", errors="replace") as text:
+        head = text.read(_HEAD_CHARS)
+    if head.strip() and own not in head:
+        raise UserError(
+            "holds something else than an earlier result, and would be replaced",
+            where=str(path),
+            remedy="Give another name, or remove the file.",
+        )
+
+
+def check_folder(folder: Path, remedy: str) -> None:
+    """Raises: UserError if neither `folder` is one nor can be made, because it or something on its way is a file."""
+    with disk_errors(folder, remedy):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            folder.stat()  # a link to itself, and a name that is too long, are errors
+        way = whole = Path(os.path.realpath(folder))  # a link to nothing becomes what it leads to
+        while not way.exists() and way != way.parent:
+            way = way.parent
+        if not way.is_dir():
+            name = "it" if way == whole else way
+            raise UserError(f"cannot be used: {name} is not a folder", where=str(folder), remedy=remedy)
 
 
 def _plain_file(path: Path) -> Path:

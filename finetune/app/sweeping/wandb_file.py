@@ -11,7 +11,7 @@ import yaml
 from finetune.app.sweeping.space import Choices, Dimension
 from finetune.app.sweeping.trials import Measure
 from finetune.recipe.yaml import parse_value
-from finetune.tracking.atomic_files import publish_text
+from finetune.tracking.atomic_files import check_file, publish_text
 
 # An agent hands over key=value for each parameter; the shell makes --set=key=value of each. The agent replaces only
 # list items that are one macro, so the expansion here is the shell's.
@@ -22,7 +22,8 @@ _DISTRIBUTIONS = {"uniform": "uniform", "loguniform": "log_uniform_values", "int
 def write_wandb_sweep(
     path: Path, recipe: str, sets: Sequence[str], space: Sequence[Dimension], draws: int | None, measure: Measure
 ) -> None:
-    """Raises: FinetuneError if the file cannot be written."""
+    """Raises: FinetuneError if the file cannot be written, or holds something else."""
+    check_file(path, "\nmethod: ")
     goal = "maximize" if measure.mode == "max" else "minimize"
     values: dict[str, Any] = {
         "name": Path(recipe).stem,

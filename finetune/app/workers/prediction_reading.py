@@ -99,7 +99,8 @@ def reading(prediction: Prediction, ranks: int) -> Iterator[Reading | None]:
         if state.finished:
             columns = RecordColumns(prediction.fields, stream.kept, stream.kept_types)
             open_output(parts.output, columns).check_finished(state.position, state.rows)
-            print_line(f"{parts.output}: all {state.rows:,} rows are answered already")
+            done = f"all {state.rows:,} rows are answered already" if state.rows else "the data has no rows, as before"
+            print_line(f"{parts.output}: {done}")
             prediction.draw()
             yield None
             return

@@ -90,11 +90,13 @@ def begin_or_resume(parts: Parts, manifest: Manifest, *, resumable: bool) -> Sta
             where=str(parts.output),
             remedy=f"Give another --output, or remove {parts.output} and {parts.folder} to begin again.",
         )
-    if not resumable and not state.finished:
+    if not resumable:
+        known = "whether this is the same is not known" if state.finished else "cannot be read again from its beginning"
         raise UserError(
-            "standard input was answered in part, and cannot be read again from its beginning",
+            f"an earlier standard input was answered{'' if state.finished else ' in part'}, and {known}: nothing is read",
             where=str(parts.output),
-            remedy=f"Write it to a file, which can be resumed; or remove {parts.output} and {parts.folder} to begin again.",
+            remedy="Give another --output; or write the input to a file, which can be resumed and compared; or remove "
+            f"{parts.output} and {parts.folder} to begin again.",
         )
     if not state.windows and not state.finished:
         _check_content(parts, answered=True)

@@ -158,10 +158,17 @@ def test_links_and_pipes_beside_the_output_are_not_followed(tmp_path):
 
 def test_standard_input_cannot_be_resumed(tmp_path):
     parts = begun(tmp_path)
-    with pytest.raises(UserError, match="standard input was answered in part"):
+    with pytest.raises(UserError, match="standard input was answered in part, and cannot be read again"):
         begin_or_resume(parts, ASKED, resumable=False)
-    State(windows=2, rows=16384, finished=True).save(parts.state)
-    assert begin_or_resume(parts, ASKED, resumable=False).finished
+
+
+@pytest.mark.parametrize("rows", [0, 16384])
+def test_another_standard_input_is_not_taken_for_the_one_that_is_answered(tmp_path, rows):
+    parts = begun(tmp_path, State(windows=2 if rows else 0, rows=rows, finished=True))
+    before = parts.output.read_bytes()
+    with pytest.raises(UserError, match="whether this is the same is not known: nothing is read") as refused:
+        begin_or_resume(parts, ASKED, resumable=False)
+    assert str(parts.folder) in refused.value.remedy and parts.output.read_bytes() == before
 
 
 def test_one_process_writes_an_output(tmp_path):
