@@ -12,6 +12,7 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, the same command resumes
+EXIT_INTERRUPTED = 130  # by Ctrl-C, at once
 DIVERGED, DISK_FULL = (
     "diverged",
     "disk_full",

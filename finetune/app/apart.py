@@ -5,22 +5,22 @@ The memory of the child is returned when it ends, and what it imports does not s
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
 from finetune.distributed.bytecode import bytecode_variables
 from finetune.distributed.quick_imports import quick_imports
-from finetune.distributed.stop_signals import stop_signals
+from finetune.distributed.stop_signals import signals_handled
+from finetune.ending import die_with_parent
 from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError, is_failure
 from finetune.recipe.machine import cause_of_signal, lacks_memory, memory_limit
 from finetune.terminal import lasting_streams
@@ -38,30 +38,28 @@ def run_apart(target: str, *arguments: Any, doing: str) -> Any:
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    with _environment({**ENVIRONMENT, **bytecode_variables(os.environ)}):
-        process = context.Process(target=_run, args=(sender, target, arguments))
-        process.start()
-    sender.close()
+    process = context.Process(target=_run, args=(sender, target, arguments))
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    before = {number: signal.signal(number, note) for number in stop_signals()}
-    try:
-        while not receiver.poll(0.1) and not asked:
-            pass
-        outcome = None if asked else receiver.recv()
-    except EOFError:
-        outcome = None
-    finally:
-        if asked:
-            process.terminate()
-            process.join(PATIENCE)
-            process.kill()
-        process.join()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signals_handled(note):
+        with _environment({**ENVIRONMENT, **bytecode_variables(os.environ)}), _deaf_children():
+            process.start()
+        sender.close()
+        try:
+            while not receiver.poll(0.1) and not asked:
+                pass
+            outcome = None if asked else receiver.recv()
+        except EOFError:
+            outcome = None
+        finally:
+            if asked:
+                process.terminate()
+                process.join(PATIENCE)
+                process.kill()
+            process.join()
     if asked:
         if signal.SIGINT in asked:
             raise KeyboardInterrupt
@@ -79,6 +77,17 @@ def _unexplained(code: int, doing: str) -> FinetuneError:
     cause = cause_of_signal(-code)
     remedy = " ".join(filter(None, (memory_limit(), "Run the same command to continue where it was.")))
     return TrainingFailed(f"the process that {doing} {how}{cause}", remedy=remedy)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that are started inside get no SIGINT: it would be a traceback, as long as they import."""
+    resource_tracker.ensure_running()  # otherwise started by the first child, and SIGINT unblocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -112,8 +121,7 @@ def _run(sender: Any, target: str, arguments: tuple[Any, ...]) -> None:
     """In the child. Ctrl-C is its parent's to decide; SIGTERM, which it also gets at the end of its parent, ends it at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+    die_with_parent()
     home, _, name = target.partition(":")
     try:
         with lasting_streams():

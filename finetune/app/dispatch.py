@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from finetune.app.supervise import as_worker, is_worker
 from finetune.distributed.forking import fork_here
-from finetune.distributed.launch import die_with_parent
 from finetune.distributed.quick_imports import quick_imports
 from finetune.distributed.replica_place import ReplicaPlace
 from finetune.distributed.waiting import wait_here
+from finetune.ending import ended_by
 from finetune.terminal import phase, print_line
 
 # Read by tqdm, huggingface_hub, transformers and datasets when they are imported.
@@ -23,10 +24,12 @@ NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_
 def run_verb(verb: str, **options: Any) -> None:
     """`finetune.app.<verb>`, or the rank's part of it in `finetune.app.workers.<verb>`; both take the same options."""
     if not is_worker():
-        getattr(importlib.import_module(f"finetune.app.{verb}"), verb)(**options)
+        with ended_by(signal.SIGINT):
+            module = importlib.import_module(f"finetune.app.{verb}")
+        getattr(module, verb)(**options)
         return
     _switch_bars_off()
-    fork_here(lambda: _load(verb, options), die_with_parent)
+    fork_here(lambda: _load(verb, options))
     with as_worker():
         _load(verb, options).work(**options)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.app.model_places import check_places
 from finetune.app.serve_options import ServedSource, ServeOptions
-from finetune.distributed.launch import die_with_parent
+from finetune.ending import die_with_parent
 from finetune.errors import FinetuneError, UserError
 from finetune.inference.pieces.options import PieceOptions
 from finetune.recipe.machine import count_gpus

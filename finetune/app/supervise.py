@@ -11,10 +11,12 @@ from pathlib import Path
 from finetune.data.sources.preflight import check_data
 from finetune.distributed.env import from_environ
 from finetune.distributed.failure import report_failures
-from finetune.distributed.launch import SUPERVISED, Launch, die_with_parent
+from finetune.distributed.launch import SUPERVISED, Launch
 from finetune.distributed.replica_place import rank_number
+from finetune.distributed.temporary_folder import own_temporary_folder
 from finetune.distributed.waiting import WaitingRanks
 from finetune.distributed.watching import run_workers
+from finetune.ending import die_with_parent
 from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
 from finetune.planning.engine import choose_engine
 from finetune.planning.tensor import KEY, check_model
@@ -47,7 +49,8 @@ def as_worker() -> Iterator[None]:
     if logs or (env is not None and env.launcher in PARENTS):
         die_with_parent()
     if not logs:
-        yield
+        with own_temporary_folder():
+            yield
         return
     with report_failures(rank_number(), Path(logs), supervised=True):
         yield

@@ -12,8 +12,9 @@ from finetune.app.opening import open_recipe
 from finetune.app.preparation import Request, ensure_prepared
 from finetune.app.runs import choose_run, find_run, kept_run, leave_folders, resume_command
 from finetune.app.supervise import check_recipe, early_ranks, plan_launch, supervise
-from finetune.distributed.launch import Launch, die_with_parent
+from finetune.distributed.launch import Launch
 from finetune.distributed.waiting import WaitingRanks
+from finetune.ending import die_with_parent
 from finetune.errors import Stopped, UserError
 from finetune.recipe.trust import trust_remote_code
 from finetune.terminal import print_line

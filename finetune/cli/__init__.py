@@ -17,6 +17,7 @@ from finetune.cli.program import app
 from finetune.distributed.waiting import WAITS
 from finetune.errors import (
     EXIT_FAILED,
+    EXIT_INTERRUPTED,
     EXIT_USER,
     FinetuneError,
     TrainingFailed,
@@ -50,7 +51,6 @@ COMMANDS = (
     "doctor",
     "recipes",
 )
-EXIT_INTERRUPTED = 130
 
 for _command in COMMANDS:
     import_module(f"finetune.cli.{_command}")

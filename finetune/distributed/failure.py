@@ -17,6 +17,7 @@ from typing import Any
 from finetune.distributed.env import from_environ
 from finetune.distributed.meeting import given_folder
 from finetune.distributed.replica_place import describe_rank, process_name
+from finetune.ending import end_process, ending
 from finetune.errors import (
     DISK_FULL,
     EXIT_FAILED,
@@ -91,21 +92,19 @@ def report_failures(rank: int, logs: Path, *, supervised: bool) -> Iterator[None
     is the rank's log). Without a supervising process the rank prints its error itself, unless another one was first.
     """
     reserved = _reserve(logs, rank)
-    try:
-        yield
-    except Exception as error:
-        failure = describe_failure(error, rank, logs / f"{process_name(rank)}.log")
-        write_failure(logs, failure)
-        if not isinstance(error, FinetuneError) or error.__cause__ is not None:
-            _print_traceback()
-        if not supervised:
-            time.sleep(0.5)  # let the rank that failed first write its file
-            if (first := _first_failure(logs) or failure).rank == rank:
-                _report(first)
-        _remove(reserved)
-        os._exit(failure.exit_code)  # the destructors of NCCL and gloo may wait for peers that are gone
-    finally:
-        _remove(reserved)
+    with ending(lambda: _remove(reserved)):
+        try:
+            yield
+        except Exception as error:
+            failure = describe_failure(error, rank, logs / f"{process_name(rank)}.log")
+            write_failure(logs, failure)
+            if not isinstance(error, FinetuneError) or error.__cause__ is not None:
+                _print_traceback()
+            if not supervised:
+                time.sleep(0.5)  # let the rank that failed first write its file
+                if (first := _first_failure(logs) or failure).rank == rank:
+                    _report(first)
+            end_process(failure.exit_code)
 
 
 def _report(failure: Failure) -> None:

@@ -24,6 +24,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from finetune.ending import die_with_parent, end_process
+
 FORKS = "FINETUNE_FORKS"  # descriptor of the socket to the supervising process; in the process that forks ranks
 RANK_VARIABLES = ("RANK", "LOCAL_RANK")  # by which the environments of the ranks of one machine differ
 NAME_OF_RANK = "rank "  # and its number: the name of a forked rank's process, as in `ps -o comm` and top
@@ -66,7 +68,6 @@ def fork_ranks(
     ranks: int,
     log: int,
     *,
-    die_with_parent: Callable[[], None],
     wanted: Callable[[], bool],
 ) -> list[ForkedRank]:
     """Ranks 0, 1, ... of `command`; [] if they could not be forked, or are not wanted any more.
@@ -123,7 +124,7 @@ class _adopting:  # noqa: N801 (used as a function)
         _prctl(_SET_CHILD_SUBREAPER, 0)
 
 
-def fork_here(load: Callable[[], None], die_with_parent: Callable[[], None]) -> None:
+def fork_here(load: Callable[[], None]) -> None:
     """In a process that is to fork ranks: `load` what they need, and go on as each of them. Elsewhere: nothing.
 
     The process itself does not return; it ends in silence if `load` fails, for ranks with imports of their own say why.
@@ -145,29 +146,28 @@ def fork_here(load: Callable[[], None], die_with_parent: Callable[[], None]) -> 
     except BaseException:
         if os.getpid() == forker:
             traceback.print_exc()  # into launcher.log
-            sys.stderr.flush()
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)  # else it would be a zombie of the supervising process
-            os._exit(1)
+            end_process(1)
         raise
     if pids and pids[-1] == 0:
-        _become(len(pids) - 1, control, supervisor, die_with_parent)
+        _become(len(pids) - 1, control, supervisor)
         return
     with suppress(OSError):
         control.sendall(json.dumps(pids).encode() + b"\n")
-    os._exit(0)
+    end_process(0)
 
 
-def _become(rank: int, control: socket.socket, supervisor: int, die_with_parent: Callable[[], None]) -> None:
+def _become(rank: int, control: socket.socket, supervisor: int) -> None:
     """This process is a rank: what a fresh process would have of its own is renewed. Ends if nobody waits for it."""
     os.setsid()
     with control:
         if not control.recv(1):
-            os._exit(1)
+            end_process(1)
     die_with_parent()
     if os.getppid() != supervisor:  # it has ended meanwhile
-        os._exit(1)
+        end_process(1)
     os.environ.update({name: str(rank) for name in RANK_VARIABLES})
     _prctl(_SET_NAME, f"{NAME_OF_RANK}{rank}".encode())
     if "numpy" in sys.modules:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from finetune.distributed.bytecode import bytecode_variables
 from finetune.distributed.env import DistributedEnv, as_environ
 from finetune.distributed.meeting import ADDRESS, PRIVATE, stay_inside
+from finetune.distributed.temporary_folder import temporary_variables
 from finetune.distributed.waiting import WaitingRanks
 from finetune.recipe.quotas import THREADS, threads_each
 from finetune.recipe.trust import OPTION, is_trusted
@@ -58,9 +58,12 @@ class Launch:
         return shlex.join(["accelerate", "launch", *words])
 
     def environment(self, rank: int, port: int, logs: Path, mark: str, private: Path) -> dict[str, str]:
-        """Of one rank. port: names the launch to DeepSpeed; nobody listens there. private: where the ranks meet."""
+        """Of one rank. port: names the launch to DeepSpeed; nobody listens there. private: where the ranks meet, and
+        their temporary files are.
+        """
         place = DistributedEnv(rank, self.processes, rank, self.processes, "finetune", ADDRESS, port)
         env = {**self.surroundings(), SUPERVISED: str(logs), LAUNCH: mark, PRIVATE: str(private), **as_environ(place)}
+        env |= temporary_variables(private)
         stay_inside(env)
         return env
 
@@ -80,7 +83,7 @@ class Launch:
         waiting = WaitingRanks()
         for _ in range(self.processes):
             environment = {**self.surroundings(), LAUNCH: waiting.mark}
-            waiting.start(self.command(), environment, preload, die_with_parent)
+            waiting.start(self.command(), environment, preload)
         return waiting
 
 
@@ -89,11 +92,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((ADDRESS, 0))
         return int(probe.getsockname()[1])
-
-
-def die_with_parent() -> None:
-    """Linux: this process gets SIGTERM when its parent is gone. No rank is left alone: it saves and stops."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)

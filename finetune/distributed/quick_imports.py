@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import gc
 import importlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+from finetune.ending import ended_by
 
 # Module -> functions of it that transformers imports with every model (in some versions), and few trainings call: the
 # solver of assignments is for the losses of detectors, the curve for one way to generate, the last for quantized checkpoints.
@@ -26,13 +29,15 @@ LATER = {
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Around imports, before there is any data: what exists at the end is not looked at by any later collection, either."""
+    """Around imports, before there is any data: what exists at the end is not looked at by any later collection, either.
+    Ctrl-C ends the process at once.
+    """
     if not gc.isenabled():
         yield
         return
     gc.disable()
     try:
-        with _functions_later():
+        with ended_by(signal.SIGINT), _functions_later():
             yield
     finally:
         gc.freeze()

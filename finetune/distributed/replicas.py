@@ -106,12 +106,12 @@ def run_replicas(plan: ReplicaPlan, logs: Path, folder: Path, decide: Callable[[
     clear_failures(logs)
     with (logs / "launcher.log").open("ab") as log, ExitStack() as stack:
         running = _Replicas(plan, logs, folder, log, stack, decide)
-        with signals_handled(running.note_signal):
-            try:
-                running.start()
-                running.watch()
-            finally:
-                running.kill()
+        stack.enter_context(signals_handled(running.note_signal))  # until the private folders are removed
+        try:
+            running.start()
+            running.watch()
+        finally:
+            running.kill()
 
 
 class _Replicas:
@@ -192,9 +192,9 @@ class _Replicas:
 
     def _watched(self, launch: ReplicaLaunch) -> Watcher:
         private = self._stack.enter_context(private_folder(self.logs))
-        watcher = Watcher(launch, self.logs, private, lambda line: None, ends_at_once=True)
+        watcher = Watcher(launch, self.logs, lambda line: None, ends_at_once=True)
         try:
-            watcher.start(free_port(), self._log)
+            watcher.start(free_port(), self._log, private)
         except BaseException:
             watcher.kill()
             raise

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from finetune.distributed.env import DistributedEnv, as_environ, from_environ
 from finetune.distributed.failure import PeerFailed
 from finetune.distributed.meeting import ADDRESS, open_store, stay_inside
 from finetune.distributed.prebuild import Notify
+from finetune.distributed.temporary_folder import remove_shared_memory
 from finetune.models.attention_kernels import leave_cudnn_out
 from finetune.models.device import share_cores
 
@@ -295,5 +295,4 @@ def _unlink_shared_memory(rank: int) -> None:
     """DeepSpeed's CPU collectives leave 66 MB per rank and run in /dev/shm forever. Once every rank has mapped it, the
     name is not needed, and without the name the memory is freed when the ranks end, however they end.
     """
-    owner = f"{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
-    Path(f"/dev/shm/deepspeed_allreduce_buffer_{owner}_{rank}").unlink(missing_ok=True)
+    remove_shared_memory(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], rank)

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from finetune.ending import die_with_parent, end_process
 from finetune.terminal import phase
 
 WAITS = "FINETUNE_WAITS"  # {"socket": descriptor, ...}; in a process that waits to become a rank
@@ -38,7 +39,6 @@ class WaitingRanks:
         command: Sequence[str],
         environment: Mapping[str, str],
         preload: Mapping[str, object],
-        die_with_parent: Callable[[], None],
     ) -> None:
         """One more. preload: what it imports, see `wait_here`."""
         ours, theirs = socket.socketpair()
@@ -94,7 +94,7 @@ def wait_here(load: Callable[[Mapping[str, object]], object]) -> list[str]:
         with phase("waiting for the data", lambda line: None):
             mark, descriptors, _, _ = socket.recv_fds(control, len(GO), 1)
         if mark != GO or not descriptors:
-            os._exit(0)
+            end_process(0)
         text = b""
         while part := control.recv(1 << 16):
             text += part
@@ -102,6 +102,7 @@ def wait_here(load: Callable[[Mapping[str, object]], object]) -> list[str]:
     orders = json.loads(text)
     os.environ.clear()
     os.environ.update(orders["environment"])
+    tempfile.tempdir = None  # another one now
     return list(orders["arguments"])
 
 

@@ -16,10 +16,12 @@ import psutil
 
 from finetune.distributed.failure import Failure, clear_failures, read_failures
 from finetune.distributed.forking import ForkedRank, fork_ranks
-from finetune.distributed.launch import LAUNCH, PROGRAM, Launch, die_with_parent, free_port
-from finetune.distributed.meeting import private_folder
+from finetune.distributed.launch import LAUNCH, PROGRAM, Launch, free_port
+from finetune.distributed.meeting import ADDRESS, private_folder
 from finetune.distributed.rank_ends import killed_rank, unexplained, was
 from finetune.distributed.stop_signals import signals_handled
+from finetune.distributed.temporary_folder import remove_shared_memory
+from finetune.ending import die_with_parent
 from finetune.errors import EXIT_STOPPED, FinetuneError, Stopped, TrainingFailed
 from finetune.units import format_number
 
@@ -51,20 +53,20 @@ def run_workers(
     clear_failures(logs)
     port = free_port()
     notify(f"starting {format_number(launch.processes, 'rank')}, as: {launch.equivalent(port)}")
-    with private_folder(logs) as private, (logs / "launcher.log").open("ab") as log:
-        watcher = Watcher(launch, logs, private, notify_meanwhile or notify, ends_at_once=ends_at_once)
-        with signals_handled(watcher.pass_on):
-            try:
-                watcher.start(port, log)
-                watcher.wait()
-            finally:
-                watcher.kill()  # nothing, unless a rank could not be started
-        if not (watcher.aborted or watcher.stopped) and (dead := watcher.dead()):
-            tell_dead(dead)
-        if watcher.aborted:
-            raise KeyboardInterrupt
-        if (error := watcher.outcome()) is not None:
-            raise error
+    watcher = Watcher(launch, logs, notify_meanwhile or notify, ends_at_once=ends_at_once)
+    with signals_handled(watcher.pass_on), private_folder(logs) as private, (logs / "launcher.log").open("ab") as log:
+        try:
+            watcher.start(port, log, private)
+            watcher.wait()
+        finally:
+            watcher.kill()  # nothing, unless a rank could not be started
+        error = watcher.outcome()
+    if not (watcher.aborted or watcher.stopped) and (dead := watcher.dead()):
+        tell_dead(dead)
+    if watcher.aborted:
+        raise KeyboardInterrupt
+    if error is not None:
+        raise error
 
 
 class Watcher:
@@ -72,18 +74,21 @@ class Watcher:
 
     ends: rank -> exit code, minus the signal that killed it; in the order in which they ended by themselves. Ranks count from
     launch.first. signal: the name of the first one that asked to stop. overdue: ranks that did not end in time after it.
+    private: where they meet. port: see Launch.environment.
     """
+
+    private: Path
+    port = 0
 
     def __init__(
         self,
         launch: Launch,
         logs: Path,
-        private: Path,
         notify: Callable[[str], None],
         *,
         ends_at_once: bool = False,
     ) -> None:
-        self.launch, self.logs, self.private = launch, logs, private
+        self.launch, self.logs = launch, logs
         self.notify, self.ends_at_once = notify, ends_at_once
         self.mark = launch.waiting.mark if launch.waiting and launch.waiting.count else uuid.uuid4().hex
         self.ranks: list[subprocess.Popen[bytes] | ForkedRank] = []
@@ -96,9 +101,9 @@ class Watcher:
         self._looked = 0.0
         self._asked: set[int] = set()
 
-    def start(self, port: int, log: IO[bytes]) -> None:
-        """All ranks. log: takes what they print before they have logs of their own."""
-        self._said_from = log.tell()
+    def start(self, port: int, log: IO[bytes], private: Path) -> None:
+        """All ranks. log: takes what they print before they have logs of their own. private: see meeting.private_folder."""
+        self.port, self.private, self._said_from = port, private, log.tell()
         if self.launch.forks and self.launch.processes > 1:
             environment = self.launch.environment(0, port, self.logs, self.mark, self.private)
             self.ranks += fork_ranks(
@@ -106,7 +111,6 @@ class Watcher:
                 environment,
                 self.launch.processes,
                 log.fileno(),
-                die_with_parent=die_with_parent,
                 wanted=lambda: not self.interrupts,
             )
         if self.ranks or self.interrupts:
@@ -210,6 +214,7 @@ class Watcher:
             time.sleep(0.02)  # not psutil.wait_procs, which waits for orphans that nobody reaps
         for process in self.ranks:
             process.wait()
+        remove_shared_memory(ADDRESS, self.port)
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
         """A signal handler."""

@@ -1,5 +1,7 @@
 """What the tests of the whole application share: the data, one undisturbed run, and a pool of ranks of their own."""
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +27,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(choose_cache()))
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def temporary() -> Iterator[Path]:
+    """A TMPDIR for trainings, which are to leave nothing in it. Its name is short, since sockets are made in it."""
+    folder = Path(tempfile.mkdtemp(prefix="ends-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

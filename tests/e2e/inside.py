@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import time
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import ExitStack, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +20,7 @@ def train_here(
     evaluation raise. (rank, signal, seconds): so much later, wherever it then is; rank -1: every rank.
     """
     os.chdir(folder)
+    from finetune.app import supervise
     from finetune.app.dispatch import run_verb
     from finetune.inference.evaluation import Evaluator
     from finetune.training import loop
@@ -69,6 +70,8 @@ def train_here(
     suffer(0)
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(stack.enter_context(said.open("a", buffering=1))))
+        # This process trains again, and W&B's folder, made when it was imported, is to stay.
+        stack.enter_context(mock.patch.object(supervise, "own_temporary_folder", nullcontext))
         stack.enter_context(mock.patch.object(loop, "train_step", train_step))
         stack.enter_context(mock.patch.object(loop, "seed_step", seed_step))
         stack.enter_context(mock.patch.object(Evaluator, "evaluate", evaluate))

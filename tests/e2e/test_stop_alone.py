@@ -7,11 +7,13 @@ import time
 
 import pytest
 
+from finetune.distributed.temporary_folder import COMPILED
 from tests.e2e import tiny
 from tests.e2e.conftest import MINUTES
 from tests.faults import start_finetune, text_appears
 
 ALONE = ["--set", "parallel.processes=1", "--set", "parallel.deepspeed=none", "--set", "training.epochs=100000"]
+WANDB = ["--set", "tracking.wandb=offline"]  # whose copies of tables are temporary files
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", "-m", "finetune")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "-m", "finetune")
 
@@ -26,12 +28,13 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
     ],
     ids=["SIGTERM", "SIGUSR1", "accelerate launch", "torchrun that dies of it"],
 )
-def test_a_single_process_saves_and_stops(workplace, tmp_path, launcher, number, code):
+def test_a_single_process_saves_and_stops(workplace, temporary, tmp_path, launcher, number, code):
     """code: of the process that got the signal, where it is ours and not a launcher's."""
     run = tmp_path / "run"
     given = {"program": launcher} if launcher else {}
-    command = ["train", "tiny.yaml", "--run-dir", str(run), "--resume", "auto", *ALONE]
-    with start_finetune(command, folder=workplace, **given) as running:
+    environment = {"TMPDIR": str(temporary), COMPILED: str(tmp_path / "compiled")}
+    command = ["train", "tiny.yaml", "--run-dir", str(run), "--resume", "auto", *ALONE, *WANDB]
+    with start_finetune(command, folder=workplace, environment=environment, **given) as running:
         while not text_appears(run / "metrics.jsonl", '"step": 3,')():
             assert running.process.poll() is None, running.output()
         running.send(number)
@@ -42,5 +45,7 @@ def test_a_single_process_saves_and_stops(workplace, tmp_path, launcher, number,
             time.sleep(0.1)
     assert code is None or ended.code == code, ended.output
     assert json.loads((run / "run.json").read_text())["status"] == "stopped", ended.output
+    left = [path.name for path in temporary.iterdir() if not path.name.startswith("torchelastic_")]
+    assert not left, "torchrun's own folder is its own"
     last = tiny.rows(run)[-1]["step"]
     assert (run / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file(), ended.output

@@ -7,6 +7,7 @@ The tests look at its chapters; the last one compares the whole with the run tha
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from finetune.distributed.temporary_folder import COMPILED
 from tests.e2e import tiny
 from tests.e2e.conftest import MINUTES
 from tests.faults import Finished, Running, start_finetune, text_appears
@@ -25,12 +27,13 @@ pytestmark = pytest.mark.timeout(900)  # a story is one fixture
 
 @dataclass
 class Story:
-    """run: the folder. chapters: how each start ended. seconds: from the fault to the end of the last process."""
+    """run: the folder. chapters: how each start ended. left: in TMPDIR. seconds: from a fault to the end of all processes."""
 
     run: Path
     chapters: dict[str, Finished] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     survivors: dict[str, list[str]] = field(default_factory=dict)
+    left: dict[str, list[str]] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
 
 
@@ -53,19 +56,31 @@ KILLED = "SIGKILL to rank 1, twice"
 
 
 @pytest.fixture(scope="module")
-def story(workplace):
+def story(workplace, temporary):
     told = Story(workplace / "story")
+    environment = {"TMPDIR": str(temporary), COMPILED: str(workplace / "compiled")}
     for chapter in CHAPTERS:
-        play(told, workplace, *chapter)
+        play(told, workplace, environment, *chapter)
+        told.left[chapter[0]] = empty(temporary)
     command = ["train", "tiny.yaml", "--run-dir", "story", "--set", "tracking.wandb=offline"]
-    with start_finetune(command, folder=workplace) as running:
+    with start_finetune(command, folder=workplace, environment=environment) as running:
         told.chapters["the end"] = running.wait(MINUTES)
+    told.left["the end"] = empty(temporary)
     return told
+
+
+def empty(folder: Path) -> list[str]:
+    """The names of what is removed."""
+    names = [path.name for path in folder.iterdir()]
+    for name in names:
+        shutil.rmtree(folder / name)
+    return names
 
 
 def play(
     told: Story,
     workplace: Path,
+    environment: dict[str, str],
     name: str,
     number: int,
     target: Callable[[Running], int],
@@ -74,7 +89,7 @@ def play(
 ) -> None:
     """Start it, and let the fault happen each time one of `steps` is logged."""
     arguments = ["train", "tiny.yaml", "--run-dir", "story", *options]
-    with start_finetune(arguments, folder=workplace) as running:
+    with start_finetune(arguments, folder=workplace, environment=environment) as running:
         for step in steps:
             moment = text_appears(told.run / "metrics.jsonl", f'"step": {step},')
             while not moment():
@@ -130,6 +145,12 @@ def test_a_killed_rank_ends_all_at_once_and_is_named(story):
     assert "Run the same command to resume from the last checkpoint" in finished.output
     assert story.seconds[KILLED] < 20  # four on an idle machine; a collective waits for minutes
     assert not story.survivors[KILLED]
+
+
+def test_nothing_temporary_is_left_unless_the_supervising_process_is_killed_too(story):
+    kept = story.left.pop("SIGKILL to all")
+    assert [name[:9] for name in kept] == ["finetune-"], "this test sees what there is"
+    assert not any(story.left.values()), story.left
 
 
 def test_it_starts_again_as_often_as_it_may_on_another_port(story):

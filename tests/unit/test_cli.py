@@ -129,7 +129,7 @@ def test_what_supervises_a_training_imports_no_heavy_library(tmp_path: Path) -> 
         "import sys\nimport finetune.app.train as verb\nfrom finetune.app.supervise import plan_launch\n"
         "from finetune.distributed import watching\nfrom finetune.cli import main\n"
         "verb.ensure_prepared = lambda request: None\n"
-        "def start(self, port, log):\n"
+        "def start(self, port, log, private):\n    self.private = private\n"
         f"    print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules], len(sys.modules) < 700, flush=True)\n"
         "watching.Watcher.start = start\n"
         "main(['train', 'good.yaml', '--run-dir', 'run'])"

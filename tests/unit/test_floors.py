@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "finetune"
 
 FLOORS = {
     **dict.fromkeys(("errors", "units", "events", "__init__"), 0),  # every package may import these
-    "recipe": 1,
+    **dict.fromkeys(("recipe", "ending"), 1),
     **dict.fromkeys(("data", "models", "metrics", "terminal", "html_templates"), 2),
     "planning": 3,
     **dict.fromkeys(("tasks", "distributed"), 4),

@@ -11,13 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from finetune.distributed.launch import die_with_parent
-from finetune.errors import EXIT_DONE, EXIT_STOPPED
+from finetune.ending import die_with_parent
+from finetune.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED
 from finetune.recipe.trust import OPTION, is_trusted
 
 PROGRAM = (sys.executable, "-m", "finetune", "train")
 End = Literal["done", "stopped", "failed"]
-STOPPED_CODES = (EXIT_STOPPED, 130, -signal.SIGTERM, -signal.SIGINT)  # the last three: before it had begun
+STOPPED_CODES = (EXIT_STOPPED, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)  # the last three: before it had begun
 TAIL_BYTES = 20_000
 
 

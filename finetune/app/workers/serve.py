@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 from finetune.app.asked_model import AskedModel, open_model
 from finetune.data.images import MAX_PIXELS, allow_pixels
+from finetune.ending import end_process
 from finetune.errors import EXIT_FAILED, UserError
 from finetune.inference.pieces.loading import LoadingAnswerer
 from finetune.inference.pieces.options import PieceOptions
@@ -133,8 +133,7 @@ def main() -> None:
     except Exception as error:
         print_bug(error, show_traceback=True)
         code = EXIT_FAILED
-    sys.stdout.flush()
-    os._exit(code)  # threads of a model that broke may never end
+    end_process(code)  # threads of a model that broke may never end
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from finetune.data.order.assignment import Assignment, MicroBatch
 from finetune.data.order.transport import Packed, pack
 from finetune.data.table import Examples
+from finetune.ending import end_process
 from finetune.errors import FinetuneError
 
 PREFETCHED = 4  # batches per loader process
@@ -149,7 +149,7 @@ def _end_for(rank: int | None) -> None:
     """Wait for the SIGTERM that comes from process `rank`, which terminates a loader process that does not end by itself."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank:
         pass
-    os._exit(0)
+    end_process(0)
 
 
 class _ExamplesByEpoch(Dataset):

@@ -12,7 +12,6 @@ sent is done by this process alone.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune.data.prepare.memory import limit_memory, worker_bytes
+from finetune.ending import die_with_parent, end_process
 from finetune.errors import TrainingFailed
 from finetune.recipe.machine import cause_of_signal
 
@@ -269,7 +269,7 @@ def _work(connection: Connection, job: Job, memory: int, parent: int, close: Seq
     except (EOFError, OSError):
         pass
     finally:
-        os._exit(0)  # nothing of what the parent had registered for its own end
+        end_process(0)  # nothing of what the parent had registered for its own end
 
 
 def _result(job: Job, chunk: Chunk) -> Any:
@@ -286,7 +286,6 @@ def _result(job: Job, chunk: Chunk) -> Any:
 
 def _die_with(parent: int) -> None:
     """Linux: this process is killed when its parent ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:  # it has ended already
-        os._exit(1)
+        end_process(1)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.prepare.pool import can_be_sent
-from finetune.distributed.launch import die_with_parent
+from finetune.ending import die_with_parent, end_process
 from finetune.errors import FinetuneError, Halted, TrainingFailed
 from finetune.inference.prediction.collector import Collector
 from finetune.inference.prediction.feeder import FedWindow, Feeder
@@ -138,8 +138,7 @@ def _work(connection: Connection, make: MakeParts, max_errors: int | None, inher
     try:
         _keep(connection, make, max_errors)
     finally:
-        sys.stderr.flush()
-        os._exit(0)
+        end_process(0)
 
 
 def _keep(connection: Connection, make: MakeParts, max_errors: int | None) -> None:

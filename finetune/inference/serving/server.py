@@ -15,14 +15,13 @@ from contextlib import contextmanager, suppress
 
 import uvicorn
 
-from finetune.errors import EXIT_DONE, EXIT_FAILED, FinetuneError, UserError
+from finetune.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, FinetuneError, UserError
 from finetune.inference.serving.app import Service, build_app
 from finetune.inference.serving.backend import Backend
 from finetune.inference.serving.guard import Guard
 from finetune.inference.serving.protocol import timed_protocol
 from finetune.units import format_number
 
-EXIT_INTERRUPTED = 130
 HEAD_BYTES = 65_536
 BACKLOG = 2048
 POLL_SECONDS = 0.02

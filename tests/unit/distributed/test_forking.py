@@ -16,14 +16,12 @@ import psutil
 import pytest
 
 from finetune.distributed.forking import FORKS, NAME_OF_RANK, ForkedRank, fork_ranks
-from finetune.distributed.launch import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[3]
 FORKER = f"""
 import os, pathlib, random, signal, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
 from finetune.distributed.forking import fork_here
-from finetune.distributed.launch import die_with_parent
 folder = pathlib.Path(sys.argv[1])
 """
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ranks are forked on Linux only")
@@ -39,9 +37,7 @@ def environment(**more: str) -> Mapping[str, str]:
 
 def fork(folder: Path, script: str, wanted=lambda: True) -> list[ForkedRank]:
     with (folder / "log").open("ab") as log:
-        return fork_ranks(
-            command(folder, script), environment(), 3, log.fileno(), die_with_parent=die_with_parent, wanted=wanted
-        )
+        return fork_ranks(command(folder, script), environment(), 3, log.fileno(), wanted=wanted)
 
 
 def until(condition, seconds: float = 30.0) -> None:
@@ -58,7 +54,7 @@ def children() -> set[psutil.Process]:
 def test_ranks_are_children_of_this_process_with_a_place_a_name_and_a_session_of_their_own(tmp_path: Path) -> None:
     before = children()
     script = (
-        "loaded = []\nfork_here(lambda: loaded.append(os.getpid()), die_with_parent)\nrank = os.environ['RANK']\n"
+        "loaded = []\nfork_here(lambda: loaded.append(os.getpid()))\nrank = os.environ['RANK']\n"
         "names = [os.environ['LOCAL_RANK'], os.getpid() == os.getsid(0), loaded[0] == os.getpid(), len(loaded)]\n"
         "(folder / f'{rank}.part').write_text(f'{names} {random.random()}')\n"
         "(folder / f'{rank}.part').rename(folder / rank)\n"
@@ -80,7 +76,7 @@ def test_ranks_are_children_of_this_process_with_a_place_a_name_and_a_session_of
 
 
 def test_a_rank_that_is_killed_tells_the_signal(tmp_path: Path) -> None:
-    ranks = fork(tmp_path, "fork_here(lambda: None, die_with_parent)\ntime.sleep(60)")
+    ranks = fork(tmp_path, "fork_here(lambda: None)\ntime.sleep(60)")
     for rank in ranks:
         rank.send_signal(signal.SIGKILL)
     assert [rank.wait() for rank in ranks] == [-signal.SIGKILL] * 3
@@ -93,7 +89,7 @@ def test_a_rank_that_is_killed_tells_the_signal(tmp_path: Path) -> None:
 def test_what_cannot_be_forked_leaves_nothing_behind(tmp_path: Path, load: str) -> None:
     """An error while importing, an end without a word, a thread that may hold a lock: watching.py starts ranks one by one."""
     before = children()
-    assert fork(tmp_path, f"fork_here(lambda: {load}, die_with_parent)\n(folder / 'rank').touch()") == []
+    assert fork(tmp_path, f"fork_here(lambda: {load})\n(folder / 'rank').touch()") == []
     assert not children() - before and not (tmp_path / "rank").exists()
     assert ("ZeroDivisionError" in (tmp_path / "log").read_text()) is (load == "1 / 0")
 
@@ -101,7 +97,7 @@ def test_what_cannot_be_forked_leaves_nothing_behind(tmp_path: Path, load: str) 
 def test_it_ends_at_once_when_the_ranks_are_not_wanted_any_more(tmp_path: Path) -> None:
     before, wanted = children(), [True]
     threading.Timer(0.2, wanted.clear).start()
-    assert fork(tmp_path, "fork_here(lambda: time.sleep(60), die_with_parent)", wanted=lambda: bool(wanted)) == []
+    assert fork(tmp_path, "fork_here(lambda: time.sleep(60))", wanted=lambda: bool(wanted)) == []
     assert not children() - before
 
 
@@ -109,21 +105,19 @@ def test_elsewhere_nothing_is_forked(monkeypatch) -> None:
     from finetune.distributed.forking import fork_here
 
     monkeypatch.delenv(FORKS, raising=False)
-    fork_here(lambda: pytest.fail("nothing is imported early"), lambda: None)
+    fork_here(lambda: pytest.fail("nothing is imported early"))
 
 
 @pytest.mark.parametrize("moment", ["while it imports", "while the ranks work"])
 def test_the_end_of_the_supervising_process_is_that_of_all(tmp_path: Path, moment: str) -> None:
     wait = "(folder / f'{os.getpid()}').touch(); time.sleep(60)"
     script = f"def wait(): {wait}\n" + (
-        "fork_here(wait, die_with_parent)"
-        if moment == "while it imports"
-        else "fork_here(lambda: None, die_with_parent)\nwait()"
+        "fork_here(wait)" if moment == "while it imports" else "fork_here(lambda: None)\nwait()"
     )
     supervisor = (
         f"{FORKER}from finetune.distributed.forking import fork_ranks\n"
         f"ranks = fork_ranks({command(tmp_path, script)!r}, {dict(environment())!r}, 3, 2, "
-        "die_with_parent=die_with_parent, wanted=lambda: True)\ntime.sleep(60)"
+        "wanted=lambda: True)\ntime.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", supervisor, str(tmp_path)], stderr=subprocess.DEVNULL)
     ids = lambda: [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]  # noqa: E731

@@ -35,7 +35,7 @@ class Script(Launch):
         prelude = f"import os, signal, subprocess, sys, time, pathlib\nfolder = pathlib.Path({str(self.folder)!r})\n"
         if self.forks:
             prelude += f"sys.path.insert(0, {str(ROOT)!r})\nfrom finetune.distributed.forking import fork_here\n"
-            prelude += "fork_here(lambda: None, lambda: None)\n"
+            prelude += "fork_here(lambda: None)\n"
         return [sys.executable, "-S", "-c", f"{prelude}rank = int(os.environ['RANK'])\n{self.arguments[0]}"]
 
 

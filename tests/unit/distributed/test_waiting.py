@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from finetune.distributed import launch as launching
-from finetune.distributed.launch import Launch, die_with_parent
+from finetune.distributed.launch import Launch
 from finetune.distributed.waiting import WaitingRanks
 from finetune.distributed.watching import run_workers
 
@@ -42,7 +42,7 @@ def imports_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("verb", ["train", "broken"])
 def test_it_becomes_the_rank_with_its_arguments_environment_and_log(tmp_path: Path, verb: str) -> None:
     waiting = WaitingRanks()
-    waiting.start(launching.PROGRAM, {**os.environ, "ONLY_BEFORE": "1"}, {"verb": verb}, die_with_parent)
+    waiting.start(launching.PROGRAM, {**os.environ, "ONLY_BEFORE": "1"}, {"verb": verb})
     with (tmp_path / "log").open("wb") as log:
         process = waiting.become([str(tmp_path), "--x"], {**os.environ, "RANK": "3"}, log.fileno())
     assert process is not None and process.wait(30) == 0 and waiting.count == 0
@@ -55,7 +55,7 @@ def test_it_becomes_the_rank_with_its_arguments_environment_and_log(tmp_path: Pa
 def test_one_that_died_is_passed_over_and_those_not_needed_end(tmp_path: Path) -> None:
     waiting = WaitingRanks()
     for _ in range(3):
-        waiting.start(launching.PROGRAM, os.environ, {}, die_with_parent)
+        waiting.start(launching.PROGRAM, os.environ, {})
     dead, taken, left = (process for process, _ in waiting._idle)
     dead.kill()
     dead.wait()
@@ -69,7 +69,7 @@ def test_one_that_died_is_passed_over_and_those_not_needed_end(tmp_path: Path) -
 
 def test_one_ends_when_nobody_can_give_it_orders_any_more() -> None:
     waiting = WaitingRanks()
-    waiting.start(launching.PROGRAM, os.environ, {}, die_with_parent)
+    waiting.start(launching.PROGRAM, os.environ, {})
     process, control = waiting._idle.pop()
     control.close()
     assert process.wait(30) == 0
