@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -11,6 +13,10 @@ Listed = tuple[str, str]  # (location, reason)
 RowKind = Literal["bad_row", "too_long", "empty"]
 
 SHOWN = 20  # bad rows named in one error message
+ABSENT_FILES = (
+    "None of these files is there. Paths are relative to the file that names them; those of COCO to the folder of its JSON "
+    "file, or to `images:` of the source. "
+)
 MAX_LISTED = 10_000  # bad rows kept in the list; the count has no limit
 
 
@@ -77,7 +83,9 @@ class BadRows:
         """
         if self.count and self.policy != "skip":
             rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
+            absent = self.count > 1 and all(reason.endswith(os.strerror(errno.ENOENT)) for _, reason in self.listed)
             raise UserError(
                 f"{name}: {rows} cannot be used\n{self.summary()}",
-                remedy="Fix the data, or skip such rows (they are counted and listed) with data.on_bad_row: skip.",
+                remedy=(ABSENT_FILES if absent else "")
+                + "Fix the data, or skip such rows (they are counted and listed) with data.on_bad_row: skip.",
             )

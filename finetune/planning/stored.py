@@ -74,7 +74,17 @@ class StoredPlan:
         for name in COMPARED:
             if name in self.machine and self.machine[name] != now[name]:
                 parts.append(f"{name} {self.machine[name]} -> {now[name]}")
+        before, after = _zero_stage(self.machine), _zero_stage(now)
+        if before != after and None not in (before, after):  # else the engine differs
+            parts.append(f"ZeRO stage {before} -> {after}")
         return "resuming with " + ", ".join(parts) if parts else ""
+
+
+def _zero_stage(machine: Mapping[str, Any]) -> Any:
+    """The stage of the DeepSpeed configuration of a machine plan; None without one."""
+    config = machine.get("deepspeed")
+    section = config.get("zero_optimization") if isinstance(config, Mapping) else None
+    return section.get("stage") if isinstance(section, Mapping) else None
 
 
 def _frozen(value: Any) -> Any:

@@ -64,6 +64,15 @@ def test_a_resume_where_nothing_differs_says_nothing(recipe, tmp_path):
     assert resumed == plan and resumed.notes == ()
 
 
+def test_another_zero_stage_is_reported(recipe, gpu, tmp_path):
+    gpu(False)
+    tree = plan_here(recipe, 2).to_dict()
+    stage = tree["machine"]["deepspeed"]["zero_optimization"]["stage"]
+    tree["machine"]["deepspeed"]["zero_optimization"]["stage"] = stage + 1
+    (note,) = plan_here(recipe, 2, StoredPlan.read(write(tmp_path, tree))).notes
+    assert note == f"resuming with ZeRO stage {stage + 1} -> {stage}"
+
+
 def test_a_plan_of_the_first_design_says_the_precision_and_no_more(recipe, gpu, tmp_path):
     gpu(False)
     resumed = plan_here(recipe, 2, StoredPlan.read(write(tmp_path, FLAT)))
