@@ -42,6 +42,15 @@ with quick_imports():
 print([name for name in ("pandas", "sklearn", "scipy.stats", "torchao", *LATER) if name in sys.modules])
 print([values.tolist() for values in roc_curve([0, 1], [0.2, 0.7])][:2])
 """
+AT_EXIT = """
+import atexit, gc, sys, types
+atexit.register(lambda: print(gc.get_freeze_count() > 0))  # called last
+from finetune.distributed.quick_imports import quick_imports
+with quick_imports():
+    builder = type("nb_type_0", (type,), {"__module__": sys.argv[1]})("builder", (), {})
+    sys.modules["triton._C.libtriton"] = types.SimpleNamespace(ir=types.SimpleNamespace(builder=builder))
+print(gc.get_freeze_count() > 0)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +59,9 @@ def collecting() -> Iterator[None]:
     gc.enable()  # what is frozen stays so: tests/conftest.py freezes the session's objects
 
 
-def run(script: str) -> list[str]:
+def run(script: str, *arguments: str) -> list[str]:
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
     ).stdout.splitlines()
 
 
@@ -89,3 +98,8 @@ def test_other_names_of_its_module_are_there_at_once() -> None:
 
 def test_models_come_without_the_libraries_that_few_trainings_call() -> None:
     assert run(WITH_MODELS) == ["[]", "[[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]"]
+
+
+def test_nanobind_finds_nothing_frozen_at_the_end() -> None:
+    assert run(AT_EXIT, "pybind11_builtins") == ["True", "True"]
+    assert run(AT_EXIT, "nanobind") == ["True", "False"]
