@@ -57,7 +57,7 @@ def whole(place):
     return (place / "whole.jsonl").read_bytes()
 
 
-def test_an_undisturbed_output(place, whole):
+def test_an_undisturbed_output(place, whole, finetune):
     lines = [json.loads(line) for line in whole.decode().splitlines()]
     assert [(line["row"], line["id"]) for line in lines] == [(number, f"n{number}") for number in range(ROWS)]
     assert lines[5_000]["error"]["kind"] == "bad_row" and "text" in lines[5_000]["error"]["message"]
@@ -67,7 +67,7 @@ def test_an_undisturbed_output(place, whole):
     ]  # fmt: skip
     row = json.loads((place / "whole.jsonl.parts/journal.jsonl").read_text())
     assert row["rows"] == ROWS and row["errors"] == {"bad_row": 1} and 0 <= row["padding_share"] < 0.2
-    again = run_finetune(arguments("whole.jsonl"), MINUTES, folder=place)
+    again = finetune(*arguments("whole.jsonl"), folder=place)
     assert again.code == 0 and "answered already" in again.output and (place / "whole.jsonl").read_bytes() == whole
 
 
@@ -103,7 +103,7 @@ def test_a_rank_that_is_killed_is_replaced(place, whole):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, EXIT_STOPPED)])
-def test_a_signal_ends_it_within_a_second(place, whole, number, code):
+def test_a_signal_ends_it_within_a_second(place, whole, number, code, finetune):
     output = place / f"stopped-{code}.jsonl"
     with start_finetune(arguments(output, "--processes", "2"), folder=place) as running:
         appears = file_appears(Path(f"{output}.parts"), "window-*/*.answers", 5)
@@ -116,22 +116,22 @@ def test_a_signal_ends_it_within_a_second(place, whole, number, code):
         assert time.monotonic() - sent < 20, "a second, on a machine that does other things"
         assert finished.code == code and "Traceback" not in finished.output, finished.output
         assert not running.survivors()
-    assert run_finetune(arguments(output), MINUTES, folder=place).code == 0
+    assert finetune(*arguments(output), folder=place).code == 0
     assert output.read_bytes() == whole
 
 
-def test_a_full_disk_leaves_what_is_done(place, whole, tmp_path):
+def test_a_full_disk_leaves_what_is_done(place, whole, tmp_path, finetune):
     with small_disk(tmp_path / "disk", 1 << 20) as disk:
         output = disk / "out.jsonl"
         filler = disk / "filler"
         filler.write_bytes(b"x" * (500 << 10))
-        finished = run_finetune(arguments(output, "--processes", "2"), MINUTES, folder=place)
+        finished = finetune(*arguments(output, "--processes", "2"), folder=place)
         assert finished.code == 1 and "No space left" in finished.output, finished.output
         assert "Traceback" not in finished.output and "restarting" not in finished.output, finished.output
         assert len(finished.output.strip().splitlines()) < 8, finished.output
         filler.unlink()
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        finished = run_finetune(arguments(output), MINUTES, folder=place)
+        finished = finetune(*arguments(output), folder=place)
         assert finished.code == 0, finished.output
         assert output.read_bytes() == whole
 
@@ -165,7 +165,7 @@ def environment():
     }
 
 
-def test_what_cannot_go_on_is_refused(place, whole):
+def test_what_cannot_go_on_is_refused(place, whole, finetune):
     """Another file, other options, an output of someone else, too many errors."""
     copy = place / "refused.jsonl"
     for name in ("", ".parts"):
@@ -182,11 +182,11 @@ def test_what_cannot_go_on_is_refused(place, whole):
         (arguments("strict.jsonl", "--max-errors", "0"), 1, "--max-errors is 0"),
     ]
     for words, code, said in cases:
-        finished = run_finetune(words, MINUTES, folder=place)
+        finished = finetune(*words, folder=place)
         assert (finished.code, said in finished.output) == (code, True), finished.output
     assert copy.read_bytes() == whole and (place / "mine.jsonl").read_text() == "mine"
     assert not (place / "mine.jsonl.parts").exists()
-    finished = run_finetune(arguments("strict.jsonl", "--max-errors", "1"), MINUTES, folder=place)
+    finished = finetune(*arguments("strict.jsonl", "--max-errors", "1"), folder=place)
     assert finished.code == 0 and (place / "strict.jsonl").read_bytes() == whole
 
 

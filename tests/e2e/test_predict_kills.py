@@ -53,9 +53,9 @@ def test_kills_at_random_moments(place, tmp_path):
     assert done.outputs >= 1 and killed.rows == 1_200
 
 
-def test_rows_that_kill_the_process_are_given_up(place, tmp_path):
+def test_rows_that_kill_the_process_are_given_up(place, tmp_path, finetune):
     """Twice a chunk is tried as it is, then row by row; the rows at which the process dies even so have errors."""
-    plain = run_finetune(arguments("plain.jsonl"), MINUTES, folder=place)
+    plain = finetune(*arguments("plain.jsonl"), folder=place)
     assert plain.code == 0, plain.output
     (tmp_path / "sitecustomize.py").write_text(DIES)
     path = os.pathsep.join((str(tmp_path), str(ROOT)))
@@ -74,7 +74,7 @@ def test_rows_that_kill_the_process_are_given_up(place, tmp_path):
     ]
 
 
-def test_a_file_that_grows_is_an_error_once(place, tmp_path):
+def test_a_file_that_grows_is_an_error_once(place, tmp_path, finetune):
     """What was answered before stays; the command does not go on with another file."""
     shutil.copytree(place / "run", tmp_path / "run")
     draw = random.Random(0)
@@ -93,5 +93,5 @@ def test_a_file_that_grows_is_an_error_once(place, tmp_path):
     assert finished.code == EXIT_USER, finished.output
     assert "changed while it was read" in finished.output and "restarting" not in finished.output, finished.output
     assert "Traceback" not in finished.output, finished.output
-    again = run_finetune(command, MINUTES, folder=tmp_path)
+    again = finetune(*command, folder=tmp_path)
     assert again.code == EXIT_USER and "the content of rows.jsonl has changed" in again.output, again.output

@@ -38,13 +38,13 @@ if "FINETUNE_REPLICA" in os.environ:
 """
 
 
-def test_a_follower_then_a_leader_then_a_whole_replica_is_killed(tmp_path):
+def test_a_follower_then_a_leader_then_a_whole_replica_is_killed(tmp_path, finetune):
     write_model(tmp_path / "model", replies=False)
     draw = random.Random(3)
     texts = [" ".join(draw.choices(PROMPTS, k=draw.randint(1, 3))) for _ in range(400)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     words = ["predict", "model", "--data", "rows.jsonl", "--budget", "64", "--slices", "2", "--output"]
-    whole = run_finetune([*words, "whole.jsonl", "--processes", "2"], MINUTES, folder=tmp_path)
+    whole = finetune(*words, "whole.jsonl", "--processes", "2", folder=tmp_path)
     assert whole.code == 0, whole.output
     (tmp_path / "patch").mkdir()
     (tmp_path / "patch" / "sitecustomize.py").write_text(DIES)
