@@ -19,6 +19,7 @@ import pytest
 PROGRAM = [sys.executable, "-m", "tests.e2e.chat_program"]
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
+FIRST = r"(?m)^(?:\x1b\[\?2004h)?> "  # it waits for the first one, whatever warnings contain
 NEXT = r"\n(?:\x1b\[\?2004h)?> "  # the program waits for a turn
 
 
@@ -67,7 +68,7 @@ def terminal() -> Iterator[Terminal]:
 
 
 def test_a_conversation_in_a_terminal(terminal: Terminal) -> None:
-    terminal.until("> ")
+    terminal.until(FIRST)
     terminal.type("SAY %[2J AND MORE WORDS THAN A LINE OF FORTY HAS ROOM FOR\r")
     shown = terminal.until(NEXT)
     assert "\x1b[2J" not in shown and r"\u001b[2J AND MORE" in shown
@@ -86,7 +87,7 @@ def test_a_conversation_in_a_terminal(terminal: Terminal) -> None:
 
 
 def test_ctrl_c_stops_a_reply_alone_and_at_the_prompt_it_leaves(terminal: Terminal) -> None:
-    terminal.until("> ")
+    terminal.until(FIRST)
     for _ in range(3):
         terminal.type("SLOWLY\r")
         terminal.until("A A A")
@@ -100,7 +101,7 @@ def test_ctrl_c_stops_a_reply_alone_and_at_the_prompt_it_leaves(terminal: Termin
 
 
 def test_ctrl_c_in_the_middle_of_a_turn_leaves(terminal: Terminal) -> None:
-    terminal.until("> ")
+    terminal.until(FIRST)
     terminal.type("FIRST \\\rHALF A TU")
     terminal.until("HALF A TU")
     terminal.type("\x03")
@@ -109,7 +110,7 @@ def test_ctrl_c_in_the_middle_of_a_turn_leaves(terminal: Terminal) -> None:
 
 
 def test_keys_of_a_reply_are_not_shown_in_it_and_are_the_next_turn(terminal: Terminal) -> None:
-    terminal.until("> ")
+    terminal.until(FIRST)
     terminal.type("BRIEFLY\r")
     terminal.until("A A A")
     assert not terminal.echoes
@@ -125,7 +126,7 @@ def test_keys_of_a_reply_are_not_shown_in_it_and_are_the_next_turn(terminal: Ter
 def test_the_terminal_is_given_back_when_a_signal_ends_the_program(
     terminal: Terminal, number: signal.Signals, replies: bool
 ) -> None:
-    terminal.until("> ")
+    terminal.until(FIRST)
     if replies:
         terminal.type("SLOWLY\r")
         terminal.until("A A A")
@@ -154,7 +155,7 @@ def test_no_ctrl_c_is_lost_at_a_prompt() -> None:
     terminal = Terminal([sys.executable, "-c", PROMPTS])
     try:
         for turn in range(400):
-            terminal.until("> ")
+            terminal.until(FIRST)
             terminal.type("\x03")
             terminal.until(rf"noticed {turn}\.")
         assert terminal.process.wait(SECONDS) == 0
