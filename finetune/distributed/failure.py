@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -157,6 +158,11 @@ def _print_traceback() -> None:
         traceback.print_exc()
 
 
+FRAGMENTED = 0.1  # of the memory that torch's allocator holds, free when an allocation failed: worth a sentence
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_RESERVED = re.compile(
+    r"([\d.]+) ([KMG]iB) is allocated by PyTorch.*?([\d.]+) ([KMG]iB) is reserved by PyTorch but unallocated", re.S
+)
 _TERMINAL = os.dup(2)  # as it was before stderr went to the rank's log
 
 
@@ -181,13 +187,28 @@ def describe_failure(error: BaseException, rank: int, log: Path) -> Failure:
     elif lacks_memory(error):
         remedy = (
             "Set a smaller parallel.micro_batch, model.gradient_checkpointing: light or true, or a higher ZeRO stage: "
-            "the numbers stay the same."
+            "the numbers stay the same." + _describe_fragments(text)
         )
     kind = ""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         kind, what = DISK_FULL, f"the disk is full ({what})"
         where, remedy = error.filename or where, "Free some space and run the same command again to resume."
     return Failure(rank, time.time(), what, str(where), remedy, EXIT_FAILED, echo, str(log), kind=kind)
+
+
+def _describe_fragments(text: str) -> str:
+    """A sentence on torch's allocator, where its error says that much of what it holds is in pieces that were too small."""
+    found = _RESERVED.search(text)
+    setting = " ".join(os.environ.get(name, "") for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"))
+    if found is None or "expandable_segments" in setting:
+        return ""
+    used, idle = (float(found[number]) * _UNITS[found[number + 1]] for number in (1, 3))
+    if idle < FRAGMENTED * (used + idle):
+        return ""
+    return (
+        f" {idle / (used + idle):.0%} of the memory that torch holds is free, in pieces that were too small: "
+        "PYTORCH_ALLOC_CONF=expandable_segments:True may help (docs/launching.md)."
+    )
 
 
 def tells_of_peer(error: BaseException) -> bool:

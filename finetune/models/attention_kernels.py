@@ -28,6 +28,16 @@ def leave_cudnn_out() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def cudnn_left_out() -> AbstractContextManager[None]:
+    """Inside, the same; afterwards torch is as it was: for a process that is not ours alone (`finetune.load`)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    context: AbstractContextManager[None] = sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
+    return context
+
+
 def cudnn_first() -> AbstractContextManager[None]:
     """Inside, torch asks cuDNN's attention first, and the others in their usual order where it cannot."""
     from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -46,7 +46,11 @@ def build_by_name(build: Callable[[], Any], *, seed: int, device: torch.device, 
 
 @contextmanager
 def _weights_without_memory() -> Iterator[None]:
-    """Weights of modules that are made inside have a shape and a type alone; buffers have their values."""
+    """Weights of modules that are made inside have a shape and a type alone; buffers have their values.
+
+    `torch.device("meta")` takes the values of buffers, too; accelerate's `init_empty_weights` those of integers,
+    and it gives a weight's attributes to its constructor, which refuses them.
+    """
     register = nn.Module.register_parameter
 
     def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.distributed.failure import Failure, clear_failures, read_failures, write_failure
+from finetune.distributed.failure import Failure, clear_failures, describe_failure, read_failures, write_failure
 
 SCRIPT = """
 import sys
@@ -31,6 +31,31 @@ def rank_1(logs: Path, body: str, supervised: bool = False) -> subprocess.Comple
     places = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     return subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, **places})
+
+
+ON_GPU = (
+    "CUDA out of memory. Tried to allocate 546.00 MiB. GPU 0 has a total capacity of 15.77 GiB of which 14.19 MiB is free. "
+    "Of the allocated memory {used} is allocated by PyTorch, with 46.00 MiB allocated in private pools (e.g., CUDA Graphs), "
+    "and {idle} is reserved by PyTorch but unallocated. If reserved but unallocated memory is large try setting ..."
+)
+
+
+@pytest.mark.parametrize(
+    ("used", "idle", "setting", "share"),
+    [
+        ("9.00 GiB", "3.00 GiB", "", "25%"),
+        ("9.00 GiB", "3.00 GiB", "max_split_size_mb:512", "25%"),
+        ("9.00 GiB", "3.00 GiB", "expandable_segments:True", ""),
+        ("9.00 GiB", "3.00 GiB", "expandable_segments:False", ""),
+        ("13.73 GiB", "736.86 MiB", "", ""),
+    ],
+)
+def test_memory_in_pieces_is_named(used: str, idle: str, setting: str, share: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", setting)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    remedy = describe_failure(RuntimeError(ON_GPU.format(used=used, idle=idle)), 0, tmp_path / "log").remedy
+    assert "parallel.micro_batch" in remedy
+    assert ("expandable_segments:True" in remedy) is bool(share) and share in remedy
 
 
 def old_failure(logs: Path, rank: int) -> None:

@@ -12,7 +12,13 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from finetune.models import attention_kernels, segment_blocks, segmented
-from finetune.models.attention_kernels import cudnn_first, has_sound_cudnn, leave_cudnn_out, prefers_cudnn
+from finetune.models.attention_kernels import (
+    cudnn_first,
+    cudnn_left_out,
+    has_sound_cudnn,
+    leave_cudnn_out,
+    prefers_cudnn,
+)
 
 LENGTHS = (5, 17, 9)
 
@@ -36,6 +42,17 @@ def test_cudnn_is_asked_inside_alone() -> None:
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
     assert torch._C._get_sdp_priority_order()[0] == int(SDPBackend.FLASH_ATTENTION)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_library_leaves_the_choice_of_its_process(enabled: bool) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(enabled)
+    with cudnn_left_out():
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
+        with cudnn_first():
+            assert torch.backends.cuda.cudnn_sdp_enabled()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() is enabled
 
 
 @pytest.mark.parametrize(
