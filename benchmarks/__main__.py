@@ -21,6 +21,7 @@ SCRIPTS: dict[str, str] = {  # name -> arguments with --small
     "pictures_path": "--batch 16 --batches 2",
     "cost_model": "--packs 4",
     "loop_overhead": "--blocks 2 --steps 2",
+    "cpu_memory": "--steps 60",
     "wandb_share": "--blocks 2 --steps 2",
     "large_reports": "",
     "trainer_sst2": "--rounds 1",

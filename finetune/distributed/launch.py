@@ -26,6 +26,9 @@ from finetune.recipe.trust import OPTION, is_trusted
 SUPERVISED = "FINETUNE_SUPERVISED"
 PROGRAM = (sys.executable, "-m", "finetune")
 LAUNCH = "FINETUNE_LAUNCH"  # the same in every process of one launch, orphans among them
+# oneDNN keeps the machine code of its last 1,024 operations, one for each shape. Batches without padding have new shapes at
+# each step, and what is kept breaks up the heap: a gigabyte for a tiny model. 64 suffice for the layers of one step.
+ONEDNN_CODE = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Launch:
         env.pop("PYTHONUNBUFFERED", None)  # which writes a line in pieces: the ranks share a log, and would mix them
         if self.cpu:
             env["DS_ACCELERATOR"] = "cpu"
+            env.setdefault(*ONEDNN_CODE)
         return env
 
     def start_early(self, preload: Mapping[str, object]) -> WaitingRanks:

@@ -17,7 +17,7 @@ import pytest
 from finetune.distributed import watching
 from finetune.distributed.env import DistributedEnv, from_environ
 from finetune.distributed.failure import Failure, describe_failure, write_failure
-from finetune.distributed.launch import LAUNCH, Launch
+from finetune.distributed.launch import LAUNCH, ONEDNN_CODE, Launch
 from finetune.distributed.watching import run_workers
 from finetune.errors import EXIT_STOPPED, Stopped, TrainingFailed, UserError
 
@@ -81,6 +81,15 @@ def test_its_environment_is_that_of_a_worker(tmp_path: Path) -> None:
     assert isinstance(place, DistributedEnv)
     assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (2, 4, 2, 4)
     assert (place.master_addr, place.master_port) == ("127.0.0.1", 1234)
+
+
+def test_onednn_keeps_little_code_on_a_cpu_unless_told(monkeypatch) -> None:
+    name, _ = ONEDNN_CODE
+    monkeypatch.delenv(name, raising=False)
+    on_cpu, on_gpu = (Launch(["train"], 1, deepspeed=False, cpu=cpu) for cpu in (True, False))
+    assert on_cpu.surroundings()[name] == "64" and name not in on_gpu.surroundings()
+    monkeypatch.setenv(name, "2048")
+    assert on_cpu.surroundings()[name] == "2048"
 
 
 @pytest.mark.parametrize(("deepspeed", "ranks", "word"), [(True, 1, "--use_deepspeed"), (False, 2, "--multi_gpu")])
