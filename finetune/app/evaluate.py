@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune.app.evaluated_data import check_evaluated_data, evaluation_logs, evaluation_name, reserve_folder
+from finetune.app.evaluated_data import (
+    check_evaluated_data,
+    evaluated_split,
+    evaluation_logs,
+    evaluation_name,
+    reserve_folder,
+)
 from finetune.app.preparation import Request, ensure_prepared
 from finetune.app.supervise import plan_launch
 from finetune.distributed.watching import run_workers
@@ -17,10 +23,13 @@ def evaluate(
 ) -> None:
     """Evaluate, and print the figures as JSON. They and the predictions go to evaluations/<name>/ of the run folder.
 
-    data: files, in place of a split of the recipe. name: of the folder; "": made of the checkpoint and the data.
+    split: of the recipe; "": validation. data: files, in place of a split. name: of the folder; "": made of the checkpoint and
+    the data.
     Raises: UserError, TrainingFailed.
     """
-    opened = Run.open(run)
+    opened, split = Run.open(run), evaluated_split(split, data)
+    name = name or evaluation_name(checkpoint, split, data)
+    evaluation_logs(opened, name)  # refuses a name before there is any work
     from finetune.app.run_contents import checkpoint_folder, run_recipe  # torch: seconds, after a look at the folder
 
     loaded = run_recipe(opened, sets)
@@ -28,9 +37,9 @@ def evaluate(
     checkpoint_folder(opened, checkpoint)
     launch = plan_launch(loaded, processes)
     ensure_prepared(Request.of(loaded.recipe, opened.path, split, tuple(data)))
-    folder = reserve_folder(opened, name or evaluation_name(checkpoint, split, data))
-    arguments = ["evaluate", str(opened.path), "--checkpoint", checkpoint, "--split", split, "--name", folder.name]
-    for option, values in (("--data", data), ("--set", sets)):
+    folder = reserve_folder(opened, name)
+    arguments = ["evaluate", str(opened.path), "--checkpoint", checkpoint, "--name", folder.name]
+    for option, values in (("--data", data) if data else ("--split", [split]), ("--set", sets)):
         for value in values:
             arguments += [option, value]
     try:

@@ -105,6 +105,17 @@ def _absolute(source: str) -> str:
     return os.path.abspath(path) if path.exists() else source  # noqa: PTH100 - the extension of a link counts
 
 
+def evaluated_split(split: str, data: list[str]) -> str:
+    """The split that is asked for; validation, if none is. Raises: UserError if other data is given as well."""
+    if split and data:
+        raise UserError(
+            f"--split {split} and --data {data[0]} both say what is evaluated",
+            where="--split",
+            remedy="Give one of them: --data is evaluated in place of a split.",
+        )
+    return split or "validation"
+
+
 def evaluation_name(checkpoint: str, split: str, data: list[str]) -> str:
     """best-validation, step-00000120-reviews: what is evaluated, as the name of a folder."""
     subject = Path(data[0]).name.partition(".")[0] if data else split

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,7 +106,7 @@ def open_inspection(plan: Plan, progress: InspectionProgress) -> Inspection:
     return inspect_data(task, plan, artifacts, tables, datasets, notes=notes, stops=stops, tick=progress.tick)
 
 
-def prepare(plan: Plan, task: Any) -> tuple[TaskArtifacts, dict[str, Table], Datasets, list[str]]:
+def prepare(plan: Plan, task: Any) -> tuple[TaskArtifacts, Mapping[str, Table], Datasets, list[str]]:
     """(artifacts, tables, encoded splits, notes), through the same functions and the same cache as training."""
     facts, messages = Facts(), list[str]()
     tables = open_tables(plan.recipe, task.card, notify=messages.append)

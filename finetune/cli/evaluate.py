@@ -21,7 +21,9 @@ from finetune.cli.program import app, examples
 def evaluate(
     run: RunFolder,
     checkpoint: Checkpoint = "best",
-    split: Annotated[str, typer.Option("--split", metavar="NAME", help="validation, test or train.")] = "validation",
+    split: Annotated[
+        str, typer.Option("--split", metavar="NAME", help="validation, test or train; default: validation.")
+    ] = "",
     data: Annotated[
         list[str] | None,
         typer.Option(

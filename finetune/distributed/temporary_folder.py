@@ -20,9 +20,7 @@ from pathlib import Path
 from finetune.ending import ended_by, ending
 
 VARIABLE, COMPILED = "TMPDIR", "TORCHINDUCTOR_CACHE_DIR"
-MOST_BYTES = (
-    66  # of the folder's name: a socket has 107, and libraries add up to 41 (multiprocessing 32, W&B's service 41)
-)
+MOST_BYTES = 66  # of the folder's name: that of a socket has 107, to which multiprocessing adds 32 and W&B's service 41
 ENDS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 

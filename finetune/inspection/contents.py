@@ -18,7 +18,6 @@ from finetune.inspection.similar import Signatures
 OPTIONAL = frozenset(
     {"input", "system", "text_pair", "label", "tags", "history", "tools", "functions"}
 )  # roles that may be blank
-TARGETS = frozenset({"label", "tags", "objects", "desirable"})  # roles that are answers, not contents
 BLOCK = 4096  # rows looked at together
 SPEAKER = frozenset({"role", "from"})
 INSTEAD = (
@@ -49,11 +48,6 @@ class Contents:
     counter: CharacterCounter
     signatures: Signatures | None = None
     blank: list[int] = field(default_factory=list)
-
-
-def content_roles(columns: Mapping[str, str]) -> tuple[str, ...]:
-    """The roles of a task's card that are contents: all but labels."""
-    return tuple(role for role in columns if role not in TARGETS)
 
 
 def row_text(row: Row, roles: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -44,7 +44,7 @@ def inspect_data(
     task: Any,
     plan: Plan,
     artifacts: TaskArtifacts,
-    tables: dict[str, Table],
+    tables: Mapping[str, Table],
     datasets: Datasets,
     *,
     notes: Sequence[str] = (),

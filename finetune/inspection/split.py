@@ -11,7 +11,7 @@ import numpy as np
 from finetune.data.bad_rows import BadRow, Listed
 from finetune.data.labels import label_text
 from finetune.data.table import Examples, Table
-from finetune.inspection.contents import Contents, content_roles, read_contents
+from finetune.inspection.contents import Contents, read_contents
 from finetune.inspection.findings import RowRef
 from finetune.inspection.left_out import CHECKED, Cut, LeftOut, find_cuts, find_left_out
 from finetune.inspection.similar import Signatures
@@ -66,7 +66,7 @@ def inspect_split(
     ids = np.asarray(examples.ids, np.int64)
     row_ids = ids // PARTS if hasattr(examples, "split_count") else ids
     similar = None if decodes else Signatures(_sample(len(table), plan.recipe.seed))
-    roles = content_roles(task.card.columns)
+    roles = task.card.contents
     contents = read_contents(
         table, roles, similar=similar, tick=lambda done: tick(f"{name}: rows read", done, len(table))
     )

@@ -8,6 +8,8 @@ from typing import Literal
 
 from finetune.recipe.section import Section
 
+LABELS = frozenset({"label", "tags", "objects"})  # roles that are labels in every task
+
 
 class NoOptions(Section):
     """A task without options of its own."""
@@ -76,6 +78,11 @@ class TaskCard:
     asked_columns: Mapping[str, str] = field(default_factory=dict)
     line_role: str = ""
     line_roles: tuple[str, Mapping[str, str]] = ("", {})
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """The roles by which rows are the same: all but labels."""
+        return tuple(role for role in self.columns if role not in LABELS)
 
     def has_label_sets(self, options: object) -> bool:
         """Whether a row may have any number of labels, given the recipe's `options` section."""

@@ -42,7 +42,7 @@ def evaluate_here(run, **options):
         engines.append(built(*arguments, **keywords))
         return engines[-1]
 
-    given = {"checkpoint": "best", "split": "validation", "data": [], "name": "", "sets": [], "processes": None}
+    given = {"checkpoint": "best", "split": "", "data": [], "name": "", "sets": [], "processes": None}
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         stack.enter_context(mock.patch.object(evaluate, "build_engine", build_engine))
@@ -250,6 +250,10 @@ def test_a_checkpoint_or_split_that_is_not_there_is_named(run, finetune):
     assert "accelerate launch" not in finished.output
     finished = finetune("evaluate", str(run), "--split", "tset")
     assert finished.code == 2 and "no split tset" in finished.output, finished.output
+    finished = finetune("evaluate", str(run), "--split", "test", "--data", "other.csv")
+    assert finished.code == 2 and "--split test and --data other.csv both say" in finished.output, finished.output
+    finished = finetune("evaluate", str(run), "--name", "..")
+    assert finished.code == 2 and "preparing" not in finished.output, finished.output
     assert not [one.name for one in (run / "evaluations").glob("*") if "tset" in one.name or "07" in one.name]
 
 

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from finetune.app.evaluated_data import evaluation_logs, evaluation_name, reserve_folder
+from finetune.app.evaluated_data import evaluated_split, evaluation_logs, evaluation_name, reserve_folder
 from finetune.app.kept_files import read_plan, tell_edited_recipe
 from finetune.app.machine import plan_here
 from finetune.app.run_contents import find_checkpoint, portable_recipe, run_recipe
@@ -39,7 +39,7 @@ def work(
     *, run: Path, checkpoint: str, split: str, data: list[str], name: str, sets: list[str], processes: int | None
 ) -> None:
     """This process as one of N. processes: for the supervising process alone."""
-    env, opened = from_environ(), Run.open(run)
+    env, opened, split = from_environ(), Run.open(run), evaluated_split(split, data)
     rank, name = env.rank if env else 0, name or evaluation_name(checkpoint, split, data)
     supervised = os.environ.get(SUPERVISED)
     logs = Path(supervised) if supervised else evaluation_logs(opened, name)

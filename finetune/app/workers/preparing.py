@@ -50,6 +50,7 @@ from finetune.data.prepare.cache import publish, recorded_entries
 from finetune.data.prepare.memory import default_workers
 from finetune.data.prepare.named_files import list_named_files, write_named_files
 from finetune.data.prepare.progress import Stage, entered
+from finetune.data.sources.shared_rows import shared_rows
 from finetune.data.sources.tables import open_tables
 from finetune.data.table import Table
 from finetune.distributed.env import from_environ
@@ -201,6 +202,8 @@ def _read(
         return plan_alone(portable_recipe(run, recipe), stored, builds=False), artifacts, [table], run.artifacts
     plan, card = plan_alone(recipe, stored, builds=False), CARDS[recipe.task]
     tables = open_tables(recipe, card, notify=notify)
+    for line in shared_rows(tables, card):
+        notify(line)
     if run is not None and has_artifacts(run.artifacts):
         check_artifacts(run)
         tell_unknown(run, notify)

@@ -101,7 +101,6 @@ class Split:
 
 def hold_out(
     rows: Table,
-    count: int,
     fingerprint: str,
     *,
     fraction: float,
@@ -115,19 +114,13 @@ def hold_out(
     row) is below the threshold, the rows with the smallest (largest) hash are moved. A class that would be left without a
     training row gets back the row with its largest hash. Hashes and moves are cached.
 
-    rows: a table of `count` rows. fingerprint: identifies their content. roles: the roles of the task.
+    fingerprint: identifies the content of the rows. roles: the roles of the task.
     classes: those of each row, for tasks that have classes.
     Raises: UserError if there are no two different rows, or if every row is the only one of its class.
     """
     import numpy as np
 
-    about = describe_table(rows)
-
-    def write(folder: Path) -> None:
-        (folder / "hashes.u64").write_bytes(_hashes(rows, count, roles, seed))
-
-    folder = publish("splits", digest("split", VERSION, fingerprint, seed, list(roles)), write, about=about)
-    hashes = np.frombuffer((folder / "hashes.u64").read_bytes(), np.uint64)
+    hashes = row_hashes(rows, fingerprint, roles, seed)
     held = choose(hashes, fraction)
     if classes is None:
         return Split(np.flatnonzero(~held), np.flatnonzero(held))
@@ -139,12 +132,24 @@ def hold_out(
         (folder / "moved.json").write_text(json.dumps({"moved": moved, "classes": names}), "utf-8")
 
     key = digest("kept classes", VERSION, fingerprint, seed, list(roles), fraction, classes.identity)
-    folder = publish("splits", key, write_kept, about=about)
+    folder = publish("splits", key, write_kept, about=describe_table(rows))
     ids = np.frombuffer((folder / "held.i64").read_bytes(), "<i8").astype(np.int64)
     facts = json.loads((folder / "moved.json").read_text("utf-8"))
-    train = np.ones(count, bool)
+    train = np.ones(len(rows), bool)
     train[ids] = False
     return Split(np.flatnonzero(train), ids, facts["moved"], tuple(facts["classes"]))
+
+
+def row_hashes(rows: Table, fingerprint: str, roles: Sequence[str], seed: int = 0) -> np.ndarray:
+    """`row_hash` of each row, uint64 [rows]; cached. fingerprint: identifies the content of the rows."""
+    import numpy as np
+
+    def write(folder: Path) -> None:
+        (folder / "hashes.u64").write_bytes(_hashes(rows, roles, seed))
+
+    key = digest("split", VERSION, fingerprint, seed, list(roles))
+    folder = publish("splits", key, write, about=describe_table(rows))
+    return np.frombuffer((folder / "hashes.u64").read_bytes(), np.uint64)
 
 
 class HashJob:
@@ -162,8 +167,9 @@ class HashJob:
         return self.table.place(chunk[0])
 
 
-def _hashes(table: Table, count: int, roles: Sequence[str], seed: int) -> bytes:
-    meter = Meter(table.name, count, doing="splitting")
+def _hashes(table: Table, roles: Sequence[str], seed: int) -> bytes:
+    count = len(table)
+    meter = Meter(table.name, count, doing="hashing")
     chunks = [(first, min(first + ROWS, count)) for first in range(0, count, ROWS)]
     found = []
     for chunk, hashes in map_chunks(HashJob(table, roles, seed), chunks, workers=current_stage().workers):

@@ -11,7 +11,6 @@ from finetune.data.prepare.label_survey import row_classes
 from finetune.data.sources.joined_table import JoinedTable, PartRows
 from finetune.data.sources.open_source import Notify, open_source
 from finetune.data.sources.split_notes import split_notes
-from finetune.data.table import Table
 from finetune.data.values import OddValues
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
@@ -24,7 +23,7 @@ def _silent(text: str) -> None:
     """Discard a message."""
 
 
-def open_tables(recipe: Recipe, card: TaskCard, *, notify: Notify = _silent) -> dict[str, Table]:
+def open_tables(recipe: Recipe, card: TaskCard, *, notify: Notify = _silent) -> dict[str, JoinedTable]:
     """Open the splits of a recipe: {"train": ..., "validation": ..., "test": ...}, the last two if the recipe has them.
 
     data.limit keeps the first rows of train, before data.validation_fraction holds out some of them. Any process may
@@ -34,7 +33,7 @@ def open_tables(recipe: Recipe, card: TaskCard, *, notify: Notify = _silent) -> 
     Raises: UserError for data that is missing, unreadable or empty, and for bad rows if data.on_bad_row is "error".
     """
     data = recipe.data
-    tables: dict[str, Table] = {}
+    tables: dict[str, JoinedTable] = {}
     for name, sources in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         if sources:
             limit = data.limit if name == "train" else None
@@ -51,9 +50,7 @@ def open_tables(recipe: Recipe, card: TaskCard, *, notify: Notify = _silent) -> 
     for note in split_notes(data):
         notify(note)
     if data.validation_fraction and not data.validation:
-        whole = tables["train"]
-        assert isinstance(whole, JoinedTable)
-        tables["train"], tables["validation"] = _held_out(whole, recipe, card, notify)
+        tables["train"], tables["validation"] = _held_out(tables["train"], recipe, card, notify)
     return tables
 
 
@@ -107,11 +104,10 @@ def _limited(name: str, parts: list[PartRows], bad: BadRows, limit: int | None) 
     return table.choose(name, np.arange(limit), f"limit {limit}")
 
 
-def _held_out(whole: JoinedTable, recipe: Recipe, card: TaskCard, notify: Notify) -> tuple[Table, Table]:
+def _held_out(whole: JoinedTable, recipe: Recipe, card: TaskCard, notify: Notify) -> tuple[JoinedTable, JoinedTable]:
     fraction, seed = recipe.data.validation_fraction, recipe.seed
     split = hold_out(
         whole,
-        len(whole),
         whole.fingerprint,
         fraction=fraction,
         seed=seed,

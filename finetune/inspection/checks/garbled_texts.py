@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from finetune.inspection.characters import Trait, find_mixed_word, find_mojibake
-from finetune.inspection.contents import content_roles, row_text
+from finetune.inspection.contents import row_text
 from finetune.inspection.findings import Finding
 from finetune.inspection.inspection import FoundRow, Inspection, report_rows
 
@@ -42,7 +42,7 @@ def check(inspection: Inspection) -> list[Finding]:
 
 
 def _search(inspection: Inspection, rows: dict[str, np.ndarray], find: Callable[[str], str]) -> dict[FoundRow, str]:
-    roles = content_roles(inspection.task.card.columns)
+    roles = inspection.task.card.contents
     found = {}
     for name, candidates in rows.items():
         split = inspection.splits[name]

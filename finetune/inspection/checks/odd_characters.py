@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from finetune.inspection.characters import Trait, find_characters
-from finetune.inspection.contents import content_roles, row_text
+from finetune.inspection.contents import row_text
 from finetune.inspection.findings import Finding
 from finetune.inspection.inspection import FoundRow, Inspection, report_rows
 
@@ -27,7 +27,7 @@ def check(inspection: Inspection) -> list[Finding]:
 
 
 def _find(inspection: Inspection, trait: Trait, kind: str, severity: str, what: str) -> list[Finding]:
-    roles = content_roles(inspection.task.card.columns)
+    roles = inspection.task.card.contents
     rows: list[FoundRow] = [
         (split, row)
         for split in inspection.splits.values()
