@@ -31,7 +31,8 @@ MAX_SKIPPED_DEPTH = 1 << 20  # of a value that cannot be parsed, but whose end i
 
 
 def read_json(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
-    """The rows of a JSON file with the line on which each starts. Holds one row in memory, not the file.
+    """The rows of a JSON file with the line on which each starts, or their number if they share one. Holds one row in
+    memory, not the file.
 
     Raises: UserError with line and column of the first syntax error, because rows after it cannot be found.
     """
@@ -57,9 +58,11 @@ def _is_json_lines(path: Path, encoding: str) -> bool:
 def _elements(text: _JsonStream) -> Iterator[NumberedRow]:
     """The elements of a list whose opening bracket has been read."""
     text.skip_space()
+    before, index = 0, 0
     while not text.at("]"):
         line = text.line
-        yield line, text.row()
+        yield (line if line != before else -1 - index), text.row()
+        before, index = line, index + 1
         text.skip_space()
         if text.at(","):
             text.advance(1)
@@ -74,7 +77,7 @@ def _objects(text: _JsonStream, path: Path) -> Iterator[NumberedRow]:
         line, row = text.line, text.row()
         text.skip_space()
         if isinstance(row, dict) and isinstance(row.get("data"), list):
-            yield from ((line, as_row(item, 0)) for item in row["data"])
+            yield from ((-1 - index, as_row(item, 0)) for index, item in enumerate(row["data"]))
         else:
             if isinstance(row, dict):
                 _check_orientation(row, f"{path}:{line}")

@@ -16,8 +16,15 @@ from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
 MAX_LINE_BYTES = 1 << 28  # a longer line is a bad row, and never held in memory
-NumberedRow = tuple[int, dict[str, Any] | BadRow]  # (1-based line on which the row starts, row)
+NumberedRow = tuple[int, dict[str, Any] | BadRow]  # (number: see describe_number, row)
 COUNTED_BYTES = 1 << 30  # of files whose lines are counted for a progress line
+
+
+def describe_number(number: int) -> str:
+    """What stands behind the name of a file for the place of a row: ":17" for line 17, where it starts; " row 16" for -17, a
+    row that starts on a line with others; "" for 0, where the image that a row names is its place.
+    """
+    return f":{number}" if number > 0 else f" row {-1 - number}" if number else ""
 
 
 class Reader(Protocol):

@@ -12,7 +12,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.columns import SAMPLED_ROWS
 from finetune.data.formats import coco
 from finetune.data.formats.encodings import open_utf8
-from finetune.data.formats.lines import NumberedRow
+from finetune.data.formats.lines import NumberedRow, describe_number
 from finetune.data.formats.registry import FORMATS
 from finetune.data.sources.image_folder import COLUMNS, find_classes
 from finetune.data.sources.located import display_path
@@ -57,7 +57,7 @@ def head_of(path: Path, file_format: str, source: SourceSection) -> Head:
     if not columns and bad:
         raise UserError(
             f"none of the first rows can be read: {bad[0][1]}",
-            where=f"{display_path(path)}:{bad[0][0]}",
+            where=f"{display_path(path)}{describe_number(bad[0][0])}",
             remedy=_other_format(path, file_format, source),
         )
     if not columns:
@@ -119,13 +119,13 @@ def _other_format(path: Path, file_format: str, source: SourceSection) -> str:
 
 
 def sample_columns(rows: Iterator[NumberedRow], count: int) -> tuple[list[str], list[str], list[tuple[int, str]]]:
-    """(columns in order of first occurrence, dotted names inside of them, [(line, reason)] of bad rows) in the first rows."""
+    """(columns in order of first occurrence, dotted names inside of them, [(number, reason)] of bad rows) in the first rows."""
     columns: dict[str, None] = {}
     nested: dict[str, None] = {}
     bad: list[tuple[int, str]] = []
-    for line, row in islice(rows, count):
+    for number, row in islice(rows, count):
         if isinstance(row, BadRow):
-            bad.append((line, str(row)))
+            bad.append((number, str(row)))
             continue
         columns.update(dict.fromkeys(row))
         for name, value in row.items():

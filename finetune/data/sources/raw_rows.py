@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.bad_rows import BadRow
 from finetune.data.formats import coco
 from finetune.data.formats.compression import unreadable
-from finetune.data.formats.lines import NumberedRow, Reader, count_lines, read_jsonl_after
+from finetune.data.formats.lines import NumberedRow, Reader, count_lines, describe_number, read_jsonl_after
 from finetune.data.formats.parallel_text import parallel_files
 from finetune.data.formats.registry import READ_OPTIONS, READERS
 from finetune.data.formats.standard_input import NAME, STDIN, standard_input
@@ -141,9 +141,9 @@ class TextRows(RawRows):
         if held is not None:
             yield held
 
-    def _place(self, line: int, row: RawRow) -> str:
-        if line:
-            return f"{self.name}:{line}"
+    def _place(self, number: int, row: RawRow) -> str:
+        if number:
+            return f"{self.name}{describe_number(number)}"
         return self.name if isinstance(row, BadRow) else display_path(row["image"])
 
     def _check(self) -> None:

@@ -18,7 +18,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.columns import Required, apply_roles, check_required
 from finetune.data.formats.compression import without_compression
 from finetune.data.formats.encodings import encoding_mark, is_utf8
-from finetune.data.formats.lines import NumberedRow, read_jsonl_between
+from finetune.data.formats.lines import NumberedRow, describe_number, read_jsonl_between
 from finetune.data.image_values import named_file, resolve_image
 from finetune.data.prepare.chunk_writer import ChunkRecords, ChunkWriter
 from finetune.data.prepare.pool import Chunk, map_chunks
@@ -171,12 +171,14 @@ class RowWriter(ChunkWriter):
         if lines:
             numbers = array("q", [line + lines for line in numbers])
         together = OddValues([tuple(item) for item in odd])
-        together.extend(OddValues([(kind, name, count, f":{at + lines}") for kind, name, count, at in converted.odd]))
+        together.extend(
+            OddValues([(kind, name, count, describe_number(at + lines)) for kind, name, count, at in converted.odd])
+        )
         records = ChunkRecords(
             b"".join(converted.records),
             array("q", map(len, converted.records)),
             (numbers,),
-            bad=[(place or (f":{line + lines}" if line else ""), reason) for line, place, reason in converted.bad],
+            bad=[(place or describe_number(line and line + lines), reason) for line, place, reason in converted.bad],
         )
         state = (lines + converted.lines, names_files or converted.names_files, together.to_list())
         self.append(records, next_unit, state)

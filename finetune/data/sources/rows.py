@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from finetune.data.bad_rows import BadRow, BadRows
 from finetune.data.columns import Required
 from finetune.data.formats.compression import unreadable
-from finetune.data.formats.lines import NumberedRow
+from finetune.data.formats.lines import NumberedRow, describe_number
 from finetune.data.formats.parallel_text import parallel_files
 from finetune.data.formats.registry import READ_OPTIONS, READERS
 from finetune.data.image_values import named_file
@@ -115,8 +115,10 @@ class RecordRows:
                 yield row.get(role)
 
     def place(self, index: int) -> str:
-        line = int(self._lines[index])
-        return f"{display_path(self._path)}:{line}" if line else display_path(self[index].get("image", self._path))
+        number = int(self._lines[index])
+        if not number:
+            return display_path(self[index].get("image", self._path))
+        return f"{display_path(self._path)}{describe_number(number)}"
 
     def __reduce__(self) -> tuple[type[RecordRows], tuple[Path, Path, str]]:
         return RecordRows, (self._folder, self._path, self._content)

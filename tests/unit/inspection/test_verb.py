@@ -54,9 +54,9 @@ def test_json_is_all_that_stdout_holds(data: Callable[..., Data], capsys: pytest
     [
         ({"split": "tset"}, "no split 'tset'"),
         ({"row": 99}, "no row 99"),
-        ({"html": Path("/nowhere/page.html")}, "cannot be written"),
-        ({"html": Path("/dev/null/page.html")}, "cannot be written"),
-        ({"html": Path()}, "it is a folder"),
+        ({"html": Path("/dev/null/page.html")}, "Not a directory"),
+        ({"html": Path()}, "is a folder"),
+        ({"html": Path(__file__)}, "something else than an earlier result"),
         ({"sets": ["options.max_lenght=3"]}, "max_length"),
     ],
 )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from finetune.data.bad_rows import BadRow
 from finetune.data.formats import json_file
 from finetune.data.formats.json_file import read_json
+from finetune.data.formats.lines import describe_number
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
@@ -79,8 +80,8 @@ def test_a_row_that_cannot_be_used_costs_no_other(read):
     content = "[" + ",\n".join(f'{{"n": {index}}}, {row}' for index, row in enumerate(bad)) + ', {"n": 9}]'
     found = read(content)
     assert [row["n"] for _, row in found if isinstance(row, dict)] == [0, 1, 2, 3, 9]
-    reasons = [(line, row) for line, row in found if isinstance(row, str)]
-    assert [line for line, _ in reasons] == [1, 2, 3, 4]
+    reasons = [(number, row) for number, row in found if isinstance(row, str)]
+    assert [describe_number(number) for number, _ in reasons] == [" row 1", " row 3", " row 5", " row 7"]
     assert all(part in reason for part, (_, reason) in zip(expected, reasons, strict=True))
 
 
