@@ -26,7 +26,8 @@ def print_error(error: FinetuneError) -> None:
     stopped = error.exit_code == EXIT_STOPPED
     color = typer.colors.YELLOW if stopped else typer.colors.RED
     head, *body = (_shorten(line) for line in printable(mask_secrets(str(error))).split("\n"))
-    say_styled(f"{typer.style('stopped:' if stopped else 'error:', fg=color, bold=True)} {head}")
+    word, head = ("stopped:", head.removeprefix("stopped ")) if stopped else ("error:", head)
+    say_styled(f"{typer.style(word, fg=color, bold=True)} {head}")
     for line in body:
         indented = not isinstance(error, RecipeFaults) or line.startswith(" ")
         typer.echo(line if indented else typer.style(line, bold=True), err=True)

@@ -64,13 +64,13 @@ def test_ranks_of_torchrun_that_are_stopped_save_and_the_whole_has_the_same_numb
     assert len(ended.output.splitlines()) == 1
     first = stopped_at(run)
     log = (run / "logs" / "rank-0.log").read_text() + (run / "logs" / "rank-1.log").read_text()
-    assert f"stopped: stopped after step {first} of {tiny.STEPS}" in log and "Traceback" not in log, log
+    assert f"stopped: after step {first} of {tiny.STEPS}" in log and "Traceback" not in log, log
     with start_finetune(arguments, folder=workplace, program=command_of("torchrun")) as running:
         wait_for_step(run, first + 5, running)
         running.send(signal.SIGTERM)
         ended = running.wait(MINUTES)
         wait_for_end(running)
-    assert f"stopped: stopped after step {stopped_at(run)} of {tiny.STEPS}" in ended.output
+    assert f"stopped: after step {stopped_at(run)} of {tiny.STEPS}" in ended.output
     assert (
         "Resume with the same launcher: ... -m finetune train torchrun/recipe.yaml --run-dir torchrun" in ended.output
     )

@@ -21,8 +21,8 @@ from tests.prepared import prepare
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(170)]
 DEVICE = torch.device("cuda")
 STEPS = 6
-VIT = TinyExample(
-    task="image_classification",
+VIT = replace(
+    next(one for one in EXAMPLES if one.task == "image_classification"),
     model={
         "source": "vit",
         "init": "config",
@@ -31,7 +31,6 @@ VIT = TinyExample(
             "image_size": 16, "patch_size": 4, "hidden_dropout_prob": 0.0,
         },
     },
-    write=next(one for one in EXAMPLES if one.task == "image_classification").write,
     options={"image_size": 16},
     learning_rate=1e-3,
 )  # fmt: skip

@@ -71,7 +71,7 @@ def _of_outputs() -> Iterator[Attack]:
         yield Attack(
             f"a page is {name[:8]}",
             _alone("compare", "stranger", "stranger", "--html", name),
-            "cannot write|5,000 char",
+            "is a folder|5,000 char",
         )
     sweep = ("sweep", "recipe.yaml", "--grid", "seed=1,2", "--sweep-dir")
     for name in ("loop", "pipe"):
