@@ -78,5 +78,5 @@ def test_ctrl_c_while_the_ranks_start_is_a_sentence(workplace, temporary, tmp_pa
         os.killpg(running.process.pid, signal.SIGINT)
         finished = running.wait(MINUTES)
         assert finished.code == 75, finished.output
-        assert "Traceback" not in finished.output and "stopped while the processes were starting" in finished.output
+        assert "Traceback" not in finished.output and "stopped: while the processes were starting" in finished.output
         assert not list(temporary.iterdir()) and not running.survivors()

@@ -121,7 +121,7 @@ def test_a_request_to_stop_saves_and_ends_with_75(story, chapter):
     finished = story.chapters[chapter]
     assert finished.code == 75, finished.output
     assert "Traceback" not in finished.output
-    stopped_at = int(re.search(r"stopped after step (\d+) of 60", finished.output)[1])
+    stopped_at = int(re.search(r"stopped: after step (\d+) of 60", finished.output)[1])
     assert stopped_at == story.steps[chapter], "the last row is that of the checkpoint"
     assert not story.survivors[chapter]
 
