@@ -114,8 +114,9 @@ def _report(failure: Failure) -> None:
         what = "another rank ended, and did not say why"
         remedy = "The launcher reports how it ended. Run the same command to resume from the last checkpoint."
         failure = replace(failure, what=what, where="", remedy=remedy)
-    kind = "stopped" if failure.exit_code == EXIT_STOPPED else "error"
-    line = f"{kind}: {printable(failure.to_error())}\n"
+    text = printable(failure.to_error())
+    stopped = failure.exit_code == EXIT_STOPPED
+    line = f"stopped: {text.removeprefix('stopped ')}\n" if stopped else f"error: {text}\n"
     try:
         os.write(_TERMINAL, line.encode())
     except OSError:
