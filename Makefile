@@ -43,7 +43,7 @@ test-fast: $(READY) ## the tests to run while working: unit, contract on three t
 	$(PARALLEL_PYTEST) -m "not slow and not gpu" tests/unit tests/contract
 	$(PYTEST) $(ONE_TRAINING)
 
-test: $(READY) ## all tests that need no GPU (under 30 minutes on 2 cores)
+test: $(READY) ## all tests that need no GPU (about 25 minutes on 2 cores)
 	$(PARALLEL_PYTEST) -m "not gpu" tests/unit tests/contract tests/recipes tests/gpu tests/fuzz tests/hostile
 	$(RANKS_PYTEST) -m "not gpu" tests/e2e tests/distributed
 
