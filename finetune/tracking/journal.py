@@ -95,9 +95,9 @@ def read_rows(path: Path, limit_bytes: int | None = None) -> Iterator[dict[str, 
                 yield row
 
 
-def cut(path: Path, step: int) -> None:
+def cut(path: Path, step: int, *, evaluated: bool = True) -> None:
     """Remove rows after `step` and of the test split (they will be logged again), all rows if `step` is 0, and partial
-    lines.
+    lines. evaluated: False removes the evaluation of `step` itself, too.
 
     The file is replaced atomically. Raises: FinetuneError if it cannot be written.
     """
@@ -108,13 +108,18 @@ def cut(path: Path, step: int) -> None:
         with path.open("rb") as old, beside.open("wb") as new:
             for line in old:
                 row = _parse(line)
-                again = row is None or row.get("split") == "test" or int(row.get("step") or 0) > step
-                if step > 0 and not again:
+                if step > 0 and row is not None and not _comes_again(row, step, evaluated):
                     new.write(line)
             new.flush()
             os.fsync(new.fileno())
         beside.replace(path)
         sync_folder(path.parent)
+
+
+def _comes_again(row: Mapping[str, Any], step: int, evaluated: bool) -> bool:
+    """Whether a training that resumes after `step` logs this row."""
+    at, split = int(row.get("step") or 0), row.get("split")
+    return split == "test" or at > step or (at == step and split == "validation" and not evaluated)
 
 
 def list_tables(folder: Path) -> list[tuple[Path, str, int]]:

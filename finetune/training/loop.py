@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ from finetune.training.checkpoint_writer import clear_leftovers
 from finetune.training.finite_check import FiniteCheck
 from finetune.training.learning_rate import learning_rate
 from finetune.training.microbatch_planner import MicroBatchPlanner
-from finetune.training.progress import Progress
+from finetune.training.progress import Outcome, Progress
 from finetune.training.rank_speed import RankSpeedEstimator
 from finetune.training.samples import Samples
 from finetune.training.step import StepResult, seed_step, train_step
@@ -47,21 +47,6 @@ class OutputDirs:
 
     checkpoints: Path
     predictions: Path
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """best: the checkpoint whose weights are the result (the last one where nothing was validated), and the figures of
-    its evaluation. last: those of the last evaluation.
-    """
-
-    steps: int
-    seconds: float
-    best_step: int
-    best_value: float | None
-    metric: str
-    last: dict[str, float] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
 
 
 class SplitEvaluator(Protocol):
@@ -158,20 +143,41 @@ class Loop:
             self.samples.show(self.datasets, "before", 0)
             if self.recipe.evaluation.at_start and "validation" in self.datasets:
                 self.measure("validation")  # no checkpoint has these weights, so they are never the best ones
+        if self.progress.unevaluated:
+            if self.session.is_main:
+                self.listener.message(f"evaluating step {self.progress.step} first: the run was stopped before that")
+            self._evaluate_and_save()
         for result in self.steps():
-            improved = self._evaluate() if self._due(self.recipe.evaluation.every) else False
-            if improved or result.stop or self._due(self.recipe.checkpoint.every):
-                self._save(improved, hurry=result.stop)
-            if result.stop and self.progress.step < self.total_steps:
-                self.saver.finish()
-                raise Stopped(f"stopped after step {self.progress.step} of {self.total_steps}; its checkpoint is saved")
+            self.progress.unevaluated = self._due(self.recipe.evaluation.every) and "validation" in self.datasets
+            if result.stop:
+                self._save_for_stop()
+            self._evaluate_and_save()
         return self._finish()
+
+    def _save_for_stop(self) -> None:
+        """Save at once: an evaluation may take longer than the process is given. A resumed run evaluates first.
+
+        Raises: Stopped, unless this was the last step: the rest of the run follows.
+        """
+        self._save(improved=False, hurry=True)
+        if self.progress.step < self.total_steps:
+            self.saver.finish()
+            later = "; it is evaluated when the run resumes" if self.progress.unevaluated else ""
+            done = f"stopped after step {self.progress.step} of {self.total_steps}"
+            raise Stopped(f"{done}; its checkpoint is saved{later}")
+
+    def _evaluate_and_save(self) -> None:
+        """What is due after the step that was done last."""
+        improved = self._evaluate() if self.progress.unevaluated else False
+        if improved or self._due(self.recipe.checkpoint.every):
+            self._save(improved)
 
     def _resume(self, resume: Checkpoint | None, best: Checkpoint | None) -> None:
         self.saver.latest, self.saver.best = resume, best
         if resume is not None:
             load_checkpoint(self.engine, resume)
             self.progress.restore(resume.manifest.loop)
+            self.progress.unevaluated &= "validation" in self.datasets
             if best is None:
                 self.progress.forget_best()
 
@@ -246,9 +252,7 @@ class Loop:
         return step % period == 0 or step == self.total_steps
 
     def _evaluate(self) -> bool:
-        """Evaluate where there is validation data; whether it is the best so far."""
-        if "validation" not in self.datasets:
-            return False
+        """Evaluate the validation data; whether it is the best so far."""
         result = self.measure("validation")
         early = self.recipe.training.early_stopping
         return self.progress.judge(result.scalars, early.min_delta if early else 0.0)
@@ -287,14 +291,4 @@ class Loop:
         if best is not None and best.step != self.progress.step:
             load_checkpoint(self.engine, best)
         self.samples.show(self.datasets, "after", self.progress.step)
-        progress = self.progress
-        best_step = best.step if best is not None else progress.step
-        return Outcome(
-            progress.step,
-            progress.seconds,
-            best_step,
-            progress.best_value,
-            progress.metric,
-            progress.last,
-            progress.best_figures,
-        )
+        return self.progress.outcome(best.step if best is not None else self.progress.step)

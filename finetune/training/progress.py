@@ -9,11 +9,26 @@ from typing import Any
 from finetune.recipe.training import EarlyStopping
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """best: the checkpoint whose weights are the result (the last one where nothing was validated), and the figures of
+    its evaluation. last: those of the last evaluation.
+    """
+
+    steps: int
+    seconds: float
+    best_step: int
+    best_value: float | None
+    metric: str
+    last: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+
+
 @dataclass
 class Progress:
     """mode: max or min, the better direction of the metric. step: optimizer steps done. best_figures: "loss" and the
     metrics of the best evaluation. stale: evaluations since then. seconds: time in training, over all restarts.
-    last: the figures of the last evaluation.
+    last: the figures of the last evaluation. unevaluated: the evaluation that is due at `step` is still to be done.
     """
 
     metric: str
@@ -26,6 +41,7 @@ class Progress:
     units: int = 0
     seconds: float = 0.0
     last: dict[str, float] = field(default_factory=dict)
+    unevaluated: bool = False
 
     def restore(self, stored: dict[str, Any]) -> None:
         """Take over what a checkpoint kept; of the best value only if it is of the same metric."""
@@ -37,7 +53,8 @@ class Progress:
             *(("best_value", "best_step", "stale") if same else ()),
         ):
             setattr(self, key, stored[key])
-        self.last = dict(stored.get("last", {}))  # checkpoints of earlier versions have none
+        self.last = dict(stored.get("last", {}))  # checkpoints of earlier versions have none of these
+        self.unevaluated = bool(stored.get("unevaluated", False))
         if same:  # a checkpoint of an earlier version has the one value alone
             only = {} if self.best_value is None else {self.metric: self.best_value}
             self.best_figures = dict(stored.get("best_figures", only))
@@ -54,7 +71,7 @@ class Progress:
 
         A change below min_delta still becomes the best, but does not reset the patience of early stopping.
         """
-        self.last = dict(scalars)
+        self.last, self.unevaluated = dict(scalars), False
         value = scalars.get(self.metric)
         if value is None:
             return False
@@ -70,3 +87,9 @@ class Progress:
     def exhausted(self, early_stopping: EarlyStopping | None) -> bool:
         """Whether early stopping ends the training."""
         return early_stopping is not None and self.stale >= early_stopping.patience
+
+    def outcome(self, best_step: int) -> Outcome:
+        """What came of it. best_step: of the weights that are the result."""
+        return Outcome(
+            self.step, self.seconds, best_step, self.best_value, self.metric, last=self.last, best=self.best_figures
+        )

@@ -42,6 +42,8 @@ def winding(workers, calm):
             workers.train(ranks, "winding", f"parallel.deepspeed={stage}", recipe=calm, signals=signals)
         assert isinstance(ended.value.first, Stopped), ended.value
         assert f"stopped after step {3 * leg} of {STEPS}" in str(ended.value)
+        evaluated = [row["step"] for row in tiny.rows(workers.folder / "winding", "validation")]
+        assert evaluated == list(range(6, 3 * leg, 6)), "what is due at the step of a stop comes when it is resumed"
     ranks, stage = LEGS[-1]
     return workers.train(ranks, "winding", f"parallel.deepspeed={stage}", recipe=calm)
 
@@ -58,6 +60,9 @@ def test_the_same_losses(straight, winding):
     for split in ("validation", "test"):
         rows = [{row["step"]: row["loss"] for row in tiny.rows(run, split)} for run in (winding, straight)]
         assert rows[0] == pytest.approx(rows[1], rel=1e-5)
+    ours, theirs = (json.loads((run / "run.json").read_text())["summary"] for run in (winding, straight))
+    assert ours["best_step"] == theirs["best_step"] > 0
+    assert ours["best_value"] == pytest.approx(theirs["best_value"], rel=1e-5)
 
 
 def test_a_run_that_ends_after_its_last_step_loses_no_figures(workers, calm):

@@ -13,6 +13,7 @@ from finetune.events import Listener
 from finetune.planning.plan import Plan
 from finetune.recipe.identity import list_differences
 from finetune.recipe.recipe import Recipe
+from finetune.tracking.journal import cut
 from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
 from finetune.training.checkpoint_manifest import Checkpoint, checkpoint_name
@@ -77,6 +78,8 @@ def find_checkpoints(
         if resume != "auto":
             listener.message(f"resuming from {start.path}")
         abandon_newer(folder, start.step)
+        if start.manifest.loop.get("unevaluated"):
+            cut(run.metrics_file, start.step, evaluated=False)
         for label, named in (("latest", start), ("best", best)):  # a kill may have come between renaming and naming
             if named is not None and named.path.parent.resolve() == folder.resolve():
                 name_checkpoint(folder, label, named.path.name)

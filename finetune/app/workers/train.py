@@ -48,7 +48,8 @@ from finetune.tracking.listeners import Listeners
 from finetune.tracking.retention import apply_retention
 from finetune.tracking.run import Run
 from finetune.tracking.wandb_mirror import WandbMirror
-from finetune.training.loop import Loop, Outcome, OutputDirs
+from finetune.training.loop import Loop, OutputDirs
+from finetune.training.progress import Outcome
 from finetune.training.stop import StopRequest
 from finetune.training.telemetry import Telemetry
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from finetune.errors import FinetuneError
-from finetune.tracking.journal import Journal, list_tables, read_rows, read_table
+from finetune.tracking.journal import Journal, cut, list_tables, read_rows, read_table
 from finetune.tracking.run import Run
 
 ROOT = Path(__file__).parents[3]
@@ -55,6 +55,19 @@ def test_a_resume_cuts_later_rows_and_tables_and_mends_a_torn_line(run):
     assert [step for _, _, step in list_tables(run.tables)] == [1, 2, 3, 4, 5]
     journal.row({"step": 6, "split": "train"})
     assert steps(run) == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_evaluation_that_is_done_again_is_cut_with_what_comes_after_it(run):
+    journal = start(run)
+    for step in (4, 5, 6):
+        journal.row({"step": step, "split": "train"})
+        journal.row({"step": step, "split": "validation"})
+    cut(run.metrics_file, 5, evaluated=False)
+    assert [(row["step"], row["split"]) for row in read_rows(run.metrics_file)] == [
+        (4, "train"),
+        (4, "validation"),
+        (5, "train"),
+    ]
 
 
 def test_a_start_from_the_beginning_drops_all_former_rows(run):

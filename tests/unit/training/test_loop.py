@@ -64,7 +64,7 @@ class ScriptedEvaluator:
         return Evaluation(split, {"loss": next(self.losses)}, len(examples))
 
 
-def train(folder, sections, losses=(), *, stop_at=0, resume="", broken=None, lags=False, start_method=""):
+def train(folder, sections, losses=(), *, stop_at=0, resume="", best="", broken=None, lags=False, start_method=""):
     """Train on this rank. broken: id of an example whose loss is NaN. lags: as on a GPU. start_method: of one loader process.
     Returns plain values.
     """
@@ -105,7 +105,8 @@ def train(folder, sections, losses=(), *, stop_at=0, resume="", broken=None, lag
     error = outcome = None
     loader.START_METHOD = start_method or loader.START_METHOD
     try:
-        outcome = loop.run(open_checkpoint(Path(resume)) if resume else None, None, {})
+        start, kept = (open_checkpoint(Path(path)) if path else None for path in (resume, best))
+        outcome = loop.run(start, kept, {})
     except (Stopped, TrainingFailed) as caught:
         error = str(caught)
     weights = {name: weight.detach().clone() for name, weight in engine.module.named_parameters()}
@@ -188,6 +189,47 @@ def test_a_stop_saves_and_the_rest_is_the_same(loop_on_a_rank):
     assert rest["events"][0] == ("started", 3, 8, STEPS_PER_EPOCH)
     assert first["losses"] + rest["losses"] == whole["losses"] and len(whole["losses"]) == 8
     assert all(torch.equal(rest["weights"][name], weight) for name, weight in whole["weights"].items())
+
+
+def test_a_stop_where_an_evaluation_is_due_saves_first_and_evaluates_when_resumed(loop_on_a_rank):
+    figures = [0.9, 0.5, 0.7, 0.1]
+    whole = loop_on_a_rank(sections(epochs=4, every=100), figures)
+    first = loop_on_a_rank(sections(epochs=4, every=100), figures, stop_at=4, folder="first")
+    assert "stopped after step 4 of 16; its checkpoint is saved; it is evaluated when the run resumes" in first["error"]
+    assert ("validation", 4) not in first["events"], "there may be no time for it"
+    second = loop_on_a_rank(
+        sections(epochs=4, every=100), figures, stop_at=12, resume=first["saved"][-1], folder="first"
+    )
+    assert second["events"][1][0] == "message" and "evaluating step 4 first" in second["events"][1][1]
+    assert ("best checkpoint", 4) in second["events"] and ("validation", 12) not in second["events"]
+    rest = loop_on_a_rank(sections(epochs=4, every=100), figures[2:], resume=second["saved"][-1], folder="first")
+    shown = [event for part in (first, second, rest) for event in part["events"] if event[0] == "validation"]
+    assert shown == [("validation", step) for step in (4, 8, 12, 16)]
+    ours, theirs = rest["outcome"], whole["outcome"]
+    assert (ours.best_step, ours.best_value, ours.best, ours.last) == (16, 0.1, {"loss": 0.1}, {"loss": 0.1})
+    assert (theirs.best_step, theirs.best_value, theirs.best, theirs.last) == (16, 0.1, {"loss": 0.1}, {"loss": 0.1})
+    assert all(torch.equal(rest["weights"][name], weight) for name, weight in whole["weights"].items())
+
+
+def test_patience_counts_an_evaluation_that_a_stop_put_off(loop_on_a_rank):
+    early = {"patience": 1}
+    first = loop_on_a_rank(sections(epochs=6, early_stopping=early), [0.5], stop_at=8, folder="first")
+    assert first["events"].count(("validation", 4)) == 1 and ("validation", 8) not in first["events"]
+    rest = loop_on_a_rank(
+        sections(epochs=6, early_stopping=early),
+        [0.7],
+        resume=first["saved"][-1],
+        best=first["saved"][0],
+        folder="first",
+    )
+    assert rest["losses"] == [] and (rest["outcome"].steps, rest["outcome"].best_step) == (8, 4)
+
+
+def test_a_stop_at_the_last_step_is_saved_before_the_evaluation(loop_on_a_rank):
+    done = loop_on_a_rank(sections(), [0.9, 0.8], stop_at=8)
+    assert done["error"] is None and done["outcome"].best_step == 8
+    kinds = [event for event in done["events"] if event[0] != "train" and event[1] == 8]
+    assert kinds == [("validation", 8), ("checkpoint", 8), ("best checkpoint", 8)], "published once it is written"
 
 
 def test_a_stop_at_the_last_step_is_an_ordinary_end(loop_on_a_rank):
