@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from finetune.distributed.quick_listing import quick_listing
 from finetune.ending import ended_by
 
 # Module -> functions of it that transformers imports with every model (in some versions), and few trainings call: the
@@ -38,7 +39,7 @@ def quick_imports() -> Iterator[None]:
         return
     gc.disable()
     try:
-        with ended_by(signal.SIGINT), _functions_later():
+        with ended_by(signal.SIGINT), _functions_later(), quick_listing():
             yield
     finally:
         gc.freeze()

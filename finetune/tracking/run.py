@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import platform
 import secrets
@@ -256,12 +257,17 @@ def describe_machine() -> dict[str, Any]:
 def describe_versions() -> dict[str, str]:
     """Versions of the packages in use, without importing them."""
     versions = {"finetune": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    versions.update({name: version for name in _PACKAGES if (version := _version_of(name)) is not None})
     return versions
+
+
+@functools.cache  # 2 ms a package
+def _version_of(package: str) -> str | None:
+    """None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:
