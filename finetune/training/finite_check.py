@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from finetune.distributed.session import Session
+from finetune.distributed.engines.engine import Engine
 from finetune.errors import DIVERGED, TrainingFailed
 from finetune.training.checkpoint import Saver
 from finetune.training.step import StepResult
@@ -13,8 +13,8 @@ from finetune.training.step import StepResult
 class FiniteCheck:
     """Checks what each step gave. All ranks make one and call it alike."""
 
-    def __init__(self, session: Session, saver: Saver) -> None:
-        self._session, self._saver = session, saver
+    def __init__(self, engine: Engine, saver: Saver) -> None:
+        self._engine, self._saver = engine, saver
         self._waiting: tuple[StepResult, int] | None = None
 
     def note(self, result: StepResult, step: int, *, now: bool) -> None:
@@ -32,11 +32,11 @@ class FiniteCheck:
 
     def _check(self, result: StepResult, step: int) -> None:
         """A loss that is not finite ends the training; the weights in the last checkpoint are good."""
-        broken_gradient = not math.isfinite(result.grad_norm) and self._session.accelerator.mixed_precision != "fp16"
+        broken_gradient = not math.isfinite(result.grad_norm) and not self._engine.scales_loss
         if result.finite and not broken_gradient:
             return
         self._saver.finish()
-        nonfinite_ids = sorted(i for some in self._session.all_gather(result.nonfinite_ids) for i in some)
+        nonfinite_ids = sorted(i for some in self._engine.session.all_gather(result.nonfinite_ids) for i in some)
         what = "loss" if not result.finite else "gradient norm"
         latest = self._saver.latest
         kept = f"the checkpoint of step {latest.step} is good" if latest else "no checkpoint was written yet"

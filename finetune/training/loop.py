@@ -24,6 +24,7 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
 from finetune.tasks.choice import choosing_metric
 from finetune.tasks.task import Datasets, Task
+from finetune.training.cadences import Cadences, TrainingLength
 from finetune.training.checkpoint import Saver, check_space
 from finetune.training.checkpoint_manifest import Checkpoint
 from finetune.training.checkpoint_reader import load_checkpoint
@@ -82,7 +83,10 @@ class Loop:
         self.planner = MicroBatchPlanner.of(plan, artifacts, engine, datasets["train"].costs, cost)
         self.schedule = self.planner.schedule(self.recipe, plan.training.balance_window)
         self.output_dirs, self.stop = output_dirs, stop
-        self.step_logger = StepLogger(self.session, listener, self.recipe.tracking.log_every)
+        self.total_steps = plan.training.total_steps(self.schedule.steps_per_epoch)
+        length = TrainingLength(self.total_steps, self.schedule.steps_per_epoch)
+        self.cadences = Cadences.of(self.recipe, length)
+        self.step_logger = StepLogger(self.session, listener, length, self.recipe.tracking.log_every)
         self.listener = listener
         self.lags = self.session.device.type == "cuda"  # behind the host that feeds it
         telemetry, pictures = self.step_logger.telemetry, output_dirs.predictions / "pictures"
@@ -96,7 +100,7 @@ class Loop:
             keep=self.recipe.checkpoint.keep,
             published=lambda saved, best: listener.checkpoint(saved.path, step=saved.step, best=best),
         )
-        self.finite_check = FiniteCheck(self.session, self.saver)
+        self.finite_check = FiniteCheck(engine, self.saver)
         self.workers = choose_workers(
             self.recipe.data.workers,
             decodes=task.card.decodes,
@@ -111,7 +115,6 @@ class Loop:
             shards_weights=engine.shards_weights,
         )
         self.progress = Progress(*choosing_metric(plan, artifacts))
-        self.total_steps = plan.training.total_steps(self.schedule.steps_per_epoch)
         self.source: StepSource = ScheduledSteps(
             self.schedule,
             self.planner,
@@ -148,7 +151,8 @@ class Loop:
                 self.listener.message(f"evaluating step {self.progress.step} first: the run was stopped before that")
             self._evaluate_and_save()
         for result in self.steps():
-            self.progress.unevaluated = self._due(self.recipe.evaluation.every) and "validation" in self.datasets
+            due = self.cadences.due(self.progress.step)
+            self.progress.unevaluated = due.evaluate and "validation" in self.datasets
             if result.stop:
                 self._save_for_stop()
             self._evaluate_and_save()
@@ -159,7 +163,7 @@ class Loop:
 
         Raises: Stopped, unless this was the last step: the rest of the run follows.
         """
-        self._save(improved=False, hurry=True)
+        self.save(hurry=True)
         if self.progress.step < self.total_steps:
             self.saver.finish()
             later = "; it is evaluated when the run resumes" if self.progress.unevaluated else ""
@@ -168,9 +172,9 @@ class Loop:
 
     def _evaluate_and_save(self) -> None:
         """What is due after the step that was done last."""
-        improved = self._evaluate() if self.progress.unevaluated else False
-        if improved or self._due(self.recipe.checkpoint.every):
-            self._save(improved)
+        improved = self.progress.unevaluated and self._evaluate()
+        if improved or self.cadences.due(self.progress.step).save:
+            self.save(best=improved)
 
     def _resume(self, resume: Checkpoint | None, best: Checkpoint | None) -> None:
         self.saver.latest, self.saver.best = resume, best
@@ -203,11 +207,12 @@ class Loop:
 
     def _step(self, step: RankStep, batches: list[Batch], prefetcher: Prefetcher[Any]) -> StepResult:
         """One optimizer step; meanwhile the next one is fetched."""
-        progress, timing = self.progress, self.step_logger.timing
+        progress, timing, number = self.progress, self.step_logger.timing, self.progress.step + 1
+        due = self.cadences.due(number)
         rate = learning_rate(step.index, self.total_steps, self.recipe.training)
         self.engine.set_learning_rate(rate)
         seed_step(self.recipe.seed, step.index, self.session.replica)
-        started = timing.start(progress.step + 1, traced=self.rank_speed.measuring)
+        started = timing.start(number, traced=self.rank_speed.measuring)
         result = train_step(
             self.task,
             self.artifacts,
@@ -220,36 +225,15 @@ class Loop:
         )
         if self.saver.under_way and not result.busy:
             self.saver.advance()
-        last = progress.step + 1 == self.total_steps
-        logged = self.step_logger.is_logged(progress.step + 1, last=last)
-        now = logged or result.stop or not self.lags or self._is_kept(progress.step + 1)
-        self.finite_check.note(result, progress.step + 1, now=now)
-        data = prefetcher.waited() if logged or not self.lags else 0.0  # reading a GPU's events waits for them
+        self.finite_check.note(result, number, now=any(due) or result.stop or not self.lags)
+        data = prefetcher.waited() if due.log or not self.lags else 0.0  # reading a GPU's events waits for them
         seconds = timing.end(started, data=data, idle=result.waiting_seconds)
-        progress.step += 1
-        progress.units += result.units
-        progress.seconds += seconds
+        progress.count_step(result.units, seconds)
         figures = {"learning_rate": rate, "cost_imbalance": step.imbalance}
-        self.step_logger.step(progress.step, self._epoch, result, figures, seconds=seconds, last=last)
-        if self.rank_speed.measuring or self.rank_speed.watching:
-            report = self.rank_speed.note(step.index, step.cost, result, timing.own_seconds)
-            if report and self.session.is_main:
-                self.listener.message(report)
+        self.step_logger.step(number, result, figures, seconds=seconds, logged=due.log)
+        if report := self.rank_speed.note(step.index, step.cost, result, timing.own_seconds):
+            self.listener.message(report)
         return result
-
-    def _is_kept(self, step: int) -> bool:
-        """Whether the weights of step `step` are evaluated or saved."""
-        return self._due(self.recipe.evaluation.every, step) or self._due(self.recipe.checkpoint.every, step)
-
-    @property
-    def _epoch(self) -> float:
-        return self.progress.step / self.schedule.steps_per_epoch
-
-    def _due(self, every: int | str, step: int | None = None) -> bool:
-        """step: None for the step that was done last."""
-        step = self.progress.step if step is None else step
-        period = self.schedule.steps_per_epoch if every == "epoch" else int(every)
-        return step % period == 0 or step == self.total_steps
 
     def _evaluate(self) -> bool:
         """Evaluate the validation data; whether it is the best so far."""
@@ -267,7 +251,7 @@ class Loop:
             speeds=self.rank_speed.at(self.progress.step),
         )
         if self.session.is_main:
-            self.step_logger.row(self.progress.step, self._epoch, split, result.scalars)
+            self.step_logger.row(self.progress.step, split, result.scalars)
             prefix = "" if split == "validation" else f"{split}_"
             for name, table in result.tables.items():
                 if name == WORST_EXAMPLES and self.task.card.decodes:
@@ -276,15 +260,16 @@ class Loop:
                 self.listener.table(prefix + name, step=self.progress.step, columns=columns, rows=rows)
         return result
 
-    def _save(self, improved: bool, *, hurry: bool = False) -> None:
+    def save(self, *, best: bool = False, hurry: bool = False) -> None:
+        """Begin a checkpoint of this step, see Saver.begin. best: its evaluation is the best so far. All ranks call it."""
         self.engine.align_buffers()
-        self.saver.begin(self.progress.step, self.progress.to_dict(), best=improved, hurry=hurry)
+        self.saver.begin(self.progress.step, self.progress.to_dict(), best=best, hurry=hurry)
 
     def _finish(self) -> Outcome:
         """Leave the engine with the weights of the best evaluation."""
         self.saver.finish()
         if self.saver.latest is None or self.saver.latest.step != self.progress.step:
-            self._save(improved=False)
+            self.save()
             self.saver.finish()
         self.saver.close()
         best = self.saver.best

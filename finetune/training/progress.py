@@ -59,6 +59,12 @@ class Progress:
             only = {} if self.best_value is None else {self.metric: self.best_value}
             self.best_figures = dict(stored.get("best_figures", only))
 
+    def count_step(self, units: int, seconds: float) -> None:
+        """One more optimizer step is done, with so many units (over all ranks), in so many seconds."""
+        self.step += 1
+        self.units += units
+        self.seconds += seconds
+
     def forget_best(self) -> None:
         """Its checkpoint is lost: the best of the evaluations to come counts, and so does the patience with them."""
         self.best_value, self.best_step, self.best_figures, self.stale = None, 0, {}, 0

@@ -58,10 +58,12 @@ class RankSpeedEstimator:
         return next((speeds for first, speeds in reversed(self._known) if first <= step), None)
 
     def note(self, index: int, cost: float, result: StepResult, own_seconds: float | None) -> str:
-        """After each step while `measuring` or `watching`, on all ranks alike. A line for the user; "" for nothing.
+        """After each step, on all ranks alike. A line for the user; "" for nothing.
 
         index: of the step; cost: of this rank's share; own_seconds: on this rank without collectives, None if unknown.
         """
+        if not (self.measuring or self.watching):
+            return ""
         if self.watching:
             self._watched.append((cost, result.forward_pass))
             self._seen += 1

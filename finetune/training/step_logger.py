@@ -11,6 +11,7 @@ import torch
 
 from finetune.distributed.session import Session
 from finetune.events import Listener
+from finetune.training.cadences import TrainingLength
 from finetune.training.energy import EnergyMeter, gpus_of
 from finetune.training.step import StepResult
 from finetune.training.telemetry import Telemetry
@@ -23,8 +24,8 @@ ADVICE_AFTER = 20.0  # seconds of training: shorter trainings get none
 class StepLogger:
     """Between the loop and its listener. All ranks have one; only rank 0's calls the listener."""
 
-    def __init__(self, session: Session, listener: Listener, log_every: int) -> None:
-        self.session, self.listener, self.log_every = session, listener, log_every
+    def __init__(self, session: Session, listener: Listener, length: TrainingLength, log_every: int) -> None:
+        self.session, self.listener, self.length, self.log_every = session, listener, length, log_every
         self.timing = Timing(session, log_every)
         self.telemetry = Telemetry(listener.message if session.is_main else None)
         counted: list[str] = []
@@ -40,9 +41,9 @@ class StepLogger:
         self.always: dict[str, float] = {}  # figures that every row has
 
     def step(
-        self, step: int, epoch: float, result: StepResult, figures: Mapping[str, float], *, seconds: float, last: bool
+        self, step: int, result: StepResult, figures: Mapping[str, float], *, seconds: float, logged: bool
     ) -> None:
-        """After each optimizer step. All ranks call it: on a logged step they compare their seconds.
+        """After each optimizer step. All ranks call it: on a logged step, which gets a row, they compare their seconds.
 
         Loss and norm are those of this step where they have been read, otherwise of the last step that was.
         """
@@ -60,20 +61,17 @@ class StepLogger:
         memory = self.telemetry.run("measuring memory", lambda: _memory_bytes(self.session.device), 0)
         now |= {"memory_bytes": float(memory)} if memory else {}
         if self.session.is_main:
-            self.listener.step(step=step, epoch=epoch, progress=now)
-        if self.is_logged(step, last=last):
-            self._log(step, epoch, now, memory)
+            self.listener.step(step=step, epoch=self.length.epochs(step), progress=now)
+        if logged:
+            self._log(step, now, memory)
 
-    def is_logged(self, step: int, *, last: bool) -> bool:
-        """Whether step `step` gets a row."""
-        return step % self.log_every == 0 or step == 1 or last
-
-    def row(self, step: int, epoch: float, split: str, figures: Mapping[str, float]) -> None:
+    def row(self, step: int, split: str, figures: Mapping[str, float]) -> None:
         """One line of metrics.jsonl. Rank 0 only."""
         finite = {key: value for key, value in {**figures, **self.always}.items() if math.isfinite(value)}
-        self.listener.row({"step": step, "epoch": round(epoch, 6), "split": split, **finite, "time": time.time()})
+        epoch = round(self.length.epochs(step), 6)
+        self.listener.row({"step": step, "epoch": epoch, "split": split, **finite, "time": time.time()})
 
-    def _log(self, step: int, epoch: float, now: dict[str, float], memory: int) -> None:
+    def _log(self, step: int, now: dict[str, float], memory: int) -> None:
         ranks = self.timing.gather(memory)  # outside of what may fail: every rank takes part
         nothing: dict[str, float] = {}
         timing = self.telemetry.run("timing steps", lambda: self.timing.summarize(step, ranks), nothing)
@@ -87,7 +85,7 @@ class StepLogger:
         joules = self.telemetry.run("measuring energy", self.energy.joules, None)
         energy = {} if joules is None else {"energy_joules": joules}
         memory_bytes = memory_of_ranks([rank.memory for rank in ranks])
-        self.row(step, epoch, "train", {**now, **memory_bytes, **timing, **energy})
+        self.row(step, "train", {**now, **memory_bytes, **timing, **energy})
         late = timing and step > self.log_every and self._whole >= ADVICE_AFTER
         advice = (
             self.telemetry.run("advice on speed", lambda: advise(timing, shared_cpu=self._shares_cpu()), None)

@@ -76,7 +76,7 @@ def train(values, folder, steps, *, load=None, first=0, save=False):
         norms.append(result.grad_norm)
         idle.append(result.waiting_seconds)
     if save:
-        loop._save(improved=False)
+        loop.save()
         loop.saver.finish()
     saved = str(loop.saver.latest.path) if loop.saver.latest else ""
     evaluation = loop.measure("validation")

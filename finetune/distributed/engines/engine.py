@@ -98,6 +98,13 @@ class Engine(Protocol):
         return False
 
     @property
+    def scales_loss(self) -> bool:
+        """Whether the loss is scaled, as float16 needs it: a step whose gradients overflow is then skipped, and reports a norm
+        that is not finite.
+        """
+        return self.session.accelerator.mixed_precision == "fp16"
+
+    @property
     def passes(self) -> float:
         """What forward and backward pass take together, in forward passes."""
         return passes_of(self.module)

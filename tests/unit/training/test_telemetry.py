@@ -10,6 +10,7 @@ from finetune.distributed.stopwatch import Stopwatch
 from finetune.distributed.tracer import Tracer
 from finetune.distributed.transfer import Transfer
 from finetune.training import step_logger as step_logger_module
+from finetune.training.cadences import TrainingLength
 from finetune.training.step import StepResult
 from finetune.training.step_logger import StepLogger
 from finetune.training.telemetry import Telemetry
@@ -52,13 +53,13 @@ class Session:
 def train(session, steps=12):
     """The loop's way through timing and telling, a row each step."""
     listener = Listener()
-    told = StepLogger(session, listener, log_every=1)
+    told = StepLogger(session, listener, TrainingLength(steps, steps), log_every=1)
     for step in range(1, steps + 1):
         started = told.timing.start(step)
         torch.ones(8, 8) @ torch.ones(8, 8)
         seconds = told.timing.end(started, data=0.0)
         result = StepResult(Transfer(torch.ones(2)), 1, 0, 1, False, Stopwatch(CPU))
-        told.step(step, 0.0, result, {}, seconds=seconds, last=step == steps)
+        told.step(step, result, {}, seconds=seconds, logged=True)
     assert [row["step"] for row in listener.rows] == list(range(1, steps + 1))
     assert session.gathered == steps, "every rank takes part in every collective, whatever failed"
     return listener, told
