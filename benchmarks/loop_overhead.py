@@ -40,7 +40,6 @@ def worker(folder: Path, blocks: int, steps: int) -> None:
     from finetune.app.workers.context import open_session, set_up
     from finetune.app.workers.preparing import ready
     from finetune.app.workers.train import make_loop
-    from finetune.data.order.loader import iterate_batches
     from finetune.events import SilentListener
     from finetune.tasks.facts import Facts
     from finetune.tracking.journal import Journal
@@ -68,9 +67,8 @@ def worker(folder: Path, blocks: int, steps: int) -> None:
     )
     optimizer = make_optimizer(bare.module, recipe.training, "adamw")
     other = make_loop(context, output_dirs, SilentListener(), StopRequest())
-    collate = lambda examples: task.collate(artifacts, examples)  # noqa: E731
-    batches = iterate_batches(context.datasets["train"], collate, other.source.steps(0), workers=other.workers)
-    prepared = [own for _, (_, own) in zip(range(blocks * steps), batches, strict=False)]
+    batches = other.source.open(0, print)
+    prepared = [batches.take()[1] for _ in range(min(blocks * steps, other.total_steps))]
 
     def ours() -> None:
         next(trained)

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,28 +68,25 @@ def worker(folder: Path, steps: int) -> None:
     from finetune.training.steps import ScheduledSteps
     from finetune.training.stop import StopRequest
 
-    class OneStep:
+    def one_step(source: Any, index: int) -> Any:
         """Step `index` alone, assigned when it is asked for."""
-
-        def __init__(self, loop: Any, index: int) -> None:
-            self.source = ScheduledSteps(
-                loop.schedule, loop.planner, loop.rank_speed, replica=session.replica, total_steps=index + 1
-            )
-
-        def steps(self, from_step: int) -> Any:
-            return self.source.steps(from_step)
+        every = source.steps
+        last = ScheduledSteps(
+            every.schedule, every.planner, every.rank_speed, replica=session.replica, total_steps=index + 1
+        )
+        return replace(source, steps=last)
 
     recipe = open_recipe(str(folder / "speed.yaml")).recipe
     session = open_session(plan := plan_here(recipe, 2))
     context = set_up(session, plan, ready(recipe), lambda text: None)
     output_dirs = OutputDirs(folder / "checkpoints", folder / "predictions")
     loop = make_loop(context, output_dirs, SilentListener(), StopRequest())
-    rank_speed = loop.rank_speed
+    whole, rank_speed = loop.source, loop.source.rank_speed
 
     def run(index: int) -> float:
         """Step `index` -> its seconds, until all ranks are done."""
         loop.progress.step = index
-        loop.source = OneStep(loop, index)
+        loop.source = one_step(whole, index)
         session.wait()
         began = time.perf_counter()
         next(loop.steps())

@@ -24,31 +24,24 @@ from finetune.errors import TrainingFailed
 from finetune.inference.runner import BatchRunner
 from finetune.models.adapter_source import source_files
 from finetune.planning.plan import Plan
-from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.task import Datasets, ReferenceTask, Task, reference_columns
+from finetune.tasks.prepared_task import PreparedTask
+from finetune.tasks.task import ReferenceTask, reference_columns
 
 KIND = "reference"
 
 
-def add_reference_logprobs(
-    task: Task,
-    plan: Plan,
-    artifacts: TaskArtifacts,
-    datasets: Datasets,
-    engine: Engine,
-    *,
-    notify: Callable[[str], None],
-) -> None:
+def add_reference_logprobs(prepared: PreparedTask, engine: Engine, *, notify: Callable[[str], None]) -> None:
     """Give the examples of every split the columns that the task needs, in place. All ranks call it, with the model as it
     was built. Does nothing for most tasks.
 
     Raises: TrainingFailed if an example is missing, came twice, or has a log-probability that is not finite.
     """
+    task, plan, artifacts = prepared.task, prepared.plan, prepared.artifacts
     names = reference_columns(task, artifacts)
     if not names:
         return
     runner = BatchRunner(task, artifacts, engine)
-    for split, examples in datasets.items():
+    for split, examples in prepared.datasets.items():
         key = _key(plan, examples, names)
         stored = _stored(key, notify) if key and engine.session.is_main else None
         values = engine.session.broadcast(stored)
@@ -58,7 +51,7 @@ def add_reference_logprobs(
             values = _compute(runner, examples, names, plan.batch.micro_batch)
         if key and not cached and engine.session.is_main:
             publish(KIND, key, _writer(values), about=f"{split}: reference log-probabilities of {plan.recipe.name}")
-        datasets[split] = ExamplesWithColumns(examples, dict(zip(names, values.T, strict=True)))
+        prepared.datasets[split] = ExamplesWithColumns(examples, dict(zip(names, values.T, strict=True)))
 
 
 def _compute(runner: BatchRunner, examples: Examples, names: Sequence[str], micro_batch: int) -> np.ndarray:

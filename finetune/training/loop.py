@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from finetune.data.order.cost import CostModel
-from finetune.data.order.loader import RankStep, choose_workers, fetched_ahead, iterate_batches
-from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
-from finetune.distributed.prefetcher import Prefetcher
 from finetune.errors import Stopped
 from finetune.events import Listener
-from finetune.metrics.evaluation import WORST_EXAMPLES, Evaluation
-from finetune.planning.plan import Plan
+from finetune.metrics.evaluation import Evaluation
 from finetune.recipe.identity import training_values
-from finetune.recipe.quotas import threads_each
-from finetune.recipe.recipe import Recipe
-from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.batch import Batch
 from finetune.tasks.choice import choosing_metric
-from finetune.tasks.task import Datasets, Task
-from finetune.training.cadences import Cadences, TrainingLength
+from finetune.tasks.prepared_task import PreparedTask
+from finetune.training.cadences import Cadences
 from finetune.training.checkpoint import Saver, check_space
 from finetune.training.checkpoint_manifest import Checkpoint
 from finetune.training.checkpoint_reader import load_checkpoint
 from finetune.training.checkpoint_writer import clear_leftovers
 from finetune.training.finite_check import FiniteCheck
 from finetune.training.learning_rate import learning_rate
-from finetune.training.microbatch_planner import MicroBatchPlanner
 from finetune.training.progress import Outcome, Progress
-from finetune.training.rank_speed import RankSpeedEstimator
 from finetune.training.samples import Samples
 from finetune.training.step import StepResult, seed_step, train_step
 from finetune.training.step_logger import StepLogger
-from finetune.training.steps import ASSIGNED_AHEAD, ScheduledSteps, StepSource
+from finetune.training.step_source import StepBatches, StepSource
 from finetune.training.stop import StopRequest
-from finetune.training.worst_pictures import WorstPictures
+from finetune.training.validator import SplitEvaluator, Validator
 
 
 @dataclass(frozen=True)
@@ -50,78 +38,39 @@ class OutputDirs:
     predictions: Path
 
 
-class SplitEvaluator(Protocol):
-    """What the loop needs of an evaluation; see inference/evaluation.py."""
-
-    def evaluate(
-        self, split: str, examples: Examples, *, out: Path | None = None, speeds: Sequence[float] | None = None
-    ) -> Evaluation:
-        """Loss and metrics over a split; predictions into `out`. All ranks call it."""
-        ...
-
-
 class Loop:
     """One training. All ranks make one and call `run`."""
 
     def __init__(
         self,
-        task: Task,
-        plan: Plan,
-        artifacts: TaskArtifacts,
-        datasets: Datasets,
+        prepared: PreparedTask,
         engine: Engine,
-        *,
+        source: StepSource,
         evaluator: SplitEvaluator,
-        cost: CostModel,
+        *,
         output_dirs: OutputDirs,
         listener: Listener,
         stop: StopRequest,
     ) -> None:
-        self.task, self.plan, self.artifacts, self.datasets = task, plan, artifacts, datasets
-        self.engine, self.evaluator, self.session = engine, evaluator, engine.session
-        self.recipe: Recipe = plan.recipe
-        self.planner = MicroBatchPlanner.of(plan, artifacts, engine, datasets["train"].costs, cost)
-        self.schedule = self.planner.schedule(self.recipe, plan.training.balance_window)
-        self.output_dirs, self.stop = output_dirs, stop
-        self.total_steps = plan.training.total_steps(self.schedule.steps_per_epoch)
-        length = TrainingLength(self.total_steps, self.schedule.steps_per_epoch)
-        self.cadences = Cadences.of(self.recipe, length)
-        self.step_logger = StepLogger(self.session, listener, length, self.recipe.tracking.log_every)
-        self.listener = listener
-        self.lags = self.session.device.type == "cuda"  # behind the host that feeds it
-        telemetry, pictures = self.step_logger.telemetry, output_dirs.predictions / "pictures"
-        count = self.recipe.evaluation.samples
-        self.samples = Samples(task, artifacts, engine, listener, telemetry, pictures=pictures, count=count)
-        self.worst_pictures = WorstPictures(artifacts, pictures / "examples", telemetry)
+        """listener: a SilentListener on all ranks but 0."""
+        self.prepared, self.engine, self.source, self.session = prepared, engine, source, engine.session
+        self.recipe = recipe = prepared.plan.recipe
+        self.output_dirs, self.listener, self.stop = output_dirs, listener, stop
+        self.total_steps, self.validates = source.length.total_steps, "validation" in prepared.datasets
+        self.cadences = Cadences.of(recipe, source.length)
+        self.progress = Progress(*choosing_metric(prepared.plan, prepared.artifacts))
+        self.step_logger = StepLogger(self.session, listener, source.length, recipe.tracking.log_every)
+        self.validator = Validator(prepared, evaluator, self.step_logger, output_dirs.predictions)
+        self.samples = Samples(prepared, engine, self.step_logger, output_dirs.predictions / "pictures")
         self.saver = Saver(
             engine,
             output_dirs.checkpoints,
-            training=training_values(self.recipe),
-            keep=self.recipe.checkpoint.keep,
+            training=training_values(recipe),
+            keep=recipe.checkpoint.keep,
             published=lambda saved, best: listener.checkpoint(saved.path, step=saved.step, best=best),
         )
         self.finite_check = FiniteCheck(engine, self.saver)
-        self.workers = choose_workers(
-            self.recipe.data.workers,
-            decodes=task.card.decodes,
-            device=self.session.device.type,
-            cores=threads_each(self.session.local_world_size),
-        )
-        self.rank_speed = RankSpeedEstimator(
-            self.recipe.parallel.rank_speed,
-            self.session,
-            lookahead=fetched_ahead(self.workers) + ASSIGNED_AHEAD,
-            passes=engine.passes,
-            shards_weights=engine.shards_weights,
-        )
-        self.progress = Progress(*choosing_metric(plan, artifacts))
-        self.source: StepSource = ScheduledSteps(
-            self.schedule,
-            self.planner,
-            self.rank_speed,
-            replica=self.session.replica,
-            total_steps=self.total_steps,
-        )
+        self.lags = self.session.device.type == "cuda"  # behind the host that feeds it
 
     def run(self, resume: Checkpoint | None, best: Checkpoint | None, facts: dict[str, Any]) -> Outcome:
         """Train to the end, from `resume` if given. Raises: Stopped, TrainingFailed."""
@@ -134,25 +83,22 @@ class Loop:
             optimizer=self.recipe.training.optimizer,
             copies=self.recipe.checkpoint.keep + 2,
         )
-        if self.session.is_main:
-            self.listener.started(
-                start_step=self.progress.step,
-                total_steps=self.total_steps,
-                steps_per_epoch=self.schedule.steps_per_epoch,
-                facts=facts,
-            )
+        self.listener.started(
+            start_step=self.progress.step,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.source.length.steps_per_epoch,
+            facts={**facts, **self.source.facts},
+        )
         self.engine.model.train()  # what is loaded pretrained comes in evaluation mode
         if self.progress.step == 0:
-            self.samples.show(self.datasets, "before", 0)
-            if self.recipe.evaluation.at_start and "validation" in self.datasets:
+            self.samples.show("before", 0)
+            if self.recipe.evaluation.at_start and self.validates:
                 self.measure("validation")  # no checkpoint has these weights, so they are never the best ones
         if self.progress.unevaluated:
-            if self.session.is_main:
-                self.listener.message(f"evaluating step {self.progress.step} first: the run was stopped before that")
+            self.listener.message(f"evaluating step {self.progress.step} first: the run was stopped before that")
             self._evaluate_and_save()
         for result in self.steps():
-            due = self.cadences.due(self.progress.step)
-            self.progress.unevaluated = due.evaluate and "validation" in self.datasets
+            self.progress.unevaluated = self.cadences.due(self.progress.step).evaluate and self.validates
             if result.stop:
                 self._save_for_stop()
             self._evaluate_and_save()
@@ -181,7 +127,7 @@ class Loop:
         if resume is not None:
             load_checkpoint(self.engine, resume)
             self.progress.restore(resume.manifest.loop)
-            self.progress.unevaluated &= "validation" in self.datasets
+            self.progress.unevaluated &= self.validates
             if best is None:
                 self.progress.forget_best()
 
@@ -190,48 +136,40 @@ class Loop:
 
         While one step is computed, the next one's batches are fetched.
         """
-        batches = iterate_batches(
-            self.datasets["train"],
-            partial(self.task.collate, self.artifacts),
-            self.source.steps(self.progress.step),
-            workers=self.workers,
-            pin_memory=self.session.device.type == "cuda",
-            tell=self.listener.message if self.session.is_main else None,
-        )
-        prefetcher = Prefetcher(batches, self.session.device)
-        prefetcher.fetch()
+        batches = self.source.open(self.progress.step, self.listener.message)
+        batches.fetch()
         early = self.recipe.training.early_stopping
         while self.progress.step < self.total_steps and not self.progress.exhausted(early):
-            step, own = prefetcher.take()
-            yield self._step(step, own, prefetcher)
+            yield self._step(batches)
 
-    def _step(self, step: RankStep, batches: list[Batch], prefetcher: Prefetcher[Any]) -> StepResult:
+    def _step(self, batches: StepBatches) -> StepResult:
         """One optimizer step; meanwhile the next one is fetched."""
+        step, own = batches.take()
         progress, timing, number = self.progress, self.step_logger.timing, self.progress.step + 1
         due = self.cadences.due(number)
         rate = learning_rate(step.index, self.total_steps, self.recipe.training)
         self.engine.set_learning_rate(rate)
         seed_step(self.recipe.seed, step.index, self.session.replica)
-        started = timing.start(number, traced=self.rank_speed.measuring)
+        started = timing.start(number, traced=self.source.rank_speed.measuring)
         result = train_step(
-            self.task,
-            self.artifacts,
+            self.prepared.task,
+            self.prepared.artifacts,
             self.engine,
-            batches,
+            own,
             dummies=step.dummies,
             stop=self.stop.requested,
             busy=self.saver.busy,
-            meanwhile=prefetcher.fetch,
+            meanwhile=batches.fetch,
         )
         if self.saver.under_way and not result.busy:
             self.saver.advance()
         self.finite_check.note(result, number, now=any(due) or result.stop or not self.lags)
-        data = prefetcher.waited() if due.log or not self.lags else 0.0  # reading a GPU's events waits for them
+        data = batches.waited() if due.log or not self.lags else 0.0  # reading a GPU's events waits for them
         seconds = timing.end(started, data=data, idle=result.waiting_seconds)
         progress.count_step(result.units, seconds)
         figures = {"learning_rate": rate, "cost_imbalance": step.imbalance}
         self.step_logger.step(number, result, figures, seconds=seconds, logged=due.log)
-        if report := self.rank_speed.note(step.index, step.cost, result, timing.own_seconds):
+        if report := self.source.rank_speed.note(step.index, step.cost, result, timing.own_seconds):
             self.listener.message(report)
         return result
 
@@ -242,23 +180,9 @@ class Loop:
         return self.progress.judge(result.scalars, early.min_delta if early else 0.0)
 
     def measure(self, split: str) -> Evaluation:
-        """Evaluate one split and report it. All ranks call it."""
-        file = f"{split}-step-{self.progress.step:08d}.jsonl"
-        result = self.evaluator.evaluate(
-            split,
-            self.datasets[split],
-            out=self.output_dirs.predictions / file,
-            speeds=self.rank_speed.at(self.progress.step),
-        )
-        if self.session.is_main:
-            self.step_logger.row(self.progress.step, split, result.scalars)
-            prefix = "" if split == "validation" else f"{split}_"
-            for name, table in result.tables.items():
-                if name == WORST_EXAMPLES and self.task.card.decodes:
-                    table = self.worst_pictures.add(split, self.datasets[split], table)
-                columns, rows = table
-                self.listener.table(prefix + name, step=self.progress.step, columns=columns, rows=rows)
-        return result
+        """Evaluate one split with the weights as they are, and report it. All ranks call it."""
+        step = self.progress.step
+        return self.validator.measure(split, step, self.source.rank_speed.at(step))
 
     def save(self, *, best: bool = False, hurry: bool = False) -> None:
         """Begin a checkpoint of this step, see Saver.begin. best: its evaluation is the best so far. All ranks call it."""
@@ -275,5 +199,5 @@ class Loop:
         best = self.saver.best
         if best is not None and best.step != self.progress.step:
             load_checkpoint(self.engine, best)
-        self.samples.show(self.datasets, "after", self.progress.step)
+        self.samples.show("after", self.progress.step)
         return self.progress.outcome(best.step if best is not None else self.progress.step)

@@ -18,11 +18,10 @@ from finetune.data.order.schedule import Schedule
 from finetune.data.prepare.added_columns import ExamplesWithColumns
 from finetune.data.table import Examples
 from finetune.metrics import MetricSet
-from finetune.planning.plan import Plan
 from finetune.recipe.optimizers import OPTIMIZERS
-from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
-from finetune.tasks.task import Datasets, ReferenceTask, Task, reference_columns
+from finetune.tasks.prepared_task import PreparedTask
+from finetune.tasks.task import ReferenceTask, reference_columns
 from finetune.training.learning_rate import learning_rate
 from finetune.training.parameter_groups import make_optimizer
 
@@ -39,18 +38,8 @@ class Reference:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is trained: a task with its plan, artifacts and data."""
-
-    task: Task
-    plan: Plan
-    artifacts: TaskArtifacts
-    datasets: Datasets
-
-
 def run_reference(
-    subject: Subject,
+    prepared: PreparedTask,
     model: nn.Module,
     schedule: Schedule,
     *,
@@ -60,10 +49,10 @@ def run_reference(
     dtype: torch.dtype = torch.float64,
 ) -> Reference:
     """Train `model` for some steps and evaluate it. Statistics of BatchNorm are those of the whole step."""
-    task, training, figures = subject.task, subject.plan.recipe.training, Reference()
+    task, training, figures = prepared.task, prepared.plan.recipe.training, Reference()
     together = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
     model = model.to(dtype).train()
-    _add_reference_logprobs(subject, model)
+    _add_reference_logprobs(prepared, model)
     # What DeepSpeed's kernels do in float32, torch's do in float64 as well.
     name = OPTIMIZERS[training.optimizer].same_update or training.optimizer
     optimizer = make_optimizer(model, training, name)
@@ -72,8 +61,8 @@ def run_reference(
         examples = [position for item in schedule.step(step).items for position in item]
         epoch = schedule.step(step).epoch
         loss, units = 0.0, 0
-        for batch in _batches(subject, model, "train", examples, size=len(examples) if together else 1, epoch=epoch):
-            loss_sum = task.loss_sum(subject.artifacts, task.forward(model, batch), batch)
+        for batch in _batches(prepared, model, "train", examples, size=len(examples) if together else 1, epoch=epoch):
+            loss_sum = task.loss_sum(prepared.artifacts, task.forward(model, batch), batch)
             loss_sum.backward()
             loss, units = loss + float(loss_sum.detach()), units + task.weight(batch)
         gradients = [weight.grad.div_(max(units, 1)) for weight in trainable.values() if weight.grad is not None]
@@ -87,7 +76,7 @@ def run_reference(
         optimizer.zero_grad()
         figures.losses.append(loss / max(units, 1))
         figures.norms.append(norm)
-    figures.evaluation = _evaluate(subject, model.eval(), metrics)
+    figures.evaluation = _evaluate(prepared, model.eval(), metrics)
     statistics = {name: value for name, value in model.named_buffers() if value.is_floating_point()}
     kept = {**trainable, **{name: value for name, value in statistics.items() if name in model.state_dict()}}
     figures.weights = {name: value.detach() for name, value in kept.items()}
@@ -95,11 +84,11 @@ def run_reference(
 
 
 @torch.no_grad()
-def _evaluate(subject: Subject, model: nn.Module, metrics: Sequence[str]) -> dict[str, float]:
-    task, artifacts = subject.task, subject.artifacts
+def _evaluate(prepared: PreparedTask, model: nn.Module, metrics: Sequence[str]) -> dict[str, float]:
+    task, artifacts = prepared.task, prepared.artifacts
     loss, units = 0.0, 0
     metric_set = MetricSet(metrics, **task.metric_options(artifacts))
-    for batch in _batches(subject, model, "validation", range(len(subject.datasets["validation"]))):
+    for batch in _batches(prepared, model, "validation", range(len(prepared.datasets["validation"]))):
         outputs = task.forward(model, batch)
         (answer,), (score,) = task.decode(artifacts, outputs, batch), task.score(artifacts, outputs, batch)
         loss, units = loss + score.loss, units + score.weight
@@ -108,15 +97,15 @@ def _evaluate(subject: Subject, model: nn.Module, metrics: Sequence[str]) -> dic
 
 
 @torch.no_grad()
-def _add_reference_logprobs(subject: Subject, model: nn.Module) -> None:
+def _add_reference_logprobs(prepared: PreparedTask, model: nn.Module) -> None:
     """What the model says of the examples before it learns, where the task needs that."""
-    task, artifacts, datasets = cast(ReferenceTask, subject.task), subject.artifacts, subject.datasets
+    task, artifacts, datasets = cast(ReferenceTask, prepared.task), prepared.artifacts, prepared.datasets
     names = reference_columns(task, artifacts)
     for split, examples in list(datasets.items()) if names else ():
         model.eval()
         rows = [
             task.reference_values(artifacts, task.forward(model, batch), batch)[0]
-            for batch in _batches(subject, model, split, range(len(examples)))
+            for batch in _batches(prepared, model, split, range(len(examples)))
         ]
         columns = {name: np.array([row[name] for row in rows]) for name in names}
         datasets[split] = ExamplesWithColumns(examples, columns)
@@ -124,16 +113,16 @@ def _add_reference_logprobs(subject: Subject, model: nn.Module) -> None:
 
 
 def _batches(
-    subject: Subject, model: nn.Module, split: str, positions: Sequence[int], *, size: int = 1, epoch: int = 0
+    prepared: PreparedTask, model: nn.Module, split: str, positions: Sequence[int], *, size: int = 1, epoch: int = 0
 ) -> Iterator[Batch]:
     """`size` examples at a time."""
     dtype = next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
-    examples: Examples = subject.datasets[split]
+    examples: Examples = prepared.datasets[split]
     if hasattr(examples, "epoch"):
         examples.epoch = epoch
     for start in range(0, len(positions), size):
         chosen = [examples[position] for position in positions[start : start + size]]
-        batch = subject.task.collate(subject.artifacts, chosen)
+        batch = prepared.task.collate(prepared.artifacts, chosen)
         batch.inputs, batch.targets = _cast(batch.inputs, dtype), _cast(batch.targets, dtype)
         yield batch
 

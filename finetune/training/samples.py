@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
-from finetune.events import Listener
-from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.task import Task
+from finetune.tasks.prepared_task import PreparedTask
 from finetune.tasks.vision.drawing import Pictures
-from finetune.training.telemetry import Telemetry
+from finetune.training.step_logger import StepLogger
 
 WAIT_SECONDS = 60.0  # for the other ranks, by a rank whose samples failed while they may still need it
 NAME = "showing samples"
@@ -23,30 +20,21 @@ Sample = dict[str, str]
 class Samples:
     """Shows what the model says of the first examples of a split. All ranks make one."""
 
-    def __init__(
-        self,
-        task: Task,
-        artifacts: TaskArtifacts,
-        engine: Engine,
-        listener: Listener,
-        telemetry: Telemetry,
-        *,
-        pictures: Path,
-        count: int,
-    ) -> None:
-        """pictures: the folder that pictures are saved in. count: how many examples are shown."""
-        self.task, self.artifacts, self.engine, self.session = task, artifacts, engine, engine.session
-        self.listener, self.telemetry, self.count = listener, telemetry, count
+    def __init__(self, prepared: PreparedTask, engine: Engine, step_logger: StepLogger, pictures: Path) -> None:
+        """pictures: the folder that pictures are saved in."""
+        self.prepared, self.engine, self.session = prepared, engine, engine.session
+        self.listener, self.telemetry = step_logger.listener, step_logger.telemetry
         self.folder = Pictures(pictures) if self.session.is_main else None
         self.pictures: Pictures | None = None  # of the samples that are being taken
 
-    def show(self, datasets: Mapping[str, Examples], when: str, step: int) -> None:
+    def show(self, when: str, step: int) -> None:
         """A table "samples" of the validation split, or of the training split where there is none. All ranks call it.
 
         Raises: what one rank's sampling raised while another rank cannot go on without it (ZeRO-3, model splits).
         """
+        datasets, count = self.prepared.datasets, self.prepared.plan.recipe.evaluation.samples
         examples = datasets["validation" if "validation" in datasets else "train"]
-        chosen = [examples[index] for index in range(min(self.count, len(examples)))]
+        chosen = [examples[index] for index in range(min(count, len(examples)))]
         if not chosen:
             return
         self.pictures = self.folder.below(when) if self.folder is not None else None
@@ -91,8 +79,8 @@ class Samples:
     def _sample(self, chosen: Sequence[Any]) -> list[Sample]:
         self.engine.model.eval()
         try:
-            return self.task.sample(
-                self.artifacts,
+            return self.prepared.task.sample(
+                self.prepared.artifacts,
                 self.engine.generating_model,
                 chosen,
                 synced=self.engine.shards_weights,

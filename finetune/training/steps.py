@@ -1,9 +1,8 @@
-"""Where a training's steps come from: today a pure schedule; a source of rollouts could be another."""
+"""Which examples a rank computes, step after step: the schedule says what a step trains on, the planner who computes it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 from finetune.data.order.loader import RankStep
 from finetune.data.order.schedule import Schedule
@@ -13,16 +12,8 @@ from finetune.training.rank_speed import RankSpeedEstimator
 ASSIGNED_AHEAD = 1  # steps
 
 
-class StepSource(Protocol):
-    """What the ranks compute, step after step."""
-
-    def steps(self, from_step: int) -> Iterator[RankStep]:
-        """This rank's part of step `from_step` (from 0) and of all that follow. The ranks of a replica get the same."""
-        ...
-
-
 class ScheduledSteps:
-    """The schedule says what a step trains on, the planner who computes it."""
+    """This rank's part of every step. The ranks of a replica get the same."""
 
     def __init__(
         self,
@@ -37,8 +28,8 @@ class ScheduledSteps:
         self.replica, self.total_steps = replica, total_steps
 
     def steps(self, from_step: int) -> Iterator[RankStep]:
-        """Where ranks need not run equally many micro-batches, a rank leaves its dummies out, but for one if it has
-        nothing else.
+        """From step `from_step` (from 0) on. Where ranks need not run equally many micro-batches, a rank leaves its dummies
+        out, but for one if it has nothing else.
         """
         for index in range(from_step, self.total_steps):
             step = self.schedule.step(index)

@@ -181,7 +181,7 @@ def sampled(values, folder):
         rows.append((name, [[cell.removeprefix(f"{folder}/") for cell in row] for row in table["rows"]]))
 
     loop.listener.table = keep
-    loop.samples.show(context.datasets, "before", 0)
+    loop.samples.show("before", 0)
     return messages, rows, context.facts.values.get("pipeline")
 
 

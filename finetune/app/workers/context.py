@@ -26,26 +26,22 @@ from finetune.models.training_layers import convert_layers
 from finetune.planning.plan import Plan
 from finetune.planning.shape import cost_model
 from finetune.tasks import load_task
-from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
-from finetune.tasks.task import Datasets, Task
+from finetune.tasks.prepared_task import PreparedTask
 from finetune.terminal import phase, print_line
 from finetune.training.loop import Loop, OutputDirs
 from finetune.training.parameter_groups import make_optimizer
+from finetune.training.step_source import ScheduledSource
 from finetune.training.stop import StopRequest
 
 Notify = Callable[[str], None]
 
 
-@dataclass
-class TrainingContext:
-    """One rank's task, data and engine."""
+@dataclass(frozen=True)
+class TrainingContext(PreparedTask):
+    """A prepared task under one rank's engine. facts: for people."""
 
     session: Session
-    plan: Plan
-    task: Task
-    artifacts: TaskArtifacts
-    datasets: Datasets
     facts: Facts
     engine: Engine
 
@@ -70,14 +66,14 @@ def set_up(
 
     Raises: UserError if the machines have prepared different data.
     """
-    task, facts = load_task(plan.recipe.task), data.facts
+    prepared, facts = PreparedTask(load_task(plan.recipe.task), plan, data.artifacts, data.datasets), data.facts
     check_same_data(session, data)
     sharing = [sharing_note()] if session.device.type == "cuda" else []
     for note in (*filter(None, sharing), *data.messages, *plan.notes, *facts.notes):
         notify(note)
-    engine = build_engine(session, plan, task, data.artifacts, data.datasets, facts, notify, before=before)
-    add_reference_logprobs(task, plan, data.artifacts, data.datasets, engine, notify=notify)
-    return TrainingContext(session, plan, task, data.artifacts, data.datasets, facts, engine)
+    engine = build_engine(session, prepared, facts, notify, before=before)
+    add_reference_logprobs(prepared, engine, notify=notify)
+    return TrainingContext(prepared.task, plan, data.artifacts, data.datasets, session, facts, engine)
 
 
 def check_same_data(session: Session, data: PreparedData) -> None:
@@ -98,10 +94,7 @@ def check_same_data(session: Session, data: PreparedData) -> None:
 
 def build_engine(
     session: Session,
-    plan: Plan,
-    task: Task,
-    artifacts: TaskArtifacts,
-    datasets: Datasets,
+    prepared: PreparedTask,
     facts: Facts,
     notify: Notify,
     *,
@@ -111,10 +104,10 @@ def build_engine(
     """The model under the plan's engine. All ranks call it. trains: with gradients and an optimizer. before: called with
     the model before the engine wraps it.
     """
-    recipe = plan.recipe
+    plan, recipe = prepared.plan, prepared.plan.recipe
     torch.manual_seed(recipe.seed)
     with phase("loading the model", notify):
-        model = task.build(plan, artifacts, facts)
+        model = prepared.task.build(plan, prepared.artifacts, facts)
     fix_batchnorm_gradients(model)
     if count := freeze_weights(model, recipe.model.freeze):
         facts["frozen weights"] = f"{count} tensors"
@@ -129,7 +122,7 @@ def build_engine(
     options = EngineOptions(
         max_grad_norm=recipe.training.max_grad_norm,
         synchronized=plan.training.batch_norm == "synchronized",
-        cut=lambda whole: cut_into_stages(task, artifacts, datasets, whole, plan, facts, notify),
+        cut=lambda whole: cut_into_stages(prepared, whole, facts, notify),
         master_weights=plan.machine.master_weights,
     )
     announce_builds(of_optimizer(plan.optimizer) if trains else (), notify)
@@ -167,13 +160,10 @@ def make_loop(
         list(plan.training.metrics) if metrics is None else metrics,
     )
     return Loop(
-        context.task,
-        plan,
-        context.artifacts,
-        context.datasets,
+        context,
         context.engine,
-        evaluator=evaluator,
-        cost=cost,
+        ScheduledSource.of(context, context.engine, cost),
+        evaluator,
         output_dirs=output_dirs,
         listener=listener,
         stop=stop,

@@ -26,6 +26,7 @@ from finetune.models.config import load_config
 from finetune.models.device import describe_unused_gpu
 from finetune.planning.shape import cost_model
 from finetune.tasks import load_task
+from finetune.tasks.prepared_task import PreparedTask
 from finetune.tasks.task import reference_columns
 from finetune.terminal import print_line
 from finetune.tracking.atomic_files import publish_json
@@ -52,22 +53,20 @@ def _evaluate(opened: Run, checkpoint: str, split: str, data: list[str], name: s
     env, supervised = from_environ(), SUPERVISED in os.environ
     recipe = run_recipe(opened, sets).recipe
     stored = read_plan(opened)
-    prepared, task = ready(recipe, opened.path, split, tuple(data)), load_task(recipe.task)
-    compares = bool(reference_columns(task, prepared.artifacts))  # with the model as training began
+    found_data, task = ready(recipe, opened.path, split, tuple(data)), load_task(recipe.task)
+    compares = bool(reference_columns(task, found_data.artifacts))  # with the model as training began
     built = recipe if compares else portable_recipe(opened, recipe)
     plan = plan_here(built, env.world_size if env else 1, stored)
     unused_gpu = describe_unused_gpu()
     session = open_session(plan)
-    check_same_data(session, prepared)
+    check_same_data(session, found_data)
     if session.is_main:
-        for message in (*filter(None, [unused_gpu]), *prepared.messages, *prepared.facts.notes):
+        for message in (*filter(None, [unused_gpu]), *found_data.messages, *found_data.facts.notes):
             print_line(message)
-    artifacts, datasets = prepared.artifacts, prepared.datasets
-    engine = build_engine(session, plan, task, artifacts, datasets, prepared.facts, lambda text: None, trains=False)
-    add_reference_logprobs(
-        task, plan, artifacts, datasets, engine, notify=print_line if session.is_main else lambda text: None
-    )
-    ((name_of_split, examples),) = datasets.items()
+    prepared = PreparedTask(task, plan, found_data.artifacts, found_data.datasets)
+    engine = build_engine(session, prepared, found_data.facts, lambda text: None, trains=False)
+    add_reference_logprobs(prepared, engine, notify=print_line if session.is_main else lambda text: None)
+    ((name_of_split, examples),) = prepared.datasets.items()
     found = find_checkpoint(opened, checkpoint)
     if session.is_main:
         tell_edited_recipe(opened, found.path, print_line)
@@ -76,11 +75,11 @@ def _evaluate(opened: Run, checkpoint: str, split: str, data: list[str], name: s
     cost = cost_model(load_config(plan.recipe.model))
     metrics = recipe.evaluation.metrics  # as --set may say; None: those of the training
     evaluator = Evaluator(
-        task, plan, artifacts, engine, cost, list(plan.training.metrics if metrics is None else metrics)
+        task, plan, prepared.artifacts, engine, cost, list(plan.training.metrics if metrics is None else metrics)
     )
     result = evaluator.evaluate(name_of_split, examples, out=folder / "predictions.jsonl")
     if session.is_main:
-        record = prepared.data[name_of_split]
+        record = found_data.data[name_of_split]
         described = {"rows": record["rows"], "digest": record["content"]}
         _publish(folder, found, split, data, described, result)
         if not supervised:

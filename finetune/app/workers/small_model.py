@@ -11,8 +11,8 @@ from finetune.models.shrink import shrunken, without_dropout
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import load_task
 from finetune.tasks.facts import Facts
+from finetune.tasks.prepared_task import PreparedTask
 from finetune.terminal import print_line
-from finetune.training.reference_loop import Subject
 
 
 def choose_model(recipe: Recipe, *, full: bool) -> dict[str, Any]:
@@ -38,9 +38,9 @@ def choose_model(recipe: Recipe, *, full: bool) -> dict[str, Any]:
 def _trains(recipe: Recipe) -> bool:
     """Whether one example goes forward and back. An architecture may refuse sizes in its own ways."""
     try:
-        subject = read_subject(recipe)
-        task, artifacts, train = subject.task, subject.artifacts, subject.datasets["train"]
-        model = task.build(subject.plan, artifacts, Facts())
+        prepared = prepare_alone(recipe)
+        task, artifacts, train = prepared.task, prepared.artifacts, prepared.datasets["train"]
+        model = task.build(prepared.plan, artifacts, Facts())
         batch = task.collate(artifacts, [train[0], train[1]])
         task.loss_sum(artifacts, task.forward(model, batch), batch).backward()
     except Exception as error:
@@ -56,7 +56,7 @@ def with_model(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
 
 
-def read_subject(recipe: Recipe) -> Subject:
+def prepare_alone(recipe: Recipe) -> PreparedTask:
     """The task with its plan for one process, its artifacts and data."""
     data = ready(recipe)
-    return Subject(load_task(recipe.task), plan_alone(recipe), data.artifacts, data.datasets)
+    return PreparedTask(load_task(recipe.task), plan_alone(recipe), data.artifacts, data.datasets)

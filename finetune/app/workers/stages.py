@@ -9,24 +9,15 @@ from torch import nn
 from finetune.distributed.engines.pipeline import idle_share
 from finetune.models.batchnorm import has_batchnorm
 from finetune.models.stages import Stages, split_model
-from finetune.planning.plan import Plan
-from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
-from finetune.tasks.task import Datasets, Task
+from finetune.tasks.prepared_task import PreparedTask
 
 
-def cut_into_stages(
-    task: Task,
-    artifacts: TaskArtifacts,
-    datasets: Datasets,
-    model: nn.Module,
-    plan: Plan,
-    facts: Facts,
-    notify: Callable[[str], None],
-) -> Stages:
+def cut_into_stages(prepared: PreparedTask, model: nn.Module, facts: Facts, notify: Callable[[str], None]) -> Stages:
     """The model in as many stages as the plan says; what each holds, and how idle it will be, is reported."""
-    examples = next(iter(datasets.values()))
-    batch = task.collate(artifacts, [examples[index] for index in range(min(2, len(examples)))])
+    task, plan = prepared.task, prepared.plan
+    examples = next(iter(prepared.datasets.values()))
+    batch = task.collate(prepared.artifacts, [examples[index] for index in range(min(2, len(examples)))])
     stages = split_model(model, lambda module: task.forward(module, batch), plan.machine.pipeline)
     for line in stages.describe():
         notify(line)

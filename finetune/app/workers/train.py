@@ -143,8 +143,6 @@ def _train(
                 listener.message("the best checkpoint so far was measured on other rows: it does not count any more")
             best = None
         facts = {**describe(context), "model": recipe.model.source}
-        if packs := loop.schedule.packs_in_words():
-            facts["step"] = packs
         listener.message(f"started in {phases_told()}")
         outcome = loop.run(start, best, facts=facts)
         summary = _finish(loop, context, run, recipe, outcome)

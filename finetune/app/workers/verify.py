@@ -20,7 +20,7 @@ from finetune.app.workers.context import make_loop, open_session, set_up
 from finetune.app.workers.layouts import Variant, make_variants
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.preparing import ready
-from finetune.app.workers.small_model import choose_model, read_subject, with_model
+from finetune.app.workers.small_model import choose_model, prepare_alone, with_model
 from finetune.distributed.env import from_environ
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.process_state import ProcessState, meet
@@ -178,10 +178,10 @@ def _as_float64(value: Any) -> Any:
 
 def reference_figures(recipe: Recipe, name: str, folder: Path, steps: int) -> Figures:
     """The same by one process, as the reference loop computes it. Any one rank calls it."""
-    subject = read_subject(recipe)
-    plan, train = subject.plan, subject.datasets["train"]
+    prepared = prepare_alone(recipe)
+    plan, train = prepared.plan, prepared.datasets["train"]
     torch.manual_seed(recipe.seed)
-    model = subject.task.build(plan, subject.artifacts, Facts())
+    model = prepared.task.build(plan, prepared.artifacts, Facts())
     fix_batchnorm_gradients(model)
     freeze_weights(model, recipe.model.freeze)
     planner = MicroBatchPlanner(
@@ -190,12 +190,12 @@ def reference_figures(recipe: Recipe, name: str, folder: Path, steps: int) -> Fi
         ranks=1,
         micro_batch=1,
         packing=plan.training.packing,
-        capacity=subject.artifacts.settings.get("capacity", 0),
+        capacity=prepared.artifacts.settings.get("capacity", 0),
     )
     schedule = planner.schedule(recipe, plan.training.balance_window)
     total_steps = plan.training.total_steps(schedule.steps_per_epoch)
     figures = run_reference(
-        subject,
+        prepared,
         model,
         schedule,
         steps=min(steps, total_steps),  # the loop ends there, too
@@ -223,10 +223,10 @@ def save_weights(weights: dict[str, torch.Tensor], path: Path) -> str:
 
 def has_batchnorm(recipe: Recipe) -> bool:
     """Whether statistics of a batch are part of the model; frozen ones are not."""
-    subject = read_subject(recipe)
-    if subject.plan.training.batch_norm == "frozen":
+    prepared = prepare_alone(recipe)
+    if prepared.plan.training.batch_norm == "frozen":
         return False
-    model = subject.task.build(subject.plan, subject.artifacts, Facts())
+    model = prepared.task.build(prepared.plan, prepared.artifacts, Facts())
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
 
 

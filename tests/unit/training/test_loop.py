@@ -4,6 +4,7 @@ The loop runs for real on one rank, with the smallest engine and a tiny model; o
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,18 @@ from safetensors.torch import load_file
 
 from finetune.data.order import loader
 from finetune.data.order.cost import CostModel
+from finetune.data.order.loader import RankStep
 from finetune.distributed.engines.engine import EngineOptions
 from finetune.distributed.session import Session
 from finetune.errors import Stopped, TrainingFailed
 from finetune.metrics.evaluation import Evaluation
+from finetune.tasks.prepared_task import PreparedTask
+from finetune.training.cadences import TrainingLength
 from finetune.training.checkpoint_reader import open_checkpoint
 from finetune.training.loop import Loop, OutputDirs
 from finetune.training.parameter_groups import make_optimizer
+from finetune.training.rank_speed import RankSpeedEstimator
+from finetune.training.step_source import ScheduledSource
 from finetune.training.stop import StopRequest
 from tests.contract.examples import EXAMPLES
 from tests.engines.single import SingleEngine
@@ -64,9 +70,57 @@ class ScriptedEvaluator:
         return Evaluation(split, {"loss": next(self.losses)}, len(examples))
 
 
-def train(folder, sections, losses=(), *, stop_at=0, resume="", best="", broken=None, lags=False, start_method=""):
+class HardestExamples:
+    """A source without a schedule: each step trains on the two examples whose loss is the largest by the weights so far."""
+
+    length, facts = TrainingLength(total_steps=5, steps_per_epoch=5), {"step": "the two hardest examples"}
+
+    def __init__(self, prepared, engine):
+        self.prepared, self.engine, self.next = prepared, engine, 0
+        self.rank_speed = RankSpeedEstimator("equal", engine.session, lookahead=0)
+        self.taken, self.fetched = [], []  # (ids, sum of the weights) of each step; that sum when the next is fetched
+
+    def open(self, from_step, notify):
+        self.next = from_step
+        return self
+
+    def take(self):
+        task, artifacts, examples = self.prepared.task, self.prepared.artifacts, self.prepared.datasets["train"]
+        every = [task.collate(artifacts, [examples[index]]) for index in range(len(examples))]
+        with torch.no_grad():
+            losses = [float(task.loss_sum(artifacts, task.forward(self.engine.model, one), one)) for one in every]
+        hardest = sorted(range(len(losses)), key=losses.__getitem__)[-2:]
+        step = RankStep(self.next, 0, (tuple(hardest),))
+        self.next += 1
+        batch = task.collate(artifacts, [examples[index] for index in hardest])
+        self.taken.append((sorted(batch.ids), self._weights()))
+        return step, [batch]
+
+    def fetch(self):
+        self.fetched.append(self._weights())
+
+    def waited(self):
+        return 0.0
+
+    def _weights(self):
+        return sum(float(weight.detach().double().sum()) for weight in self.engine.module.parameters())
+
+
+def train(
+    folder,
+    sections,
+    losses=(),
+    *,
+    stop_at=0,
+    resume="",
+    best="",
+    broken=None,
+    lags=False,
+    start_method="",
+    hardest=False,
+):
     """Train on this rank. broken: id of an example whose loss is NaN. lags: as on a GPU. start_method: of one loader process.
-    Returns plain values.
+    hardest: see HardestExamples. Returns plain values.
     """
     folder = Path(folder)
     torch.set_num_threads(1)
@@ -88,20 +142,19 @@ def train(folder, sections, losses=(), *, stop_at=0, resume="", best="", broken=
         directory.mkdir(exist_ok=True)
     stop = StopRequest()
     recorder = Recorder(stop, stop_at)
+    prepared = PreparedTask(ready.task, ready.plan, ready.artifacts, ready.datasets)
+    own = HardestExamples(prepared, engine)
+    source = replace(ScheduledSource.of(prepared, engine, CostModel()), workers=1 if start_method else 0)
     loop = Loop(
-        ready.task,
-        ready.plan,
-        ready.artifacts,
-        ready.datasets,
+        prepared,
         engine,
-        evaluator=ScriptedEvaluator(losses),
-        cost=CostModel(),
+        own if hardest else source,
+        ScriptedEvaluator(losses),
         output_dirs=output_dirs,
         listener=recorder,
         stop=stop,
     )
     loop.lags = lags
-    loop.workers = 1 if start_method else 0
     error = outcome = None
     loader.START_METHOD = start_method or loader.START_METHOD
     try:
@@ -116,6 +169,7 @@ def train(folder, sections, losses=(), *, stop_at=0, resume="", best="", broken=
         "events": recorder.events,
         "losses": recorder.losses,
         "weights": weights,
+        "source": (own.taken, own.fetched),
         "saved": sorted(str(path) for path in output_dirs.checkpoints.glob("step-*")),
     }
 
@@ -273,3 +327,17 @@ def test_loader_processes_give_the_same_losses_however_they_start(loop_on_a_rank
     alone = loop_on_a_rank(sections(epochs=1), folder="alone")
     done = loop_on_a_rank(sections(epochs=1), folder=start_method, start_method=start_method)
     assert done["losses"] == alone["losses"] and len(done["losses"]) == STEPS_PER_EPOCH
+
+
+def test_a_source_may_choose_each_step_by_the_weights_before_it(loop_on_a_rank):
+    """The loop needs no schedule, and a step is taken after the update of the one before; `fetch` comes before it."""
+    done = loop_on_a_rank(sections(), hardest=True)
+    assert done["error"] is None and done["outcome"].steps == len(done["losses"]) == 5
+    taken, fetched = done["source"]
+    weights = [weight for _, weight in taken]
+    assert len(set(weights)) == 5, "weights are updated between two steps"
+    assert fetched == [weights[0], *weights], (
+        "what is fetched ahead sees the weights that the step before it started from"
+    )
+    assert len({tuple(ids) for ids, _ in taken}) > 1 and all(len(ids) == 2 for ids, _ in taken)
+    assert done["events"][0] == ("started", 0, 5, 5)

@@ -21,6 +21,7 @@ from finetune.data.prepare.encode import encode
 from finetune.data.prepare.progress import SilentProgress, Stage, entered
 from finetune.data.sources.tables import open_tables
 from finetune.inference import reference_logprobs
+from finetune.tasks.prepared_task import PreparedTask
 
 DRAW = random.Random(5)
 
@@ -115,7 +116,8 @@ def test_damaged_reference_log_probabilities_are_computed_again(name, cache, mon
         lines.clear()
         datasets = {"train": [{"id": index} for index in range(4)]}
         engine = SimpleNamespace(session=session)
-        reference_logprobs.add_reference_logprobs(None, plan, None, datasets, engine, notify=lines.append)
+        prepared = PreparedTask(None, plan, None, datasets)
+        reference_logprobs.add_reference_logprobs(prepared, engine, notify=lines.append)
         return [(one["chosen"], one["rejected"]) for one in datasets["train"]]
 
     whole = add()
