@@ -19,6 +19,11 @@ class Listeners:
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = list(listeners)
         self._failed: list[Listener] = []
+        self._in_every_row: dict[str, float] = {}
+
+    def add_to_rows(self, **figures: float) -> None:
+        """Figures that every row has from now on."""
+        self._in_every_row |= figures
 
     def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
         self._each(
@@ -31,7 +36,8 @@ class Listeners:
         self._each(lambda one: one.step(step=step, epoch=epoch, progress=progress))
 
     def row(self, row: Mapping[str, float | int | str]) -> None:
-        self._each(lambda one: one.row(row))
+        whole = {**row, **self._in_every_row}
+        self._each(lambda one: one.row(whole))
 
     def table(self, name: str, *, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._each(lambda one: one.table(name, step=step, columns=columns, rows=rows))

@@ -38,7 +38,6 @@ class StepLogger:
         self._units = self._padding = self._positions = 0
         self._seconds = self._whole = 0.0
         self._known: dict[str, float] = {}
-        self.always: dict[str, float] = {}  # figures that every row has
 
     def step(
         self, step: int, result: StepResult, figures: Mapping[str, float], *, seconds: float, logged: bool
@@ -67,7 +66,7 @@ class StepLogger:
 
     def row(self, step: int, split: str, figures: Mapping[str, float]) -> None:
         """One line of metrics.jsonl. Rank 0 only."""
-        finite = {key: value for key, value in {**figures, **self.always}.items() if math.isfinite(value)}
+        finite = {key: value for key, value in figures.items() if math.isfinite(value)}
         epoch = round(self.length.epochs(step), 6)
         self.listener.row({"step": step, "epoch": epoch, "split": split, **finite, "time": time.time()})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,36 @@ from finetune.tracking.run import Run
 from finetune.training.checkpoint_manifest import Checkpoint, checkpoint_name
 from finetune.training.checkpoint_reader import check_together, newest_checkpoint
 from finetune.training.checkpoint_writer import abandon_newer, name_checkpoint
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins. checkpoint: None: at step 0. best: the one whose evaluation counts as the best so far.
+    data_version: 1, and one more for each time that the run was continued with other data.
+    """
+
+    checkpoint: Checkpoint | None
+    best: Checkpoint | None
+    data_version: int
+
+
+def find_start(
+    session: Session, run: Run, recipe: Recipe, resume: str, data: dict[str, dict[str, Any]], listener: Listener
+) -> Start:
+    """Where to begin, once run.json keeps what is trained on from there. data: split -> its record. All ranks call it.
+
+    Raises: UserError for a checkpoint that is damaged, or that another recipe has trained.
+    """
+    checkpoint, best = find_checkpoints(session, run, recipe, resume, listener)
+    kept = None
+    if session.is_main:
+        changes = keep_data_record(run, checkpoint, data, listener)
+        kept = changes, 1 + len(run.read().get("data_changes") or ())
+    changes, data_version = session.broadcast(kept)
+    if "validation" in changes and best is not None:
+        listener.message("the best checkpoint so far was measured on other rows: it does not count any more")
+        best = None
+    return Start(checkpoint, best, data_version)
 
 
 def keep_data_record(
@@ -42,11 +73,6 @@ def keep_data_record(
             fields["data_changes"] = [*run.read().get("data_changes", []), {"step": start.step, "changes": changes}]
     run.update(**fields)
     return dict(change.split(": ", 1) for change in changes)
-
-
-def count_data_changes(run: Run) -> int:
-    """How often the run was continued with other data."""
-    return len(run.read().get("data_changes") or ())
 
 
 def check_same_plan(session: Session, plan: Plan) -> None:

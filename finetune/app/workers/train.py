@@ -22,14 +22,9 @@ from finetune.app.workers.launcher_config import compare_with_launcher
 from finetune.app.workers.libraries import import_libraries
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.preparing import PreparedData, ready
-from finetune.app.workers.resuming import (
-    check_same_plan,
-    count_data_changes,
-    find_checkpoints,
-    keep_data_record,
-)
+from finetune.app.workers.resuming import check_same_plan, find_start
 from finetune.distributed.env import from_environ
-from finetune.distributed.failure import Failure, clear_failures, first_failure, report_failures
+from finetune.distributed.failure import clear_failures, first_failure, report_failures
 from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, Stopped
@@ -128,31 +123,19 @@ def _agree_on_run(session: Session, loaded: LoadedRecipe, run_dir: Path | None, 
 def _train(
     session: Session, recipe: Recipe, plan: Plan, data: PreparedData, run: Run, resume: str, stop: StopRequest
 ) -> None:
-    listener: Listener = make_listeners(run, recipe) if session.is_main else SilentListener()
-    try:
+    listener = make_listeners(run, recipe) if session.is_main else SilentListener()
+    with _report_early_end(session, listener, run):
         context = settle_capacity(set_up(session, plan, data, listener.message), listener.message)
         if session.is_main:
             _write_contract(context, data, run)
+        start = find_start(session, run, recipe, resume, data.data, listener)
+        if start.data_version > 1:
+            listener.add_to_rows(data_version=float(start.data_version))
         loop = make_loop(context, OutputDirs(run.checkpoints, run.predictions), listener, stop)
-        start, best = find_checkpoints(session, run, recipe, resume, listener)
-        changes = keep_data_record(run, start, data.data, listener) if session.is_main else {}
-        if session.is_main and (changed := count_data_changes(run)):
-            loop.step_logger.always["data_version"] = 1.0 + changed
-        if "validation" in session.broadcast(changes):
-            if best is not None:
-                listener.message("the best checkpoint so far was measured on other rows: it does not count any more")
-            best = None
         facts = {**describe(context), "model": recipe.model.source}
         listener.message(f"started in {phases_told()}")
-        outcome = loop.run(start, best, facts=facts)
+        outcome = loop.run(start.checkpoint, start.best, facts=facts)
         summary = _finish(loop, context, run, recipe, outcome)
-    except (Stopped, KeyboardInterrupt):
-        _end(session, listener, "stopped")
-        raise
-    except BaseException as error:
-        if session.is_main:
-            _end(session, listener, "failed", first_failure(error, Path(os.environ.get(SUPERVISED) or run.logs)))
-        raise
     if session.is_main:
         listener.finished(status="done", summary=summary)
         if line := apply_retention(run, recipe.checkpoint.keep_after_training):
@@ -176,12 +159,26 @@ def _write_contract(context: TrainingContext, data: PreparedData, run: Run) -> N
     record_kept_files(run)
 
 
-def _end(session: Session, listener: Listener, status: str, failure: Failure | None = None) -> None:
-    """Report that the training ended early. A disk error here must not mask the original exception."""
-    if session.is_main:
-        with suppress(FinetuneError):
-            cause = {} if failure is None else {"failure": failure.what, "failure_kind": failure.kind}
-            listener.finished(status=status, summary={key: value for key, value in cause.items() if value})
+@contextmanager
+def _report_early_end(session: Session, listener: Listener, run: Run) -> Iterator[None]:
+    """Report a training that is stopped or fails inside. A disk error here must not mask the original exception."""
+    try:
+        yield
+    except BaseException as error:
+        if session.is_main:
+            status, summary = _describe_end(error, run)
+            with suppress(FinetuneError):
+                listener.finished(status=status, summary=summary)
+        raise
+
+
+def _describe_end(error: BaseException, run: Run) -> tuple[str, dict[str, str]]:
+    """Status and summary for `Listener.finished`."""
+    if isinstance(error, Stopped | KeyboardInterrupt):
+        return "stopped", {}
+    failure = first_failure(error, Path(os.environ.get(SUPERVISED) or run.logs))
+    cause = {"failure": failure.what, "failure_kind": failure.kind}
+    return "failed", {key: value for key, value in cause.items() if value}
 
 
 def _finish(loop: Loop, context: TrainingContext, run: Run, recipe: Recipe, outcome: Outcome) -> dict[str, Any]:

@@ -78,3 +78,17 @@ def test_the_real_listeners_have_the_shape_of_the_loops_protocol():
     for kind in (Journal, Console, WandbMirror, Listeners):
         assert names <= set(dir(kind))
     assert Journal.essential
+
+
+def test_figures_that_every_row_has_reach_all_listeners_from_then_on():
+    class Rows(Note):
+        def row(self, row):
+            self.told.append(row)
+
+    ones = [Rows(), Rows()]
+    listeners, asked = Listeners(ones), {"step": 2, "loss": 0.5}
+    listeners.row({"step": 1})
+    listeners.add_to_rows(data_version=2.0)
+    listeners.row(asked)
+    assert [one.told for one in ones] == [[{"step": 1}, {"step": 2, "loss": 0.5, "data_version": 2.0}]] * 2
+    assert asked == {"step": 2, "loss": 0.5}, "the caller's row stays as it is"
