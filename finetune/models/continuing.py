@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 from finetune.errors import UserError
@@ -24,6 +25,12 @@ from finetune.recipe.recipe import Recipe
 
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
 COPIES = (".modules_to_save.", ".token_adapter.", ".base_layer.")  # of embeddings, which peft may save a second time
+CLASSES = {  # peft's name of what an adapter was trained for -> transformers' class of its model
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+}
 
 
 def adapt(
@@ -128,9 +135,12 @@ def write_merged(auto_class: Any, model: ModelSection, source: AdapterSource, fo
     """Write `source` merged into its base to `folder`, with its tokenizer or processor.
 
     The weights have the data type that the configuration says. The outputs of what was written are compared with the
-    adapter's. Single process.
+    adapter's. Single process. auto_class: of the model, where the adapter does not say what it was trained for: that of a
+    language model is merged as one, and a reward model begins from it with a new head, as from any language model.
     Raises: UserError if they differ, or the base lacks weights.
     """
+    if trained_for := CLASSES.get(str(source.settings.get("task_type"))):
+        auto_class = getattr(transformers, trained_for)
     plain = ModelSection(source=model.source, config=model.config, trust_remote_code=model.trust_remote_code)
     config: Any = load_config(plain)
     dtype = config.dtype or torch.float32

@@ -74,7 +74,7 @@ def load_pretrained(
     missing = {key for key in missing if not any(key.startswith(f"{name}.") for name in renewed)}
     _check_body(loaded, missing, model)
     if adapter:
-        _check_base(missing, adapter)
+        _check_base(missing, adapter, heads(loaded))
     if renewed or adapter:
         config.id2label, config.label2id = labels, {name: index for index, name in labels.items()}
         loaded.config.id2label, loaded.config.label2id = config.id2label, config.label2id
@@ -144,8 +144,19 @@ def _brought_modules(loaded: Any, adapter: AdapterSource) -> list[str]:
     ]
 
 
-def _check_base(missing: set[str], adapter: AdapterSource) -> None:
-    """Raises: UserError if the base lacks weights: the adapter was trained on random ones that are in no file."""
+def _check_base(missing: set[str], adapter: AdapterSource, heads: list[str]) -> None:
+    """Raises: UserError if the base lacks weights: the adapter was trained on random ones that are in no file, or for
+    another task, whose head is another one.
+    """
+    lacking = [name for name in heads if any(key.startswith(f"{name}.") for key in missing)]
+    if lacking and adapter.settings.get("task_type"):
+        raise UserError(
+            f"the adapter was trained for another task ({adapter.settings['task_type']}): neither it nor its base "
+            f"{adapter.base} has the head of this one ({', '.join(lacking)})",
+            where=str(adapter.folder),
+            remedy="Set adapter.start: merge to begin with a new head and a new adapter on the merged model, or leave out "
+            "the section adapter to train all of its weights.",
+        )
     if missing:
         raise UserError(
             f"the base {adapter.base} of the adapter lacks {len(missing)} weights, which were random when the adapter was "

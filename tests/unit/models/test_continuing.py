@@ -111,6 +111,26 @@ def test_a_head_for_other_labels_comes_from_the_adapter(base: Path, tmp_path: Pa
     assert again.config.id2label == labels["id2label"]
 
 
+def test_a_reward_model_begins_from_the_adapter_of_a_language_model(base: Path, tmp_path: Path) -> None:
+    adapted = moved(add_adapter(load(base), AdapterSection(rank=2, targets=["q_proj"]), "CAUSAL_LM", (), seed=1))
+    save_adapter(adapted, tmp_path / "a")
+    auto, model = transformers.AutoModelForSequenceClassification, ModelSection(source=str(tmp_path / "a"))
+    source = adapter_of(model)
+    assert source is not None
+    assert write_merged(auto, model, source, tmp_path / "merged").equal
+    same(adapted, transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    merged = ModelSection(source=str(tmp_path / "merged"))
+    config = load_config(merged, num_labels=1)
+    assert load_model(auto, merged, config, dtype=torch.float32, seed=2)[1].new_head == ("score",)
+    with pytest.raises(UserError, match=r"for another task \(CAUSAL_LM\).*this one \(score\)"):
+        load_model(auto, model, load_config(model), dtype=torch.float32, seed=2)
+
+
+def load(base: Path) -> Any:
+    model = ModelSection(source=str(base))
+    return load_model(transformers.AutoModelForCausalLM, model, load_config(model), dtype=torch.float32, seed=1)[0]
+
+
 def test_a_foreign_adapter_has_no_configuration_of_the_model(base: Path, tmp_path: Path) -> None:
     adapted = trained(base, tmp_path / "a")
     (tmp_path / "a" / "config.json").unlink()
