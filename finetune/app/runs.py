@@ -103,15 +103,27 @@ def find_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | N
             remedy="Give another --run-dir, or remove this folder.",
         )
     if differences := run.differences(recipe):
-        pretrained = " --set model.init=pretrained" if recipe.model.init == "config" else ""
         raise UserError(
             f"the folder holds a run of another recipe:{list_differences(differences)}",
             where=str(run_dir),
-            remedy=f"Give another --run-dir; to start from the weights of this run: --set model.source={run_dir}{pretrained}",
+            remedy=_beside(run, recipe),
         )
     if run.trainer not in (None, os.getpid()):
         raise _taken(f"process {run.trainer}", run_dir)
     return run
+
+
+def _beside(run: Run, recipe: Recipe) -> str:
+    """What to do where a folder holds a run of another recipe: by what the run has."""
+    if run.model.is_dir():
+        pretrained = " --set model.init=pretrained" if recipe.model.init == "config" else ""
+        weights = f"--set model.source={run.path}{pretrained}"
+        return f"Give another --run-dir; to start from the weights of this run: {weights}"
+    if has_checkpoint(run):
+        return "Give another --run-dir, or set these keys back to resume the run from its checkpoint."
+    if run.status == "running":
+        return "Give another --run-dir: a process may be training in this one."
+    return "Give another --run-dir, or remove this folder: the run in it ended before its first checkpoint."
 
 
 def refuse_foreign_files(folder: Path, recipe: Recipe) -> None:

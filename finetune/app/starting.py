@@ -5,6 +5,7 @@ model in the cache.
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from finetune.data.prepare.cache import cache_folder, digest, publish
 from finetune.errors import Fault, RecipeFaults
 from finetune.models.adapter_source import AdapterSource, adapter_of, source_files
 from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.machine import has_cuda
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import CARDS
 from finetune.terminal import print_line
@@ -76,6 +78,8 @@ def start_model(recipe: Recipe) -> tuple[Recipe, str]:
         return recipe, ""
     if recipe.adapter is not None and recipe.adapter.start == "continue":
         return recipe, f"model.source is an adapter of {source.base}, which is trained further: {source.describe()}"
+    if not has_cuda():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, which transformers imports, warns that it found no GPU
     import transformers  # the verbs that open a recipe need not wait for it
 
     from finetune.models.continuing import write_merged

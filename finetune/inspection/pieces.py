@@ -7,11 +7,13 @@ import json
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
 from finetune.tasks.text.conversations import read_turns
+from finetune.tasks.text.row_values import read_history
 from finetune.tasks.text.turns import template_leads
 
 LOST = "\ufffd"  # what decoding gives for a part of a character
@@ -149,11 +151,15 @@ def _squeeze(text: str) -> tuple[str, list[int]]:
 def row_turns(row: Row, name: str) -> list[tuple[str, str]]:
     """(speaker, text) of each turn of a row, in the order of a conversation."""
     turns: list[tuple[str, str]] = []
+    if row.get("history") is not None:
+        with suppress(BadRow):
+            turns += [(turn["role"], turn["content"]) for turn in read_history(row).messages]
     answers = {"chosen": "rejected", "rejected": "chosen", "source": "target", "target": "source"}
     for role, speaker in (("messages", ""), *SPEAKERS.items()):
         value = row.get(role)
         if value is not None and role != answers.get(name):
-            turns += _turns(value, speaker)
+            spoken = _turns(value, speaker)
+            turns = [*spoken, *turns] if role == "system" else [*turns, *spoken]
     return turns
 
 
@@ -163,10 +169,8 @@ def _turns(value: Any, speaker: str) -> list[tuple[str, str]]:
             value = json.loads(value)
         except ValueError:
             return [(speaker, value)]
-    if isinstance(value, Mapping):
-        value = [value]
-    if isinstance(value, (list, tuple)):
-        if all(isinstance(item, str) for item in value):
+    if isinstance(value, (list, tuple, Mapping)):
+        if not isinstance(value, Mapping) and all(isinstance(item, str) for item in value):
             return [(speaker, " ".join(value))]
         try:
             return [(str(turn["role"]), str(turn["content"])) for turn in read_turns(value).messages]

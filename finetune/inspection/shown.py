@@ -128,9 +128,10 @@ def _show(inspection: Inspection, split: InspectedSplit, position: int, why: str
         if split.tokens is None or hasattr(split.examples, "split_count")
         else _cut_texts(inspection, split, position)
     )
-    shown = tuple(
-        _show_sequence(artifacts.processor, one, split.table[row_id], *cuts.get(one.name, ("", 0))) for one in sequences
-    )
+    row = split.table[row_id]
+    if (default := getattr(artifacts.options, "system", "")) and not row.get("system"):
+        row = {**row, "system": default}
+    shown = tuple(_show_sequence(artifacts.processor, one, row, *cuts.get(one.name, ("", 0))) for one in sequences)
     augment = getattr(artifacts.options, "augment", "none") if split.name == "train" else "none"
     picture = make_picture(artifacts, example, augment=augment) if "pixel_values" in example else None
     labels: Sequence[str] = ()

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import UserError
 from finetune.models.adapter_source import BASE, CONFIG, MARK, AdapterSource
 from finetune.models.device import uses_cuda
+from finetune.models.quiet import quiet_bitsandbytes
 from finetune.recipe.model import AdapterSection
 
 if TYPE_CHECKING:
     from torch import nn
+
+quiet_bitsandbytes()  # before peft is imported, in a function below
 
 
 def add_adapter(

@@ -1,13 +1,15 @@
-"""transformers without its own reports."""
+"""transformers and bitsandbytes without their own reports."""
 
 from __future__ import annotations
 
+import logging as python_logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+
+def quiet_bitsandbytes() -> None:
+    """Without its warning, on some processors, that a package which nothing here needs is missing. peft imports it."""
+    python_logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(python_logging.ERROR)
 
 
 @contextmanager

@@ -154,3 +154,22 @@ def test_a_restart_is_told_the_step_of_the_newest_checkpoint_whatever_lies_besid
     for name in ("step-00000010", "step-00000020", "step-00000020-keep", "step-00000030.incomplete", "step-last"):
         (run.checkpoints / name).mkdir(parents=True)
     assert supervise._last_step(run) == 20
+
+
+def test_what_to_do_about_a_run_of_another_recipe_depends_on_what_it_has(loaded: LoadedRecipe) -> None:
+    run = Run.create(loaded.recipe, Path("runs"))
+    other = LoadedRecipe(loaded.recipe.model_copy(update={"seed": 3}), {})
+
+    def remedy() -> str:
+        with pytest.raises(UserError, match="a run of another recipe") as refused:
+            choose_run(other, run.path, "auto")
+        return str(refused.value.remedy)
+
+    run.update(status="running")
+    assert "a process may be training in this one" in remedy()
+    run.update(status="failed")
+    assert "remove this folder" in remedy() and "weights" not in remedy()
+    checkpoint(run, 1)
+    assert "set these keys back to resume" in remedy() and "remove" not in remedy()
+    run.model.mkdir()
+    assert f"--set model.source={run.path}" in remedy()

@@ -229,7 +229,7 @@ def _load(path: Path, optional: Collection[str] = ()) -> dict[str, Any]:
         raise UserError("is not UTF-8", where=str(path), remedy="Convert it with iconv.") from error
     except json.JSONDecodeError as error:
         raise UserError(
-            f"not JSON: {error.msg} at column {error.colno}",
+            f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}",
             where=f"{path}:{error.lineno}",
             remedy="Fix the JSON syntax.",
         ) from error

@@ -215,7 +215,7 @@ class _JsonStream:
         line = self.line + self._window.count("\n", self._at, position)
         column = position - self._window.rfind("\n", 0, position)
         return UserError(
-            f"not JSON: {message} at column {column}",
+            f"not JSON: {message.removesuffix(' at')} at column {column}",
             where=f"{self._path}:{line}",
             remedy="Fix the file. In JSON lines format (one object per line), bad rows can be skipped.",
         )

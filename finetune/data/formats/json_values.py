@@ -41,7 +41,9 @@ def json_error(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         if error.msg == "Extra data":
             return f"more than one value on the line, from column {error.colno}"
-        return f"{error.msg} at column {error.colno}"
+        is_cut = error.msg.startswith("Unterminated string") or not error.doc[error.pos :].strip()
+        message = "the line ends too early" if is_cut else error.msg.removesuffix(" at")
+        return f"{message} at column {len(error.doc.rstrip()) + 1 if is_cut else error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else "an integer of more than 4,300 digits"
 
 

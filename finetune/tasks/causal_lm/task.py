@@ -83,7 +83,8 @@ class CausalLM:
             table,
             facts,
             key=[CARD.name, 2, encoder.settings],
-            limit=limit,
+            limit=f"{limit} tokens",
+            reads=encoder.roles_read,
             split_at=limit if encoder.on_long == "split" else 0,
         )
 

@@ -11,6 +11,7 @@ Unit of loss: one pair (KTO: one reply).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.generation import generate_replies
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import collate_texts, is_concatenated, settle_packing, split_values
-from finetune.tasks.text.preference_pairs import pair_texts
+from finetune.tasks.text.preference_pairs import pair_texts, roles_read
 from finetune.tasks.text.shared_prefixes import share_prefixes, shares_prefixes
 from finetune.tasks.text.supervised_tokens import forward_with_loss, supervised_targets
 from finetune.tasks.text.tools_file import load_tools
@@ -88,7 +89,8 @@ class Preference:
             table,
             facts,
             key=[CARD.name, 2, encoder.settings],
-            limit=limit * (1 if encoder.single else 2),
+            limit=f"{limit} tokens",
+            reads=partial(roles_read, replies=("completion", "label") if encoder.single else ("chosen", "rejected")),
             cost=num_tokens,
         )
 

@@ -10,7 +10,14 @@ from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.chat import ChatEncoder, chat_encoder
 from finetune.tasks.text.drafts import Draft, Tokens, tokenize
-from finetune.tasks.text.inputs import cut_notice, encode_each, resolve_on_long, shortened, tokenize_texts
+from finetune.tasks.text.inputs import (
+    cut_notice,
+    encode_each,
+    is_cut_notice,
+    resolve_on_long,
+    shortened,
+    tokenize_texts,
+)
 from finetune.tasks.text.preference_pairs import Reply, equal_after_cut, message_text, read_pair, read_reply
 from finetune.tasks.text.tool_calls import Tool
 
@@ -113,6 +120,7 @@ class PairEncoder:
             notices += equal_after_cut(one, other, whole, self.limit)
             one = []
         if not one or not other:  # too long or without a difference, to be left out
+            notices = [notice for notice in notices if not is_cut_notice(notice)]
             return {"input_ids": [], "rejected_input_ids": [], "notices": notices}
         rejected = {f"rejected_{key}": value for key, value in usable[1].items()}
         return {**usable[0], **rejected, "notices": notices}

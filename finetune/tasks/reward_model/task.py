@@ -36,7 +36,7 @@ from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.inputs import SHOWN, input_texts, shortened, shown_texts
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import collate_texts, settle_packing
-from finetune.tasks.text.preference_pairs import pair_texts
+from finetune.tasks.text.preference_pairs import pair_texts, roles_read
 from finetune.tasks.text.tools_file import load_tools
 from finetune.tasks.vision.drawing import Pictures
 
@@ -73,7 +73,8 @@ class RewardModel:
             table,
             facts,
             key=[CARD.name, 2, pair_encoder(artifacts).settings],
-            limit=2 * limit,
+            limit=f"{limit} tokens",
+            reads=roles_read,
             shown=pair_encoder(artifacts).shown,
             cost=pair_cost,
         )

@@ -66,7 +66,7 @@ class Seq2Seq:
             table,
             facts,
             key=[CARD.name, 1, options.prefix, limit, options.max_target_length, options.on_long],
-            limit=limit + options.max_target_length,
+            limit=f"{limit} tokens of the source or {options.max_target_length} of the target",
             shown=shown_texts_of,
             cost=source_and_target,
         )

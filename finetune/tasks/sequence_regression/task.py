@@ -61,7 +61,7 @@ class SequenceRegression:
             facts.notes.append(f"train: {note}")
         limit = artifacts.settings["max_length"]
         key = [CARD.name, 1, limit, artifacts.options.on_long]
-        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit, shown=shown_text)
+        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=f"{limit} tokens", shown=shown_text)
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The body with a head of one number; all ranks call it."""

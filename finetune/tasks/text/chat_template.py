@@ -200,6 +200,8 @@ class ChatTemplate:
     def uses_key(self, role: str, key: str, value: Any) -> bool:
         """Whether a key of messages of a role reaches the text; a template that refuses the probe is believed to."""
         kind = "text" if isinstance(value, str) else "list" if isinstance(value, (list, tuple)) else "other"
+        if isinstance(value, (bool, int, float)):
+            kind = f"{type(value).__name__} {bool(value)}"  # a template may use true, and not false
         return self._once(("key", role, key, kind), lambda: self._find_use(role, key, kind, value))
 
     def _find_use(self, role: str, key: str, kind: str, value: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ _CALL_ROLES = ("function_call", "tool_call")
 LEARN_KEYS = ("weight", "train", "training", "loss")  # false or 0: the turn is context only
 MASK_KEYS = ("mask", "masked")  # true or 1: the same
 DETAIL_KEYS = ("train_detail", "training_detail")  # of parts of a turn
+_LIKE_A_MARK = re.compile(r"train|learn|loss|mask|weight", re.IGNORECASE)  # keys that may mean the same in other tools
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 _READ = {"role", "from", "content", "value", "tool_calls", "function_call", *LEARN_KEYS, *MASK_KEYS}
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -75,12 +77,14 @@ class Conversation:
 
 
 def read_turns(value: Any, name: str = "messages") -> Turns:
-    """A list of messages, JSON text of one, or a single message. name: what a BadRow calls it. Raises: BadRow."""
+    """A list of messages, JSON text of one, a single message, or a mapping of lists, as `datasets` stores a sequence of
+    messages: {"role": ["user", "assistant"], "content": ["Hi", "Yes?"]}. name: what a BadRow calls it. Raises: BadRow.
+    """
     if isinstance(value, str):
         value = _read_text(value, name)
         check_text(value, name)  # JSON inside of a text was not looked through when the file was read
     if isinstance(value, Mapping):
-        value = [value]
+        value = _listed(value)
     if not isinstance(value, (list, tuple)):
         raise BadRow(f"{name} are a list of role and content, not {type(value).__name__}")
     turns = Turns()
@@ -89,6 +93,16 @@ def read_turns(value: Any, name: str = "messages") -> Turns:
         turns.messages.append(read)
         turns.marks.append(mark)
     return turns
+
+
+def _listed(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """[a message], or the messages of a mapping whose values are lists of one length."""
+    columns = {key: item for key, item in value.items() if item is not None}
+    lists = [item for item in columns.values() if isinstance(item, (list, tuple))]
+    speakers = columns.get("role", columns.get("from"))
+    if not isinstance(speakers, (list, tuple)) or len(lists) < len(columns) or len({len(item) for item in lists}) > 1:
+        return [value]
+    return [dict(zip(columns, items, strict=True)) for items in zip(*lists, strict=True)]
 
 
 def _read_text(text: str, name: str) -> Any:
@@ -117,7 +131,7 @@ def holds_messages(value: Any) -> bool:
         except (ValueError, RecursionError):
             return False
     if isinstance(value, Mapping):
-        value = [value]
+        value = _listed(value)
     return (
         isinstance(value, (list, tuple))
         and bool(value)
@@ -157,7 +171,9 @@ def _read_message(message: Any, where: str, notices: list[str]) -> tuple[Message
     if known not in ROLES:
         raise BadRow(f"{where} has the role {given!r}; known: {', '.join(ROLES)}")
     role = ROLES[known]
-    value = message.get("content") if message.get("content") is not None else message.get("value")
+    if ROLES.get(str(message.get("from", given)).strip().lower(), role) != role:
+        raise BadRow(f"{where} has the role {given!r}, but is from {message['from']!r}")
+    value = _said_in(message, where)
     extra: Message = {key: item for key, item in message.items() if key not in _READ and item is not None}
     calls = read_calls(value, where) if known in _CALL_ROLES else []
     content = "" if known in _CALL_ROLES else _read_content(value, where, role, extra)
@@ -174,6 +190,19 @@ def _read_message(message: Any, where: str, notices: list[str]) -> tuple[Message
         content = ""
     read = {"role": role, "content": content, **extra, **({"tool_calls": calls} if calls else {})}
     return read, _read_mark(message, where, role, notices)
+
+
+def _said_in(message: Mapping[str, Any], where: str) -> Any:
+    """The content of a message, or its value, which is another name for it; empty text under one of them says nothing.
+
+    Raises: BadRow if both say something, and not the same.
+    """
+    content, value = message.get("content"), message.get("value")
+    if content is None or value is None or content == value:
+        return value if content is None else content
+    if "" in (content, value):
+        return value if content == "" else content
+    raise BadRow(f"{where} has both content and value, and they differ")
 
 
 def _read_content(value: Any, where: str, role: str, extra: Message) -> str | None:
@@ -202,11 +231,14 @@ def _read_part(part: Any, where: str, extra: Message) -> str:
     kind = part.get("type") or next((name for name in _MEDIA if part.get(name) is not None), "text")
     if kind in _MEDIA:
         raise BadRow(f"{where} contains {_MEDIA[kind]}, but this task reads only text")
-    if kind == "thinking" and isinstance(part.get("thinking"), str):
-        extra["reasoning_content"] = extra.get("reasoning_content", "") + part["thinking"]
+    thought = part.get(kind, part.get("text")) if kind in ("thinking", "reasoning") else None
+    if isinstance(thought, str):
+        extra["reasoning_content"] = extra.get("reasoning_content", "") + thought
         return ""
-    if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-        raise BadRow(f"{where} contains a part of type {kind!r} without text, but this task reads only text")
+    if kind not in _TEXT_PARTS:
+        raise BadRow(f"{where} contains a part of type {kind!r}, which is not known: this task reads only text")
+    if not isinstance(part.get("text"), str):
+        raise BadRow(f"{where} contains a part of type {kind!r} without text")
     return part["text"]
 
 
@@ -224,9 +256,15 @@ def _read_thought(extra: Message, where: str) -> None:
 
 def _read_mark(message: Mapping[str, Any], where: str, role: str, notices: list[str]) -> bool | None:
     """Whether the row says that a message is to be learned."""
-    for key in DETAIL_KEYS:
-        if message.get(key):
+    for key, value in message.items():
+        if key in DETAIL_KEYS and value:
             raise BadRow(f"{where} has {key}: learning parts of a turn is not supported")
+        is_mark = key not in _READ and isinstance(value, (bool, int, float)) and 0 <= value <= 1
+        if is_mark and _LIKE_A_MARK.search(str(key)):
+            raise BadRow(
+                f"{where} has {key}: {value!r}, which is not known; a turn is not learned with {', '.join(LEARN_KEYS)}: "
+                f"false, or {' or '.join(MASK_KEYS)}: true"
+            )
     marks = {}
     for key in (*LEARN_KEYS, *MASK_KEYS):
         value = message.get(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,9 @@ from finetune.units import format_number
 
 UNUSED_ROWS = 20  # looked at for columns that are not used
 UNUSED_SHOWN = 12  # of their names
+EMPTY: tuple[Any, ...] = (None, "", [], {})  # values of a role that say nothing
 Cost = Callable[[dict[str, Any]], int]
+Reads = Callable[[Row], Collection[str]]
 Shown = Callable[[Row], Any]
 """The beginning of a row's texts as they are written, for people: tokens do not always say it."""
 
@@ -41,7 +43,7 @@ def encode_with_targets(
 ) -> list[Encoded]:
     """`task.encode`, as a function that can be sent to a worker process. Reasons name columns as the data does.
 
-    columns: role -> column. What is cut is not reported row by row: `describe_lengths` reports it of the whole split.
+    columns: role -> column. Rows that are continued as examples of their own (on_long: split) are not reported as cut.
     shown: what is kept of each row beside its tokens.
     """
     encoded = task.encode(artifacts, rows, with_targets=True)
@@ -50,7 +52,7 @@ def encode_with_targets(
             if shown is not None:
                 item[SHOWN] = shown(row)
             item.pop(ASKED, None)
-            if NOTICES in item:
+            if NOTICES in item and getattr(artifacts.options, "on_long", "") == "split":
                 item[NOTICES] = [notice for notice in item[NOTICES] if not is_cut_notice(notice)]
     return [item.with_columns(columns) if isinstance(item, BadValue) else item for item in encoded]
 
@@ -64,15 +66,29 @@ def describe_columns(facts: Facts, table: Table, plan: Plan) -> None:
         facts.notes.append(f"{table.name}: columns read by their names: {', '.join(found)} (change with data.columns)")
 
 
-def describe_unused(facts: Facts, task: Task, table: Table) -> None:
-    """A note on columns that no row format of the task reads, as far as the first rows have them."""
+def describe_unused(facts: Facts, task: Task, table: Table, reads: Reads | None = None) -> None:
+    """A note on columns that are not read, as far as the first rows have them.
+
+    reads: the roles that a row is made of, where that depends on its form: in rows of messages, a column text is not used.
+    () for a bad row. None: all roles of the task.
+    """
     known = {*task.card.columns, *TOOL_ROLES}
-    found = {
-        column: None for index in range(min(len(table), UNUSED_ROWS)) for column in table[index] if column not in known
-    }
-    if found:
-        listed = ", ".join(list(found)[:UNUSED_SHOWN]) + (", ..." if len(found) > UNUSED_SHOWN else "")
-        facts.notes.append(f"{table.name}: columns not used: {listed}")
+    used: set[str] = set()
+    found: dict[str, None] = {}
+    for index in range(min(len(table), UNUSED_ROWS)):
+        row = table[index]
+        roles = known if reads is None else reads(row) or known
+        used.update(roles)
+        unread = {name: value for name, value in row.items() if name not in roles}
+        found.update((name, None) for name, value in unread.items() if name not in known or value not in EMPTY)
+    for what, names in (
+        ("columns not used", [name for name in found if name not in used]),
+        ("columns used in some rows, and not in others", [name for name in found if name in used]),
+    ):
+        if names:
+            columns = [table.columns.get(name, name) for name in names[:UNUSED_SHOWN]]
+            listed = ", ".join(columns) + (", ..." if len(names) > UNUSED_SHOWN else "")
+            facts.notes.append(f"{table.name}: {what}: {listed}")
 
 
 def _remedy(report: Sequence[str]) -> str:
@@ -90,17 +106,19 @@ def text_dataset(
     facts: Facts,
     *,
     key: Sequence[Any],
-    limit: int,
+    limit: str,
+    reads: Reads | None = None,
     shown: Shown | None = None,
     cost: Cost = num_tokens,
     split_at: int = 0,
 ) -> Examples:
     """The rows of `table` with their targets, encoded once.
 
+    reads: see describe_unused.
     shown: what examples of other splits than the training's keep of their rows; it is sent to worker processes. None where
     the tokens give back what was written.
-    key: everything except the tokenizer that the encoded examples depend on. limit: tokens that an example may have,
-    for the reported counts. split_at: longer examples become several of at most that many tokens (0: never).
+    key: everything except the tokenizer that the encoded examples depend on. limit: what an example may have, such as
+    "256 tokens", for the reported counts. split_at: longer examples become several of at most that many tokens (0: never).
     Raises: UserError for bad rows where data.on_bad_row is error, and where no example is left.
     """
     shown = shown if table.name != "train" else None
@@ -113,7 +131,7 @@ def text_dataset(
     )
     if table.name == "train":
         describe_columns(facts, table, plan)
-        describe_unused(facts, task, table)
+        describe_unused(facts, task, table, reads)
     facts.notes.extend(encoded.report())
     examples, dropped = drop_marked(encoded)
     if not len(examples):
@@ -124,5 +142,6 @@ def text_dataset(
     if split_at:
         examples = SplitExamples(examples, split_at)
     too_long = dropped if getattr(artifacts.options, "on_long", "") == "drop" else 0  # else a notice says why
-    describe_lengths(facts, table.name, examples, limit, too_long)
+    cuts = [f"{format_number(rows, 'row')}: {kind}" for kind, rows, _ in encoded.notices.listed if is_cut_notice(kind)]
+    describe_lengths(facts, table.name, examples, limit, too_long, cuts)
     return examples

@@ -55,10 +55,13 @@ def pad_rows(examples: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[dic
     return inputs, width * len(examples) - sum(lengths)
 
 
-def describe_lengths(facts: Facts, name: str, examples: Examples, limit: int, dropped: int) -> None:
+def describe_lengths(
+    facts: Facts, name: str, examples: Examples, limit: str, dropped: int, cuts: Sequence[str]
+) -> None:
     """Adds the lengths of a split to the facts: "5,120 examples, 31 tokens on average, 95% within 58, ...".
 
-    What happened to examples that were too long becomes a note as well.
+    limit: what an example may have, such as "256 tokens". dropped: examples that had more. cuts: what was cut, as notices of
+    the split say. What is in no notice becomes a note.
     """
     costs = np.asarray(examples.costs)
     if not len(costs):
@@ -70,15 +73,12 @@ def describe_lengths(facts: Facts, name: str, examples: Examples, limit: int, dr
         f"95% within {np.percentile(costs, 95):.0f}",
         f"longest {costs.max()}",
     ]
-    at_limit, split = int((costs >= limit).sum()), getattr(examples, "split_count", 0)
     changed = []
-    if split:
-        changed.append(f"{split:,} longer than {limit} tokens continue as examples of their own")
-    elif at_limit:
-        changed.append(f"{at_limit:,} cut to (or exactly) {limit} tokens")
+    if split := getattr(examples, "split_count", 0):
+        changed.append(f"{split:,} longer than {limit} continue as examples of their own")
     if dropped:
-        changed.append(f"{dropped:,} longer than {limit} tokens left out")
+        changed.append(f"{dropped:,} longer than {limit} left out")
     if changed:
         facts.notes.append(f"{name}: {', '.join(changed)}")
     skipped = getattr(examples, "skipped_count", 0)
-    facts[name] = ", ".join([*parts, *changed, *([f"{skipped:,} bad rows skipped"] if skipped else [])])
+    facts[name] = ", ".join([*parts, *cuts, *changed, *([f"{skipped:,} bad rows skipped"] if skipped else [])])

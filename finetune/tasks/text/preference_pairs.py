@@ -110,6 +110,12 @@ def read_prompt(row: Row, system: str = "", tools: Sequence[Tool] = ()) -> Conve
     return Conversation(turns.messages, tools=schemas, notices=(*turns.notices, *notices))
 
 
+def roles_read(row: Row, replies: Sequence[str] = ("chosen", "rejected")) -> list[str]:
+    """The roles that a row is made of: a row that has a prompt is not read under messages. replies: those of the loss."""
+    asked = next((role for role in ("prompt", "messages", "input") if row.get(role) is not None), "prompt")
+    return [asked, *(["input"] if asked == "prompt" else []), "history", "system", "tools", "functions", *replies]
+
+
 def equal_after_cut(
     chosen: Sequence[int], rejected: Sequence[int], whole: Sequence[Sequence[int]], limit: int
 ) -> list[str]:

@@ -38,6 +38,13 @@ from finetune.tasks.text.row_values import (
 from finetune.tasks.text.tool_calls import Tool
 
 _KEYS = {"messages": ("messages",), "alpaca": ("instruction", "output"), "prompt_completion": ("prompt", "completion")}
+_BESIDE = ("system", "tools", "functions")  # read beside a conversation of any form
+_READ = {
+    "messages": ("messages", *_BESIDE),
+    "alpaca": ("instruction", "input", "output", "history", *_BESIDE),
+    "prompt_completion": ("prompt", "completion", "history", *_BESIDE),
+    "text": ("text",),
+}
 OPENING_TOKENS = 32  # of plain text, from which a sample is continued
 
 
@@ -139,6 +146,14 @@ class RowEncoder:
         if with_targets:
             return encode_drafts(self.tokenizer, rows, self._draft, self._finish)
         return encode_drafts(self.tokenizer, rows, self._draft_prompt, self._finish_prompt)
+
+    def roles_read(self, row: Row) -> tuple[str, ...]:
+        """The roles that a row of its form is made of; others that it has are not used. () for a bad row."""
+        try:
+            form = self._form(row)
+            return ("prompt", "completion") if self._is_verbatim(row, form) else _READ[form]
+        except BadRow:
+            return ()
 
     def _form(self, row: Row, *, with_reply: bool = True) -> str:
         return form_of(row, with_reply=with_reply) if self.form == "auto" else self.form

@@ -72,7 +72,7 @@ class TextClassification:
         assert classes is not None
         describe_labels(facts, table, classes, kind=classes.lookup.form if _several(artifacts) else None)
         key = [CARD.name, 2, limit, options.on_long, options.problem, classes.to_dict()]
-        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit, shown=shown_text)
+        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=f"{limit} tokens", shown=shown_text)
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The encoder (or decoder) with its classification head; all ranks call it."""

@@ -78,7 +78,7 @@ class TokenClassification:
         assert classes is not None
         describe_labels(facts, table, classes, role="tags", kind=TAGS)
         key = [CARD.name, 1, limit, options.on_long, options.label_on, classes.names, classes.lookup.names]
-        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=limit, shown=shown_text)
+        return text_dataset(self, plan, artifacts, table, facts, key=key, limit=f"{limit} tokens", shown=shown_text)
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The encoder with its tagging head; all ranks call it."""

@@ -66,6 +66,15 @@ def test_columns_speak_as_they_are_named(tokenizer: Any) -> None:
     assert said(tokenizer, row, messages) == [("user", "Add.1 1"), ("assistant", "2")]
 
 
+def test_a_system_prompt_and_earlier_turns_of_other_columns_are_their_speakers(tokenizer: Any) -> None:
+    said_before = [{"role": "user", "content": "river"}, {"role": "assistant", "content": "a stone"}]
+    now = [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "2"}]
+    talk = [{"role": "system", "content": "Be brief."}, *said_before, *now]
+    row = {"instruction": "Add.", "output": "2", "system": "Be brief.", "history": [["river", "a stone"]]}
+    assert said(tokenizer, row, talk) == [(turn["role"], turn["content"]) for turn in talk]
+    assert said(tokenizer, {"messages": talk[1:], "system": "Be brief."}, talk)[0] == ("system", "Be brief.")
+
+
 def test_a_turn_that_is_cut_is_still_its_speaker(tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "river"}, {"role": "assistant", "content": "stone " * 50}]
     ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][:60]

@@ -232,7 +232,11 @@ def test_long_replies_are_cut_left_out_or_reported(tmp_path: Path) -> None:
     rows = [*PAIRS[:2], {"prompt": "Hi", "chosen": "good " * 90, "rejected": "bad"}]
     prepared = _read(tmp_path, rows, max_length=64)
     assert len(prepared.datasets["train"][2]["input_ids"]) == 64
-    assert list(_read(tmp_path, rows, max_length=64, on_long="drop").datasets["train"].ids) == [0, 1]
+    cut = "1 row: only the first 64 tokens of the conversation were read (options.max_length)"
+    assert f"train: {cut} ({tmp_path / 'train.jsonl'}:3)" in prepared.facts.notes, "also where the other reply is short"
+    dropped = _read(tmp_path, rows, max_length=64, on_long="drop")
+    assert list(dropped.datasets["train"].ids) == [0, 1]
+    assert "train: 1 longer than 64 tokens left out" in dropped.facts.notes
     with pytest.raises(UserError, match=r"train\.jsonl:3: \d+ tokens, more than"):
         _read(tmp_path, rows, max_length=64, on_long="error")
     with pytest.raises(UserError, match="the prompt has"):

@@ -67,10 +67,16 @@ def test_the_loss_is_the_models_own_and_generation_lines_up(tmp_path: Path, fami
 
 def test_long_texts_keep_their_end_mark_or_are_reported(tmp_path: Path) -> None:
     rows = [*ROWS, {"source": "lang " * 40, "target": "long " * 40}]
-    example = _read(tmp_path, rows, max_source_length=10, max_target_length=6).datasets["train"][2]
+    prepared = _read(tmp_path, rows, max_source_length=10, max_target_length=6)
+    example = prepared.datasets["train"][2]
     assert len(example["input_ids"]) == 10 and len(example["labels"]) == 6
     assert example["input_ids"][-1] == example["labels"][-1] == 1  # the end of the text
-    assert len(_read(tmp_path, rows, max_target_length=20, on_long="drop").datasets["train"]) == 2
+    cut = [note for note in prepared.facts.notes if "only the first" in note]
+    assert any("6 tokens of the expected text" in note and "train.jsonl:3" in note for note in cut)
+    assert any("10 tokens of the text" in note and "train.jsonl:3" in note for note in cut)
+    dropped = _read(tmp_path, rows, max_target_length=20, on_long="drop")
+    assert len(dropped.datasets["train"]) == 2
+    assert "train: 1 longer than 256 tokens of the source or 20 of the target left out" in dropped.facts.notes
     with pytest.raises(UserError, match=r"train\.jsonl:3: target: \d+ tokens, more than options.max_target_length 20"):
         _read(tmp_path, rows, max_target_length=20, on_long="error")
 

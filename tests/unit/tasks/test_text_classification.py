@@ -128,8 +128,9 @@ LONG = [{"text": "word " * 40, "label": 0}, {"text": "short", "label": 1}, {"tex
 
 def test_a_long_text_is_cut_left_out_or_reported(tmp_path: Path) -> None:
     prepared = _read(tmp_path, LONG, options={"max_length": 16})
-    assert prepared.datasets["train"].costs[0] == 16 and "1 cut to" in prepared.facts.values["train"]
-    assert prepared.facts.notes == ["train: 1 cut to (or exactly) 16 tokens"]
+    cut = "1 row: only the first 16 tokens of the text were read (options.max_length)"
+    assert prepared.datasets["train"].costs[0] == 16 and cut in prepared.facts.values["train"]
+    assert prepared.facts.notes == [f"train: {cut} ({tmp_path / 'train.jsonl'}:1)"]
     prepared = _read(tmp_path, LONG, options={"max_length": 16, "on_long": "drop"})
     assert list(prepared.datasets["train"].ids) == [1, 2] and prepared.datasets["train"][0]["id"] == 1
     assert "1 longer than 16 tokens left out" in prepared.facts.values["train"]
@@ -187,4 +188,4 @@ def test_a_model_that_must_be_padded_is_reported(tmp_path: Path) -> None:
     assert "attention_mask" in prepared.batch().inputs
     assert "packing" not in _read(tmp_path, rows).facts.values
     cut = _read(tmp_path, LONG, data={"train": str(tmp_path / "train.jsonl"), "capacity": 12})
-    assert cut.datasets["train"].costs[0] == 12 and "1 cut to" in cut.facts.values["train"]
+    assert cut.datasets["train"].costs[0] == 12 and "only the first 12 tokens" in cut.facts.values["train"]

@@ -100,7 +100,7 @@ def test_prompt_and_completion_may_be_messages(template: str | None) -> None:
         ([{"type": "image", "image": "a"}], "message 1 contains an image, but this task reads only text"),
         ([{"type": "input_audio", "input_audio": {}}], "message 1 contains audio"),
         ([{"type": "video"}], "message 1 contains a video"),
-        ([{"type": "tool_use", "name": "a"}], "part of type 'tool_use' without text"),
+        ([{"type": "tool_use", "name": "a"}], "part of type 'tool_use', which is not known"),
         ([7], "a part that is int"),
         (None, "message 1 has no content; it has role, content"),
         ({"text": "a"}, "content that is dict"),
@@ -164,6 +164,59 @@ def test_keys_that_a_template_does_not_use_are_reported() -> None:
     named = SIMPLE.replace("m.role + '\\n'", "m.role + (' ' + m.name if m.name else '') + '\\n'")
     text, _, notices = shown(row_encoder(named), {"messages": [_user(name="Ann"), _said()]})
     assert "user Ann\nHi" in text and notices == []
+
+
+def test_a_flag_that_a_template_uses_is_not_dropped_because_an_earlier_one_was_false() -> None:
+    flagged = SIMPLE.replace("m.role + '\\n'", "m.role + (' !' if m.urgent else '') + '\\n'")
+    encoder = row_encoder(flagged)
+    assert "user\nHi" in shown(encoder, {"messages": [_user(urgent=False), _said()]})[0]
+    assert "user !\nHi" in shown(encoder, {"messages": [_user(urgent=True), _said()]})[0]
+
+
+@pytest.mark.parametrize("mark", [{"trainable": False}, {"loss_mask": 0}, {"learn": True}, {"loss_weight": 0.5}])
+def test_a_mark_of_another_tool_is_refused_and_not_ignored(mark: dict[str, Any]) -> None:
+    with pytest.raises(BadRow, match=rf"message 2 has {next(iter(mark))}: .*, which is not known.*weight.*masked"):
+        shown(row_encoder(), {"messages": [_user(), _said("Five.", **mark), _user("Sure?"), _said("Four.")]})
+    assert shown(row_encoder(), {"messages": [_user(), _said(training_id=7)]})[1] == ["Yes.<|im_end|>"]
+
+
+def test_messages_as_a_mapping_of_lists_as_datasets_stores_sequences() -> None:
+    for row in (
+        {"role": ["user", "assistant"], "content": ["Hi", "Yes."]},
+        {"from": ["human", "gpt"], "value": ["Hi", "Yes."], "weight": None},
+        {
+            "role": ["user", "assistant", "user", "assistant"],
+            "content": ["a", "No.", "Hi", "Yes."],
+            "weight": [None, 0, None, 1],
+        },
+    ):
+        text, spans, notices = shown(row_encoder(), {"messages": row})
+        assert "user\nHi<" in text and spans == ["Yes.<|im_end|>"] and notices == []
+    with pytest.raises(BadRow, match="message 1 has the role"):
+        shown(row_encoder(), {"messages": {"role": ["user", "assistant"], "content": ["Hi"]}})
+
+
+def test_thoughts_as_parts_of_a_message_and_parts_that_are_not_known() -> None:
+    for part in ({"type": "thinking", "thinking": "Hm."}, {"type": "reasoning", "text": "Hm."}):
+        talk = [_user(), _said([part, {"type": "text", "text": "Yes."}])]
+        assert shown(row_encoder(QWEN_3), {"messages": talk})[1] == ["<think>\nHm.\n</think>\n\nYes.<|im_end|>"]
+    with pytest.raises(BadRow, match="a part of type 'table', which is not known"):
+        shown(row_encoder(), {"messages": [_user([{"type": "table", "text": "x"}]), _said()]})
+
+
+def test_content_and_value_of_one_message_agree_or_one_says_nothing() -> None:
+    for one in (
+        {"content": "", "value": "Real."},
+        {"content": "Real.", "value": ""},
+        {"content": "Real.", "value": "Real."},
+    ):
+        assert "user\nReal.<" in shown(row_encoder(), {"messages": [{"role": "user", **one}, _said()]})[0]
+    with pytest.raises(BadRow, match="message 1 has both content and value, and they differ"):
+        shown(row_encoder(), {"messages": [_user("One", value="Two"), _said()]})
+    with pytest.raises(BadRow, match="message 1 has the role 'user', but is from 'gpt'"):
+        shown(row_encoder(), {"messages": [_user(**{"from": "gpt"}), _said()]})
+    for name in ("human", "Ann"):
+        assert shown(row_encoder(), {"messages": [_user(**{"from": name}), _said()]})[1] == ["Yes.<|im_end|>"]
 
 
 def test_system_prompts_of_the_column() -> None:
