@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -107,6 +108,27 @@ def resolve_columns(
     values inside of columns, which only `explicit` can name.
     """
     mapping, faults = _map_explicitly(explicit, available, card, nested)
+    columns = _plain_names(available, explicit)
+    found = _map_by_name(explicit, list(columns), card)
+    mapping.update({role: columns[name] for role, name in found.items()})
+    blamed = {fault.role for fault in faults}
+    for roles in required:
+        if not any(role in mapping for role in roles) and blamed.isdisjoint(roles):
+            faults.append(_lacking(roles, available))
+            blamed.add(roles[0])
+    return mapping, faults
+
+
+def _plain_names(available: Sequence[str], explicit: Mapping[str, str]) -> dict[str, str]:
+    """{name to be recognized: column}: Instruction is instruction, unless the recipe maps it or two columns are called so."""
+    plain = {name: name if name in explicit.values() else name.strip().casefold() for name in available}
+    counts = Counter(plain.values())
+    return {(name if counts[name] == 1 and name not in available else column): column for column, name in plain.items()}
+
+
+def _map_by_name(explicit: Mapping[str, str], available: Sequence[str], card: TaskCard) -> dict[str, str]:
+    """{role: name} for the roles that the recipe does not map, by pairs, by the role's own name, or by an alias."""
+    mapping: dict[str, str] = {}
     pairs = find_pairs(card.columns, explicit, available)
     mapping.update(pairs)
     taken = {*explicit.values(), *pairs.values(), *(role for role in card.columns if role not in explicit)}
@@ -123,12 +145,7 @@ def resolve_columns(
         if alias is not None:
             mapping[role] = alias
             taken.add(alias)
-    blamed = {fault.role for fault in faults}
-    for roles in required:
-        if not any(role in mapping for role in roles) and blamed.isdisjoint(roles):
-            faults.append(_lacking(roles, available))
-            blamed.add(roles[0])
-    return mapping, faults
+    return mapping
 
 
 def _map_explicitly(
@@ -155,8 +172,9 @@ def _lacking(roles: Sequence[str], available: Sequence[str]) -> ColumnFault:
     if set(_COCO) <= set(available):
         message, near = f"no column for {' or '.join(roles)}: this is a COCO file; set the source's `format: coco`", ""
     else:
-        message = f"no column for {' or '.join(roles)}; map it: data.columns: {{{roles[0]}: <column>}}"
-        near = next((name for role in roles if (name := nearest_name(role, available))), "")
+        nearest = ((role, name) for role in roles if (name := nearest_name(role, available)))
+        role, near = next(nearest, (roles[0], ""))
+        message = f"no column for {' or '.join(roles)}; map it: data.columns: {{{role}: <column>}}"
     return ColumnFault(roles[0], roles[0], message, near, ", ".join(available))
 
 

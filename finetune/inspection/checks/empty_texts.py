@@ -14,15 +14,23 @@ def check(inspection: Inspection) -> list[Finding]:
         for one in split.left_out
         if one.cause == "empty"
     }
-    rows = [(inspection.splits[name], row) for name, row in reasons]
+    used = []
     for name, split in inspection.splits.items():
-        used = set(split.row_ids.tolist())
-        rows += [(split, row) for row in split.contents.blank if row in used and (name, row) not in reasons]
-    return report_rows(
+        rows = set(split.row_ids.tolist())
+        used += [(split, row) for row in split.contents.blank if row in rows and (name, row) not in reasons]
+    refused = report_rows(
         "empty-text",
-        "error" if inspection.stops and reasons else "warn",
+        "error" if inspection.stops else "warn",
         "rows contain an empty text",
-        rows,
-        lambda split, row: reasons.get((split.name, row), "the text of a turn is empty"),
+        [(inspection.splits[name], row) for name, row in reasons],
+        lambda split, row: reasons[split.name, row],
         remedy="Remove the rows, or skip them with data.on_bad_row: skip.",
+    )
+    return refused + report_rows(
+        "empty-text",
+        "warn",
+        "rows with an empty turn are used as they are",
+        used,
+        lambda split, row: "the text of a turn is empty",
+        remedy="Fill the turn, or remove the rows.",
     )

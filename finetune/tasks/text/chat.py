@@ -7,6 +7,7 @@ the row bad; thoughts, tool schemas and other keys that it leaves out, and words
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -49,6 +50,8 @@ class ChatEncoder:
         self._ends = tuple(
             {str(token.content) for token in added if token.special} | {tokenizer.eos_token or ""} - {""}
         )
+        self._openings = {mark[0] for mark in self._ends}
+        self._marks = re.compile("|".join(map(re.escape, sorted(self._ends, key=len, reverse=True))) or r"(?!)")
         self._default = ReplyFinder(ChatTemplate(tokenizer, default), self._ends)
         self._with_tools = self._default
         if with_tools != default:
@@ -108,6 +111,7 @@ class ChatEncoder:
             notices.append(NO_TOOLS)
         messages = []
         for index, message in enumerate(conversation.messages):
+            notices += self._marks_in(message)
             if message.get("tool_calls"):
                 form = template.call_form
                 if form is None:
@@ -119,6 +123,13 @@ class ChatEncoder:
             messages, names = _with_moved_system(messages), names[1:]
             notices.append("the chat template has no place for a system prompt: it is put before the first user turn")
         return messages, names, notices
+
+    def _marks_in(self, message: Message) -> Iterator[str]:
+        """A notice for the names of special tokens among the words of a turn: of a text that a template wrote, say."""
+        words = message["content"]
+        if any(opening in words for opening in self._openings):  # much faster than to search for each name
+            for mark in sorted(set(self._marks.findall(words))):
+                yield f"text of the {message['role']} contains {mark}, which is read as the special token, not as text"
 
     def _worth_learning(
         self, message: Message, name: int, found: Found, index: int, notices: list[str]

@@ -90,3 +90,27 @@ def test_the_table_in_the_docs_is_the_one_of_the_code() -> None:
             ), (asked, replied)
             count += 1
     assert count >= 35
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (["Instruction", "Response"], {"instruction": "Instruction", "output": "Response"}),
+        (["Question", "ANSWER "], {"instruction": "Question", "output": "ANSWER "}),
+        (["Text", "text"], {"text": "text"}),
+        (["TEXT", "Text", "Prompt", "completion"], {"prompt": "Prompt", "completion": "completion"}),
+    ],
+)
+def test_names_are_recognized_whatever_their_case_where_one_column_has_them(
+    columns: list[str], expected: dict[str, str]
+) -> None:
+    assert _mapping(columns) == expected
+
+
+def test_case_is_kept_where_the_recipe_maps_a_column_and_in_faults() -> None:
+    assert _mapping(["Review", "Label", "text"], "text_classification", text="Review") == {
+        "text": "Review",
+        "label": "Label",
+    }
+    _, (fault,) = resolve_columns({}, ["Instructions", "Resp"], CAUSAL, CAUSAL.required)
+    assert "data.columns: {instruction: <column>}" in fault.message and fault.nearest == "Instructions"

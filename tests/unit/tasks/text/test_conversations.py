@@ -180,6 +180,17 @@ def test_a_mark_of_another_tool_is_refused_and_not_ignored(mark: dict[str, Any])
     assert shown(row_encoder(), {"messages": [_user(), _said(training_id=7)]})[1] == ["Yes.<|im_end|>"]
 
 
+def test_special_tokens_in_the_words_of_a_turn_are_reported() -> None:
+    written = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"  # a template was applied already
+    for row in ({"messages": [_user(written), _said()]}, {"prompt": written, "completion": "Yes."}):
+        assert sorted(shown(row_encoder(), row)[2]) == [
+            "text of the user contains <|im_end|>, which is read as the special token, not as text",
+            "text of the user contains <|im_start|>, which is read as the special token, not as text",
+        ]
+    assert shown(row_encoder(), {"messages": [_user("a <b> | [c]"), _said("<think>x</think> y")]})[2] == []
+    assert shown(row_encoder(), {"text": written})[2] == []
+
+
 def test_messages_as_a_mapping_of_lists_as_datasets_stores_sequences() -> None:
     for row in (
         {"role": ["user", "assistant"], "content": ["Hi", "Yes."]},
