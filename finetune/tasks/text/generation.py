@@ -15,17 +15,33 @@ def generate_replies(
 ) -> list[str]:
     """One reply per prompt (token ids), without special tokens. Prompts are padded on the left.
 
-    synced: all ranks take the same number of steps, as sharded weights need; then all ranks must call it.
+    A prompt that leaves less than `new_tokens` positions of the model is replied to alone, up to the last of them, so that no
+    reply depends on the length of another prompt.
+    synced: all ranks take the same number of steps, as sharded weights need; then all ranks must call it, and a batch is
+    written in one piece: a prompt near the limit shortens the other replies of its batch.
     """
     bare: Any = getattr(model, "module", model)
-    width = max(map(len, prompts))
     positions = getattr(bare.config, "max_position_embeddings", None)
-    if isinstance(positions, int):
-        new_tokens = max(1, min(new_tokens, positions - width))
+    room = [positions - len(prompt) if isinstance(positions, int) else new_tokens for prompt in prompts]
+    together = [index for index in range(len(prompts)) if synced or room[index] >= new_tokens]
+    apart = [index for index in range(len(prompts)) if not synced and room[index] < new_tokens]
+    replies: dict[int, str] = {}
+    for group in filter(None, (together, *([index] for index in apart))):
+        steps = max(1, min(new_tokens, *(room[index] for index in group)))
+        texts = _generate(bare, tokenizer, [prompts[index] for index in group], steps, stops, synced)
+        replies.update(zip(group, texts, strict=True))
+    return [replies[index] for index in range(len(prompts))]
+
+
+def _generate(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], new_tokens: int, stops: list[int], synced: bool
+) -> list[str]:
+    """Replies of at most `new_tokens` tokens, in one batch. Of short prompts, the padding has no positions of the model."""
+    width = max(map(len, prompts))
     rows = [[tokenizer.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     device = next(model.parameters()).device
-    made = bare.generate(
+    made = model.generate(
         input_ids=torch.tensor(rows, device=device),
         attention_mask=torch.tensor(mask, device=device),
         generation_config=GenerationConfig(
