@@ -18,7 +18,7 @@ from finetune.models.tokenizer import _train as train_bpe
 from finetune.tasks.text.chat import chat_encoder, ensure_template
 from finetune.tasks.text.conversations import read_turns
 from finetune.tasks.text.drafts import Tokens, token_spans, tokenize
-from finetune.tasks.text.row_formats import to_learn
+from finetune.tasks.text.learned_turns import to_learn
 
 TALK = [
     {"role": "system", "content": "Be brief."},
