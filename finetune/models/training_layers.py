@@ -82,6 +82,8 @@ def _checkpoint_whole_layers(model: Any) -> None:
             f"a {config.model_type} model has no gradient checkpointing",
             remedy="Set model.gradient_checkpointing: false, and a smaller parallel.micro_batch if memory is short.",
         )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers 5.17 knows the older name alone, which later versions are to drop.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     if hasattr(config, "use_cache"):
         config.use_cache = False

@@ -17,7 +17,8 @@ METHODS: dict[str, set[str]] = {
     "torch.Tensor.untyped_storage": set(),
     "transformers.PreTrainedModel.set_attn_implementation": set(),
     "transformers.PreTrainedModel._supports_attention_backend": set(),
-    "transformers.PreTrainedModel.gradient_checkpointing_enable": {"gradient_checkpointing_kwargs"},
+    "transformers.PreTrainedModel.activation_checkpointing_enable": set(),
+    "transformers.PreTrainedModel.gradient_checkpointing_enable": set(),
     "transformers.PreTrainedModel.supports_gradient_checkpointing": set(),
     "transformers.PreTrainedModel._init_weights": set(),
     "transformers.PreTrainedModel.get_output_embeddings": set(),
@@ -57,6 +58,7 @@ ATTRIBUTES: dict[str, str] = {
 
 # Names that the oldest admitted version lacks: whoever uses one looks for it first, and does without or says so.
 LOOKED_FOR = {
+    "transformers.PreTrainedModel.activation_checkpointing_enable": "finetune/models/training_layers.py",
     "transformers.distributed.mixin.initialize_distributed_mesh": "finetune/distributed/replica_mesh.py",
     "transformers.distributed.utils.TransformersDeviceMesh": "finetune/distributed/replica_mesh.py",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from torch.nn.parallel import DistributedDataParallel
 
 from finetune.distributed.deepspeed_import import import_deepspeed
 from finetune.distributed.prebuild import SHARED_MEMORY, Notify, announce_builds, choose_cache
@@ -48,8 +50,8 @@ def open_accelerator(
     choose_cache()  # optimizers of DeepSpeed's are compiled without its engine too
     mixed = precision if precision in ("bf16", "fp16") else "no"
     if deepspeed_config is None:
-        handler = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[handler])
+        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed)
+        accelerator.ddp_handler = _OwnBuffers()  # `kwargs_handlers` takes no subclass
     else:
         backend = dist.get_backend()
         announce_builds((SHARED_MEMORY,) if cpu else (), notify)
@@ -64,6 +66,16 @@ def open_accelerator(
         )
     _check_what_was_opened(accelerator, with_deepspeed)
     return accelerator
+
+
+class _OwnBuffers(DistributedDataParallelKwargs):
+    """How DistributedDataParallel is made: no forward pass copies the buffers of rank 0 to the others. torch from 2.13 on
+    has another name for that, warns of the one that Accelerate knows, and copies them once, when it wraps the model.
+    """
+
+    def to_kwargs(self) -> dict[str, Any]:
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        return {"forward_sync_buffers" if renamed else "broadcast_buffers": False, "gradient_as_bucket_view": True}
 
 
 def load_deepspeed() -> ModuleType:
