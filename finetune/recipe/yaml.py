@@ -68,6 +68,8 @@ def parse_document(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
+        if "nesting depth" in (error.problem or ""):  # newer libyaml's own limit, of about a thousand levels
+            raise _too_deep(where) from None
         raise UserError(f"not YAML: {_problem(error)}", where=where, remedy=_remedy(error, text, mark)) from None
     except yaml.YAMLError as error:  # a character that YAML forbids
         raise UserError(f"not YAML: {error}".splitlines()[0], where=name) from None
@@ -84,12 +86,13 @@ def _check_depth(text: str, name: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise UserError(
-                    f"nested more than {MAX_DEPTH} levels deep",
-                    where=f"{name}:{event.start_mark.line + 1 if event.start_mark else 1}",
-                )
+                raise _too_deep(f"{name}:{event.start_mark.line + 1 if event.start_mark else 1}")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+
+
+def _too_deep(where: str) -> UserError:
+    return UserError(f"nested more than {MAX_DEPTH} levels deep", where=where)
 
 
 def parse_value(text: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,6 +121,18 @@ def test_aliases_cannot_run_away() -> None:
 def test_depth_is_limited_before_nodes_are_composed(text: str) -> None:
     with pytest.raises(UserError, match=r"r\.yaml:\d: .*nested more than 64 levels deep"):
         parse_document(text, "r.yaml")
+
+
+def test_the_limit_of_newer_parsers_is_told_in_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of PyYAML 6.0.4, in its words; the scanner is ahead of the events whose depth is looked at."""
+
+    def scan(text: str, **options: object) -> None:
+        mark = yaml.Mark("r.yaml", 0, 2, 3, None, 0)
+        raise yaml.scanner.ScannerError("while increasing flow level", mark, "exceeded maximum nesting depth", mark)
+
+    monkeypatch.setattr("yaml.parse", scan)
+    with pytest.raises(UserError, match=r"^r\.yaml:3: nested more than 64 levels deep$"):
+        parse_document("a: " + "[" * 50_000, "r.yaml")
 
 
 @pytest.mark.parametrize("text", ["0x" + "f" * 200_000, "9" * 200_000, "0o" + "7" * 5_000, "1." + "0" * 200])
