@@ -84,19 +84,19 @@ def _task_lines(card: TaskCard) -> Iterator[str]:
         "| role | required | content |",
     )
     yield "|---|---|---|"
-    for role, meaning in card.columns.items():
-        groups = [group for group in card.required if role in group]
+    for role, meaning in card.rows.columns.items():
+        groups = [group for group in card.rows.required if role in group]
         alone = any(len(group) == 1 for group in groups)
         needed = "yes" if alone else f"one of {', '.join(f'`{other}`' for other in groups[0])}" if groups else ""
         yield f"| `{role}` | {needed} | {_cell(meaning)} |"
     if card.options.model_fields:
         yield from ("", "Options (section `options` of the recipe):", "")
         yield from _key_table("options", card.options, list(card.options.model_fields), kind)
-    chosen = ", ".join(f"`{name}`{_way(name)}" for name in card.metrics)
+    chosen = ", ".join(f"`{name}`{_way(name)}" for name in card.metrics.available)
     yield from ("", f"Metrics: {chosen}.", "")
-    yield f"Default: {', '.join(f'`{name}`' for name in card.default_metrics)}. Best checkpoint by: `{card.best}`."
-    yield f"Unit of the loss: {card.unit}. Micro-batch for `auto`: at most {card.micro_batch}."
-    yield f"Packing for `auto`: `{card.packing}`. Supported: {', '.join(f'`{p}`' for p in card.packings)}."
+    yield f"Default: {', '.join(f'`{name}`' for name in card.metrics.default)}. Best checkpoint by: `{card.metrics.best}`."
+    yield f"Unit of the loss: {card.loss.unit}. Micro-batch for `auto`: at most {card.batches.micro_batch}."
+    yield f"Packing for `auto`: `{card.batches.packing}`. Supported: {', '.join(f'`{p}`' for p in card.batches.packings)}."
 
 
 def _way(metric: str) -> str:

@@ -29,8 +29,8 @@ _EXAMPLES = 2  # BatchNorm needs two where blocks are found
 
 def check_stages(found: FoundModel, plan: Plan) -> None:
     """Raises: UserError for a model of a task that is not answered in stages, or with quantized weights."""
-    if not CARDS[plan.recipe.task].stages:
-        others = ", ".join(name for name, card in CARDS.items() if card.stages)
+    if not CARDS[plan.recipe.task].model.stages:
+        others = ", ".join(name for name, card in CARDS.items() if card.model.stages)
         raise UserError(
             f"a model of the task {plan.recipe.task} is not answered in stages, as those of {others} are",
             where=OPTION,
@@ -53,7 +53,7 @@ def open_stages(
     all ranks and at every start.
     Raises: UserError if the model cannot be split so.
     """
-    stages = SPLITS[task.card.stages](task, artifacts, module.eval(), count)
+    stages = SPLITS[task.card.model.stages](task, artifacts, module.eval(), count)
     return StagedModel(stages, session).eval(), stages.describe()
 
 
@@ -79,7 +79,7 @@ SPLITS: dict[str, Callable[[Task, TaskArtifacts, nn.Module, int], Stages | Parts
     "blocks": _split_blocks,
     "parts": _split_parts,
 }
-"""`TaskCard.stages` -> how a model is split."""
+"""`ModelSpec.stages` -> how a model is split."""
 
 
 def _made_up(task: Task, artifacts: TaskArtifacts, count: int = _EXAMPLES) -> Batch:

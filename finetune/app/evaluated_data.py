@@ -71,7 +71,7 @@ def open_evaluated_table(recipe: Recipe, split: str, data: list[str]) -> Table:
             card,
             columns=section.columns,
             on_bad_row=section.on_bad_row,
-            values=card.required_values(recipe.options),
+            values=card.rows.required_values(recipe.options),
         )
     if table.name == "train":  # or its images would be augmented
         table.name = "train (evaluated)"

@@ -118,7 +118,7 @@ def prepare(plan: Plan, task: Any) -> tuple[TaskArtifacts, Mapping[str, Table], 
 def padding_of(inspection: Inspection) -> Padding | None:
     """How full the micro-batches of the first steps are, on one rank; None for images, which are never padded."""
     plan, artifacts, train = inspection.plan, inspection.artifacts, inspection.train
-    if inspection.task.card.decodes or not len(train.examples):
+    if inspection.task.card.batches.decodes or not len(train.examples):
         return None
     packing, capacity = plan.training.packing, int(artifacts.settings.get("capacity", 0))
     planner = MicroBatchPlanner(

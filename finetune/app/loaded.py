@@ -137,7 +137,7 @@ class LoadedModel:
 
     def _plain_role(self) -> str:
         """The role of a row that is a text or an image by itself; "" if there is none."""
-        return self.asked.task.card.role_of_lines(self.asked.artifacts.options)
+        return self.asked.task.card.rows.role_of_lines(self.asked.artifacts.options)
 
 
 class _Rows(Sequence[Mapping[str, Any]]):

@@ -36,7 +36,7 @@ def plan_here(recipe: Recipe, ranks: int, stored: StoredPlan | None = None, *, b
     known: dict[str, Any] = {
         "machine": Machine(ranks, "cuda" if cuda else "cpu", bf16, _liger_types(recipe, config, builds), tf32),
         "config": config,
-        "model_class": model_class(card.auto_model, recipe.model, config),
+        "model_class": model_class(card.model.auto_class, recipe.model, config),
     }
     resolved = resolve_training(recipe, card, **known)
     kept = stored.over(resolved) if stored else None

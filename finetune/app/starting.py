@@ -84,7 +84,7 @@ def start_model(recipe: Recipe) -> tuple[Recipe, str]:
 
     from finetune.models.continuing import write_merged
 
-    auto_class = getattr(transformers, CARDS[recipe.task].auto_model)
+    auto_class = getattr(transformers, CARDS[recipe.task].model.auto_class)
     key = digest(KIND, 1, auto_class.__name__, source_files(recipe.model), recipe.model.config, source.base)
 
     def write(folder: Path) -> None:

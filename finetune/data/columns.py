@@ -129,11 +129,11 @@ def _plain_names(available: Sequence[str], explicit: Mapping[str, str]) -> dict[
 def _map_by_name(explicit: Mapping[str, str], available: Sequence[str], card: TaskCard) -> dict[str, str]:
     """{role: name} for the roles that the recipe does not map, by pairs, by the role's own name, or by an alias."""
     mapping: dict[str, str] = {}
-    pairs = find_pairs(card.columns, explicit, available)
+    pairs = find_pairs(card.rows.columns, explicit, available)
     mapping.update(pairs)
-    taken = {*explicit.values(), *pairs.values(), *(role for role in card.columns if role not in explicit)}
-    paired = {role for pair in PAIRS if set(pair) <= set(card.columns) for role in pair} if pairs else set()
-    for role in card.columns:
+    taken = {*explicit.values(), *pairs.values(), *(role for role in card.rows.columns if role not in explicit)}
+    paired = {role for pair in PAIRS if set(pair) <= set(card.rows.columns) for role in pair} if pairs else set()
+    for role in card.rows.columns:
         if role in explicit or role in pairs:
             continue
         if role in available and role not in explicit.values() and role not in pairs.values():
@@ -155,7 +155,7 @@ def _map_explicitly(
     mapping: dict[str, str] = {}
     faults: list[ColumnFault] = []
     for role, column in explicit.items():
-        if role not in card.columns:
+        if role not in card.rows.columns:
             continue  # an unknown role is a fault of the recipe and reported there
         if column in available or column in nested:
             mapping[role] = column

@@ -45,7 +45,7 @@ class Embedding:
     def card(self) -> TaskCard:
         """The card of rows that are only asked."""
         asked = self.inner.card.for_asking()
-        return replace(asked, targets=(), asked=asked.required)
+        return replace(asked, rows=replace(asked.rows, targets=(), asked=asked.rows.required))
 
     def encode(self, artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[Encoded]:
         """What the model is asked, whatever else a row says."""
@@ -113,7 +113,7 @@ def check_encoder(card: TaskCard, config: Any, where: str) -> None:
     causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if getattr(config, "is_causal", None) is False:
         causal = False
-    if causal or not card.embeds or getattr(config, "is_encoder_decoder", False):
+    if causal or not card.model.embeds or getattr(config, "is_encoder_decoder", False):
         reason = (
             "a decoder, whose tokens see only those before them"
             if causal

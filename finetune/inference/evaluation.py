@@ -95,7 +95,7 @@ class Evaluator:
 
     def _workers(self, examples: int) -> int:
         """Loader processes for so many examples of this rank; as in training, as far as they are worth their start."""
-        if examples < WORTH_A_WORKER or not self.task.card.decodes:
+        if examples < WORTH_A_WORKER or not self.task.card.batches.decodes:
             return 0
         session, plan = self.engine.session, self.plan
         workers = choose_workers(

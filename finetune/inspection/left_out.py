@@ -84,15 +84,15 @@ def _explain(task: Any, artifacts: TaskArtifacts, index: int, place: str, row: R
 
 def _cause(task: Any, artifacts: TaskArtifacts, row: Row) -> Cause:
     """The first that applies."""
-    if "image" in task.card.columns:
+    if "image" in task.card.rows.columns:
         try:
             decode_image(row.get("image"), artifacts.options.value_range)
         except BadRow:
             return "image"
-        return "boxes" if "objects" in task.card.columns else "other"
+        return "boxes" if "objects" in task.card.rows.columns else "other"
     if length_limits(artifacts) and not isinstance(_again(task, without_limits(artifacts), row), BadRow):
         return "length"
-    if has_blank(row, tuple(task.card.columns)):
+    if has_blank(row, tuple(task.card.rows.columns)):
         return "empty"
     spoken = speakers(row["messages"]) if "messages" in row else []
     if spoken and "assistant" not in spoken:

@@ -62,11 +62,11 @@ def inspect_split(
     task: Any, plan: Plan, artifacts: TaskArtifacts, table: Table, examples: Examples, tick: Tick
 ) -> InspectedSplit:
     """The passes over one split: its rows, its examples if they hold tokens, rows left out, and cuts."""
-    name, decodes = table.name, task.card.decodes
+    name, decodes = table.name, task.card.batches.decodes
     ids = np.asarray(examples.ids, np.int64)
     row_ids = ids // PARTS if hasattr(examples, "split_count") else ids
     similar = None if decodes else Signatures(_sample(len(table), plan.recipe.seed))
-    roles = task.card.contents
+    roles = task.card.rows.contents
     contents = read_contents(
         table, roles, similar=similar, tick=lambda done: tick(f"{name}: rows read", done, len(table))
     )

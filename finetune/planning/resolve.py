@@ -119,15 +119,15 @@ def resolve_training(
     packing = _packing(recipe, card, config, model_class)
     window: int | str | None = recipe.data.balance_window
     if window == "auto":
-        window = card.balance_window if packing == "none" or card.rows else None
-    best = evaluation.best or card.best
+        window = card.batches.balance_window if packing == "none" or card.batches.sequences else None
+    best = evaluation.best or card.metrics.best
     return TrainingPlan(
         precision=precision,
         batch_norm=_batch_norm(recipe),
         optimizer=training.optimizer,
         epochs=None if training.steps else training.epochs or DEFAULT_EPOCHS,
         steps=training.steps,
-        metrics=card.default_metrics if evaluation.metrics is None else tuple(evaluation.metrics),
+        metrics=card.metrics.default if evaluation.metrics is None else tuple(evaluation.metrics),
         best_metric=best,
         best_mode=best_mode(evaluation, best),
         packing=packing,
@@ -148,7 +148,7 @@ def _batch_norm(recipe: Recipe) -> str:
 def _packing(recipe: Recipe, card: TaskCard, config: Any, model_class: Any) -> str:
     """auto: the task's own way where the model can, else none. Raises: UserError if it must, and cannot."""
     asked = recipe.data.packing
-    packing = card.packing if asked == "auto" else asked
+    packing = card.batches.packing if asked == "auto" else asked
     obstacle = None if packing == "none" else padding_free_obstacle(model_class, config, recipe.model.attention)
     if obstacle is None:
         return packing
@@ -165,8 +165,8 @@ def _capacity(recipe: Recipe, card: TaskCard, config: Any) -> int:
     if asked != "auto":
         return asked
     longest = usable_positions(int(getattr(recipe.options, "max_length", 0)), config)
-    examples = card.micro_batch if recipe.parallel.micro_batch == "auto" else recipe.parallel.micro_batch
-    return longest * card.rows * examples if card.rows else longest
+    examples = card.batches.micro_batch if recipe.parallel.micro_batch == "auto" else recipe.parallel.micro_batch
+    return longest * card.batches.sequences * examples if card.batches.sequences else longest
 
 
 def _capacity_limit(recipe: Recipe, packing: str, device: str) -> int:
@@ -214,7 +214,7 @@ def keeps_masters(recipe: Recipe, card: TaskCard, precision: str, device: str) -
         return False
     asked = recipe.parallel.master_weights
     if asked == "auto":
-        return device == "cuda" and not card.decodes and recipe.model.dtype == "auto"
+        return device == "cuda" and not card.batches.decodes and recipe.model.dtype == "auto"
     return asked
 
 
@@ -241,7 +241,7 @@ def _batch(recipe: Recipe, card: TaskCard, ranks: int) -> BatchPlan:
         recipe.training.global_batch,
         ranks // recipe.parallel.split,
         recipe.parallel.micro_batch,
-        card.micro_batch,
+        card.batches.micro_batch,
         at_least=MICRO_BATCHES_PER_STAGE * stages if stages > 1 else 1,
     )
 

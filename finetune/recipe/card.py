@@ -1,4 +1,16 @@
-"""What a recipe needs to know about a task. Each task declares one card, without importing torch."""
+"""What the rest of the program needs to know about a task. Each task declares one card, without importing torch.
+
+A card has a part for each kind of reader; what a part does not say has the default written here. The smallest card:
+
+    CARD = TaskCard(
+        name="sorting",
+        summary="Sort texts into classes.",
+        rows=RowSpec(columns={"text": "The text.", "label": "Its class."}, required=(("text",), ("label",))),
+        metrics=MetricSpec(available=("accuracy",), default=("accuracy",), best="accuracy"),
+        loss=LossSpec(unit="example"),
+        model=ModelSpec(auto_class="AutoModelForSequenceClassification"),
+    )
+"""
 
 from __future__ import annotations
 
@@ -16,68 +28,30 @@ class NoOptions(Section):
 
 
 @dataclass(frozen=True, eq=False)
-class TaskCard:
-    """name: the `task:` of a recipe. columns: role -> what it holds (`data.columns` maps roles to the data's columns).
+class RowSpec:
+    """Read by data/, inspection/ and whoever takes rows from users: what a row holds.
 
+    columns: role -> what it holds (`data.columns` maps roles to the data's columns).
     required: roles that every row must have, each entry a tuple of alternatives (one of which is enough).
     targets: roles that say what the answer should be; rows that are only asked (prediction) need none of them.
     asked: roles that such rows must have, as `required`; (): those of `required` without targets.
-    line_role: the role of a line of plain text; line_roles: (option, {its value: another role}).
     asked_columns: further roles that only such rows may have, as `columns`.
-    options: the schema of the recipe's `options:` section. metrics: names of modules in `metrics/` that the task can
-    feed; default_metrics: those computed unless the recipe says otherwise; best: the metric that chooses the best.
-    unit: the unit of loss ("token", "example", "image"), for progress lines. packing: the automatic
-    data.packing; packings: what the task supports. rows: sequences of an example (a pair of replies: 2), where an
-    automatic data.capacity holds a whole micro-batch of the longest examples; 0: where it holds one sequence.
-    balance_window: steps over which examples are balanced by length, where it is automatic.
+    line_role: the role of a line of plain text; line_roles: (option, {its value: another role}).
     class_role: the role that names classes, "" for none: held-out rows leave a row of each class in training.
     several: (option, value) with which a row may have any number of labels in class_role, or none.
-    splits: ways its models can be split over ranks ("tensor", "pipeline").
-    auto_model: the class of transformers that makes its models, such as AutoModelForCausalLM.
-    title: the task in words, for model cards; "": its name.
-    decodes: examples are decoded when they are fetched (images), so loader processes pay off.
-    embeds: its models are encoders, whose last hidden states make an embedding of a row (`finetune predict --embed`).
-    pieces: what large rows are cut into when they are answered (inference/pieces/); "": they are never cut.
-    merges: how the answers of the pieces of a row can become one (`--merge`); (): in one way only.
-    stages: how its models are split over ranks that answer (`--stages`, app/asked_stages.py); "": they are not.
-    picture_legend: what is drawn into the pictures of the report; "": they show the image as the model sees it.
-    loss_note: why the losses of training and evaluation are not on one scale, for the report.
-    unhashed: columns that do not count when validation rows are held out by a hash of their content.
+    unhashed: roles that do not count when validation rows are held out by a hash of their content.
     """
 
-    name: str
-    summary: str
     columns: Mapping[str, str]
     required: tuple[tuple[str, ...], ...]
-    metrics: tuple[str, ...]
-    default_metrics: tuple[str, ...]
-    best: str
-    unit: str
-    auto_model: str = ""
-    title: str = ""
-    options: type[Section] = NoOptions
-    label_smoothing: bool = False
-    packing: str = "none"
-    packings: tuple[str, ...] = ("none",)
-    rows: int = 0
-    balance_window: int = 1
-    decodes: bool = False
-    micro_batch: int = 16  # examples per forward pass on one rank, if the recipe says auto and there are more
-    splits: tuple[str, ...] = ()
-    embeds: bool = False
-    pieces: Literal["", "boxes", "images", "texts", "words"] = ""
-    merges: tuple[str, ...] = ()
-    stages: Literal["", "blocks", "parts"] = ""
-    picture_legend: str = ""
-    loss_note: str = ""
-    unhashed: tuple[str, ...] = ()
-    class_role: str = ""
-    several: tuple[str, str] | None = None
     targets: tuple[str, ...] = ()
     asked: tuple[tuple[str, ...], ...] = ()
     asked_columns: Mapping[str, str] = field(default_factory=dict)
     line_role: str = ""
     line_roles: tuple[str, Mapping[str, str]] = ("", {})
+    class_role: str = ""
+    several: tuple[str, str] | None = None
+    unhashed: tuple[str, ...] = ()
 
     @property
     def contents(self) -> tuple[str, ...]:
@@ -88,8 +62,8 @@ class TaskCard:
         """Whether a row may have any number of labels, given the recipe's `options` section."""
         return self.several is not None and getattr(options, self.several[0], None) == self.several[1]
 
-    def for_asking(self) -> TaskCard:
-        """The card of rows that are asked: no targets are required, and asked_columns are columns."""
+    def for_asking(self) -> RowSpec:
+        """Of rows that are asked: no targets are required, and asked_columns are columns."""
         asked = self.asked or tuple(roles for roles in self.required if not set(roles) <= set(self.targets))
         return replace(self, columns={**self.columns, **self.asked_columns}, required=asked)
 
@@ -103,3 +77,102 @@ class TaskCard:
         if not self.has_label_sets(options):
             return self.required
         return tuple(roles for roles in self.required if roles != (self.class_role,))
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """Read by evaluation and by whoever shows one figure of a run.
+
+    available: names of modules in `metrics/` that the task can feed; default: those computed unless the recipe says
+    otherwise; best: the metric that chooses the best checkpoint.
+    """
+
+    available: tuple[str, ...]
+    default: tuple[str, ...]
+    best: str
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """Read by the checks of recipes, progress lines and the report.
+
+    unit: what the loss is divided by ("token", "example", "image"). label_smoothing: the loss has labels to smooth.
+    note: why the losses of training and evaluation are not on one scale, for the report; "": they are.
+    """
+
+    unit: str
+    label_smoothing: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Read by planning/, which resolves `auto`, and by the loader.
+
+    micro_batch: examples per forward pass on one rank, if the recipe says auto and there are more.
+    packing: the automatic data.packing; packings: what the task supports.
+    sequences: of an example (a pair of replies: 2), where an automatic data.capacity holds a whole micro-batch of the
+    longest examples; 0: where it holds one sequence.
+    balance_window: steps over which examples are balanced by length, where it is automatic.
+    decodes: examples are decoded when they are fetched (images), so loader processes pay off.
+    """
+
+    micro_batch: int = 16
+    packing: str = "none"
+    packings: tuple[str, ...] = ("none",)
+    sequences: int = 0
+    balance_window: int = 1
+    decodes: bool = False
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Read by whoever loads or splits a model.
+
+    auto_class: the class of transformers that makes its models, such as AutoModelForCausalLM.
+    splits: ways they can be split over ranks that train ("tensor", "pipeline").
+    stages: how they are split over ranks that answer (`--stages`, app/asked_stages.py); "": they are not.
+    embeds: they are encoders, whose last hidden states make an embedding of a row (`finetune predict --embed`).
+    """
+
+    auto_class: str
+    splits: tuple[str, ...] = ()
+    stages: Literal["", "blocks", "parts"] = ""
+    embeds: bool = False
+
+
+@dataclass(frozen=True)
+class AnswerSpec:
+    """Read by inference/ and the report.
+
+    pieces: what large rows are cut into when they are answered (inference/pieces/); "": they are never cut.
+    merges: how the answers of the pieces of a row can become one (`--merge`); (): in one way only.
+    picture_legend: what is drawn into the pictures of the report; "": they show the image as the model sees it.
+    """
+
+    pieces: Literal["", "boxes", "images", "texts", "words"] = ""
+    merges: tuple[str, ...] = ()
+    picture_legend: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class TaskCard:
+    """name: the `task:` of a recipe, and the task's folder. summary: a sentence for people who choose a task.
+
+    title: the task in words, for model cards; "": its name. options: the schema of the recipe's `options:` section.
+    """
+
+    name: str
+    summary: str
+    rows: RowSpec
+    metrics: MetricSpec
+    loss: LossSpec
+    model: ModelSpec
+    batches: BatchSpec = BatchSpec()
+    answers: AnswerSpec = AnswerSpec()
+    title: str = ""
+    options: type[Section] = NoOptions
+
+    def for_asking(self) -> TaskCard:
+        """The card of rows that are asked; see RowSpec.for_asking."""
+        return replace(self, rows=self.rows.for_asking())

@@ -129,10 +129,10 @@ def _fill(draft: Draft, card: TaskCard) -> None:
     evaluation = draft.values.setdefault("evaluation", {})
     if isinstance(evaluation, dict):
         if evaluation.get("metrics") is None:
-            draft.put(("evaluation", "metrics"), list(card.default_metrics), f"{DERIVED}default of {card.name}")
+            draft.put(("evaluation", "metrics"), list(card.metrics.default), f"{DERIVED}default of {card.name}")
         metrics = evaluation["metrics"]
         if not evaluation.get("best") and isinstance(metrics, list):
-            best = card.best if card.best in metrics else "loss"
+            best = card.metrics.best if card.metrics.best in metrics else "loss"
             draft.put(("evaluation", "best"), best, f"{DERIVED}default of {card.name}")
     tracking = draft.values.setdefault("tracking", {})
     if isinstance(tracking, dict) and not tracking.get("group") and isinstance(draft.get(("name",)), str):

@@ -80,13 +80,13 @@ def write_starter(
 def guess_columns(card: TaskCard, columns: Sequence[str]) -> dict[str, str]:
     """Role -> column of the data, as far as the names allow; no column is used for two roles."""
     free = {column.lower(): column for column in columns}
-    found = {role: free.pop(column) for role, column in find_pairs(card.columns, {}, list(free)).items()}
+    found = {role: free.pop(column) for role, column in find_pairs(card.rows.columns, {}, list(free)).items()}
     for round_ in (_same, _also_called, _near):
-        for role in card.columns:
+        for role in card.rows.columns:
             column = round_(role, list(free)) if role not in found else None
             if column is not None:
                 found[role] = free.pop(column)
-    return {role: found[role] for role in card.columns if role in found}
+    return {role: found[role] for role in card.rows.columns if role in found}
 
 
 def _same(role: str, columns: Sequence[str]) -> str | None:
@@ -134,12 +134,12 @@ def _data_lines(card: TaskCard, source: str, columns: Sequence[str], splits: Col
     yield "  columns:  # role of the task: column of the data" + (
         f" (available: {', '.join(columns)})" if columns else ""
     )
-    for role, meaning in card.columns.items():
+    for role, meaning in card.rows.columns.items():
         if role in guessed:
             yield f"    {role}: {one_line(guessed[role])}  # {meaning}"
         else:
             yield f"    # {role}: ...  # {meaning}"
-    for alternatives in card.required:
+    for alternatives in card.rows.required:
         if columns and not any(role in guessed for role in alternatives):
             yield f"    # fill in {' or '.join(alternatives)}: required by the task, and no column of this name was found"
 

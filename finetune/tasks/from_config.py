@@ -67,7 +67,11 @@ def derive_artifacts(model: ModelSection, task: str, notes: list[str], *, body: 
 def bodies(config: Any) -> list[str]:
     """Tasks whose models are this body with a head: how an encoder without one reads texts or images."""
     with_heads = ("text_classification", "image_classification")
-    return [name for name in with_heads if type(config) in getattr(transformers, CARDS[name].auto_model)._model_mapping]
+    return [
+        name
+        for name in with_heads
+        if type(config) in getattr(transformers, CARDS[name].model.auto_class)._model_mapping
+    ]
 
 
 def derivable() -> list[str]:
@@ -81,7 +85,7 @@ def possible_tasks(model: ModelSection, config: Any) -> list[str]:
     adapted = ADAPTED.get(str(adapter.settings.get("task_type"))) if adapter is not None else None
     found = []
     for name in derivable():
-        auto_model = CARDS[name].auto_model
+        auto_model = CARDS[name].model.auto_class
         if auto_model == adapted or _is_among(auto_model, config):
             found.append(name)
     if _is_number(config):

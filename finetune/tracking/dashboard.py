@@ -254,7 +254,7 @@ def _section(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _best(recipe: Mapping[str, Any]) -> tuple[str, str]:
     """The metric that chooses the best checkpoint, and max or min: what the recipe says, or else the task."""
     evaluation, card = _section(recipe, "evaluation"), CARDS.get(str(recipe.get("task")))
-    name = str(evaluation.get("best") or (card.best if card is not None else "") or "loss")
+    name = str(evaluation.get("best") or (card.metrics.best if card is not None else "") or "loss")
     mode = evaluation.get("best_mode")
     if mode in ("max", "min"):
         return name, str(mode)

@@ -105,7 +105,7 @@ def _chosen_metric(run: Run, facts: Mapping[str, Any]) -> str:
     except (UserError, KeyError, TypeError):
         named = ""
     card = CARDS.get(str(facts.get("task")))
-    return str(named or (card.best if card else "loss"))
+    return str(named or (card.metrics.best if card else "loss"))
 
 
 def _best(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[str, float | None]:

@@ -40,9 +40,9 @@ def usage_of(task: str) -> Usage:
     """From the task's card; a task or class that is not known here is loaded by the most general classes of transformers."""
     card = CARDS.get(task)
     title = card.title if card is not None and card.title else task.replace("_", " ")
-    if card is None or card.auto_model not in _CLASSES:
+    if card is None or card.model.auto_class not in _CLASSES:
         return Usage(title, "AutoModel", "AutoProcessor", "")
-    return Usage(title, card.auto_model, *_CLASSES[card.auto_model])
+    return Usage(title, card.model.auto_class, *_CLASSES[card.model.auto_class])
 
 
 def loading_code(usage: Usage, kind: Kind, *, new_tokens: bool = False, remote_code: bool = False) -> str:

@@ -49,7 +49,7 @@ def best_values(run: Run, recipe: Recipe) -> dict[str, str]:
     """
     found = {"loss": "min"}
     plan, card, evaluation = _training_plan(run), CARDS.get(recipe.task), recipe.evaluation
-    chosen = plan.get("best_metric") or evaluation.best or (card.best if card is not None else "")
+    chosen = plan.get("best_metric") or evaluation.best or (card.metrics.best if card is not None else "")
     for name in (*(plan.get("metrics") or evaluation.metrics or ()), *([chosen] if chosen else ())):
         if name in CATALOGUE and (better := CATALOGUE[name].direction) is not None:
             found[name] = better

@@ -83,7 +83,7 @@ class ScheduledSource:
         schedule = planner.schedule(recipe, plan.training.balance_window)
         workers = choose_workers(
             recipe.data.workers,
-            decodes=task.card.decodes,
+            decodes=task.card.batches.decodes,
             device=session.device.type,
             cores=threads_each(session.local_world_size),
         )

@@ -33,7 +33,7 @@ class Validator:
         self.datasets, self.evaluator, self.step_logger = prepared.datasets, evaluator, step_logger
         self.predictions = predictions
         self._pictures: WorstPictures | None = None
-        if prepared.task.card.decodes:
+        if prepared.task.card.batches.decodes:
             folder = predictions / "pictures" / "examples"
             self._pictures = WorstPictures(prepared.artifacts, folder, step_logger.telemetry)
 

@@ -34,7 +34,7 @@ def read(example: TinyExample, folder: Path, **changes: Any) -> tuple[Prepared, 
 
 def asked(task: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """The row without what is to be learned from it."""
-    kept = {role: value for role, value in row.items() if role not in CARDS[task].targets}
+    kept = {role: value for role, value in row.items() if role not in CARDS[task].rows.targets}
     if task == "causal_lm" and kept.get("messages"):
         kept["messages"] = kept["messages"][:-1]
     return kept
@@ -68,7 +68,7 @@ def same(one: Any, other: Any) -> bool:
 def test_every_task_says_what_its_targets_are() -> None:
     assert set(CARDS) == {example.task for example in EXAMPLES}
     for card in CARDS.values():
-        assert card.targets and set(card.targets) <= set(card.columns)
+        assert card.rows.targets and set(card.rows.targets) <= set(card.rows.columns)
 
 
 def test_rows_without_targets_are_answered_in_order(example: TinyExample, tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_every_answer_becomes_a_record_of_the_fields_that_were_said_before(
 
 def test_rows_that_are_asked_need_no_targets(example: TinyExample) -> None:
     card = CARDS[example.task]
-    needed = {role for roles in card.for_asking().required for role in roles}
-    assert needed and needed <= set(card.columns) | set(card.asked_columns)
+    needed = {role for roles in card.for_asking().rows.required for role in roles}
+    assert needed and needed <= set(card.rows.columns) | set(card.rows.asked_columns)
 
 
 def test_targets_change_no_input(example: TinyExample, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_loss_does_not_depend_on_how_the_batch_is_split(example: TinyExample, tm
 def test_batches_without_padding_have_the_losses_and_the_answers_of_padded_ones(
     example: TinyExample, tmp_path: Path
 ) -> None:
-    if "padding_free" not in CARDS[example.task].packings:
+    if "padding_free" not in CARDS[example.task].batches.packings:
         pytest.skip(f"{example.task} pads its batches")
     found = []
     for packing in ("none", "padding_free"):
@@ -241,7 +241,7 @@ def test_a_dummy_changes_nothing_but_reaches_every_weight(example: TinyExample, 
 
 def test_half_precision_weights_have_the_loss_of_float32_ones(example: TinyExample, tmp_path: Path) -> None:
     """As DistributedDataParallel runs them where it keeps float32 masters: under autocast."""
-    if CARDS[example.task].decodes:
+    if CARDS[example.task].batches.decodes:
         pytest.skip("models of images keep float32 weights")
     section = {"parallel": {"deepspeed": "none", "master_weights": True}}
     wide = prepare(example.recipe(tmp_path, training={"precision": "fp32"}))
@@ -293,7 +293,7 @@ def test_an_adapter_learns_merges_and_is_continued(example: TinyExample, tmp_pat
     section = ready.plan.recipe.model.model_copy(update={"source": str(tmp_path / "adapter")})
     source = adapter_of(section)
     assert source is not None and source.base == str(base)
-    write_merged(getattr(transformers, ready.task.card.auto_model), section, source, tmp_path / "merged")
+    write_merged(getattr(transformers, ready.task.card.model.auto_class), section, source, tmp_path / "merged")
     merged = prepare(example.recipe(tmp_path, model={"source": str(tmp_path / "merged")}))
     _same(_predict(ready, model), _predict(merged, _build(merged, ready)), 1e-3)
 

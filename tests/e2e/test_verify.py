@@ -154,7 +154,7 @@ def test_float8_is_left_out_and_that_is_reported(workplace, capsys):
     assert "float8 rounds products to 8 bits" in capsys.readouterr().out
 
 
-SLICED = [number for number, example in enumerate(EXAMPLES) if "tensor" in CARDS[example.task].splits]
+SLICED = [number for number, example in enumerate(EXAMPLES) if "tensor" in CARDS[example.task].model.splits]
 
 
 def test_every_task_that_says_so_is_sliced():

@@ -184,7 +184,7 @@ def last_table(recorded: Recorded, name: str) -> tuple[list[str], list[list[Any]
 
 
 def test_pictures_and_their_boxes(recorded):
-    shows = CARDS[recorded.task].decodes
+    shows = CARDS[recorded.task].batches.decodes
     assert recorded.counts("pictures") == (PICTURES if shows else {})
     images = list(recorded.folder.glob("files/media/images/pictures/*.png"))
     names = Counter(path.name.split("_")[0] for path in images)
@@ -245,7 +245,7 @@ def test_the_workspace_asks_for_what_was_logged(recorded):
     expected += ["Confusion matrix and classes"] if classes else []
     expected += ["Worst examples", "Predictions of each evaluation"]
     expected += ["ROC, precision and recall"] if recorded.task in CLASSES else []
-    expected += ["Pictures"] if CARDS[recorded.task].decodes else []
+    expected += ["Pictures"] if CARDS[recorded.task].batches.decodes else []
     expected += ["Other tables"] if recorded.task == "object_detection" else []
     assert sections == expected
     assert asked and asked <= recorded.keys, asked - recorded.keys

@@ -61,7 +61,7 @@ class GpuRanks:
         Raises: AssertionError with what the ranks say if the training ends early.
         """
         run, recipe = self.folder / name, self.folder / f"{name}.yaml"
-        if CARDS[values["task"]].decodes:
+        if CARDS[values["task"]].batches.decodes:
             values = {**values, "data": {"workers": LOADERS, **values["data"]}}
         recipe.write_text(yaml.safe_dump(values))
         try:

@@ -73,7 +73,7 @@ def test_a_task_learns_in_bf16_and_engines_agree(gpu: GpuRanks, example: TinyExa
         assert len(found[name]) == STEPS and all(map(math.isfinite, found[name]))
         assert found[name][-1] < found[name][0], name
         *_, validation = (row for row in run.rows if row["split"] == "validation")
-        figures = [key for key in validation if key in CARDS[example.task].default_metrics]
+        figures = [key for key in validation if key in CARDS[example.task].metrics.default]
         assert math.isfinite(validation["loss"]) and figures
         assert (run.path / "model").is_dir() and (run.path / "report.html").is_file()
     apart = (

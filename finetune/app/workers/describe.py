@@ -58,7 +58,7 @@ def describe(context: TrainingContext) -> dict[str, Any]:
         **({"float8": plan.training.float8} if plan.training.float8 != "none" else {}),
         **({"kernels": plan.machine.kernels} if plan.machine.kernels != "none" else {}),
         **({"compile": plan.machine.compile} if plan.machine.compile != "none" else {}),
-        "unit": context.task.card.unit,
+        "unit": context.task.card.loss.unit,
         "global_batch": recipe.training.global_batch,
         "micro_batch": plan.batch.micro_batch,
         "accumulation": plan.batch.accumulation,

@@ -114,7 +114,7 @@ class Prediction:
         stored, asked = self.found.stored, self.found.recipe.evaluation.metrics
         if stored is not None and "metrics" in stored.training:
             return tuple(stored.training["metrics"])
-        return self.recorder.task.card.default_metrics if asked is None else tuple(asked)
+        return self.recorder.task.card.metrics.default if asked is None else tuple(asked)
 
     @property
     def metric_options(self) -> Mapping[str, Any]:
@@ -136,7 +136,7 @@ class Prediction:
 
     def _columns(self) -> ColumnChoice:
         recipe, task = self.found.recipe, self.recorder.task
-        line_role = task.card.role_of_lines(self.found.artifacts.options)
+        line_role = task.card.rows.role_of_lines(self.found.artifacts.options)
         return ColumnChoice(parse_columns(self.options.columns), dict(recipe.data.columns), line_role)
 
     def _has_rows(self, source: SourceSection) -> bool:

@@ -77,7 +77,7 @@ def work(*, recipe: str, **options: Any) -> None:
     if rank == ranks - 1 and not differing:
         for name in REFERENCES:
             _write(folder / f"{name}.json", asdict(reference_figures(verified, name, folder, settings["steps"])))
-    has_stages = "pipeline" in CARDS[verified.task].splits
+    has_stages = "pipeline" in CARDS[verified.task].model.splits
     pipeline = has_stages and not OPTIMIZERS[verified.training.optimizer].from_deepspeed
     variants = make_variants(
         verified.training.global_batch,

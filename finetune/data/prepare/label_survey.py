@@ -204,10 +204,10 @@ class RowClasses:
 
 def row_classes(table: Table, card: TaskCard, options: Any) -> RowClasses | None:
     """The classes of the rows of a task that has classes; None for other tasks. options: the recipe's section."""
-    role = card.class_role
+    role = card.rows.class_role
     if not role:
         return None
-    if card.has_label_sets(options):
+    if card.rows.has_label_sets(options):
         stated, separator = getattr(options, "labels", ()), getattr(options, "label_separator", "from_data")
         return RowClasses(table, role, label_form(table, role, stated=stated, separator=separator)[0])
     return RowClasses(table, role, None if role == "label" else TAGS)

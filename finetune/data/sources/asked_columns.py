@@ -43,13 +43,13 @@ def choose_columns(rows: RawRows, card: TaskCard, choice: ColumnChoice) -> dict[
     Raises: UserError for a role that is none, or a column that is missing, with the nearest name.
     """
     for role in choice.flags:
-        if role not in card.columns:
-            near = nearest_name(role, card.columns)
+        if role not in card.rows.columns:
+            near = nearest_name(role, card.rows.columns)
             hint = f"Did you mean {near}? " if near else ""
             raise UserError(
                 f"{card.name} has no role {role!r}",
                 where=FLAG,
-                remedy=f"{hint}The roles are {', '.join(card.columns)}.",
+                remedy=f"{hint}The roles are {', '.join(card.rows.columns)}.",
             )
     available = list(rows.columns)
     explicit = {
@@ -60,11 +60,11 @@ def choose_columns(rows: RawRows, card: TaskCard, choice: ColumnChoice) -> dict[
     explicit.update(choice.flags)
     if rows.lines and choice.line_role and not choice.flags:
         explicit[choice.line_role] = available[0]
-    explicit = {role: column for role, column in explicit.items() if role in card.columns}
-    mapping, faults = resolve_columns(explicit, available, card, card.required, rows.nested)
+    explicit = {role: column for role, column in explicit.items() if role in card.rows.columns}
+    mapping, faults = resolve_columns(explicit, available, card, card.rows.required, rows.nested)
     if faults and not set(choice.flags) & {fault.role for fault in faults}:
         for guess in _guesses(card, available, mapping):
-            again, others = resolve_columns({**explicit, **guess}, available, card, card.required, rows.nested)
+            again, others = resolve_columns({**explicit, **guess}, available, card, card.rows.required, rows.nested)
             if not others:
                 return again
     if faults:
@@ -78,7 +78,7 @@ def _guesses(card: TaskCard, available: Sequence[str], mapping: Mapping[str, str
     return [
         {pair[0]: asked}
         for pair, names in PAIRS.items()
-        if pair[0] in card.columns and pair[0] not in mapping
+        if pair[0] in card.rows.columns and pair[0] not in mapping
         for asked, _, _ in names
         if asked in free
     ]
@@ -86,7 +86,7 @@ def _guesses(card: TaskCard, available: Sequence[str], mapping: Mapping[str, str
 
 def _missing(rows: RawRows, card: TaskCard, role: str, column: str, nearest: str, choice: ColumnChoice) -> UserError:
     """The error for a column that is not there."""
-    roles = next((roles for roles in card.required if role in roles), (role,))
+    roles = next((roles for roles in card.rows.required if role in roles), (role,))
     wanted = f"the data has no column {column!r}" if role in choice.flags else f"no column for {' or '.join(roles)}"
     if role not in choice.flags and role in choice.recipe:
         wanted += f": the model was trained on {choice.recipe[role]!r}"

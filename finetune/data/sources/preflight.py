@@ -40,7 +40,7 @@ def _all_faults(recipe: Recipe, card: TaskCard, as_split: str) -> Iterator[Fault
         for index, source in enumerate(sources):
             key = f"data.{name}.{index}"
             yield from _unknown_roles(f"{key}.columns", source.columns, card)
-            spec = ColumnSpec(card, {**data.columns, **source.columns}, card.required)
+            spec = ColumnSpec(card, {**data.columns, **source.columns}, card.rows.required)
             try:
                 yield from _source_faults(as_split or name, key, source, spec)
             except UserError as error:
@@ -52,10 +52,15 @@ def _all_faults(recipe: Recipe, card: TaskCard, as_split: str) -> Iterator[Fault
 
 def _unknown_roles(key: str, columns: dict[str, str], card: TaskCard) -> Iterator[Fault]:
     for role, column in columns.items():
-        if role not in card.columns:
+        if role not in card.rows.columns:
             message = f"the task {card.name} has no role {role!r}"
             yield Fault(
-                UNLOCATED, f"{key}.{role}", message, column, ", ".join(card.columns), nearest_name(role, card.columns)
+                UNLOCATED,
+                f"{key}.{role}",
+                message,
+                column,
+                ", ".join(card.rows.columns),
+                nearest_name(role, card.rows.columns),
             )
 
 

@@ -21,8 +21,8 @@ def shared_rows(tables: Mapping[str, JoinedTable], card: TaskCard) -> Iterator[s
     train = tables["train"]
     held_out = {"train"} if train.whole is None else {"train", "validation"}
     for name in [name for name in tables if name not in held_out]:
-        table, known = tables[name], row_hashes(train, train.fingerprint, card.contents)
-        hashes = row_hashes(table, table.fingerprint, card.contents)
+        table, known = tables[name], row_hashes(train, train.fingerprint, card.rows.contents)
+        hashes = row_hashes(table, table.fingerprint, card.rows.contents)
         shared = np.flatnonzero(np.isin(hashes, known))
         if not len(shared):
             continue

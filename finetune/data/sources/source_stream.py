@@ -61,7 +61,7 @@ class SourceStream:
         self._asked: list[AskedRows] = []
         for part in parts:
             mapping = choose_columns(part, asked, columns)
-            spec = ColumnSpec(asked, mapping, asked.required)
+            spec = ColumnSpec(asked, mapping, asked.rows.required)
             self._asked.append(AskedRows(spec, mapping, kept, part.base))
         self.columns: Mapping[str, str] = {
             role: column for one in reversed(self._asked) for role, column in one.mapping.items()

@@ -123,7 +123,7 @@ class AskedRows:
         try:
             check_text(row.get(role), column)
         except BadRow as bad:
-            if role not in self.spec.card.targets:
+            if role not in self.spec.card.rows.targets:
                 raise
             del row[role]
             notices.append(f"{WITHOUT_TARGET}: {bad}")
@@ -145,9 +145,9 @@ def json_value(value: Any) -> Any:
 
 def is_labeled(card: TaskCard, columns: Collection[str]) -> bool:
     """Whether there are columns for what the answers of a task should be. columns: roles that the data has."""
-    wanted = [roles for roles in card.required if set(roles) & set(card.targets)]
+    wanted = [roles for roles in card.rows.required if set(roles) & set(card.rows.targets)]
     if not wanted:  # of language models: the reply is one of several roles, or the end of a conversation
-        return any(role in columns for role in card.targets) or "messages" in columns
+        return any(role in columns for role in card.rows.targets) or "messages" in columns
     return all(any(role in columns for role in roles) for roles in wanted)
 
 
@@ -170,7 +170,7 @@ class MemoryStream:
     ) -> None:
         asked = card.for_asking()
         available = list(dict.fromkeys(column for row in islice(rows, 1_000) for column in row))
-        spec = ColumnSpec(asked, columns or {}, asked.required)
+        spec = ColumnSpec(asked, columns or {}, asked.rows.required)
         self.name, self._rows = name, rows
         self.columns: Mapping[str, str] = spec.resolve(available, name) if rows else {}
         self.kept: Sequence[str] = list(keep)

@@ -44,7 +44,7 @@ def open_tables(recipe: Recipe, card: TaskCard, *, notify: Notify = _silent) -> 
                 columns=data.columns,
                 on_bad_row=data.on_bad_row,
                 limit=limit,
-                values=card.required_values(recipe.options),
+                values=card.rows.required_values(recipe.options),
                 notify=notify,
             )
     for note in split_notes(data):
@@ -76,7 +76,7 @@ def open_split(
     parts: list[PartRows] = []
     bad, odd = BadRows(on_bad_row), OddValues()
     for source in sources:
-        present = card.required if required is None else required
+        present = card.rows.required if required is None else required
         spec = ColumnSpec(card, {**columns, **source.columns}, present if values is None else values, present)
         source_limit = min((rows for rows in (source.limit, limit) if rows is not None), default=None)
         for rows, mapping in open_source(name, source, spec, source_limit, notify):
@@ -111,7 +111,7 @@ def _held_out(whole: JoinedTable, recipe: Recipe, card: TaskCard, notify: Notify
         whole.fingerprint,
         fraction=fraction,
         seed=seed,
-        roles=tuple(role for role in card.columns if role not in card.unhashed),
+        roles=tuple(role for role in card.rows.columns if role not in card.rows.unhashed),
         classes=row_classes(whole, card, recipe.options),
     )
     note = f"{whole.fingerprint} fraction {fraction} seed {seed}"

@@ -33,7 +33,7 @@ class Conversation:
     def __init__(self, task: Task, artifacts: TaskArtifacts, system: str, limit: int) -> None:
         """Raises: UserError without a chat template; for a system prompt that the model has no place for."""
         self._task, self._artifacts, self._limit = task, artifacts, limit
-        self.remembers = "source" not in task.card.columns
+        self.remembers = "source" not in task.card.rows.columns
         self._system = system or getattr(artifacts.options, "system", "")
         if self._system and not self.remembers:
             raise UserError(

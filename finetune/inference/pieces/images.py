@@ -78,7 +78,7 @@ class ImageTiles:
             return example
         if with_targets:
             check_target(self.task, self.artifacts, row)
-        kept = {role: row[role] for role in (*self.task.card.columns, "width", "height") if role in row}
+        kept = {role: row[role] for role in (*self.task.card.rows.columns, "width", "height") if role in row}
         tiles: list[dict[str, Any]] = [
             {ROW: kept, WITH_TARGETS: with_targets, PIECE: _piece(index, len(windows), window, (width, height))}
             for index, window in enumerate(windows)

@@ -13,7 +13,7 @@ from finetune.tasks import CARDS
 SMALLEST_TILE, SMALLEST_BLOCK = 32, 8  # pixels, tokens
 LARGEST_OVERLAP = 0.9  # at 0.9, 100 tiles cover a place
 MERGES = ("mean", "max", "head_tail")
-IMAGES, TEXTS = ("boxes", "images"), ("texts", "words")  # kinds of pieces, see TaskCard.pieces
+IMAGES, TEXTS = ("boxes", "images"), ("texts", "words")  # kinds of pieces, see AnswerSpec.pieces
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,15 @@ class PieceOptions:
         for name, kinds, what in (("tile", IMAGES, "images"), ("block", TEXTS, "texts")):
             if getattr(self, name) is None:
                 continue
-            if card.pieces not in kinds:
-                writes = needs_text(card.metrics)
+            if card.answers.pieces not in kinds:
+                writes = needs_text(card.metrics.available)
                 because = "it writes one reply to the whole of a prompt" if writes else f"{what} cannot be cut there"
-                tasks = ", ".join(one.name for one in CARDS.values() if one.pieces in kinds)
+                tasks = ", ".join(one.name for one in CARDS.values() if one.answers.pieces in kinds)
                 raise _mistake(name, f"not for {card.name}: {because}", f"Leave it out; it is for {tasks}.")
-            if self.merge is not None and self.merge not in card.merges:
-                usable = f"It is one of {', '.join(card.merges)} there." if card.merges else "Leave it out."
+            if self.merge is not None and self.merge not in card.answers.merges:
+                usable = (
+                    f"It is one of {', '.join(card.answers.merges)} there." if card.answers.merges else "Leave it out."
+                )
                 raise _mistake("merge", f"{self.merge} is not for --{name} with {card.name}", usable)
 
 

@@ -19,7 +19,7 @@ SPLITTERS: Mapping[str, Callable[[Task, TaskArtifacts, PieceOptions], RowSplitte
     "texts": TextBlocks,
     "words": WordBlocks,
 }
-"""`TaskCard.pieces` -> how rows are cut."""
+"""`AnswerSpec.pieces` -> how rows are cut."""
 
 
 def make_splitter(task: Task, artifacts: TaskArtifacts, options: PieceOptions | None = None) -> RowSplitter:
@@ -30,4 +30,4 @@ def make_splitter(task: Task, artifacts: TaskArtifacts, options: PieceOptions | 
     resolved = (options or PieceOptions()).resolve(task.card)
     if not resolved.asked:
         return WholeRows(task, artifacts)
-    return SPLITTERS[task.card.pieces](task, artifacts, resolved)
+    return SPLITTERS[task.card.answers.pieces](task, artifacts, resolved)

@@ -53,13 +53,13 @@ class Asked:
         """Whether the row says what its answer should be."""
         if not self.stream.labeled:
             return False
-        wanted = [roles for roles in self.card.required if set(roles) & set(self.card.targets)]
+        wanted = [roles for roles in self.card.rows.required if set(roles) & set(self.card.rows.targets)]
         if wanted:
             return all(any(row.get(role) is not None for role in roles) for roles in wanted)
         messages = row.get("messages")
         last = messages[-1] if isinstance(messages, list) and messages else None
         ends_in_reply = isinstance(last, dict) and last.get("role", last.get("from")) in ("assistant", "gpt")
-        return ends_in_reply or any(row.get(role) is not None for role in self.card.targets)
+        return ends_in_reply or any(row.get(role) is not None for role in self.card.rows.targets)
 
 
 @dataclass

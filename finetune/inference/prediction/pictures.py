@@ -45,7 +45,7 @@ def prepare_folder(folder: Path, card: TaskCard, stream: RowStream) -> None:
 
     Raises: UserError for a task without boxes, data that cannot be read again, and a folder with files of others.
     """
-    if "objects" not in card.columns:
+    if "objects" not in card.rows.columns:
         raise UserError(f"a model of the task {card.name} finds no boxes", where=FLAG, remedy="Leave it out.")
     if not stream.resumable:
         raise UserError("standard input cannot be read again to draw", where=FLAG, remedy="Write it to a file.")

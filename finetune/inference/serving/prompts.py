@@ -45,7 +45,7 @@ class PromptEncoder:
 
     def _encode(self, tokenizer: Any, prompt: Mapping[str, Any]) -> list[dict[str, Any] | BadRow]:
         options, settings = self._artifacts.options, self._artifacts.settings
-        if "source" in CARDS[self._artifacts.task].columns:
+        if "source" in CARDS[self._artifacts.task].rows.columns:
             artifacts = replace(self._artifacts, processor=tokenizer)
             rows = [{"source": prompt["prompt"]}]
             return load_task(self._artifacts.task).encode(artifacts, rows, with_targets=False)

@@ -148,11 +148,11 @@ def row_mapping(task: str, columns: tuple[tuple[str, str], ...], keys: tuple[str
     card = CARDS[task].for_asking()
     explicit = {role: column for role, column in columns if column in keys or column.partition(".")[0] in keys}
     nested = [column for column in explicit.values() if column not in keys]
-    mapping, faults = resolve_columns(explicit, keys, card, card.required, nested)
+    mapping, faults = resolve_columns(explicit, keys, card, card.rows.required, nested)
     if faults:
         fault = faults[0]
         listed = ", ".join(keys)[:200] or "nothing"
-        wanted = " or ".join(next(roles for roles in card.required if fault.role in roles))
+        wanted = " or ".join(next(roles for roles in card.rows.required if fault.role in roles))
         raise BadRow(
             f"no {wanted}; the row has {listed}"
             + (f" (is {fault.nearest} meant to be {wanted}?)" if fault.nearest else "")

@@ -42,7 +42,7 @@ def check(inspection: Inspection) -> list[Finding]:
 
 
 def _search(inspection: Inspection, rows: dict[str, np.ndarray], find: Callable[[str], str]) -> dict[FoundRow, str]:
-    roles = inspection.task.card.contents
+    roles = inspection.task.card.rows.contents
     found = {}
     for name, candidates in rows.items():
         split = inspection.splits[name]

@@ -27,7 +27,7 @@ def check(inspection: Inspection) -> list[Finding]:
 
 
 def _find(inspection: Inspection, trait: Trait, kind: str, severity: str, what: str) -> list[Finding]:
-    roles = inspection.task.card.contents
+    roles = inspection.task.card.rows.contents
     rows: list[FoundRow] = [
         (split, row)
         for split in inspection.splits.values()

@@ -15,7 +15,7 @@ from finetune.recipe.paths import path_keys
 def check_packing(context: CheckContext) -> Iterator[Fault]:
     """A kind of packing that the task supports."""
     packing, default = context.recipe.data.packing, DataSection.model_fields["packing"].default
-    known = (default, *context.card.packings)
+    known = (default, *context.card.batches.packings)
     if packing not in known:
         yield context.fault("data.packing", f"not supported by the task {context.card.name}", allowed=", ".join(known))
 
@@ -41,7 +41,7 @@ def check_validation(context: CheckContext) -> Iterator[Fault]:
 
 def check_columns(context: CheckContext) -> Iterator[Fault]:
     """`columns` maps roles of the task. Whether the data has the columns is checked when it is opened."""
-    roles = list(context.card.columns)
+    roles = list(context.card.rows.columns)
     homes: list[KeyPath] = [("data", "columns")]
     homes += [
         (*path[:-1], "columns") for path in path_keys(context.draft) if path[0] == "data" and path[-1] == "source"

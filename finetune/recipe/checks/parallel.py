@@ -36,8 +36,11 @@ def check_split(context: CheckContext) -> Iterator[Fault]:
     parallel = context.recipe.parallel
     ways = [way for way in ("tensor", "pipeline") if getattr(parallel, way) > 1]
     for way in ways:
-        if way not in context.card.splits:
-            known = ", ".join(context.card.splits) or "none: use ZeRO-3 (deepspeed: zero3) for what one GPU cannot hold"
+        if way not in context.card.model.splits:
+            known = (
+                ", ".join(context.card.model.splits)
+                or "none: use ZeRO-3 (deepspeed: zero3) for what one GPU cannot hold"
+            )
             yield context.fault(f"parallel.{way}", f"the task {context.card.name} cannot be split so", allowed=known)
             return
     if len(ways) > 1:
@@ -76,7 +79,7 @@ def check_engine(context: CheckContext) -> Iterator[Fault]:
 def check_tensor(context: CheckContext) -> Iterator[Fault]:
     """Layers are sliced under ZeRO-1, and not under adapters."""
     parallel = context.recipe.parallel
-    if parallel.tensor == 1 or "tensor" not in context.card.splits:
+    if parallel.tensor == 1 or "tensor" not in context.card.model.splits:
         return
     if parallel.deepspeed != "zero1" and parallel.deepspeed in (DEEPSPEED_OFF, *list_deepspeed_configs()):
         message = f"parallel.tensor ({parallel.tensor}) is trained with DeepSpeed's AutoTP and ZeRO-1"
@@ -90,7 +93,7 @@ def check_tensor(context: CheckContext) -> Iterator[Fault]:
 def check_pipeline(context: CheckContext) -> Iterator[Fault]:
     """A pipeline's stages are trained by plain PyTorch: no DeepSpeed engine, no loss scaling over stages."""
     parallel, training = context.recipe.parallel, context.recipe.training
-    if parallel.pipeline == 1 or "pipeline" not in context.card.splits:
+    if parallel.pipeline == 1 or "pipeline" not in context.card.model.splits:
         return
     if parallel.deepspeed != DEEPSPEED_OFF:
         message = (

@@ -42,7 +42,7 @@ def check_learning_rate(context: CheckContext) -> Iterator[Fault]:
 
 def check_label_smoothing(context: CheckContext) -> Iterator[Fault]:
     """Label smoothing needs labels."""
-    if context.recipe.training.label_smoothing and not context.card.label_smoothing:
+    if context.recipe.training.label_smoothing and not context.card.loss.label_smoothing:
         yield context.fault(
             "training.label_smoothing", f"the task {context.card.name} has no labels to smooth", allowed="0"
         )

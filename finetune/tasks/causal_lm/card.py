@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune.metrics.catalogue import metrics_of
-from finetune.recipe.card import TaskCard
+from finetune.recipe.card import BatchSpec, LossSpec, MetricSpec, ModelSpec, RowSpec, TaskCard
 from finetune.recipe.section import Section
 
 
@@ -46,32 +46,31 @@ class CausalLMOptions(Section):
 CARD = TaskCard(
     name="causal_lm",
     title="language modeling",
-    auto_model="AutoModelForCausalLM",
     summary="Fine-tune a language model on instructions, prompts, conversations or plain text.",
-    columns={
-        "messages": "A conversation: a list of role and content (or from and value).",
-        "instruction": "Alpaca: the instruction.",
-        "input": "Alpaca: input of the instruction; may be empty.",
-        "output": "Alpaca: the reply.",
-        "prompt": "The prompt of the model: text, or a list of role and content.",
-        "completion": "The expected continuation: text, or a list of role and content.",
-        "text": "Plain text; all its tokens are supervised.",
-        "system": "System prompt of this row.",
-        "history": "Alpaca: earlier turns, a list of [question, answer].",
-        "tools": "Schemas of the tools that the conversation may call: a list, or JSON text of one.",
-    },
-    required=(("messages", "instruction", "prompt", "text"),),
-    line_role="prompt",
-    line_roles=("format", {"alpaca": "instruction", "text": "text"}),
-    targets=("output", "completion"),
-    metrics=metrics_of("loss", "weight", "text", "reference_text"),
-    default_metrics=("perplexity",),  # the others judge replies, which must be generated first: slow
-    best="perplexity",
-    unit="token",
+    rows=RowSpec(
+        columns={
+            "messages": "A conversation: a list of role and content (or from and value).",
+            "instruction": "Alpaca: the instruction.",
+            "input": "Alpaca: input of the instruction; may be empty.",
+            "output": "Alpaca: the reply.",
+            "prompt": "The prompt of the model: text, or a list of role and content.",
+            "completion": "The expected continuation: text, or a list of role and content.",
+            "text": "Plain text; all its tokens are supervised.",
+            "system": "System prompt of this row.",
+            "history": "Alpaca: earlier turns, a list of [question, answer].",
+            "tools": "Schemas of the tools that the conversation may call: a list, or JSON text of one.",
+        },
+        required=(("messages", "instruction", "prompt", "text"),),
+        targets=("output", "completion"),
+        line_role="prompt",
+        line_roles=("format", {"alpaca": "instruction", "text": "text"}),
+        unhashed=("history", "tools"),
+    ),
+    metrics=MetricSpec(
+        available=metrics_of("loss", "weight", "text", "reference_text"), default=("perplexity",), best="perplexity"
+    ),
+    loss=LossSpec(unit="token"),
+    model=ModelSpec(auto_class="AutoModelForCausalLM", splits=("tensor",)),
+    batches=BatchSpec(micro_batch=8, packing="padding_free", packings=("none", "padding_free", "packed")),
     options=CausalLMOptions,
-    micro_batch=8,
-    packing="padding_free",
-    packings=("none", "padding_free", "packed"),
-    splits=("tensor",),
-    unhashed=("history", "tools"),
 )

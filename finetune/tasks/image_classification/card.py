@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetune.recipe.card import TaskCard
+from finetune.recipe.card import AnswerSpec, BatchSpec, LossSpec, MetricSpec, ModelSpec, RowSpec, TaskCard
 from finetune.tasks.class_metrics import DEFAULT_METRICS, METRICS
 from finetune.tasks.vision.options import ImageOptions
 
@@ -50,24 +50,18 @@ class ImageClassificationOptions(ImageOptions):
 
 CARD = TaskCard(
     name="image_classification",
-    auto_model="AutoModelForImageClassification",
     summary="Classify an image: CNNs such as ResNet and ConvNeXt, and vision transformers.",
-    columns={"image": "The image: a file, its bytes, or a data URI.", "label": "The class: a name or a number."},
-    required=(("image",), ("label",)),
-    line_role="image",
-    targets=("label",),
-    metrics=METRICS,
-    default_metrics=DEFAULT_METRICS,
-    best="accuracy",
-    unit="image",
-    decodes=True,
+    rows=RowSpec(
+        columns={"image": "The image: a file, its bytes, or a data URI.", "label": "The class: a name or a number."},
+        required=(("image",), ("label",)),
+        targets=("label",),
+        line_role="image",
+        class_role="label",
+    ),
+    metrics=MetricSpec(available=METRICS, default=DEFAULT_METRICS, best="accuracy"),
+    loss=LossSpec(unit="image", label_smoothing=True),
+    model=ModelSpec(auto_class="AutoModelForImageClassification", splits=("pipeline",), stages="blocks", embeds=True),
+    batches=BatchSpec(micro_batch=32, decodes=True),
+    answers=AnswerSpec(pieces="images", merges=("mean", "max")),
     options=ImageClassificationOptions,
-    label_smoothing=True,
-    micro_batch=32,
-    splits=("pipeline",),
-    class_role="label",
-    embeds=True,
-    pieces="images",
-    merges=("mean", "max"),
-    stages="blocks",
 )

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune.metrics.catalogue import metrics_of
-from finetune.recipe.card import TaskCard
+from finetune.recipe.card import AnswerSpec, BatchSpec, LossSpec, MetricSpec, ModelSpec, RowSpec, TaskCard
 from finetune.tasks.vision.options import ImageOptions
 
 
@@ -48,26 +48,27 @@ class ObjectDetectionOptions(ImageOptions):
 
 CARD = TaskCard(
     name="object_detection",
-    auto_model="AutoModelForObjectDetection",
     summary="Find objects in images: D-FINE, RT-DETRv2, Deformable DETR, YOLOS.",
-    columns={
-        "image": "The image: a file, its bytes, or a data URI.",
-        "objects": "What it shows: {bbox: [[x, y, width, height], ...] in pixels, category: [name or number, ...]}.",
-    },
-    required=(("image",), ("objects",)),
-    line_role="image",
-    targets=("objects",),
-    metrics=metrics_of("detections", "objects"),
-    default_metrics=("map",),
-    best="map",
-    unit="object",
-    decodes=True,
+    rows=RowSpec(
+        columns={
+            "image": "The image: a file, its bytes, or a data URI.",
+            "objects": "What it shows: {bbox: [[x, y, width, height], ...] in pixels, category: [name or number, ...]}.",
+        },
+        required=(("image",), ("objects",)),
+        targets=("objects",),
+        line_role="image",
+        class_role="objects",
+    ),
+    metrics=MetricSpec(available=metrics_of("detections", "objects"), default=("map",), best="map"),
+    loss=LossSpec(
+        unit="object",
+        note="training adds augmented images, auxiliary losses of every layer and denoising queries, so the two lines are "
+        "not on one scale",
+    ),
+    model=ModelSpec(auto_class="AutoModelForObjectDetection", stages="parts"),
+    batches=BatchSpec(micro_batch=8, decodes=True),
+    answers=AnswerSpec(
+        pieces="boxes", picture_legend="boxes of the data in white, those that were found in the color of their class"
+    ),
     options=ObjectDetectionOptions,
-    micro_batch=8,
-    class_role="objects",
-    pieces="boxes",
-    stages="parts",
-    picture_legend="boxes of the data in white, those that were found in the color of their class",
-    loss_note="training adds augmented images, auxiliary losses of every layer and denoising queries, so the two lines are "
-    "not on one scale",
 )

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune.metrics.catalogue import metrics_of
-from finetune.recipe.card import TaskCard
+from finetune.recipe.card import BatchSpec, LossSpec, MetricSpec, ModelSpec, RowSpec, TaskCard
 from finetune.recipe.section import Section
 from finetune.tasks.text.preference_pairs import COLUMNS, PROMPTS
 
@@ -57,28 +57,26 @@ class PreferenceOptions(Section):
 CARD = TaskCard(
     name="preference",
     title="preference optimization",
-    auto_model="AutoModelForCausalLM",
     summary="Align a language model with preferences: DPO, IPO, ORPO, SimPO, KTO.",
-    columns={
-        **COLUMNS,
-        "completion": "kto: a reply.",
-        "label": "kto: true if the reply is desirable, false if not.",
-    },
-    required=((*PROMPTS, "completion"), ("chosen", "completion")),
-    line_role="prompt",
-    targets=("chosen", "rejected", "completion", "label"),
-    asked=(PROMPTS,),
-    metrics=metrics_of("chosen_reward", "rejected_reward"),
-    default_metrics=DEFAULT_METRICS,
-    best="preference_accuracy",
-    unit="example",
+    rows=RowSpec(
+        columns={
+            **COLUMNS,
+            "completion": "kto: a reply.",
+            "label": "kto: true if the reply is desirable, false if not.",
+        },
+        required=((*PROMPTS, "completion"), ("chosen", "completion")),
+        targets=("chosen", "rejected", "completion", "label"),
+        asked=(PROMPTS,),
+        line_role="prompt",
+        unhashed=("input", "history", "tools"),
+    ),
+    metrics=MetricSpec(
+        available=metrics_of("chosen_reward", "rejected_reward"), default=DEFAULT_METRICS, best="preference_accuracy"
+    ),
+    loss=LossSpec(unit="example", label_smoothing=True),
+    model=ModelSpec(auto_class="AutoModelForCausalLM", splits=("tensor",)),
+    batches=BatchSpec(
+        micro_batch=4, packing="padding_free", packings=("none", "padding_free"), sequences=2, balance_window=16
+    ),
     options=PreferenceOptions,
-    label_smoothing=True,
-    micro_batch=4,
-    packing="padding_free",
-    packings=("none", "padding_free"),
-    rows=2,
-    balance_window=16,
-    splits=("tensor",),
-    unhashed=("input", "history", "tools"),
 )

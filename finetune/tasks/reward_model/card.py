@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune.metrics.catalogue import metrics_of
-from finetune.recipe.card import TaskCard
+from finetune.recipe.card import AnswerSpec, BatchSpec, LossSpec, MetricSpec, ModelSpec, RowSpec, TaskCard
 from finetune.recipe.section import Section
 from finetune.tasks.text.preference_pairs import COLUMNS, PROMPTS
 
@@ -40,26 +40,23 @@ class RewardModelOptions(Section):
 CARD = TaskCard(
     name="reward_model",
     title="reward modeling",
-    auto_model="AutoModelForSequenceClassification",
     summary="Train a model that scores replies, from pairs of a chosen and a rejected one.",
-    columns=COLUMNS,
-    required=(PROMPTS, ("chosen",), ("rejected",)),
-    targets=("rejected",),
-    asked=(("chosen", "completion"),),
-    asked_columns={"completion": "The reply, where there is only one."},
-    metrics=metrics_of("chosen_reward", "rejected_reward"),
-    default_metrics=DEFAULT_METRICS,
-    best="preference_accuracy",
-    unit="pair",
+    rows=RowSpec(
+        columns=COLUMNS,
+        required=(PROMPTS, ("chosen",), ("rejected",)),
+        targets=("rejected",),
+        asked=(("chosen", "completion"),),
+        asked_columns={"completion": "The reply, where there is only one."},
+        unhashed=("input", "history", "tools"),
+    ),
+    metrics=MetricSpec(
+        available=metrics_of("chosen_reward", "rejected_reward"), default=DEFAULT_METRICS, best="preference_accuracy"
+    ),
+    loss=LossSpec(unit="pair"),
+    model=ModelSpec(auto_class="AutoModelForSequenceClassification", splits=("tensor",), embeds=True),
+    batches=BatchSpec(
+        micro_batch=8, packing="padding_free", packings=("none", "padding_free"), sequences=2, balance_window=16
+    ),
+    answers=AnswerSpec(pieces="texts", merges=("mean", "max", "head_tail")),
     options=RewardModelOptions,
-    micro_batch=8,
-    packing="padding_free",
-    packings=("none", "padding_free"),
-    rows=2,
-    balance_window=16,
-    splits=("tensor",),
-    embeds=True,
-    pieces="texts",
-    merges=("mean", "max", "head_tail"),
-    unhashed=("input", "history", "tools"),
 )

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune.metrics.catalogue import metrics_of
-from finetune.recipe.card import TaskCard
+from finetune.recipe.card import LossSpec, MetricSpec, ModelSpec, RowSpec, TaskCard
 from finetune.recipe.section import Section
 
 
@@ -29,17 +29,19 @@ class Seq2SeqOptions(Section):
 CARD = TaskCard(
     name="seq2seq",
     title="sequence-to-sequence generation",
-    auto_model="AutoModelForSeq2SeqLM",
     summary="Translate or summarize with an encoder-decoder model.",
-    columns={"source": "The text to translate or summarize.", "target": "The expected text."},
-    required=(("source",), ("target",)),
-    line_role="source",
-    targets=("target",),
-    metrics=metrics_of("loss", "weight", "text", "reference_text"),
-    default_metrics=("perplexity", "sacrebleu", "chrf"),
-    best="sacrebleu",
-    unit="token",
+    rows=RowSpec(
+        columns={"source": "The text to translate or summarize.", "target": "The expected text."},
+        required=(("source",), ("target",)),
+        targets=("target",),
+        line_role="source",
+    ),
+    metrics=MetricSpec(
+        available=metrics_of("loss", "weight", "text", "reference_text"),
+        default=("perplexity", "sacrebleu", "chrf"),
+        best="sacrebleu",
+    ),
+    loss=LossSpec(unit="token", label_smoothing=True),
+    model=ModelSpec(auto_class="AutoModelForSeq2SeqLM"),
     options=Seq2SeqOptions,
-    label_smoothing=True,
-    micro_batch=16,
 )

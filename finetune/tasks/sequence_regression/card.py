@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune.metrics.catalogue import metrics_of
-from finetune.recipe.card import TaskCard
+from finetune.recipe.card import AnswerSpec, BatchSpec, LossSpec, MetricSpec, ModelSpec, RowSpec, TaskCard
 from finetune.recipe.section import Section
 
 DEFAULT_METRICS = ("pearson", "spearman", "mse", "mae")
@@ -30,22 +30,17 @@ class SequenceRegressionOptions(Section):
 CARD = TaskCard(
     name="sequence_regression",
     title="text regression",
-    auto_model="AutoModelForSequenceClassification",
     summary="Predict a number for a text, or for a pair of texts.",
-    columns={"text": "The text.", "text_pair": "A second text, for pairs.", "label": "The number."},
-    required=(("text",), ("label",)),
-    line_role="text",
-    targets=("label",),
-    metrics=metrics_of("value", "target"),
-    default_metrics=DEFAULT_METRICS,
-    best="pearson",
-    unit="example",
+    rows=RowSpec(
+        columns={"text": "The text.", "text_pair": "A second text, for pairs.", "label": "The number."},
+        required=(("text",), ("label",)),
+        targets=("label",),
+        line_role="text",
+    ),
+    metrics=MetricSpec(available=metrics_of("value", "target"), default=DEFAULT_METRICS, best="pearson"),
+    loss=LossSpec(unit="example"),
+    model=ModelSpec(auto_class="AutoModelForSequenceClassification", embeds=True),
+    batches=BatchSpec(packing="padding_free", packings=("none", "padding_free"), sequences=1, balance_window=16),
+    answers=AnswerSpec(pieces="texts", merges=("mean", "max", "head_tail")),
     options=SequenceRegressionOptions,
-    packing="padding_free",
-    packings=("none", "padding_free"),
-    rows=1,
-    balance_window=16,
-    embeds=True,
-    pieces="texts",
-    merges=("mean", "max", "head_tail"),
 )

@@ -72,7 +72,7 @@ def describe_unused(facts: Facts, task: Task, table: Table, reads: Reads | None 
     reads: the roles that a row is made of, where that depends on its form: in rows of messages, a column text is not used.
     () for a bad row. None: all roles of the task.
     """
-    known = {*task.card.columns, *TOOL_ROLES}
+    known = {*task.card.rows.columns, *TOOL_ROLES}
     used: set[str] = set()
     found: dict[str, None] = {}
     for index in range(min(len(table), UNUSED_ROWS)):

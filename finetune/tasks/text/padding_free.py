@@ -27,13 +27,17 @@ def settle_packing(card: TaskCard, plan: Plan, limit: int, facts: Facts) -> dict
     """
     packing, capacity = plan.training.packing, plan.training.capacity
     asked = plan.recipe.data
-    if packing not in (asked.packing, card.packing):
+    if packing not in (asked.packing, card.batches.packing):
         facts["packing"] = f"{packing}: padded, as the model cannot take concatenated examples"
     if packing == "none":
         return {"max_length": limit, "packing": packing, "capacity": capacity}
-    if capacity != asked.capacity and not card.rows:  # derived: the tokenizer's limit counts as well
+    if capacity != asked.capacity and not card.batches.sequences:  # derived: the tokenizer's limit counts as well
         capacity = min(capacity, limit)
-    return {"max_length": min(limit, capacity // max(1, card.rows)), "packing": packing, "capacity": capacity}
+    return {
+        "max_length": min(limit, capacity // max(1, card.batches.sequences)),
+        "packing": packing,
+        "capacity": capacity,
+    }
 
 
 def is_concatenated(artifacts: TaskArtifacts) -> bool:

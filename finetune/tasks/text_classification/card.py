@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetune.recipe.card import TaskCard
+from finetune.recipe.card import AnswerSpec, BatchSpec, LossSpec, MetricSpec, ModelSpec, RowSpec, TaskCard
 from finetune.recipe.section import Section
 from finetune.tasks.class_metrics import DEFAULT_METRICS, METRICS
 
@@ -39,29 +39,23 @@ class TextClassificationOptions(Section):
 
 CARD = TaskCard(
     name="text_classification",
-    auto_model="AutoModelForSequenceClassification",
     summary="Classify a text, or a pair of texts, into one class or several.",
-    columns={
-        "text": "The text.",
-        "text_pair": "A second text, for pairs such as premise and hypothesis.",
-        "label": "The class: a name or a number. multi_label: a list of them, a vector of 0 and 1, or text.",
-    },
-    required=(("text",), ("label",)),
-    line_role="text",
-    targets=("label",),
-    metrics=METRICS,
-    default_metrics=DEFAULT_METRICS,
-    best="accuracy",
-    unit="example",
+    rows=RowSpec(
+        columns={
+            "text": "The text.",
+            "text_pair": "A second text, for pairs such as premise and hypothesis.",
+            "label": "The class: a name or a number. multi_label: a list of them, a vector of 0 and 1, or text.",
+        },
+        required=(("text",), ("label",)),
+        targets=("label",),
+        line_role="text",
+        class_role="label",
+        several=("problem", "multi_label"),
+    ),
+    metrics=MetricSpec(available=METRICS, default=DEFAULT_METRICS, best="accuracy"),
+    loss=LossSpec(unit="example", label_smoothing=True),
+    model=ModelSpec(auto_class="AutoModelForSequenceClassification", embeds=True),
+    batches=BatchSpec(packing="padding_free", packings=("none", "padding_free"), sequences=1, balance_window=16),
+    answers=AnswerSpec(pieces="texts", merges=("mean", "max", "head_tail")),
     options=TextClassificationOptions,
-    label_smoothing=True,
-    packing="padding_free",
-    packings=("none", "padding_free"),
-    rows=1,
-    balance_window=16,
-    class_role="label",
-    several=("problem", "multi_label"),
-    embeds=True,
-    pieces="texts",
-    merges=("mean", "max", "head_tail"),
 )

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune.metrics.catalogue import metrics_of
-from finetune.recipe.card import TaskCard
+from finetune.recipe.card import AnswerSpec, BatchSpec, LossSpec, MetricSpec, ModelSpec, RowSpec, TaskCard
 from finetune.recipe.section import Section
 
 DEFAULT_METRICS = ("entity_f1", "entity_precision", "entity_recall", "word_accuracy", "per_entity")
@@ -37,27 +37,23 @@ class TokenClassificationOptions(Section):
 
 CARD = TaskCard(
     name="token_classification",
-    auto_model="AutoModelForTokenClassification",
     summary="Tag every word of a text: named entities, parts of speech.",
-    columns={
-        "tokens": "The words: a list.",
-        "tags": "One tag per word: a list of names or numbers.",
-    },
-    required=(("tokens",), ("tags",)),
-    line_role="text",
-    targets=("tags",),
-    asked=(("tokens", "text"),),
-    asked_columns={"text": "Plain text in place of a list of words; it is split into words."},
-    metrics=metrics_of("tags", "reference_tags"),
-    default_metrics=DEFAULT_METRICS,
-    best="entity_f1",
-    unit="word",
-    packing="padding_free",
-    packings=("none", "padding_free"),
-    rows=1,
+    rows=RowSpec(
+        columns={
+            "tokens": "The words: a list.",
+            "tags": "One tag per word: a list of names or numbers.",
+        },
+        required=(("tokens",), ("tags",)),
+        targets=("tags",),
+        asked=(("tokens", "text"),),
+        asked_columns={"text": "Plain text in place of a list of words; it is split into words."},
+        line_role="text",
+        class_role="tags",
+    ),
+    metrics=MetricSpec(available=metrics_of("tags", "reference_tags"), default=DEFAULT_METRICS, best="entity_f1"),
+    loss=LossSpec(unit="word", label_smoothing=True),
+    model=ModelSpec(auto_class="AutoModelForTokenClassification", embeds=True),
+    batches=BatchSpec(packing="padding_free", packings=("none", "padding_free"), sequences=1),
+    answers=AnswerSpec(pieces="words"),
     options=TokenClassificationOptions,
-    label_smoothing=True,
-    class_role="tags",
-    embeds=True,
-    pieces="words",
 )

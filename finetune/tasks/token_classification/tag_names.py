@@ -31,7 +31,7 @@ def settle_metrics(plan: Plan, names: Sequence[str], facts: Facts) -> dict[str, 
         return {}
     remedy = "Give their names in the order of the numbers, such as options.labels: [O, B-PER, I-PER]."
     listed = ", ".join(names[:12])
-    if tuple(metrics) != tuple(CARD.default_metrics):
+    if tuple(metrics) != tuple(CARD.metrics.default):
         raise UserError(
             f"the tags have no names ({listed}), so it is unknown which of them is O: {', '.join(asked)} cannot be computed",
             where="evaluation.metrics",

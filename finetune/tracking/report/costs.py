@@ -73,7 +73,7 @@ def _utilization(facts: Mapping[str, Any], curves: Curves) -> str:
     gpus = (facts.get("machine") or {}).get("gpus") or [""]
     peak = next((value for name, value in PEAKS.items() if name in gpus[0]), None)
     card, rate = CARDS.get(str(facts.get("task"))), curves.get(("train", "positions_per_second"))
-    if rate is None or card is None or card.decodes:
+    if rate is None or card is None or card.batches.decodes:
         return f"{NOT_MEASURED}: the operations per {details.get('unit', 'unit')} are not known"
     if peak is None or details.get("precision") not in ("bf16", "fp16"):
         return f"{NOT_MEASURED}: no peak is known for {gpus[0] or 'this GPU'} in {details.get('precision')}"

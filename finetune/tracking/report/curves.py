@@ -50,8 +50,8 @@ def draw_charts(curves: Curves, facts: Mapping[str, Any]) -> list[Chart]:
     ]
     note = f"mean per {unit}, at each logged step"
     card = CARDS.get(str(facts.get("task")))
-    if len(losses) == 2 and card is not None and card.loss_note:
-        note = f"{note}; {card.loss_note}"
+    if len(losses) == 2 and card is not None and card.loss.note:
+        note = f"{note}; {card.loss.note}"
     charts = [Chart("Loss", draw_chart("Loss", losses), note), *_metric_charts(curves)]
     for key, title, note in (
         ("learning_rate", "Learning rate", ""),

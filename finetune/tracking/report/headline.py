@@ -34,7 +34,7 @@ def metric_of(run: Run, facts: Mapping[str, Any]) -> str:
     """The metric that selects the best checkpoint: from the summary, the recipe, or the task."""
     named = facts.get("summary", {}).get("best_metric") or _evaluation_key(run, "best")
     card = CARDS.get(str(facts.get("task")))
-    return str(named or (card.best if card else "loss"))
+    return str(named or (card.metrics.best if card else "loss"))
 
 
 def _evaluation_key(run: Run, key: str) -> Any:

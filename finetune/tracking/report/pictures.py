@@ -23,7 +23,7 @@ class Thumbnails:
 
     def __init__(self, run: Run, task: str, left: int = PAGE_BYTES) -> None:
         self._run, self.left = run, left
-        self.legend = CARDS[task].picture_legend if task in CARDS else ""
+        self.legend = CARDS[task].answers.picture_legend if task in CARDS else ""
 
     def make(self, name: Any, pixels: int = THUMBNAIL) -> str:
         """A picture that a table of the run names, as a data URI; "" where it cannot be read, or does not fit any more."""

@@ -6,15 +6,32 @@ from typing import Any
 
 import pytest
 
-from finetune.recipe.card import TaskCard
+from finetune.recipe.card import LossSpec, MetricSpec, ModelSpec, RowSpec, TaskCard
 from finetune.recipe.recipe import Recipe
 
 TEXT = TaskCard(
-    "text", "", {"text": "", "text_pair": "", "label": ""}, (("text",), ("label",)), (), (), "loss", "example"
+    name="text",
+    summary="",
+    rows=RowSpec(columns={"text": "", "text_pair": "", "label": ""}, required=(("text",), ("label",))),
+    metrics=MetricSpec(available=(), default=(), best="loss"),
+    loss=LossSpec(unit="example"),
+    model=ModelSpec(auto_class=""),
 )
-IMAGE = TaskCard("image", "", {"image": "", "label": ""}, (("image",), ("label",)), (), (), "loss", "image")
+IMAGE = TaskCard(
+    name="image",
+    summary="",
+    rows=RowSpec(columns={"image": "", "label": ""}, required=(("image",), ("label",))),
+    metrics=MetricSpec(available=(), default=(), best="loss"),
+    loss=LossSpec(unit="image"),
+    model=ModelSpec(auto_class=""),
+)
 REPLY = TaskCard(
-    "reply", "", {"text": "", "prompt": "", "completion": ""}, (("text", "completion"),), (), (), "loss", "token"
+    name="reply",
+    summary="",
+    rows=RowSpec(columns={"text": "", "prompt": "", "completion": ""}, required=(("text", "completion"),)),
+    metrics=MetricSpec(available=(), default=(), best="loss"),
+    loss=LossSpec(unit="token"),
+    model=ModelSpec(auto_class=""),
 )
 
 

@@ -17,7 +17,7 @@ CAUSAL = CARDS["causal_lm"]
 
 def _mapping(columns: list[str], task: str = "causal_lm", **explicit: str) -> dict[str, str]:
     card = CARDS[task]
-    mapping, faults = resolve_columns(explicit, columns, card, card.required)
+    mapping, faults = resolve_columns(explicit, columns, card, card.rows.required)
     assert not faults
     return mapping
 

@@ -134,7 +134,7 @@ def test_packing_is_decided_from_the_class_and_the_configuration(kind, changes, 
     known = {"machine": Machine(1, "cpu", False), "model_class": getattr(transformers, f"{kind}ForCausalLM")}
     plan = resolve(recipe, CARDS["causal_lm"], config=config, **known)
     assert (plan.training.packing, plan.training.capacity) == (packing, capacity)
-    assert plan.training.balance_window == (None if packing != "none" else CARDS["causal_lm"].balance_window)
+    assert plan.training.balance_window == (None if packing != "none" else CARDS["causal_lm"].batches.balance_window)
     if packing == "none":
         insists = resolve_recipe("causal_lm/tiny-llama-alpaca", [*changes, "data.packing=padding_free"]).recipe
         with pytest.raises(UserError, match=r"cannot be kept inside|caps its attention"):
@@ -163,7 +163,7 @@ def test_classifiers_are_trained_without_padding_where_their_class_is_known(kind
     }
     training = resolve(recipe, card, config=config, **known).training
     assert (training.packing, training.capacity) == (packing, capacity)
-    assert training.balance_window == card.balance_window == 16  # the order of examples is the same
+    assert training.balance_window == card.batches.balance_window == 16  # the order of examples is the same
     if kind != "Bert":
         insists = resolve_recipe("quickstart", ["data.packing=padding_free"]).recipe
         with pytest.raises(UserError, match="deberta-v2"):

@@ -10,7 +10,7 @@ import pytest
 from pydantic import Field
 
 from finetune.errors import Fault, RecipeFaults
-from finetune.recipe.card import TaskCard
+from finetune.recipe.card import LossSpec, MetricSpec, ModelSpec, RowSpec, TaskCard
 from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.recipe.section import Section
 
@@ -38,25 +38,27 @@ CARDS = {
     "sorting": TaskCard(
         name="sorting",
         summary="Put texts into classes.",
-        columns={"text": "the text", "text_pair": "a second text", "label": "its class"},
-        required=(("text",), ("label",)),
-        metrics=("accuracy", "f1_macro", "recall"),
-        default_metrics=("accuracy", "f1_macro"),
-        best="accuracy",
-        unit="example",
+        rows=RowSpec(
+            columns={"text": "the text", "text_pair": "a second text", "label": "its class"},
+            required=(("text",), ("label",)),
+        ),
+        metrics=MetricSpec(
+            available=("accuracy", "f1_macro", "recall"), default=("accuracy", "f1_macro"), best="accuracy"
+        ),
+        loss=LossSpec(unit="example", label_smoothing=True),
+        model=ModelSpec(auto_class=""),
         options=SortingOptions,
-        label_smoothing=True,
     ),
     "writing": TaskCard(
         name="writing",
         summary="Go on with a text.",
-        splits=("tensor", "pipeline"),
-        columns={"text": "plain text", "prompt": "what is given", "completion": "what follows"},
-        required=(("text", "prompt"),),
-        metrics=("perplexity",),
-        default_metrics=("perplexity",),
-        best="perplexity",
-        unit="token",
+        rows=RowSpec(
+            columns={"text": "plain text", "prompt": "what is given", "completion": "what follows"},
+            required=(("text", "prompt"),),
+        ),
+        metrics=MetricSpec(available=("perplexity",), default=("perplexity",), best="perplexity"),
+        loss=LossSpec(unit="token"),
+        model=ModelSpec(auto_class="", splits=("tensor", "pipeline")),
         options=WritingOptions,
     ),
 }

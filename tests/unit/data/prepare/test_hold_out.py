@@ -160,7 +160,10 @@ def test_the_tool_accepts_its_own_split(tmp_path, make_recipe, text_card):
     path, said = tmp_path / "a.jsonl", []
     data = [{"text": f"text {index}", "label": f"class {index % 40}"} for index in range(80)]
     path.write_text("".join(json.dumps(row) + "\n" for row in data))
-    card, recipe = replace(text_card, class_role="label"), make_recipe(train=str(path), validation_fraction=0.4)
+    card, recipe = (
+        replace(text_card, rows=replace(text_card.rows, class_role="label")),
+        make_recipe(train=str(path), validation_fraction=0.4),
+    )
     plain = open_tables(recipe, text_card)
     for _ in range(2):
         tables = open_tables(recipe, card, notify=said.append)

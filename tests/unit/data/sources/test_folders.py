@@ -315,9 +315,8 @@ def test_a_folder_of_many_files_needs_few_open_files(tmp_path):
         import resource, sys
         resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
         from finetune.data.sources.tables import open_split
-        from finetune.recipe.card import TaskCard
+        from tests.unit.data.conftest import TEXT as card
         from finetune.recipe.data import SourceSection
-        card = TaskCard("t", "", {"text": "", "label": ""}, (("text",), ("label",)), (), (), "", "")
         table = open_split("train", [SourceSection(source=sys.argv[1])], card, columns={}, on_bad_row="error")
         print(len(table), table[599]["text"])
     """

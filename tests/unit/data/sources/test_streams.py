@@ -163,13 +163,13 @@ def test_plain_lines_fill_the_role_that_the_task_reads(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     path.write_text("one\n\n two\n", "utf-8")
     for task, role in [("text_classification", "text"), ("seq2seq", "source"), ("preference", "prompt")]:
-        stream = stream_of(str(path), task, columns=ColumnChoice(line_role=CARDS[task].line_role))
+        stream = stream_of(str(path), task, columns=ColumnChoice(line_role=CARDS[task].rows.line_role))
         assert [row.row for row in stream.rows()] == [{role: "one"}, {role: " two"}]
         assert any("1 blank line is no row (the first is line 2)" in note for note in stream.notes)
     card = CARDS["causal_lm"]
     options: Any = card.options
-    assert card.role_of_lines(options()) == "prompt"
-    assert card.role_of_lines(options(format="alpaca")) == "instruction"
+    assert card.rows.role_of_lines(options()) == "prompt"
+    assert card.rows.role_of_lines(options(format="alpaca")) == "instruction"
 
 
 def test_lines_of_two_columns_are_tags(tmp_path: Path) -> None:

@@ -271,10 +271,9 @@ def test_memory_stays_flat(tmp_path):
         file.writelines(f'{{"text": "{index} {filler}", "label": {index % 2}}}\n' for index in range(200_000))
     script = """
         import resource, sys
-        from finetune.recipe.card import TaskCard
+        from tests.unit.data.conftest import TEXT as card
         from finetune.recipe.data import SourceSection
         from finetune.data.sources.tables import open_split
-        card = TaskCard("t", "", {"text": "", "label": ""}, (("text",), ("label",)), (), (), "", "")
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         before = peak()
         table = open_split("train", [SourceSection(source=sys.argv[1])], card, columns={}, on_bad_row="error")
@@ -283,7 +282,7 @@ def test_memory_stays_flat(tmp_path):
         print(before, converted, len(table), last["text"].split()[0])
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4])
     before, converted, count, last = done.stdout.split()
     assert (count, last) == ("200000", "199999")
     assert path.stat().st_size > 58_000_000

@@ -74,7 +74,7 @@ def ask(prepared: Prepared, rows: list[dict[str, Any]], options: PieceOptions | 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_broken_target_costs_no_answer(opened: Any, task: str) -> None:
     prepared, rows = opened(task)
-    targets = [role for role in prepared.task.card.targets if role in rows[0]]
+    targets = [role for role in prepared.task.card.rows.targets if role in rows[0]]
     if not targets:
         pytest.skip("its rows are conversations: what is asked and what is answered are in one column")
     for role in targets:

@@ -34,7 +34,9 @@ def open_task(name: str, folder: Any) -> tuple[Prepared, ServedModel]:
     torch.manual_seed(0)
     answerer = BatchAnswerer(prepared.task, prepared.artifacts, prepared.build().eval(), torch.device("cpu"))
     card = prepared.task.card
-    facts = ModelFacts("tiny", name, roles=dict(card.columns), image="image" if "image" in card.columns else "")
+    facts = ModelFacts(
+        "tiny", name, roles=dict(card.rows.columns), image="image" if "image" in card.rows.columns else ""
+    )
     return prepared, ServedModel(prepared.task, prepared.artifacts, answerer, facts, pixels=10_000)
 
 
