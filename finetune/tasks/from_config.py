@@ -1,17 +1,16 @@
 """Task artifacts of a model that was not trained here, as far as its own files determine them.
 
-Each task for which that is possible has a file `from_config.py` with a function
-
-    artifacts(model: ModelSection, config, notes: list[str]) -> TaskArtifacts
-
-which adds to `notes` what was taken as it is although it may surprise, such as classes without names. What the files leave open
-is refused: no option is guessed from data.
+Each task for which that is possible has a file `from_config.py` with its `DERIVATION`. What the files of a model leave open is
+refused: no option is guessed from data.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,6 +31,25 @@ SHOWN = 8
 LONGEST_NAME = 10_000  # characters of a class
 
 
+def _always(config: Any) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """How a task reads a model that was not trained here.
+
+    artifacts: (model, config, notes) -> TaskArtifacts; adds to `notes` what was taken as it is although it may surprise, such
+    as classes without names. fit: of a configuration for whose class transformers has the head of the task, how likely the
+    head was trained for it: 0 if it was not; the highest of several tasks is chosen. reads_bodies: embeddings of a model
+    without a head are those of rows of this task.
+    """
+
+    artifacts: Callable[[ModelSection, Any, list[str]], TaskArtifacts]
+    fit: Callable[[Any], float] = _always
+    reads_bodies: bool = False
+
+
 def derive_artifacts(model: ModelSection, task: str, notes: list[str], *, body: bool = False) -> TaskArtifacts:
     """The artifacts of `model`. task: what the user says it is; "" to tell it from the configuration. body: only what lies
     below the head is asked (embeddings), so a model that has none will do.
@@ -45,65 +63,63 @@ def derive_artifacts(model: ModelSection, task: str, notes: list[str], *, body: 
         raise UserError(
             f"the model cannot be asked for the task {task}: by its configuration it is made for {listed}",
             where=model.source,
-            remedy=f"The tasks of models that were not trained here are {', '.join(derivable())}.",
+            remedy=f"The tasks of models that were not trained here are {', '.join(derivations())}.",
         )
     if not possible:
         kinds = ", ".join(map(str, config.architectures or ())) or f"a {config.model_type} model of no stated class"
         raise UserError(
             f"the purpose of the model is not known: {kinds} answers none of our tasks",
             where=model.source,
-            remedy=f"Give a model with a trained head of one of {', '.join(derivable())}; a body alone is to be trained first.",
+            remedy=f"Give a model with a trained head of one of {', '.join(derivations())}; "
+            "a body alone is to be trained first.",
         )
     chosen = task or possible[0]
     others = [name for name in possible if name != chosen]
     note = f"task {chosen}, by {', '.join(map(str, config.architectures or ())) or 'its adapter'}"
     notes.append(note + (f"; --task may also be {', '.join(others)}" if others and not task else ""))
-    derived: TaskArtifacts = importlib.import_module(f"finetune.tasks.{chosen}.from_config").artifacts(
-        model, config, notes
-    )
-    return derived
+    return derivations()[chosen].artifacts(model, config, notes)
+
+
+@cache
+def derivations() -> dict[str, Derivation]:
+    """Of the tasks whose artifacts can be derived from a configuration, by name."""
+    names = [name for name in CARDS if find_spec(f"finetune.tasks.{name}.from_config") is not None]
+    return {name: importlib.import_module(f"finetune.tasks.{name}.from_config").DERIVATION for name in names}
 
 
 def bodies(config: Any) -> list[str]:
     """Tasks whose models are this body with a head: how an encoder without one reads texts or images."""
-    with_heads = ("text_classification", "image_classification")
-    return [
-        name
-        for name in with_heads
-        if type(config) in getattr(transformers, CARDS[name].model.auto_class)._model_mapping
-    ]
-
-
-def derivable() -> list[str]:
-    """Tasks whose artifacts can be derived from a configuration."""
-    return [name for name in CARDS if find_spec(f"finetune.tasks.{name}.from_config") is not None]
+    readers = [name for name, one in derivations().items() if one.reads_bodies]
+    return [name for name in readers if type(config) in _models(CARDS[name].model.auto_class)]
 
 
 def possible_tasks(model: ModelSection, config: Any) -> list[str]:
     """Tasks that the model's class, or its adapter's kind, is for; the likeliest first."""
     adapter = find_adapter(model.source)
     adapted = ADAPTED.get(str(adapter.settings.get("task_type"))) if adapter is not None else None
-    found = []
-    for name in derivable():
-        auto_model = CARDS[name].model.auto_class
-        if auto_model == adapted or _is_among(auto_model, config):
-            found.append(name)
-    if _is_number(config):
-        return sorted({*found} - {"text_classification"}, key=lambda name: name == "reward_model")
-    return [name for name in found if name not in ("sequence_regression", "reward_model")]
+    fits = {}
+    for name, derivation in derivations().items():
+        auto_class = CARDS[name].model.auto_class
+        if auto_class == adapted or _is_among(auto_class, config):
+            fits[name] = derivation.fit(config)
+    return sorted((name for name, fit in fits.items() if fit), key=lambda name: -fits[name])
 
 
-def _is_among(auto_model: str, config: Any) -> bool:
-    """Whether one of the architectures is what `auto_model` makes of such a configuration, or says so by its name."""
+def _models(auto_class: str) -> Any:
+    """{class of configurations: class of models} of a class of transformers."""
+    return getattr(transformers, auto_class)._model_mapping
+
+
+def _is_among(auto_class: str, config: Any) -> bool:
+    """Whether one of the architectures is what `auto_class` makes of such a configuration, or says so by its name."""
     architectures = set(map(str, config.architectures or ()))
-    mapping = getattr(transformers, auto_model)._model_mapping
-    kinds = mapping.get(type(config), ())
+    kinds = _models(auto_class).get(type(config), ())
     names = {kind.__name__ for kind in (kinds if isinstance(kinds, (list, tuple)) else (kinds,))}
-    own = (getattr(config, "auto_map", None) or {}).get(auto_model, "").rpartition(".")[2]  # code that the model brings
+    own = (getattr(config, "auto_map", None) or {}).get(auto_class, "").rpartition(".")[2]  # code that the model brings
     return bool(architectures & (names | {own} - {""}))
 
 
-def _is_number(config: Any) -> bool:
+def is_number(config: Any) -> bool:
     """Whether a head over a whole text gives one number in place of classes."""
     return getattr(config, "problem_type", None) == "regression" or len(config.id2label or ()) == 1
 

@@ -8,7 +8,7 @@ from finetune.models.tokenizer import load_tokenizer
 from finetune.recipe.model import ModelSection
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.causal_lm.card import CARD, CausalLMOptions
-from finetune.tasks.from_config import text_limit
+from finetune.tasks.from_config import Derivation, text_limit
 from finetune.tasks.text.chat import ensure_template
 
 
@@ -24,3 +24,6 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
     limit = text_limit(tokenizer, config, CausalLMOptions().max_length, notes)
     settings = {"max_length": limit, "packing": "none", "capacity": 0, "own_template": own_template, "tools": []}
     return TaskArtifacts(CARD.name, CausalLMOptions(max_length=limit, on_long="error"), tokenizer, settings=settings)
+
+
+DERIVATION = Derivation(artifacts)

@@ -7,7 +7,7 @@ from typing import Any
 from finetune.models.processor import load_processor, num_channels, output_size
 from finetune.recipe.model import ModelSection
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.from_config import config_classes
+from finetune.tasks.from_config import Derivation, config_classes
 from finetune.tasks.image_classification.card import CARD, ImageClassificationOptions
 
 
@@ -24,3 +24,6 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
     }
     classes = config_classes(config, notes)
     return TaskArtifacts(CARD.name, ImageClassificationOptions(), processor, classes, settings)
+
+
+DERIVATION = Derivation(artifacts, reads_bodies=True)

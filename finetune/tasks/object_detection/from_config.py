@@ -7,7 +7,7 @@ from typing import Any
 from finetune.models.processor import load_processor, output_size
 from finetune.recipe.model import ModelSection
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.from_config import config_classes
+from finetune.tasks.from_config import Derivation, config_classes
 from finetune.tasks.object_detection.card import CARD, ObjectDetectionOptions
 from finetune.tasks.object_detection.task import PROCESSOR, PROCESSORS
 
@@ -19,3 +19,6 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
     assert size is not None, "load_processor promises one size"
     classes = config_classes(config, notes)
     return TaskArtifacts(CARD.name, ObjectDetectionOptions(), processor, classes, {"image_size": list(size)})
+
+
+DERIVATION = Derivation(artifacts)

@@ -7,7 +7,7 @@ from typing import Any
 from finetune.models.tokenizer import load_tokenizer
 from finetune.recipe.model import ModelSection
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.from_config import text_limit
+from finetune.tasks.from_config import Derivation, is_number, text_limit
 from finetune.tasks.reward_model.card import CARD, RewardModelOptions
 from finetune.tasks.text.chat import ensure_template
 
@@ -21,3 +21,11 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
     limit = text_limit(tokenizer, config, RewardModelOptions().max_length, notes)
     settings = {"max_length": limit, "packing": "none", "capacity": 0, "as_pair": as_pair, "tools": []}
     return TaskArtifacts(CARD.name, RewardModelOptions(max_length=limit, on_long="error"), tokenizer, settings=settings)
+
+
+def _fit(config: Any) -> float:
+    """A number for a text; sequence regression is likelier, as nothing says that the number is a reward."""
+    return 0.5 * is_number(config)
+
+
+DERIVATION = Derivation(artifacts, fit=_fit)

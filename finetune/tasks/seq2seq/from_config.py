@@ -7,7 +7,7 @@ from typing import Any
 from finetune.models.tokenizer import load_tokenizer
 from finetune.recipe.model import ModelSection
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.from_config import text_limit
+from finetune.tasks.from_config import Derivation, text_limit
 from finetune.tasks.seq2seq.card import CARD, Seq2SeqOptions
 
 
@@ -25,3 +25,6 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
 def _prefixes(config: Any) -> list[str]:
     tasks = getattr(config, "task_specific_params", None) or {}
     return [repr(one["prefix"]) for one in tasks.values() if isinstance(one, dict) and one.get("prefix")]
+
+
+DERIVATION = Derivation(artifacts)

@@ -7,7 +7,7 @@ from typing import Any
 from finetune.models.tokenizer import load_tokenizer
 from finetune.recipe.model import ModelSection
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.from_config import text_limit
+from finetune.tasks.from_config import Derivation, is_number, text_limit
 from finetune.tasks.sequence_regression.card import CARD, SequenceRegressionOptions
 
 
@@ -19,3 +19,6 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
     return TaskArtifacts(
         CARD.name, options, tokenizer, settings={"max_length": limit, "packing": "none", "capacity": 0}
     )
+
+
+DERIVATION = Derivation(artifacts, fit=is_number)

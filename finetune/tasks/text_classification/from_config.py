@@ -7,7 +7,7 @@ from typing import Any
 from finetune.models.tokenizer import load_tokenizer
 from finetune.recipe.model import ModelSection
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.from_config import config_classes, text_limit
+from finetune.tasks.from_config import Derivation, config_classes, is_number, text_limit
 from finetune.tasks.text_classification.card import CARD, TextClassificationOptions
 
 
@@ -23,3 +23,11 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
     )
     settings = {"max_length": limit, "packing": "none", "capacity": 0, "label_smoothing": 0.0}
     return TaskArtifacts(CARD.name, options, tokenizer, config_classes(config, notes), settings)
+
+
+def _fit(config: Any) -> float:
+    """A head over the whole text with classes."""
+    return float(not is_number(config))
+
+
+DERIVATION = Derivation(artifacts, fit=_fit, reads_bodies=True)

@@ -7,7 +7,7 @@ from typing import Any
 from finetune.models.tokenizer import load_tokenizer
 from finetune.recipe.model import ModelSection
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.from_config import config_classes, text_limit
+from finetune.tasks.from_config import Derivation, config_classes, text_limit
 from finetune.tasks.token_classification.card import CARD, TokenClassificationOptions
 
 
@@ -18,3 +18,6 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
     options = TokenClassificationOptions(max_length=limit, on_long="error")
     settings = {"max_length": limit, "packing": "none", "capacity": 0, "label_smoothing": 0.0}
     return TaskArtifacts(CARD.name, options, tokenizer, config_classes(config, notes), settings)
+
+
+DERIVATION = Derivation(artifacts)
