@@ -27,7 +27,7 @@ from finetune.models.merging import merge as merge_adapter
 from finetune.models.quiet import quiet_transformers
 from finetune.recipe.machine import has_cuda
 from finetune.recipe.recipe import Recipe
-from finetune.tasks import load_task
+from finetune.tasks import CARDS, load_task
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.terminal import print_line
@@ -121,12 +121,13 @@ def _write_merged(
     model = _build(run, recipe.model_copy(update={"model": unquantized}), artifacts, checkpoint)
     size, rows = artifacts.settings.get("image_size") or (), predicted_rows(run, artifacts)
     inputs = random_inputs(model, image_size=size, token_rows=rows)
-    expected = outputs_of(model, inputs)
+    names = CARDS[recipe.task].model.outputs
+    expected = outputs_of(model, inputs, names)
     merged = merge_adapter(model)
     save_model(merged, artifacts, recipe.model_copy(update={"adapter": None}), folder, merged.state_dict(), card)
     kind, dtype, device = type(merged), merged.dtype, merged.device
     del model, merged
-    compared = compare(expected, outputs_of(kind.from_pretrained(folder).to(device), inputs), dtype)
+    compared = compare(expected, outputs_of(kind.from_pretrained(folder).to(device), inputs, names), dtype)
     check_equal(compared, str(folder))
     return compared
 

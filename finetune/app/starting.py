@@ -80,15 +80,13 @@ def start_model(recipe: Recipe) -> tuple[Recipe, str]:
         return recipe, f"model.source is an adapter of {source.base}, which is trained further: {source.describe()}"
     if not has_cuda():
         os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, which transformers imports, warns that it found no GPU
-    import transformers  # the verbs that open a recipe need not wait for it
+    from finetune.models.continuing import write_merged  # torch: the verbs that open a recipe need not wait for it
 
-    from finetune.models.continuing import write_merged
-
-    auto_class = getattr(transformers, CARDS[recipe.task].model.auto_class)
-    key = digest(KIND, 1, auto_class.__name__, source_files(recipe.model), recipe.model.config, source.base)
+    card = CARDS[recipe.task].model
+    key = digest(KIND, 1, card.auto_class, source_files(recipe.model), recipe.model.config, source.base)
 
     def write(folder: Path) -> None:
-        write_merged(auto_class, recipe.model, source, folder)
+        write_merged(card, recipe.model, source, folder)
 
     with _lock(key):
         folder = publish(KIND, key, write, about=str(source.folder), notify=print_line)

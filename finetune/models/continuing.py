@@ -20,6 +20,7 @@ from finetune.models.config import ODD_FILES, load_config
 from finetune.models.load import load_model
 from finetune.models.merging import Comparison, check_equal, compare, merge, outputs_of, random_inputs
 from finetune.models.quiet import quiet_transformers
+from finetune.recipe.card import ModelSpec
 from finetune.recipe.model import AdapterSection, ModelSection
 from finetune.recipe.recipe import Recipe
 
@@ -131,16 +132,18 @@ def _load_weights(adapted: Any, state: Mapping[str, torch.Tensor]) -> None:
         raise ValueError(f"{'missing' if missing else 'unused'}: {', '.join(names[:4])} ({len(names)} in all)")
 
 
-def write_merged(auto_class: Any, model: ModelSection, source: AdapterSource, folder: Path) -> Comparison:
+def write_merged(card: ModelSpec, model: ModelSection, source: AdapterSource, folder: Path) -> Comparison:
     """Write `source` merged into its base to `folder`, with its tokenizer or processor.
 
     The weights have the data type that the configuration says. The outputs of what was written are compared with the
-    adapter's. Single process. auto_class: of the model, where the adapter does not say what it was trained for: that of a
+    adapter's. Single process. card: of the model, where the adapter does not say what it was trained for: that of a
     language model is merged as one, and a reward model begins from it with a new head, as from any language model.
     Raises: UserError if they differ, or the base lacks weights.
     """
-    if trained_for := CLASSES.get(str(source.settings.get("task_type"))):
-        auto_class = getattr(transformers, trained_for)
+    trained_for = CLASSES.get(str(source.settings.get("task_type")), card.auto_class)
+    if trained_for != card.auto_class:
+        card = ModelSpec(trained_for)
+    auto_class = getattr(transformers, card.auto_class)
     plain = ModelSection(source=model.source, config=model.config, trust_remote_code=model.trust_remote_code)
     config: Any = load_config(plain)
     dtype = config.dtype or torch.float32
@@ -148,12 +151,12 @@ def write_merged(auto_class: Any, model: ModelSection, source: AdapterSource, fo
         base, _ = load_model(auto_class, plain, config, dtype=dtype, seed=0)
         adapted: Any = continue_adapter(base, source)
         inputs = random_inputs(adapted)
-        expected = outputs_of(adapted, inputs)
+        expected = outputs_of(adapted, inputs, card.outputs)
         merged = merge(adapted)
         merged.save_pretrained(folder)
         kind = type(merged)
         del base, adapted, merged
-        compared = compare(expected, outputs_of(kind.from_pretrained(folder), inputs), dtype)
+        compared = compare(expected, outputs_of(kind.from_pretrained(folder), inputs, card.outputs), dtype)
     check_equal(compared, str(source.folder))
     for pattern in PROCESSOR_FILES:
         for file in sorted(Path(source.holder([pattern])).glob(pattern)):

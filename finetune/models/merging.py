@@ -175,15 +175,17 @@ def _image_size(config: Any) -> list[int]:
     return list(size) if isinstance(size, (list, tuple)) else [int(size)] * 2
 
 
-def outputs_of(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
-    """Logits, and boxes of a detector, as float32 on the CPU; in evaluation mode."""
+def outputs_of(model: Any, inputs: dict[str, Any], names: Sequence[str] = ("logits",)) -> list[torch.Tensor]:
+    """The outputs under `names`, [ROWS, ...] each, as float32 on the CPU; in evaluation mode. names: see ModelSpec.outputs."""
     training = model.training
     model.eval()
     with torch.no_grad():
         outputs = model(**inputs)
     model.train(training)
-    found = [outputs[name] for name in ("logits", "pred_boxes") if name in outputs]
-    return [tensor.detach().float().cpu() for tensor in found]
+    assert names and set(names) <= set(outputs), (
+        f"outputs of the model: {', '.join(outputs)}; to be compared: {', '.join(names)}"
+    )
+    return [outputs[name].detach().float().cpu() for name in names]
 
 
 def compare(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor], dtype: torch.dtype) -> Comparison:

@@ -130,12 +130,15 @@ class ModelSpec:
     """Read by whoever loads or splits a model.
 
     auto_class: the class of transformers that makes its models, such as AutoModelForCausalLM.
+    outputs: names of the tensors [examples, ...] in what a model of that class returns that the task reads: where an adapter
+    is merged, these are compared. AutoModel: last_hidden_state; a detector: logits and pred_boxes.
     splits: ways they can be split over ranks that train ("tensor", "pipeline").
     stages: how they are split over ranks that answer (`--stages`, app/asked_stages.py); "": they are not.
     embeds: they are encoders, whose last hidden states make an embedding of a row (`finetune predict --embed`).
     """
 
     auto_class: str
+    outputs: tuple[str, ...] = ("logits",)
     splits: tuple[str, ...] = ()
     stages: Literal["", "blocks", "parts"] = ""
     embeds: bool = False

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -158,16 +157,16 @@ def test_batches_without_padding_have_the_losses_and_the_answers_of_padded_ones(
     assert free[4].positions == batch.positions - batch.padding - shared  # and nothing else
 
 
-class _UnknownLogits(nn.Module):
-    """A model whose logits have a shape but no values. The loss head itself: tests/unit/models/test_linear_loss.py."""
+class _UnknownOutputs(nn.Module):
+    """A model whose outputs have shapes but no values. The loss head itself: tests/unit/models/test_linear_loss.py."""
 
-    def __init__(self, logits: torch.Tensor) -> None:
+    def __init__(self, outputs: dict[str, torch.Tensor]) -> None:
         super().__init__()
-        self.logits = logits
+        self.outputs = outputs
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, **inputs: Any) -> Any:
-        return SimpleNamespace(logits=self.logits)
+        return SimpleNamespace(**self.outputs)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         return labels
@@ -182,10 +181,10 @@ def test_a_loss_asks_the_device_for_nothing(example: TinyExample, tmp_path: Path
     ready = prepare(example.recipe(tmp_path))
     model = _build(ready)
     batch = ready.batch()
-    outputs, logits = _forward(ready, model, batch)
-    logits = logits.detach()
+    outputs, tensors = _forward(ready, model, batch)
+    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
     with FakeTensorMode() as mode:
-        unknown = _UnknownLogits(mode.from_tensor(logits))
+        unknown = _UnknownOutputs({name: mode.from_tensor(tensor) for name, tensor in tensors.items()})
         if isinstance(outputs, dict):  # language models compute their loss in their forward pass
             install_loss_head(unknown)
         inputs, targets = (map_tensors(part, mode.from_tensor) for part in (batch.inputs, batch.targets))
@@ -209,15 +208,20 @@ def test_predictions_add_up_to_the_loss_and_carry_each_id_once(example: TinyExam
     assert sum(score.loss for score in rounded) == pytest.approx(loss, rel=2e-2)
 
 
-def _forward(ready: Prepared, model: Any, batch: Batch, dtype: torch.dtype | None = None) -> tuple[Any, torch.Tensor]:
-    """Outputs, and logits of the same shape as those they come from, which are rounded to `dtype`. A language model, whose
-    loss never sees all of its logits, rounds what its head reads.
+def _forward(
+    ready: Prepared, model: Any, batch: Batch, dtype: torch.dtype | None = None
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Outputs, and those of their tensors that the card names, rounded to `dtype`. A language model, whose loss never sees
+    all of its logits, rounds what its head reads, and has logits of the same shape.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
         outputs = ready.task.forward(model, batch)
-        outputs.logits = outputs.logits if dtype is None else outputs.logits.to(dtype)
-        return outputs, outputs.logits
+        names = [name for name in ready.task.card.model.outputs if hasattr(outputs, name)]
+        assert names, "forward gives what the card names"
+        for name in names if dtype is not None else ():
+            setattr(outputs, name, getattr(outputs, name).to(dtype))
+        return outputs, {name: getattr(outputs, name) for name in names}
     handle = (
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype).to(inputs[0].dtype),)) if dtype else None
     )
@@ -225,7 +229,7 @@ def _forward(ready: Prepared, model: Any, batch: Batch, dtype: torch.dtype | Non
     if handle is not None:
         handle.remove()
     rows, columns = batch.targets["labels"].shape
-    return outputs, torch.zeros(rows, columns, model.config.vocab_size)
+    return outputs, {"logits": torch.zeros(rows, columns, model.config.vocab_size)}
 
 
 def test_a_dummy_changes_nothing_but_reaches_every_weight(example: TinyExample, tmp_path: Path) -> None:
@@ -293,7 +297,7 @@ def test_an_adapter_learns_merges_and_is_continued(example: TinyExample, tmp_pat
     section = ready.plan.recipe.model.model_copy(update={"source": str(tmp_path / "adapter")})
     source = adapter_of(section)
     assert source is not None and source.base == str(base)
-    write_merged(getattr(transformers, ready.task.card.model.auto_class), section, source, tmp_path / "merged")
+    write_merged(ready.task.card.model, section, source, tmp_path / "merged")
     merged = prepare(example.recipe(tmp_path, model={"source": str(tmp_path / "merged")}))
     _same(_predict(ready, model), _predict(merged, _build(merged, ready)), 1e-3)
 

@@ -8,6 +8,7 @@ from finetune.models.adapters import add_adapter, save_adapter
 from finetune.models.config import load_config
 from finetune.models.continuing import write_merged
 from finetune.models.load import load_model
+from finetune.recipe.card import ModelSpec
 from finetune.recipe.model import AdapterSection, ModelSection
 from tests.distributed.toy import open_toy, tiny_llama, train_toy
 from tests.ranks import RankError
@@ -83,7 +84,7 @@ def test_the_new_rows_are_in_the_merged_model(ranks, base, tmp_path):
 
     (result,) = ranks.options(open_group=False).run(1, trained, base, True, "none", tmp_path / "adapter")
     model = ModelSection(source=str(tmp_path / "adapter"))
-    write_merged(AutoModelForCausalLM, model, adapter_of(model), tmp_path / "merged")
+    write_merged(ModelSpec("AutoModelForCausalLM"), model, adapter_of(model), tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert merged.get_input_embeddings().num_embeddings == 66
     logits = merged(input_ids=torch.tensor([[64, 5, 65]])).logits

@@ -13,6 +13,7 @@ from finetune.models.config import load_config
 from finetune.models.continuing import continue_adapter, write_merged
 from finetune.models.load import load_model
 from finetune.models.quantized import stored_bytes
+from finetune.recipe.card import ModelSpec
 from finetune.recipe.model import AdapterSection, ModelSection
 from tests.distributed.toy import open_toy, tiny_llama, train_toy
 
@@ -77,7 +78,7 @@ def test_the_adapter_goes_into_the_whole_weights(ranks, base, tmp_path):
 
     ranks.options(open_group=False).run(1, trained, base, "4bit", "none", tmp_path / "adapter")
     adapter = ModelSection(source=str(tmp_path / "adapter"))
-    write_merged(AutoModelForCausalLM, adapter, adapter_of(adapter), tmp_path / "merged")
+    write_merged(ModelSpec("AutoModelForCausalLM"), adapter, adapter_of(adapter), tmp_path / "merged")
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     merged, plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), load(base, "none")
     change = merged.model.layers[0].mlp.up_proj.weight - plain.model.layers[0].mlp.up_proj.weight

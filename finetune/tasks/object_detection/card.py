@@ -65,7 +65,7 @@ CARD = TaskCard(
         note="training adds augmented images, auxiliary losses of every layer and denoising queries, so the two lines are "
         "not on one scale",
     ),
-    model=ModelSpec(auto_class="AutoModelForObjectDetection", stages="parts"),
+    model=ModelSpec(auto_class="AutoModelForObjectDetection", outputs=("logits", "pred_boxes"), stages="parts"),
     batches=BatchSpec(micro_batch=8, decodes=True),
     answers=AnswerSpec(
         pieces="boxes", picture_legend="boxes of the data in white, those that were found in the color of their class"

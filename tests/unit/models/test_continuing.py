@@ -20,6 +20,7 @@ from finetune.models.continuing import adapt, continue_adapter, write_merged
 from finetune.models.load import load_model
 from finetune.models.merging import outputs_of, random_inputs
 from finetune.models.source import resolve_model
+from finetune.recipe.card import ModelSpec
 from finetune.recipe.model import AdapterSection, ModelSection
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS
@@ -97,7 +98,7 @@ def test_the_adapter_is_trained_further_and_merged(base: Path, changes: dict[str
     model = ModelSection(source=str(tmp_path / "a"))
     source = adapter_of(model)
     assert source is not None
-    compared = write_merged(transformers.AutoModelForCausalLM, model, source, tmp_path / "merged")
+    compared = write_merged(ModelSpec("AutoModelForCausalLM"), model, source, tmp_path / "merged")
     assert compared.rows == 4 and compared.equal
     same(adapted, transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
 
@@ -117,7 +118,7 @@ def test_a_reward_model_begins_from_the_adapter_of_a_language_model(base: Path, 
     auto, model = transformers.AutoModelForSequenceClassification, ModelSection(source=str(tmp_path / "a"))
     source = adapter_of(model)
     assert source is not None
-    assert write_merged(auto, model, source, tmp_path / "merged").equal
+    assert write_merged(ModelSpec(auto.__name__), model, source, tmp_path / "merged").equal
     same(adapted, transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
     merged = ModelSection(source=str(tmp_path / "merged"))
     config = load_config(merged, num_labels=1)

@@ -20,6 +20,7 @@ from finetune.models.continuing import write_merged  # noqa: E402
 from finetune.models.head import head_names  # noqa: E402
 from finetune.models.load import load_model  # noqa: E402
 from finetune.models.source import resolve_model  # noqa: E402
+from finetune.recipe.card import ModelSpec  # noqa: E402
 from finetune.recipe.model import AdapterSection, ModelSection  # noqa: E402
 from finetune.tasks import CARDS  # noqa: E402
 from finetune.tracking.card import model_card  # noqa: E402
@@ -132,7 +133,7 @@ def test_an_adapter_with_a_head_of_its_own_and_merged(tmp_path, base, task, task
     assert torch.allclose(logits(names["model"], names["tokenizer"]), logits(model, tokens), atol=1e-6)
     assert names["model"].config.id2label == LABELS["id2label"]
 
-    write_merged(auto, ModelSection(source=str(adapter)), find_adapter(str(adapter)), merged)
+    write_merged(ModelSpec(auto.__name__), ModelSection(source=str(adapter)), find_adapter(str(adapter)), merged)
     card = model_card(recipe, {}, facts=facts, merged=True)
     assert header(card)["library_name"] == "transformers" and "peft" not in card.split("## Training")[0].lower()
     names = loaded_by(card, merged)
@@ -158,7 +159,7 @@ def test_an_adapter_of_a_language_model_and_merged(tmp_path, new_tokens):
     inputs = {"input_ids": torch.tensor([[5, 9, len(tokens) - 1]])}
     expected = model.eval()(**inputs).logits
     assert torch.allclose(names["model"].eval()(**inputs).logits, expected, atol=1e-6)
-    write_merged(auto, ModelSection(source=str(adapter)), find_adapter(str(adapter)), merged)
+    write_merged(ModelSpec(auto.__name__), ModelSection(source=str(adapter)), find_adapter(str(adapter)), merged)
     names = loaded_by(model_card(recipe, {}, merged=True), merged)
     assert torch.allclose(names["model"].eval()(**inputs).logits, expected, atol=1e-5)
 

@@ -133,7 +133,7 @@ def test_damaged_reference_log_probabilities_are_computed_again(name, cache, mon
 def test_a_damaged_merged_adapter_is_merged_again(name, cache, monkeypatch, make_recipe, capsys):
     merged = []
 
-    def write_merged(auto_class, model, source, folder):
+    def write_merged(card, model, source, folder):
         merged.append(1)
         (folder / "model.safetensors").write_bytes(bytes(range(200)))
 
