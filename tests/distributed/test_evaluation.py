@@ -15,6 +15,7 @@ from finetune.errors import TrainingFailed
 from finetune.inference.evaluation import Evaluator
 from finetune.planning.batch import BatchPlan
 from finetune.planning.plan import MachinePlan, Plan, TrainingPlan
+from finetune.recipe.card import BatchSpec
 from finetune.tasks.batch import Answer, Batch, Score
 from tests.distributed import toy
 
@@ -134,7 +135,7 @@ class CheapExamples:
 class CheapTask:
     """Predicts without computing."""
 
-    card = SimpleNamespace(decodes=False)
+    card = SimpleNamespace(batches=BatchSpec())
 
     def collate(self, artifacts, examples):
         return Batch(tuple(example["id"] for example in examples), {"x": torch.zeros(len(examples), 1)})

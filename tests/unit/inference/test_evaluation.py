@@ -9,6 +9,7 @@ import pytest
 from finetune.data.order.cost import CostModel
 from finetune.inference.evaluation import Evaluator
 from finetune.inference.tally import WORST, Tally
+from finetune.recipe.card import BatchSpec
 from finetune.tasks.batch import Answer, Score
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, size=97)
@@ -91,7 +92,7 @@ def test_loader_processes_decode_where_that_is_worth_their_start(decodes, exampl
     batch = SimpleNamespace(batch=SimpleNamespace(micro_batch=4))
     plan = SimpleNamespace(recipe=SimpleNamespace(data=SimpleNamespace(workers=3)), machine=batch)
     engine = SimpleNamespace(session=SimpleNamespace(device=SimpleNamespace(type="cpu"), local_world_size=1))
-    task = SimpleNamespace(card=SimpleNamespace(decodes=decodes))
+    task = SimpleNamespace(card=SimpleNamespace(batches=BatchSpec(decodes=decodes)))
     assert Evaluator(task, plan, None, engine, CostModel(1.0, 0.01), [])._workers(examples) == workers
 
 
