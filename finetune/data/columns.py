@@ -13,32 +13,11 @@ from finetune.data.values import is_missing
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
 from finetune.recipe.column_pairs import PAIRS, find_pairs
+from finetune.recipe.roles import role_of
 
 Required = tuple[tuple[str, ...], ...]  # a row must have at least one role of each entry
 
 SAMPLED_ROWS = 1_000  # rows read to find the columns of a file without a header
-
-# Used when the recipe maps no column to a role, the data has none of the role's own name, and no pair (column_pairs) is
-# complete. The first match is taken.
-ALIASES: Mapping[str, tuple[str, ...]] = {
-    "text": ("sentence", "sentence1", "text1", "premise", "question1", "content", "review", "document"),
-    "text_pair": ("sentence2", "text2", "hypothesis", "question2"),
-    "label": ("labels", "class", "target", "category", "sentiment", "intent", "fine_label"),
-    "labels": ("label", "classes", "tags", "categories"),
-    "image": ("img", "picture", "photo", "file_name", "image_path"),
-    "prompt": ("instruction", "question", "query", "input"),  # replies: see column_pairs
-    "completion": ("response", "answer", "output", "reply"),
-    "instruction": ("prompt", "question", "query", "problem"),
-    "input": ("context",),
-    "output": ("response", "answer", "completion", "reply"),
-    "messages": ("conversations", "conversation", "dialogue", "dialog", "chat"),
-    "system": ("system_prompt",),
-    "tools": ("functions",),
-    "source": ("document", "article", "inputs", "input", "prompt", "question"),
-    "tokens": ("words",),
-    "tags": ("ner_tags", "pos_tags", "labels"),
-}
-
 
 _COCO = ("images", "annotations", "categories")
 
@@ -141,7 +120,7 @@ def _map_by_name(explicit: Mapping[str, str], available: Sequence[str], card: Ta
             continue
         if role in paired and not (role == "prompt" and "chosen" in pairs):
             continue
-        alias = next((name for name in ALIASES.get(role, ()) if name in available and name not in taken), None)
+        alias = next((name for name in role_of(role).aliases if name in available and name not in taken), None)
         if alias is not None:
             mapping[role] = alias
             taken.add(alias)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.recipe.roles import TEXTS
 
 # What pandas reads as a missing value (pandas.read_csv, na_values), without the empty cell.
 MISSING_WORDS = frozenset(
@@ -22,11 +23,6 @@ MISSING_WORDS = frozenset(
 )
 LONGEST_WORD = max(map(len, MISSING_WORDS))
 NO_NUMBER, NO_TIME, WORD, NUMBER = "no number", "no time", "word", "number"  # kinds of odd values
-
-# Roles whose values are texts; a number in one of them is read as the text that Python writes for it.
-TEXT_ROLES = frozenset(
-    ("text", "text_pair", "prompt", "completion", "instruction", "input", "output", "source", "target", "system")
-)
 
 
 def is_missing(value: Any) -> bool:
@@ -74,7 +70,7 @@ def check_text(value: Any, name: str) -> None:
 
 def is_number_in_text(value: Any, role: str) -> bool:
     """Whether a role of texts has a number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and role in TEXT_ROLES
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and role in TEXTS
 
 
 def number_notices(row: Mapping[str, Any], mapping: Mapping[str, str]) -> list[str]:

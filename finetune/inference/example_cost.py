@@ -27,7 +27,7 @@ class ExampleCost:
     @classmethod
     def of(cls, task: Task, artifacts: TaskArtifacts) -> ExampleCost:
         """For the examples of a task, encoded or not."""
-        if "image" in task.card.rows.columns:
+        if task.card.rows.image_role:
             height, width = artifacts.settings["image_size"]
             return cls(pixels=int(height) * int(width))
         options = artifacts.options
@@ -42,5 +42,5 @@ class ExampleCost:
 
 def chunk_budget(task: Task, device: str) -> int:
     """The cost of a chunk on a kind of device, "cpu" or "cuda", whatever the number of ranks."""
-    budgets = PIXELS if "image" in task.card.rows.columns else TOKENS
+    budgets = PIXELS if task.card.rows.image_role else TOKENS
     return budgets.get(device, budgets["cuda"])

@@ -27,7 +27,7 @@ class WholeRows:
 
     @property
     def late(self) -> bool:
-        return "image" in self.task.card.rows.columns
+        return bool(self.task.card.rows.image_role)
 
     def split(self, rows: Sequence[Row], *, with_targets: bool) -> list[list[dict[str, Any]] | BadRow]:
         """One example for each row, or why there is none."""

@@ -14,10 +14,8 @@ from finetune.data.prepare.file_digest import open_regular
 from finetune.data.table import Row, Table
 from finetune.inspection.characters import CharacterCounter
 from finetune.inspection.similar import Signatures
+from finetune.recipe.roles import IMAGES, role_of
 
-OPTIONAL = frozenset(
-    {"input", "system", "text_pair", "label", "tags", "history", "tools", "functions"}
-)  # roles that may be blank
 BLOCK = 4096  # rows looked at together
 SPEAKER = frozenset({"role", "from"})
 INSTEAD = (
@@ -56,7 +54,7 @@ def row_text(row: Row, roles: Sequence[str]) -> str:
 
 
 def _texts(value: Any, role: str = "") -> Iterator[str]:
-    if role == "image":
+    if role in IMAGES:
         return
     if isinstance(value, str):
         yield value
@@ -78,7 +76,7 @@ def has_blank(row: Row, roles: Sequence[str]) -> bool:
     """Whether a text that must be there is empty or blank, also the text of a turn."""
     for role in roles:
         value = row.get(role)
-        if role in OPTIONAL or value is None:
+        if value is None or role_of(role).may_be_blank:
             continue
         if isinstance(value, str) and not value.strip():
             return True
@@ -103,8 +101,7 @@ def _is_blank_turn(turn: Any) -> bool:
 def content_hash(row: Row, text: str) -> int:
     """Equal for rows of equal content: of the text without surrounding blanks, or of the bytes of the image; 0 for none."""
     data = text.strip().encode("utf-8", "surrogatepass")
-    image = row.get("image")
-    if image is not None:
+    for image in (row[role] for role in IMAGES if row.get(role) is not None):
         data += _image_bytes(image)
     if not data:
         return 0

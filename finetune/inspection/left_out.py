@@ -84,9 +84,9 @@ def _explain(task: Any, artifacts: TaskArtifacts, index: int, place: str, row: R
 
 def _cause(task: Any, artifacts: TaskArtifacts, row: Row) -> Cause:
     """The first that applies."""
-    if "image" in task.card.rows.columns:
+    if image := task.card.rows.image_role:
         try:
-            decode_image(row.get("image"), artifacts.options.value_range)
+            decode_image(row.get(image), artifacts.options.value_range)
         except BadRow:
             return "image"
         return "boxes" if "objects" in task.card.rows.columns else "other"

@@ -18,9 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from finetune.recipe.roles import IMAGES, LABELS
 from finetune.recipe.section import Section
-
-LABELS = frozenset({"label", "tags", "objects"})  # roles that are labels in every task
 
 
 class NoOptions(Section):
@@ -31,7 +30,8 @@ class NoOptions(Section):
 class RowSpec:
     """Read by data/, inspection/ and whoever takes rows from users: what a row holds.
 
-    columns: role -> what it holds (`data.columns` maps roles to the data's columns).
+    columns: role -> what it holds for the task (`data.columns` maps roles to the data's columns). A role that another task
+    has, too, means the same there (recipe/roles.py).
     required: roles that every row must have, each entry a tuple of alternatives (one of which is enough).
     targets: roles that say what the answer should be; rows that are only asked (prediction) need none of them.
     asked: roles that such rows must have, as `required`; (): those of `required` without targets.
@@ -57,6 +57,11 @@ class RowSpec:
     def contents(self) -> tuple[str, ...]:
         """The roles by which rows are the same: all but labels."""
         return tuple(role for role in self.columns if role not in LABELS)
+
+    @property
+    def image_role(self) -> str:
+        """The role whose values are images; "" if there is none."""
+        return next((role for role in self.columns if role in IMAGES), "")
 
     def has_label_sets(self, options: object) -> bool:
         """Whether a row may have any number of labels, given the recipe's `options` section."""

@@ -11,34 +11,9 @@ from pathlib import Path
 from finetune.recipe.card import TaskCard
 from finetune.recipe.column_pairs import find_pairs
 from finetune.recipe.paths import is_local
+from finetune.recipe.roles import role_of
 from finetune.recipe.user_path import user_path
 from finetune.recipe.yaml_dialect import one_line
-
-# Role -> common names of such a column; only names that are unambiguous.
-ALSO_CALLED = {
-    "text": (
-        "sentence",
-        "sentence1",
-        "review",
-        "content",
-        "body",
-        "comment",
-        "tweet",
-        "message",
-        "document",
-        "premise",
-    ),
-    "text_pair": ("sentence2", "text2", "hypothesis", "pair"),
-    "label": ("labels", "class", "category", "target", "sentiment", "stars", "rating", "intent", "topic"),
-    "labels": ("label", "classes", "categories", "tags", "topics"),
-    "prompt": ("instruction", "question", "query", "source", "user"),
-    "completion": ("output", "response", "answer", "reply", "target", "assistant"),
-    "instruction": ("prompt", "question", "query"),
-    "input": ("context",),
-    "output": ("response", "completion", "answer", "reply"),
-    "messages": ("conversations", "conversation", "dialog", "dialogue", "chat"),
-    "image": ("img", "picture", "photo", "image_path", "file_name", "filename", "path", "file"),
-}
 
 
 def write_starter(
@@ -94,7 +69,8 @@ def _same(role: str, columns: Sequence[str]) -> str | None:
 
 
 def _also_called(role: str, columns: Sequence[str]) -> str | None:
-    return next((name for name in ALSO_CALLED.get(role, ()) if name in columns), None)
+    known = role_of(role)
+    return next((name for name in (*known.aliases, *known.guesses) if name in columns), None)
 
 
 def _near(role: str, columns: Sequence[str]) -> str | None:

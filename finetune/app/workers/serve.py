@@ -103,7 +103,7 @@ def model_facts(asked: AskedModel, name: str) -> ModelFacts:
         title=card.title,
         roles={role: about for role, about in card.rows.columns.items() if role not in card.rows.targets},
         columns=dict(recipe.data.columns),
-        image="image" if "image" in card.rows.columns else "",
+        image=card.rows.image_role,
         line_role=card.rows.role_of_lines(artifacts.options),
         targets=tuple({name for role in card.rows.targets for name in (role, recipe.data.columns.get(role, role))}),
         labels=tuple(artifacts.labels),

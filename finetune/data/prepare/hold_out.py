@@ -17,6 +17,7 @@ from finetune.data.prepare.pool import Chunk, map_chunks
 from finetune.data.prepare.progress import Meter, current_stage
 from finetune.data.table import Row, Table, describe_table, read_rows
 from finetune.errors import UserError
+from finetune.recipe.roles import IMAGES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +48,7 @@ def _canonical(value: Any, role: str = "") -> Any:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, str):
-        return _file_digest(value) if role == "image" else value
+        return _file_digest(value) if role in IMAGES else value
     if isinstance(value, dict):
         if isinstance(value.get("bytes"), bytes):  # an image in a parquet file; its path has no meaning
             return _canonical(value["bytes"])

@@ -24,7 +24,8 @@ from finetune.data.sources.arrow_values import (
     python_values,
 )
 from finetune.data.sources.class_columns import UNLABELED, class_columns, declared_classes, named_value
-from finetune.data.values import NO_NUMBER, NO_TIME, NUMBER, TEXT_ROLES, OddValues, without_nan
+from finetune.data.values import NO_NUMBER, NO_TIME, NUMBER, OddValues, without_nan
+from finetune.recipe.roles import TEXTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +135,7 @@ class ArrowRows:
             if pa.types.is_floating(column.type):
                 found[NO_NUMBER] = pc.invert(pc.is_finite(column))
             if (
-                role in TEXT_ROLES
+                role in TEXTS
                 and not classes
                 and (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
             ):

@@ -25,9 +25,9 @@ from finetune.data.prepare.pool import Chunk, map_chunks
 from finetune.data.prepare.progress import Meter, current_stage
 from finetune.data.values import OddValues, check_text, without_nan
 from finetune.recipe.data import SourceSection
+from finetune.recipe.roles import IMAGES
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # json.dumps makes one for each row
-PATH_ROLES = ("image",)  # text in these roles is a path, relative to the file that contains it
 ROWS = 2_000  # converted between two reports of progress
 CHUNK_BYTES = 4 << 20  # of a file that is divided
 
@@ -76,7 +76,7 @@ class RowConverter:
                 found.bad.append((line, place, str(error)))
                 continue
             if not found.names_files and not self.known:
-                found.names_files = any(named_file(row.get(role)) for role in PATH_ROLES)
+                found.names_files = any(named_file(row.get(role)) for role in IMAGES)
             found.records.append(record)
             found.numbers.append(line)
         found.odd = [(kind, column, count, int(first)) for kind, column, count, first in odd.to_list()]
@@ -91,12 +91,12 @@ class RowConverter:
             return ENCODER.encode(row).encode("utf-8")
         except ValueError:  # NaN, or half of a surrogate pair: rare, so only such rows are looked through
             for role, column in self.mapping.items():
-                if role not in PATH_ROLES:
+                if role not in IMAGES:
                     check_text(row.get(role), column)
             return json.dumps(without_nan(row), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
     def _with_paths(self, row: dict[str, Any]) -> dict[str, Any]:
-        for role in PATH_ROLES:
+        for role in IMAGES:
             if row.get(role) is not None:
                 row[role] = resolve_image(row[role], self.base)
         return row

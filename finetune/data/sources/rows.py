@@ -21,7 +21,6 @@ from finetune.data.prepare.file_digest import contents_digest, file_stat, source
 from finetune.data.prepare.records import RecordFile
 from finetune.data.sources.located import display_path
 from finetune.data.sources.row_conversion import (
-    PATH_ROLES,
     LinesJob,
     RowConverter,
     is_divisible,
@@ -31,6 +30,7 @@ from finetune.data.sources.row_conversion import (
 from finetune.data.values import OddValues
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
+from finetune.recipe.roles import IMAGES
 
 VERSION = 5  # of the layout on disk and of the rows that readers return for a file
 WORDLESS = ("csv", "tsv")  # formats without a null, so that NA or nan in a cell may stand for one
@@ -95,7 +95,7 @@ class RecordRows:
 
     def named_files(self) -> Iterator[str]:
         """Paths of the images that rows name, except in folders of images, which are part of `content` already."""
-        for role in PATH_ROLES if self._names_files else ():
+        for role in IMAGES if self._names_files else ():
             yield from filter(None, map(named_file, self.values(role)))
 
     def __len__(self) -> int:
@@ -144,7 +144,7 @@ def convert_file(
         stats, content = [file_stat(file) for file in files], contents_digest(files)
     except OSError as error:
         raise unreadable(path, error) from error
-    named = file_format == "coco" or any(role in mapping for role in PATH_ROLES)  # paths are part of the rows
+    named = file_format == "coco" or any(role in mapping for role in IMAGES)  # paths are part of the rows
     identity = (content, path.suffixes[-2:], str(path.parent.resolve()) if named else "", file_format)
     options = source.model_dump(include=set(READ_OPTIONS))
     key = digest("file", VERSION, identity, options, dict(mapping), required, limit, source_digest("data"))

@@ -19,9 +19,7 @@ from finetune.data.table import Row
 from finetune.data.values import OddValues, check_text, lone_surrogate, without_nan
 from finetune.errors import EmptyData
 from finetune.recipe.card import TaskCard
-
-PATH_ROLES = ("image",)  # text in these roles is a path, relative to the file that contains it
-
+from finetune.recipe.roles import IMAGES
 
 WITHOUT_TARGET = "answered without its target, which cannot be used"  # begins a notice
 
@@ -110,7 +108,7 @@ class AskedRows:
             row = apply_roles(raw, self.mapping)
             check_required(row, self.spec.required, self.mapping)
             for role, column in self.mapping.items():
-                if role not in PATH_ROLES:
+                if role not in IMAGES:
                     self._check_text(row, role, column, notices)
                 elif self.base is not None and row.get(role) is not None:
                     row[role] = resolve_image(row[role], self.base)

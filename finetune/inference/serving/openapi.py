@@ -9,14 +9,8 @@ from typing import Any
 import finetune
 from finetune.inference.serving.limits import Limits
 from finetune.inference.serving.messages import ModelFacts
+from finetune.recipe.roles import example_row
 
-EXAMPLES = {  # role -> a value to show
-    "instruction": "Name three colors.",
-    "source": "Guten Morgen.",
-    "text": "A fine film.",
-    "tokens": ["Ann", "lives", "in", "Rome"],
-    "prompt": "Name a color.",
-}
 ERROR = {
     "type": "object",
     "properties": {
@@ -80,8 +74,8 @@ def _predict_examples(facts: ModelFacts, address: str) -> list[str]:
             f"curl {address}/predict{query} -F file=@one.jpg -F file=@two.png",
             _curl(address, "/predict", {"rows": [{column: "data:image/png;base64,iVBORw0KGgo..."}]}),
         ]
-    roles = [role for role in EXAMPLES if role in facts.roles][:1] or list(facts.roles)[:2]
-    row = {facts.columns.get(role, role): EXAMPLES.get(role, "...") for role in roles}
+    values = example_row(facts.roles) or dict.fromkeys(list(facts.roles)[:2], "...")
+    row = {facts.columns.get(role, role): value for role, value in values.items()}
     return [
         _curl(address, "/predict", {"rows": [row], **({"top_k": 3} if "top_k" in facts.options else {})}),
         f"curl {address}/predict{query} \\\n  -H 'Content-Type: application/jsonl' --data-binary @rows.jsonl",

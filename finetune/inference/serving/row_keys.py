@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from finetune.data.columns import ALIASES, nearest_name
+from finetune.data.columns import nearest_name
 from finetune.inference.serving.faults import malformed
 from finetune.inference.serving.messages import ModelFacts
+from finetune.recipe.roles import role_of
 
 ROWS = "rows"
 
@@ -62,6 +63,6 @@ def roles_and_columns(facts: ModelFacts) -> list[str]:
 
 def known_keys(facts: ModelFacts) -> set[str]:
     """All names that are read: those of roles_and_columns, their aliases, and those of what the answer should be."""
-    aliases = {alias for role in facts.roles for alias in ALIASES.get(role, ())}
+    aliases = {alias for role in facts.roles for alias in role_of(role).aliases}
     columns = {name.partition(".")[0] for name in roles_and_columns(facts)}
     return {*roles_and_columns(facts), *columns, *aliases, *facts.targets}

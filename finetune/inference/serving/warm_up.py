@@ -7,15 +7,13 @@ from typing import Any
 
 from finetune.inference.answering import Chunk
 from finetune.inference.serving.served_model import ServedModel
-
-VALUES = {"text": "hello", "tokens": ["hello"], "prompt": "hello", "source": "hello"}
+from finetune.recipe.roles import example_row
 
 
 def warm_up(model: ServedModel) -> None:
     """Answer a row. A row that does not fit the task is no fault: real ones say what is wrong with them."""
-    row = {role: VALUES[role] for role in model.facts.roles if role in VALUES}
-    if model.facts.image:
-        row[model.facts.image] = _gray_image()
+    facts = model.facts
+    row = {facts.image: _gray_image()} if facts.image else example_row(facts.roles, facts.line_role)
     examples = [item for item in model.encode([row]) if isinstance(item, dict)]
     for _ in model.answerer.run([Chunk((0, 0), [{**example, "id": 0} for example in examples])] if examples else []):
         pass
