@@ -112,5 +112,5 @@ def test_case_is_kept_where_the_recipe_maps_a_column_and_in_faults() -> None:
         "text": "Review",
         "label": "Label",
     }
-    _, (fault,) = resolve_columns({}, ["Instructions", "Resp"], CAUSAL, CAUSAL.required)
+    _, (fault,) = resolve_columns({}, ["Instructions", "Resp"], CAUSAL, CAUSAL.rows.required)
     assert "data.columns: {instruction: <column>}" in fault.message and fault.nearest == "Instructions"
