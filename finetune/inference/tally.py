@@ -97,7 +97,8 @@ class Tally:
         results = self.metrics.compute()
         loss = math.fsum(self.losses) / max(self.weight, 1)
         tables = {**results.tables, **self._worst_table()}
-        return Evaluation(split, {"loss": loss, **results.scalars}, len(self.ids), tables)
+        undefined = results.undefined if math.isfinite(loss) else {"loss": f"it is {loss}", **results.undefined}
+        return Evaluation(split, {"loss": loss, **results.scalars}, len(self.ids), tables, undefined)
 
     def _worst_table(self) -> dict[str, Table]:
         rows = sorted(self.worst, key=lambda row: row[:2], reverse=True)

@@ -14,6 +14,7 @@ class ChosenReward(LocalMetric):
 
     inputs: ClassVar[tuple[str, ...]] = ("chosen_rewards",)
     description = "Mean reward of the chosen replies."
+    undefined = "there are no chosen replies"
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         (chosen,) = inputs

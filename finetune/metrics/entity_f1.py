@@ -18,6 +18,7 @@ class EntityF1(LocalMetric):
 
     inputs: ClassVar[tuple[str, ...]] = ("tags", "reference_tags")
     description = "Harmonic mean of entity precision and recall, over all entities together (as seqeval)."
+    undefined = "there are no examples, or the tags have no names"
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         tags, references = inputs

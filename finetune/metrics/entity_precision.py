@@ -18,6 +18,7 @@ class EntityPrecision(LocalMetric):
 
     inputs: ClassVar[tuple[str, ...]] = ("tags", "reference_tags")
     description = "Fraction of the predicted entities whose boundaries and type are correct."
+    undefined = "there are no examples, or the tags have no names"
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         tags, references = inputs

@@ -18,6 +18,7 @@ class EntityRecall(LocalMetric):
 
     inputs: ClassVar[tuple[str, ...]] = ("tags", "reference_tags")
     description = "Fraction of the reference entities that are predicted with correct boundaries and type."
+    undefined = "there are no examples, or the tags have no names"
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         tags, references = inputs

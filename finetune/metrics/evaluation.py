@@ -11,9 +11,16 @@ WORST_EXAMPLES = "worst_examples"  # the table that every task has
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The same on every rank, except for tables, which only rank 0 has. scalars: "loss" and the metrics."""
+    """The same on every rank, except for tables and undefined, which only rank 0 has. scalars: "loss" and the metrics.
+    undefined: metric -> why it has no value for these examples.
+    """
 
     split: str
     scalars: dict[str, float]
     num_examples: int
     tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = field(default_factory=dict)
+    undefined: dict[str, str] = field(default_factory=dict)
+
+    def undefined_in_words(self) -> dict[str, str]:
+        """metric -> "pearson is undefined for validation: fewer than two examples, or ..."."""
+        return {name: f"{name} is undefined for {self.split}: {reason}" for name, reason in self.undefined.items()}

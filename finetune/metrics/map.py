@@ -31,6 +31,7 @@ class Map(LocalMetric):
 
     inputs: ClassVar[tuple[str, ...]] = ("detections", "objects")
     description = "COCO mean average precision."
+    undefined = "there are no objects"
 
     def _feature(self, name: str) -> Any:
         numbers = {"labels": datasets.Sequence(datasets.Value("int64"))}

@@ -31,6 +31,7 @@ class LocalMetric(evaluate.Metric, ABC):
     higher_is_better: ClassVar[bool | None] = True
     inputs: ClassVar[tuple[str, ...]] = ("predictions", "references")
     description: ClassVar[str] = ""
+    undefined: ClassVar[str] = "there are no examples"  # where `value` is None: why
 
     def __init__(self, config_name: str | None = None, **options: Any) -> None:
         if options.get("num_process", 1) != 1:

@@ -25,11 +25,12 @@ class Results:
     """Results of an evaluation.
 
     scalars: metric -> finite number. A metric that is undefined for the data (no examples, one class for ROC-AUC) is
-    absent, so that JSON never contains NaN. tables: name -> (columns, rows).
+    absent, so that JSON never contains NaN. tables: name -> (columns, rows). undefined: metric -> why it is absent.
     """
 
     scalars: dict[str, float] = field(default_factory=dict)
     tables: dict[str, tuple[list[str], list[list[Any]]]] = field(default_factory=dict)
+    undefined: dict[str, str] = field(default_factory=dict)
 
 
 class MetricSet:
@@ -92,6 +93,8 @@ class MetricSet:
                     results.tables[key] = (list(value["columns"]), list(value["rows"]))
                 elif value is not None and math.isfinite(value):
                     results.scalars[key] = float(value)
+                elif key == name:  # others, such as map_small, are absent wherever there is nothing of their kind
+                    results.undefined[key] = metric.undefined
         return results
 
     def _missing(self, field_name: str) -> UserError:

@@ -14,6 +14,7 @@ class Pearson(LocalMetric):
 
     inputs: ClassVar[tuple[str, ...]] = ("values", "targets")
     description = "Pearson correlation of values and targets."
+    undefined = "fewer than two examples, or all predictions or all targets are equal"
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         values, targets = inputs

@@ -20,6 +20,7 @@ class Perplexity(LocalMetric):
     higher_is_better: ClassVar[bool | None] = False
     inputs: ClassVar[tuple[str, ...]] = ("loss_sums", "weights")
     description = "exp(sum of losses / sum of tokens)."
+    undefined = "there are no tokens, or the loss is not finite or above 709"
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         loss_sums, weights = inputs

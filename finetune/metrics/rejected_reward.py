@@ -15,6 +15,7 @@ class RejectedReward(LocalMetric):
     higher_is_better: ClassVar[bool | None] = False
     inputs: ClassVar[tuple[str, ...]] = ("rejected_rewards",)
     description = "Mean reward of the rejected replies."
+    undefined = "there are no rejected replies"
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         (rejected,) = inputs

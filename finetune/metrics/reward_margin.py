@@ -17,6 +17,7 @@ class RewardMargin(LocalMetric):
 
     inputs: ClassVar[tuple[str, ...]] = ("chosen_rewards", "rejected_rewards")
     description = "Mean of chosen minus rejected reward."
+    undefined = "there are no chosen or no rejected replies"
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         chosen, rejected = inputs

@@ -21,6 +21,7 @@ class RocAuc(LocalMetric):
 
     inputs: ClassVar[tuple[str, ...]] = ("prediction_scores", "references")
     description = "Area under the ROC curve: two classes, one against the rest (macro), or multi-label (macro)."
+    undefined = "no class has both positive and negative examples, or a score is not finite"
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         scores, references = inputs

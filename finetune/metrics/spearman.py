@@ -18,6 +18,7 @@ class Spearman(LocalMetric):
 
     inputs: ClassVar[tuple[str, ...]] = ("values", "targets")
     description = "Spearman rank correlation of values and targets."
+    undefined = "fewer than two examples, or all predictions or all targets are equal"
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         values, targets = inputs

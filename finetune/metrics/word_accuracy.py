@@ -14,6 +14,7 @@ class WordAccuracy(LocalMetric):
 
     inputs: ClassVar[tuple[str, ...]] = ("tags", "reference_tags")
     description = "Fraction of words with the correct tag."
+    undefined = "there are no words"
 
     def value(self, *inputs: np.ndarray, labels: list[str] | None) -> float | None:
         correct = [tag == other for pair in zip(*inputs, strict=True) for tag, other in zip(*pair, strict=True)]

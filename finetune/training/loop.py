@@ -182,7 +182,10 @@ class Loop:
     def measure(self, split: str) -> Evaluation:
         """Evaluate one split with the weights as they are, and report it. All ranks call it."""
         step = self.progress.step
-        return self.validator.measure(split, step, self.source.rank_speed.at(step))
+        result = self.validator.measure(split, step, self.source.rank_speed.at(step))
+        for line in self.progress.undefined_in_words(result, self.recipe.training.early_stopping):
+            self.listener.message(line)
+        return result
 
     def save(self, *, best: bool = False, hurry: bool = False) -> None:
         """Begin a checkpoint of this step, see Saver.begin. best: its evaluation is the best so far. All ranks call it."""

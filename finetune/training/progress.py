@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from finetune.metrics.evaluation import Evaluation
 from finetune.recipe.training import EarlyStopping
 
 
@@ -89,6 +90,15 @@ class Progress:
             self.best_value, self.best_step = value, self.step
             self.best_figures = {key: figure for key, figure in scalars.items() if math.isfinite(figure)}
         return gain > 0
+
+    def undefined_in_words(self, evaluation: Evaluation, early_stopping: EarlyStopping | None) -> list[str]:
+        """A line for each metric without a value, and what follows from it where that metric chooses the best checkpoint."""
+        lines = evaluation.undefined_in_words()
+        if evaluation.split == "validation" and self.metric in lines:
+            uncounted = early_stopping is not None and self.metric not in evaluation.scalars
+            patience = ", and early stopping does not count this evaluation" if uncounted else ""
+            lines[self.metric] += f". It chooses the best checkpoint: step {self.step} cannot be the best{patience}"
+        return list(lines.values())
 
     def exhausted(self, early_stopping: EarlyStopping | None) -> bool:
         """Whether early stopping ends the training."""

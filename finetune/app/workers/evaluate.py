@@ -82,6 +82,8 @@ def _evaluate(opened: Run, checkpoint: str, split: str, data: list[str], name: s
         record = found_data.data[name_of_split]
         described = {"rows": record["rows"], "digest": record["content"]}
         _publish(folder, found, split, data, described, result)
+        for line in result.undefined_in_words().values():
+            print_line(line)
         if not supervised:
             print_line((folder / "figures.json").read_text(encoding="utf-8"))
     session.close()
@@ -113,6 +115,7 @@ def _publish(
             "split": "" if data else split,
             "examples": result.num_examples,
             **result.scalars,
+            **({"undefined": result.undefined} if result.undefined else {}),
             "data": described,
             "folder": str(folder),
             "time": time.time(),

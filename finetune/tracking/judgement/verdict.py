@@ -49,8 +49,13 @@ def judge(
     *,
     validation_loss: Series | None,
     calibration: Calibration | None = None,
+    metric: str = "loss",
 ) -> Verdict:
-    """The verdict on a run whose figures are known so far."""
+    """The verdict on a run whose figures are known so far. metric: which chooses the best checkpoint."""
+    if (evaluated is None or not evaluated.values) and validation_loss is not None and metric != "loss":
+        advice = "Choose by a figure that these rows always have: evaluation.best=loss."
+        line = f"{metric} chooses the best checkpoint, but is undefined in every evaluation: none was chosen."
+        return Verdict("unknown", line, next_steps=(advice,))
     if evaluated is None or not evaluated.values:
         advice = "Give the recipe validation data: data.validation, or data.validation_fraction."
         line = "Nothing was evaluated yet, so nobody can say whether the model is good."
@@ -75,6 +80,10 @@ def judge(
         reasons.append(
             f"the best of {len(evaluated.values)} evaluations is number {evaluated.best + 1}; its weights are kept"
         )
+    known = len(evaluated.values)
+    if validation_loss is not None and len(validation_loss) > known:
+        missing = f"{len(validation_loss) - known} of {len(validation_loss)}"
+        reasons.append(f"{evaluated.metric} is undefined in {missing} evaluations, which were not compared")
     if 0 < evaluated.examples < FEW:
         reasons.append(f"only {evaluated.examples} examples were evaluated, so the figures are uncertain")
         steps.append("Evaluate more examples: a larger validation split.")

@@ -49,7 +49,7 @@ def judge_run(
     """best: (step, epoch, value) of the best evaluation, None without one. What cannot be read is left out."""
     losses = _trained(curves.get(("validation", "loss")))
     if best is None:
-        return Judgement(judge(None, validation_loss=losses))
+        return Judgement(judge(None, validation_loss=losses, metric=metric))
     step = best[0]
     figures = _figures_at(curves, step)
     predictions = _predictions(run, step, figures)

@@ -140,13 +140,15 @@ def test_perplexity_weighs_by_tokens():
 def test_undefined_perplexity_is_absent(loss):
     collected = MetricSet(["perplexity"])
     collected.add([{"loss": loss, "weight": 1}])
-    assert collected.compute().scalars == {}
+    results = collected.compute()
+    assert results.scalars == {}
+    assert results.undefined == {"perplexity": "there are no tokens, or the loss is not finite or above 709"}
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_without_examples_there_are_no_scalars_but_complete_tables(multi_label):
     results = MetricSet(NAMES, labels=["a", "b"], multi_label=multi_label).compute()
-    assert results.scalars == {}
+    assert results.scalars == {} and results.undefined.keys() == set(NAMES) - results.tables.keys()
     assert [row[0] for row in results.tables["per_class"][1]] == ["a", "b"]
     assert sum(map(sum, (row[1:] for row in results.tables["confusion_matrix"][1]))) == 0
 
@@ -155,7 +157,10 @@ def test_a_single_class_gives_all_metrics_but_roc_auc():
     collected = MetricSet(SCALARS, num_labels=3)
     collected.add([{"prediction": 1, "reference": 1, "scores": [0.2, 0.5, 0.3]}] * 4)
     ones = ("accuracy", "f1_macro", "f1_micro", "precision", "recall")
-    assert collected.compute().scalars == {**dict.fromkeys(ones, 1.0), "matthews": 0.0}
+    results = collected.compute()
+    assert results.scalars == {**dict.fromkeys(ones, 1.0), "matthews": 0.0}
+    assert list(results.undefined) == ["roc_auc"]
+    assert "no class has both positive and negative examples" in results.undefined["roc_auc"]
 
 
 def test_roc_auc_is_absent_if_a_score_is_not_finite():

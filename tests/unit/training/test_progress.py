@@ -2,6 +2,7 @@
 
 import math
 
+from finetune.metrics.evaluation import Evaluation
 from finetune.recipe.training import EarlyStopping
 from finetune.training.progress import Progress
 
@@ -35,6 +36,23 @@ def test_a_metric_that_is_undefined_is_no_best():
     progress = Progress("roc_auc", "max")
     assert progress.judge({"loss": 1.0}, 0.0) is False
     assert progress.best_value is None
+
+
+def test_what_follows_from_an_undefined_metric_is_said():
+    why = {"mae": "there are no examples", "pearson": "all targets are equal"}
+    evaluation = Evaluation("validation", {"loss": 1.0}, 3, undefined=why)
+    progress, early = Progress("pearson", "max", step=20), EarlyStopping(patience=2)
+    follows = "It chooses the best checkpoint: step 20 cannot be the best"
+    assert progress.undefined_in_words(evaluation, None) == [
+        "mae is undefined for validation: there are no examples",
+        f"pearson is undefined for validation: all targets are equal. {follows}",
+    ]
+    assert progress.undefined_in_words(evaluation, early)[1].endswith(
+        ", and early stopping does not count this evaluation"
+    )
+    assert progress.judge(evaluation.scalars, 0.0) is False and progress.stale == 0
+    test = Evaluation("test", {}, 3, undefined=why)
+    assert progress.undefined_in_words(test, early)[1] == "pearson is undefined for test: all targets are equal"
 
 
 def test_what_a_checkpoint_kept_is_taken_over_but_not_the_best_of_another_metric():

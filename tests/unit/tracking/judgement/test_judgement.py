@@ -166,6 +166,11 @@ def test_a_run_at_its_baseline(reference: float, mark: str) -> None:
 
 def test_what_cannot_be_judged_is_said() -> None:
     assert judge(None, validation_loss=None).mark == "unknown"
+    assert judge(None, validation_loss=None, metric="pearson").line.startswith("Nothing was evaluated yet")
+    undefined = judge(None, validation_loss=series(1.0, 0.9), metric="pearson")
+    assert "pearson chooses the best checkpoint, but is undefined in every evaluation" in undefined.line
+    twice = judge(evaluated(0.5, 0.8, best=1, baselines={}), validation_loss=series(1.0, 0.9, 0.8, 0.7))
+    assert any("is undefined in 2 of 4 evaluations" in reason for reason in twice.reasons)
     alone = judge(
         evaluated(0.8, best=0, baselines={}, examples=50), validation_loss=None, calibration=calibrated(0.9, 0.5)
     )
