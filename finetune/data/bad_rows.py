@@ -31,6 +31,15 @@ class BadRow(Exception):
         self.kind = kind
 
 
+class BlankLine(BadRow):
+    """What a reader yields in place of a blank line where another program may have meant a row: a cell without text, of the
+    only column. It is no row, and no bad row: it is counted and reported.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("a blank line", kind="empty")
+
+
 class BadValue(BadRow):
     """A bad row whose reason names columns by their roles: BadValue("{} is a list, not text", "output")."""
 

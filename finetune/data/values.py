@@ -23,6 +23,7 @@ MISSING_WORDS = frozenset(
 )
 LONGEST_WORD = max(map(len, MISSING_WORDS))
 NO_NUMBER, NO_TIME, WORD, NUMBER = "no number", "no time", "word", "number"  # kinds of odd values
+BLANK_LINE = "blank line"  # of no column
 
 
 def is_missing(value: Any) -> bool:
@@ -119,6 +120,10 @@ class OddValues:
         """One line for each kind and column."""
         lines = []
         for kind, column, count, first in self.to_list():
+            if kind == BLANK_LINE:
+                blank = "1 blank line is no row" if count == 1 else f"{count:,} blank lines are no rows"
+                lines.append(f"{blank} (first: {first})")
+                continue
             values = "1 value is" if count == 1 else f"{count:,} values are"
             if kind == NO_TIME:
                 lines.append(f"{column}: {values} beyond the times that Python has, read as missing (first: {first})")

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune.data.bad_rows import BadRow
+from finetune.data.bad_rows import BadRow, BlankLine
 from finetune.data.formats.encodings import decode, encoding_mark
 from finetune.data.formats.lines import NumberedRow, numbered_lines
 from finetune.errors import UserError
@@ -62,6 +62,7 @@ def read_csv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     lines = _DecodedLines(path, source.encoding)
     reader = csv.reader(lines, delimiter=separator, strict=True)
     header = check_header(source.header, path, 1) if source.header else None
+    blank: list[int] = []
     while True:
         start, fault = lines.number + 1, None
         try:
@@ -73,10 +74,13 @@ def read_csv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
         if lines.bad is not None:
             fault, lines.bad = lines.bad, None
         if fault is None and _is_blank(cells, lines.last, header):
+            blank.append(start)
             continue
         if header is None:
-            header = check_header(cells, path, start, fault)
-        elif fault is not None:
+            header, blank = check_header(cells, path, start, fault), []
+            continue
+        yield from _blank_lines(blank, header)
+        if fault is not None:
             yield fault
         else:
             yield start, as_row(header, cells, separator, lines.number - start)
@@ -87,6 +91,13 @@ def _is_blank(cells: Sequence[str], line: str, header: Sequence[str] | None) -> 
     if cells and cells != [" " * len(cells[0])]:
         return False
     return not (header is not None and len(header) == 1 and '"' in line)
+
+
+def _blank_lines(blank: list[int], header: Sequence[str]) -> Iterator[NumberedRow]:
+    """Those before a row, of a file of one column: spreadsheets write an empty cell so. Forgets them."""
+    if len(header) == 1:
+        yield from ((number, BlankLine()) for number in blank)
+    blank.clear()
 
 
 def _csv_error(error: csv.Error, start: int, end: int) -> str:
@@ -112,8 +123,10 @@ def read_tsv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     """
     encoding = source.encoding
     header = check_header(source.header, path, 1) if source.header else None
+    blank: list[int] = []
     for number, line in numbered_lines(path, encoding):
         if line.strip(b" \r\n") == b"":
+            blank.append(number)
             continue
         cells, fault = [], None
         try:
@@ -121,8 +134,10 @@ def read_tsv(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
         except BadRow as bad:
             fault = number, bad
         if header is None:
-            header = check_header(cells, path, number, fault)
-        elif fault is not None:
+            header, blank = check_header(cells, path, number, fault), []
+            continue
+        yield from _blank_lines(blank, header)
+        if fault is not None:
             yield fault
         else:
             yield number, as_row(header, cells, "\t", 0)

@@ -31,7 +31,8 @@ class Reader(Protocol):
     """A function that reads the rows of a file."""
 
     def __call__(self, path: Path, source: SourceSection) -> Iterator[NumberedRow]:
-        """Yield (line, row) for every row, with a BadRow in place of a row that cannot be read.
+        """Yield (line, row) for every row, with a BadRow in place of a row that cannot be read, and where a line is a row a
+        BlankLine for each blank line that a row follows.
 
         Raises: UserError if the file as a whole cannot be read.
         """

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.data.bad_rows import BadRow
+from finetune.data.bad_rows import BadRow, BlankLine
 from finetune.data.formats.encodings import decode
 from finetune.data.formats.lines import MAX_LINE_BYTES, NumberedRow, numbered_lines
 from finetune.recipe.data import SourceSection
@@ -21,6 +21,7 @@ def read_text(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     """
     first, size, bad = 0, 0, None
     lines: list[str] = []
+    skipped: list[int] = []
     for number, raw in numbered_lines(path, source.encoding):
         blank = raw.isspace()
         if blank and source.sample_by == "paragraph":
@@ -29,6 +30,7 @@ def read_text(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
             first, lines, size, bad = 0, [], 0, None
             continue
         if blank and (source.sample_by == "line" or not lines):
+            skipped.append(number)
             continue
         first, size = first or number, size + len(raw)
         try:
@@ -39,6 +41,8 @@ def read_text(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
         if size > MAX_LINE_BYTES:
             lines, bad = [""], bad or BadRow(f"longer than {MAX_LINE_BYTES // 2**20} MiB")
         if source.sample_by == "line":
+            yield from ((line, BlankLine()) for line in skipped)
+            skipped.clear()
             yield first, _row(lines, bad)
             first, lines, size, bad = 0, [], 0, None
     if lines:

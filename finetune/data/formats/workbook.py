@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from finetune.data.bad_rows import BadRow
+from finetune.data.bad_rows import BadRow, BlankLine
 from finetune.data.columns import nearest_name
 from finetune.data.formats.compression import unreadable
 from finetune.data.formats.delimited import check_header
@@ -34,12 +34,18 @@ def read_workbook(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     formula without a stored value, makes its row bad.
     Raises: UserError if the file is no workbook, or has no such sheet.
     """
-    header = None
+    header, before = None, 0
     for number, cells in _numbered_cells(path, source):
         if header is None:
-            header = check_header(source.header, path, 1) if source.header else _names(cells, path, number)
+            header, before = (
+                check_header(source.header, path, 1) if source.header else _names(cells, path, number),
+                number,
+            )
             if not source.header:
                 continue
+        if len(header) == 1:
+            yield from ((blank, BlankLine()) for blank in range(before + 1, number))
+        before = number
         try:
             yield number, _row(header, cells)
         except BadRow as bad:

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.data.bad_rows import BadRow
+from finetune.data.bad_rows import BadRow, BlankLine
 from finetune.data.columns import SAMPLED_ROWS
 from finetune.data.formats import coco
 from finetune.data.formats.encodings import open_utf8
@@ -124,6 +124,8 @@ def sample_columns(rows: Iterator[NumberedRow], count: int) -> tuple[list[str], 
     nested: dict[str, None] = {}
     bad: list[tuple[int, str]] = []
     for number, row in islice(rows, count):
+        if isinstance(row, BlankLine):
+            continue
         if isinstance(row, BadRow):
             bad.append((number, str(row)))
             continue

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from finetune.data.bad_rows import BadRow
+from finetune.data.bad_rows import BadRow, BlankLine
 from finetune.data.formats import coco
 from finetune.data.formats.compression import unreadable
 from finetune.data.formats.lines import NumberedRow, Reader, count_lines, describe_number, read_jsonl_after
@@ -94,7 +94,7 @@ class TextRows(RawRows):
 
     @property
     def notes(self) -> list[str]:
-        """Blank lines of plain text as well: answers are numbered by rows, not by lines."""
+        """Blank lines of plain text and of one column as well: answers are numbered by rows, not by lines."""
         if not self._blank:
             return self._notes
         lines = "1 blank line is no row" if self._blank == 1 else f"{self._blank:,} blank lines are no rows"
@@ -120,20 +120,22 @@ class TextRows(RawRows):
         if self._format == "jsonl":
             skipped, rows = read_jsonl_after(self._path, self._source, skip)
         else:
-            rows = ASKED_READERS[self._format](self._path, self._source)
+            rows = self._without_blank(ASKED_READERS[self._format](self._path, self._source))
             skipped = sum(1 for _ in islice(rows, skip))
-        return skipped, self._placed(rows, whole=not skip)
+        return skipped, self._placed(rows)
 
-    def _placed(self, rows: Iterator[NumberedRow], *, whole: bool) -> Iterator[Placed]:
+    def _without_blank(self, rows: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
+        for line, row in rows:
+            if isinstance(row, BlankLine):
+                self._first_blank = self._first_blank or line
+                self._blank += 1
+            else:
+                yield line, row
+
+    def _placed(self, rows: Iterator[NumberedRow]) -> Iterator[Placed]:
         """The last row is handed out when the file was seen not to have changed: it may have been cut."""
-        counts_blank = self._format == "text" and self._source.sample_by == "line" and whole
-        before = 0
         held: Placed | None = None
         for line, row in rows:
-            if counts_blank and line > before + 1:
-                self._first_blank = self._first_blank or before + 1
-                self._blank += line - before - 1
-            before = line
             if held is not None:
                 yield held
             held = self._place(line, row), row

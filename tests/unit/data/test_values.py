@@ -119,3 +119,13 @@ def test_training_and_prediction_tell_of_numbers_in_texts(read, text_card, tmp_p
     stream = open_stream([SourceSection(source=str(tmp_path / name))], text_card)
     assert len(list(stream.rows())) == 2
     assert any(note.startswith(told) for note in stream.notes), stream.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", "text\na\n\nb\n\n"), ("a.tsv", "text\na\n\nb\n"), ("a.txt", "x\na\n\nb")]
+)
+def test_training_tells_of_blank_lines_between_rows_of_one_column(read, name, content):
+    rows, said = read(content, name, columns={"text": "text", "label": "text"})
+    assert [row["text"] for row in rows][-2:] == ["a", "b"]
+    (told,) = said
+    assert told.startswith("train: 1 blank line is no row (first: ") and f"{name}:3)" in told

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.bad_rows import BadRow
+from finetune.data.bad_rows import BadRow, BlankLine
 from finetune.data.formats import delimited
 from finetune.data.formats.delimited import csv_columns, csv_hint, csv_notes, read_csv, read_tsv, tsv_hint, tsv_notes
 from finetune.errors import UserError
@@ -43,8 +43,21 @@ def test_an_empty_cell_of_the_only_column_is_a_row_and_a_blank_line_is_none(tmp_
     assert rows_of(read_csv, tmp_path / "x.csv", b'text\none\n""\n\nfour\n') == [
         (2, {"text": "one"}),
         (3, {}),
+        (4, "a blank line"),
         (5, {"text": "four"}),
     ]
+
+
+@pytest.mark.parametrize("reader", [read_csv, read_tsv])
+def test_blank_lines_between_the_rows_of_one_column_are_told_apart_from_rows(tmp_path, reader):
+    """Spreadsheets write an empty cell so; behind the header, of several columns and at the end of a file they mean nothing."""
+    found = rows_of(reader, tmp_path / "x", b"\ntext\none\n\n\nfour\n\n\n")
+    assert found == [(3, {"text": "one"}), (4, "a blank line"), (5, "a blank line"), (6, {"text": "four"})]
+    blank = [line for line, row in reader(tmp_path / "x", SOURCE) if isinstance(row, BlankLine)]
+    assert blank == [4, 5]
+    mark = b"," if reader is read_csv else b"\t"
+    two = b"text,label\none,a\n\nfour,b\n".replace(b",", mark)
+    assert [line for line, _ in rows_of(reader, tmp_path / "z", two)] == [2, 4]
 
 
 def test_csv_goes_on_after_a_line_of_another_encoding(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.bad_rows import BadRow
+from finetune.data.bad_rows import BadRow, BlankLine
 from finetune.data.formats import lines, plain_text
 from finetune.data.formats.plain_text import read_text, text_notes
 from finetune.recipe.data import SourceSection
@@ -18,7 +18,15 @@ CONTENT = b"one\r\ntwo \n\n\n \nthree\tfour\n\nfive"
 def rows_of(path: Path, content: bytes, **options):
     path.write_bytes(content)
     found = read_text(path, SourceSection(source="x", **options))
-    return [(line, str(row) if isinstance(row, BadRow) else row["text"]) for line, row in found]
+    rows = [(line, row) for line, row in found if not isinstance(row, BlankLine)]
+    return [(line, str(row) if isinstance(row, BadRow) else row["text"]) for line, row in rows]
+
+
+def test_blank_lines_between_lines_are_told_apart_from_rows(tmp_path):
+    for unit, blank in (("line", [3, 4, 5, 7]), ("paragraph", []), ("document", [])):
+        (tmp_path / "x.txt").write_bytes(CONTENT + b"\n\n\n")
+        found = read_text(tmp_path / "x.txt", SourceSection(source="x", sample_by=unit))
+        assert [line for line, row in found if isinstance(row, BlankLine)] == blank
 
 
 def test_rows_are_lines_paragraphs_or_the_document(tmp_path):

@@ -65,6 +65,16 @@ def test_values_are_plain_and_empty_rows_and_cells_are_left_out(tmp_path):
     assert workbook_notes(path, SourceSection(source="x")) == []
 
 
+def test_empty_rows_between_those_of_one_column_are_told_apart(tmp_path):
+    write(tmp_path / "x.xlsx", first={1: ["text"], 2: ["a"], 5: ["b"]})
+    assert rows_of(tmp_path / "x.xlsx") == [
+        (2, {"text": "a"}),
+        (3, "a blank line"),
+        (4, "a blank line"),
+        (5, {"text": "b"}),
+    ]
+
+
 def test_one_of_several_sheets(tmp_path):
     path = tmp_path / "x.xlsx"
     write(path, one={1: ["a"], 2: [1]}, two={1: ["b"], 2: [2]})

@@ -166,6 +166,11 @@ def test_plain_lines_fill_the_role_that_the_task_reads(tmp_path: Path) -> None:
         stream = stream_of(str(path), task, columns=ColumnChoice(line_role=CARDS[task].rows.line_role))
         assert [row.row for row in stream.rows()] == [{role: "one"}, {role: " two"}]
         assert any("1 blank line is no row (the first is line 2)" in note for note in stream.notes)
+    (tmp_path / "rows.csv").write_text("text\none\n\n\ntwo\n\n", "utf-8")
+    stream = stream_of(str(tmp_path / "rows.csv"), "text_classification")
+    for skip in (0, 1):
+        assert [row.row for row in stream.rows(skip)] == [{"text": "one"}, {"text": "two"}][skip:]
+        assert any("2 blank lines are no rows (the first is line 3)" in note for note in stream.notes)
     card = CARDS["causal_lm"]
     options: Any = card.options
     assert card.rows.role_of_lines(options()) == "prompt"
