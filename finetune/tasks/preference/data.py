@@ -12,7 +12,7 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.chat import chat_encoder
 from finetune.tasks.text.drafts import Draft, Tokens, encode_drafts
 from finetune.tasks.text.inputs import cut_notice
-from finetune.tasks.text.preference_pairs import equal_after_cut, read_pair, read_prompt, read_reply
+from finetune.tasks.text.preference_pairs import equal_after_cut, prompt_notice, read_pair, read_prompt, read_reply
 from finetune.tasks.text.row_formats import prompt_example
 from finetune.tasks.text.tool_calls import Tool
 
@@ -54,8 +54,11 @@ class ReplyEncoder:
             return {**self._reply(tokens[0]), "desirable": int(read_verdict(row.get("label")))}
         one, other = (self._reply(each) for each in tokens)
         notices = equal_after_cut(one["input_ids"], other["input_ids"], [each.ids for each in tokens], self.limit)
-        if notices or not one["input_ids"] or not other["input_ids"]:
-            one = other = {"input_ids": [], "span": []}
+        if (
+            notices or not one["input_ids"] or not other["input_ids"]
+        ):  # what else is said of a pair that is left out is void
+            why = [notice for reply in (one, other) if not reply["input_ids"] for notice in reply.get(NOTICES, ())]
+            one = other = {"input_ids": [], "span": [], NOTICES: why}
         notices += dict.fromkeys([*one.get(NOTICES, ()), *other.get(NOTICES, ())])
         return {
             **one,
@@ -77,7 +80,11 @@ class ReplyEncoder:
         start, end = max(spans[0][0], 1), spans[-1][1]
         if len(ids) > self.limit:
             if self.on_long == "drop":
-                return {"input_ids": [], "span": []}
+                return {
+                    "input_ids": [],
+                    "span": [],
+                    NOTICES: [prompt_notice(self.limit)] if start >= self.limit else [],
+                }
             if self.on_long == "error":
                 raise BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}", kind="too_long")
             if start >= self.limit:

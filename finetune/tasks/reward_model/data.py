@@ -9,6 +9,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.chat import ChatEncoder, chat_encoder
+from finetune.tasks.text.conversations import Conversation
 from finetune.tasks.text.drafts import Draft, Tokens, tokenize
 from finetune.tasks.text.inputs import (
     cut_notice,
@@ -18,7 +19,14 @@ from finetune.tasks.text.inputs import (
     shortened,
     tokenize_texts,
 )
-from finetune.tasks.text.preference_pairs import Reply, equal_after_cut, message_text, read_pair, read_reply
+from finetune.tasks.text.preference_pairs import (
+    Reply,
+    equal_after_cut,
+    message_text,
+    prompt_notice,
+    read_pair,
+    read_reply,
+)
 from finetune.tasks.text.tool_calls import Tool
 
 SHOWN_TURNS = 8  # of a conversation, the last ones
@@ -117,13 +125,29 @@ class PairEncoder:
         one, other = (item["input_ids"] for item in usable)
         if one and list(one) == list(other):
             whole = [self._whole_ids(reply) for reply in replies]
-            notices += equal_after_cut(one, other, whole, self.limit)
+            equal = equal_after_cut(one, other, whole, self.limit)
+            # Of a pair of texts, the longer one is cut first: its prompt leaves room.
+            fills = not self.as_pair and self._prompt_fills(replies[0])
+            notices += [prompt_notice(self.limit)] if fills else equal
             one = []
+        elif (not one or not other) and self._prompt_fills(replies[0]):
+            notices.append(prompt_notice(self.limit))
         if not one or not other:  # too long or without a difference, to be left out
             notices = [notice for notice in notices if not is_cut_notice(notice)]
             return {"input_ids": [], "rejected_input_ids": [], "notices": notices}
         rejected = {f"rejected_{key}": value for key, value in usable[1].items()}
         return {**usable[0], **rejected, "notices": notices}
+
+    def _prompt_fills(self, reply: Reply) -> bool:
+        """Whether what comes before a reply takes all tokens."""
+        if self.as_pair:
+            return len(self.tokenizer(reply.texts[0], verbose=False)["input_ids"]) >= self.limit
+        try:
+            draft = chat_encoder(self.tokenizer).draft_prompt(Conversation(reply.before, tools=reply.tools))
+        except BadRow:  # such as a template that does not take turns of the assistant at their end
+            return False
+        tokens = tokenize(self.tokenizer, [draft])[0]
+        return isinstance(tokens, Tokens) and len(tokens.ids) >= self.limit
 
     def _whole_ids(self, reply: Reply) -> list[int]:
         """All tokens of a reply and what comes before it."""

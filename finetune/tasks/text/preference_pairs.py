@@ -130,6 +130,11 @@ def equal_after_cut(
     return [f"chosen and rejected are equal within options.max_length {limit}: the pair is left out"]
 
 
+def prompt_notice(limit: int) -> str:
+    """The notice of a row without a token of a reply within `limit`."""
+    return f"the prompt alone fills options.max_length {limit}: the row is left out"
+
+
 def json_text(value: Any, role: str) -> str:
     """A reply of any JSON type as text: numbers, booleans, lists and mappings as JSON writes them. Raises: BadRow."""
     if isinstance(value, str):

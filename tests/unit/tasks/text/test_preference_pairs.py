@@ -170,6 +170,32 @@ def test_pairs_that_are_equal_after_the_cut_are_left_out_and_reported(tmp_path: 
             _read(tmp_path, rows[2:], task=task, options={"max_length": 48})
 
 
+@pytest.mark.parametrize(
+    ("task", "model", "on_long"),
+    [
+        ("reward_model", "llama", "truncate"),
+        ("reward_model", "llama", "drop"),
+        ("reward_model", "bert", "drop"),
+        ("preference", "llama", "drop"),
+    ],
+)
+def test_a_prompt_that_leaves_no_room_for_a_reply_is_the_reason_given(tmp_path: Path, task, model, on_long) -> None:
+    long = "the same words again and again " * 9
+    rows = [
+        *ROWS,
+        {"prompt": long, "chosen": "good", "rejected": "bad"},
+        {"prompt": "Hi", "chosen": long, "rejected": "bad"},
+    ]
+    options = {"max_length": 48, "on_long": on_long}
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    source = {"source": model, "init": "config", "tokenizer": "train:300", "config": shape}
+    prepared = _read(tmp_path, rows, task=task, options=options, model=source)
+    assert list(prepared.datasets["train"].ids) == ([0, 1, 3] if on_long == "truncate" else [0, 1])
+    (note,) = [note for note in prepared.facts.notes if "prompt" in note]
+    assert note.startswith("train: 1 row: the prompt alone fills options.max_length 48: the row is left out")
+    assert note.endswith("train.jsonl:3)") and not any("equal" in note for note in prepared.facts.notes)
+
+
 def test_pairs_that_a_template_makes_equal_are_bad() -> None:
     encoder = ReplyEncoder(make_tokenizer(LLAMA_3), False, 100, "truncate", "")
     (bad,) = encoder.encode([{"prompt": "Hi", "chosen": "a", "rejected": "a "}], with_targets=True)
