@@ -19,6 +19,7 @@ from finetune.errors import Stopped, UserError
 from finetune.recipe.trust import trust_remote_code
 from finetune.terminal import print_line
 from finetune.tracking.run import Run
+from finetune.tracking.shared_rows import shared_lines
 
 
 def train(
@@ -106,6 +107,12 @@ def _train(
     summary = run.read().get("summary", {})
     if summary.get("best_value") is not None:
         print_line(f"best    {summary['best_metric']} {summary['best_value']:.4f} at step {summary['best_step']}")
+    elif "last_loss" in summary:
+        print_line(
+            f"best    none: {summary['best_metric']} is undefined in every evaluation; the model is that of the last step"
+        )
+    for line in shared_lines(run.read().get("facts", {})) if summary else ():
+        print_line(line)
     print_line(f"model   {run.model}")
     if run.report_file.is_file():
         print_line(f"report  {run.report_file}")

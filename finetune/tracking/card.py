@@ -16,6 +16,7 @@ from finetune.recipe.yaml_dialect import dump
 from finetune.terminal import printable
 from finetune.tracking.console import figure
 from finetune.tracking.run import describe_versions, shown
+from finetune.tracking.shared_rows import shared_lines
 from finetune.tracking.usage import Kind, loading_code, usage_of
 from finetune.units import format_count, format_number
 
@@ -66,6 +67,7 @@ def model_card(
         columns=columns,
         rows=[[as_text(cell) for cell in row] for row in rows],
         weights=_weights(step, facts),
+        shared=[as_text(line) for line in shared_lines(facts)],
         use=loading_code(
             usage_of(recipe.task),
             _kind(recipe, merged),

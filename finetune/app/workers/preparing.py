@@ -65,6 +65,7 @@ from finetune.tasks.task import Datasets, Task
 from finetune.terminal import ProgressLine, print_line
 from finetune.tracking.atomic_files import disk_errors
 from finetune.tracking.run import Run
+from finetune.tracking.shared_rows import SHARED
 
 Notify = Callable[[str], None]
 ALIGNMENT = 64  # bytes, of arrays in arrays.bin
@@ -202,8 +203,9 @@ def _read(
         return plan_alone(portable_recipe(run, recipe), stored, builds=False), artifacts, [table], run.artifacts
     plan, card = plan_alone(recipe, stored, builds=False), CARDS[recipe.task]
     tables = open_tables(recipe, card, notify=notify)
-    for line in shared_rows(tables, card):
-        notify(line)
+    for shared in shared_rows(tables, card):
+        notify(shared.line)
+        facts[SHARED.format(shared.split)] = shared.count
     if run is not None and has_artifacts(run.artifacts):
         check_artifacts(run)
         tell_unknown(run, notify)

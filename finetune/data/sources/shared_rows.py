@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,8 +13,17 @@ from finetune.recipe.card import TaskCard
 from finetune.units import format_number
 
 
-def shared_rows(tables: Mapping[str, JoinedTable], card: TaskCard) -> Iterator[str]:
-    """A line for each split that shares rows with train, whatever their labels, with the place of the first one.
+@dataclass(frozen=True)
+class SharedRows:
+    """split: whose rows are in train as well. count: "2 of 4 rows" of it. line: for the user, with the first place."""
+
+    split: str
+    count: str
+    line: str
+
+
+def shared_rows(tables: Mapping[str, JoinedTable], card: TaskCard) -> Iterator[SharedRows]:
+    """Each split that shares rows with train, whatever their labels.
 
     Rows are hashed by the workers of the preparation, once: the hashes are cached. Rows that were held out of train are not
     looked at: copies of a row are held out together.
@@ -28,7 +38,9 @@ def shared_rows(tables: Mapping[str, JoinedTable], card: TaskCard) -> Iterator[s
             continue
         first = int(shared[0])
         places = table.place(first), train.place(int(np.flatnonzero(known == hashes[first])[0]))
-        yield (
-            f"{name}: {len(shared):,} of {format_number(len(table), 'row')} are in train as well, whatever their labels, so "
-            f"scores are not those on new data. The first is {places[0]}, in train {places[1]}; finetune inspect lists them"
+        count = f"{len(shared):,} of {format_number(len(table), 'row')}"
+        line = (
+            f"{name}: {count} are in train as well, whatever their labels, so scores are not those on new data. The first is "
+            f"{places[0]}, in train {places[1]}; finetune inspect lists them"
         )
+        yield SharedRows(name, count, line)

@@ -18,6 +18,7 @@ from finetune.tracking.report.curves import Curves
 from finetune.tracking.retention import labeled_name
 from finetune.tracking.run import Run
 from finetune.tracking.series import Series
+from finetune.tracking.shared_rows import shared_with_train
 from finetune.units import format_count, format_number, format_seconds
 
 
@@ -73,18 +74,20 @@ def headline(
     interval: Interval | None = None,
 ) -> list[Card]:
     """Best metric, losses, throughput, time, steps: those that are known."""
-    cards = []
+    cards, shared = [], shared_with_train(facts.get("facts", {}))
     if best is not None:
         step, epoch, value = best
         known = f" · 95 % interval {figure(interval.low)} to {figure(interval.high)}" if interval else ""
-        cards.append(Card(f"best {metric}", figure(value), f"after epoch {figure(epoch)}, step {step:,}{known}"))
+        note = f"after epoch {figure(epoch)}, step {step:,}{known}"
+        cards.append(Card(f"best {metric}", figure(value), " · ".join(filter(None, [note, shared.get("validation")]))))
     for split in ("train", "validation", "test"):
         loss = curves.get((split, "loss"))
         if loss is None or (split == "validation" and metric == "loss" and len(loss) < 2):
             continue
         first, last = _ends(loss)
         change = f"{first:.3g} → {last:.3g}" if len(loss) > 1 else figure(last)
-        cards.append(Card(f"{split} loss", change, "first to last" if len(loss) > 1 else ""))
+        notes = ["first to last" if len(loss) > 1 else "", shared.get(split, "")]
+        cards.append(Card(f"{split} loss", change, " · ".join(filter(None, notes))))
     rate = curves.get(("train", "units_per_second"))
     if rate is not None:
         unit = facts.get("facts", {}).get("unit", "unit")

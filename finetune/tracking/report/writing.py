@@ -44,6 +44,7 @@ from finetune.tracking.retention import stored_checkpoints
 from finetune.tracking.run import Run
 from finetune.tracking.run_summary import status_of
 from finetune.tracking.series import collect_series
+from finetune.tracking.shared_rows import shared_lines
 from finetune.units import format_bytes
 
 HISTORY_ROWS = 30
@@ -136,6 +137,7 @@ def _circumstances(parts: Parts, run: Run, facts: dict[str, Any]) -> dict[str, A
         "lengths": parts.make("lengths", lambda: draw_lengths(facts), None),
         "balance": parts.make("classes of the data", lambda: class_balance(facts), None),
         "data_changes": parts.make("changes of the data", lambda: data_changes(facts), []),
+        "shared": parts.make("rows that are in train as well", lambda: shared_lines(facts.get("facts", {})), []),
         "checkpoints": parts.make("checkpoints", lambda: list_checkpoints(run), []),
         "machine": parts.make("machine", lambda: _machine(facts), {}),
         "versions": facts.get("versions", {}),

@@ -37,6 +37,16 @@ def test_header_and_figures_of_a_fine_tuned_hub_model():
     assert yaml.safe_load(recipe)["training"]["global_batch"] == shown(make_recipe())["training"]["global_batch"]
 
 
+def test_rows_that_are_in_train_as_well_are_named_under_the_figures():
+    facts = {**FACTS, "validation rows in train": "2 of 40 rows"}
+    said = "validation: 2 of 40 rows are in train as well, so its figures are not those on new data."
+    card = model_card(make_recipe(), FIGURES, facts=facts)
+    assert f"| f1\\_macro | 0.8500 |  |\n\n{said}\n\n## Use" in card, card
+    assert said not in model_card(make_recipe(), FIGURES, facts=FACTS) and said not in model_card(
+        make_recipe(), {}, facts=facts
+    )
+
+
 def test_an_adapter_of_a_local_model_names_no_folder():
     recipe = make_recipe(
         task="causal_lm", adapter={"rank": 4}, model={"source": "/home/me/llama"}, data={"train": "/home/me/a.jsonl"}

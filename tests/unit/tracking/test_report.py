@@ -121,6 +121,18 @@ def test_a_whole_run_shows_its_figures(run):
     assert ("title", f"{EVIL} → dog: 1 (25.0 %)") in page.attributes
 
 
+def test_rows_that_are_in_train_as_well_are_named_beside_the_figures(run):
+    whole_run(run)
+    run.update(facts={**FACTS, "validation rows in train": "2 of 80 rows"})
+    words = Page(write_report(run.path)).words
+    said = "2 of 80 rows are in train as well"
+    assert f"validation: {said}, so its figures are not those on new data." in words
+    assert f"best accuracy 0.7500 after epoch 1, step 10 · {said}" in words
+    assert f"validation loss 0.1 → 0.05 first to last · {said}" in words
+    run.update(facts={**FACTS, "validation rows in train": ["odd"]})
+    assert "in train as well" not in Page(write_report(run.path)).words
+
+
 def test_tables_are_those_of_the_best_checkpoint_and_say_so(run):
     whole_run(run)
     page = Page(write_report(run.path))

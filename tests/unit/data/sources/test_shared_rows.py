@@ -17,7 +17,9 @@ def write(path: Path, texts: str, label: str = "a") -> dict[str, str]:
 
 
 def lines(recipe, card) -> list[str]:
-    return list(shared_rows(open_tables(recipe, card), card))
+    found = list(shared_rows(open_tables(recipe, card), card))
+    assert all(one.line.startswith(f"{one.split}: {one.count} are in train as well") for one in found)
+    return [one.line for one in found]
 
 
 def test_rows_of_validation_and_test_that_are_in_train_are_told_whatever_their_label(
