@@ -14,8 +14,8 @@ from finetune.inference.answering import RowError
 from finetune.inference.generation.conversation import Conversation, Prompt
 from finetune.inference.generation.generator import TextGenerator
 from finetune.inference.generation.requests import GenerationSettings, Reply, Request
-from finetune.models.attention_kernels import leave_cudnn_out
 from finetune.models.device import share_cores
+from finetune.models.kernel_choices import choose_kernels
 from finetune.terminal import phase, say
 
 HELP = (
@@ -43,11 +43,11 @@ def chat(options: ChatOptions) -> int:
         **{name: value for name, value in changes.items() if value is not None}
     )  # before a model is loaded
     screen = ChatScreen()
-    leave_cudnn_out()
     share_cores(1)
     trusted = options.trust_remote_code
     with phase(f"loading {options.model}", say):
         asked = open_model(options.model, checkpoint=options.checkpoint, trust_remote_code=trusted, notify=say)
+    choose_kernels(asked.plan.precision)
     settings = asked.generation_settings(**changes, beams=1)
     generator = asked.text_generator(slots=1, notify=screen.note)
     try:

@@ -24,7 +24,7 @@ from finetune.inference.pieces.options import PieceOptions
 from finetune.inference.pieces.splitter import make_splitter
 from finetune.inference.prediction.feeder import Asked, cut_window, encode_window, read_windows
 from finetune.inference.recording import ERROR, ROW, record_fields, record_outcome
-from finetune.models.attention_kernels import cudnn_left_out
+from finetune.models.kernel_choices import kernels_chosen
 from finetune.models.placement import Placement
 from finetune.tasks.batch import RecordOptions
 
@@ -84,7 +84,7 @@ class LoadedModel:
         """
         pieces = PieceOptions(tile, overlap, whole_image, max_boxes, block, stride, merge)
         options = RecordOptions(top_k=top_k, threshold=threshold, logprobs=logprobs)
-        with speaking_of_arguments(), cudnn_left_out():
+        with speaking_of_arguments(), kernels_chosen(self.asked.plan.precision):
             return self._predict(rows, columns, keep, options, pieces, generation)
 
     def _predict(

@@ -22,8 +22,8 @@ from finetune.distributed.failure import PeerFailed
 from finetune.distributed.meeting import ADDRESS, open_store, stay_inside
 from finetune.distributed.prebuild import Notify
 from finetune.distributed.temporary_folder import remove_shared_memory
-from finetune.models.attention_kernels import leave_cudnn_out
 from finetune.models.device import share_cores
+from finetune.models.kernel_choices import choose_kernels
 
 ARRIVAL_SECONDS = 0.01  # between two looks at the store
 GLOO_LETS_GO = 0.05  # seconds, in which this thread does not hold Python's lock
@@ -90,8 +90,7 @@ class Session:
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         else:
             _choose_gpu(env)
-            choose_float32(tf32=precision == "tf32")
-            leave_cudnn_out()
+            choose_kernels(precision)
         if env.local_world_size == env.world_size:
             stay_inside(os.environ)
         if not dist.is_initialized():
@@ -237,16 +236,6 @@ def _store_errors() -> Iterator[None]:
 def shares_gpu() -> bool:
     """Whether this host has more ranks than GPUs."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count()
-
-
-def choose_float32(*, tf32: bool) -> None:
-    """How GPUs compute float32 products and convolutions, which cuDNN by default does in TF32.
-
-    These switches set torch's newer ones (`fp32_precision`) too. The newer alone would raise an error in whatever reads the
-    older, such as torch.compile.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
 
 
 def sharing_note() -> str:

@@ -278,21 +278,23 @@ def test_a_number_in_place_of_a_text_is_a_warning(open_task: Any) -> None:
     assert record["label"] == loaded.predict(["17"])[0]["label"]
 
 
-def test_cudnn_answers_no_attention_and_stays_as_it_was(open_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_those_of_predict_and_stay_as_they_were(open_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for `finetune predict`, in a process whose own models may want it."""
     loaded, asked = open_task("text_classification").loaded, []
     forward = loaded.asked.module.forward
 
     def watched(*arguments: Any, **named: Any) -> Any:
-        asked.append(torch.backends.cuda.cudnn_sdp_enabled())
+        asked.append((torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.allow_tf32))
         return forward(*arguments, **named)
 
     monkeypatch.setattr(loaded.asked.module, "forward", watched)
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default: convolutions of float32 are not
     try:
         assert len(loaded.predict(TEXTS)) == len(TEXTS)
-        assert asked and not any(asked) and torch.backends.cuda.cudnn_sdp_enabled()
+        assert set(asked) == {(False, False)}
+        assert torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cudnn.allow_tf32
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
 

@@ -31,6 +31,7 @@ from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.rank_loop import RankFigures, RankLoop
 from finetune.inference.prediction.relay import announce_figures, gather_figures
 from finetune.models.device import describe_unused_gpu, uses_cuda
+from finetune.models.kernel_choices import choose_kernels
 from finetune.models.placement import Placement
 from finetune.terminal import print_line
 
@@ -150,13 +151,15 @@ def _answer(prediction: Prediction, session: Session, board: Board, *, tells: bo
 
 def _load(prediction: Prediction, session: Session, rank: int) -> AskedModel:
     options = prediction.options
-    return load_found(
+    model = load_found(
         prediction.found,
         precision=options.precision,  # type: ignore[arg-type]
         quantization=options.quantization,  # type: ignore[arg-type]
         placement=_placement(options, prediction.parts, rank),
         session=session,
     )
+    choose_kernels(model.plan.precision)  # which --precision may have changed
+    return model
 
 
 def _placement(options: PredictOptions, parts: Parts, rank: int) -> Placement | None:

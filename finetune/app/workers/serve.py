@@ -25,8 +25,8 @@ from finetune.inference.serving.served_model import ServedModel
 from finetune.inference.serving.splitting import ServedPieces
 from finetune.inference.serving.warm_up import warm_up
 from finetune.inference.serving.writer import Writer
-from finetune.models.attention_kernels import leave_cudnn_out
 from finetune.models.device import uses_cuda
+from finetune.models.kernel_choices import choose_kernels
 from finetune.models.placement import Placement
 from finetune.tasks.batch import RecordOptions
 from finetune.terminal import print_bug, say
@@ -43,7 +43,6 @@ def work(sock: socket.socket, given: Mapping[str, Any]) -> int:
     async def open_replica(ran: Callable[[BatchRun], None], broken: Callable[[BaseException], None]) -> Replica:
         gpus = given["gpus"] if uses_cuda() else 0  # which this process sees
         allow_pixels(max(given["pixels"], MAX_PIXELS))
-        leave_cudnn_out()
         asked = open_model(
             given["source"],
             checkpoint=given["checkpoint"],
@@ -55,6 +54,7 @@ def work(sock: socket.socket, given: Mapping[str, Any]) -> int:
             trust_remote_code=given["trust_remote_code"],
             notify=say,
         )
+        choose_kernels(asked.plan.precision)
         model = serve_asked(asked, name=given["name"], pixels=given["pixels"], pieces=given["pieces"])
         if model.facts.writes:
             return Replica(model, writer=open_writer(asked, broken), ran=ran, broken=broken)
