@@ -16,8 +16,9 @@ def train_here(
     folder: str, recipe: str, run_dir: str, sets: list[str], resume: str, signals: dict[int, tuple[int, int]]
 ) -> None:
     """signals: step -> (rank, signal), sent by that rank to itself just before it computes this step (1-based; 0: as it
-    begins). A number below 0 fills the disk of the run until so many bytes, and one, are left; 0 makes the rank's next
-    evaluation raise. (rank, signal, seconds): so much later, wherever it then is; rank -1: every rank.
+    begins). A number below 0 fills the disk of the run until so many bytes, and one, are left, when saves of earlier steps are
+    done; 0 makes the rank's next evaluation raise. (rank, signal, seconds): so much later, wherever it then is; rank -1: every
+    rank.
     """
     os.chdir(folder)
     from finetune.app import supervise
@@ -29,6 +30,8 @@ def train_here(
     notes = Path(run_dir) / "notes"
     real_step, real_seed, real_evaluate = loop.train_step, loop.seed_step, Evaluator.evaluate
     at = {"step": 0, "fault": 0}
+    filled = min((step for step, (_, number, *_) in signals.items() if number < 0), default=0)
+    real_begin = loop.Saver.begin
     began, start = time.time(), os.environ["MASTER_PORT"]  # each start of ranks has another port
 
     def seed_step(seed: int, step: int, own: int) -> None:
@@ -50,6 +53,12 @@ def train_here(
             fill_disk(Path(run_dir), leave=-number - 1)
         else:
             os.kill(os.getpid(), number)
+
+    def begin(saver: Any, step: int, *rest: Any, **options: Any) -> None:
+        """A save that the disk is not to fail is done before the disk is full, however busy the machine is."""
+        real_begin(saver, step, *rest, **options)
+        if step < filled:
+            saver.finish()
 
     def train_step(task: Any, artifacts: Any, engine: Any, batches: Any, **options: Any) -> Any:
         ids = [i for batch, dummy in zip(batches, options["dummies"], strict=True) if not dummy for i in batch.ids]
@@ -74,6 +83,7 @@ def train_here(
         stack.enter_context(mock.patch.object(supervise, "own_temporary_folder", nullcontext))
         stack.enter_context(mock.patch.object(loop, "train_step", train_step))
         stack.enter_context(mock.patch.object(loop, "seed_step", seed_step))
+        stack.enter_context(mock.patch.object(loop.Saver, "begin", begin))
         stack.enter_context(mock.patch.object(Evaluator, "evaluate", evaluate))
         run_verb("train", recipe=recipe, sets=sets, processes=None, run_dir=Path(run_dir), resume=resume, restarts=0)
 
