@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow, BlankLine
-from finetune.data.formats.encodings import decode, encoding_mark
+from finetune.data.formats.encodings import decode
 from finetune.data.formats.lines import NumberedRow, numbered_lines
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
@@ -24,7 +24,6 @@ MAX_COLUMNS = 100_000  # each is a word in every message on columns, and a key o
 SAMPLED_LINES = 50  # read to find the separator
 MIN_SWALLOWED = 2  # lines within a cell that look like rows of their own
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
-LONG_NAME = 80  # characters; no column is named so
 
 
 class _DecodedLines:
@@ -236,58 +235,10 @@ def tsv_columns(path: Path, source: SourceSection) -> list[str]:
 
 
 def _columns(path: Path, source: SourceSection, separator: str) -> list[str]:
-    return check_header(source.header or _first_rows(path, source, separator)[0], path, 1)
+    return check_header(source.header or first_rows(path, source, separator)[0], path, 1)
 
 
-def csv_notes(path: Path, source: SourceSection) -> list[str]:
-    """What a user should know about how a csv file is read."""
-    separator = csv_separator(path, source)
-    notes = [] if separator == "," else [f"cells are separated by {SEPARATORS[separator]}"]
-    return notes + _header_notes(path, source, separator)
-
-
-def tsv_notes(path: Path, source: SourceSection) -> list[str]:
-    """What a user should know about how a tsv file is read."""
-    return _header_notes(path, source, "\t")
-
-
-def _header_notes(path: Path, source: SourceSection, separator: str) -> list[str]:
-    marked = encoding_mark(path)
-    notes = [f"read as {marked.upper()}, as its byte order mark says"] if marked else []
-    if not source.header:
-        cells, _ = _first_rows(path, source, separator)
-        unnamed = [f"column_{index}" for index, name in enumerate(cells, start=1) if not name.strip()]
-        if unnamed:
-            notes.append(f"columns without a name are called {', '.join(unnamed)}")
-        spaced = [name.strip() for name in cells if name.strip() and name != name.strip()]
-        if spaced:
-            notes.append(f"spaces around column names are removed: {', '.join(spaced)}")
-    return notes
-
-
-def csv_hint(path: Path, source: SourceSection) -> str:
-    """A remedy if the first line looks like a row rather than a header, else ""."""
-    return _header_hint(path, source, csv_separator(path, source))
-
-
-def tsv_hint(path: Path, source: SourceSection) -> str:
-    """As csv_hint, for a tsv file."""
-    return _header_hint(path, source, "\t")
-
-
-def _header_hint(path: Path, source: SourceSection, separator: str) -> str:
-    if source.header:
-        return ""
-    header, row = _first_rows(path, source, separator)
-    if header and header[0].lower().startswith("sep="):
-        return "The first line, sep=, is for Excel and no header: remove it."
-    same = len(header) == len(row) and any(a == b for a, b in zip(header, row, strict=True))
-    if not any(_is_value(name) for name in header) and not same:
-        return ""
-    return "The first line looks like a row. If the file has no header, name the columns: header: [text, label]."
-
-
-def _first_rows(path: Path, source: SourceSection, separator: str) -> tuple[list[str], list[str]]:
+def first_rows(path: Path, source: SourceSection, separator: str) -> tuple[list[str], list[str]]:
     """The first two rows, without blank lines: [] where there is none, or where it cannot be read."""
     lines = (
         line.decode("utf-8", "replace") for _, line in numbered_lines(path, source.encoding) if line.strip(b" \r\n")
@@ -301,12 +252,3 @@ def _first_rows(path: Path, source: SourceSection, separator: str) -> tuple[list
         found = [*found, *islice(read, 1)]
         found = [*found, *islice(read, 1)]
     return (*found, [], [])[0], (*found, [], [])[1]
-
-
-def _is_value(name: str) -> bool:
-    """Whether a cell is a number or a text, rather than the name of a column."""
-    try:
-        float(name.replace(",", "."))
-    except ValueError:
-        return len(name) > LONG_NAME
-    return True

@@ -10,16 +10,8 @@ from typing import Any
 from finetune.data.formats import coco
 from finetune.data.formats.compression import without_compression
 from finetune.data.formats.conll import read_conll
-from finetune.data.formats.delimited import (
-    csv_columns,
-    csv_hint,
-    csv_notes,
-    read_csv,
-    read_tsv,
-    tsv_columns,
-    tsv_hint,
-    tsv_notes,
-)
+from finetune.data.formats.delimited import csv_columns, read_csv, read_tsv, tsv_columns
+from finetune.data.formats.delimited_notes import csv_hint, csv_notes, tsv_hint, tsv_notes
 from finetune.data.formats.json_file import read_json
 from finetune.data.formats.lines import Reader, read_jsonl
 from finetune.data.formats.parallel_text import read_parallel

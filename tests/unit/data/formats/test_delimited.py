@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from finetune.data.bad_rows import BadRow, BlankLine
 from finetune.data.formats import delimited
-from finetune.data.formats.delimited import csv_columns, csv_hint, csv_notes, read_csv, read_tsv, tsv_hint, tsv_notes
+from finetune.data.formats.delimited import csv_columns, read_csv, read_tsv
+from finetune.data.formats.delimited_notes import csv_hint, csv_notes, tsv_hint, tsv_notes
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
