@@ -43,6 +43,8 @@ def test_the_training_says_so_at_each_evaluation_and_at_its_end(trained):
         assert re.search(rf"roc_auc is undefined for validation: {WHY}.*step {step} cannot be the best", output), output
     assert "best    none: roc_auc is undefined in every evaluation" in output
     assert not (run / "checkpoints" / "best").exists()
+    card = (run / "model" / "README.md").read_text()
+    assert "The weights are those of step 4 of 4" in card and "| accuracy | " in card, card
     assert [row["accuracy"] for row in tiny.rows(run, "validation")], "the other metrics are there"
 
 

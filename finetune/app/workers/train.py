@@ -195,7 +195,8 @@ def _finish(loop: Loop, context: TrainingContext, run: Run, recipe: Recipe, outc
         **{f"test_{key}": value for key, value in test.items()},
         "model": str(run.model),
     }
-    figures = {**outcome.best, **{f"test_{key}": value for key, value in test.items()}}
+    validated = outcome.best or outcome.last  # where none was the best, the weights are those of the last evaluation
+    figures = {**validated, **{f"test_{key}": value for key, value in test.items()}}
     write_model(
         context.engine,
         context.artifacts,
