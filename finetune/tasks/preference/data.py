@@ -54,9 +54,7 @@ class ReplyEncoder:
             return {**self._reply(tokens[0]), "desirable": int(read_verdict(row.get("label")))}
         one, other = (self._reply(each) for each in tokens)
         notices = equal_after_cut(one["input_ids"], other["input_ids"], [each.ids for each in tokens], self.limit)
-        if (
-            notices or not one["input_ids"] or not other["input_ids"]
-        ):  # what else is said of a pair that is left out is void
+        if notices or not one["input_ids"] or not other["input_ids"]:  # left out: what else is said of it is void
             why = [notice for reply in (one, other) if not reply["input_ids"] for notice in reply.get(NOTICES, ())]
             one = other = {"input_ids": [], "span": [], NOTICES: why}
         notices += dict.fromkeys([*one.get(NOTICES, ()), *other.get(NOTICES, ())])
@@ -80,11 +78,8 @@ class ReplyEncoder:
         start, end = max(spans[0][0], 1), spans[-1][1]
         if len(ids) > self.limit:
             if self.on_long == "drop":
-                return {
-                    "input_ids": [],
-                    "span": [],
-                    NOTICES: [prompt_notice(self.limit)] if start >= self.limit else [],
-                }
+                why = [prompt_notice(self.limit)] if start >= self.limit else []
+                return {"input_ids": [], "span": [], NOTICES: why}
             if self.on_long == "error":
                 raise BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}", kind="too_long")
             if start >= self.limit:
