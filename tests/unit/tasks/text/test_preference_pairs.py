@@ -191,7 +191,7 @@ def test_a_prompt_that_leaves_no_room_for_a_reply_is_the_reason_given(tmp_path: 
     source = {"source": model, "init": "config", "tokenizer": "train:300", "config": shape}
     prepared = _read(tmp_path, rows, task=task, options=options, model=source)
     assert list(prepared.datasets["train"].ids) == ([0, 1, 3] if on_long == "truncate" else [0, 1])
-    (note,) = [note for note in prepared.facts.notes if "prompt" in note]
+    (note,) = [note for note in prepared.facts.notes if "prompt alone" in note]
     assert note.startswith("train: 1 row: the prompt alone fills options.max_length 48: the row is left out")
     assert note.endswith("train.jsonl:3)") and not any("equal" in note for note in prepared.facts.notes)
 
