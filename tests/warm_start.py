@@ -51,14 +51,14 @@ def run_warm(pool: Ranks, args: Sequence[str], timeout: float, *, folder: Path) 
 def be_finetune(request: Mapping[str, Any], output: int) -> int:
     """In the fork: the process that a user starts. Returns its exit code."""
     from finetune.app import apart
-    from finetune.distributed import forking, waiting, watching
+    from finetune.distributed import forking, rank_processes, waiting
 
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(request["folder"])
-    fork_what_would_start(apart, watching, waiting, forking)
+    fork_what_would_start(apart, rank_processes, waiting, forking)
     return run_command_line(request["arguments"], request["environment"])
 
 
@@ -67,8 +67,8 @@ def fork_what_would_start(apart: Any, *launching: Any) -> None:
     apart.multiprocessing = _Contexts()
     for module in launching:
         module.subprocess = _Subprocess()
-        if hasattr(module, "Watcher"):
-            module.Watcher._family = _family
+        if hasattr(module, "RankProcesses"):
+            module.RankProcesses._family = _family
 
 
 def run_command_line(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -95,9 +95,9 @@ def run_command_line(arguments: Sequence[str], environment: Mapping[str, str]) -
     return code
 
 
-def _family(watcher: Any) -> list[psutil.Process]:
+def _family(launched: Any) -> list[psutil.Process]:
     """The living processes of a launch: found by their environment where they were started, but forks show their parent's."""
-    ranks = [psutil.Process(rank.pid) for rank in watcher.ranks if rank.poll() is None]
+    ranks = [psutil.Process(rank.pid) for rank in launched.started if rank.poll() is None]
     found = []
     for process in [*ranks, *(child for rank in ranks for child in rank.children(recursive=True))]:
         with suppress(psutil.NoSuchProcess):

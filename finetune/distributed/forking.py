@@ -34,7 +34,7 @@ _SET_NAME, _SET_CHILD_SUBREAPER = 15, 36  # of prctl
 
 
 class ForkedRank:
-    """A rank as watching.py uses subprocess.Popen: a child of this process, though another one forked it."""
+    """A rank as rank_processes.py uses subprocess.Popen: a child of this process, though another one forked it."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid

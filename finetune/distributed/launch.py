@@ -1,7 +1,7 @@
 """What is started on this machine: N ranks, the command of each and its environment. No torch here.
 
 The ranks are children of this process, with the environment that `accelerate launch` would give them. Its own process would
-import torch and DeepSpeed (five seconds of a core) before it starts the first rank. watching.py starts and watches them.
+import torch and DeepSpeed (five seconds of a core) first. rank_processes.py starts them, watching.py waits for them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import shlex
 import socket
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,19 @@ LAUNCH = "FINETUNE_LAUNCH"  # the same in every process of one launch, orphans a
 # oneDNN keeps the machine code of its last 1,024 operations, one for each shape. Batches without padding have new shapes at
 # each step, and what is kept breaks up the heap: a gigabyte for a tiny model. 64 suffice for the layers of one step.
 ONEDNN_CODE = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks of one launch meet. port: names the launch to DeepSpeed; nobody listens there. logs: the folder of the
+    supervising process. private: a folder that only this user can enter (meeting.py), of temporary files as well. mark: in the
+    environment of every process of the launch.
+    """
+
+    port: int
+    logs: Path
+    private: Path
+    mark: str
 
 
 @dataclass(frozen=True)
@@ -60,13 +74,16 @@ class Launch:
         words += ["--mixed_precision", "no", "--dynamo_backend", "no", *mode, "-m", "finetune", *self.arguments]
         return shlex.join(["accelerate", "launch", *words])
 
-    def environment(self, rank: int, port: int, logs: Path, mark: str, private: Path) -> dict[str, str]:
-        """Of one rank. port: names the launch to DeepSpeed; nobody listens there. private: where the ranks meet, and
-        their temporary files are.
-        """
-        place = DistributedEnv(rank, self.processes, rank, self.processes, "finetune", ADDRESS, port)
-        env = {**self.surroundings(), SUPERVISED: str(logs), LAUNCH: mark, PRIVATE: str(private), **as_environ(place)}
-        env |= temporary_variables(private)
+    def meet_at(self, port: int, logs: Path, private: Path) -> Rendezvous:
+        """Where its ranks meet. Those that wait already have a mark, which becomes that of the launch."""
+        mark = self.waiting.mark if self.waiting and self.waiting.count else uuid.uuid4().hex
+        return Rendezvous(port, logs, private, mark)
+
+    def environment(self, rank: int, rendezvous: Rendezvous) -> dict[str, str]:
+        """Of one rank."""
+        place = DistributedEnv(rank, self.processes, rank, self.processes, "finetune", ADDRESS, rendezvous.port)
+        env = {**self.surroundings(), SUPERVISED: str(rendezvous.logs), LAUNCH: rendezvous.mark}
+        env |= {PRIVATE: str(rendezvous.private), **as_environ(place), **temporary_variables(rendezvous.private)}
         stay_inside(env)
         return env
 

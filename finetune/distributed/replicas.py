@@ -18,10 +18,11 @@ from types import FrameType
 from typing import IO
 
 from finetune.distributed.failure import clear_failures
-from finetune.distributed.launch import Launch, free_port
+from finetune.distributed.launch import Launch, Rendezvous, free_port
 from finetune.distributed.meeting import private_folder
+from finetune.distributed.rank_processes import RankProcesses
 from finetune.distributed.replica_place import READER, ReplicaPlace
-from finetune.distributed.stop_signals import signals_handled
+from finetune.distributed.stop_signals import Interrupts, signals_handled
 from finetune.distributed.watching import POLL_SECONDS, Watcher
 from finetune.errors import FinetuneError, Stopped, TrainingFailed
 from finetune.recipe.quotas import THREADS, threads_each
@@ -50,8 +51,8 @@ class ReplicaLaunch(Launch):
     place: ReplicaPlace
     gpus: Sequence[str] = ()
 
-    def environment(self, rank: int, port: int, logs: Path, mark: str, private: Path) -> dict[str, str]:
-        env = super().environment(rank, port, logs, mark, private) | self.place.as_environ()
+    def environment(self, rank: int, rendezvous: Rendezvous) -> dict[str, str]:
+        env = super().environment(rank, rendezvous) | self.place.as_environ()
         if THREADS not in os.environ:  # cores are shared with the other replicas
             env[THREADS] = str(threads_each(self.place.ranks))
         if self.gpus:
@@ -130,7 +131,7 @@ class _Replicas:
         self._log, self._stack = log, stack
         self._signal = 0
         self._reader: Watcher | None = None
-        self._running: dict[int, tuple[int, Watcher]] = {}  # replica -> attempt, its ranks
+        self._running: dict[int, tuple[int, Watcher]] = {}  # replica -> attempt, who watches its ranks
 
     def start(self) -> None:
         self._reader = self._watched(self.plan.reader(self.folder))
@@ -147,21 +148,21 @@ class _Replicas:
         while not self._reader.is_over():
             time.sleep(POLL_SECONDS)
             self._raise_signal()
-            for number, (attempt, ranks) in list(self._running.items()):
-                if ranks.is_over():
-                    self._end(number, attempt, ranks)
-        self._reader.kill()
+            for number, (attempt, watcher) in list(self._running.items()):
+                if watcher.is_over():
+                    self._end(number, attempt, watcher)
+        self._reader.ranks.kill()
         if (error := self._reader.outcome()) is not None:
             raise error
         ends = time.monotonic() + LEAVE_SECONDS
-        while time.monotonic() < ends and not all(ranks.is_over() for _, ranks in self._running.values()):
+        while time.monotonic() < ends and not all(watcher.is_over() for _, watcher in self._running.values()):
             time.sleep(POLL_SECONDS)
             self._raise_signal()
 
     def kill(self) -> None:
         """Whatever is left."""
-        for watcher in filter(None, (self._reader, *(ranks for _, ranks in self._running.values()))):
-            watcher.kill()
+        for watcher in filter(None, (self._reader, *(watcher for _, watcher in self._running.values()))):
+            watcher.ranks.kill()
 
     def _raise_signal(self) -> None:
         if self._signal == signal.SIGINT:
@@ -169,16 +170,16 @@ class _Replicas:
         if self._signal:
             raise Stopped("stopped on request; run the same command to resume")
 
-    def _end(self, number: int, attempt: int, ranks: Watcher) -> None:
+    def _end(self, number: int, attempt: int, watcher: Watcher) -> None:
         """Of a replica whose ranks have ended, or had their time."""
-        ranks.kill()
+        watcher.ranks.kill()
         del self._running[number]
-        error = ranks.outcome()
+        error = watcher.outcome()
         if error is None:
             return
         if not isinstance(error, TrainingFailed):
             raise error
-        decision = self.decide(FailedReplica(number, attempt, error, ranks.dead()))
+        decision = self.decide(FailedReplica(number, attempt, error, watcher.ranks.dead()))
         if decision is Decision.RESTART:
             self._start(number, attempt + 1)
         elif decision is Decision.GIVE_UP and not self._running:
@@ -192,13 +193,13 @@ class _Replicas:
 
     def _watched(self, launch: ReplicaLaunch) -> Watcher:
         private = self._stack.enter_context(private_folder(self.logs))
-        watcher = Watcher(launch, self.logs, lambda line: None, ends_at_once=True)
+        ranks = RankProcesses(launch, launch.meet_at(free_port(), self.logs, private), self._log)
         try:
-            watcher.start(free_port(), self._log, private)
+            ranks.start()
         except BaseException:
-            watcher.kill()
+            ranks.kill()
             raise
-        return watcher
+        return Watcher(ranks, Interrupts(lambda line: None), lambda line: None)
 
 
 def visible_gpus(count: int) -> list[str]:

@@ -24,7 +24,7 @@ GO = b"+"  # precedes the orders, with the descriptor of stderr
 
 
 class WaitingRanks:
-    """In the supervising process. mark: in the environment of all of them, as `Watcher` marks its ranks."""
+    """In the supervising process. mark: in the environment of all of them, see Rendezvous."""
 
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex

@@ -138,7 +138,7 @@ def _be_finetune(arguments: list[str], cwd: str, limits: Limits) -> int:
     """In the child: a user's process, whose preparation is forked rather than spawned, which would import all again."""
     from finetune import cli
     from finetune.app import apart
-    from finetune.distributed import watching
+    from finetune.distributed import rank_processes
     from finetune.tasks.text import template_limits
 
     os.chdir(cwd)
@@ -151,7 +151,7 @@ def _be_finetune(arguments: list[str], cwd: str, limits: Limits) -> int:
     sys.argv = ["finetune", *arguments]
     fork = multiprocessing.get_context("fork")
     apart.multiprocessing = _Contexts(fork)  # type: ignore[attr-defined]
-    watching.subprocess = _Forking()  # type: ignore[attr-defined]
+    rank_processes.subprocess = _Forking()  # type: ignore[attr-defined]
     if not limits.stop_after:
         template_limits.SECONDS = 0.3  # the same limit, in less time
     size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")

@@ -127,11 +127,11 @@ def test_what_supervises_a_training_imports_no_heavy_library(tmp_path: Path) -> 
     )
     probe = (
         "import sys\nimport finetune.app.train as verb\nfrom finetune.app.supervise import plan_launch\n"
-        "from finetune.distributed import watching\nfrom finetune.cli import main\n"
+        "from finetune.distributed import rank_processes\nfrom finetune.cli import main\n"
         "verb.ensure_prepared = lambda request: None\n"
-        "def start(self, port, log, private):\n    self.private = private\n"
+        "def start(self, wanted):\n"
         f"    print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules], len(sys.modules) < 700, flush=True)\n"
-        "watching.Watcher.start = start\n"
+        "rank_processes.RankProcesses.start = start\n"
         "main(['train', 'good.yaml', '--run-dir', 'run'])"
     )
     done = start([sys.executable, "-c", probe], tmp_path)

@@ -76,7 +76,7 @@ def test_each_rank_knows_its_place_and_the_command_to_type_is_told(tmp_path: Pat
 
 def test_its_environment_is_that_of_a_worker(tmp_path: Path) -> None:
     launch = Launch(["train"], 4, deepspeed=True, cpu=True)
-    environment = launch.environment(2, 1234, tmp_path, "mark", tmp_path)
+    environment = launch.environment(2, launch.meet_at(1234, tmp_path, tmp_path))
     place = from_environ(environment)
     assert isinstance(place, DistributedEnv)
     assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (2, 4, 2, 4)

@@ -148,14 +148,14 @@ def test_what_a_rank_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5,6,GPU-7")
     plan = ReplicaPlan(["predict"], 2, 2, visible_gpus(4))
     launch = plan.replica(1, 3, tmp_path)
-    environment = launch.environment(1, 99, tmp_path, "mark", tmp_path)
+    environment = launch.environment(1, launch.meet_at(99, tmp_path, tmp_path))
     assert [environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == ["1", "2"] * 2
     assert environment["CUDA_VISIBLE_DEVICES"] == "6,GPU-7" and launch.first == 2 and not launch.cpu
     assert environment["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 4))
     place = ReplicaPlace.from_environ(environment)
     assert place == ReplicaPlace(1, 2, 2, 3, str(tmp_path)) and place.ranks == 4
     assert rank_number(environment) == 3 and process_name(3) == "rank-3"
-    reader = plan.reader(tmp_path).environment(0, 99, tmp_path, "mark", tmp_path)
+    reader = plan.reader(tmp_path).environment(0, launch.meet_at(99, tmp_path, tmp_path))
     assert reader["CUDA_VISIBLE_DEVICES"] == "4, 5,6,GPU-7"
     assert rank_number(reader) == READER and process_name(READER) == "reader"
 
