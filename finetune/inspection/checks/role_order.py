@@ -17,11 +17,12 @@ def check(inspection: Inspection) -> list[Finding]:
     """A system turn that is not the first, a beginning that is not the user's, two turns of one speaker in a row, an end
     that is not the assistant's.
     """
+    are_prompts = "chosen" in inspection.task.card.columns  # its messages come before the replies
     faults: dict[tuple[str, int], str] = {}
     for name, split in inspection.splits.items():
         for role in COLUMNS:
             if role in split.table.columns:
-                for row, fault in _faults(split, role):
+                for row, fault in _faults(split, role, "prompt" if are_prompts and role == "messages" else role):
                     faults.setdefault((name, row), fault)
     return report_rows(
         "role-order",
@@ -32,12 +33,13 @@ def check(inspection: Inspection) -> list[Finding]:
     )
 
 
-def _faults(split: InspectedSplit, role: str) -> Iterator[tuple[int, str]]:
+def _faults(split: InspectedSplit, role: str, kind: str) -> Iterator[tuple[int, str]]:
+    """(row id, fault) of the conversations under a role. kind: the role whose rules they follow."""
     values = getattr(split.table, "values", None)
     column = values(role) if values is not None else (row.get(role) for row in split.table)
     for row, value in enumerate(column):
         is_conversation = isinstance(value, (list, tuple)) or (isinstance(value, str) and value.lstrip()[:2] == "[{")
-        if is_conversation and (fault := order_fault(speakers(value), role)):
+        if is_conversation and (fault := order_fault(speakers(value), kind)):
             yield row, fault
 
 

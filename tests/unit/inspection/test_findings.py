@@ -337,6 +337,16 @@ def test_empty_words_and_pairs(data: MakeData) -> None:
     assert rows_of(replies.findings(), "empty-text") == [("train", 7)]
 
 
+def test_messages_before_two_replies_end_with_the_user(data: MakeData) -> None:
+    found = data("preference")
+    roles = ("user", "assistant", "user")
+    talk = [{"role": role, "content": sentence(20 + place)} for place, role in enumerate(roles)]
+    found.train[7] = {"messages": talk, "chosen": "Good day.", "rejected": "No."}
+    assert rows_of(found.findings(), "role-order") == []
+    found.train[7]["messages"] = [talk[0], *talk]
+    assert rows_of(found.findings(), "role-order") == [("train", 7)]
+
+
 def test_only_notes_pass_strict() -> None:
     assert not fails_strict([])
     assert not fails_strict([Finding("a", "info", "x")])
