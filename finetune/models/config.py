@@ -14,6 +14,7 @@ from finetune.models.adapter_source import adapter_of
 from finetune.models.folder_check import CONVERT, check_layers
 from finetune.models.source import check_described, resolve_model
 from finetune.recipe.model import ModelSection
+from finetune.recipe.user_path import near_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -158,7 +159,7 @@ def _unreadable(source: str, shown: str, error: OSError) -> UserError:
     else:
         what = "is not on this machine, and the hub cannot be reached"
         remedy = (
-            "It needs the network once (hf download NAME fills the cache); or give a folder, or "
+            f"{near_path(shown)}It needs the network once (hf download NAME fills the cache); or give a folder, or "
             "package:<package>/<folder>, in its place."
         )
     return UserError(f"the model {shown} {what}", remedy=remedy)

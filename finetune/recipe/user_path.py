@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
@@ -38,3 +39,19 @@ def unusable(value: str) -> str:
         reason = f"there is no user {user!r}" if user else "HOME is not set, and the user has none"
         return f"a home folder of nobody: {reason}"
     return ""
+
+
+def near_path(named: str) -> str:
+    """A sentence for a remedy, if `named` is not there and a file or folder beside it resembles it; else empty.
+
+    "chat.jsnl" -> "Did you mean chat.jsonl? "
+    """
+    path = Path(named)
+    if unusable(named) or path.exists() or not path.name or not path.parent.is_dir():
+        return ""
+    try:
+        names = [entry.name for entry in os.scandir(path.parent)]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
+    return f"Did you mean {path.parent / near[0]}? " if near else ""

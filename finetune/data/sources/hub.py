@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 from finetune.data.sources.arrow_files import cache_table, map_arrow
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
+from finetune.recipe.user_path import near_path
 
 
 def fetch_hub(source: SourceSection, split: str, notify: Callable[[str], None]) -> list[Path]:
@@ -63,8 +64,8 @@ def _as_user_error(source: SourceSection, split: str, error: Exception) -> UserE
         return UserError(
             f"the dataset {name} is not in the local Hugging Face cache, and the hub cannot be reached",
             where="data",
-            remedy="Download it on a machine with a network and copy its HF_HOME, or use a local file or folder, "
-            "builtin:docstrings or builtin:digits.",
+            remedy=f"{near_path(source.source)}Download it on a machine with a network and copy its HF_HOME, or use a local "
+            "file or folder, builtin:docstrings or builtin:digits.",
         )
     if "Unknown split" in reason or "subset" in reason.lower() or "config" in reason.lower():
         return UserError(

@@ -10,7 +10,9 @@ import pytest
 from finetune.cli import main
 from finetune.data.image_values import resolve_image
 from finetune.errors import UserError
-from finetune.recipe.user_path import user_path
+from finetune.models.config import load_config
+from finetune.recipe.model import ModelSection
+from finetune.recipe.user_path import near_path, user_path
 
 PACKAGE = Path(__file__).parents[3] / "finetune"
 NOBODY = "~no-such-user/x"
@@ -86,3 +88,17 @@ def test_every_path_of_the_command_line_passes_it() -> None:
                 seen += 1
                 assert "parser=user_path" in ast.unparse(declared), f"{file}:{node.lineno}: add parser=user_path"
     assert seen >= 16
+
+
+def test_a_name_that_a_file_resembles_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "chat.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    assert near_path("chat.jsnl") == "Did you mean chat.jsonl? "
+    assert near_path("run/modell") == "Did you mean run/model? "
+    for other in ("owner/set", "chat.jsonl", "squad", "", "/", "a" * 300):
+        assert near_path(other) == "", other
+    model = ModelSection(source="run/modell")
+    with pytest.raises(UserError) as refused:
+        load_config(model)
+    assert refused.value.remedy.startswith("Did you mean run/model? ")

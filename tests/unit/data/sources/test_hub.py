@@ -23,6 +23,15 @@ def test_without_a_network_the_error_comes_at_once(make_recipe, text_card, monke
     assert datasets.config.HF_HUB_OFFLINE is False
 
 
+def test_a_misspelled_file_is_not_only_called_a_dataset(make_recipe, text_card, tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.data.sources.hub._hub_reachable", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chat.jsonl").touch()
+    with pytest.raises(UserError) as error:
+        open_tables(make_recipe(train="chat.jsnl"), text_card)
+    assert error.value.remedy.startswith("Did you mean chat.jsonl? ")
+
+
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
     """A dataset as load_dataset stores it: Arrow files with class names in the schema. Only the download is replaced."""
