@@ -1,8 +1,10 @@
 """LoRA that adds its product onto the output of the layer it adapts, in place, forward and backward.
 
 peft computes `result + B(A(x)) * scaling` as three operators, each of which reads and writes an activation of the layer's
-full width, and autograd adds up two gradients of the input in a fourth. Here both products accumulate in a matrix product
-that exists anyway. The numbers are the same but for rounding: in half precision the sum is rounded once, not three times.
+full width, and autograd adds up two gradients of the input in a fourth. Here the large product accumulates onto the small
+one: it is bound by arithmetic, and reads what is there in passing, while a small product onto a large result is bound by
+reading and writing all of it. The numbers are the same but for rounding: in half precision the sum is rounded once, not
+three times.
 """
 
 from __future__ import annotations
@@ -36,10 +38,7 @@ class InPlaceLinear(Linear):
         dtype = _product_dtype(x, base.weight, down.weight, up.weight)
         if dtype is None:
             return super().forward(x)
-        out: torch.Tensor = _AddedProduct.apply(  # type: ignore[no-untyped-call]
-            x.to(dtype), base.weight, base.bias, down.weight, up.weight, self.scaling[name]
-        )
-        return out
+        return _added_product(x.to(dtype), base.weight, base.bias, down.weight, up.weight, self.scaling[name])
 
     def _plain_adapter(self) -> str | None:
         """The one adapter that can be added in place; None where peft's forward must run."""
@@ -81,23 +80,65 @@ def _product_dtype(x: torch.Tensor, *weights: torch.Tensor) -> torch.dtype | Non
     return x.dtype if all(weight.dtype == x.dtype for weight in weights) else None
 
 
-class _AddedProduct(torch.autograd.Function):
-    """x [..., in] -> x W^T + bias + scaling * (x A^T) B^T, with W and bias frozen.
+def _added_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """x [..., in] -> x W^T + bias + (scaling * x A^T) B^T, with W and bias frozen.
+
+    In two steps, of which the first saves all that the backward pass needs: where a checkpointed layer is computed again, it
+    ends there, and the last product of the layer is not computed twice.
+    """
+    made: list[Any] = []
+    place = _SavedForProduct.apply(x, weight, bias, down, up, scaling, made)  # type: ignore[no-untyped-call]
+    out: torch.Tensor = _Product.apply(place, made)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Product(torch.autograd.Function):
+    """The result itself. Its gradient goes to `_SavedForProduct` as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, place: torch.Tensor, made: list[Any]) -> torch.Tensor:
+        rows, weight, bias, hidden, up = made
+        dtype = rows.dtype
+        with torch.autocast(rows.device.type, enabled=False):
+            if bias is None:
+                out = hidden @ up.to(dtype).t()
+            else:
+                out = torch.addmm(bias.to(dtype), hidden, up.to(dtype).t())
+            out.addmm_(rows, weight.to(dtype).t())
+        return out.view(place.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        return grad, None
+
+
+class _SavedForProduct(torch.autograd.Function):
+    """A tensor of the shape of the result that takes no memory; puts rows, weight, bias, scaling * rows A^T and B into `made`.
 
     Weights are saved as they are and cast again for the backward pass: what ZeRO-3 gathers must stay the parameter itself,
     and casts of frozen weights would take the memory of another model.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any, scaling: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any, scaling: float, made: list[Any]
+    ) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, x.shape[-1])
-            out = nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-            hidden = rows @ down.to(x.dtype).t()
-            out.view(-1, out.shape[-1]).addmm_(hidden, up.to(x.dtype).t(), alpha=scaling)
+            hidden = _scaled_product(rows, down.to(x.dtype).t(), scaling)
         ctx.save_for_backward(rows, weight, down, up, hidden)
         ctx.scaling, ctx.shape = scaling, x.shape
-        return out
+        made.extend((rows, weight, bias, hidden, up))
+        place: torch.Tensor = x.new_empty(()).expand(*x.shape[:-1], len(weight))
+        return place
 
     @staticmethod
     @once_differentiable
@@ -106,11 +147,16 @@ class _AddedProduct(torch.autograd.Function):
         dtype, of_x, of_down, of_up = rows.dtype, None, None, None
         with torch.autocast(grad.device.type, enabled=False):
             grad = grad.reshape(-1, grad.shape[-1])
-            inner = (grad @ up.to(dtype)).mul_(ctx.scaling)
+            inner = _scaled_product(grad, up.to(dtype), ctx.scaling)
             if ctx.needs_input_grad[0]:
-                of_x = (grad @ weight.to(dtype)).addmm_(inner, down.to(dtype)).view(ctx.shape)
+                of_x = (inner @ down.to(dtype)).addmm_(grad, weight.to(dtype)).view(ctx.shape)
             if ctx.needs_input_grad[3]:
                 of_down = (inner.t() @ rows).to(down.dtype)
             if ctx.needs_input_grad[4]:
-                of_up = (grad.t() @ hidden).mul_(ctx.scaling).to(up.dtype)
-        return of_x, None, None, of_down, of_up, None
+                of_up = (grad.t() @ hidden).to(up.dtype)
+        return of_x, None, None, of_down, of_up, None, None
+
+
+def _scaled_product(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
+    """scaling * left @ right, without a pass of its own for the factor."""
+    return left.new_empty(len(left), right.shape[1]).addmm_(left, right, beta=0, alpha=scaling)

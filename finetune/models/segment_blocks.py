@@ -79,9 +79,16 @@ def attend_in_blocks(
     return blocks.tokens.take(moved).unsqueeze(0)
 
 
+def as_rows(tensor: Tensor) -> Tensor:
+    """[1, H, T, D] -> [T, H, D], a view whose gradient is a view as well. `tensor[0]` has one that is filled with zeros, copied
+    into, and then copied once more, because it lies in another order than the projections want it.
+    """
+    return tensor.transpose(1, 2).flatten(0, 1)
+
+
 def _into_blocks(tensor: Tensor, blocks: _Blocks) -> list[Tensor]:
     """[1, H, T, D] -> [N, H, L, D] of each block."""
-    spread = blocks.tokens.spread(tensor[0].transpose(0, 1))
+    spread = blocks.tokens.spread(as_rows(tensor))
     sizes = [block.count * block.width for block in blocks.blocks]
     parts = spread.split(sizes) if len(sizes) > 1 else (spread,)
     return [

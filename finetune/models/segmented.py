@@ -19,7 +19,7 @@ import torch
 
 from finetune.errors import UserError
 from finetune.models.attention_kernels import FLASH_HEAD, HALF, cudnn_first, prefers_cudnn
-from finetune.models.segment_blocks import attend_in_blocks
+from finetune.models.segment_blocks import as_rows, attend_in_blocks
 from finetune.models.shared_tokens import SharedTokens
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _varlen(
 
     left = -1 if window is None else window - 1
     grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if _takes_enable_gqa(varlen_attn) else {}
-    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    rows = (as_rows(tensor) for tensor in (query, key, value))
     queries, keys, values = (x.contiguous() if shared is None else shared.spread(x) for x in rows)
     out = varlen_attn(
         queries,
@@ -244,7 +244,7 @@ def _equal_segments(
     longest, so that they are equal where their number times the longest is all there is: no border is asked for.
     """
     queries, keys, values = (
-        tensor[0].transpose(0, 1).unflatten(0, (-1, length)).transpose(1, 2) for tensor in (query, key, value)
+        as_rows(tensor).unflatten(0, (-1, length)).transpose(1, 2) for tensor in (query, key, value)
     )
     with cudnn_first() if prefers_cudnn(query, length) else nullcontext():
         out = torch.nn.functional.scaled_dot_product_attention(

@@ -10,8 +10,9 @@ and in which order that is applied. Each way has a file of its own.
 `convert_layers`, in the engine, which has moved, sharded or sliced the modules by then:
 
 3. `model.float8`: products of linear layers (`float8.py`).
-4. `model.gradient_checkpointing: light`: outputs that need no matrix product are computed again (`light_checkpointing.py`).
-5. `model.compile: layers`, last: the compiler traces what the others made of a layer (`compiled.py`).
+4. On a GPU, other linear layers that train add up their gradients in the matrix products (`accumulated_products.py`).
+5. `model.gradient_checkpointing: light`: outputs that need no matrix product are computed again (`light_checkpointing.py`).
+6. `model.compile: layers`, last: the compiler traces what the others made of a layer (`compiled.py`).
 
 Settings that exclude each other are refused in `recipe/checks/model.py`.
 """
@@ -51,15 +52,18 @@ def convert_layers(
     float8: str,
     checkpointing: bool | str,
     compiled: bool,
+    accumulated: bool,
     emulate: bool,
 ) -> dict[str, str]:
     """Of a module in its engine, before it trains; returns facts about the run. Any rank may call it alone.
 
     notify: takes what was converted and compiled. float8: torchao's recipe, or none. checkpointing: true, false or light.
-    emulate: round as float8 does and multiply in float32, on any device.
+    accumulated: linear layers add up their gradients in products, as far as the engine lets them. emulate: round as float8 does
+    and multiply in float32, on any device.
 
     Raises: UserError if the module has no layers for a way that is asked for.
     """
+    from finetune.models.accumulated_products import convert_linears
     from finetune.models.compiled import compile_layers
     from finetune.models.float8 import use_float8
     from finetune.models.light_checkpointing import use_light_checkpointing
@@ -67,6 +71,8 @@ def convert_layers(
     facts = {}
     if float8 != "none":
         use_float8(module, float8, notify, emulate=emulate)
+    if accumulated and not compiled:  # a compiler would trace whether a gradient is there
+        convert_linears(module)
     if checkpointing == "light":
         light = use_light_checkpointing(module)
         facts["computed again"] = ", ".join(f"{count} {kind}" for kind, count in light.outputs.items())

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from finetune.distributed.engines import master_weights
+from finetune.models import accumulated_products
+from finetune.models.accumulated_products import convert_linears
 from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from tests.distributed import toy
 
@@ -49,6 +51,15 @@ def load_and_train(path, config):
     load_checkpoint(engine, open_checkpoint(path))
     losses, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
     return losses, kept_weights(engine)
+
+
+def train_with_products(converts):
+    """On a rank: figures of the training, and gradients of weights that were added up in products."""
+    engine, batch = open_engine("none")
+    assert convert_linears(engine.module) == 14 if converts else True
+    with mock.patch.object(accumulated_products, "_add_or_give", wraps=accumulated_products._add_or_give) as add:
+        losses, norms = toy.train_toy(engine, batch, range(END))
+    return losses, norms, add.call_count
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +104,15 @@ def test_updates_in_portions_are_those_of_all_at_once(ranks):
     assert updates == END and more > 5 * END
     assert in_portions == figures
     assert kept.keys() == others.keys() and all(torch.equal(kept[key], others[key]) for key in kept)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_gradients_added_up_in_products_train_alike(ranks, world):
+    """Of two ranks, DistributedDataParallel averages those of the last micro-batch with what the others left."""
+    pool = ranks.options(open_group=False, timeout=120)
+    (losses, norms, calls), (others, sums, none) = (
+        pool.run(world, train_with_products, way)[0] for way in (True, False)
+    )
+    assert calls > 2 * 14 * END / world and none == 0
+    assert losses[0] == others[0]  # no gradient has been used yet
+    assert losses == pytest.approx(others, rel=5e-3) and norms == pytest.approx(sums, rel=2e-2)

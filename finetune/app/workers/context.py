@@ -135,6 +135,7 @@ def build_engine(
             float8=plan.training.float8,
             checkpointing=recipe.model.gradient_checkpointing,
             compiled=plan.machine.compile == "layers",
+            accumulated=engine.accumulates_in_products and session.device.type == "cuda",
             emulate=plan.device == "cpu",
         )
         facts.update(found)

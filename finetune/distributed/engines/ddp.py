@@ -32,10 +32,13 @@ from finetune.distributed.sharded_state import (
     own_groups,
     shards_of,
 )
+from finetune.models.accumulated_products import accumulating
 
 
 class DdpEngine(SteppingEngine):
     """Weights, gradients and optimizer state are the same on every rank."""
+
+    accumulates_in_products = True
 
     def __init__(
         self, session: Session, module: nn.Module, make_optimizer: MakeOptimizer | None, options: EngineOptions
@@ -59,7 +62,12 @@ class DdpEngine(SteppingEngine):
     @contextmanager
     def micro_batch(self, *, last: bool, dummy: bool = False) -> Iterator[None]:
         quiet: Any = nullcontext() if last else self.session.accelerator.no_sync(self.model)
-        with quiet, dummy_batch(self.module) if dummy and self.has_batchnorm else nullcontext():
+        handed_over = last and self.session.world_size > 1  # gradients, one by one, to DistributedDataParallel
+        with (
+            quiet,
+            nullcontext() if handed_over else accumulating(),
+            dummy_batch(self.module) if dummy and self.has_batchnorm else nullcontext(),
+        ):
             yield
 
     def backward(self, loss: torch.Tensor) -> None:

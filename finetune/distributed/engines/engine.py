@@ -76,6 +76,8 @@ class Engine(Protocol):
     module: nn.Module
     model: Any
     optimizer: Any
+    accumulates_in_products: bool = False
+    """Whether matrix products may add to gradients that are there (models/accumulated_products.py)."""
 
     @property
     def inner_optimizer(self) -> Any:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.counting import Count
+from benchmarks.gpu.operator_costs import Costs
 from finetune.models.low_rank import InPlaceLinear, add_in_place
 
 MODES = {  # name -> dtypes of base and adapter, autocast, tolerance
@@ -102,13 +103,28 @@ def test_checkpointed_layers_give_the_same(reentrant: bool) -> None:
         torch.testing.assert_close(own, theirs)
 
 
+def test_the_last_product_of_a_checkpointed_layer_is_computed_once() -> None:
+    """Of a layer as language models have it: what it saves last is saved before its large product."""
+    ours = adapted(bias=False)
+    add_in_place(ours)
+    flops = []
+    for again in (False, True):
+        x = torch.randn(64, 12, requires_grad=True)
+        with Costs() as costs:
+            (checkpoint(ours, x, use_reentrant=False) if again else ours(x)).sum().backward()
+        flops.append(sum(line.flops for line in costs.lines.values()))
+    small = (12 * 4 + 4 * 20) + 20 * 4  # of the first layer; x A^T of the second
+    assert flops[1] - flops[0] == 2 * 64 * (12 * 20 + small)
+
+
 def test_an_input_without_gradient_costs_none() -> None:
     ours = adapted()
     add_in_place(ours)
     layer = ours.base_model.model.one
     with Count() as count:
         layer(torch.randn(5, 12)).sum().backward()
-    assert count.operators["mm"] == 4  # x A^T; g B, (g B)^T x and g^T h
+    products = count.operators["mm"], count.operators["addmm"], count.operators["addmm_"]
+    assert products == (2, 1, 3)  # (g B)^T x and g^T h; h B^T + bias; x A^T, x W^T and g B
     assert layer.lora_A["default"].weight.grad is not None
 
 

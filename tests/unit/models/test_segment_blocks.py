@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.counting import Count
 from finetune.models import segment_blocks
-from finetune.models.segment_blocks import attend_in_blocks
+from finetune.models.segment_blocks import as_rows, attend_in_blocks
 
 BORDERS = [0, 40, 45, 62, 71, 72, 84, 124, 224]
 HEADS, KEYS, SIZE = 4, 2, 8
@@ -75,3 +76,14 @@ def test_dropout_reaches_every_segment():
     changed = (plain != dropped).any(-1).any(-1)[0]
     assert all(changed[start:end].any() for start, end in pairwise(BORDERS) if end - start > 4)
     assert torch.isfinite(dropped).all()
+
+
+def test_rows_and_their_gradient_are_views() -> None:
+    """No operator but views, and gradients lie as the projections of a layer gave their results."""
+    projected = torch.randn(1, 10, 4, 8, requires_grad=True)
+    incoming = torch.randn(10, 4, 8)
+    with Count() as count:
+        rows = as_rows(projected.transpose(1, 2))
+        (gradient,) = torch.autograd.grad(rows, projected, incoming)
+    assert not count.operators
+    assert torch.equal(rows, projected[0]) and torch.equal(gradient[0], incoming) and gradient.is_contiguous()
