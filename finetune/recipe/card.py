@@ -5,7 +5,9 @@ A card has a part for each kind of reader; what a part does not say has the defa
     CARD = TaskCard(
         name="sorting",
         summary="Sort texts into classes.",
-        rows=RowSpec(columns={"text": "The text.", "label": "Its class."}, required=(("text",), ("label",))),
+        rows=RowSpec(
+            columns={"text": "The text.", "label": "Its class."}, required=(("text",), ("label",)), targets=("label",)
+        ),
         metrics=MetricSpec(available=("accuracy",), default=("accuracy",), best="accuracy"),
         loss=LossSpec(unit="example"),
         model=ModelSpec(auto_class="AutoModelForSequenceClassification"),
