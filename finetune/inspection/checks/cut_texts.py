@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from finetune.inspection.findings import Finding
 from finetune.inspection.inspection import Inspection, report_rows
+from finetune.inspection.left_out import Cut
 
 MANY = 0.01  # share of cut texts from which a note becomes a warning
 
 
 def check(inspection: Inspection) -> list[Finding]:
     """Compares each example at its limit with the same row encoded without a limit."""
-    notes: dict[tuple[str, int], str] = {}
-    lost: dict[tuple[str, int], None] = {}
-    cut: dict[tuple[str, int], None] = {}
+    lost: dict[tuple[str, int], list[Cut]] = {}
+    cut: dict[tuple[str, int], list[Cut]] = {}
     looked_at = at_limit = examples = 0
     for name, split in inspection.splits.items():
         if split.tokens is None:
@@ -20,20 +22,15 @@ def check(inspection: Inspection) -> list[Finding]:
         looked_at, at_limit = looked_at + split.cuts_of, at_limit + len(split.tokens.at_limit)
         examples += len(split.row_ids)
         for one in split.cuts:
-            key = (name, int(split.row_ids[one.position]))
-            what = f"{one.name}: " if one.name else ""
-            missing = f", of which {one.lost:,} were to be learned" if one.lost else ""
-            notes[key] = f"{what}{one.kept:,} of {one.whole:,} tokens are kept; {one.whole - one.kept:,} cut{missing}"
-            (lost if one.lost else cut)[key] = None
+            (lost if one.lost else cut).setdefault((name, int(split.row_ids[one.position])), []).append(one)
     sampled = f"{looked_at:,} of {at_limit:,} examples at the limit" if looked_at < at_limit else ""
-    remedy = "Raise options.max_length, or choose another options.on_long."
     findings = report_rows(
         "reply-cut",
         "warn",
-        "replies are cut at the limit on tokens: the model does not learn how they end",
+        "texts to be learned are cut at the limit on tokens: the model does not learn how they end",
         [(inspection.splits[name], row) for name, row in lost],
-        lambda split, row: notes[split.name, row],
-        remedy=remedy,
+        lambda split, row: _describe(lost[split.name, row]),
+        remedy=_remedy(lost),
         sampled=sampled,
     )
     return findings + report_rows(
@@ -41,7 +38,24 @@ def check(inspection: Inspection) -> list[Finding]:
         "warn" if len(cut) > MANY * examples else "info",
         "texts are cut at the limit on tokens",
         [(inspection.splits[name], row) for name, row in cut],
-        lambda split, row: notes[split.name, row],
-        remedy=remedy,
+        lambda split, row: _describe(cut[split.name, row]),
+        remedy=_remedy(cut),
         sampled=sampled,
     )
+
+
+def _describe(cuts: Sequence[Cut]) -> str:
+    """What was cut from the sequences of a row."""
+    sentences = []
+    for one in cuts:
+        what = f"{one.name}: " if one.name else ""
+        missing = f", of which {one.lost:,} were to be learned" if one.lost else ""
+        sentences.append(f"{what}{one.kept:,} of {one.whole:,} tokens are kept; {one.whole - one.kept:,} cut{missing}")
+    return "; ".join(sentences)
+
+
+def _remedy(cuts: Mapping[tuple[str, int], Sequence[Cut]]) -> str:
+    """Names the limits that were reached."""
+    sides = {one.name for row in cuts.values() for one in row}
+    names = [f"options.max_{side}_length" for side in ("source", "target") if side in sides] or ["options.max_length"]
+    return f"Raise {' and '.join(names)}, or choose another options.on_long."

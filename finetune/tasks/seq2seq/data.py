@@ -9,13 +9,13 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row, Table
 from finetune.tasks.artifacts import TaskArtifacts
-from finetune.tasks.text.inputs import cut_notice, encode_each, resolve_on_long, row_text, shortened
+from finetune.tasks.text.inputs import SHOWN, cut_notice, encode_each, resolve_on_long, row_text, shortened
 
 TOO_LONG: dict[str, Any] = {"input_ids": [], "labels": []}
 
 
 def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
-    """{"input_ids"} per row and with targets {"labels"}, both ended by the end-of-text token; or a BadRow."""
+    """{"input_ids"} per row and with targets {"labels", "shown"}, both ended by the end-of-text token; or a BadRow."""
     options, settings = artifacts.options, artifacts.settings
     read = encode_each(rows, lambda row: _read(row, options.prefix, with_targets))
     usable = [item for item in read if not isinstance(item, BadRow)]
@@ -23,7 +23,7 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
     targets = iter(_tokenize(artifacts.processor, [text for _, text in usable if text is not None], as_target=True))
     on_long = resolve_on_long(options.on_long, with_targets=with_targets)
     examples: list[dict[str, Any] | BadRow] = []
-    for item in read:
+    for row, item in zip(rows, read, strict=True):
         if isinstance(item, BadRow):
             examples.append(item)
             continue
@@ -32,6 +32,8 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
         example = _within_limits(ids, limits, on_long)
         if not isinstance(example, BadRow) and example["input_ids"] and (cuts := _describe_cuts(ids, limits)):
             example = {**example, NOTICES: cuts}
+        if with_targets and not isinstance(example, BadRow):
+            example = {**example, SHOWN: written_texts(row)}
         examples.append(example)
     return examples
 
@@ -71,9 +73,9 @@ def _describe_cuts(ids: dict[str, list[int]], limits: dict[str, int]) -> list[st
     ]
 
 
-def shown_texts_of(row: Row) -> dict[str, str]:
-    """The beginning of source and target as they are written; a tokenizer may not give back what it reads."""
-    return {role: shortened(row_text(row, role)) for role in ("source", "target")}
+def written_texts(row: Row) -> dict[str, str]:
+    """The beginning of the source, and the target in full, as they are written: what is generated is compared with it."""
+    return {"source": shortened(row_text(row, "source")), "target": row_text(row, "target")}
 
 
 def training_texts(table: Table) -> Iterator[str]:

@@ -26,7 +26,7 @@ from finetune.tasks.eval_mode import eval_mode
 from finetune.tasks.facts import Facts
 from finetune.tasks.records import Fields, refuse_options, text_fields, text_record
 from finetune.tasks.seq2seq.card import CARD
-from finetune.tasks.seq2seq.data import encode_rows, shown_texts_of, source_and_target, training_texts
+from finetune.tasks.seq2seq.data import encode_rows, source_and_target, training_texts, written_texts
 from finetune.tasks.task import Encoded
 from finetune.tasks.text.building import build_text_model
 from finetune.tasks.text.dataset import text_dataset
@@ -67,7 +67,7 @@ class Seq2Seq:
             facts,
             key=[CARD.name, 1, options.prefix, limit, options.max_target_length, options.on_long],
             limit=f"{limit} tokens of the source or {options.max_target_length} of the target",
-            shown=shown_texts_of,
+            shown=written_texts,
             cost=source_and_target,
         )
 
@@ -220,7 +220,7 @@ class Seq2Seq:
 def _written(artifacts: TaskArtifacts, batch: Batch, role: str) -> list[str]:
     """The beginning of each source or target: as it is written where the examples have it with them, else as its tokens say."""
     if SHOWN in batch.meta:
-        return [texts[role] for texts in batch.meta[SHOWN]]
+        return [shortened(texts[role]) for texts in batch.meta[SHOWN]]
     return [shortened(text) for text in (_sources if role == "source" else _targets)(artifacts, batch)]
 
 
@@ -230,6 +230,9 @@ def _sources(artifacts: TaskArtifacts, batch: Batch) -> list[str]:
 
 
 def _targets(artifacts: TaskArtifacts, batch: Batch) -> list[str]:
+    """The targets in full as they are written: tokens may be cut, and do not always give back what they were made of."""
+    if SHOWN in batch.meta:
+        return [str(texts["target"]).strip() for texts in batch.meta[SHOWN]]
     rows = [row[row >= 0].tolist() for row in batch.targets["labels"].cpu()]
     return [text.strip() for text in artifacts.processor.batch_decode(rows, skip_special_tokens=True)]
 

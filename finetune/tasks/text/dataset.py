@@ -9,7 +9,6 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow, BadValue
 from finetune.data.prepare.encode import encode
-from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Examples, Row, Table
 from finetune.errors import UserError
 from finetune.models.tokenizer import fingerprint
@@ -51,6 +50,8 @@ def encode_with_targets(
         if not isinstance(item, BadRow):
             if shown is not None:
                 item[SHOWN] = shown(row)
+            else:
+                item.pop(SHOWN, None)
             item.pop(ASKED, None)
             if NOTICES in item and getattr(artifacts.options, "on_long", "") == "split":
                 item[NOTICES] = [notice for notice in item[NOTICES] if not is_cut_notice(notice)]

@@ -76,7 +76,7 @@ def cut_notice(limit: int, option: str = "options.max_length", what: str = "text
 
 
 def is_cut_notice(notice: str) -> bool:
-    """Whether it is one of `cut_notice`. Of a split, all lengths are described together instead."""
+    """Whether it is one of `cut_notice`."""
     return notice.startswith(_CUT)
 
 

@@ -81,6 +81,30 @@ def test_long_texts_keep_their_end_mark_or_are_reported(tmp_path: Path) -> None:
         _read(tmp_path, rows, max_target_length=20, on_long="error")
 
 
+def test_texts_that_are_cut_are_counted_with_their_places(tmp_path: Path) -> None:
+    """One side alone, too: the limits of both together are not what cuts."""
+    rows = [*ROWS, {"source": "kurz", "target": "long " * 40}, {"source": "lang " * 40, "target": "short"}]
+    prepared = _read(tmp_path, rows, max_source_length=30, max_target_length=20)
+    place = tmp_path / "train.jsonl"
+    assert prepared.facts.notes[:2] == [
+        "train: 1 row: only the first 20 tokens of the expected text were read "
+        f"(options.max_target_length) ({place}:3)",
+        f"train: 1 row: only the first 30 tokens of the text were read (options.max_source_length) ({place}:4)",
+    ]
+    assert "1 row: only the first 20 tokens" in prepared.facts.values["train"]
+
+
+def test_what_is_generated_is_compared_with_the_whole_target(tmp_path: Path) -> None:
+    """A target that is cut for the loss, or that the tokenizer does not give back, would make figures too good."""
+    rows = [{"source": "ein Hund", "target": "a dog " * 100}, {"source": "zwei", "target": "two  cats"}]
+    prepared = _read(tmp_path, rows, max_target_length=4)
+    examples = prepared.task.encode(prepared.artifacts, rows, with_targets=True)
+    batch = prepared.task.collate(prepared.artifacts, [{**one, "id": id} for id, one in enumerate(examples)])
+    with torch.no_grad():
+        written = prepared.task.generate(prepared.artifacts, prepared.build().eval(), batch, synced=False)
+    assert [row["reference_text"] for row in written] == [("a dog " * 100).strip(), "two  cats"]
+
+
 def test_an_empty_target_is_reported_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl:3: target is empty"):
         _read(tmp_path, [*ROWS, {"source": "a", "target": " "}])
