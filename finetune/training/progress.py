@@ -76,7 +76,8 @@ class Progress:
     def judge(self, scalars: dict[str, float], min_delta: float) -> bool:
         """Take in an evaluation at `step`; whether it is the best so far.
 
-        A change below min_delta still becomes the best, but does not reset the patience of early stopping.
+        Of two that are equal, the one with the lower loss is: an F1 of 0 again and again does not choose the least trained
+        model. A change below min_delta still becomes the best, but does not reset the patience of early stopping.
         """
         self.last, self.unevaluated = dict(scalars), False
         value = scalars.get(self.metric)
@@ -86,10 +87,11 @@ class Progress:
             float("inf") if self.best_value is None else (value - self.best_value) * (1 if self.mode == "max" else -1)
         )
         self.stale = 0 if gain > min_delta else self.stale + 1
-        if gain > 0:
+        better = gain > 0 or (gain == 0 and scalars.get("loss", math.inf) < self.best_figures.get("loss", -math.inf))
+        if better:
             self.best_value, self.best_step = value, self.step
             self.best_figures = {key: figure for key, figure in scalars.items() if math.isfinite(figure)}
-        return gain > 0
+        return better
 
     def undefined_in_words(self, evaluation: Evaluation, early_stopping: EarlyStopping | None) -> list[str]:
         """A line for each metric without a value, and what follows from it where that metric chooses the best checkpoint."""

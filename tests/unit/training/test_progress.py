@@ -55,6 +55,16 @@ def test_what_follows_from_an_undefined_metric_is_said():
     assert progress.undefined_in_words(test, early)[1] == "pearson is undefined for test: all targets are equal"
 
 
+def test_of_equal_figures_the_one_with_the_lower_loss_is_best():
+    progress = Progress("entity_f1", "max")
+    found = []
+    for step, (value, loss) in enumerate([(0.0, 3.0), (0.0, 2.0), (0.0, 2.5), (0.5, 4.0), (0.5, math.nan), (0.5, 3.9)]):
+        progress.step = step
+        found.append(progress.judge({"entity_f1": value, "loss": loss}, 0.0))
+    assert found == [True, True, False, True, False, True]
+    assert progress.best_step == 5 and progress.stale == 2  # patience counts gains of the metric alone
+
+
 def test_what_a_checkpoint_kept_is_taken_over_but_not_the_best_of_another_metric():
     first = Progress("accuracy", "max")
     judged(first, [0.5, 0.4])
