@@ -18,6 +18,7 @@ from finetune.recipe.user_path import user_path
 from finetune.tasks import CARDS
 from finetune.tracking.run import Run
 
+CHOOSE_SPLIT = "A split of other data is chosen by --split test --set data.test='{source: FILE, split: NAME}'."
 OTHER = "data"  # the name of a table that is no split of the recipe
 
 
@@ -46,6 +47,8 @@ def check_evaluated_data(recipe: Recipe, split: str, data: list[str]) -> None:
             where="--data" if data else f"data.{split}",
             remedy="A column of another name is given by --set data.columns.ROLE=COLUMN, other files by --data FILE."
             if of_columns
+            else CHOOSE_SPLIT
+            if data and any("`split:`" in fault.message for fault in faults)
             else "",
         )
 

@@ -55,6 +55,12 @@ class BadValue(BadRow):
         return BadRow(self.reason.format(*(columns.get(role, role) for role in self.roles)), kind=self.kind)
 
 
+def hint_on_absence(reasons: Sequence[str]) -> str:
+    """Where files are looked for, if the reasons of several bad rows are all that a file is not there; else ""."""
+    absent = len(reasons) > 1 and all(reason.endswith(os.strerror(errno.ENOENT)) for reason in reasons)
+    return ABSENT_FILES if absent else ""
+
+
 class BadRows:
     """The bad rows of one pass over the data.
 
@@ -92,9 +98,8 @@ class BadRows:
         """
         if self.count and self.policy != "skip":
             rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
-            absent = self.count > 1 and all(reason.endswith(os.strerror(errno.ENOENT)) for _, reason in self.listed)
             raise UserError(
                 f"{name}: {rows} cannot be used\n{self.summary()}",
-                remedy=(ABSENT_FILES if absent else "")
+                remedy=hint_on_absence([reason for _, reason in self.listed])
                 + "Fix the data, or skip such rows (they are counted and listed) with data.on_bad_row: skip.",
             )

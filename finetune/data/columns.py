@@ -17,6 +17,7 @@ from finetune.recipe.roles import role_of
 
 Required = tuple[tuple[str, ...], ...]  # a row must have at least one role of each entry
 
+SHOWN_NESTED = 20  # dotted names in a message
 SAMPLED_ROWS = 1_000  # rows read to find the columns of a file without a header
 
 _COCO = ("images", "annotations", "categories")
@@ -93,7 +94,7 @@ def resolve_columns(
     blamed = {fault.role for fault in faults}
     for roles in required:
         if not any(role in mapping for role in roles) and blamed.isdisjoint(roles):
-            faults.append(_lacking(roles, available))
+            faults.append(_lacking(roles, available, nested, card.rows.column_hints))
             blamed.add(roles[0])
     return mapping, faults
 
@@ -146,15 +147,20 @@ def _map_explicitly(
     return mapping, faults
 
 
-def _lacking(roles: Sequence[str], available: Sequence[str]) -> ColumnFault:
-    """No column for any of `roles`."""
+def _lacking(
+    roles: Sequence[str], available: Sequence[str], nested: Sequence[str], hints: Mapping[str, str]
+) -> ColumnFault:
+    """No column for any of `roles`. Values inside of columns, such as translation.en, can be mapped, too."""
+    hint = next((hint for column, hint in hints.items() if column in available), "")
     if set(_COCO) <= set(available):
         message, near = f"no column for {' or '.join(roles)}: this is a COCO file; set the source's `format: coco`", ""
     else:
         nearest = ((role, name) for role in roles if (name := nearest_name(role, available)))
         role, near = next(nearest, (roles[0], ""))
-        message = f"no column for {' or '.join(roles)}; map it: data.columns: {{{role}: <column>}}"
-    return ColumnFault(roles[0], roles[0], message, near, ", ".join(available))
+        message = (
+            f"no column for {' or '.join(roles)}; map it: data.columns: {{{role}: <column>}}{hint and f'. {hint}'}"
+        )
+    return ColumnFault(roles[0], roles[0], message, near, ", ".join([*available, *nested[:SHOWN_NESTED]]))
 
 
 def value_at(row: Mapping[str, Any], column: str) -> Any:

@@ -41,6 +41,7 @@ class RowSpec:
     line_role: the role of a line of plain text; line_roles: (option, {its value: another role}).
     class_role: the role that names classes, "" for none: held-out rows leave a row of each class in training.
     several: (option, value) with which a row may have any number of labels in class_role, or none.
+    column_hints: column that data without a required one may have -> what it means and what to do.
     unhashed: roles that do not count when validation rows are held out by a hash of their content.
     """
 
@@ -53,6 +54,7 @@ class RowSpec:
     line_roles: tuple[str, Mapping[str, str]] = ("", {})
     class_role: str = ""
     several: tuple[str, str] | None = None
+    column_hints: Mapping[str, str] = field(default_factory=dict)
     unhashed: tuple[str, ...] = ()
 
     @property

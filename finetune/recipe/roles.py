@@ -51,7 +51,7 @@ ROLES: Mapping[str, Role] = {
         may_be_blank=True,
     ),
     "tokens": Role(aliases=("words",), example=["Ann", "lives", "in", "Rome"]),
-    "tags": Role("label", ("ner_tags", "pos_tags", "labels"), may_be_blank=True),
+    "tags": Role("label", ("ner_tags", "pos_tags", "upos", "labels"), may_be_blank=True),
     "prompt": Role("text", ("instruction", "question", "query", "input"), ("source", "user"), example="Name a color."),
     "completion": Role("text", ("response", "answer", "output", "reply"), ("target", "assistant")),
     "messages": Role(aliases=("conversations", "conversation", "dialogue", "dialog", "chat")),

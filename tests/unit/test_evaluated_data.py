@@ -54,6 +54,13 @@ def test_a_file_that_cannot_be_read(recipe: Recipe, name: str) -> None:
     assert name in said and COLUMNS not in said and ".. " not in said
 
 
+def test_data_of_several_splits(recipe: Recipe, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "ds").mkdir(exist_ok=True)
+        (tmp_path / "ds" / f"{split}.csv").write_text("text,label\nx,y\n", encoding="utf-8")
+    assert "--split test --set data.test='{source: FILE, split: NAME}'" in refusal(recipe, "ds")
+
+
 def test_a_split_that_is_not_there(recipe: Recipe) -> None:
     assert "builtin:nothing: no such built-in dataset" in (said := refusal(recipe)) and COLUMNS not in said
 

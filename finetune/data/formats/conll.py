@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.formats.compression import without_compression
 from finetune.data.formats.encodings import decode
 from finetune.data.formats.lines import NumberedRow, numbered_lines
 from finetune.recipe.data import SourceSection
 
 DOCUMENT_MARK = "-DOCSTART-"
+CONLLU = ".conllu"
+CONLLU_COLUMNS = ("word_id", "tokens", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+NO_WORD = re.compile(r"[0-9]+[-.][0-9]+")  # the ids of ranges and of empty nodes
 
 
 def read_conll(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
@@ -19,10 +24,13 @@ def read_conll(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
 
     Columns are separated by tabs, or by whitespace in a line without a tab. Without source.header, the first column is
     the word and the last one the tag; with header: [tokens, pos, chunk, tags], each column becomes a list of that name.
+    In a file .conllu, columns are those of CoNLL-U; the words are those of the syntax: a range such as 3-4 (the word as it is
+    written) and an empty node such as 3.1 are left out.
     A bad line is reported with its own line number, and its sentence is left out. Before the first word of a sentence,
     lines that start with "# " and have no tab are comments.
     """
-    names = list(source.header)
+    is_conllu = without_compression(path).suffix.lower() == CONLLU
+    names = list(source.header or (CONLLU_COLUMNS if is_conllu else ()))
     num_columns = len(names)
     words: list[list[str]] = []  # of the current sentence, one list of cells per word
     first, bad = 0, None
@@ -36,6 +44,8 @@ def read_conll(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
             first, words, bad = 0, [], None
             continue
         if cells[0] == DOCUMENT_MARK or (not words and _is_comment(line)):
+            continue
+        if is_conllu and NO_WORD.fullmatch(cells[0]):
             continue
         first = first or number
         if bad is None:

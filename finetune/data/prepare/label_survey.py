@@ -18,7 +18,7 @@ from finetune.data.table import Table, describe_table
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
 
-VERSION = 1
+VERSION = 2
 MAX_CLASSES = 100_000
 SHOWN = 5  # classes named in one note
 
@@ -28,11 +28,15 @@ Kind = LabelForm | None
 
 @dataclass(frozen=True)
 class Survey:
-    """spellings: a label as JSON -> how many times it occurs. unlabeled: rows without any label. rows: all of them."""
+    """spellings: a label as JSON -> how many times it occurs. unlabeled: rows without any label. rows: all of them.
+
+    reason: why the labels of the first row that cannot be divided cannot.
+    """
 
     spellings: Mapping[str, int]
     unlabeled: int
     rows: int
+    reason: str = ""
 
     @property
     def texts(self) -> dict[str, int]:
@@ -44,6 +48,16 @@ class Survey:
             except BadRow:
                 continue
         return dict(counts)
+
+    @property
+    def why_unusable(self) -> str:
+        """Why a value is no label; "" if all of them are."""
+        for written in self.spellings:
+            try:
+                label_text(json.loads(written))
+            except BadRow as bad:
+                return str(bad)
+        return self.reason
 
 
 def column_values(table: Table, role: str) -> Iterable[Any]:
@@ -78,7 +92,12 @@ def survey(table: Table, role: str, kind: Kind) -> Survey:
 
     def write(folder: Path) -> None:
         found = _count(table, role, kind)
-        content = {"spellings": found.spellings, "unlabeled": found.unlabeled, "rows": found.rows}
+        content = {
+            "spellings": found.spellings,
+            "unlabeled": found.unlabeled,
+            "rows": found.rows,
+            "reason": found.reason,
+        }
         (folder / "survey.json").write_text(json.dumps(content), "utf-8")
 
     return Survey(
@@ -88,14 +107,15 @@ def survey(table: Table, role: str, kind: Kind) -> Survey:
 
 def _count(table: Table, role: str, kind: Kind) -> Survey:
     spellings: Counter[str] = Counter()
-    unlabeled = rows = 0
+    unlabeled, rows, reason = 0, 0, ""
     for value in column_values(table, role):
         rows += 1
         try:
             items = [value] if kind is None else split_labels(value, kind)
             if kind is not None and kind.length:
                 items = vector_positions(items, kind.length, kind.bits)
-        except BadRow:
+        except BadRow as bad:
+            reason = reason or str(bad)
             continue  # reported with its place when it is encoded
         unlabeled += not items
         spellings.update(json.dumps(item, default=str) for item in items)
@@ -105,7 +125,7 @@ def _count(table: Table, role: str, kind: Kind) -> Survey:
                 where=table.name,
                 remedy=f"It is probably not the label: map another column with data.columns: {{{role}: <column>}}.",
             )
-    return Survey(dict(spellings), unlabeled, rows)
+    return Survey(dict(spellings), unlabeled, rows, reason)
 
 
 def label_form(
@@ -153,12 +173,15 @@ def class_names(tables: Mapping[str, Table], role: str = "label", *, kind: Kind 
     table = whole_table(tables)
     if declared := declared_names(table, role):
         return declared
-    names = list(spellings_by_class(survey(table, role, kind).texts))
+    found = survey(table, role, kind)
+    names = list(spellings_by_class(found.texts))
     minimum = 2 if kind is None else 1
     if len(names) < minimum:
         raise UserError(
             f"at least {minimum} class{'es are' if minimum > 1 else ' is'} needed, but the column "
-            f"{column_name(table, role)} holds " + (f"only {', '.join(sorted(names))!r}" if names else "none"),
+            f"{column_name(table, role)} holds "
+            + (f"only {', '.join(sorted(names))!r}" if names else "none")
+            + (f" ({found.why_unusable})" if found.why_unusable else ""),
             where=table.name,
             remedy=f"Check data.columns: {{{role}: <column>}} and data.limit.{_list_hint(table, role, kind)}",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune.data.bad_rows import hint_on_absence
 from finetune.inspection.findings import Finding
 from finetune.inspection.inspection import Inspection, report_rows
 
@@ -20,5 +21,6 @@ def check(inspection: Inspection) -> list[Finding]:
         "images cannot be decoded",
         [(inspection.splits[name], row) for name, row in reasons],
         lambda split, row: reasons[split.name, row],
-        remedy="Replace the files, or skip them (they are counted) with data.on_bad_row: skip.",
+        remedy=hint_on_absence(list(reasons.values()))
+        + "Replace the files, or skip them (they are counted) with data.on_bad_row: skip.",
     )

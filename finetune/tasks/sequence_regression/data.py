@@ -16,6 +16,7 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.inputs import encode_each, resolve_on_long, text_and_pair, tokenize_texts
 
 DECIMAL_COMMA = re.compile(r"\s*[-+]?[\d. ]*\d,\d+\s*")
+LARGEST = 1e18  # of a label: the loss squares the difference from it
 FAR = 20  # of the numbers' mean or standard deviation from 0, where a new head begins
 
 
@@ -38,7 +39,12 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
 
 
 def read_number(value: Any) -> float:
-    """A label as a finite number. Raises: BadRow."""
+    """A label as a number whose square float32 can hold. Raises: BadRow."""
+    if isinstance(value, (list, tuple)):
+        raise BadRow(
+            f"label is a list of {len(value)} values, but one number is learned: write each to a column of its own, and train "
+            "a model for each"
+        )
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
     except (TypeError, ValueError):
@@ -46,6 +52,8 @@ def read_number(value: Any) -> float:
     if not math.isfinite(number):
         comma = isinstance(value, str) and DECIMAL_COMMA.fullmatch(value)
         raise BadRow(f"label {value!r} is not a number{': write its decimal comma as a point' if comma else ''}")
+    if abs(number) > LARGEST:
+        raise BadRow(f"label {number:g} is too large: its square is beyond float32; scale the numbers")
     return number
 
 

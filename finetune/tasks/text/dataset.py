@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow, BadValue
 from finetune.data.prepare.encode import encode
+from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Examples, Row, Table
 from finetune.errors import UserError
 from finetune.models.tokenizer import fingerprint

@@ -10,6 +10,9 @@ from finetune.metrics.catalogue import metrics_of
 from finetune.recipe.card import AnswerSpec, BatchSpec, LossSpec, MetricSpec, ModelSpec, RowSpec, TaskCard
 from finetune.recipe.section import Section
 
+SPANS = (
+    "Spans of characters are not read as they are; docs/your-data.md, Spans, has a script that writes words and tags"
+)
 DEFAULT_METRICS = ("entity_f1", "entity_precision", "entity_recall", "word_accuracy", "per_entity")
 
 
@@ -49,6 +52,7 @@ CARD = TaskCard(
         asked_columns={"text": "Plain text in place of a list of words; it is split into words."},
         line_role="text",
         class_role="tags",
+        column_hints={"spans": SPANS, "entities": SPANS},
     ),
     metrics=MetricSpec(available=metrics_of("tags", "reference_tags"), default=DEFAULT_METRICS, best="entity_f1"),
     loss=LossSpec(unit="word", label_smoothing=True),

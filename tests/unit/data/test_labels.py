@@ -111,3 +111,5 @@ def test_one_class_or_none_is_refused():
         names_of("a", "a")
     with pytest.raises(UserError, match="holds none"):
         names_of(None)
+    with pytest.raises(UserError, match=r"holds none \(a label must be a name or an integer, not dict"):
+        names_of({"a": 1})

@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.formats.conll import read_conll
+from finetune.data.formats.registry import format_of
 from finetune.recipe.data import SourceSection
 
 
@@ -41,6 +42,16 @@ def test_columns_of_conll_2003(tmp_path: Path) -> None:
             },
         )
     ]
+
+
+def test_columns_of_conll_u(tmp_path: Path) -> None:
+    content = (
+        b"# sent_id = 1\n# text = Don't go\n1-2\tDon't\t_\t_\t_\t_\t_\t_\t_\t_\n1\tDo\tdo\tAUX\tVBP\t_\t3\taux\t_\t_\n"
+        b"2\tn't\tnot\tPART\tRB\t_\t3\tadvmod\t_\t_\n2.1\te\t_\t_\t_\t_\t_\t_\t_\t_\n3\tgo\tgo\tVERB\tVB\t_\t0\troot\t_\t_\n"
+    )
+    ((line, row),) = _read(tmp_path / "a.conllu", content)
+    assert line == 4 and row["tokens"] == ["Do", "n't", "go"] and row["upos"] == ["AUX", "PART", "VERB"]
+    assert list(row)[3:5] == ["upos", "xpos"] and format_of(tmp_path / "a.conllu") == "conll"
 
 
 def test_a_bad_line_is_reported_and_only_its_sentence_left_out(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -98,6 +99,15 @@ def test_a_coco_file_with_another_name_is_reported(tmp_path, make_recipe, text_c
     (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     (fault, *_) = check_data(make_recipe(train=str(tmp_path / "a.json")), text_card)
     assert "this is a COCO file; set the source's `format: coco`" in fault.message and not fault.nearest
+
+
+def test_what_a_column_means_and_the_values_inside_of_others_are_named(tmp_path, make_recipe, text_card):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"label": 1, "translation": {"de": "a", "en": "b"}}) + "\n")
+    hints = {"other": "no", "label": "It says what is there"}
+    card = replace(text_card, rows=replace(text_card.rows, column_hints=hints))
+    (fault,) = check_data(make_recipe(train=str(tmp_path / "a.jsonl")), card)
+    assert fault.message.endswith("map it: data.columns: {text: <column>}. It says what is there")
+    assert fault.allowed == "label, translation, translation.de, translation.en"
 
 
 def test_lists_in_place_of_objects_are_reported(tmp_path, make_recipe, text_card):
