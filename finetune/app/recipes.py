@@ -104,7 +104,7 @@ def peek_columns(data: str) -> list[str]:
     try:
         (source,) = asked_sources([data])
         located = locate(source, "train")
-        return columns_of(located.files[0], located.format, source) if located.files else []
+        return columns_of(located.files[0], located.format, located.applied_to(source)) if located.files else []
     except UserError:
         return []  # the data checks report it when the recipe is used
 

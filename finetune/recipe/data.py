@@ -23,6 +23,7 @@ FileFormat = Literal[
     "arrow",
     "imagefolder",
     "coco",
+    "yolo",
     "hub",
     "builtin",
 ]
@@ -38,8 +39,8 @@ class SourceSection(Section):
     format: FileFormat = Field(default="auto", description="auto: by the file extension; no extension: a hub id.")
     split: str = Field(
         default="",
-        description="Split of a hub or built-in dataset, or of a folder whose files or subfolders are named by split. "
-        "Default: the name of the key.",
+        description="Split of a hub or built-in dataset, of a folder whose files or subfolders are named by split, or of a "
+        "data.yaml of YOLO. Default: the name of the key.",
     )
     subset: str = Field(
         default="", description="Configuration name of a hub dataset or of a copy of one, such as sst2 of glue."

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.formats.annotations import NOTICES
 from finetune.data.formats.compression import READ_ERRORS, open_binary
 from finetune.data.formats.lines import NumberedRow
 from finetune.errors import UserError
@@ -25,8 +26,6 @@ from finetune.recipe.user_path import user_path
 
 ANNOTATIONS = "_annotations.coco.json"  # the name that exporters use
 EXTENSION = ".coco.json"
-COLUMNS = ("image", "objects")
-NOTICES = "coco_notices"  # key of a row: sentences on its annotations for the report
 REPEATED_ID = "an annotation id occurs more than once in the file"
 _TABLES = ("images", "annotations", "categories")
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.data.formats import coco
+from finetune.data.formats import coco, yolo
+from finetune.data.formats.annotations import COLUMNS
 from finetune.data.formats.compression import without_compression
 from finetune.data.formats.conll import read_conll
 from finetune.data.formats.delimited import csv_columns, read_csv, read_tsv, tsv_columns
 from finetune.data.formats.delimited_notes import csv_hint, csv_notes, tsv_hint, tsv_notes
 from finetune.data.formats.json_file import read_json
 from finetune.data.formats.lines import Reader, read_jsonl
-from finetune.data.formats.parallel_text import read_parallel
+from finetune.data.formats.parallel_text import parallel_files, read_parallel
 from finetune.data.formats.plain_text import read_text, text_hint, text_notes
 from finetune.data.formats.workbook import read_workbook, workbook_columns, workbook_notes
 from finetune.recipe.data import SourceSection
@@ -24,6 +25,8 @@ from finetune.recipe.data import SourceSection
 class FormatSpec:
     """reader: rows with their line numbers; None: typed columns, opened by sources/arrow_files.py.
 
+    asked_reader: the same for rows that are only asked, if it differs. columns: those of every file; (): they are read.
+    files: all files that rows are made of, if there are several.
     header: the columns of a file that names them. hint: what to do if a column is not found, "" if there is no advice. notes:
     what a user should know about how a file is read, seen in its first rows.
     options: keys of a source that change how its files are read. is_text: text in an encoding. streams: it is read from front
@@ -32,6 +35,9 @@ class FormatSpec:
 
     reader: Reader | None
     extensions: tuple[str, ...] = ()
+    asked_reader: Reader | None = None
+    columns: tuple[str, ...] = ()
+    files: Callable[[Path, SourceSection], list[Path]] | None = None
     header: Callable[[Path, SourceSection], list[str]] | None = None
     hint: Callable[[Path, SourceSection], str] | None = None
     notes: Callable[[Path, SourceSection], list[str]] | None = None
@@ -60,14 +66,26 @@ FORMATS: Mapping[str, FormatSpec] = {
         options=("header", "sheet"),
     ),
     "text": _text(read_text, ".txt", ".text", options=("sample_by",), hint=text_hint, notes=text_notes),
-    "conll": _text(read_conll, ".conll", ".bio", ".iob", options=("header",)),
-    "parallel": _text(read_parallel, streams=False),  # files in pairs, recognized by their names
-    "coco": FormatSpec(coco.read_coco, options=("images",), is_compressible=True),
+    "conll": _text(read_conll, ".conll", ".conllu", ".bio", ".iob", options=("header",)),
+    "parallel": _text(read_parallel, streams=False, files=lambda path, _: list(parallel_files(path).values())),
+    "coco": FormatSpec(
+        coco.read_coco, asked_reader=coco.read_asked, columns=COLUMNS, options=("images",), is_compressible=True
+    ),
+    "yolo": FormatSpec(
+        yolo.read_yolo,
+        asked_reader=yolo.read_asked,
+        columns=COLUMNS,
+        files=yolo.yolo_files,
+        notes=yolo.yolo_notes,
+    ),
     "parquet": FormatSpec(None, (".parquet", ".pq")),
     "arrow": FormatSpec(None, (".arrow", ".feather", ".ipc")),
 }
 
 READERS: Mapping[str, Reader] = {name: spec.reader for name, spec in FORMATS.items() if spec.reader is not None}
+ASKED_READERS: Mapping[str, Reader] = {
+    name: spec.asked_reader or spec.reader for name, spec in FORMATS.items() if spec.reader is not None
+}
 EXTENSIONS: Mapping[str, str] = {extension: name for name, spec in FORMATS.items() for extension in spec.extensions}
 STREAMED = tuple(name for name, spec in FORMATS.items() if spec.streams)
 READ_OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -100,7 +118,7 @@ UNSUPPORTED: Mapping[str, str] = {
     ".db": "Export a table as .csv.",
     ".xml": "Convert it to .jsonl, one object per row.",
     ".html": "Convert it to .jsonl, one object per row.",
-    ".yaml": "Convert it to .jsonl, one object per row (of a YOLO data set, see docs/your-data.md, Boxes).",
+    ".yaml": "Convert it to .jsonl, one object per row. A data.yaml of YOLO needs `names:`, and `train:` or `val:`.",
     ".pdf": "Convert it to text.",
     ".docx": "Convert it to text.",
 }
@@ -115,8 +133,16 @@ def format_of(path: Path) -> str:
     return file_format if name == path or (file_format and FORMATS[file_format].is_compressible) else ""
 
 
+def files_of(path: Path, file_format: str, source: SourceSection) -> list[Path]:
+    """All files that the rows of a file are made of: itself, or several. Raises: UserError if one is missing."""
+    spec = FORMATS[file_format]
+    return [path] if spec.files is None else spec.files(path, source)
+
+
 def format_by_content(path: Path) -> str:
-    """The format by the extension; of a JSON file by its beginning, too: annotations in COCO format have any name."""
+    """The format by the extension; of JSON and YAML files by their content, too: annotations have any name."""
+    if path.suffix.lower() in yolo.EXTENSIONS and yolo.is_yolo(path):
+        return "yolo"
     file_format = format_of(path)
     return "coco" if file_format == "json" and coco.is_coco(path) else file_format
 

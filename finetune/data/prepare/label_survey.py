@@ -28,10 +28,7 @@ Kind = LabelForm | None
 
 @dataclass(frozen=True)
 class Survey:
-    """spellings: a label as JSON -> how many times it occurs. unlabeled: rows without any label. rows: all of them.
-
-    reason: why the labels of the first row that cannot be divided cannot.
-    """
+    """spellings: a label as JSON -> its count. unlabeled: rows without one. rows: all. reason: of the first bad value."""
 
     spellings: Mapping[str, int]
     unlabeled: int
@@ -51,13 +48,13 @@ class Survey:
 
     @property
     def why_unusable(self) -> str:
-        """Why a value is no label; "" if all of them are."""
-        for written in self.spellings:
-            try:
+        """Why a value is no label, in brackets; "" if all of them are."""
+        try:
+            for written in self.spellings:
                 label_text(json.loads(written))
-            except BadRow as bad:
-                return str(bad)
-        return self.reason
+        except BadRow as bad:
+            return f" ({bad})"
+        return self.reason and f" ({self.reason})"
 
 
 def column_values(table: Table, role: str) -> Iterable[Any]:
@@ -177,11 +174,10 @@ def class_names(tables: Mapping[str, Table], role: str = "label", *, kind: Kind 
     names = list(spellings_by_class(found.texts))
     minimum = 2 if kind is None else 1
     if len(names) < minimum:
+        needed = f"at least {minimum} class{'es are' if minimum > 1 else ' is'} needed"
+        held = f"only {', '.join(sorted(names))!r}" if names else "none"
         raise UserError(
-            f"at least {minimum} class{'es are' if minimum > 1 else ' is'} needed, but the column "
-            f"{column_name(table, role)} holds "
-            + (f"only {', '.join(sorted(names))!r}" if names else "none")
-            + (f" ({found.why_unusable})" if found.why_unusable else ""),
+            f"{needed}, but the column {column_name(table, role)} holds {held}" + found.why_unusable,
             where=table.name,
             remedy=f"Check data.columns: {{{role}: <column>}} and data.limit.{_list_hint(table, role, kind)}",
         )

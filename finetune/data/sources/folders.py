@@ -6,7 +6,7 @@ import mimetypes
 from pathlib import Path
 
 from finetune.data.columns import nearest_name
-from finetune.data.formats import coco
+from finetune.data.formats import coco, yolo
 from finetune.data.formats.compression import without_compression
 from finetune.data.formats.registry import format_by_content, format_of
 from finetune.data.sources.folder_contents import (
@@ -29,10 +29,12 @@ SPLITS = ("train", "validation", "test")
 def locate_in_folder(folder: Path, source: SourceSection, name: str) -> Located:
     """The files of a folder for the split `name` (a key of the recipe; others only where there is no choice).
 
-    Known layouts: files or subfolders named by split, with or without a folder `data`; save_to_disk of `datasets`; `configs:`
-    in README.md; subfolders of classes (imagefolder), within folders of splits or without.
+    Known layouts: a data.yaml of YOLO; files or subfolders named by split, with or without a folder `data`; save_to_disk of
+    `datasets`; `configs:` in README.md; subfolders of classes (imagefolder), within folders of splits or without.
     Raises: UserError if the folder has no files for the split, or none of the requested format.
     """
+    if (described := _described_by_yolo(folder, source)) is not None:
+        return locate_yolo(described, source, name)
     declared = declared_groups(folder, source.subset)
     if declared is not None:
         groups, said_in = declared
@@ -58,6 +60,24 @@ def locate_in_folder(folder: Path, source: SourceSection, name: str) -> Located:
             chosen, left, notes = _choose(splits, folder, source, name)
             return _whole(chosen[0], source, notes, left)
     return _from_contents(folder, contents, source, name)
+
+
+def _described_by_yolo(folder: Path, source: SourceSection) -> Path | None:
+    """The data.yaml of a folder that has no annotations in COCO format, which say more."""
+    if source.subset or source.format not in ("auto", "yolo"):
+        return None
+    return yolo.find_yaml(folder) if source.format == "yolo" or coco.find_annotations(folder) is None else None
+
+
+def locate_yolo(path: Path, source: SourceSection, name: str) -> Located:
+    """The split of a data.yaml. Raises: UserError if it has none for `name`."""
+    described = yolo.read_yaml(path)
+    split = described.choose(source.split or name)
+    described.places(split)
+    left = tuple(key for key in described.splits if key != split)
+    images = ", ".join(described.splits[split])
+    others = f"; left to other splits: {', '.join(left)}" if left else ""
+    return Located("yolo", (path,), (f"{display_path(path)}: {split} ({images}) is read{others}",), left, split)
 
 
 def _subset(folder: Path, source: SourceSection) -> Path:

@@ -7,11 +7,10 @@ are compared (prepare/file_digest.py), so that files that were only moved or tou
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from finetune.data.formats.parallel_text import parallel_files
+from finetune.data.formats.registry import files_of
 from finetune.data.prepare.file_digest import file_stat
 from finetune.data.sources.locate import locate
 from finetune.recipe.data import SourceSection
@@ -36,13 +35,9 @@ def source_identity(source: SourceSection, name: str) -> list[Any]:
         from finetune.data.sources.image_folder import list_images
 
         return ["images", [[str(folder.resolve()), list_images(folder).identity()] for folder in located.files]]
-    return [located.format, [stat for path in located.files for stat in _stats(path, located.format)]]
-
-
-def _stats(path: Path, file_format: str) -> Iterable[list[Any]]:
-    files = parallel_files(path).values() if file_format == "parallel" else [path]
-    for file in files:
-        yield [str(file.resolve()), *file_stat(file)]
+    source = located.applied_to(source)
+    files = (file for path in located.files for file in files_of(path, located.format, source))
+    return [located.format, [[str(file.resolve()), *file_stat(file)] for file in files]]
 
 
 def folder_identity(folder: Path, *, ignore: tuple[str, ...] = ()) -> list[Any]:

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.data.files_below import CLUTTER, files_below
 from finetune.data.formats.compression import unreadable
-from finetune.data.image_formats import can_decode
 from finetune.data.sources.locate import display_path
 from finetune.data.split_names import split_of
 from finetune.errors import UserError
 
 COLUMNS = ("image", "label")
-CLUTTER = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}  # of operating systems; like hidden files never looked at
 SHOWN = 10  # extensions or folders named in one message
 
 # (path relative to the folder, class, bytes, modification time and change time in ns, inode)
@@ -64,7 +63,7 @@ def list_images(folder: Path) -> ImageListing:
     try:
         for label in (None, *find_classes(folder)):
             start = folder if label is None else folder / label
-            for path, is_image in _files(start, recursive=label is not None):
+            for path, is_image in files_below(start, recursive=label is not None):
                 name = os.path.relpath(path, folder)
                 if is_image:
                     stat = path.stat()
@@ -90,7 +89,7 @@ def find_classes(folder: Path) -> list[str]:
         classes = [name for name in names if name[0] not in "._" and name.lower() not in CLUTTER]
         _refuse_splits(folder, classes)
         empty = [name for name in classes if not _has_images(folder / name)]
-        loose = any(is_image for _, is_image in _files(folder, recursive=False))
+        loose = any(is_image for _, is_image in files_below(folder, recursive=False))
     except OSError as error:
         raise unreadable(folder, error) from error
     if not loose and len(empty) == len(classes):
@@ -115,9 +114,9 @@ def _refuse_yolo(folder: Path, names: Sequence[str]) -> None:
     """Raises: UserError for images/ beside labels/ with text files."""
     if set(names) == {"images", "labels"} and set(_contents(folder, "labels")) <= {".txt", ".cache"}:
         raise UserError(
-            "looks like a YOLO data set (images/ beside labels/ with .txt files), which is not read as it is",
+            "looks like a YOLO data set (images/ beside labels/ with .txt files), but has no data.yaml that names its classes",
             where=display_path(folder),
-            remedy='Write its boxes to a .jsonl file: docs/your-data.md, "Boxes", has a script of ten lines.',
+            remedy="Write one: `train:` and `val:` with the folders of images, and `names:` (docs/your-data.md, YOLO).",
         )
 
 
@@ -140,16 +139,16 @@ def _refuse_splits(folder: Path, names: Sequence[str]) -> None:
 
 def _holds_classes(folder: Path) -> bool:
     """Does a folder have images in its subfolders only?"""
-    return not any(is_image for _, is_image in _files(folder, recursive=False)) and _has_images(folder)
+    return not any(is_image for _, is_image in files_below(folder, recursive=False)) and _has_images(folder)
 
 
 def _has_images(folder: Path) -> bool:
-    return any(is_image for _, is_image in _files(folder, recursive=True))
+    return any(is_image for _, is_image in files_below(folder, recursive=True))
 
 
 def _contents(folder: Path, name: str) -> Iterator[str]:
     """The extension of each file in a subfolder; of the folder itself for "", not recursively."""
-    for path, _ in _files(folder / name, recursive=bool(name)):
+    for path, _ in files_below(folder / name, recursive=bool(name)):
         yield path.suffix.lower() or "no extension"
 
 
@@ -159,24 +158,6 @@ def _hidden_folders(folder: Path) -> list[str]:
         for entry in folder.iterdir()
         if entry.is_dir() and entry.name[0] in "._" and entry.name.lower() not in CLUTTER
     )
-
-
-def _files(folder: Path, *, recursive: bool, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, bool]]:
-    """(path, whether it is an image by its name) of the files in a folder, sorted by name, without hidden ones.
-
-    above: the real paths of the folders that this one lies in, so that links in a circle are not followed.
-    """
-    above = (*above, os.path.realpath(folder)) if recursive else ()
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith(".") or entry.name.lower() in CLUTTER:
-                continue
-            if entry.is_dir():
-                if recursive and not (entry.is_symlink() and os.path.realpath(entry.path) in above):
-                    yield from _files(Path(entry.path), recursive=True, above=above)
-            else:
-                path = Path(entry.path)
-                yield path, can_decode(path.suffix)
 
 
 def _counted(kinds: Counter[str]) -> str:

@@ -10,7 +10,7 @@ from finetune.data.columns import nearest_name
 from finetune.data.formats.parallel_text import is_parallel, parallel_files
 from finetune.data.formats.registry import READ_OPTIONS, advice, format_by_content, format_of
 from finetune.data.sources.folder_contents import group_by_split
-from finetune.data.sources.folders import distinct, locate_in_folder, same_format
+from finetune.data.sources.folders import distinct, locate_in_folder, locate_yolo, same_format
 from finetune.data.sources.located import Located, display_path, listed
 from finetune.data.split_names import split_of
 from finetune.errors import UserError
@@ -48,8 +48,11 @@ def _locate(source: SourceSection, name: str) -> Located:
     if path.is_dir():
         return locate_in_folder(path, source, name)
     if path.exists():
+        file_format = _format_or_raise(path, requested)
+        if file_format == "yolo":
+            return locate_yolo(path, source, name)
         _no_split(path, source)
-        return Located(_format_or_raise(path, requested), (path,))
+        return Located(file_format, (path,))
     if glob.has_magic(source.source):
         return _locate_pattern(path, source, name)
     if requested == "auto" and HUB_ID.fullmatch(source.source) and not format_of(path) and not path.is_symlink():

@@ -52,6 +52,7 @@ def _open_all(source: SourceSection, notify: Notify) -> Iterator[RawRows]:
         notify(note)
     if located.format in ("builtin", "hub"):
         yield _open_set(source, located.format, notify)
+    source = located.applied_to(source)
     for path in located.files:
         if located.format == "imagefolder":
             listing = list_images(path)

@@ -32,7 +32,7 @@ def open_source(
         opener = _open_builtin if located.format == "builtin" else _open_hub
         yield opener(name, source, spec, limit, notify)
         return
-    remaining, said = limit, _FileNotes(name, notify)
+    source, remaining, said = located.applied_to(source), limit, _FileNotes(name, notify)
     for path in located.files:
         if located.format == "imagefolder":
             rows, mapping = _open_images(name, path, spec, remaining, notify)

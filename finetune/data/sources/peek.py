@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.bad_rows import BadRow, BlankLine
 from finetune.data.columns import SAMPLED_ROWS
-from finetune.data.formats import coco
 from finetune.data.formats.encodings import open_utf8
 from finetune.data.formats.lines import NumberedRow, describe_number
 from finetune.data.formats.registry import FORMATS
@@ -48,9 +47,9 @@ def head_of(path: Path, file_format: str, source: SourceSection) -> Head:
     if file_format == "imagefolder":
         find_classes(path)
         return Head(list(COLUMNS), [], [])
-    if file_format == "coco":  # its columns are known, and it cannot be read in part
-        return Head(list(coco.COLUMNS), [], [])
     spec = FORMATS[file_format]
+    if spec.columns:  # known, where a file cannot be read in part
+        return Head(list(spec.columns), [], spec.notes(path, source) if spec.notes is not None else [])
     if spec.reader is None:
         return _typed_head(path, file_format)
     columns, nested, bad = sample_columns(spec.reader(path, source), SAMPLED_ROWS)

@@ -68,6 +68,7 @@ def _source_faults(name: str, key: str, source: SourceSection, spec: ColumnSpec)
     located = locate(source, name)
     if located.format == "builtin":
         yield from _builtin_faults(name, key, source, spec)
+    source = located.applied_to(source)
     for path in _sampled(located.files):
         yield from _column_faults(key, source, spec, head_of(path, located.format, source), display_path(path))
 

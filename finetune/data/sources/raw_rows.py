@@ -14,11 +14,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.bad_rows import BadRow, BlankLine
-from finetune.data.formats import coco
 from finetune.data.formats.compression import unreadable
-from finetune.data.formats.lines import NumberedRow, Reader, count_lines, describe_number, read_jsonl_after
-from finetune.data.formats.parallel_text import parallel_files
-from finetune.data.formats.registry import READ_OPTIONS, READERS
+from finetune.data.formats.lines import NumberedRow, count_lines, describe_number, read_jsonl_after
+from finetune.data.formats.registry import ASKED_READERS, READ_OPTIONS, files_of
 from finetune.data.formats.standard_input import NAME, STDIN, standard_input
 from finetune.data.prepare.file_digest import Stat, file_stat
 from finetune.data.sources.located import display_path
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 RawRow = Mapping[str, Any] | BadRow
 Placed = tuple[str, RawRow]  # (where the row came from, the row under the names of its columns)
 PIECE_ROWS = 256  # of typed columns, converted together
-ASKED_READERS: Mapping[str, Reader] = {**READERS, "coco": coco.read_asked}
 
 
 class RawRows(ABC):
@@ -84,6 +81,7 @@ class TextRows(RawRows):
         self._path, self._format, self._source = path, file_format, source
         self._is_pipe = path == STDIN
         self.name = NAME if self._is_pipe else display_path(path)
+        self._files: list[Path] = [] if self._is_pipe else files_of(path, file_format, source)
         self._stats = self._stat()
         head = head_of(path, file_format, source)
         self.columns, self.nested, self.hint = head.columns, head.nested, head.hint
@@ -100,14 +98,9 @@ class TextRows(RawRows):
         lines = "1 blank line is no row" if self._blank == 1 else f"{self._blank:,} blank lines are no rows"
         return [*self._notes, f"{lines} (the first is line {self._first_blank:,})"]
 
-    def _files(self) -> list[Path]:
-        if self._is_pipe:
-            return []
-        return list(parallel_files(self._path).values()) if self._format == "parallel" else [self._path]
-
     def _stat(self) -> list[Stat]:
         try:
-            return [file_stat(file) for file in self._files()]
+            return [file_stat(file) for file in self._files]
         except OSError as error:
             raise unreadable(self._path, error) from error
 
@@ -150,7 +143,7 @@ class TextRows(RawRows):
 
     def _check(self) -> None:
         """Raises: UserError if the file changed since it was opened."""
-        for file, before, now in zip(self._files(), self._stats, self._stat(), strict=True):
+        for file, before, now in zip(self._files, self._stats, self._stat(), strict=True):
             if before == now:
                 continue
             grown = f", from {format_bytes(before[0])} to {format_bytes(now[0])}" if before[0] != now[0] else ""
@@ -174,7 +167,8 @@ class TextRows(RawRows):
         if self._is_pipe:
             return []
         options = self._source.model_dump(mode="json", include=set(READ_OPTIONS))
-        return [self._format, options, [quick_digest(file) for file in self._files()]]
+        split = [self._source.split] if self._source.split else []
+        return [self._format, options, [quick_digest(file) for file in self._files], *split]
 
 
 class TypedRows(RawRows):

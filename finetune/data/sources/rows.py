@@ -12,8 +12,7 @@ from finetune.data.bad_rows import BadRow, BadRows
 from finetune.data.columns import Required
 from finetune.data.formats.compression import unreadable
 from finetune.data.formats.lines import NumberedRow, describe_number
-from finetune.data.formats.parallel_text import parallel_files
-from finetune.data.formats.registry import READ_OPTIONS, READERS
+from finetune.data.formats.registry import READ_OPTIONS, READERS, files_of
 from finetune.data.image_values import named_file
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.content_digests import content_digests, joint_digest
@@ -139,13 +138,14 @@ def convert_file(
     Raises: UserError if the file cannot be read, or changes meanwhile. Bad rows do not raise; they are listed in `bad` of
     the result.
     """
-    files = list(parallel_files(path).values()) if file_format == "parallel" else [path]
+    files = files_of(path, file_format, source)
     try:
         stats, content = [file_stat(file) for file in files], contents_digest(files)
     except OSError as error:
         raise unreadable(path, error) from error
-    named = file_format == "coco" or any(role in mapping for role in IMAGES)  # paths are part of the rows
-    identity = (content, path.suffixes[-2:], str(path.parent.resolve()) if named else "", file_format)
+    named = any(role in mapping for role in IMAGES)  # paths are part of the rows
+    place = [str(path.parent.resolve()), *map(str, files[1:])] if named else ""
+    identity = (content, path.suffixes[-2:], place, file_format, source.split if len(files) > 1 else "")
     options = source.model_dump(include=set(READ_OPTIONS))
     key = digest("file", VERSION, identity, options, dict(mapping), required, limit, source_digest("data"))
     converter = RowConverter(dict(mapping), required, path.parent, words=file_format in WORDLESS)

@@ -26,7 +26,9 @@ def split_notes(data: DataSection) -> Iterator[str]:
                 yield f"{where} has validation data that is not used; data.validation: {where} evaluates on it"
 
 
-def _files(name: str, sources: Sequence[SourceSection]) -> dict[tuple[int, int], Path]:
-    """The files of a split by what they are on disk, links followed."""
-    files = (path for source in sources for path in locate(source, name).files if path.exists())
-    return {(stat.st_dev, stat.st_ino): path for path in files for stat in [path.stat()]}
+def _files(name: str, sources: Sequence[SourceSection]) -> dict[tuple[int, int, str], Path]:
+    """The files of a split by what they are on disk, links followed, and by the part of them that is read."""
+    found = [
+        (path, located.split) for source in sources for located in [locate(source, name)] for path in located.files
+    ]
+    return {(stat.st_dev, stat.st_ino, part): path for path, part in found if path.exists() for stat in [path.stat()]}

@@ -9,7 +9,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.images import image_size
 from finetune.data.table import Row, Table, role_values
 from finetune.errors import UserError
-from finetune.tasks.vision.boxes import SLACK, as_xywh, box_numbers, objects_columns
+from finetune.tasks.vision.boxes import SLACK, as_xywh, box_format_of, box_numbers, objects_columns
 from finetune.tasks.vision.frames import declared_size
 
 Box = tuple[float, float, float, float]
@@ -74,9 +74,9 @@ def _check_corners(table: Table, count: int) -> str:
 
 
 def _boxes(objects: Any) -> Iterator[Box]:
-    """The boxes that have four numbers; others are reported when rows are checked."""
+    """The boxes that have four numbers; others are reported when rows are checked. None where the objects say their form."""
     try:
-        boxes = objects_columns(objects)[0]
+        boxes = [] if box_format_of(objects) else objects_columns(objects)[0]
     except BadRow:
         return
     for box in boxes:

@@ -46,6 +46,11 @@ class ObjectDetectionOptions(ImageOptions):
     )
 
 
+BOXES_ELSEWHERE = (
+    "If boxes are in a COCO file, give it as the source, and the folder of its images as `images:`; of a YOLO data set, give "
+    "data.yaml"
+)
+
 CARD = TaskCard(
     name="object_detection",
     summary="Find objects in images: D-FINE, RT-DETRv2, Deformable DETR, YOLOS.",
@@ -58,6 +63,7 @@ CARD = TaskCard(
         targets=("objects",),
         line_role="image",
         class_role="objects",
+        column_hints={"label": BOXES_ELSEWHERE},
     ),
     metrics=MetricSpec(available=metrics_of("detections", "objects"), default=("map",), best="map"),
     loss=LossSpec(

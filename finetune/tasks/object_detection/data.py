@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.formats.coco import NOTICES as FILE_NOTICES
+from finetune.data.formats.annotations import NOTICES as FILE_NOTICES
 from finetune.data.images import ImageHeader, Picture, read_image
 from finetune.data.labels import Labels, in_order, label_text, spellings_by_class
 from finetune.data.pixels import ValueRange

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.bad_rows import BadRow
+from finetune.data.formats.annotations import BOX_FORMAT
 from finetune.data.image_values import shorten
 from finetune.data.labels import Labels
 from finetune.tasks.vision.frames import Frame
@@ -24,6 +25,7 @@ REPEATED = "the same box of the same class occurs more than once; each is learne
 ROUNDING = 0.01  # pixels beyond the edge that come from rounded numbers and are not reported
 SLACK = 1.5  # pixels that a box may reach beyond the image: annotation tools round
 LEFT_OVER = 0.25  # share of a box that a crop must keep, or the box is dropped
+BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "normalized_xywh", "normalized_xyxy", "normalized_cxcywh")
 CROP_AREA = (0.4, 1.0)
 CROP_SHAPE = (0.6, 1.7)
 
@@ -46,11 +48,11 @@ def check_objects(objects: Any, labels: Labels, frame: Frame, form: str = "xywh"
     """The objects of an image, in the pixels of the upright image; those that cannot be used are in `bad`, with the reason.
 
     frame: the pixels on which the boxes were drawn. form: what the four numbers of a box are, as options.box_format
-    names it.
+    names it, unless the objects say so themselves.
     A box that reaches at most 1.5 pixels beyond the frame is clipped at its edge.
     Raises: BadRow if `objects` has not the form {"bbox": [[x, y, w, h], ...], "category": [...]}.
     """
-    columns = objects_columns(objects)
+    columns, form = objects_columns(objects), box_format_of(objects) or form
     found = Objects([], [], [])
     for index, (box, category, name, crowd) in enumerate(zip(*columns, strict=True)):
         try:
@@ -92,6 +94,14 @@ def objects_columns(objects: Any) -> tuple[list[Any], list[Any], list[Any], list
         if len(values) != len(boxes):
             raise BadRow(f"objects has {len(boxes)} boxes and {len(values)} values of {key}")
     return boxes, categories, others[0], others[1]
+
+
+def box_format_of(objects: Any) -> str:
+    """What the format of the file says that its boxes are; "" if options.box_format decides. Raises: BadRow."""
+    form = objects.get(BOX_FORMAT) if isinstance(objects, Mapping) else None
+    if form is not None and form not in BOX_FORMATS:
+        raise BadRow(f"{BOX_FORMAT} of objects is {form!r}, not one of {', '.join(BOX_FORMATS)}"[:300])
+    return form or ""
 
 
 def _listed(objects: Mapping[str, Any], key: str) -> list[Any] | None:

@@ -66,6 +66,25 @@ def test_a_coco_folder_becomes_images_with_boxes(tmp_path: Path) -> None:
     assert "3 images (1 without boxes), 4 boxes" in prepared.facts.values["train"]
 
 
+def test_a_yolo_data_set_gives_the_examples_of_the_same_boxes_in_coco(tmp_path: Path) -> None:
+    """options.box_format does not change what the format of the file says."""
+    boxes = [box(0, 1, 6, 4, 30, 20), box(0, 2, 30, 10, 15, 20), box(2, 2, 0, 0, 60, 40)]
+    expected = read(coco(tmp_path, boxes)).datasets["train"]
+    (tmp_path / "0.txt").write_text("5 0.35 0.35 0.5 0.5\n7 0.625 0.5 0.25 0.5\n")
+    (tmp_path / "2.txt").write_text("7 0 0 1 0 1 1 0 1\n")
+    (tmp_path / "data.yaml").write_text("train: .\nnames: {5: cat, 7: dog}\n")
+    for options in ({}, {"box_format": "xyxy"}):
+        prepared = read(tmp_path / "data.yaml", options={"image_size": 64, **options})
+        examples = prepared.datasets["train"]
+        assert prepared.artifacts.labels == ["cat", "dog"] and len(examples) == len(expected) == 3
+        for one, other in zip(examples, expected, strict=True):
+            assert one["class_labels"].tolist() == other["class_labels"].tolist()
+            assert np.allclose(one["boxes"], other["boxes"], atol=1e-6)
+            assert one["objects"] == other["objects"] and one["place"] == other["place"]
+        (note,) = [note for note in prepared.facts.notes if "polygons" in note]
+        assert note.startswith("train: 1 row: labels are polygons: the box around each is learned")
+
+
 BAD = {
     "no area": (box(1, 1, 5, 5, 0, 10), "annotation 103: box [5, 5, 0, 10] has no area"),
     "outside": (box(1, 1, 70, 5, 10, 10), "lies outside the image of 60 x 40 pixels"),

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.formats.coco import NOTICES, REPEATED_ID, read_coco
+from finetune.data.formats.annotations import NOTICES
+from finetune.data.formats.coco import REPEATED_ID, read_coco
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 

@@ -12,7 +12,7 @@ NO_FILES = {"auto", "imagefolder", "hub", "builtin"}  # what `format:` may also 
 
 
 def test_recipes_name_every_format_and_no_other() -> None:
-    assert set(FORMATS) == set(get_args(FileFormat)) - NO_FILES and len(FORMATS) == 11
+    assert set(FORMATS) == set(get_args(FileFormat)) - NO_FILES and len(FORMATS) == 12
 
 
 def test_what_follows_from_the_entries() -> None:
@@ -27,7 +27,7 @@ def test_what_follows_from_the_entries() -> None:
     }
     assert {option for spec in FORMATS.values() for option in spec.options} == set(READ_OPTIONS)
     assert set(READ_OPTIONS) <= set(SourceSection.model_fields)
-    assert len(EXTENSIONS) == sum(len(spec.extensions) for spec in FORMATS.values()) == 18, (
+    assert len(EXTENSIONS) == sum(len(spec.extensions) for spec in FORMATS.values()) == 19, (
         "an extension of two formats"
     )
 
@@ -35,4 +35,6 @@ def test_what_follows_from_the_entries() -> None:
 def test_a_compressed_file_has_a_format_where_it_can_be_read() -> None:
     assert format_of(Path("a.csv.gz")) == "csv" and format_of(Path("a.parquet.gz")) == "" == format_of(Path("a.x"))
     assert "decompress it" in advice(Path("a.parquet.gz"))
-    assert advice(Path("a.x")).endswith("jsonl, json, csv, tsv, text, conll, parallel, xlsx, coco, parquet, arrow.")
+    assert advice(Path("a.x")).endswith(
+        "jsonl, json, csv, tsv, text, conll, parallel, xlsx, coco, yolo, parquet, arrow."
+    )
