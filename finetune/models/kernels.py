@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,19 +43,24 @@ def use_liger(model: nn.Module) -> None:
     """Patch the layers of `model`, which stays as it is otherwise. The plan says that this machine and model type can."""
     if not uses_cuda():
         raise RuntimeError("liger-kernel's layers run on a GPU alone")
-    patch: Callable[..., None] = importlib.import_module(PATCHES)._apply_liger_kernel_to_instance
+    patches = importlib.import_module(PATCHES)
+    config: Any = model.config
+    apply = patches.MODEL_TYPE_TO_APPLY_LIGER_FN[config.model_type]
     with _only_on_gpus(model):
-        patch(model=model, **liger_options(model.config))
+        patches._apply_liger_kernel_to_instance(model=model, **liger_options(config, apply))
 
 
-def liger_options(config: Any) -> dict[str, bool]:
-    """What of a model is patched; liger-kernel ignores what a model type has no use for. Its gated layers compute one
-    activation each, whatever the configuration says, so they are used only where it says the same.
+def liger_options(config: Any, apply: Callable[..., None]) -> dict[str, bool]:
+    """What of a model is patched: what `apply`, liger-kernel's function for the model type, patches unasked. It raises for
+    some of what it does not (rotary embeddings of GLM-4). Its gated layers compute one activation each, whatever the
+    configuration says, so they are used only where it says the same.
     """
     text = config.get_text_config()
     activation = getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", None)
-    gates = {name: activation in activations for name, activations in GATES.items()}
-    return {"rope": True, "rms_norm": True, **gates, "cross_entropy": False, "fused_linear_cross_entropy": False}
+    wanted = {"rope": True, "rms_norm": True, **{name: activation in known for name, known in GATES.items()}}
+    offered = inspect.signature(apply).parameters
+    patched = {name: bool(want and name in offered and offered[name].default) for name, want in wanted.items()}
+    return {**patched, "cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
 @contextmanager

@@ -150,6 +150,19 @@ def test_rotary_embeddings_are_liger_s_on_a_gpu_alone(liger: ModuleType) -> None
     assert CALLS == ["rope"]
 
 
+def with_both_gates(swiglu: bool = True, geglu: bool = True, model: Any = None) -> None:
+    """The signature of a function of liger-kernel."""
+
+
+def without_rope(rope: bool = False, rms_norm: bool = True, swiglu: bool = False, model: Any = None) -> None:
+    """As that of GLM-4, which raises when it is asked for rotary embeddings."""
+
+
+def test_nothing_is_asked_for_that_liger_leaves_off_for_a_model_type() -> None:
+    options = liger_options(llama().config, without_rope)
+    assert {name for name, asked in options.items() if asked} == {"rms_norm"}
+
+
 @pytest.mark.parametrize(
     ("activation", "swiglu", "geglu"),
     [("silu", True, False), ("gelu_pytorch_tanh", False, True), ("relu", False, False)],
@@ -158,7 +171,7 @@ def test_a_gate_of_another_activation_stays_as_it_is(
     liger: ModuleType, activation: str, swiglu: bool, geglu: bool
 ) -> None:
     model = llama(hidden_act=activation)
-    options = liger_options(model.config)
+    options = liger_options(model.config, with_both_gates)
     assert (options["swiglu"], options["geglu"]) == (swiglu, geglu)
     assert not options["cross_entropy"] and not options["fused_linear_cross_entropy"]
     use_liger(model)
