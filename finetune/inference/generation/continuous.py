@@ -268,8 +268,8 @@ def _cast_states(cache: Any) -> None:
     """Keys and values into the cache's own dtype, which is that of the weights: autocast computes them in another."""
     update, dtype = cache.update, cache.dtype
 
-    def cast_and_update(key_states: Tensor, value_states: Tensor, **named: Any) -> Any:
-        return update(key_states=key_states.to(dtype), value_states=value_states.to(dtype), **named)
+    def cast_and_update(key_states: Tensor, value_states: Tensor, *others: Any, **named: Any) -> Any:
+        return update(key_states.to(dtype), value_states.to(dtype), *others, **named)
 
     cache.update = cast_and_update
 

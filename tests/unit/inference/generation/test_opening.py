@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import transformers as hf
 
 from finetune.inference.answering import RowError
 from finetune.inference.generation import opening
+from finetune.inference.generation.continuous import _cast_states
 from finetune.inference.generation.opening import default_penalty, open_generator
 from finetune.inference.generation.static import StaticGenerator
 from tests.unit.inference.generation.models import V, artifacts, llama
@@ -133,6 +135,21 @@ def test_weights_in_float32_write_under_autocast() -> None:
         generator.close()
     whole = opening.token_logprobs(model, PROMPTS[7], found[7].tokens)
     assert half != pytest.approx(whole, abs=1e-5)  # it was another precision
+
+
+def test_states_are_cast_however_a_version_of_transformers_passes_them() -> None:
+    """By keyword from its attention until 5.23, by position from the model from 5.24 on."""
+    seen = []
+
+    def update(key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, **named: object) -> None:
+        seen.append((key_states.dtype, value_states.dtype, layer_idx, named))
+
+    cache = SimpleNamespace(dtype=torch.float32, update=update)
+    _cast_states(cache)
+    state = torch.zeros(1, 1, 2, 4, dtype=torch.bfloat16)
+    cache.update(state, state, 3, kwargs={})
+    cache.update(key_states=state, value_states=state, layer_idx=3, kwargs={})
+    assert seen == [(torch.float32, torch.float32, 3, {"kwargs": {}})] * 2
 
 
 def test_both_generators_draw_the_same_text_in_any_batch() -> None:
