@@ -17,7 +17,7 @@ def check(inspection: Inspection) -> list[Finding]:
     """A system turn that is not the first, a beginning that is not the user's, two turns of one speaker in a row, an end
     that is not the assistant's.
     """
-    are_prompts = "chosen" in inspection.task.card.columns  # its messages come before the replies
+    are_prompts = "chosen" in inspection.task.card.rows.columns  # its messages come before the replies
     faults: dict[tuple[str, int], str] = {}
     for name, split in inspection.splits.items():
         for role in COLUMNS:
