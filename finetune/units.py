@@ -1,6 +1,9 @@
-"""Bytes, counts and seconds, as people write and read them."""
+"""Bytes, counts, figures and seconds, as people write and read them."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -43,3 +46,14 @@ def format_age(seconds: float) -> str:
     if seconds < 2 * 86_400:
         return f"{format_seconds(seconds)} ago"
     return f"{seconds / 86_400:.0f} days ago"
+
+
+def format_figure(value: Any) -> str:
+    """A number rounded for display: 0.8612, 1.20e-05, 12."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) or not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return f"{value:.0f}" if abs(value) >= 10 else f"{value:g}"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.app.supervise import as_worker, is_worker
+from finetune.distributed.env import as_environ, from_environ
 from finetune.distributed.forking import fork_here
 from finetune.distributed.quick_imports import quick_imports
 from finetune.distributed.replica_place import ReplicaPlace
@@ -28,6 +29,8 @@ def run_verb(verb: str, **options: Any) -> None:
             module = importlib.import_module(f"finetune.app.{verb}")
         getattr(module, verb)(**options)
         return
+    if (given := from_environ()) is not None:  # srun and mpirun say it in words of their own; everybody else reads RANK
+        os.environ.update(as_environ(given))
     _switch_bars_off()
     fork_here(lambda: _load(verb, options))
     with as_worker():

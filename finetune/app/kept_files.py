@@ -12,14 +12,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from finetune.app.edited_recipe import edited_keys
 from finetune.data.prepare.cache import digest
 from finetune.data.prepare.file_digest import folder_digest, read_digest
 from finetune.errors import UserError
-from finetune.models.adapter_source import adapter_of
 from finetune.planning.stored import StoredPlan
-from finetune.recipe.identity import list_differences, training_differences
+from finetune.recipe.identity import list_differences
 from finetune.recipe.load import load_recipe
-from finetune.recipe.recipe import Recipe
 from finetune.tasks import CARDS
 from finetune.tasks.artifacts import MODEL
 from finetune.tracking.run import Run
@@ -97,31 +96,6 @@ def tell_edited_recipe(run: Run, checkpoint: Path, notify: Notify) -> None:
     if differences:
         changes = list_differences([line.replace(" in the run, ", f" in {checkpoint.name}, ") for line in differences])
         notify(f"note: {run.recipe_file} was edited after the training:{changes}")
-
-
-def edited_keys(manifest: Manifest, recipe: Recipe) -> list[str]:
-    """Keys that name the training in which `recipe` is not the recipe of the checkpoint; [] for one of the first design.
-
-    Where an adapter is merged before the training, the checkpoint names the merged model, which is this machine's.
-    """
-    if not manifest.training:
-        return []
-    training = manifest.training
-    if _merges(recipe):
-        named = recipe.model.model_dump(mode="json")
-        training = {**training, "model": {**training["model"], **{key: named[key] for key in ("source", "revision")}}}
-    return training_differences(training, recipe)
-
-
-def _merges(recipe: Recipe) -> bool:
-    """Whether model.source is an adapter that is merged; also one whose base is no longer there."""
-    continues = recipe.adapter is not None and recipe.adapter.start == "continue"
-    if continues or not Path(recipe.model.source).is_dir():
-        return False
-    try:
-        return adapter_of(recipe.model) is not None
-    except UserError:
-        return True
 
 
 def _recorded(run: Run, name: str) -> str | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
+from finetune.app.edited_recipe import refuse_edited_recipe
 from finetune.data.prepare.locks import holder, release, try_lock
 from finetune.errors import UserError
 from finetune.recipe.identity import list_differences
@@ -16,10 +18,12 @@ from finetune.terminal import print_line
 from finetune.tracking.atomic_files import check_folder
 from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run, recipe_text
+from finetune.tracking.shared_rows import shared_lines
+from finetune.training.checkpoint_manifest import MANIFEST, Manifest
+from finetune.units import format_figure
 
 ROOT = Path("runs")
 LOCK = ".lock"  # in a run folder, held by the process that trains in it
-MANIFEST = "manifest.json"  # of a checkpoint, written last
 
 _held: dict[Path, int] = {}  # run folder -> file descriptor of its lock
 
@@ -28,18 +32,41 @@ def kept_run(recipe: Recipe, run_dir: Path | None, resume: str) -> Path | None:
     """The folder of the run whose plan, artifacts and data a training keeps; None where it begins anew. Reads only.
 
     That of the checkpoint which `resume` names, else of the run that is resumed, if it has a checkpoint.
-    Raises: UserError if `resume` names no checkpoint.
+    Raises: UserError if `resume` names no checkpoint, or one of another recipe.
     """
     if resume not in ("auto", "never"):
         checkpoint = Path(resume).resolve()
         if not (checkpoint / MANIFEST).is_file():
             raise _no_checkpoint(checkpoint)
         owner = Run(checkpoint.parent.parent)
+        _refuse_other_recipe(owner, checkpoint, recipe)
         return owner.path if owner.plan_file.is_file() else None
     if resume == "never":
         return None
     run = Run(run_dir) if run_dir is not None else Run.newest_unfinished(recipe, ROOT)
     return run.path if run is not None and has_checkpoint(run) else None
+
+
+def _refuse_other_recipe(owner: Run, checkpoint: Path, recipe: Recipe) -> None:
+    """Raises: UserError if the run that has the checkpoint, or the checkpoint itself, trained something else."""
+    if owner.recipe_file.is_file() and (differences := owner.differences(recipe)):
+        raise UserError(
+            f"the checkpoint belongs to another recipe:{list_differences(differences)}",
+            where=str(checkpoint),
+            remedy=" ".join(filter(None, ("Resume with the recipe of its run.", _start_from(owner, recipe)))),
+        )
+    with suppress(
+        OSError, ValueError, KeyError, TypeError
+    ):  # the ranks look at a damaged one, and name what is damaged
+        refuse_edited_recipe(checkpoint, Manifest.read(checkpoint / MANIFEST), recipe)
+
+
+def _start_from(run: Run, recipe: Recipe) -> str:
+    """What to set for a changed recipe: a new training that starts from the weights of a run; "" if it has no model yet."""
+    if not run.model.is_dir():
+        return ""
+    pretrained = " --set model.init=pretrained" if recipe.model.init == "config" else ""
+    return f"To start from the weights of this run: --set model.source={run.path}{pretrained}"
 
 
 def has_checkpoint(run: Run) -> bool:
@@ -115,10 +142,8 @@ def find_run(loaded: LoadedRecipe, run_dir: Path | None, resume: str) -> Run | N
 
 def _beside(run: Run, recipe: Recipe) -> str:
     """What to do where a folder holds a run of another recipe: by what the run has."""
-    if run.model.is_dir():
-        pretrained = " --set model.init=pretrained" if recipe.model.init == "config" else ""
-        weights = f"--set model.source={run.path}{pretrained}"
-        return f"Give another --run-dir; to start from the weights of this run: {weights}"
+    if weights := _start_from(run, recipe):
+        return f"Give another --run-dir. {weights}"
     if has_checkpoint(run):
         return "Give another --run-dir, or set these keys back to resume the run from its checkpoint."
     if run.status == "running":
@@ -166,6 +191,21 @@ def resume_command(run: Run, *, processes: int | None = None, data_changed: bool
     words += ["--data-changed"] if data_changed else []
     words += [OPTION] if is_trusted() else []
     return shlex.join(words)
+
+
+def result_lines(run: Run) -> list[str]:
+    """What came of a training that is done: the best value, and where model and report are."""
+    summary = run.read().get("summary", {})
+    lines = []
+    if summary.get("best_value") is not None:
+        value = format_figure(float(summary["best_value"]))
+        lines.append(f"best    {summary['best_metric']} {value} at step {summary['best_step']}")
+    elif "last_loss" in summary:
+        undefined = f"{summary['best_metric']} is undefined in every evaluation"
+        lines.append(f"best    none: {undefined}; the model is that of the last step")
+    lines += shared_lines(run.read().get("facts", {})) if summary else []
+    lines.append(f"model   {run.model}")
+    return lines + ([f"report  {run.report_file}"] if run.report_file.is_file() else [])
 
 
 def take_folder(folder: Path, what: str = "run") -> None:

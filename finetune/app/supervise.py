@@ -10,14 +10,16 @@ from pathlib import Path
 
 from finetune.data.sources.preflight import check_data
 from finetune.distributed.env import from_environ
-from finetune.distributed.failure import report_failures
+from finetune.distributed.failure import PeerFailed, report_failures
+from finetune.distributed.held_folder import hold_folder
 from finetune.distributed.launch import SUPERVISED, Launch
+from finetune.distributed.meeting import given_folder
 from finetune.distributed.replica_place import rank_number
 from finetune.distributed.temporary_folder import own_temporary_folder
 from finetune.distributed.waiting import WaitingRanks
 from finetune.distributed.watching import run_workers
-from finetune.ending import die_with_parent
-from finetune.errors import Fault, RecipeFaults, TrainingFailed, UserError
+from finetune.ending import die_with_parent, end_process
+from finetune.errors import EXIT_FAILED, Fault, RecipeFaults, TrainingFailed, UserError
 from finetune.planning.engine import choose_engine
 from finetune.planning.tensor import KEY, check_model
 from finetune.recipe.load import LoadedRecipe
@@ -50,8 +52,13 @@ def as_worker() -> Iterator[None]:
         die_with_parent()
     if not logs:
         with own_temporary_folder():
-            yield
+            try:
+                yield
+            except PeerFailed:  # the rank that failed has reported why
+                end_process(EXIT_FAILED)
         return
+    if (private := given_folder()) is not None:
+        hold_folder(private)  # until this process ends, which may be after the supervising one
     with report_failures(rank_number(), Path(logs), supervised=True):
         yield
 

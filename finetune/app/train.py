@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune.app.opening import open_recipe
 from finetune.app.preparation import Request, ensure_prepared
-from finetune.app.runs import choose_run, find_run, kept_run, leave_folders, resume_command
+from finetune.app.runs import choose_run, find_run, kept_run, leave_folders, result_lines, resume_command
 from finetune.app.supervise import check_recipe, early_ranks, plan_launch, supervise
 from finetune.distributed.launch import Launch
 from finetune.distributed.waiting import WaitingRanks
@@ -19,7 +19,6 @@ from finetune.errors import Stopped, UserError
 from finetune.recipe.trust import trust_remote_code
 from finetune.terminal import print_line
 from finetune.tracking.run import Run
-from finetune.tracking.shared_rows import shared_lines
 
 
 def train(
@@ -104,15 +103,5 @@ def _train(
     arguments += ["--data-changed", "--resume"] if data_changed else ["--resume"]
     resume = "auto" if resume == "never" else resume  # the run is a new one already
     supervise(run, lambda resume: replace(launch([*arguments, resume]), waiting=waiting), resume, restarts)
-    summary = run.read().get("summary", {})
-    if summary.get("best_value") is not None:
-        print_line(f"best    {summary['best_metric']} {summary['best_value']:.4f} at step {summary['best_step']}")
-    elif "last_loss" in summary:
-        print_line(
-            f"best    none: {summary['best_metric']} is undefined in every evaluation; the model is that of the last step"
-        )
-    for line in shared_lines(run.read().get("facts", {})) if summary else ():
+    for line in result_lines(run):
         print_line(line)
-    print_line(f"model   {run.model}")
-    if run.report_file.is_file():
-        print_line(f"report  {run.report_file}")

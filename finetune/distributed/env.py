@@ -17,6 +17,12 @@ from finetune.recipe.quotas import THREADS
 # Step ids that Slurm reserves for the batch script, the interactive shell and its own services: one process, no launch.
 _SLURM_RESERVED_STEPS = range(2**32 - 10, 2**32)
 _SLURM_SHELLS = ("bash", "sh", "zsh", "interactive")
+_TOLD = {
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"),
+    *(f"OMPI_COMM_WORLD_{word}" for word in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
+    *("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
+}
 _PORTS = range(15000, 30000)  # below the ports that Linux hands out by itself (from 32768)
 
 
@@ -200,7 +206,7 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
     if not text:
         if default is not None:
             return default
-        there = ", ".join(f"{key}={env[key]}" for key in sorted(env) if key.endswith(("RANK", "SIZE", "_PROCID")))
+        there = ", ".join(f"{key}={env[key]}" for key in sorted(env) if key in _TOLD)
         raise UserError(
             f"{name} is not set, though other variables of a launcher are ({there})",
             where="environment",

@@ -18,7 +18,6 @@ import shutil
 import socket
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.distributed.env import DistributedEnv
+from finetune.distributed.held_folder import PREFIX, make_folder
+from finetune.errors import UserError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -39,17 +40,18 @@ WAITING = 128  # connections that are not accepted yet
 
 @contextmanager
 def private_folder(otherwise: Path) -> Iterator[Path]:
-    """A new folder that only this user can enter, under a name that nobody can guess; removed at the end. otherwise: where
-    to make it if the system's temporary folder cannot be written.
+    """A new folder that only this user can enter, under a name that nobody can guess; removed at the end, or by a later
+    start if this process is killed. otherwise: where to make it if the system's temporary folder cannot be written.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix="finetune-"))
+        folder, held = make_folder(PREFIX)
     except OSError:
-        folder = Path(tempfile.mkdtemp(prefix=".launch-", dir=otherwise))
+        folder, held = make_folder(".launch-", otherwise)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
 
 
 def given_folder() -> Path | None:
@@ -90,13 +92,18 @@ def open_store(env: DistributedEnv, timeout: timedelta) -> dist.Store | None:
 
 
 def _listen(port: int) -> int:
-    """The descriptor of a socket that listens at a port of the loopback interface."""
+    """The descriptor of a socket that listens at a port of the loopback interface. Raises: UserError if it is taken."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((ADDRESS, port))
         listener.listen(WAITING)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise UserError(
+            f"rank 0 cannot listen at port {port}: {error.strerror}",
+            where="MASTER_PORT",
+            remedy="An earlier launch that has not ended may have it: end that, or export another MASTER_PORT, the same for "
+            "every rank. Ranks that wait for rank 0 end only if their launcher ends them (srun --kill-on-bad-exit).",
+        ) from None
     return listener.detach()

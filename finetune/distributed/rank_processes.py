@@ -88,6 +88,15 @@ class RankProcesses:
         found = read_failures(self.rendezvous.logs, self.rendezvous.private)
         return [failure for failure in found if failure.rank in own]
 
+    def halted(self) -> dict[int, int]:
+        """Ranks that SIGSTOP halts -> their process ids."""
+        found = {}
+        for rank, process in self._numbered():
+            with suppress(psutil.Error):
+                if rank not in self.ends and psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
+                    found[rank] = process.pid
+        return found
+
     def ask_to_stop(self, notify: Callable[[str], None]) -> None:
         """SIGTERM to each rank, once. One that was halted goes on, so that it can save."""
         for rank, process in self._numbered():

@@ -2,7 +2,7 @@
 
 A rank that is killed, or that fails, removes nothing of its own, such as W&B's copies of tables. The folder of ranks that
 `finetune` starts is that of their launch (meeting.py), which the supervising process removes; a rank of another launcher has
-one of its own, and removes it as it ends, unless it is killed by SIGKILL.
+one of its own, and removes it as it ends. Where SIGKILL leaves one, a later start removes it (held_folder.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from finetune.distributed.held_folder import PREFIX, make_folder
 from finetune.ending import ended_by, ending
 
 VARIABLE, COMPILED = "TMPDIR", "TORCHINDUCTOR_CACHE_DIR"
@@ -43,7 +44,7 @@ def own_temporary_folder() -> Iterator[None]:
     """Inside, the temporary files of this process are in a folder of its own, which goes with the block or the process."""
     before = {name: os.environ.get(name) for name in (VARIABLE, COMPILED)}
     try:
-        folder = Path(tempfile.mkdtemp(prefix="finetune-"))
+        folder, held = make_folder(PREFIX)
     except OSError:  # no folder can be written: libraries say so if they need one
         yield
         return
@@ -57,6 +58,7 @@ def own_temporary_folder() -> Iterator[None]:
             for name in (name for name, value in before.items() if value is None):
                 os.environ.pop(name, None)
             tempfile.tempdir = None
+            os.close(held)
 
 
 def remove_shared_memory(address: str, port: int | str, rank: int | str = "*") -> None:

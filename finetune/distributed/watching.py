@@ -21,6 +21,7 @@ GRACE_SECONDS = 3.0  # from the first failure to the end of every rank
 # From a request to stop, or the last byte of the checkpoint that follows, to the end of every rank.
 STOP_SECONDS = 120.0
 LOOK_SECONDS = 1.0  # between looks at a checkpoint that is written
+HALTED_SECONDS = 5.0  # between looks for ranks that are halted
 POLL_SECONDS = 0.1
 
 
@@ -77,6 +78,8 @@ class Watcher:
         self._deadline = float("inf")
         self._progress: tuple[float, Any] = (0.0, None)  # when it was last seen, and what was seen
         self._looked = 0.0
+        self._halted: dict[int, int] = {}  # rank -> process, at the last look
+        self._told_halted: set[int] = set()
 
     def wait(self) -> None:
         """Until no process of the launch is left."""
@@ -92,6 +95,7 @@ class Watcher:
             self.ranks.ask_to_stop(self.notify)
         if self.ranks.note_ends():
             return True
+        self._tell_halted()
         if self.interrupts.count and self._is_overdue():
             self.overdue = self.ranks.running()
             return True
@@ -129,6 +133,18 @@ class Watcher:
         if any(failure.exit_code != EXIT_STOPPED for failure in self.ranks.failures()):
             return GRACE_SECONDS
         return STOP_SECONDS if codes else float("inf")
+
+    def _tell_halted(self) -> None:
+        """Say once of each rank that it is halted, if two looks find it so: nothing else would tell why all wait."""
+        if self.interrupts.count or time.monotonic() - self._looked < HALTED_SECONDS:
+            return
+        self._looked = time.monotonic()
+        before, self._halted = self._halted, self.ranks.halted()
+        self._told_halted &= set(self._halted)
+        for rank in (self._halted.keys() & before.keys()) - self._told_halted:
+            waits = f"rank {rank} is halted (SIGSTOP), and all ranks wait for it"
+            self.notify(f"{waits}; to continue it: kill -CONT {self._halted[rank]}")
+            self._told_halted.add(rank)
 
     def _is_overdue(self) -> bool:
         """Whether ranks had their time since they were asked to stop, and since a checkpoint last grew."""

@@ -120,7 +120,7 @@ def _attention(model: ModelSection) -> Iterator[None]:
     try:
         yield
     except (ImportError, ValueError) as error:
-        if "attention" not in str(error).lower():
+        if model.attention == "auto" or "attention" not in str(error).lower():
             raise
         raise UserError(
             f"model.attention: {model.attention} cannot be used here: {str(error).splitlines()[0]}",

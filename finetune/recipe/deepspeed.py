@@ -143,7 +143,7 @@ def _contradictions(config: Mapping[str, Any], asked: Asked) -> Iterator[Contrad
         elif key in {*SECTIONS, "zero_optimization"} and not isinstance(value, Mapping):
             yield key, value, "not a section", "a JSON object", ""
     for key, value in _leaves(config):
-        if value == AUTO and key not in DERIVED:
+        if value == AUTO and key not in DERIVED and key.partition(".")[0] not in DECIDED:
             yield key, value, "nothing is derived for this key", "a value", ""
     yield from _differing(config, asked)
     yield from _precisions(config, asked)

@@ -13,6 +13,7 @@ from finetune.errors import EXIT_STOPPED, FinetuneError, RecipeFaults
 from finetune.terminal.lines import say, say_styled
 from finetune.terminal.safe_text import mask_secrets, printable
 from finetune.terminal.streams import is_rank
+from finetune.units import format_number
 
 MAX_REASON = 500  # characters of an unexpected error that are shown
 MAX_LINE = 4_000  # characters of a line of an error that are shown
@@ -21,7 +22,7 @@ MAX_LINE = 4_000  # characters of a line of an error that are shown
 def print_error(error: FinetuneError) -> None:
     """Prints an error without a traceback. Faults of a recipe are the same on all ranks, so only rank 0 lists them."""
     if isinstance(error, RecipeFaults) and os.environ.get("RANK", "0") != "0":
-        say(f"{len(error.faults)} faults in the recipe, reported by rank 0")
+        say(f"{format_number(len(error.faults), 'fault')} in the recipe, reported by rank 0")
         return
     stopped = error.exit_code == EXIT_STOPPED
     color = typer.colors.YELLOW if stopped else typer.colors.RED

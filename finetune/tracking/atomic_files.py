@@ -114,6 +114,8 @@ def sync_folder(folder: Path) -> None:
 
 
 RESUME = "Free some space and run the same command again to resume, or choose another folder with --run-dir."
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+ELSEWHERE = "Make the folder writable, or choose another one with --run-dir."
 
 
 @contextmanager
@@ -136,6 +138,7 @@ def disk_errors(path: Path, remedy: str = RESUME) -> Iterator[None]:
         full = number in (errno.ENOSPC, errno.EDQUOT)
         free = f" ({format_bytes(_free(path))} free)" if full else ""
         what, kind = f"cannot write: {os.strerror(number)}{free}", DISK_FULL if full else ""
+        remedy = ELSEWHERE if remedy is RESUME and number in UNWRITABLE else remedy
         raise FinetuneError(what, where=str(path), remedy=remedy, kind=kind) from error
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from finetune.recipe.secrets import mask_text
 from finetune.tracking.beside_view import Redirection
 from finetune.tracking.live_view import Curve, curve_lines, figures_line
-from finetune.units import format_bytes, format_count, format_number, format_seconds
+from finetune.units import format_bytes, format_count, format_figure, format_number, format_seconds
 
 LINE_SECONDS = 30.0  # at least one plain line per so many seconds, however slow the steps are
 RATE_STEPS = 50  # the time left is estimated from about so many recent steps
@@ -83,8 +83,8 @@ class Console:
         if row.get("split", "train") == "train":
             return
         self._pause()
-        figures = [f"{key} {figure(value)}" for key, value in row.items() if key not in _NOT_FIGURES]
-        head = f"{row['split']} after epoch {figure(row.get('epoch'))} (step {row.get('step')})"
+        figures = [f"{key} {format_figure(value)}" for key, value in row.items() if key not in _NOT_FIGURES]
+        head = f"{row['split']} after epoch {format_figure(row.get('epoch'))} (step {row.get('step')})"
         self._evaluation = f"{head}: {' · '.join(figures)}"
         text = Text(f"{head}: ", style="bold") if self._live is not None else Text(f"{head}: ")
         self._print(text.append(" · ".join(figures), style="green" if self._live is not None else ""))
@@ -139,7 +139,7 @@ class Console:
         """(rank, text) of each figure; in a narrow terminal those of the largest ranks are left out first."""
         parts = [(4, f"epoch {epoch:.2f}")]
         if "loss" in progress:
-            parts.append((0, f"loss {figure(progress['loss'])}"))
+            parts.append((0, f"loss {format_figure(progress['loss'])}"))
         if "learning_rate" in progress:
             parts.append((5, f"lr {progress['learning_rate']:.2e}"))
         if progress.get("units_per_second"):
@@ -155,7 +155,7 @@ class Console:
     def _view(self, step: int, epoch: float, progress: Mapping[str, float]) -> Group:
         figures = figures_line(self._console, step, self._total, self._figures(step, epoch, progress))
         points = self._loss.points
-        labels = (figure(max(points)), figure(min(points))) if points else ("", "")
+        labels = (format_figure(max(points)), format_figure(min(points))) if points else ("", "")
         curve = curve_lines(self._console, points, labels, "loss")
         last = [Text(self._evaluation, style="green", no_wrap=True, overflow="ellipsis")] if self._evaluation else []
         return Group(figures, *curve, *(last if curve else []))
@@ -179,14 +179,3 @@ def describe_start(facts: Mapping[str, Any]) -> str:
         parts.append(f"global batch {facts['global_batch']}{packs}")
     parts += [str(facts[key]) for key in ("deepspeed", "precision") if facts.get(key)]
     return " · ".join(parts)
-
-
-def figure(value: Any) -> str:
-    """A number rounded for display: 0.8612, 1.20e-05, 12."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    if isinstance(value, int) or not math.isfinite(value):
-        return str(value)
-    if value == int(value) and abs(value) < 1e6:
-        return f"{value:.0f}" if abs(value) >= 10 else f"{value:g}"
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from finetune.app.edited_recipe import edited_keys
 from finetune.app.export import export
-from finetune.app.kept_files import UNKNOWN, edited_keys, read_plan
+from finetune.app.kept_files import UNKNOWN, read_plan
 from finetune.app.model_sources import find_model
 from finetune.errors import UserError
 from finetune.recipe.load import load_recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from finetune.app.runs import LOCK, choose_run, has_checkpoint, kept_run, leave_
 from finetune.cli import app as program
 from finetune.data.prepare.locks import NoLocks, release, try_lock
 from finetune.errors import UserError
+from finetune.recipe.identity import training_values
 from finetune.recipe.load import LoadedRecipe, load_recipe
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS
 from finetune.tracking.run import Run
+from finetune.training.checkpoint_manifest import Manifest
 from tests.e2e import tiny
 
 
@@ -134,6 +137,25 @@ def test_what_is_resumed_is_looked_at_first(loaded: LoadedRecipe, tmp_path: Path
         with pytest.raises(UserError) as refused:
             kept_run(recipe, run.path, path)
         assert told in str(refused.value) and f"--resume {Path(path).resolve()}" in str(refused.value)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_before_any_rank_starts(loaded: LoadedRecipe, tmp_path: Path) -> None:
+    """As part of its run, and copied out of it, where its manifest alone names the recipe."""
+    run = choose_run(loaded, tmp_path / "run", "auto")
+    assert run is not None
+    saved = checkpoint(run, 3)
+    manifest = Manifest(3, {}, {}, {}, training=training_values(loaded.recipe))
+    (saved / "manifest.json").write_text(manifest.to_json())
+    copied = shutil.copytree(saved, tmp_path / "elsewhere" / saved.name)
+    training = loaded.recipe.training
+    longer = loaded.recipe.model_copy(
+        update={"training": training.model_copy(update={"learning_rate": 2 * training.learning_rate})}
+    )
+    for path, told in ((saved, "belongs to another recipe"), (copied, "was trained with another recipe")):
+        assert kept_run(loaded.recipe, None, str(path)) is None, "the same recipe resumes"
+        with pytest.raises(UserError, match=told) as refused:
+            kept_run(longer, None, str(path))
+        assert f"training.learning_rate: {training.learning_rate} in the run" in str(refused.value)
 
 
 def test_verbs_say_in_the_same_words_that_a_folder_is_no_run(loaded: LoadedRecipe, tmp_path: Path) -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.app.data_changes import data_changes
-from finetune.app.kept_files import edited_keys
+from finetune.app.edited_recipe import refuse_edited_recipe
 from finetune.distributed.session import Session
 from finetune.errors import UserError
 from finetune.events import Listener
 from finetune.planning.plan import Plan
-from finetune.recipe.identity import list_differences
 from finetune.recipe.recipe import Recipe
 from finetune.tracking.journal import cut
 from finetune.tracking.retention import removal_remedy
@@ -97,8 +96,8 @@ def find_checkpoints(
         if start is None:
             return None, None
     else:
-        start = _given_checkpoint(session, recipe, Path(resume).resolve(), listener)
-    _check_recipe(start, recipe)
+        start = _given_checkpoint(session, Path(resume).resolve(), listener)
+    refuse_edited_recipe(start.path, start.manifest, recipe)
     best = _find_best(session, start, listener)
     if session.is_main:
         if resume != "auto":
@@ -112,34 +111,17 @@ def find_checkpoints(
     return start, best
 
 
-def _given_checkpoint(session: Session, recipe: Recipe, path: Path, listener: Listener) -> Checkpoint:
-    """The one that `--resume` names. Raises: UserError if it is damaged or belongs to another recipe."""
+def _given_checkpoint(session: Session, path: Path, listener: Listener) -> Checkpoint:
+    """The one that `--resume` names, whose run's recipe was compared before. Raises: UserError if it is damaged."""
     checkpoint, problem = check_together(session, path)
     if checkpoint is None:
         owner = Run(path.parent.parent)
         removed = removal_remedy(owner) if owner.file.is_file() and not path.exists() else ""
         raise UserError(problem, where="--resume", remedy=removed or "Give another checkpoint, or --resume auto.")
     run = Run(path.parent.parent)
-    differences = run.differences(recipe) if run.recipe_file.is_file() else []
     if not run.recipe_file.is_file() and not checkpoint.manifest.training:
         listener.message("note: the checkpoint is outside its run folder and does not name its recipe: not compared")
-    if differences:
-        raise UserError(
-            f"the checkpoint belongs to another recipe:{list_differences(differences)}",
-            where=str(path),
-            remedy="Train this recipe from model.source instead, or resume with the recipe that the checkpoint is of.",
-        )
     return checkpoint
-
-
-def _check_recipe(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Raises: UserError if the checkpoint names another training: then recipe.yaml of its run was edited."""
-    if differences := edited_keys(checkpoint.manifest, recipe):
-        raise UserError(
-            f"the checkpoint was trained with another recipe:{list_differences(differences)}",
-            where=str(checkpoint.path),
-            remedy="Bring recipe.yaml of the run back as it was, or train the changed recipe from model.source.",
-        )
 
 
 def _find_best(session: Session, start: Checkpoint, listener: Listener) -> Checkpoint | None:

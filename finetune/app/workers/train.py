@@ -14,11 +14,11 @@ from finetune.app.kept_files import read_plan, record_kept_files
 from finetune.app.machine import plan_here
 from finetune.app.model_folder import write_model
 from finetune.app.opening import open_recipe
-from finetune.app.runs import choose_run, kept_run, leave_folders, resume_command
+from finetune.app.runs import choose_run, kept_run, leave_folders, result_lines, resume_command
 from finetune.app.workers.capacity import settle_capacity
 from finetune.app.workers.context import TrainingContext, make_loop, open_session, set_up
 from finetune.app.workers.describe import describe, forecast_bytes
-from finetune.app.workers.launcher_config import compare_with_launcher
+from finetune.app.workers.launcher_config import compare_ranks, compare_with_launcher
 from finetune.app.workers.libraries import import_libraries
 from finetune.app.workers.logs import redirect_output
 from finetune.app.workers.preparing import PreparedData, ready
@@ -71,8 +71,8 @@ def work(
         plan = plan_here(loaded.recipe, env.world_size if env else 1, stored)
     if plan.training.float8 != "none":
         check_float8(plan.precision)
-    if not supervised and rank == 0:
-        for line in compare_with_launcher(os.environ, plan):
+    if rank == 0:
+        for line in [*compare_with_launcher(os.environ, plan), *([] if supervised else compare_ranks(plan))]:
             print_line(line)
     with phase("reading the data", tell):
         data = ready(
@@ -141,6 +141,8 @@ def _train(
         if line := apply_retention(run, recipe.checkpoint.keep_after_training):
             print_line(line)
         Telemetry(listener.message).run("writing report.html", lambda: _report(run), None)
+        for line in [] if SUPERVISED in os.environ else result_lines(run):
+            print_line(line)
 
 
 def _report(run: Run) -> None:

@@ -151,3 +151,9 @@ def test_threads_that_are_no_number_are_refused():
         with pytest.raises(UserError, match="OMP_NUM_THREADS"):
             from_environ({"OMP_NUM_THREADS": value})
     assert from_environ({"OMP_NUM_THREADS": " "}) is None and from_environ({"OMP_NUM_THREADS": "4"}) is None
+
+
+def test_a_variable_that_is_missing_is_told_with_those_of_launchers_alone() -> None:
+    """Others end in SIZE, too, such as OpenBLAS's."""
+    with pytest.raises(UserError, match=r"LOCAL_RANK is not set, though .* are \(RANK=0, WORLD_SIZE=4\)"):
+        from_environ({"RANK": "0", "WORLD_SIZE": "4", "OPENBLAS_L2_SIZE": "512", "HISTSIZE": "1000"})

@@ -228,6 +228,26 @@ def test_a_rank_that_was_halted_goes_on_and_saves(tmp_path: Path) -> None:
     assert "rank 1 was halted (SIGSTOP): it goes on, so that it can save" in said
 
 
+def test_a_halted_rank_is_named_once_while_all_wait_for_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(watching, "HALTED_SECONDS", 0.2)
+    halt = "rank == 1 and os.kill(os.getpid(), signal.SIGSTOP)"
+    script = f"(folder / f'started-{{rank}}').touch()\n{halt}\ntime.sleep(1.5)"
+    said: list[str] = []
+
+    def look() -> None:
+        while not (told := [line for line in said if "kill -CONT" in line]):
+            time.sleep(0.05)
+        time.sleep(1)  # in which it is not said again
+        os.kill(int(told[0].rpartition(" ")[2]), signal.SIGCONT)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    run(tmp_path, script, said=said)
+    thread.join()
+    told = [line for line in said if "halted" in line]
+    assert len(told) == 1 and told[0].startswith("rank 1 is halted (SIGSTOP), and all ranks wait for it"), said
+
+
 def test_a_checkpoint_that_grows_is_waited_for(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(watching, "STOP_SECONDS", 0.4)
     monkeypatch.setattr(watching, "LOOK_SECONDS", 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 import tempfile
 from datetime import timedelta
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from finetune.distributed import meeting
 from finetune.distributed.env import DistributedEnv
 from finetune.distributed.failure import Failure, read_failures, write_failure
+from finetune.errors import UserError
 
 MINUTE = timedelta(minutes=1)
 
@@ -101,3 +103,15 @@ def test_on_a_full_disk_the_report_goes_to_the_private_folder_alone(tmp_path: Pa
     monkeypatch.setenv(meeting.PRIVATE, str(private))
     write_failure(logs, Failure(**GOOD))
     assert [one.rank for one in read_failures(logs, private)] == [0]
+
+
+def test_a_port_that_is_taken_is_named_with_what_to_do(monkeypatch) -> None:
+    monkeypatch.delenv(meeting.PRIVATE, raising=False)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    with socket.socket() as other:
+        other.bind((meeting.ADDRESS, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"rank 0 cannot listen at port {port}: Address already in use") as refused:
+            meeting.open_store(DistributedEnv(0, 2, 0, 2, "srun", meeting.ADDRESS, port), MINUTE)
+    assert refused.value.where == "MASTER_PORT" and "export another MASTER_PORT" in refused.value.remedy

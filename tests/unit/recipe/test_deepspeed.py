@@ -27,6 +27,7 @@ def faults(config: dict[str, Any], asked: Asked = ASKED) -> dict[str, str]:
     [
         ({"optimizer": {"type": "Adam"}}, "optimizer"),
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}}}, "optimizer"),
         ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel"),
         ({"gradient_clipping": 0.5}, "gradient_clipping"),
         ({"train_batch_size": 64}, "train_batch_size"),

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console as Terminal
 
-from finetune.tracking.console import Console, describe_start, figure
+from finetune.tracking.console import Console, describe_start
+from finetune.units import format_figure
 
 ROOT = Path(__file__).parents[3]
 FACTS = {"model": "org/m", "parameters": 22_713_216, "ranks": 2, "unit": "token", "examples": {"train": 6400}}
@@ -83,7 +84,7 @@ def test_the_time_left_does_not_count_an_evaluation_as_a_step(monkeypatch):
     ],
 )
 def test_figures_are_at_reading_precision(value, text):
-    assert figure(value) == text
+    assert format_figure(value) == text
 
 
 def test_a_start_without_facts_is_told_too():
