@@ -9,8 +9,7 @@ from finetune.errors import UserError
 from finetune.terminal import print_line, print_rows
 from finetune.tracking.atomic_files import PAGE, check_file
 from finetune.tracking.comparison import Compared, compare_runs
-from finetune.tracking.console import figure
-from finetune.units import format_number
+from finetune.units import format_figure, format_number
 
 
 def compare(runs: Sequence[Path], html: Path | None) -> None:
@@ -54,7 +53,7 @@ def _print_figures(found: Compared, names: Sequence[str]) -> None:
     tested = {one.metric: one for one in found.differences}
     rows = []
     for metric, values in found.figures.items():
-        shown = tuple(figure(value) if value is not None else "" for value in values)
+        shown = tuple(format_figure(value) if value is not None else "" for value in values)
         rows.append((metric, *shown, tested[metric].describe() if metric in tested else ""))
     print_line("figures of the best checkpoints")
     print_rows(("metric", *names, "second - first, 95 % interval"), rows, empty="  none yet", titled=True)

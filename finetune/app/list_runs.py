@@ -7,10 +7,9 @@ from pathlib import Path
 from finetune.app.runs import ROOT
 from finetune.errors import UserError
 from finetune.terminal import print_rows
-from finetune.tracking.console import figure
 from finetune.tracking.run import nearest_folder
 from finetune.tracking.run_summary import RunSummary, find_runs
-from finetune.units import format_age
+from finetune.units import format_age, format_figure
 
 HEAD = ("run", "task", "status", "steps", "best", "started")
 STATUSES = ("running", "done", "stopped", "failed", "interrupted", "damaged")
@@ -36,5 +35,5 @@ def list_runs(root: Path, status: str) -> None:
 
 def _row(run: RunSummary) -> tuple[str, ...]:
     steps = f"{run.step:,}/{run.total:,}" if run.total else f"{run.step:,}" if run.step else ""
-    best = f"{run.metric} {figure(run.value)}" if run.value is not None else ""
+    best = f"{run.metric} {format_figure(run.value)}" if run.value is not None else ""
     return str(run.path), run.task, run.status, steps, best, format_age(run.age)

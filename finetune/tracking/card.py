@@ -14,11 +14,10 @@ import yaml
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.yaml_dialect import dump
 from finetune.terminal import printable
-from finetune.tracking.console import figure
 from finetune.tracking.run import describe_versions, shown
 from finetune.tracking.shared_rows import shared_lines
 from finetune.tracking.usage import Kind, loading_code, usage_of
-from finetune.units import format_count, format_number
+from finetune.units import format_count, format_figure, format_number
 
 _ADAPTERS = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
 _HUB_METRICS = {
@@ -127,7 +126,7 @@ def _figure_table(figures: Mapping[str, Any]) -> tuple[list[str], list[list[str]
     for key, value in figures.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             split = "test" if key.startswith("test_") else "validation"
-            splits[split][key.removeprefix("test_")] = figure(value)
+            splits[split][key.removeprefix("test_")] = format_figure(value)
     splits = {split: values for split, values in splits.items() if values}
     names = list(dict.fromkeys(name for values in splits.values() for name in values))
     return ["metric", *splits], [[name, *(values.get(name, "") for values in splits.values())] for name in names]

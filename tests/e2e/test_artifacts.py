@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from finetune.tracking.console import figure
+from finetune.units import format_figure
 from tests.e2e import tiny
 from tests.e2e.conftest import MINUTES
 from tests.faults import run_finetune
@@ -101,7 +101,7 @@ def test_card_and_summary_state_the_figures_of_the_weights_that_were_exported(ru
     (test,) = tiny.rows(run, "test")
     card = (run / "model" / "README.md").read_text()
     assert f"The weights are those of step {best} of {tiny.STEPS} " in card
-    assert f"| loss | {figure(row['loss'])} | {figure(test['loss'])} |" in card
+    assert f"| loss | {format_figure(row['loss'])} | {format_figure(test['loss'])} |" in card
     assert "- length: 10 epochs (60 steps)" in card
 
 
@@ -123,7 +123,7 @@ def test_an_export_states_the_figures_of_its_checkpoint(run, finetune, name):
     assert done.code == 0, done.output
     row = next(row for row in tiny.rows(run, "validation") if row["step"] == step)
     card = (run.parent / output / "README.md").read_text()
-    assert f"The weights are those of step {step} of" in card and f"| loss | {figure(row['loss'])} |" in card
+    assert f"The weights are those of step {step} of" in card and f"| loss | {format_figure(row['loss'])} |" in card
     if name == "best":
         assert card == (run / "model" / "README.md").read_text()
 

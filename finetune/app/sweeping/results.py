@@ -9,8 +9,8 @@ from finetune.app.sweeping.state import State
 from finetune.app.sweeping.trials import Measure, steps_of
 from finetune.errors import FinetuneError
 from finetune.terminal import print_line, print_rows
-from finetune.tracking.console import figure
 from finetune.tracking.run import Run
+from finetune.units import format_figure
 
 PAGE = "sweep.html"
 MAX_COMPARED = 6  # trials on the page
@@ -66,7 +66,7 @@ def _table(
 
 def _best_figure(seen: Observation, measure: Measure) -> str:
     value = measure.value(seen.score_at(1))
-    return figure(value) if value is not None else "not finite"
+    return format_figure(value) if value is not None else "not finite"
 
 
 def _lead(state: State, observations: Sequence[Observation], best: int, measure: Measure) -> str:

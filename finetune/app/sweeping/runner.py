@@ -18,7 +18,7 @@ from finetune.app.sweeping.trials import Measure, measure_of, observe
 from finetune.distributed.stop_signals import stop_signals
 from finetune.errors import Stopped, UserError
 from finetune.terminal import print_line
-from finetune.tracking.console import figure
+from finetune.units import format_figure
 
 POLL_SECONDS = 0.05
 
@@ -151,7 +151,7 @@ class Runner:
     def _best(self, seen: Observation) -> str:
         measure = measure_of([self.state.path(trial) for trial in self.state.trials], self.measure)
         value = measure.value(seen.score_at(1))
-        return f"{measure.metric} {figure(value) if value is not None else 'is not finite'}"
+        return f"{measure.metric} {format_figure(value) if value is not None else 'is not finite'}"
 
     def _observe(self, number: int) -> None:
         trial = self.state.trials[number]

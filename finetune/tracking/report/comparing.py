@@ -11,7 +11,6 @@ from urllib.parse import quote
 from finetune.terminal import printable
 from finetune.tracking.atomic_files import publish_text
 from finetune.tracking.comparison import Compared, compare_runs
-from finetune.tracking.console import figure
 from finetune.tracking.journal import read_rows
 from finetune.tracking.report.charts import Drawing, Line, draw_chart
 from finetune.tracking.report.headline import mode_of
@@ -19,7 +18,7 @@ from finetune.tracking.report.page import environment, script
 from finetune.tracking.run import Run
 from finetune.tracking.run_summary import RunSummary
 from finetune.tracking.series import collect_series
-from finetune.units import format_age, format_number
+from finetune.units import format_age, format_figure, format_number
 
 MAX_LINES = 6  # runs in one chart
 MAX_COMPARED = 12  # runs of a group whose recipes and figures stand side by side
@@ -52,7 +51,7 @@ def write_comparison(compared: Compared, path: Path, overview: Overview | None =
             names=_names(compared.runs),
             overview=overview or _overview(compared.runs, path.parent),
             charts=_charts(compared),
-            figure=figure,
+            figure=format_figure,
             script=code,
             script_hash=digest,
         )
@@ -103,7 +102,7 @@ def _lead(order: Sequence[RunSummary]) -> tuple[str, str]:
         return "The runs have different tasks or metrics: none of them is the best.", "unknown"
     ties = [name for name, run in zip(_names(order), order, strict=True) if run.value == first.value]
     names = f"{ties[0]}" if len(ties) == 1 else f"{', '.join(ties[:-1][:4])} and {ties[-1]}"
-    return f"Best: {names}, {first.metric} {figure(first.value)}.", "good"
+    return f"Best: {names}, {first.metric} {format_figure(first.value)}.", "good"
 
 
 def _overview(runs: Sequence[RunSummary], folder: Path) -> Overview:
@@ -111,7 +110,7 @@ def _overview(runs: Sequence[RunSummary], folder: Path) -> Overview:
     for name, run in zip(_names(runs), runs, strict=True):
         report = Run(run.path).report_file
         shown = (name, quote(Path(os.path.relpath(report, folder)).as_posix())) if report.is_file() else name
-        best = f"{run.metric} {figure(run.value)}" if run.value is not None else ""
+        best = f"{run.metric} {format_figure(run.value)}" if run.value is not None else ""
         steps = f"{run.step:,} of {run.total:,}" if run.total else f"{run.step:,}"
         rows.append((shown, run.name, run.task.replace("_", " "), run.status, steps, best, format_age(run.age)))
     columns = ("run", "recipe", "task", "status", "steps", "best", "started")

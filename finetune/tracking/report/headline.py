@@ -12,14 +12,13 @@ from finetune.errors import UserError
 from finetune.metrics import direction
 from finetune.recipe.yaml import read_document
 from finetune.tasks import CARDS
-from finetune.tracking.console import figure
 from finetune.tracking.judgement.intervals import Interval
 from finetune.tracking.report.curves import Curves
 from finetune.tracking.retention import labeled_name
 from finetune.tracking.run import Run
 from finetune.tracking.series import Series
 from finetune.tracking.shared_rows import shared_with_train
-from finetune.units import format_count, format_number, format_seconds
+from finetune.units import format_count, format_figure, format_number, format_seconds
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,17 @@ def headline(
     cards, shared = [], shared_with_train(facts.get("facts", {}))
     if best is not None:
         step, epoch, value = best
-        known = f" · 95 % interval {figure(interval.low)} to {figure(interval.high)}" if interval else ""
-        note = f"after epoch {figure(epoch)}, step {step:,}{known}"
-        cards.append(Card(f"best {metric}", figure(value), " · ".join(filter(None, [note, shared.get("validation")]))))
+        known = f" · 95 % interval {format_figure(interval.low)} to {format_figure(interval.high)}" if interval else ""
+        note = f"after epoch {format_figure(epoch)}, step {step:,}{known}"
+        cards.append(
+            Card(f"best {metric}", format_figure(value), " · ".join(filter(None, [note, shared.get("validation")])))
+        )
     for split in ("train", "validation", "test"):
         loss = curves.get((split, "loss"))
         if loss is None or (split == "validation" and metric == "loss" and len(loss) < 2):
             continue
         first, last = _ends(loss)
-        change = f"{first:.3g} → {last:.3g}" if len(loss) > 1 else figure(last)
+        change = f"{first:.3g} → {last:.3g}" if len(loss) > 1 else format_figure(last)
         notes = ["first to last" if len(loss) > 1 else "", shared.get(split, "")]
         cards.append(Card(f"{split} loss", change, " · ".join(filter(None, notes))))
     rate = curves.get(("train", "units_per_second"))

@@ -10,7 +10,6 @@ from typing import Any
 from finetune.recipe.secrets import mask
 from finetune.terminal import printable
 from finetune.tracking.atomic_files import publish_text
-from finetune.tracking.console import figure
 from finetune.tracking.example_history import example_history
 from finetune.tracking.journal import read_rows
 from finetune.tracking.judgement.verdict import Verdict
@@ -45,7 +44,7 @@ from finetune.tracking.run import Run
 from finetune.tracking.run_summary import status_of
 from finetune.tracking.series import collect_series
 from finetune.tracking.shared_rows import shared_lines
-from finetune.units import format_bytes
+from finetune.units import format_bytes, format_figure
 
 HISTORY_ROWS = 30
 _DRAWN = ("lengths", "class_balance")  # facts that have sections of their own
@@ -83,7 +82,7 @@ def write_report(run_dir: Path) -> Path:
             **_circumstances(parts, run, facts),
             wandb=facts.get("wandb", {}),
             missing=parts.missing,
-            figure=figure,
+            figure=format_figure,
             script=code,
             script_hash=digest,
         )
