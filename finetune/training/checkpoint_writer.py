@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from finetune.training.exchange import exchange
 from finetune.training.checkpoint_manifest import MANIFEST, Checkpoint, step_of
 from finetune.training.checkpoint_reader import INCOMPLETE, find_checkpoints, named_checkpoint
 from finetune.training.staging import Part
@@ -84,15 +85,12 @@ def publish(checkpoint: Checkpoint, best: bool, keep: int, *, synced: bool = Tru
     _write(beside / MANIFEST, checkpoint.manifest.to_json().encode(), synced=synced)
     if synced:
         _sync_folder(beside)
-    former = final.with_name(f"{final.name}.former{INCOMPLETE}")
-    if final.exists():  # the same step saved again, by a run resumed before it
-        shutil.rmtree(former, ignore_errors=True)
-        final.rename(former)
-    beside.rename(final)
+    former = _put_in_place(beside, final)
     if not synced:
-        _sync_published(final, [*checkpoint.manifest.files, MANIFEST])
+        _sync_published(final, [*checkpoint.manifest.files, MANIFEST], former)
     _sync_folder(folder)
-    shutil.rmtree(former, ignore_errors=True)
+    if former is not None:
+        shutil.rmtree(former, ignore_errors=True)
     name_checkpoint(folder, "latest", final.name)
     if best:
         name_checkpoint(folder, "best", final.name)
@@ -100,14 +98,33 @@ def publish(checkpoint: Checkpoint, best: bool, keep: int, *, synced: bool = Tru
     return Written()
 
 
-def _sync_published(final: Path, names: Sequence[str]) -> None:
-    """A checkpoint whose files the disk does not take is none: it gets its name of before."""
+def _put_in_place(beside: Path, final: Path) -> Path | None:
+    """Give the folder `beside` the name `final`. Where the same step was saved before, by the run that this one resumes, that
+    folder's new path is returned. Where the system can exchange names, no moment is without a checkpoint of this step.
+    """
+    if not final.exists():
+        beside.rename(final)
+        return None
+    former = final.with_name(f"{final.name}.former{INCOMPLETE}")
+    shutil.rmtree(former, ignore_errors=True)
+    if exchange(beside, final):
+        beside.rename(former)
+    else:
+        final.rename(former)
+        beside.rename(final)
+    return former
+
+
+def _sync_published(final: Path, names: Sequence[str], former: Path | None) -> None:
+    """A checkpoint whose files the disk does not take is none: it gets its name of before, and the former one the step's."""
     try:
         with ThreadPoolExecutor(SYNCED_AT_A_TIME, "checkpoint-sync") as pool:
             list(pool.map(lambda name: _sync_file(final / name), names))
         _sync_folder(final)
     except OSError:
         final.rename(beside_of(final))
+        if former is not None:
+            former.rename(final)
         raise
 
 
