@@ -21,9 +21,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from finetune.training.exchange import exchange
 from finetune.training.checkpoint_manifest import MANIFEST, Checkpoint, step_of
 from finetune.training.checkpoint_reader import INCOMPLETE, find_checkpoints, named_checkpoint
+from finetune.training.exchange import exchange
 from finetune.training.staging import Part
 from finetune.units import format_bytes
 

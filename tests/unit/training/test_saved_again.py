@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,10 +66,8 @@ def test_a_kill_at_any_moment_leaves_one(tmp_path: Path, monkeypatch: pytest.Mon
         assert save(folder, 1.0) == ""
         with monkeypatch.context() as patch:
             was_killed = killed_after(patch, calls)
-            try:
+            with suppress(Killed):
                 save(folder, 2.0, synced=synced)
-            except Killed:
-                pass
         seen.append(values(folder))
         if not was_killed():
             break
