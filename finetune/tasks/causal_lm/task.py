@@ -24,7 +24,9 @@ from finetune.tasks.causal_lm.card import CARD
 from finetune.tasks.causal_lm.data import (
     collate_concatenated,
     collate_padded,
+    count_long_replies,
     encode_rows,
+    reference_ids,
     row_encoder,
     shorten,
     target_rows,
@@ -76,17 +78,25 @@ class CausalLM:
     def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:
         """A split, encoded through the cache."""
         encoder, limit = row_encoder(artifacts), artifacts.settings["max_length"]
-        return text_dataset(
+        examples = text_dataset(
             self,
             plan,
             artifacts,
             table,
             facts,
-            key=[CARD.name, 2, encoder.settings],
+            key=[CARD.name, 3, encoder.settings],
             limit=f"{limit} tokens",
             reads=encoder.roles_read,
             split_at=limit if encoder.on_long == "split" else 0,
         )
+        new_tokens = artifacts.options.reply_length
+        if table.name != "train" and (count := count_long_replies(examples, new_tokens)):
+            facts.notes.append(
+                f"{table.name}: {count:,} of {len(examples):,} expected replies have more than options.reply_length "
+                f"{new_tokens} tokens: what is generated for samples and metrics of texts ends there, and is compared with "
+                "the whole reply"
+            )
+        return examples
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The language model, which computes its loss in its forward pass. All ranks call it."""
@@ -139,7 +149,7 @@ class CausalLM:
     def generate(
         self, artifacts: TaskArtifacts, model: nn.Module, batch: Batch, *, synced: bool
     ) -> list[Mapping[str, str]]:
-        """The last reply of each example, generated from what stands before it; with targets the expected one as well."""
+        """The last reply of each example, generated from what stands before it; with targets also the whole expected one."""
         tokenizer, rows, starts = artifacts.processor, token_rows(batch), batch.meta["reply_starts"]
         prompts = [row[:start] for row, start in zip(rows, starts, strict=True)]
         replies = generate_replies(
@@ -152,8 +162,7 @@ class CausalLM:
         )
         if not batch.targets:
             return [{"text": reply} for reply in replies]
-        expected = [row[start:] for row, start in zip(rows, starts, strict=True)]
-        texts = tokenizer.batch_decode(expected, skip_special_tokens=True)
+        texts = tokenizer.batch_decode([ids.tolist() for ids in batch.meta["references"]], skip_special_tokens=True)
         return [{"text": reply, "reference_text": text.strip()} for reply, text in zip(replies, texts, strict=True)]
 
     def sample(
@@ -168,7 +177,7 @@ class CausalLM:
         """The last reply of each example, generated greedily from what stands before it, beside the expected one."""
         tokenizer = artifacts.processor
         prompts = [example["input_ids"][: example["reply_start"]].tolist() for example in examples]
-        expected = [example["input_ids"][example["reply_start"] :].tolist() for example in examples]
+        expected = [reference_ids(example).tolist() for example in examples]
         with eval_mode(model):
             replies = generate_replies(
                 model,

@@ -13,7 +13,7 @@ from finetune.tasks.text.chat import chat_encoder
 from finetune.tasks.text.drafts import Draft, Tokens, encode_drafts
 from finetune.tasks.text.inputs import cut_notice
 from finetune.tasks.text.preference_pairs import equal_after_cut, prompt_notice, read_pair, read_prompt, read_reply
-from finetune.tasks.text.row_formats import prompt_example
+from finetune.tasks.text.reply_limits import prompt_example
 from finetune.tasks.text.tool_calls import Tool
 
 

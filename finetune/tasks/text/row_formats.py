@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from finetune.data.bad_rows import BadRow, BadValue
-from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row
 from finetune.tasks.text.chat import EMPTY, chat_encoder
 from finetune.tasks.text.conversations import (
@@ -25,8 +24,8 @@ from finetune.tasks.text.conversations import (
     text_turns,
 )
 from finetune.tasks.text.drafts import Draft, Tokens, encode_drafts
-from finetune.tasks.text.inputs import cut_notice
 from finetune.tasks.text.learned_turns import to_learn
+from finetune.tasks.text.reply_limits import prompt_example, within_limit
 from finetune.tasks.text.row_values import (
     check_text_only,
     read_history,
@@ -89,7 +88,8 @@ def row_texts(row: Row, form: str) -> Iterator[str]:
 class RowEncoder:
     """A row -> {"input_ids": [...], "spans": [start, end, start, end, ...], "reply_start": position}; picklable.
 
-    spans: of tokens to learn, never empty, from position 1 on. reply_start: where the last reply begins.
+    spans: of tokens to learn, never empty, from position 1 on. reply_start: where the last reply begins. A row that is cut
+    has "reference", too, unless it is plain text: the tokens of that reply in full.
     own_template: the chat template came with the tokenizer, so that prompts and completions are turns of a conversation.
     tools: schemas for conversations that have none of their own.
     """
@@ -157,7 +157,10 @@ class RowEncoder:
             reply_start = min(OPENING_TOKENS, len(ids) // 2)
         if self.train_on == "all" or self._form(row) == "text":
             spans = [(0, len(ids))]
-        return self._within_limit(ids, spans, max(1, reply_start))
+        example = within_limit(ids, spans, max(1, reply_start), self.limit, self.on_long)
+        if self._form(row) == "text":
+            example.pop("reference", None)  # a document goes on for long, and is not stored twice
+        return example
 
     def _draft_prompt(self, row: Row) -> list[Draft]:
         form = self._form(row, with_reply=False)
@@ -232,45 +235,6 @@ class RowEncoder:
         turns = read_history(row)
         turns.extend(text_turns("user", instruction))
         return turns
-
-    def _within_limit(self, ids: list[int], spans: Sequence[tuple[int, int]], reply_start: int) -> dict[str, Any]:
-        supervised = [(max(start, 1), end) for start, end in spans if end > max(start, 1)]
-        if not supervised:
-            raise BadRow(EMPTY)
-        cuts: list[str] = []
-        if len(ids) > self.limit:
-            if self.on_long == "drop":
-                return {"input_ids": [], "spans": [], "reply_start": 0}
-            if self.on_long == "split":
-                return {
-                    "input_ids": ids,
-                    "spans": [edge for span in supervised for edge in span],
-                    "reply_start": min(reply_start, self.limit - 1),
-                    NOTICES: [cut_notice(self.limit, what="conversation")],
-                }
-            if self.on_long == "error":
-                raise BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}", kind="too_long")
-            if supervised[0][0] >= self.limit:
-                raise BadRow(
-                    f"the prompt has {supervised[0][0]} tokens, longer than the limit: options.max_length {self.limit}",
-                    kind="too_long",
-                )
-            supervised = [(start, min(end, self.limit)) for start, end in supervised if start < self.limit]
-            ids, reply_start = ids[: self.limit], min(reply_start, supervised[-1][0])
-            cuts = [cut_notice(self.limit, what="conversation")]
-        edges = [edge for span in supervised for edge in span]
-        return {"input_ids": ids, "spans": edges, "reply_start": reply_start, **({NOTICES: cuts} if cuts else {})}
-
-
-def prompt_example(ids: list[int], limit: int) -> dict[str, Any]:
-    """A prompt to be replied to. Raises: BadRow if it is empty or leaves no room for a reply."""
-    if not ids:
-        raise BadRow("the prompt is empty", kind="empty")
-    if len(ids) >= limit:
-        raise BadRow(
-            f"the prompt has {len(ids)} tokens, longer than the limit: options.max_length {limit}", kind="too_long"
-        )
-    return {"input_ids": ids, "reply_start": len(ids)}
 
 
 def _turns_or_text(row: Row, role: str, speaker: str) -> Turns:

@@ -1,0 +1,72 @@
+"""Rows of conversations and texts within the limit on tokens: cut, left out, refused, or with nothing left to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.data.bad_rows import BadRow
+from finetune.data.prepare.notices import KEY as NOTICES
+from finetune.tasks.text.chat import EMPTY
+from finetune.tasks.text.inputs import cut_notice
+
+
+def within_limit(
+    ids: list[int], spans: Sequence[tuple[int, int]], reply_start: int, limit: int, on_long: str
+) -> dict[str, Any]:
+    """{"input_ids", "spans", "reply_start"} of a row's tokens, treated as on_long says (truncate, drop, split, error) where
+    they are more than `limit`. Of a row that is dropped, they are empty.
+
+    Raises: BadRow for a row without anything to learn within the limit, and for one that is too long where that is an error.
+    """
+    supervised = [(max(start, 1), end) for start, end in spans if end > max(start, 1)]
+    if not supervised:
+        raise BadRow(EMPTY)
+    if len(ids) > limit:
+        if on_long == "drop":
+            return {"input_ids": [], "spans": [], "reply_start": 0}
+        if on_long == "split":
+            return {
+                "input_ids": ids,
+                "spans": [edge for span in supervised for edge in span],
+                "reply_start": min(reply_start, limit - 1),
+                NOTICES: [cut_notice(limit, what="conversation")],
+            }
+        if on_long == "error":
+            raise BadRow(f"{len(ids)} tokens, more than options.max_length {limit}", kind="too_long")
+        if supervised[0][0] >= limit:
+            raise BadRow(
+                f"the prompt has {supervised[0][0]} tokens, longer than the limit: options.max_length {limit}",
+                kind="too_long",
+            )
+        return _cut(ids, supervised, reply_start, limit)
+    return {"input_ids": ids, "spans": [edge for span in supervised for edge in span], "reply_start": reply_start}
+
+
+def _cut(ids: list[int], supervised: Sequence[tuple[int, int]], reply_start: int, limit: int) -> dict[str, Any]:
+    """The beginning of a row that is too long. Its last reply is the last that begins within the limit.
+
+    "reference": that reply in full, with which generated text is compared; the loss is that of the tokens within the limit.
+    """
+    kept = [span for span in supervised if span[0] < limit]
+    reply_end = len(ids)
+    if reply_start >= limit:
+        reply_start, reply_end = kept[-1]
+    return {
+        "input_ids": ids[:limit],
+        "spans": [edge for start, end in kept for edge in (start, min(end, limit))],
+        "reply_start": reply_start,
+        "reference": ids[reply_start:reply_end],
+        NOTICES: [cut_notice(limit, what="conversation")],
+    }
+
+
+def prompt_example(ids: list[int], limit: int) -> dict[str, Any]:
+    """A prompt to be replied to. Raises: BadRow if it is empty or leaves no room for a reply."""
+    if not ids:
+        raise BadRow("the prompt is empty", kind="empty")
+    if len(ids) >= limit:
+        raise BadRow(
+            f"the prompt has {len(ids)} tokens, longer than the limit: options.max_length {limit}", kind="too_long"
+        )
+    return {"input_ids": ids, "reply_start": len(ids)}
