@@ -24,6 +24,7 @@ from finetune.tasks import CARDS
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.classes import Classes, plain_lookup
 from finetune.tasks.text.lengths import usable_length
+from finetune.tasks.text.limits import Limit
 
 UNLIMITED = 1_000_000  # more tokens than any limit
 ADAPTED = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}  # task types of peft
@@ -157,7 +158,7 @@ def config_classes(config: Any, notes: list[str]) -> Classes:
     return Classes(names, plain_lookup(names))
 
 
-def text_limit(tokenizer: Any, config: Any, default: int, notes: list[str]) -> int:
+def text_limit(tokenizer: Any, config: Any, default: int, notes: list[str]) -> Limit:
     """Tokens of a text that the model takes; `default` where neither tokenizer nor model has a limit."""
     limit = usable_length(UNLIMITED, tokenizer, config)
     if limit < UNLIMITED:
@@ -165,4 +166,4 @@ def text_limit(tokenizer: Any, config: Any, default: int, notes: list[str]) -> i
     notes.append(
         f"neither the tokenizer nor the model states a longest text: rows of more than {default} tokens are errors"
     )
-    return default
+    return Limit(default, "the default limit")

@@ -28,6 +28,7 @@ from finetune.tasks.class_outputs import name_of
 from finetune.tasks.reward_model.data import pair_encoder
 from finetune.tasks.task import Encoded, Task
 from finetune.tasks.text.inputs import encode_each, text_and_pair
+from finetune.tasks.text.limits import limit_name, limit_of
 
 UNLIMITED = 1 << 40  # tokens
 PER_TOKEN = ("input_ids", "token_type_ids")
@@ -62,10 +63,10 @@ class TextBlocks:
         self.task, self.artifacts = task, artifacts
         self.size, self.stride, self.how = options.block, options.stride, options.merge or "mean"
         self.most = options.most_pieces
-        self.limit = int(artifacts.settings["max_length"])
+        self.limit = limit_of(artifacts)
         if self.size > self.limit:
             raise UserError(
-                f"blocks of {self.size} tokens, but the model takes {self.limit} at most (options.max_length)",
+                f"blocks of {self.size} tokens, but the model takes {self.limit} at most ({limit_name(self.limit)})",
                 where="--block",
                 remedy=f"Set --block to {self.limit} or less.",
             )
@@ -133,7 +134,7 @@ class TextBlocks:
         if room <= self.stride:
             fixed = "the other text and the special tokens take" if texts and len(texts) > 1 else "special tokens take"
             raise BadRow(
-                f"{len(ids)} tokens, more than options.max_length {self.limit}, and no blocks can be made: {fixed} "
+                f"{len(ids)} tokens, more than {limit_name(self.limit)} {self.limit}, and no blocks can be made: {fixed} "
                 f"{len(ids) - length} of the {self.size} tokens of --block, and --stride is {self.stride}",
                 kind="too_long",
             )

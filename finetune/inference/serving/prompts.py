@@ -14,6 +14,7 @@ from finetune.inference.answering import RowError
 from finetune.inference.serving.served_model import bad_row_error
 from finetune.tasks import CARDS, load_task
 from finetune.tasks.artifacts import TaskArtifacts
+from finetune.tasks.text.limits import limit_of
 from finetune.tasks.text.row_formats import RowEncoder
 
 
@@ -56,7 +57,7 @@ class PromptEncoder:
             own_template=True,
             system=getattr(options, "system", ""),
             train_on="reply",
-            limit=settings["max_length"],
+            limit=limit_of(self._artifacts),
             on_long="error",
             tools=settings.get("tools", ()),
         )

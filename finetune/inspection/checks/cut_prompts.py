@@ -20,5 +20,5 @@ def check(inspection: Inspection) -> list[Finding]:
         "rows whose prompt fills the limit on tokens: nothing of the reply is left to learn",
         [(inspection.splits[name], row) for name, row in reasons],
         lambda split, row: reasons[split.name, row],
-        remedy="Raise options.max_length, or leave long rows out with options.on_long: drop.",
+        remedy="Raise the limit that is named, or leave long rows out with options.on_long: drop.",
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from finetune.inspection.findings import Finding
 from finetune.inspection.inspection import Inspection, report_rows
 from finetune.inspection.left_out import Cut
+from finetune.tasks.text.limits import KEY, OPTION, SOURCE_OPTION
 
 MANY = 0.01  # share of cut texts from which a note becomes a warning
 
@@ -30,7 +31,7 @@ def check(inspection: Inspection) -> list[Finding]:
         "texts to be learned are cut at the limit on tokens: the model does not learn how they end",
         [(inspection.splits[name], row) for name, row in lost],
         lambda split, row: _describe(lost[split.name, row]),
-        remedy=_remedy(lost),
+        remedy=_remedy(lost, inspection),
         sampled=sampled,
     )
     return findings + report_rows(
@@ -39,7 +40,7 @@ def check(inspection: Inspection) -> list[Finding]:
         "texts are cut at the limit on tokens",
         [(inspection.splits[name], row) for name, row in cut],
         lambda split, row: _describe(cut[split.name, row]),
-        remedy=_remedy(cut),
+        remedy=_remedy(cut, inspection),
         sampled=sampled,
     )
 
@@ -54,8 +55,12 @@ def _describe(cuts: Sequence[Cut]) -> str:
     return "; ".join(sentences)
 
 
-def _remedy(cuts: Mapping[tuple[str, int], Sequence[Cut]]) -> str:
+def _remedy(cuts: Mapping[tuple[str, int], Sequence[Cut]], inspection: Inspection) -> str:
     """Names the limits that were reached."""
     sides = {one.name for row in cuts.values() for one in row}
-    names = [f"options.max_{side}_length" for side in ("source", "target") if side in sides] or ["options.max_length"]
+    names = [f"options.max_{side}_length" for side in ("source", "target") if side in sides]
+    setter = inspection.artifacts.settings.get(KEY, OPTION)
+    if setter not in (OPTION, SOURCE_OPTION) and sides != {"target"}:
+        return f"The limit is {setter}: change it if it can be changed, or choose another options.on_long."
+    names = names or [OPTION]
     return f"Raise {' and '.join(names)}, or choose another options.on_long."

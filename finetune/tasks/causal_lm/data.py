@@ -14,6 +14,7 @@ from finetune.models.losses import IGNORE
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
 from finetune.tasks.text.lengths import pad_rows
+from finetune.tasks.text.limits import limit_of
 from finetune.tasks.text.padding_free import concatenate_rows, split_rows
 from finetune.tasks.text.row_formats import RowEncoder, row_texts
 from finetune.tasks.text.supervised_tokens import label_rows, supervised_targets
@@ -30,7 +31,7 @@ def row_encoder(artifacts: TaskArtifacts) -> RowEncoder:
         own_template=settings["own_template"],
         system=options.system,
         train_on=options.train_on,
-        limit=settings["max_length"],
+        limit=limit_of(artifacts),
         on_long=options.on_long,
         tools=settings.get("tools", ()),
     )

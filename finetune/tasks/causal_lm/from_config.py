@@ -22,7 +22,7 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
             "Alpaca's headings"
         )
     limit = text_limit(tokenizer, config, CausalLMOptions().max_length, notes)
-    settings = {"max_length": limit, "packing": "none", "capacity": 0, "own_template": own_template, "tools": []}
+    settings = {**limit.settings, "packing": "none", "capacity": 0, "own_template": own_template, "tools": []}
     return TaskArtifacts(CARD.name, CausalLMOptions(max_length=limit, on_long="error"), tokenizer, settings=settings)
 
 

@@ -12,6 +12,7 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.chat import chat_encoder
 from finetune.tasks.text.drafts import Draft, Tokens, encode_drafts
 from finetune.tasks.text.inputs import cut_notice
+from finetune.tasks.text.limits import limit_name, limit_of
 from finetune.tasks.text.preference_pairs import equal_after_cut, prompt_notice, read_pair, read_prompt, read_reply
 from finetune.tasks.text.reply_limits import prompt_example
 from finetune.tasks.text.tool_calls import Tool
@@ -81,10 +82,10 @@ class ReplyEncoder:
                 why = [prompt_notice(self.limit)] if start >= self.limit else []
                 return {"input_ids": [], "span": [], NOTICES: why}
             if self.on_long == "error":
-                raise BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}", kind="too_long")
+                raise BadRow(f"{len(ids)} tokens, more than {limit_name(self.limit)} {self.limit}", kind="too_long")
             if start >= self.limit:
                 raise BadRow(
-                    f"the prompt has {start} tokens, longer than the limit: options.max_length {self.limit}",
+                    f"the prompt has {start} tokens, longer than the limit: {limit_name(self.limit)} {self.limit}",
                     kind="too_long",
                 )
             ids, end = ids[: self.limit], min(end, self.limit)
@@ -98,7 +99,7 @@ def reply_encoder(artifacts: TaskArtifacts) -> ReplyEncoder:
     return ReplyEncoder(
         artifacts.processor,
         options.loss == "kto",
-        settings["max_length"],
+        limit_of(artifacts),
         options.on_long,
         options.system,
         settings.get("tools", ()),

@@ -19,6 +19,7 @@ from finetune.tasks.text.inputs import (
     shortened,
     tokenize_texts,
 )
+from finetune.tasks.text.limits import limit_name, limit_of
 from finetune.tasks.text.preference_pairs import (
     Reply,
     equal_after_cut,
@@ -108,7 +109,7 @@ class PairEncoder:
         if len(ids) > self.limit and on_long == "drop":
             return {"input_ids": [], "notices": notices}
         if len(ids) > self.limit and on_long == "error":
-            return BadRow(f"{len(ids)} tokens, more than options.max_length {self.limit}", kind="too_long")
+            return BadRow(f"{len(ids)} tokens, more than {limit_name(self.limit)} {self.limit}", kind="too_long")
         if len(ids) > self.limit:
             notices.append(cut_notice(self.limit, what="conversation"))
         return {"input_ids": ids[: self.limit], "notices": notices}
@@ -163,7 +164,7 @@ def pair_encoder(artifacts: TaskArtifacts) -> PairEncoder:
     return PairEncoder(
         artifacts.processor,
         settings["as_pair"],
-        settings["max_length"],
+        limit_of(artifacts),
         options.on_long,
         options.system,
         settings.get("tools", ()),

@@ -19,7 +19,7 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
     if not as_pair and not ensure_template(tokenizer, plain=False):
         notes.append("the tokenizer has no chat template: conversations are written with Alpaca's headings")
     limit = text_limit(tokenizer, config, RewardModelOptions().max_length, notes)
-    settings = {"max_length": limit, "packing": "none", "capacity": 0, "as_pair": as_pair, "tools": []}
+    settings = {**limit.settings, "packing": "none", "capacity": 0, "as_pair": as_pair, "tools": []}
     return TaskArtifacts(CARD.name, RewardModelOptions(max_length=limit, on_long="error"), tokenizer, settings=settings)
 
 

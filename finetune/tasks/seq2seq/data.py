@@ -10,6 +10,8 @@ from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row, Table
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.inputs import SHOWN, cut_notice, encode_each, resolve_on_long, row_text, shortened
+from finetune.tasks.text.limits import KEY as LIMITED_BY
+from finetune.tasks.text.limits import SOURCE_OPTION, Limit
 
 TOO_LONG: dict[str, Any] = {"input_ids": [], "labels": []}
 
@@ -27,7 +29,10 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
         if isinstance(item, BadRow):
             examples.append(item)
             continue
-        limits = {"source": settings["max_source_length"], "target": options.max_target_length}
+        limits = {
+            "source": Limit(settings["max_source_length"], settings.get(LIMITED_BY, SOURCE_OPTION)),
+            "target": Limit(options.max_target_length, "options.max_target_length"),
+        }
         ids = {"source": next(sources), **({"target": next(targets)} if with_targets else {})}
         example = _within_limits(ids, limits, on_long)
         if not isinstance(example, BadRow) and example["input_ids"] and (cuts := _describe_cuts(ids, limits)):
@@ -51,7 +56,7 @@ def _tokenize(tokenizer: Any, texts: list[str], *, as_target: bool) -> list[list
     return [list(ids) if eos is None or (ids and ids[-1] == eos) else [*ids, eos] for ids in encoded["input_ids"]]
 
 
-def _within_limits(ids: dict[str, list[int]], limits: dict[str, int], on_long: str) -> dict[str, Any] | BadRow:
+def _within_limits(ids: dict[str, list[int]], limits: dict[str, Limit], on_long: str) -> dict[str, Any] | BadRow:
     """Both sides within their limits. The end mark stays, so that the model learns to end."""
     kept = {}
     for name, tokens in ids.items():
@@ -59,18 +64,14 @@ def _within_limits(ids: dict[str, list[int]], limits: dict[str, int], on_long: s
         if len(tokens) > limit and on_long == "drop":
             return TOO_LONG
         if len(tokens) > limit and on_long == "error":
-            return BadRow(f"{name}: {len(tokens)} tokens, more than options.max_{name}_length {limit}", kind="too_long")
+            return BadRow(f"{name}: {len(tokens)} tokens, more than {limit.name} {limit}", kind="too_long")
         kept[name] = tokens if len(tokens) <= limit else [*tokens[: limit - 1], tokens[-1]]
     return {"input_ids": kept["source"], **({"labels": kept["target"]} if "target" in kept else {})}
 
 
-def _describe_cuts(ids: dict[str, list[int]], limits: dict[str, int]) -> list[str]:
+def _describe_cuts(ids: dict[str, list[int]], limits: dict[str, Limit]) -> list[str]:
     names = {"source": "text", "target": "expected text"}
-    return [
-        cut_notice(limits[name], f"options.max_{name}_length", names[name])
-        for name, tokens in ids.items()
-        if len(tokens) > limits[name]
-    ]
+    return [cut_notice(limits[name], what=names[name]) for name, tokens in ids.items() if len(tokens) > limits[name]]
 
 
 def written_texts(row: Row) -> dict[str, str]:

@@ -9,6 +9,7 @@ from finetune.recipe.model import ModelSection
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.from_config import Derivation, text_limit
 from finetune.tasks.seq2seq.card import CARD, Seq2SeqOptions
+from finetune.tasks.text.limits import KEY as LIMITED_BY
 
 
 def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifacts:
@@ -17,8 +18,8 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
     limit = text_limit(tokenizer, config, Seq2SeqOptions().max_source_length, notes)
     if prefixes := _prefixes(config):
         notes.append(f"the model was trained with prefixes, which the rows must hold themselves: {', '.join(prefixes)}")
-    options = Seq2SeqOptions(max_source_length=limit, on_long="error")
-    settings = {"max_source_length": limit, "label_smoothing": 0.0}
+    options = Seq2SeqOptions(max_source_length=int(limit), on_long="error")
+    settings = {"max_source_length": int(limit), LIMITED_BY: limit.name, "label_smoothing": 0.0}
     return TaskArtifacts(CARD.name, options, tokenizer, settings=settings)
 
 

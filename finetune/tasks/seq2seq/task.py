@@ -32,6 +32,8 @@ from finetune.tasks.text.building import build_text_model
 from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.inputs import SHOWN, shortened, shown_texts
 from finetune.tasks.text.lengths import pad_rows, padded_width, usable_length
+from finetune.tasks.text.limits import KEY as LIMITED_BY
+from finetune.tasks.text.limits import SOURCE_OPTION
 from finetune.tasks.text.supervised_tokens import note_loss_head
 from finetune.tasks.vision.drawing import Pictures
 
@@ -46,8 +48,10 @@ class Seq2Seq:
         recipe = plan.recipe
         options: Any = recipe.options
         tokenizer = load_tokenizer(recipe.model, lambda: training_texts(tables["train"]), publish=publish)
+        limit = usable_length(options.max_source_length, tokenizer, load_config(recipe.model), SOURCE_OPTION)
         settings = {
-            "max_source_length": usable_length(options.max_source_length, tokenizer, load_config(recipe.model)),
+            "max_source_length": int(limit),
+            LIMITED_BY: limit.name,
             "label_smoothing": recipe.training.label_smoothing,
         }
         return TaskArtifacts(CARD.name, options, tokenizer, settings=settings)

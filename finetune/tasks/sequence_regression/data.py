@@ -14,6 +14,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.inputs import encode_each, resolve_on_long, text_and_pair, tokenize_texts
+from finetune.tasks.text.limits import limit_of
 
 DECIMAL_COMMA = re.compile(r"\s*[-+]?[\d. ]*\d,\d+\s*")
 LARGEST = 1e18  # of a label: the loss squares the difference from it
@@ -28,7 +29,7 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
     texts = encode_each(rows, text_and_pair)
     usable = [number if isinstance(number, BadRow) else text for number, text in zip(numbers, texts, strict=True)]
     on_long = resolve_on_long(artifacts.options.on_long, with_targets=with_targets)
-    limit = artifacts.settings["max_length"]
+    limit = limit_of(artifacts)
     encoded = tokenize_texts(artifacts.processor, usable, limit, on_long)
     if not with_targets:
         return list(encoded)

@@ -16,9 +16,7 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
     tokenizer = load_tokenizer(model)
     limit = text_limit(tokenizer, config, SequenceRegressionOptions().max_length, notes)
     options = SequenceRegressionOptions(max_length=limit, on_long="error")
-    return TaskArtifacts(
-        CARD.name, options, tokenizer, settings={"max_length": limit, "packing": "none", "capacity": 0}
-    )
+    return TaskArtifacts(CARD.name, options, tokenizer, settings={**limit.settings, "packing": "none", "capacity": 0})
 
 
 DERIVATION = Derivation(artifacts, fit=is_number)

@@ -20,6 +20,7 @@ from finetune.tasks.records import ASKED
 from finetune.tasks.task import Encoded, Task
 from finetune.tasks.text.inputs import SHOWN, is_cut_notice
 from finetune.tasks.text.lengths import describe_lengths
+from finetune.tasks.text.limits import KEY as LIMITED_BY
 from finetune.tasks.text.row_values import TOOL_ROLES
 from finetune.tasks.text.selection import SplitExamples, drop_marked
 from finetune.units import format_number
@@ -127,7 +128,7 @@ def text_dataset(
     encoded = encode(
         table,
         partial(encode_with_targets, task, artifacts, dict(table.columns), shown),
-        key=json.dumps([fingerprint(artifacts.processor), *key, shown is not None]),
+        key=json.dumps([fingerprint(artifacts.processor), *key, artifacts.settings.get(LIMITED_BY), shown is not None]),
         on_bad_row=plan.recipe.data.on_bad_row,
         cost=cost,
     )

@@ -13,6 +13,7 @@ from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.data.table import Row, Table
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
+from finetune.tasks.text.limits import limit_name
 from finetune.tasks.text.padding_free import split_rows
 
 SHOWN_CHARACTERS = 400
@@ -61,7 +62,7 @@ def _within_limit(tokenizer: Any, texts: Sequence[str], encoded: Tokens, limit: 
         if on_long == "drop":
             return {"input_ids": []}
         if on_long == "error":
-            return BadRow(f"{length} tokens, more than options.max_length {limit}", kind="too_long")
+            return BadRow(f"{length} tokens, more than {limit_name(limit)} {limit}", kind="too_long")
         shortened = tokenizer(*texts, truncation=True, max_length=limit, verbose=False)
         return {key: shortened[key] for key in encoded}
     return encoded if length else BadRow("the text holds no token", kind="empty")
@@ -70,9 +71,9 @@ def _within_limit(tokenizer: Any, texts: Sequence[str], encoded: Tokens, limit: 
 _CUT = "only the first "
 
 
-def cut_notice(limit: int, option: str = "options.max_length", what: str = "text") -> str:
+def cut_notice(limit: int, what: str = "text") -> str:
     """The notice of a row whose end is not read. what: what is cut, such as "text"."""
-    return f"{_CUT}{limit} tokens of the {what} were read ({option})"
+    return f"{_CUT}{limit} tokens of the {what} were read ({limit_name(limit)})"
 
 
 def is_cut_notice(notice: str) -> bool:

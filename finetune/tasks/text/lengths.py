@@ -10,23 +10,25 @@ import torch
 
 from finetune.data.table import Examples
 from finetune.tasks.facts import Facts
+from finetune.tasks.text.limits import OPTION, Limit
 
 MULTIPLE = 8  # long rows are padded to a multiple of it, which attention kernels prefer
 LONG = 64  # shorter rows are not: at 20 tokens it would add a sixth to all computation
 _NO_LIMIT = 1_000_000  # tokenizers without a limit of their own state 1e30
 
 
-def usable_length(requested: int, tokenizer: Any, config: Any) -> int:
+def usable_length(requested: int, tokenizer: Any, config: Any, option: str = OPTION) -> Limit:
     """The smallest of the requested length, the tokenizer's limit and the number of positions of the model.
 
+    option: the name of what requests it.
     Padding to a multiple of 8 must not lead beyond the last position: 512 of RoBERTa's 514, 48 of 50.
     """
-    limits = [requested]
+    limits = [Limit(requested, option)]
     if getattr(tokenizer, "model_max_length", _NO_LIMIT) < _NO_LIMIT:
-        limits.append(int(tokenizer.model_max_length))
+        limits.append(Limit(tokenizer.model_max_length, "the tokenizer's model_max_length"))
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions >= MULTIPLE:
-        limits.append(positions // MULTIPLE * MULTIPLE)
+        limits.append(Limit(positions // MULTIPLE * MULTIPLE, "the model's max_position_embeddings"))
     return min(limits)
 
 

@@ -17,11 +17,13 @@ from finetune.recipe.card import TaskCard
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.facts import Facts
 from finetune.tasks.text.lengths import pad_rows
+from finetune.tasks.text.limits import Limit
 from finetune.tasks.text.shared_prefixes import whole_sequences
 
 
-def settle_packing(card: TaskCard, plan: Plan, limit: int, facts: Facts) -> dict[str, Any]:
-    """{"max_length", "packing", "capacity"} of a task's settings; a fact where the model cannot do what its task does.
+def settle_packing(card: TaskCard, plan: Plan, limit: Limit, facts: Facts) -> dict[str, Any]:
+    """{"max_length", "limited_by", "packing", "capacity"} of a task's settings; a fact where the model cannot
+    do what its task does.
 
     limit: tokens that a sequence may have.
     """
@@ -30,11 +32,13 @@ def settle_packing(card: TaskCard, plan: Plan, limit: int, facts: Facts) -> dict
     if packing not in (asked.packing, card.batches.packing):
         facts["packing"] = f"{packing}: padded, as the model cannot take concatenated examples"
     if packing == "none":
-        return {"max_length": limit, "packing": packing, "capacity": capacity}
+        return {**limit.settings, "packing": packing, "capacity": capacity}
     if capacity != asked.capacity and not card.batches.sequences:  # derived: the tokenizer's limit counts as well
         capacity = min(capacity, limit)
+    sequences = max(1, card.batches.sequences)
+    room = Limit(capacity // sequences, "data.capacity" if sequences == 1 else f"data.capacity / {sequences}")
     return {
-        "max_length": min(limit, capacity // max(1, card.batches.sequences)),
+        **min(limit, room).settings,
         "packing": packing,
         "capacity": capacity,
     }

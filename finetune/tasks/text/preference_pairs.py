@@ -26,6 +26,7 @@ from finetune.tasks.text.conversations import (
     read_turns,
     text_turns,
 )
+from finetune.tasks.text.limits import limit_name
 from finetune.tasks.text.row_values import check_text_only, read_history, row_tools, with_system
 from finetune.tasks.text.tool_calls import Tool
 
@@ -127,12 +128,12 @@ def equal_after_cut(
         return []
     if list(whole[0]) == list(whole[1]):
         raise BadRow("chosen and rejected are the same as the chat template writes them")
-    return [f"chosen and rejected are equal within options.max_length {limit}: the pair is left out"]
+    return [f"chosen and rejected are equal within {limit_name(limit)} {limit}: the pair is left out"]
 
 
 def prompt_notice(limit: int) -> str:
     """The notice of a row without a token of a reply within `limit`."""
-    return f"the prompt alone fills options.max_length {limit}: the row is left out"
+    return f"the prompt alone fills {limit_name(limit)} {limit}: the row is left out"
 
 
 def json_text(value: Any, role: str) -> str:

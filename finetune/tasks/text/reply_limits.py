@@ -9,6 +9,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.prepare.notices import KEY as NOTICES
 from finetune.tasks.text.chat import EMPTY
 from finetune.tasks.text.inputs import cut_notice
+from finetune.tasks.text.limits import limit_name
 
 
 def within_limit(
@@ -33,10 +34,10 @@ def within_limit(
                 NOTICES: [cut_notice(limit, what="conversation")],
             }
         if on_long == "error":
-            raise BadRow(f"{len(ids)} tokens, more than options.max_length {limit}", kind="too_long")
+            raise BadRow(f"{len(ids)} tokens, more than {limit_name(limit)} {limit}", kind="too_long")
         if supervised[0][0] >= limit:
             raise BadRow(
-                f"the prompt has {supervised[0][0]} tokens, longer than the limit: options.max_length {limit}",
+                f"the prompt has {supervised[0][0]} tokens, longer than the limit: {limit_name(limit)} {limit}",
                 kind="too_long",
             )
         return _cut(ids, supervised, reply_start, limit)
@@ -67,6 +68,6 @@ def prompt_example(ids: list[int], limit: int) -> dict[str, Any]:
         raise BadRow("the prompt is empty", kind="empty")
     if len(ids) >= limit:
         raise BadRow(
-            f"the prompt has {len(ids)} tokens, longer than the limit: options.max_length {limit}", kind="too_long"
+            f"the prompt has {len(ids)} tokens, longer than the limit: {limit_name(limit)} {limit}", kind="too_long"
         )
     return {"input_ids": ids, "reply_start": len(ids)}

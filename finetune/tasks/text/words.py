@@ -21,6 +21,7 @@ from finetune.data.table import Row
 from finetune.models.losses import IGNORE
 from finetune.tasks.records import ASKED
 from finetune.tasks.text.inputs import cut_notice, encode_each, row_text
+from finetune.tasks.text.limits import limit_name
 from finetune.tasks.text.splitting import split_words
 
 
@@ -93,7 +94,8 @@ class WordEncoder:
                 return {"input_ids": [], "labels": [], "firsts": [], "tags": []}
             if self.on_long == "error":
                 return BadRow(
-                    f"{len(encoded['input_ids'])} tokens, more than options.max_length {self.limit}", kind="too_long"
+                    f"{len(encoded['input_ids'])} tokens, more than {limit_name(self.limit)} {self.limit}",
+                    kind="too_long",
                 )
             encoded = self.tokenizer(
                 text, return_offsets_mapping=True, truncation=True, max_length=self.limit, verbose=False

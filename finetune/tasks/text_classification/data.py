@@ -9,6 +9,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.inputs import encode_each, resolve_on_long, text_and_pair, tokenize_texts
+from finetune.tasks.text.limits import limit_of
 
 
 def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: bool) -> list[dict[str, Any] | BadRow]:
@@ -25,7 +26,7 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
     texts = encode_each(rows, text_and_pair)
     usable = [label if isinstance(label, BadRow) else text for label, text in zip(labels, texts, strict=True)]
     on_long = resolve_on_long(options.on_long, with_targets=with_targets)
-    limit = artifacts.settings["max_length"]
+    limit = limit_of(artifacts)
     encoded = tokenize_texts(artifacts.processor, usable, limit, on_long)
     if not with_targets:
         return list(encoded)

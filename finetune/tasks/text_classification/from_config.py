@@ -21,7 +21,7 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
     options = TextClassificationOptions(
         problem="multi_label" if several else "single_label", max_length=limit, on_long="error"
     )
-    settings = {"max_length": limit, "packing": "none", "capacity": 0, "label_smoothing": 0.0}
+    settings = {**limit.settings, "packing": "none", "capacity": 0, "label_smoothing": 0.0}
     return TaskArtifacts(CARD.name, options, tokenizer, config_classes(config, notes), settings)
 
 

@@ -9,6 +9,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row, Table
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.inputs import resolve_on_long
+from finetune.tasks.text.limits import limit_of
 from finetune.tasks.text.words import WordEncoder
 
 OUTSIDE = "O"
@@ -23,7 +24,7 @@ def encode_rows(artifacts: TaskArtifacts, rows: Sequence[Row], *, with_targets: 
         artifacts.processor,
         classes.lookup,
         classes.names,
-        limit=artifacts.settings["max_length"],
+        limit=limit_of(artifacts),
         on_long=resolve_on_long(options.on_long, with_targets=with_targets),
         label_on=options.label_on,
     )

@@ -16,7 +16,7 @@ def artifacts(model: ModelSection, config: Any, notes: list[str]) -> TaskArtifac
     tokenizer = load_tokenizer(model)
     limit = text_limit(tokenizer, config, TokenClassificationOptions().max_length, notes)
     options = TokenClassificationOptions(max_length=limit, on_long="error")
-    settings = {"max_length": limit, "packing": "none", "capacity": 0, "label_smoothing": 0.0}
+    settings = {**limit.settings, "packing": "none", "capacity": 0, "label_smoothing": 0.0}
     return TaskArtifacts(CARD.name, options, tokenizer, config_classes(config, notes), settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from finetune.errors import UserError
 from finetune.tasks.text.lengths import padded_width
+from finetune.tasks.text.limits import limit_of
 from tests.prepared import Prepared, prepare_rows
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -121,6 +123,33 @@ def test_batches_are_padded_to_the_longest_and_long_ones_to_a_multiple_of_eight(
     assert [padded_width(longest) for longest in (1, 63, 64, 65, 72)] == [1, 63, 64, 72, 72]
     assert batch.inputs["attention_mask"].sum(1).tolist() == lengths
     assert batch.padding == batch.positions - sum(lengths)
+
+
+@pytest.mark.parametrize(
+    ("positions", "capacity", "requested", "limit", "setter"),
+    [
+        (16, None, 256, 16, "the model's max_position_embeddings"),
+        (64, 12, 256, 12, "data.capacity"),
+        (16, 24, 8, 8, "options.max_length"),
+    ],
+)
+def test_a_row_that_is_too_long_names_what_sets_the_limit(
+    tmp_path: Path, positions: int, capacity: int | None, requested: int, limit: int, setter: str
+) -> None:
+    config = {**TINY, "max_position_embeddings": positions}
+    data = {
+        "train": str(tmp_path / "train.jsonl"),
+        "packing": "padding_free",
+        **({"capacity": capacity} if capacity else {}),
+    }
+    asked = {"model": {"source": "bert", "init": "config", "tokenizer": "train:300", "config": config}, "data": data}
+    prepared = _read(tmp_path, LONG, options={"max_length": requested}, **asked)
+    assert f"1 row: only the first {limit} tokens of the text were read ({setter})" in prepared.facts.values["train"]
+    with pytest.raises(UserError) as error:
+        _read(tmp_path, LONG, options={"max_length": requested, "on_long": "error"}, **asked)
+    assert f"tokens, more than {setter} {limit}" in str(error.value)
+    copied = pickle.loads(pickle.dumps(limit_of(prepared.artifacts)))
+    assert (copied, copied.name) == (limit, setter)  # as worker processes get it
 
 
 LONG = [{"text": "word " * 40, "label": 0}, {"text": "short", "label": 1}, {"text": "brief", "label": 0}]
