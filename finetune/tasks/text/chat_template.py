@@ -5,6 +5,7 @@ Templates are programs: whatever they raise makes the row bad, and their time an
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class ChatTemplate:
         if (
             excess
         ):  # not inside the handler: the new exception would hold the old one, and so what the template has made
+            gc.collect()  # json's encoder holds a gigabyte of indent in functions that name each other
             raise self._strike(excess)
         text, spans = rendered[0][0], rendered[1]
         if len(text) > template_limits.CHARACTERS:

@@ -5,7 +5,10 @@ The reference is written by hand: the literal text of the supervised tokens, and
 
 from __future__ import annotations
 
+import gc
 import json
+import resource
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -271,6 +274,27 @@ def test_time_and_size_of_rendering_are_limited(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(template_limits, "CHARACTERS", 100)
     with pytest.raises(BadRow, match="characters, more than 100"):
         shown(encoder, {"messages": [_user("long " * 30), _said()]})
+
+
+def test_what_a_template_has_made_is_gone_when_the_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames of json's encoder refer to each other, and to an indent of 80 million characters."""
+    indented = "{% if 'Boom' in messages[0].content %}{{ messages | tojson(indent=80000000) }}{% endif %}" + SIMPLE
+    encoder = row_encoder(indented)
+    assert isinstance(encoder.encode([{"messages": [_user(), _said()]}])[0], dict)
+    monkeypatch.setattr(template_limits, "BYTES", 120_000_000)
+    monkeypatch.setattr(template_limits, "_measured", {})
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    gc.disable()
+    try:
+        before = resident()
+        with pytest.raises(BadRow, match="needs more than"):
+            shown(encoder, {"messages": [_user("Boom"), _said()]})
+        assert resident() - before < 40_000_000
+    finally:
+        gc.enable()
 
 
 def test_a_beginning_mark_is_not_doubled() -> None:
