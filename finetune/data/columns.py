@@ -188,5 +188,5 @@ def check_required(row: Mapping[str, Any], required: Required, mapping: Mapping[
     for roles in required:
         if not any(row.get(role) is not None for role in roles):
             columns = " or ".join(mapping.get(role, role) for role in roles)
-            have = ", ".join(name for name in row if row[name] is not None) or "nothing"
+            have = ", ".join(mapping.get(name, name) for name in row if row[name] is not None) or "nothing"
             raise BadRow(f"no value in column {columns}" + (f"; the row has {have}" if len(roles) > 1 else ""))

@@ -128,6 +128,13 @@ def test_one_of_several_roles_is_enough(tmp_path, make_recipe, reply_card):
     assert table.skipped == [(f"{path}:3", "no value in column text or completion; the row has prompt")]
 
 
+def test_a_row_without_any_of_the_roles_is_told_with_the_names_of_its_columns(tmp_path, make_recipe, reply_card):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "p", "reply": "c"}, {"question": "p", "note": 1}])
+    columns = {"prompt": "question", "completion": "reply"}
+    table = open_tables(make_recipe(train=path, on_bad_row="skip", columns=columns), reply_card)["train"]
+    assert table.skipped == [(f"{path}:2", "no value in column text or reply; the row has question, note")]
+
+
 BAD = '{"text": "a", "label": 0}\n{"text": "b"}\n{"text": "c", "label": 0}\noops\n{"text": null, "label": 1}\n'
 
 
