@@ -15,6 +15,7 @@ from finetune.data.table import Row, Table
 from finetune.inspection.characters import CharacterCounter
 from finetune.inspection.similar import Signatures
 from finetune.recipe.roles import IMAGES, role_of
+from finetune.tasks.text.conversations import ROLES
 
 BLOCK = 4096  # rows looked at together
 SPEAKER = frozenset({"role", "from"})
@@ -98,13 +99,31 @@ def _is_blank_turn(turn: Any) -> bool:
     )
 
 
-def content_hash(row: Row, text: str) -> int:
-    """Equal for rows of equal content: of the text without surrounding blanks, or of the bytes of the image; 0 for none."""
+def _speakers(value: Any) -> Iterator[str]:
+    """Who speaks in the turns of a value, in order; names of one role, such as human and user, are the same."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key in SPEAKER and isinstance(item, str):
+                yield ROLES.get(item, item)
+            else:
+                yield from _speakers(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _speakers(item)
+
+
+def content_hash(row: Row, text: str, roles: Sequence[str] = ()) -> int:
+    """Equal for rows of equal content: of the text without surrounding blanks, or of the bytes of the image; 0 for none.
+
+    roles: of which the speakers of conversations count, too.
+    """
     data = text.strip().encode("utf-8", "surrogatepass")
     for image in (row[role] for role in IMAGES if row.get(role) is not None):
         data += _image_bytes(image)
     if not data:
         return 0
+    if speakers := [name for role in roles for name in _speakers(row.get(role))]:
+        data += "\0".join(["", *speakers]).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") or 1
 
 
@@ -150,7 +169,7 @@ def read_contents(
             row = table[index]
             text = row_text(row, roles)
             texts.append(text)
-            hashes[index] = content_hash(row, text)
+            hashes[index] = content_hash(row, text, roles)
             if has_blank(row, roles):
                 contents.blank.append(index)
             source[index] = names.setdefault(source_of(table.place(index)), len(names))
