@@ -20,7 +20,7 @@ from finetune.inference.serving.intake import VALUE_BYTES, Admission, Bodies, re
 from finetune.inference.serving.limits import Limits
 from finetune.inference.serving.messages import BatchRun, Record
 from finetune.inference.serving.metrics import Metrics
-from finetune.inference.serving.openai_api import OpenAIEndpoints
+from finetune.inference.serving.openai_api import MODELS, OpenAIEndpoints
 from finetune.inference.serving.pages import Pages
 from finetune.inference.serving.responses import json_response
 from finetune.recipe.secrets import mask
@@ -157,6 +157,7 @@ def build_app(service: Service) -> Guard:
         "/metrics": service.metrics_text,
         "/model": service.model,
         "/v1/models": openai.models,
+        MODELS: openai.model,
     }
     routes: Routes = {
         **{path: {"POST": endpoint} for path, endpoint in posts.items()},
@@ -173,7 +174,7 @@ def build_app(service: Service) -> Guard:
 
 def _endpoint(routes: Routes, path: str, method: str) -> Endpoint:
     """Raises: RequestFault (404 or 405)."""
-    methods = routes.get(path)
+    methods = routes.get(MODELS if path.startswith(MODELS) else path)
     if methods is None:
         near = nearest_name(path, routes)
         hint = f"; did you mean {near}?" if near else "; /docs lists what there is"

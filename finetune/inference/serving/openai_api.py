@@ -22,6 +22,7 @@ from finetune.inference.serving.metrics import Metrics
 from finetune.inference.serving.openai_requests import AskedTexts, read_chat, read_completion
 from finetune.inference.serving.responses import EventStream, json_response
 
+MODELS = "/v1/models/"  # before the name of a model
 STATUS = {"out_of_memory": 503, "failed": 500}  # of a reply's error, by its kind; others are the request's fault: 400
 
 
@@ -35,8 +36,17 @@ class OpenAIEndpoints:
 
     async def models(self, request: Request) -> Response:
         """The one model that is served."""
-        one = {"id": self._backend.facts.name, "object": "model", "created": self._started, "owned_by": "finetune"}
-        return json_response({"object": "list", "data": [one]})
+        return json_response({"object": "list", "data": [self._described()]})
+
+    async def model(self, request: Request) -> Response:
+        """The model by its name, which follows MODELS in the path. 404 for any other."""
+        name, served = request.scope["path"].removeprefix(MODELS), self._backend.facts.name
+        if name != served:
+            raise RequestFault(404, "no_model", f"there is no model {name[:100]}; the one that is served is {served}")
+        return json_response(self._described())
+
+    def _described(self) -> dict[str, Any]:
+        return {"id": self._backend.facts.name, "object": "model", "created": self._started, "owned_by": "finetune"}
 
     async def chat(self, request: Request) -> Response:
         """A reply to a conversation."""

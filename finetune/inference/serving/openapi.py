@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from typing import Any
+from urllib.parse import quote
 
 import finetune
 from finetune.inference.serving.limits import Limits
 from finetune.inference.serving.messages import ModelFacts
+from finetune.inference.serving.openai_api import MODELS
 from finetune.recipe.roles import example_row
 
 ERROR = {
@@ -28,6 +30,13 @@ def describe_api(facts: ModelFacts, limits: Limits, address: str) -> dict[str, A
         paths["/v1/completions"] = {"post": _complete(facts, address)}
     paths["/predict"] = {"post": _predict(facts, limits, address)}
     paths["/v1/models"] = {"get": _get("The model, as OpenAI's clients list it", address, "/v1/models")}
+    named = f"{MODELS}{quote(facts.name)}"
+    paths[f"{MODELS}{{model}}"] = {
+        "get": {
+            **_get("The model by its name", address, named),
+            "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
+        }
+    }
     paths["/model"] = {"get": _get("What the model takes and answers", address, "/model")}
     paths["/health"] = {"get": _get("200 while requests are taken, 503 while loading or draining", address, "/health")}
     paths["/metrics"] = {"get": _get("Counters in Prometheus' text format", address, "/metrics")}

@@ -296,7 +296,12 @@ def test_a_reply_as_openai_gives_it() -> None:
     assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     assert (body["object"], body["model"], body["id"][:9]) == ("chat.completion", "small", "chatcmpl-")
     assert answer.headers["X-Ignored-Parameters"] == "user"
-    assert small.get("/v1/models").json()["data"][0]["id"] == "small"
+    (listed,) = small.get("/v1/models").json()["data"]
+    assert listed["id"] == "small"
+    assert small.get("/v1/models/small").json() == listed
+    other = small.get("/v1/models/other")
+    assert fault(other) == (404, "no_model") and "small" in other.json()["error"]["message"]
+    assert fault(small.post("/v1/models/small", {}))[0] == 405
 
 
 def test_completions_of_several_prompts_and_their_logprobs() -> None:
