@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -88,7 +88,7 @@ def resolve_columns(
     values inside of columns, which only `explicit` can name.
     """
     mapping, faults = _map_explicitly(explicit, available, card, nested)
-    columns = _plain_names(available, explicit)
+    columns = plain_names(available, explicit.values())
     found = _map_by_name(explicit, list(columns), card)
     mapping.update({role: columns[name] for role, name in found.items()})
     blamed = {fault.role for fault in faults}
@@ -99,9 +99,9 @@ def resolve_columns(
     return mapping, faults
 
 
-def _plain_names(available: Sequence[str], explicit: Mapping[str, str]) -> dict[str, str]:
-    """{name to be recognized: column}: Instruction is instruction, unless the recipe maps it or two columns are called so."""
-    plain = {name: name if name in explicit.values() else name.strip().casefold() for name in available}
+def plain_names(available: Sequence[str], mapped: Collection[str] = ()) -> dict[str, str]:
+    """{name to be recognized: column}: Instruction is instruction, unless it is `mapped`, or two columns are called so."""
+    plain = {name: name if name in mapped else name.strip().casefold() for name in available}
     counts = Counter(plain.values())
     return {(name if counts[name] == 1 and name not in available else column): column for column, name in plain.items()}
 

@@ -57,7 +57,12 @@ class DataYaml:
             return found[0]
         known = ", ".join(self.splits)
         if not wanted:
-            raise UserError(f"has several splits: {known}", where=str(self.file), remedy="Set `split:` to one of them.")
+            raise UserError(
+                f"has several splits: {known}",
+                where=str(self.file),
+                remedy="Set `split:` to one of them, or give the images of one alone, such as "
+                f"{self.places(list(self.splits)[-1])[0]}.",
+            )
         near = nearest_name(wanted, self.splits)
         raise UserError(
             f"has no images for {wanted}, but for {known}" + (f"; did you mean {near}?" if near else ""),

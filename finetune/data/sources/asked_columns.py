@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from finetune.data.columns import nearest_name, resolve_columns
+from finetune.data.columns import nearest_name, plain_names, resolve_columns
 from finetune.data.sources.raw_rows import RawRows
 from finetune.errors import UserError
 from finetune.recipe.card import TaskCard
@@ -74,13 +74,13 @@ def choose_columns(rows: RawRows, card: TaskCard, choice: ColumnChoice) -> dict[
 
 def _guesses(card: TaskCard, available: Sequence[str], mapping: Mapping[str, str]) -> Sequence[dict[str, str]]:
     """Further columns by their names: those of what is asked in pairs whose other half, the answer, is not there."""
-    free = [column for column in available if column not in mapping.values()]
+    columns = plain_names([column for column in available if column not in mapping.values()])
     return [
-        {pair[0]: asked}
+        {pair[0]: columns[asked]}
         for pair, names in PAIRS.items()
         if pair[0] in card.rows.columns and pair[0] not in mapping
         for asked, _, _ in names
-        if asked in free
+        if asked in columns
     ]
 
 

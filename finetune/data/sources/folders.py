@@ -73,9 +73,11 @@ def locate_yolo(path: Path, source: SourceSection, name: str) -> Located:
     """The split of a data.yaml. Raises: UserError if it has none for `name`."""
     described = yolo.read_yaml(path)
     split = described.choose(source.split or name)
-    described.places(split)
     left = tuple(key for key in described.splits if key != split)
-    images = ", ".join(described.splits[split])
+    places = zip(described.splits[split], described.places(split), strict=True)
+    images = ", ".join(
+        text if place == described.root / text else f"{text}, found in {display_path(place)}" for text, place in places
+    )
     others = f"; left to other splits: {', '.join(left)}" if left else ""
     return Located("yolo", (path,), (f"{display_path(path)}: {split} ({images}) is read{others}",), left, split)
 

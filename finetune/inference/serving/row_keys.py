@@ -19,7 +19,8 @@ def check_lone_row(row: Mapping[str, Any], facts: ModelFacts, options: Sequence[
     Raises: RequestFault (400) for one that has none, such as {"row": [...]}, and for an option beside the columns, which
     would be ignored there.
     """
-    known = known_keys(facts)
+    names = known_keys(facts)
+    known = names | {name for name in row if name.strip().casefold() in names}
     for name in row:
         if name in options and name not in known:
             raise malformed(

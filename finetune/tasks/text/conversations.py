@@ -33,7 +33,10 @@ _CALL_ROLES = ("function_call", "tool_call")
 LEARN_KEYS = ("weight", "train", "training", "loss")  # false or 0: the turn is context only
 MASK_KEYS = ("mask", "masked")  # true or 1: the same
 DETAIL_KEYS = ("train_detail", "training_detail")  # of parts of a turn
-_LIKE_A_MARK = re.compile(r"train|learn|loss|mask|weight", re.IGNORECASE)  # keys that may mean the same in other tools
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of a key: lossMask is loss and Mask
+# Words of keys that may mean the same in other tools, also joined (lossmask); not those of constraint, glossary or learner.
+_LIKE_A_MARK = re.compile(r"(is|do|no|non|un|not)?((train|learn|loss|mask|weight)(s|ed|ing|able)?)+", re.IGNORECASE)
+_NO_MARK = {"id", "index", "step", "epoch", "split"}  # words of keys that tell where a turn comes from: training_id
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 _READ = {"role", "from", "content", "value", "tool_calls", "function_call", *LEARN_KEYS, *MASK_KEYS}
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -260,7 +263,8 @@ def _read_mark(message: Mapping[str, Any], where: str, role: str, notices: list[
         if key in DETAIL_KEYS and value:
             raise BadRow(f"{where} has {key}: learning parts of a turn is not supported")
         is_mark = key not in _READ and isinstance(value, (bool, int, float)) and 0 <= value <= 1
-        if is_mark and _LIKE_A_MARK.search(str(key)):
+        words = _WORD.findall(str(key)) if is_mark else []
+        if any(map(_LIKE_A_MARK.fullmatch, words)) and _NO_MARK.isdisjoint(word.lower() for word in words):
             raise BadRow(
                 f"{where} has {key}: {value!r}, which is not known; a turn is not learned with {', '.join(LEARN_KEYS)}: "
                 f"false, or {' or '.join(MASK_KEYS)}: true"

@@ -119,7 +119,9 @@ def test_splits_of_the_file_and_of_its_folder(tmp_path: Path) -> None:
         assert locate_split(where, "validation", split="minival") == ("minival", ["b.jpg", "c.jpg"])
         with pytest.raises(UserError, match="has no images for test, but for train, val, minival"):
             locate_split(where, "test")
-        with pytest.raises(UserError, match="has several splits"):
+        with pytest.raises(
+            UserError, match=r"has several splits.*\n.*give the images of one alone, such as .*images/val"
+        ):
             locate_split(where, "")
     located = locate(SourceSection(source=str(path)), "train")
     assert located.left == ("val", "minival") and "train (images/train) is read" in located.notes[0]
@@ -134,6 +136,8 @@ def test_where_images_are_looked_for(tmp_path: Path) -> None:
     assert locate_split(path, "train") == ("train", ["a.jpg"])
     notes = yolo_notes(path, SourceSection(source=str(path), split="train"))
     assert notes == ["`path: ../elsewhere` is not there; images are looked for beside the file"]
+    said = locate(SourceSection(source=str(path)), "train").notes[0]
+    assert f"train (../images/train, found in {tmp_path / 'images/train'}) is read" in said
     (tmp_path / "list.txt").write_text("./images/val/b.jpg\nimages/train/a.jpg\n")
     path.write_text("train: list.txt\nnames: [disc, box]\n")
     assert locate_split(path, "train") == ("train", ["b.jpg", "a.jpg"])

@@ -321,9 +321,10 @@ def test_columns_by_flag_by_recipe_by_name(tmp_path: Path) -> None:
 
 def test_a_question_alone_is_what_is_asked_in_a_pair(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"dialogue": "hello"}\n', "utf-8")
-    (row,) = stream_of(str(path), "seq2seq").rows()
-    assert row.row == {"source": "hello"}
+    for column in ("dialogue", "Dialogue"):
+        path.write_text(f'{{"{column}": "hello"}}\n', "utf-8")
+        (row,) = stream_of(str(path), "seq2seq").rows()
+        assert row.row == {"source": "hello"}
     path.write_text('{"response_j": "yes", "question": "why?"}\n', "utf-8")
     (row,) = stream_of(str(path), "reward_model").rows()
     assert row.row == {"prompt": "why?", "chosen": "yes"}

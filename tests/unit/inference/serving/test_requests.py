@@ -66,7 +66,7 @@ def test_an_object_that_is_neither_rows_nor_a_row(body: Any, told: str) -> None:
     assert told in fault.value.message
 
 
-@pytest.mark.parametrize("body", [{"review": "a", "label": "x", "id": 5}, {"sentence": "a"}])
+@pytest.mark.parametrize("body", [{"review": "a", "label": "x", "id": 5}, {"sentence": "a"}, {"Text": "a"}])
 def test_a_lone_row_may_have_columns_of_its_own(body: Any) -> None:
     assert rows_of(body, facts=TEXTS).rows == [body]
 

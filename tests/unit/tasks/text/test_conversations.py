@@ -176,11 +176,21 @@ def test_a_flag_that_a_template_uses_is_not_dropped_because_an_earlier_one_was_f
     assert "user !\nHi" in shown(encoder, {"messages": [_user(urgent=True), _said()]})[0]
 
 
-@pytest.mark.parametrize("mark", [{"trainable": False}, {"loss_mask": 0}, {"learn": True}, {"loss_weight": 0.5}])
+@pytest.mark.parametrize(
+    "mark",
+    [{"trainable": False}, {"loss_mask": 0}, {"learn": True}, {"loss_weight": 0.5}, {"isTrained": 1}, {"lossmask": 0}],
+)
 def test_a_mark_of_another_tool_is_refused_and_not_ignored(mark: dict[str, Any]) -> None:
     with pytest.raises(BadRow, match=rf"message 2 has {next(iter(mark))}: .*, which is not known.*weight.*masked"):
         shown(row_encoder(), {"messages": [_user(), _said("Five.", **mark), _user("Sure?"), _said("Four.")]})
-    assert shown(row_encoder(), {"messages": [_user(), _said(training_id=7)]})[1] == ["Yes.<|im_end|>"]
+    for other in (
+        {"training_id": 0},
+        {"constraint": True},
+        {"glossary": False},
+        {"learner": 1},
+        {"lightweight": False},
+    ):
+        assert shown(row_encoder(), {"messages": [_user(), _said(**other)]})[1] == ["Yes.<|im_end|>"]
 
 
 def test_special_tokens_in_the_words_of_a_turn_are_reported() -> None:
