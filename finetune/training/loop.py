@@ -110,8 +110,8 @@ class Loop:
         Raises: Stopped, unless this was the last step: the rest of the run follows.
         """
         self.save(hurry=True)
+        self.saver.finish()
         if self.progress.step < self.total_steps:
-            self.saver.finish()
             later = "; it is evaluated when the run resumes" if self.progress.unevaluated else ""
             done = f"stopped after step {self.progress.step} of {self.total_steps}"
             raise Stopped(f"{done}; its checkpoint is saved{later}")

@@ -61,13 +61,16 @@ class Recorder:
 
 
 class ScriptedEvaluator:
-    """Validation losses in the order in which they are asked for."""
+    """Validation losses in the order in which they are asked for; after the last one, the process is as good as killed."""
 
     def __init__(self, losses):
         self.losses = iter(losses)
 
     def evaluate(self, split, examples, *, out=None, speeds=None):
-        return Evaluation(split, {"loss": next(self.losses)}, len(examples))
+        loss = next(self.losses, None)
+        if loss is None:
+            raise TrainingFailed("killed")
+        return Evaluation(split, {"loss": loss}, len(examples))
 
 
 class HardestExamples:
@@ -283,7 +286,16 @@ def test_a_stop_at_the_last_step_is_saved_before_the_evaluation(loop_on_a_rank):
     done = loop_on_a_rank(sections(), [0.9, 0.8], stop_at=8)
     assert done["error"] is None and done["outcome"].best_step == 8
     kinds = [event for event in done["events"] if event[0] != "train" and event[1] == 8]
-    assert kinds == [("validation", 8), ("checkpoint", 8), ("best checkpoint", 8)], "published once it is written"
+    assert kinds == [("checkpoint", 8), ("validation", 8), ("best checkpoint", 8)]
+
+
+def test_a_kill_in_the_evaluation_of_the_last_step_costs_no_step(loop_on_a_rank):
+    """As that of a cluster which first asked to stop: the checkpoint is whole, and the resumed run evaluates it."""
+    killed = loop_on_a_rank(sections(), [0.9], stop_at=8)  # no figure is left for the second evaluation
+    assert killed["error"] == "killed"
+    assert Path(killed["saved"][-1]).name == "step-00000008"
+    rest = loop_on_a_rank(sections(), [0.8], resume=killed["saved"][-1], best=killed["saved"][0])
+    assert rest["losses"] == [] and (rest["outcome"].best_step, rest["outcome"].best_value) == (8, 0.8)
 
 
 def test_a_stop_at_the_last_step_is_an_ordinary_end(loop_on_a_rank):
