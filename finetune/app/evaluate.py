@@ -14,6 +14,8 @@ from finetune.app.evaluated_data import (
 from finetune.app.preparation import Request, ensure_prepared
 from finetune.app.supervise import plan_launch
 from finetune.distributed.watching import run_workers
+from finetune.errors import UserError
+from finetune.models.adapter_source import CONFIG as ADAPTER
 from finetune.terminal import print_line
 from finetune.tracking.run import Run
 
@@ -27,6 +29,7 @@ def evaluate(
     the data.
     Raises: UserError, TrainingFailed.
     """
+    _refuse_model_folder(run, data)
     opened, split = Run.open(run), evaluated_split(split, data)
     name = name or evaluation_name(checkpoint, split, data)
     evaluation_logs(opened, name)  # refuses a name before there is any work
@@ -48,3 +51,16 @@ def evaluate(
         if not any(folder.iterdir()):  # it failed before there was anything to keep
             folder.rmdir()
     print_line((folder / "figures.json").read_text(encoding="utf-8"))
+
+
+def _refuse_model_folder(folder: Path, data: list[str]) -> None:
+    """Raises: UserError for a folder that holds a model, such as an exported one, and no run."""
+    if (folder / "run.json").exists() or not any((folder / name).is_file() for name in ("config.json", ADAPTER)):
+        return
+    files = " ".join(data) or "FILE"
+    raise UserError(
+        "a model, not a run folder: it has no splits of a recipe to evaluate on",
+        where=str(folder),
+        remedy=f"Use finetune predict {folder} --data {files} --output answers.jsonl: "
+        "where rows have targets, it prints the metrics.",
+    )
