@@ -37,6 +37,8 @@ SHAPING_PACKAGES = (
     "tiktoken",
 )
 
+ROW_CODE = ("data", "recipe/roles.py")  # our own code that shapes rows before any task sees them
+
 Stat = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
 
 _packages: dict[str, str] = {}
@@ -102,13 +104,15 @@ def package_versions() -> dict[str, str]:
 
 
 def source_digest(*rooms: str) -> str:
-    """Digest of our own source code in some folders of the package, such as "tasks": what they make may change with it.
+    """Digest of our own source code in some folders or files of the package, such as "tasks": what they make may change
+    with it.
 
     So nobody has to remember a version number when changing how rows are encoded.
     """
     if rooms not in _sources:
         root = Path(__file__).resolve().parents[2]
-        files = sorted(path for room in rooms for path in (root / room).rglob("*.py"))
+        folders = [root / room for room in rooms]
+        files = sorted(path for room in folders for path in (room.rglob("*.py") if room.is_dir() else [room]))
         content = hashlib.blake2b(digest_size=16)
         for path in files:
             content.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

@@ -12,7 +12,7 @@ from finetune.data.columns import Required
 from finetune.data.image_values import named_file
 from finetune.data.prepare.cache import digest
 from finetune.data.prepare.content_digests import joint_digest
-from finetune.data.prepare.file_digest import source_digest
+from finetune.data.prepare.file_digest import ROW_CODE, source_digest
 from finetune.data.sources.arrow_files import map_arrow
 from finetune.data.sources.arrow_values import (
     column_at,
@@ -71,7 +71,7 @@ class ArrowRows:
         """Of the files, how they are read, and of the paths and contents of the images that they name."""
         _, _, mapping, required, limit, files = self._arguments
         paths = digest(list(self.named_files()))
-        return digest("arrow", files, mapping, required, limit, source_digest("data"), self.content, paths)
+        return digest("arrow", files, mapping, required, limit, source_digest(*ROW_CODE), self.content, paths)
 
     @cached_property
     def content(self) -> str:

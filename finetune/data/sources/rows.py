@@ -16,7 +16,7 @@ from finetune.data.formats.registry import READ_OPTIONS, READERS, files_of
 from finetune.data.image_values import named_file
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.content_digests import content_digests, joint_digest
-from finetune.data.prepare.file_digest import contents_digest, file_stat, source_digest
+from finetune.data.prepare.file_digest import ROW_CODE, contents_digest, file_stat, source_digest
 from finetune.data.prepare.records import RecordFile
 from finetune.data.sources.located import display_path
 from finetune.data.sources.row_conversion import (
@@ -147,7 +147,7 @@ def convert_file(
     place = [str(path.parent.resolve()), *map(str, files[1:])] if named else ""
     identity = (content, path.suffixes[-2:], place, file_format, source.split if len(files) > 1 else "")
     options = source.model_dump(include=set(READ_OPTIONS))
-    key = digest("file", VERSION, identity, options, dict(mapping), required, limit, source_digest("data"))
+    key = digest("file", VERSION, identity, options, dict(mapping), required, limit, source_digest(*ROW_CODE))
     converter = RowConverter(dict(mapping), required, path.parent, words=file_format in WORDLESS)
     name, divisible = display_path(path), is_divisible(path, file_format, source, limit)
 
@@ -173,7 +173,7 @@ def convert_images(
     limit: int | None,
 ) -> RecordRows:
     """The images of a folder. listing: (path relative to folder, class) of each, in order."""
-    place, code = str(folder.resolve()), source_digest("data")
+    place, code = str(folder.resolve()), source_digest(*ROW_CODE)
     key = digest("images", VERSION, place, listing, dict(mapping), required, limit, code)
     labeled = any("label" in roles for roles in required) and mapping.get("label") == "label"
     rows: Iterator[NumberedRow] = (
