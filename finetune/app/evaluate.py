@@ -21,28 +21,36 @@ from finetune.tracking.run import Run
 
 
 def evaluate(
-    *, run: Path, checkpoint: str, split: str, data: list[str], name: str, sets: list[str], processes: int | None
+    *,
+    run: Path,
+    checkpoint: str,
+    split: str,
+    data: list[str],
+    read: list[str],
+    name: str,
+    sets: list[str],
+    processes: int | None,
 ) -> None:
     """Evaluate, and print the figures as JSON. They and the predictions go to evaluations/<name>/ of the run folder.
 
-    split: of the recipe; "": validation. data: files, in place of a split. name: of the folder; "": made of the checkpoint and
-    the data.
+    split: of the recipe; "": validation. data: files, in place of a split. read: how they are read, as KEY=VALUE. name: of
+    the folder; "": made of the checkpoint and the data.
     Raises: UserError, TrainingFailed.
     """
     _refuse_model_folder(run, data)
-    opened, split = Run.open(run), evaluated_split(split, data)
+    opened, split = Run.open(run), evaluated_split(split, data, read)
     name = name or evaluation_name(checkpoint, split, data)
     evaluation_logs(opened, name)  # refuses a name before there is any work
     from finetune.app.run_contents import checkpoint_folder, run_recipe  # torch: seconds, after a look at the folder
 
     loaded = run_recipe(opened, sets)
-    check_evaluated_data(loaded.recipe, split, data)
+    check_evaluated_data(loaded.recipe, split, data, read)
     checkpoint_folder(opened, checkpoint)
     launch = plan_launch(loaded, processes)
-    ensure_prepared(Request.of(loaded.recipe, opened.path, split, tuple(data)))
+    ensure_prepared(Request.of(loaded.recipe, opened.path, split, tuple(data), tuple(read)))
     folder = reserve_folder(opened, name)
     arguments = ["evaluate", str(opened.path), "--checkpoint", checkpoint, "--name", folder.name]
-    for option, values in (("--data", data) if data else ("--split", [split]), ("--set", sets)):
+    for option, values in (("--data", data) if data else ("--split", [split]), ("--read", read), ("--set", sets)):
         for value in values:
             arguments += [option, value]
     try:

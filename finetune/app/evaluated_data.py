@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ CHOOSE_SPLIT = "A split of other data is chosen by --split test --set data.test=
 OTHER = "data"  # the name of a table that is no split of the recipe
 
 
-def check_evaluated_data(recipe: Recipe, split: str, data: list[str]) -> None:
+def check_evaluated_data(recipe: Recipe, split: str, data: Sequence[str], read: Sequence[str] = ()) -> None:
     """Raises: UserError if the recipe has no such split, or its rows or columns are not there. Only what is evaluated is
     looked at: the training data may be gone.
     """
-    sources, name = _sources(recipe, split, data), OTHER if data else split
+    sources, name = _sources(recipe, split, data, read), OTHER if data else split
     if sources is None:  # held out of the training data by a hash of each row
         sources, name = recipe.data.train, "train"
     section = recipe.data.model_copy(
@@ -60,10 +61,10 @@ def _describe(fault: Fault) -> str:
     return (fault.message if named else f"{fault.value}: {fault.message}") + there
 
 
-def open_evaluated_table(recipe: Recipe, split: str, data: list[str]) -> Table:
+def open_evaluated_table(recipe: Recipe, split: str, data: Sequence[str], read: Sequence[str] = ()) -> Table:
     """The rows to evaluate; nothing else is read. Raises: UserError for rows that cannot be used."""
     card, section = CARDS[recipe.task], recipe.data
-    sources = _sources(recipe, split, data)
+    sources = _sources(recipe, split, data, read)
     if sources is None:
         table: Any = open_tables(recipe, card)[split]
     else:
@@ -81,14 +82,14 @@ def open_evaluated_table(recipe: Recipe, split: str, data: list[str]) -> Table:
     return table
 
 
-def _sources(recipe: Recipe, split: str, data: list[str]) -> tuple[SourceSection, ...] | None:
+def _sources(recipe: Recipe, split: str, data: Sequence[str], read: Sequence[str]) -> tuple[SourceSection, ...] | None:
     """The sources of the rows to evaluate; None where they are part of the training data.
 
     Raises: UserError if the recipe has no such split.
     """
     section = recipe.data
     if data:
-        return tuple(asked_sources([_absolute(source) for source in data]))
+        return tuple(asked_sources([_absolute(source) for source in data], read))
     splits: dict[str, Any] = {
         "train": True,
         "validation": section.validation or section.validation_fraction,
@@ -108,8 +109,16 @@ def _absolute(source: str) -> str:
     return os.path.abspath(path) if path.exists() else source  # noqa: PTH100 - the extension of a link counts
 
 
-def evaluated_split(split: str, data: list[str]) -> str:
-    """The split that is asked for; validation, if none is. Raises: UserError if other data is given as well."""
+def evaluated_split(split: str, data: Sequence[str], read: Sequence[str] = ()) -> str:
+    """The split that is asked for; validation, if none is. Raises: UserError if other data is given as well, or --read
+    without other data.
+    """
+    if read and not data:
+        raise UserError(
+            f"--read {read[0]} says how other data is read, but none is given",
+            where="--read",
+            remedy="Give the data: --data FILE. A split is read as the recipe says, or --set data.test='{source: FILE, ...}'.",
+        )
     if split and data:
         raise UserError(
             f"--split {split} and --data {data[0]} both say what is evaluated",

@@ -11,9 +11,9 @@ from typing import Any
 
 from finetune.data.prepare.file_digest import file_stat
 from finetune.data.sources.identity import folder_identity, hub_commit, source_identity
+from finetune.data.sources.read_options import asked_sources
 from finetune.models.adapter_source import find_adapter
 from finetune.models.source import resolve_model
-from finetune.recipe.data import SourceSection
 from finetune.recipe.model import ModelSection
 from finetune.recipe.paths import PATH_OPTIONS
 from finetune.recipe.recipe import Recipe
@@ -21,10 +21,13 @@ from finetune.recipe.recipe import Recipe
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
-def sources_identity(recipe: Recipe, split: str = "", data: Sequence[str] = ()) -> list[Any]:
-    """Of everything that is read: all splits, one split, or `data` in their place. Raises: UserError, OSError."""
+def sources_identity(recipe: Recipe, split: str = "", data: Sequence[str] = (), read: Sequence[str] = ()) -> list[Any]:
+    """Of everything that is read: all splits, one split, or `data` in their place, read as `read` says.
+
+    Raises: UserError, OSError.
+    """
     if data:
-        return [source_identity(SourceSection(source=source), "data") for source in data]
+        return [source_identity(source, "data") for source in asked_sources(data, read)]
     splits = {"train": recipe.data.train, "validation": recipe.data.validation, "test": recipe.data.test}
     if split and splits.get(split):
         splits = {split: splits[split]}

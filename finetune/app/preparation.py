@@ -90,7 +90,7 @@ class Request:
     """What is to be prepared: the splits of a recipe, or for an evaluation one split or other files.
 
     values: the recipe as JSON values. run: the folder of the run that is resumed or evaluated; its plan and artifacts are
-    kept. split, data: as `finetune evaluate` takes them; "" and () for a training. data_changed: the data may be another
+    kept. split, data, read: as `finetune evaluate` takes them; "" and () for a training. data_changed: the data may be another
     than that of the run, which is then trained on with it.
     """
 
@@ -98,6 +98,7 @@ class Request:
     run: Path | None = None
     split: str = ""
     data: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
     data_changed: bool = False
 
     @classmethod
@@ -107,11 +108,12 @@ class Request:
         run: Path | None = None,
         split: str = "",
         data: tuple[str, ...] = (),
+        read: tuple[str, ...] = (),
         *,
         data_changed: bool = False,
     ) -> Request:
         """The request for a recipe."""
-        return cls(recipe.model_dump(mode="json"), run, split, data, data_changed)
+        return cls(recipe.model_dump(mode="json"), run, split, data, read, data_changed)
 
     @property
     def recipe(self) -> Recipe:
@@ -135,11 +137,11 @@ class Request:
         code = [package_versions(), source_digest(*SHAPING_ROOMS)]
         own = self.run is not None and self.split and (self.run / ARTIFACTS / "artifacts.json").is_file()
         identities = [
-            sources_identity(self.recipe, self.split, self.data),
+            sources_identity(self.recipe, self.split, self.data, self.read),
             [] if own else models_identity(self.recipe.model),  # a run that is evaluated has them itself
             option_files_identity(self.values["options"]),
         ]
-        return [FORMAT, code, shaping, self.split, self.data, *identities]
+        return [FORMAT, code, shaping, self.split, self.data, self.read, *identities]
 
     def check_data(self, now: Mapping[str, Record]) -> None:
         """now: what there is of each split. Raises: UserError if it is not the data of the run that is resumed, or a split

@@ -16,6 +16,7 @@ from finetune.cli.program import app, examples
         "finetune evaluate runs/quickstart/20260101-120000",
         "finetune evaluate runs/my/20260101-120000 --checkpoint latest --split test",
         "finetune evaluate runs/my/20260101-120000 --data other.csv",
+        "finetune evaluate runs/my/20260101-120000 --data other.txt --read format=csv",
     ),
 )
 def evaluate(
@@ -29,6 +30,10 @@ def evaluate(
         typer.Option(
             "--data", metavar="FILE", help="Evaluate this data in place of a split; can be given several times."
         ),
+    ] = None,
+    read: Annotated[
+        list[str] | None,
+        typer.Option("--read", metavar="KEY=VALUE", help="How --data is read, such as format=csv. Can be repeated."),
     ] = None,
     name: Annotated[
         str, typer.Option("--name", metavar="NAME", help="Folder below evaluations/; default: checkpoint and data.")
@@ -48,6 +53,7 @@ def evaluate(
         checkpoint=checkpoint,
         split=split,
         data=list(data or ()),
+        read=list(read or ()),
         name=name,
         sets=list(sets or ()),
         processes=processes,

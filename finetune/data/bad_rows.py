@@ -40,6 +40,19 @@ class BlankLine(BadRow):
         super().__init__("a blank line", kind="empty")
 
 
+class UnusedCategory(BadRow):
+    """What a reader yields before the rows for a category that the file lists and has no box of: no row, and no bad row.
+    It is counted and reported.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no box of the category {name}")
+        self.name = name
+
+    def __reduce__(self) -> tuple[type[UnusedCategory], tuple[str]]:
+        return type(self), (self.name,)
+
+
 class BadValue(BadRow):
     """A bad row whose reason names columns by their roles: BadValue("{} is a list, not text", "output")."""
 

@@ -8,7 +8,7 @@ csv: a cell NA, nan, null text, because csv has no null; counted, so that nobody
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
@@ -24,11 +24,22 @@ MISSING_WORDS = frozenset(
 LONGEST_WORD = max(map(len, MISSING_WORDS))
 NO_NUMBER, NO_TIME, WORD, NUMBER = "no number", "no time", "word", "number"  # kinds of odd values
 BLANK_LINE = "blank line"  # of no column
+UNUSED = "unused category"  # its name stands for the column
+NAMED = 8  # unused categories that a line names
 
 
 def is_missing(value: Any) -> bool:
     """Whether a value is none: null, NaN, infinity."""
     return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def to_number(value: Any) -> float:
+    """float(value), but nothing of what Python alone takes for a number. Raises: ValueError for true and false, and for a
+    text with underscores (1_000); TypeError and OverflowError as float does.
+    """
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
 
 
 def without_nan(value: Any) -> Any:
@@ -118,11 +129,15 @@ class OddValues:
 
     def notes(self) -> list[str]:
         """One line for each kind and column."""
-        lines = []
+        lines: list[str] = []
+        unused: list[tuple[str, str]] = []
         for kind, column, count, first in self.to_list():
             if kind == BLANK_LINE:
                 blank = "1 blank line is no row" if count == 1 else f"{count:,} blank lines are no rows"
                 lines.append(f"{blank} (first: {first})")
+                continue
+            if kind == UNUSED:
+                unused.append((column, first))
                 continue
             values = "1 value is" if count == 1 else f"{count:,} values are"
             if kind == NO_TIME:
@@ -136,4 +151,16 @@ class OddValues:
                 lines.append(
                     f"{column}: {values} just a word such as nan, null, None or NA, read as text (first: {first})"
                 )
-        return lines
+        return [*lines, *_describe_unused(unused)]
+
+
+def _describe_unused(unused: Sequence[tuple[str, str]]) -> list[str]:
+    """A line on categories that a file lists and has no box of. unused: (name, the first such file)."""
+    if not unused:
+        return []
+    names = ", ".join(name for name, _ in unused[:NAMED])
+    more = f" and {len(unused) - NAMED:,} more" if len(unused) > NAMED else ""
+    return [
+        f"categories that a file lists without a box of them: {names}{more} (first: {unused[0][1]}); they are classes only "
+        "if other training data has boxes of them"
+    ]

@@ -15,7 +15,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.images import decode_image
 from finetune.data.table import Row, Table
 from finetune.inspection.contents import has_blank
-from finetune.inspection.sequences import token_sequences
+from finetune.inspection.sequences import TokenSequence, token_sequences
 from finetune.inspection.tokens import length_limits
 from finetune.tasks.artifacts import TaskArtifacts
 
@@ -39,7 +39,8 @@ class LeftOut:
 class Cut:
     """What the limit cut from an example. position: in the split's examples. kept, whole: tokens of the sequence.
 
-    lost: how many of the tokens that were cut would have been learned.
+    lost: how many of the tokens that were cut would have been learned. ends: whether the last token of the whole text is
+    learned behind the cut.
     """
 
     position: int
@@ -47,6 +48,7 @@ class Cut:
     kept: int
     whole: int
     lost: int
+    ends: bool = False
 
 
 def without_limits(artifacts: TaskArtifacts) -> TaskArtifacts:
@@ -139,5 +141,10 @@ def find_cuts(
             for short, long in zip(kept, token_sequences(task, artifacts, whole), strict=True):
                 if len(long.ids) > len(short.ids):
                     lost = int(long.learned.sum()) - int(short.learned.sum())
-                    cuts.append(Cut(position, short.name, len(short.ids), len(long.ids), lost))
+                    cuts.append(Cut(position, short.name, len(short.ids), len(long.ids), lost, _ends(short, long)))
     return cuts
+
+
+def _ends(short: TokenSequence, long: TokenSequence) -> bool:
+    learned = len(short.ids) and short.learned[-1] and long.learned[-1]
+    return bool(learned and short.ids[-1] == long.ids[-1])

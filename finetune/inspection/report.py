@@ -85,7 +85,7 @@ def make_report(
         (*inspection.notes, *sampling_notes(inspection)),
         length_table(splits),
         _histograms(inspection, split),
-        label_table(splits),
+        label_table(splits, of_rows=getattr(inspection.artifacts.options, "problem", "") == "multi_label"),
         source_table(splits),
         script_table(splits),
         padding,

@@ -138,7 +138,7 @@ def _show(inspection: Inspection, split: InspectedSplit, position: int, why: str
     if split.tokens is None:
         labels = picture.labels if picture is not None else ()
     elif split.tokens.labels is not None and not any(one.tags for one in sequences):
-        labels = split.tokens.labels[position]
+        labels = split.tokens.labels[position] or ["(no label)"]
     elif split.tokens.numbers is not None:
         labels = [f"{split.tokens.numbers[position]:g}"]
     return ShownRow(split.name, row_id, split.table.place(row_id), why, shown, tuple(labels), picture)

@@ -94,18 +94,26 @@ def _cut_share(split: InspectedSplit) -> str:
     return f"{cut / len(split.row_ids):.1%}"
 
 
-def label_table(splits: dict[str, InspectedSplit]) -> Table | None:
-    """Classes by frequency in train, with their count and share in each split; None for tasks without classes."""
+def label_table(splits: dict[str, InspectedSplit], *, of_rows: bool = False) -> Table | None:
+    """Classes by frequency in train, with their count and share in each split; None for tasks without classes.
+
+    of_rows: rows have any number of classes: shares are of rows, and those without a class are counted, too.
+    """
     counts = {name: class_counts(split) for name, split in splits.items() if split.labels}
     if not counts:
         return None
     total: Counter[str] = sum(counts.values(), Counter())
     names = [name for name, _ in (counts.get("train") or total).most_common()]
     names += [name for name in total if name not in names]
+    totals = {name: len(splits[name].labels) if of_rows else found.total() for name, found in counts.items()}
     rows = [
-        (label, *(_share(found[label], found.total()) for found in counts.values())) for label in names[:MAX_LABELS]
+        (label, *(_share(found[label], totals[name]) for name, found in counts.items())) for label in names[:MAX_LABELS]
     ]
-    return Table(("label", *counts), tuple(rows), max(0, len(names) - MAX_LABELS))
+    if of_rows:
+        without = {name: sum(not labels for labels in splits[name].labels) for name in counts}
+        rows.append(("(no label)", *(_share(without[name], totals[name]) for name in counts)))
+    head = "label (% of rows)" if of_rows else "label"
+    return Table((head, *counts), tuple(rows), max(0, len(names) - MAX_LABELS))
 
 
 def source_table(splits: dict[str, InspectedSplit]) -> Table:

@@ -42,7 +42,7 @@ def evaluate_here(run, **options):
         engines.append(built(*arguments, **keywords))
         return engines[-1]
 
-    given = {"checkpoint": "best", "split": "", "data": [], "name": "", "sets": [], "processes": None}
+    given = {"checkpoint": "best", "split": "", "data": [], "read": [], "name": "", "sets": [], "processes": None}
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         stack.enter_context(mock.patch.object(evaluate, "build_engine", build_engine))

@@ -87,7 +87,7 @@ def test_two_ranks_that_share_the_gpu_and_python_say_what_one_rank_says(gpu: Gpu
     same(two, one, 1e-3)
     if task not in ("seq2seq", "causal_lm"):
         words = {"checkpoint": "best", "split": "validation", "sets": [], "processes": None}
-        gpu.pool.run(1, verb_here, str(gpu.folder), "evaluate", run=Path("run"), data=[], name="mine", **words)
+        gpu.pool.run(1, verb_here, str(gpu.folder), "evaluate", run=Path("run"), data=[], read=[], name="mine", **words)
         figures = json.loads((run.path / "evaluations" / "mine" / "figures.json").read_text())
         (trained,) = (row for row in run.rows if row["split"] == "validation" and row["step"] == 6)
         names = [name for name in trained if isinstance(figures.get(name), float) and name not in ("epoch", "time")]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.app.evaluated_data import check_evaluated_data
+from finetune.app.evaluated_data import check_evaluated_data, evaluated_split, open_evaluated_table
+from finetune.app.identities import sources_identity
 from finetune.errors import UserError
 from finetune.recipe.load import load_recipe
 from finetune.recipe.recipe import Recipe
@@ -68,3 +69,21 @@ def test_a_split_that_is_not_there(recipe: Recipe) -> None:
 def test_a_column_of_another_name(recipe: Recipe) -> None:
     assert COLUMNS in refusal(recipe, "words.csv")
     assert COLUMNS in refusal(recipe, "words.csv", "empty.jsonl")
+
+
+def test_how_other_data_is_read(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "bare.txt").write_text("some words;x\nmore words;y\n", encoding="utf-8")
+    read = ["format=csv", "header=text,label"]
+    check_evaluated_data(recipe, "validation", ["bare.txt"], read)
+    table = open_evaluated_table(recipe, "validation", ["bare.txt"], read)
+    assert [(row["text"], row["label"]) for row in table] == [("some words", "x"), ("more words", "y")]
+    with pytest.raises(UserError):  # a text file without --read has one column
+        check_evaluated_data(recipe, "validation", ["bare.txt"])
+    assert len(sources_identity(recipe, "", ["bare.txt"], read)) == 1
+    with pytest.raises(UserError, match=r"there is no key 'formt' \(did you mean format"):
+        check_evaluated_data(recipe, "validation", ["bare.txt"], ["formt=csv"])
+
+
+def test_how_a_split_is_read_is_the_recipes(recipe: Recipe) -> None:
+    with pytest.raises(UserError, match="--read format=csv says how other data is read, but none is given"):
+        evaluated_split("test", [], ["format=csv"])

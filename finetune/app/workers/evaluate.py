@@ -37,23 +37,33 @@ from finetune.training.checkpoint_reader import load_checkpoint
 
 
 def work(
-    *, run: Path, checkpoint: str, split: str, data: list[str], name: str, sets: list[str], processes: int | None
+    *,
+    run: Path,
+    checkpoint: str,
+    split: str,
+    data: list[str],
+    read: list[str],
+    name: str,
+    sets: list[str],
+    processes: int | None,
 ) -> None:
     """This process as one of N. processes: for the supervising process alone."""
-    env, opened, split = from_environ(), Run.open(run), evaluated_split(split, data)
+    env, opened, split = from_environ(), Run.open(run), evaluated_split(split, data, read)
     rank, name = env.rank if env else 0, name or evaluation_name(checkpoint, split, data)
     supervised = os.environ.get(SUPERVISED)
     logs = Path(supervised) if supervised else evaluation_logs(opened, name)
     redirect_output(rank, logs)
     with nullcontext() if supervised else report_failures(rank, logs, supervised=False):
-        _evaluate(opened, checkpoint, split, data, name, sets)
+        _evaluate(opened, checkpoint, split, data, read, name, sets)
 
 
-def _evaluate(opened: Run, checkpoint: str, split: str, data: list[str], name: str, sets: list[str]) -> None:
+def _evaluate(
+    opened: Run, checkpoint: str, split: str, data: list[str], read: list[str], name: str, sets: list[str]
+) -> None:
     env, supervised = from_environ(), SUPERVISED in os.environ
     recipe = run_recipe(opened, sets).recipe
     stored = read_plan(opened)
-    found_data, task = ready(recipe, opened.path, split, tuple(data)), load_task(recipe.task)
+    found_data, task = ready(recipe, opened.path, split, tuple(data), tuple(read)), load_task(recipe.task)
     compares = bool(reference_columns(task, found_data.artifacts))  # with the model as training began
     built = recipe if compares else portable_recipe(opened, recipe)
     plan = plan_here(built, env.world_size if env else 1, stored)
@@ -80,7 +90,7 @@ def _evaluate(opened: Run, checkpoint: str, split: str, data: list[str], name: s
     result = evaluator.evaluate(name_of_split, examples, out=folder / "predictions.jsonl")
     if session.is_main:
         record = found_data.data[name_of_split]
-        described = {"rows": record["rows"], "digest": record["content"]}
+        described = {**({"read": read} if read else {}), "rows": record["rows"], "digest": record["content"]}
         _publish(folder, found, split, data, described, result)
         for line in result.undefined_in_words().values():
             print_line(line)

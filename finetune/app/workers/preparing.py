@@ -108,6 +108,7 @@ def ready(
     run: Path | None = None,
     split: str = "",
     data: tuple[str, ...] = (),
+    read: tuple[str, ...] = (),
     *,
     data_changed: bool = False,
 ) -> PreparedData:
@@ -117,7 +118,7 @@ def ready(
     Raises: UserError as `prepare` does, and for data that is not that of the run; PeerFailed on a rank that waited for
     one that failed.
     """
-    request = Request.of(recipe, run, split, data, data_changed=data_changed)
+    request = Request.of(recipe, run, split, data, read, data_changed=data_changed)
     names, env = request.names(), from_environ()
     folder = find_prepared(names)
     if folder is None and env is not None and env.local_rank > 0:
@@ -199,7 +200,7 @@ def _read(
     if request.split or request.data:
         assert run is not None, "a run is evaluated"
         artifacts = run_artifacts(run, recipe, notify)
-        table = open_evaluated_table(recipe, request.split, list(request.data))
+        table = open_evaluated_table(recipe, request.split, request.data, request.read)
         return plan_alone(portable_recipe(run, recipe), stored, builds=False), artifacts, [table], run.artifacts
     plan, card = plan_alone(recipe, stored, builds=False), CARDS[recipe.task]
     tables = open_tables(recipe, card, notify=notify)

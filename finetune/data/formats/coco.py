@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from finetune.data.bad_rows import BadRow
+from finetune.data.bad_rows import BadRow, UnusedCategory
 from finetune.data.formats.annotations import NOTICES
 from finetune.data.formats.compression import READ_ERRORS, open_binary
 from finetune.data.formats.lines import NumberedRow
@@ -61,6 +61,8 @@ def is_coco(path: Path) -> bool:
 def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     """One row per image, in the order of the file. Line numbers are 0; bad rows name the image or annotation.
 
+    Before the rows: an UnusedCategory for each category without a box.
+
     source.images: the folder that file names are relative to; default: the folder of the JSON file.
     Raises: UserError if the file is not in COCO format, two categories cannot be distinguished, or an image lies outside of
     the folder.
@@ -68,6 +70,7 @@ def read_coco(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     content = _load(path)
     names = _category_names(path, content)
     shared = _shared_names(names)
+    yield from ((0, UnusedCategory(name)) for name in _unused_names(names, content))
     objects: dict[Any, list[Mapping[str, Any]]] = {_key(image["id"]): [] for image in content["images"]}
     seen: Counter[Any] = Counter(_key(annotation.get("id")) for annotation in content["annotations"])
     for annotation in content["annotations"]:
@@ -176,6 +179,12 @@ def _category_names(path: Path, content: Mapping[str, Any]) -> dict[Any, str]:
                 remedy="Rename one of them, or use one id for both if they are one class.",
             )
     return names
+
+
+def _unused_names(names: Mapping[Any, str], content: Mapping[str, Any]) -> list[str]:
+    """Names of categories that no annotation has, under any of their ids."""
+    used = {names[key] for one in content["annotations"] if (key := _key(one.get("category_id"))) in names}
+    return [name for name in dict.fromkeys(names.values()) if name not in used]
 
 
 def _shared_names(names: Mapping[Any, str]) -> dict[Any, str]:

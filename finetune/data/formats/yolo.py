@@ -22,6 +22,7 @@ from finetune.data.formats.compression import unreadable
 from finetune.data.formats.lines import NumberedRow
 from finetune.data.formats.yolo_yaml import EXTENSIONS, NAME, DataYaml, find_yaml, is_yolo, read_yaml
 from finetune.data.image_formats import can_decode
+from finetune.data.values import to_number
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
@@ -192,7 +193,7 @@ def _row(image: Path, described: DataYaml) -> dict[str, Any] | BadRow:
 def _parse(cells: list[str], names: Mapping[int, str], keypoints: int) -> tuple[str, list[float], str]:
     """(name of the class, [x, y, width, height], notice) of a line. Raises: BadRow."""
     try:
-        numbers = [float(cell) for cell in cells]
+        numbers = [to_number(cell) for cell in cells]
     except ValueError:
         raise BadRow(f"{' '.join(cells)[:80]!r} holds what is not a number") from None
     if not all(map(math.isfinite, numbers)):

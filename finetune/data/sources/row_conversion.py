@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune.data.bad_rows import BadRow, BlankLine
+from finetune.data.bad_rows import BadRow, BlankLine, UnusedCategory
 from finetune.data.columns import Required, apply_roles, check_required
 from finetune.data.formats.compression import without_compression
 from finetune.data.formats.encodings import encoding_mark, is_utf8
@@ -23,7 +23,7 @@ from finetune.data.image_values import named_file, resolve_image
 from finetune.data.prepare.chunk_writer import ChunkRecords, ChunkWriter
 from finetune.data.prepare.pool import Chunk, map_chunks
 from finetune.data.prepare.progress import Meter, current_stage
-from finetune.data.values import BLANK_LINE, OddValues, check_text, without_nan
+from finetune.data.values import BLANK_LINE, UNUSED, OddValues, check_text, without_nan
 from finetune.recipe.data import SourceSection
 from finetune.recipe.roles import IMAGES
 
@@ -66,6 +66,9 @@ class RowConverter:
         for line, raw in rows:
             if isinstance(raw, BlankLine):
                 odd.add(BLANK_LINE, "", str(line))
+                continue
+            if isinstance(raw, UnusedCategory):
+                odd.add(UNUSED, raw.name, str(line))
                 continue
             try:
                 if isinstance(raw, BadRow):

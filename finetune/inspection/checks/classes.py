@@ -1,4 +1,4 @@
-"""one-class, missing-class: splits in which the labels say less than they should."""
+"""one-class, missing-class, rare-class: splits in which the labels say less than they should."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections import Counter
 from finetune.inspection.findings import Finding
 from finetune.inspection.inspection import Inspection
 from finetune.inspection.split import InspectedSplit
+
+RARE = 0.1  # of the share that each class had if all were equally frequent
 
 
 def check(inspection: Inspection) -> list[Finding]:
@@ -28,7 +30,21 @@ def check(inspection: Inspection) -> list[Finding]:
     if unseen and len(train) > 1:
         what = f"classes never occur in train: {_listed(unseen)}"
         findings.append(Finding("missing-class", "warn", what, (), len(unseen)))
-    return findings
+    return findings + _rare_classes(train, weighable=hasattr(inspection.artifacts.options, "class_weights"))
+
+
+def _rare_classes(train: Counter[str], *, weighable: bool) -> list[Finding]:
+    """Classes of train with at most a tenth of an even share. "O" of tags is no class."""
+    classes = Counter({label: count for label, count in train.items() if label != "O"})
+    limit = RARE * classes.total() / max(len(classes), 1)
+    rare = sorted((count, label) for label, count in classes.items() if count <= limit)
+    if not rare:
+        return []
+    shares = [f"{label} {count:,} ({count / classes.total():.1%})" for count, label in rare]
+    what = f"classes are rare in train, with at most a tenth of an even share of {classes.total():,} labels: "
+    remedy = "Look at the report's figures of each class: figures over all classes may hide them. Add examples of them"
+    weights = ", or set options.class_weights: balanced" if weighable else ""
+    return [Finding("rare-class", "info", what + _listed(shares), (), len(rare), f"{remedy}{weights}.")]
 
 
 def class_counts(split: InspectedSplit) -> Counter[str]:

@@ -28,7 +28,7 @@ def check(inspection: Inspection) -> list[Finding]:
     findings = report_rows(
         "reply-cut",
         "warn",
-        "texts to be learned are cut at the limit on tokens: the model does not learn how they end",
+        f"texts to be learned are cut at the limit on tokens: the model {_learned_end(lost)}",
         [(inspection.splits[name], row) for name, row in lost],
         lambda split, row: _describe(lost[split.name, row]),
         remedy=_remedy(lost, inspection),
@@ -50,9 +50,15 @@ def _describe(cuts: Sequence[Cut]) -> str:
     sentences = []
     for one in cuts:
         what = f"{one.name}: " if one.name else ""
-        missing = f", of which {one.lost:,} were to be learned" if one.lost else ""
+        missing = f", {one.lost:,} of them to be learned" if one.lost else ""
         sentences.append(f"{what}{one.kept:,} of {one.whole:,} tokens are kept; {one.whole - one.kept:,} cut{missing}")
     return "; ".join(sentences)
+
+
+def _learned_end(lost: Mapping[tuple[str, int], Sequence[Cut]]) -> str:
+    """What a model learns of the ends of these texts: those of seq2seq keep their end mark behind the cut."""
+    ends = all(one.ends for row in lost.values() for one in row if one.lost)
+    return "learns to end where they are cut" if ends else "does not learn how they end"
 
 
 def _remedy(cuts: Mapping[tuple[str, int], Sequence[Cut]], inspection: Inspection) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from finetune.data.bad_rows import BadRow
 from finetune.data.table import Row
+from finetune.data.values import to_number
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.text.inputs import encode_each, resolve_on_long, text_and_pair, tokenize_texts
 from finetune.tasks.text.limits import limit_of
@@ -47,7 +48,7 @@ def read_number(value: Any) -> float:
             "a model for each"
         )
     try:
-        number = float(value) if not isinstance(value, bool) else math.nan
+        number = to_number(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):

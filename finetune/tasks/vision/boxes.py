@@ -17,6 +17,7 @@ from finetune.data.bad_rows import BadRow
 from finetune.data.formats.annotations import BOX_FORMAT
 from finetune.data.image_values import shorten
 from finetune.data.labels import Labels
+from finetune.data.values import to_number
 from finetune.tasks.vision.frames import Frame
 
 SHOWN_ID = 60  # characters of an annotation id in messages
@@ -125,7 +126,7 @@ def _crowd(value: Any) -> int:
 def box_numbers(box: Any) -> tuple[float, float, float, float]:
     """The four numbers of a box. Raises: BadRow if it has not four of them."""
     try:
-        a, b, c, d = (float(value) for value in box)
+        a, b, c, d = (to_number(value) for value in box)
     except (TypeError, ValueError, OverflowError) as error:
         four = isinstance(box, (list, tuple)) and len(box) == 4
         why = "holds a value that is not a number" if four else "is not [x, y, width, height]"

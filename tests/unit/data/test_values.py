@@ -10,7 +10,7 @@ import pytest
 from finetune.data.bad_rows import BadRow
 from finetune.data.sources.source_stream import open_stream
 from finetune.data.sources.tables import open_tables
-from finetune.data.values import OddValues, check_text, lone_surrogate, without_nan
+from finetune.data.values import UNUSED, OddValues, check_text, lone_surrogate, to_number, without_nan
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
 
@@ -129,3 +129,23 @@ def test_training_tells_of_blank_lines_between_rows_of_one_column(read, name, co
     assert [row["text"] for row in rows][-2:] == ["a", "b"]
     (told,) = said
     assert told.startswith("train: 1 blank line is no row (first: ") and f"{name}:3)" in told
+
+
+@pytest.mark.parametrize("value", ["1_000", "0_1", True, False, "one", ""])
+def test_what_is_a_number_for_python_alone_is_none(value):
+    with pytest.raises(ValueError, match=r"not a number|could not convert"):
+        to_number(value)
+
+
+def test_numbers_in_their_usual_forms():
+    assert list(map(to_number, ["1000", " 1e3 ", "-.5", 7, 0.25])) == [1000.0, 1000.0, -0.5, 7.0, 0.25]
+
+
+def test_unused_categories_are_told_in_one_line():
+    odd = OddValues()
+    for number in range(10):
+        odd.add(UNUSED, f"c{number}", "a.json")
+    odd.add(UNUSED, "c0", "b.json")
+    (line,) = odd.notes()
+    assert line.startswith("categories that a file lists without a box of them: c0, c1, ") and "c7 and 2 more" in line
+    assert "(first: a.json)" in line

@@ -291,6 +291,23 @@ def test_classes_that_are_missing(data: MakeData) -> None:
     assert one.what == "classes never occur in train: never"
 
 
+def test_classes_that_are_rare(data: MakeData) -> None:
+    found = data("text_classification")
+    assert not [one for one in found.findings() if one.kind == "rare-class"]
+    found.validation[0]["label"] = found.train[3]["label"] = "mixed"
+    (one,) = [one for one in found.findings() if one.kind == "rare-class"]
+    assert (one.severity, one.count) == ("info", 1)
+    assert one.what.endswith("at most a tenth of an even share of 30 labels: mixed 1 (3.3%)")
+    assert "class_weights" not in one.remedy
+
+
+def test_a_cut_translation_ends_where_it_is_cut(data: MakeData) -> None:
+    found = data("seq2seq")
+    found.train[7]["target"] = sentence(77, 300)
+    (one,) = [one for one in found.findings() if one.kind == "reply-cut"]
+    assert one.what.endswith("the model learns to end where they are cut")
+
+
 @pytest.mark.parametrize("box", [[15, 3, 9, 9], [2, 3, 0, 9], [-9, 3, 12, 9], [90, 3, 9, 9]])
 @pytest.mark.parametrize("policy", ["error", "skip"])
 def test_boxes_outside_or_without_area(data: MakeData, box: list[int], policy: str) -> None:

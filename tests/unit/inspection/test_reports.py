@@ -231,7 +231,11 @@ def test_several_labels_per_text_are_counted_each(data: MakeData) -> None:
     report = found.report(row=1)
     assert report.findings == ()
     assert report.labels is not None
-    assert {row[0]: row[1] for row in report.labels.rows} == {"anger": "16 (51.6%)", "joy": "15 (48.4%)"}
+    assert {row[0]: row[1] for row in report.labels.rows} == {
+        "anger": "16 (53.3%)",
+        "joy": "15 (50.0%)",
+        "(no label)": "7 (23.3%)",
+    }
     assert sorted(report.rows[0].labels) == ["anger", "joy"]
 
 
@@ -252,3 +256,19 @@ def test_numbers_are_shown_and_drawn(data: MakeData) -> None:
     report = data("sequence_regression").report(row=7)
     assert report.rows[0].labels == ("1",)
     assert "Labels, train" in dict(report.histograms)
+
+
+def test_labels_of_several_classes_are_counted_by_rows(data: MakeData) -> None:
+    found = data("text_classification", problem="multi_label")
+    for rows in (found.train, found.validation):
+        for index, row in enumerate(rows):
+            row["label"] = (["good", "bad"], ["good"], [])[index % 3]
+    report = found.report(count=3)
+    assert report.labels is not None
+    assert report.labels.head == ("label (% of rows)", "train", "validation")
+    assert report.labels.rows == (
+        ("good", "20 (66.7%)", "8 (66.7%)"),
+        ("bad", "10 (33.3%)", "4 (33.3%)"),
+        ("(no label)", "10 (33.3%)", "4 (33.3%)"),
+    )
+    assert {row.labels for row in report.rows if row.id in (1, 2)} == {("good",), ("(no label)",)}

@@ -51,10 +51,16 @@ def test_targets_in_float64_have_the_same_gradient(tmp_path: Path, loss: str) ->
 
 
 def test_what_is_no_number_is_reported_with_its_place(tmp_path: Path) -> None:
-    rows = [*ROWS, {**ROWS[0], "label": "many"}, {**ROWS[0], "label": "nan"}, {**ROWS[0], "label": True}]
+    rows = [
+        *ROWS,
+        {**ROWS[0], "label": "many"},
+        {**ROWS[0], "label": "nan"},
+        {**ROWS[0], "label": True},
+        {**ROWS[0], "label": "1_000"},
+    ]
     with pytest.raises(UserError) as caught:
         _read(tmp_path, rows)
-    for line, value in ((3, "'many'"), (4, "'nan'"), (5, "True")):
+    for line, value in ((3, "'many'"), (4, "'nan'"), (5, "True"), (6, "'1_000'")):
         assert f"train.jsonl:{line}: label {value} is not a number" in str(caught.value)
 
 

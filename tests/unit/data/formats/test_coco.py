@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune.data.bad_rows import BadRow
+from finetune.data.bad_rows import BadRow, UnusedCategory
 from finetune.data.formats.annotations import NOTICES
 from finetune.data.formats.coco import REPEATED_ID, read_coco
 from finetune.errors import UserError
@@ -33,7 +33,7 @@ def read(
     content = {"images": images, "annotations": annotations, "categories": categories}
     path.write_text(json.dumps(content), encoding="utf-8")
     rows = read_coco(path, SourceSection(source=str(folder), images=folder_of_images))
-    return [str(row) if isinstance(row, BadRow) else row for _, row in rows]
+    return [str(row) if isinstance(row, BadRow) else row for _, row in rows if not isinstance(row, UnusedCategory)]
 
 
 def test_a_row_has_the_sizes_of_the_file(tmp_path: Path) -> None:
@@ -126,3 +126,13 @@ def test_names_with_dots_that_stay_inside(tmp_path: Path) -> None:
     assert read(tmp_path, [image(1, "a/../b.png"), image(2, str(tmp_path / "c.png"))], [])[1]["image"].endswith("c.png")
     with pytest.raises(UserError, match=r"images\[0\] has the file_name 7"):
         read(tmp_path, [image(1, 7)], [])
+
+
+def test_categories_without_a_box_come_before_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "_annotations.coco.json"
+    categories = [{"id": 0, "name": "animals"}, *CATEGORIES, {"id": 3, "name": "cat"}]
+    content = {"images": [image(1)], "annotations": [box(7, 1)], "categories": categories}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    rows = [row for _, row in read_coco(path, SourceSection(source=str(tmp_path)))]
+    assert [row.name for row in rows if isinstance(row, UnusedCategory)] == ["animals", "dog"]
+    assert [isinstance(row, UnusedCategory) for row in rows] == [True, True, False]

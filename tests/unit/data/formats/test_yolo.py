@@ -86,6 +86,7 @@ def test_keypoints_are_told(tmp_path: Path) -> None:
         ("0 0.5 0.5 0.1 0.1 0.9", "6 numbers, not class, x, y, width, height; the last may be a score"),
         ("0 0.5 nan 0.1 0.1", "not a finite number"),
         ("disc 0.5 0.5 0.1 0.1", "holds what is not a number"),
+        ("0 0.5 0.5 0.1 0_1", "holds what is not a number"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, why: str) -> None:
