@@ -51,6 +51,8 @@ def read_number(value: Any) -> float:
         number = to_number(value)
     except (TypeError, ValueError):
         number = math.nan
+    except OverflowError:
+        raise BadRow("label is an integer beyond float64; scale the numbers") from None
     if not math.isfinite(number):
         comma = isinstance(value, str) and DECIMAL_COMMA.fullmatch(value)
         raise BadRow(f"label {value!r} is not a number{': write its decimal comma as a point' if comma else ''}")

@@ -22,7 +22,7 @@ UNCALIBRATED = 0.1
 @dataclass(frozen=True)
 class Evaluated:
     """What is known of the chosen metric. values: at each evaluation, in order. baselines: name -> value. interval: of the best
-    evaluation. examples: that were evaluated.
+    evaluation. examples: that were evaluated. errors: of numbers, beside the metric: name -> (value, of the best baseline).
     """
 
     metric: str
@@ -32,6 +32,7 @@ class Evaluated:
     baselines: Mapping[str, float] = field(default_factory=dict)
     interval: Interval | None = None
     examples: int = 0
+    errors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ def judge(
     reasons: list[str] = []
     steps: list[str] = []
     mark, line = _compared(evaluated)
+    if larger := [name for name, (value, reference) in evaluated.errors.items() if value > reference]:
+        compared = " and ".join(
+            "{} ({} against {})".format(name, *map(figure, evaluated.errors[name])) for name in larger
+        )
+        reasons.append(f"the answers are further from the targets than the baseline's: {compared}")
+        steps.append("Train until the errors are below the baseline's, or choose by them: evaluation.best=mse.")
+        mark = "fair" if mark == "good" else mark
     rise = _rise(validation_loss)
     if rise is not None:
         reasons.append(rise)

@@ -17,6 +17,7 @@ from finetune.tracking.run import Run
 from finetune.tracking.series import Series
 
 UNTUNED = "the model before training"
+ERRORS = ("mse", "mae")  # which a model may have, whatever its correlation with the targets
 Curves = Mapping[tuple[str, str], Series]
 
 
@@ -67,6 +68,7 @@ def judge_run(
         {name: values[metric] for name, values in baselines.items() if metric in values},
         found.get(metric),
         len(predictions) if predictions else 0,
+        _errors(figures, baselines, metric),
     )
     verdict = judge(evaluated, validation_loss=losses, calibration=calibrated)
     names = sorted(figures, key=lambda name: (name != metric, name == "loss"))
@@ -81,6 +83,17 @@ def judge_run(
     )
     columns, examples = tuple(baselines), len(predictions) if predictions else 0
     return Judgement(verdict, rows, columns, examples, calibrated, tuple(roc), tuple(precision))
+
+
+def _errors(
+    figures: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]], metric: str
+) -> dict[str, tuple[float, float]]:
+    """The errors of numbers beside the metric, each with that of the best baseline, where there is one."""
+    return {
+        name: (figures[name], min(known))
+        for name in ERRORS
+        if name != metric and name in figures and (known := [of[name] for of in baselines.values() if name in of])
+    }
 
 
 def _trained(series: Series | None) -> Series | None:

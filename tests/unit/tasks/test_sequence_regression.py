@@ -65,13 +65,14 @@ def test_what_is_no_number_is_reported_with_its_place(tmp_path: Path) -> None:
 
 
 def test_numbers_that_end_a_training_later_are_reported_before_it(tmp_path: Path) -> None:
-    rows = [{"text": "a", "label": label} for label in (1e18, 1e39, "-1e30", [0.5, 1.0])]
+    rows = [{"text": "a", "label": label} for label in (1e18, 1e39, "-1e30", [0.5, 1.0], 10**400)]
     with pytest.raises(UserError) as caught:
         _read(tmp_path, rows)
-    (first, second, third) = [line for line in str(caught.value).splitlines() if "train.jsonl:" in line]
+    (first, second, third, fourth) = [line for line in str(caught.value).splitlines() if "train.jsonl:" in line]
     assert first.endswith("train.jsonl:2: label 1e+39 is too large: its square is beyond float32; scale the numbers")
     assert "train.jsonl:3: label -1e+30 is too large" in second
     assert "train.jsonl:4: label is a list of 2 values, but one number is learned" in third
+    assert "train.jsonl:5: label is an integer beyond float64" in fourth
 
 
 @pytest.mark.parametrize(

@@ -224,3 +224,15 @@ def test_the_target_of_sequence_to_sequence_is_a_text_and_hides_no_figure(tmp_pa
     found = read_predictions(file, prediction_fields(["exact_match", "perplexity"]), ())
     assert found is not None and len(found) == 40 and "target" not in found.columns
     assert set(intervals(found, ["exact_match", "perplexity"])) == {"loss", "exact_match", "perplexity"}
+
+
+@pytest.mark.parametrize(("mse", "mark"), [(3.5, "fair"), (0.9, "good")])
+def test_numbers_that_follow_the_targets_from_afar_are_no_good_answers(mse: float, mark: str) -> None:
+    run = Evaluated("pearson", "max", [0.4], 0, {"always the mean": 0.0}, None, 400, {"mse": (mse, 1.145)})
+    verdict = judge(run, validation_loss=None)
+    assert verdict.mark == mark and verdict.line.startswith("The model learned: pearson 0.4")
+    told = [reason for reason in verdict.reasons if "further from the targets" in reason]
+    assert told == (
+        ["the answers are further from the targets than the baseline's: mse (3.5 against 1.15)"] * (mark == "fair")
+    )
+    assert ("evaluation.best=mse" in verdict.next_steps[0]) == (mark == "fair")
