@@ -14,12 +14,14 @@ import typer
 
 from finetune.cli.key_hint import key_hint
 from finetune.cli.program import app
+from finetune.distributed.said_once import said_by_another
 from finetune.distributed.waiting import WAITS
 from finetune.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_USER,
     FinetuneError,
+    RecipeFaults,
     TrainingFailed,
     check_current_folder,
     fault_of_limit,
@@ -92,7 +94,8 @@ def _run(argv: list[str]) -> None:
             import traceback
 
             traceback.print_exc()
-        print_error(error)
+        if isinstance(error, RecipeFaults) or not said_by_another(str(error)):  # rank 0 lists the faults of a recipe
+            print_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         say("interrupted")

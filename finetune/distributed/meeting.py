@@ -18,11 +18,13 @@ import shutil
 import socket
 import stat
 import sys
+import threading
+import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.distributed.env import DistributedEnv
 from finetune.distributed.held_folder import PREFIX, make_folder
@@ -35,6 +37,8 @@ PRIVATE = "FINETUNE_PRIVATE"  # folder of one launch that only this user can ent
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 ADDRESS = "127.0.0.1"
+ANOTHER = "end that, or export another MASTER_PORT, the same for every rank"
+GREETING = timedelta(minutes=1)  # in which rank 0, whose port takes connections, greets
 WAITING = 128  # connections that are not accepted yet
 
 
@@ -85,10 +89,65 @@ def open_store(env: DistributedEnv, timeout: timedelta) -> dist.Store | None:
         return dist.FileStore(str(folder / "store"), env.world_size)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None
-    listening: dict[str, Any] = {}
     if env.rank == 0:
-        listening["master_listen_fd"] = _listen(env.master_port)
-    return dist.TCPStore(ADDRESS, env.master_port, env.world_size, env.rank == 0, timeout, **listening)
+        listening = _listen(env.master_port)
+        store = dist.TCPStore(
+            ADDRESS, env.master_port, env.world_size, True, timeout, wait_for_workers=False, master_listen_fd=listening
+        )
+        store.set(_greeting(env), "")
+        return store
+    _wait_for_listener(env.master_port, timeout)
+    return _join(env, timeout)
+
+
+def _greeting(env: DistributedEnv) -> str:
+    return f"finetune, {env.world_size} ranks"
+
+
+def _wait_for_listener(port: int, timeout: timedelta) -> None:
+    """Until something listens at a port of the loopback interface; what that is, is asked by `_join`. Raises: TimeoutError."""
+    ends = time.monotonic() + timeout.total_seconds()
+    while True:
+        with socket.socket() as probe:
+            probe.settimeout(GREETING.total_seconds())
+            if probe.connect_ex((ADDRESS, port)) == 0:
+                return
+        if time.monotonic() > ends:
+            raise TimeoutError(f"rank 0 does not listen at port {port} after {timeout.total_seconds():.0f} s")
+        time.sleep(0.1)
+
+
+def _join(env: DistributedEnv, timeout: timedelta) -> dist.Store:
+    """The store of rank 0, which greets at once. A launch that has the port does not, or has had this rank already.
+
+    Raises: UserError if what listens there is not the store of this launch.
+    """
+    import torch.distributed as dist
+
+    stores: list[dist.Store] = []
+
+    def connect() -> None:
+        with suppress(RuntimeError):  # torch's errors of a store
+            stores.append(
+                dist.TCPStore(ADDRESS, env.master_port, env.world_size, False, GREETING, wait_for_workers=False)
+            )
+
+    connecting = threading.Thread(
+        target=connect, daemon=True
+    )  # torch waits without end for a listener that says nothing
+    connecting.start()
+    connecting.join(GREETING.total_seconds())
+    for store in stores:
+        with suppress(RuntimeError):  # no greeting
+            store.wait([_greeting(env)], GREETING)
+            if store.add(f"rank {env.rank} came", 1) == 1:
+                store.set_timeout(timeout)
+                return store
+    raise UserError(
+        f"what listens at port {env.master_port} is not rank 0 of this launch",
+        where="MASTER_PORT",
+        remedy=f"An earlier launch that has not ended may have it: {ANOTHER}.",
+    )
 
 
 def _listen(port: int) -> int:
@@ -103,7 +162,6 @@ def _listen(port: int) -> int:
         raise UserError(
             f"rank 0 cannot listen at port {port}: {error.strerror}",
             where="MASTER_PORT",
-            remedy="An earlier launch that has not ended may have it: end that, or export another MASTER_PORT, the same for "
-            "every rank. Ranks that wait for rank 0 end only if their launcher ends them (srun --kill-on-bad-exit).",
+            remedy=f"An earlier launch that has not ended may have it: {ANOTHER}.",
         ) from None
     return listener.detach()

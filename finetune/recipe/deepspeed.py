@@ -60,6 +60,12 @@ NEUTRAL: dict[str, Any] = {
     "zero_optimization.compute_grad_norm": True,
     "zero_optimization.zenflow": None,
 }
+WRITERS = {  # section -> the folder that DeepSpeed's own default names, the service that it sends to
+    "tensorboard": ("DeepSpeedJobName", ""),
+    "csv_monitor": ("DeepSpeedJobName", ""),
+    "wandb": ("", "a W&B run of its own"),
+    "comet": ("", "comet.com"),
+}
 SECTIONS = {"bf16", "fp16", *(key.partition(".")[0] for key in NEUTRAL if "." in key)}
 RESTS = {  # keys of the recipe that a fault rests on
     "gradient_clipping": ("training.max_grad_norm",),
@@ -128,6 +134,20 @@ def rounding_keys(config: Mapping[str, Any]) -> list[str]:
     """Keys that round what travels between ranks: allowed, but the numbers are no longer those of other engines."""
     zero = config.get("zero_optimization")
     return [key for key in ROUNDING if isinstance(zero, Mapping) and zero.get(key)]
+
+
+def outside_writers(config: Mapping[str, Any]) -> list[str]:
+    """Sections by which DeepSpeed itself writes outside of the run folder or sends to a service, each with where to."""
+    found = []
+    for key, (default, service) in WRITERS.items():
+        section = config.get(key)
+        if isinstance(section, Mapping) and section.get("enabled"):
+            place = Path(section.get("output_path") or "", section.get("job_name") or default)
+            found.append(f"{key} (to {service or place})")
+    profile = config.get("flops_profiler")
+    if isinstance(profile, Mapping) and profile.get("enabled") and profile.get("output_file"):
+        found.append(f"flops_profiler (to {profile['output_file']})")
+    return found
 
 
 Contradiction = tuple[str, Any, str, str, str]  # key, value, message, allowed, nearest

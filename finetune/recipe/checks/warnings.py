@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.recipe.checks.context import CheckContext
 from finetune.recipe.checks.deepspeed import stored_config
-from finetune.recipe.deepspeed import rounding_keys
+from finetune.recipe.deepspeed import outside_writers, rounding_keys
 
 HIGH_RATE = 0.1  # of any optimizer but sgd, whose steps are as long as the gradient
 
@@ -42,7 +42,13 @@ def find_warnings(context: CheckContext) -> list[str]:
         found.append(f"{place(('evaluation', 'at_start'))}: evaluation.at_start has no effect without validation data")
     if recipe.model.trust_remote_code:
         found.append(f"{place(('model', 'trust_remote_code'))}: Python code that comes with the model will be run")
-    if keys := rounding_keys(stored_config(recipe) or {}):
+    config = stored_config(recipe) or {}
+    if writers := outside_writers(config):
+        found.append(
+            f"{place(('parallel', 'deepspeed'))}: {recipe.parallel.deepspeed} has DeepSpeed write outside of the run folder: "
+            f"{', '.join(writers)}; tracking of the recipe has the same numbers, and more"
+        )
+    if keys := rounding_keys(config):
         found.append(
             f"{place(('parallel', 'deepspeed'))}: {recipe.parallel.deepspeed} rounds what travels between ranks "
             f"({', '.join(keys)}): the numbers are not those of other engines"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import types
 
+import pytest
 import torch
 
+from finetune.distributed.deepspeed_import import ON_CPU
 from finetune.distributed.late_compilation import compiling_later
 
 HEAVY = (
@@ -69,3 +72,12 @@ def test_modules_are_compiled_as_ever(monkeypatch) -> None:
     layer = torch.nn.Linear(1, 1)
     with compiling_later():
         assert torch.compile(layer) == ("compiled", layer)
+
+
+@pytest.mark.parametrize(("rank", "times"), [("0", 1), ("1", 0)])
+def test_rank_0_alone_says_that_there_is_no_gpu(rank: str, times: int) -> None:
+    code = "from finetune.distributed.deepspeed_import import import_deepspeed; import_deepspeed()"
+    env = {**os.environ, "RANK": rank, "CUDA_VISIBLE_DEVICES": ""}
+    env.pop("DS_ACCELERATOR", None)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert (done.stdout + done.stderr).count(ON_CPU) == times

@@ -7,8 +7,10 @@ import os
 import socket
 import stat
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -115,3 +117,52 @@ def test_a_port_that_is_taken_is_named_with_what_to_do(monkeypatch) -> None:
         with pytest.raises(UserError, match=f"rank 0 cannot listen at port {port}: Address already in use") as refused:
             meeting.open_store(DistributedEnv(0, 2, 0, 2, "srun", meeting.ADDRESS, port), MINUTE)
     assert refused.value.where == "MASTER_PORT" and "export another MASTER_PORT" in refused.value.remedy
+
+
+def _ranks(*ranks: int, port: int, size: int = 2) -> list[Any]:
+    """What each rank has of `open_store`: its store, or the error."""
+
+    def come(rank: int) -> Any:
+        try:
+            return meeting.open_store(DistributedEnv(rank, size, rank, size, "srun", meeting.ADDRESS, port), MINUTE)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(come, ranks))
+
+
+@pytest.fixture
+def port(monkeypatch) -> int:
+    """A free one, for ranks that no supervising process started; whoever is there has two seconds to greet."""
+    monkeypatch.delenv(meeting.PRIVATE, raising=False)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr(meeting, "GREETING", timedelta(seconds=2))
+    with socket.socket() as probe:
+        probe.bind((meeting.ADDRESS, 0))
+        return probe.getsockname()[1]
+
+
+def test_ranks_meet_at_the_port_in_any_order(port: int) -> None:
+    second, first = _ranks(1, 0, port=port)
+    first.set("key", "value")
+    assert second.get("key") == b"value" and second.timeout == MINUTE
+
+
+def test_a_rank_does_not_wait_at_the_port_of_a_service_that_says_nothing(port: int) -> None:
+    with socket.create_server((meeting.ADDRESS, port)):
+        [refused] = _ranks(1, port=port)
+    assert f"what listens at port {port} is not rank 0 of this launch" in str(refused)
+
+
+def test_a_rank_does_not_join_the_store_of_another_launch(port: int) -> None:
+    earlier = _ranks(0, 1, port=port)
+    assert all(isinstance(one, dist.TCPStore) for one in earlier)
+    same_size, other_size = _ranks(1, port=port), _ranks(2, port=port, size=3)
+    assert all("is not rank 0 of this launch" in str(one) for one in same_size + other_size)
+
+
+def test_a_rank_does_not_join_a_store_that_torch_opened(port: int) -> None:
+    store = dist.TCPStore(meeting.ADDRESS, port, 2, True, MINUTE, wait_for_workers=False)
+    assert "is not rank 0 of this launch" in str(_ranks(1, port=port)[0])
+    del store

@@ -12,7 +12,14 @@ from finetune.app.recipes import resolve_recipe
 from finetune.errors import RecipeFaults, UserError
 from finetune.planning.batch import plan_batch
 from finetune.planning.deepspeed import resolve_deepspeed_config
-from finetune.recipe.deepspeed import DERIVED, Asked, config_faults, read_deepspeed_config, rounding_keys
+from finetune.recipe.deepspeed import (
+    DERIVED,
+    Asked,
+    config_faults,
+    outside_writers,
+    read_deepspeed_config,
+    rounding_keys,
+)
 from finetune.recipe.shelf import list_deepspeed_configs
 
 ASKED = Asked(max_grad_norm=1.0, global_batch=32, micro_batch=8, precisions=("fp32",))
@@ -120,3 +127,22 @@ def test_broken_json_is_reported_with_its_line(text: str, tmp_path: Path) -> Non
 def test_what_rounds_is_named() -> None:
     assert rounding_keys({"zero_optimization": {"zero_quantized_weights": True}}) == ["zero_quantized_weights"]
     assert rounding_keys({"zero_optimization": 1}) == rounding_keys({}) == []
+
+
+def test_what_deepspeed_writes_outside_of_the_run_folder_is_told_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "zero.json"
+    file.write_text(
+        json.dumps({
+            "zero_optimization": {"stage": 2},
+            "tensorboard": {"enabled": True, "output_path": "tb/", "job_name": "one"},
+            "csv_monitor": {"enabled": True},
+            "comet": {"enabled": False},
+            "wandb": {"enabled": True, "project": "mine"},
+            "flops_profiler": {"enabled": True, "output_file": "flops.txt"},
+        })
+    )  # fmt: skip
+    [warning] = resolve_recipe("quickstart", [f"parallel.deepspeed={file}"]).warnings
+    told = "tensorboard (to tb/one), csv_monitor (to DeepSpeedJobName), wandb (to a W&B run of its own), "
+    told += "flops_profiler (to flops.txt)"
+    assert f"{file} has DeepSpeed write outside of the run folder: {told};" in warning
+    assert outside_writers({"tensorboard": {"output_path": "tb"}, "flops_profiler": {"enabled": True}}) == []
