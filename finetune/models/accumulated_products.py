@@ -3,7 +3,8 @@
 From the second micro-batch of a step on, autograd writes each weight's gradient, reads it again together with the sum so far,
 and writes the sum: four passes over memory of the weights' size. A matrix product that accumulates reads and writes the sum in
 passing, which is half of it, hidden behind arithmetic, and needs no second buffer. Numbers: the sum of half-precision gradients
-is rounded once per micro-batch instead of twice.
+is rounded once per micro-batch instead of twice. A weight that is used more than once in a micro-batch, as all of ALBERT's are,
+is left to autograd, which adds up what the uses give before it touches the sum: here it would be rounded for each of them.
 
 `convert_linears` once, then `accumulating()` around the passes of a micro-batch in which nobody waits for autograd to hand over
 a gradient, as DistributedDataParallel does in the last one. Outside, and for the first micro-batch, gradients are autograd's.
@@ -11,8 +12,10 @@ a gradient, as DistributedDataParallel does in the last one. Outside, and for th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,13 +27,24 @@ from finetune.models.head import embedding_modules
 
 HALF = (torch.bfloat16, torch.float16)
 
-_open: list[bool] = []  # one entry for each `accumulating` that is under way
+
+@dataclass
+class _MicroBatch:
+    """uses: how often the forward pass used a weight, until the backward pass is at its first product: what is computed again
+    in it counts no more, or at most the last checkpointed layer, whose gradients are then autograd's.
+    """
+
+    uses: Counter[Tensor] = field(default_factory=Counter)
+    is_counted: bool = False
+
+
+_open: list[_MicroBatch] = []  # one for each `accumulating` that is under way
 
 
 @contextmanager
 def accumulating() -> Iterator[None]:
     """Within, backward passes add to gradients that are there, in place."""
-    _open.append(True)
+    _open.append(_MicroBatch())
     try:
         yield
     finally:
@@ -63,6 +77,8 @@ class AccumulatingLinear(nn.Linear):
         weight = self.weight
         if not _is_half(input, weight):
             return super().forward(input)
+        if _open and not _open[-1].is_counted:
+            _open[-1].uses[weight] += 1
         made: list[Any] = []
         place = _SavedForProduct.apply(input, weight, self.bias, made)
         out: Tensor = _Product.apply(place, made)
@@ -90,6 +106,8 @@ class _Product(Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, incoming: Tensor) -> Any:  # type: ignore[override]
+        if _open:
+            _open[-1].is_counted = True
         return incoming, None
 
 
@@ -123,7 +141,9 @@ def _add_or_give(weight: Any, left: Tensor, right: Tensor) -> Tensor | None:
     """left @ right: None if it was added to the weight's gradient, or else as it is, for autograd to add."""
     so_far = weight.grad
     is_watched = weight._backward_hooks or weight._post_accumulate_grad_hooks
-    if not _open or so_far is None or so_far.dtype != left.dtype or so_far.is_sparse or is_watched:
+    if not _open or _open[-1].uses[weight] > 1 or is_watched:
+        return left @ right
+    if so_far is None or so_far.dtype != left.dtype or so_far.is_sparse:
         return left @ right
     so_far.addmm_(left, right)
     return None

@@ -15,14 +15,15 @@ PORTABLE = 1  # cudaHostRegisterPortable: for all contexts of this process
 
 
 class PinnedMemory:
-    """bytes: [size], uint8."""
+    """bytes: [size], uint8. Not pinned where the system pins no more: a GPU writes there more slowly."""
 
     def __init__(self, size: int) -> None:
         self.bytes = _touched(size)
         self._registered = _register(self.bytes)
         if not self._registered:  # such as on systems that limit locked memory
             _forget_error()
-            self.bytes = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            with suppress(RuntimeError):
+                self.bytes = torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def free(self) -> None:
         """Give the memory back. Nothing may use it any more."""
@@ -46,8 +47,11 @@ def _forget_error() -> None:
 
 
 def _touched(size: int) -> torch.Tensor:
-    """Memory whose pages exist."""
+    """Memory whose pages exist, in this process alone. Loader processes are forked while it is pinned: the system would copy
+    all of it for each of them, or give a copy to this process as soon as it writes, and the GPU would write to the old pages.
+    """
     area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError, AttributeError):  # systems without large pages
-        area.madvise(mmap.MADV_HUGEPAGE)
+    for advice in ("MADV_DONTFORK", "MADV_HUGEPAGE"):
+        with suppress(OSError, AttributeError):  # systems without one of them
+            area.madvise(getattr(mmap, advice))
     return torch.frombuffer(area, dtype=torch.uint8).zero_()

@@ -5,6 +5,7 @@ passes, and leave to autograd what somebody waits for.
 from __future__ import annotations
 
 import copy
+import pickle
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,7 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.counting import Count
 from benchmarks.gpu.operator_costs import Costs
 from finetune.models.accumulated_products import AccumulatingLinear, accumulating, convert_linears
+from finetune.models.gated import recompute_gates
+from finetune.models.light_checkpointing import use_light_checkpointing
 from finetune.models.low_rank import InPlaceLinear, add_in_place
+from tests.unit.models.test_light_checkpointing import Live
 
 MICRO_BATCHES = 6
 
@@ -128,3 +132,73 @@ def test_an_adapter_is_still_added_in_place() -> None:
     add_in_place(model)
     assert convert_linears(model) == 0
     assert next(layer for layer in model.modules() if type(layer) is InPlaceLinear)._plain_adapter() == "default"
+
+
+def small_llama(checkpointing: str, gates: bool, *, converted: bool) -> Any:
+    """In the order of training_layers.py. gates: the forward pass of gated layers is replaced on each of them."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model: Any = transformers.LlamaForCausalLM(config).bfloat16().train()
+    if checkpointing == "whole":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if gates:
+        assert recompute_gates(model) == 2
+    if converted:
+        assert convert_linears(model) == 14
+    if checkpointing == "light":
+        assert use_light_checkpointing(model).outputs["gated products"] == 2
+    return model
+
+
+@pytest.mark.parametrize("checkpointing", ["", "light", "whole"])
+@pytest.mark.parametrize("gates", [False, True], ids=["plain", "gates again"])
+def test_a_llama_holds_no_more_and_has_the_gradients_of_plain_layers(checkpointing: str, gates: bool) -> None:
+    """Two micro-batches: of the first one to the last bit."""
+    draw = torch.Generator().manual_seed(2)
+    batches = [torch.randint(50, (8, 24), generator=draw) for _ in range(2)]
+    first, gradients, held, peaks = [], [], [], []
+    for converted in (False, True):
+        model = small_llama(checkpointing, gates, converted=converted)
+        for ids in batches:
+            with Live() as bytes_of, accumulating():
+                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+                held.append(bytes_of.live)
+                loss.backward()
+                peaks.append(bytes_of.peak)
+            del loss
+            if ids is batches[0]:
+                first.append([weight.grad.clone() for weight in model.parameters()])
+        gradients.append([weight.grad for weight in model.parameters()])
+    assert all(torch.equal(mine, other) for mine, other in zip(*first, strict=True))
+    assert held[2] == held[0] and held[3] == held[1]
+    assert peaks[2] <= peaks[0] + 64 and peaks[3] <= peaks[1] + 64
+    for mine, other in zip(*gradients, strict=True):
+        assert (mine - other).double().norm() <= 2**-7 * other.double().norm()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["", "again"])
+@pytest.mark.parametrize("kind", ["two modules", "one module twice"])
+def test_a_weight_that_is_used_twice_is_left_to_autograd(kind: str, again: bool) -> None:
+    """Which adds both products before it rounds the sum over micro-batches."""
+    torch.manual_seed(0)
+    first, second = (nn.Linear(12, 12, bias=False, dtype=torch.bfloat16) for _ in range(2))
+    second.weight = first.weight
+    plain = nn.Sequential(first, nn.Tanh(), second if kind == "two modules" else first)
+    ours = copy.deepcopy(plain)
+    assert ours[2].weight is ours[0].weight and convert_linears(ours) == len({*plain} - {plain[1]})
+    theirs, mine = train(plain, again=again), train(ours, within=accumulating, again=again)
+    assert all(torch.equal(*both) for both in zip(mine, theirs, strict=True))
+
+
+def test_a_converted_model_is_copied_pickled_and_exported_as_a_plain_one() -> None:
+    plain, ours = pair()
+    x = torch.randn(4, 12).bfloat16()
+    again = pickle.loads(pickle.dumps(copy.deepcopy(ours)))
+    again(x).sum().backward()
+    assert ours[0].weight.grad is None and again[0].weight.grad is not None
+    assert list(again.state_dict()) == list(plain.state_dict()) and repr(plain).count("Linear(") == 2
+    with torch.no_grad():
+        assert again(x).grad_fn is None and torch.equal(again(x), plain(x))

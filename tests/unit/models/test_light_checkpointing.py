@@ -99,11 +99,11 @@ def test_under_autocast_no_bit_changes() -> None:
 
 
 class Live(TorchDispatchMode):
-    """Bytes of all storages made within that are still alive."""
+    """Bytes of all storages made within that are still alive, and the most at a time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = 0
+        self.live = self.peak = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -114,6 +114,7 @@ class Live(TorchDispatchMode):
                 if storage._cdata not in self._known:
                     self._known.add(storage._cdata)
                     self.live += storage.nbytes()
+                    self.peak = max(self.peak, self.live)
                     weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
         return out
 

@@ -227,3 +227,38 @@ def test_targets_may_be_a_column(kernels: Any, monkeypatch: pytest.MonkeyPatch) 
     found = [linear_loss_sum(**inputs, transform=LogitTransform())]
     found.append(linear_losses(**inputs, transform=LogitTransform()).sum())
     assert [loss.item() for loss in found] == pytest.approx([wanted.item()] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [50_257, 49_155])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_float32_weights_under_autocast_with_odd_vocabularies(
+    vocabulary: int, frozen: bool, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the blocks that 5,000 rows have."""
+    torch.manual_seed(3)
+    tensors = [torch.randn(ROWS, HIDDEN), torch.randn(vocabulary, HIDDEN)]
+    ids = torch.randint(vocabulary, (ROWS,))
+    ids[0], ids[1], ids[2] = vocabulary - 1, 0, IGNORE
+
+    def found() -> tuple[Tensor, list[Tensor]]:
+        hidden, weight = tensors[0].clone().requires_grad_(), tensors[1].clone().requires_grad_(not frozen)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = linear_loss_sum(hidden, weight, None, ids, LogitTransform())
+        loss.backward()
+        return loss.detach(), [one.grad for one in (hidden, weight) if one.grad is not None]
+
+    exact = [one.bfloat16().double().requires_grad_() for one in tensors]
+    torch.nn.functional.cross_entropy(exact[0] @ exact[1].T, ids, reduction="sum").backward()
+    loss, by_operators = found()
+    budget = linear_loss.KERNEL_BLOCK_BYTES * ROWS // 5000
+    calls = _use(kernels, monkeypatch)
+    monkeypatch.setattr(linear_loss, "KERNEL_BLOCK_BYTES", budget)
+    mine, gradients = found()
+    blocks = linear_loss.column_blocks(ROWS, vocabulary, kernels=True)
+    assert len(blocks) == calls["add_to_normalizers"] == calls["turn_into_gradients"] == 4
+    assert blocks[-1].stop == vocabulary and all(block.start % summed_loss.ALIGNED == 0 for block in blocks)
+    torch.testing.assert_close(mine, loss, rtol=1e-6, atol=0.0)
+    assert len(gradients) == 2 - frozen
+    for one, other, right in zip(gradients, by_operators, exact, strict=False):
+        assert one.dtype == torch.float32 and right.grad is not None
+        assert (one - right.grad).norm() <= 1.05 * (other - right.grad).norm() + kernels.rounding * right.grad.norm()

@@ -14,7 +14,15 @@ import torch
 from PIL import Image
 
 from finetune.errors import UserError
-from finetune.models.detection import box_units, cast_inputs, defer_loss, detection_loss_sum, detection_losses
+from finetune.models.detection import (
+    MAX_DETECTIONS,
+    box_units,
+    cast_inputs,
+    decode_boxes,
+    defer_loss,
+    detection_loss_sum,
+    detection_losses,
+)
 from finetune.tasks.object_detection.card import CARD
 from finetune.tasks.vision.boxes import Objects, center_boxes, crop, mirror, random_window
 from finetune.tasks.vision.detection_transforms import DetectionTransform
@@ -377,3 +385,23 @@ def test_images_that_are_skipped_are_listed_before_the_first_step(tmp_path: Path
     (tmp_path / "1.png").write_bytes(b"no image")
     notes = read(tmp_path, on_bad_row="skip").facts.notes
     assert notes[0].startswith("train: 1 row is skipped, 2 kept") and "1.png: not an image" in notes[0]
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_equal_scores_are_ordered_by_query_and_class(softmax: bool) -> None:
+    """As half precision often gives: devices, and batches of other sizes, would choose others among them."""
+    classes = 4
+    logits = torch.zeros(2, 60, classes + softmax, dtype=torch.bfloat16)
+    logits[1, 33, 2] = 1.0
+    boxes = torch.full((2, 60, 4), 0.25)
+    boxes[..., 0] = torch.arange(60) / 100
+    one, other = decode_boxes(logits, boxes, softmax=softmax)
+    assert len(one["scores"]) == len(other["scores"]) == MAX_DETECTIONS
+    first = torch.arange(MAX_DETECTIONS)
+    assert one["labels"].tolist() == (first % classes).tolist()
+    centers = (one["corners"][:, 0] + one["corners"][:, 2]) / 2
+    wanted = (boxes[0, first // classes, 0] - 0.125).clamp(min=0.0) + boxes[0, first // classes, 0] + 0.125
+    torch.testing.assert_close(centers, wanted / 2)
+    assert other["labels"][0] == 2
+    if not softmax:
+        assert other["labels"][1:].tolist() == (first[:-1] % classes).tolist()

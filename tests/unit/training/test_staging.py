@@ -1,5 +1,9 @@
 """Proves that a state divided into parts, staged and written by several threads is read back as it was, whatever the sizes."""
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -105,3 +109,44 @@ def test_pinned_buffers_are_used_again_and_given_back(cuda, monkeypatch):
     assert len(forgotten) == (len(parts) + 1 if cuda.code else 0)
     staging.clear()
     assert not cuda.registered and not staging.is_filled
+
+
+def test_where_nothing_more_can_be_pinned_other_memory_serves(monkeypatch):
+    """As on WSL, which limits it. torch for CPUs refuses to pin, as a GPU's driver does then."""
+    empty, refused = torch.empty, []
+
+    def refuse(*size, pin_memory=False, **options):
+        if pin_memory:
+            refused.append(size)
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: Cuda(2))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(pinned_memory, "_forget_error", lambda: None)
+    staging = Staging(torch.device("cuda"))
+    (part,) = staging.copy(divide(shards_of([3, 100])))
+    assert refused and [values.tolist() for values in part.values()] == [list(range(3)), list(range(100))]
+    staging.clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="loader processes are forked on Linux alone")
+def test_a_loader_process_does_not_inherit_pinned_memory():
+    """Else the system copies it, for the process or for this one, and the GPU writes to pages that nobody reads."""
+    memory = pinned_memory._touched(1 << 20)
+    other = torch.zeros(1 << 18)
+    mapped = []
+    for tensor in (memory, other):
+        child = os.fork()
+        if not child:
+            os._exit(_is_mapped(tensor.data_ptr()))
+        mapped.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert mapped == [0, 1] and _is_mapped(memory.data_ptr())
+    assert not memory.any()
+
+
+def _is_mapped(address):
+    """In this process."""
+    areas = (line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(int(start, 16) <= address < int(end, 16) for start, end in areas)
