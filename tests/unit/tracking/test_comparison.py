@@ -243,10 +243,10 @@ def test_equal_runs_are_called_equal_and_in_what(tmp_path: Path, capsys: pytest.
     assert f"<p>{said}.</p>" in (tmp_path / "page.html").read_text(encoding="utf-8")
     file = other.predictions / "validation-step-00000010.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    rows[0]["loss"] = math.nextafter(rows[0]["loss"], 3)
+    rows[0]["loss"] += 5e-7  # as another number of ranks rounds
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     compare([one.path, other.path], None)
-    assert f"{names}: no loss differs by more than 1e-09 per unit, 399 are equal bit for bit" in capsys.readouterr().out
+    assert f"{names}: no loss differs by more than 1e-06 per unit, 399 are equal bit for bit" in capsys.readouterr().out
     rows[0]["loss"] += 1
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     compare([one.path, other.path], None)
