@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from finetune.app.adapter_names import check_adapter_names
 from finetune.app.opening import open_recipe
 from finetune.app.preparation import Request, ensure_prepared
 from finetune.app.runs import choose_run, find_run, kept_run, leave_folders, result_lines, resume_command
@@ -50,6 +51,7 @@ def train(
         if found is None or found.status != "done":  # what preparation refuses leaves no run folder, either
             kept = kept_run(loaded.recipe, run_dir, resume)
             ensure_prepared(Request.of(loaded.recipe, kept, data_changed=data_changed))
+            check_adapter_names(loaded.recipe)
         try:
             run = choose_run(loaded, run_dir, resume)
             if (

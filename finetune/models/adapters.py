@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import UserError
 from finetune.models.adapter_source import BASE, CONFIG, MARK, AdapterSource
 from finetune.models.device import uses_cuda
+from finetune.models.module_names import ModuleNames, is_linear, is_named
 from finetune.models.quiet import quiet_bitsandbytes
 from finetune.recipe.model import AdapterSection
 
@@ -45,12 +45,13 @@ def add_adapter(
     from peft import LoraConfig, get_peft_model
 
     saved = list(dict.fromkeys([*head_modules, *adapter.save_modules]))
-    _check_names(model, adapter.save_modules, "adapter.save_modules")
+    names = ModuleNames.of(model)
+    names.check_saved(adapter.save_modules)
     if adapter.targets == "all-linear":
         targets: Any = _linear_names(model, saved)
     else:
         targets = list(adapter.targets)
-        _check_targets(model, targets)
+        names.check_targets(targets)
     saved, rows = _rows_to_train(model, saved, targets, new_tokens)
     if rows:
         check_rows_can_be_trained(model)
@@ -135,12 +136,12 @@ def embed_with_gradients(model: Any) -> None:
 
 def check_same_modules(model: nn.Module, adapter: AdapterSection, source: AdapterSource) -> None:
     """Raises: UserError if adapter.targets names other modules than those that the adapter `source` is on."""
-    theirs = {name for name, _ in model.named_modules() if _is_named(name, source.targets or ())}
+    theirs = {name for name, _ in model.named_modules() if is_named(name, source.targets or ())}
     if adapter.targets == "all-linear":
         ours = set(_linear_names(model, [*source.saved_modules, *adapter.save_modules]))
     else:
-        _check_targets(model, adapter.targets)
-        ours = {name for name, _ in model.named_modules() if _is_named(name, adapter.targets)}
+        ModuleNames.of(model).check_targets(adapter.targets)
+        ours = {name for name, _ in model.named_modules() if is_named(name, adapter.targets)}
     if ours != theirs:
         raise UserError(
             f"adapter.targets names {len(ours)} modules, the adapter that is continued is on {len(theirs)}: "
@@ -156,10 +157,10 @@ def _linear_names(model: nn.Module, saved: Sequence[str]) -> list[str]:
     names = [
         name
         for name, module in model.named_modules()
-        if _is_linear(module) and module is not output and not any(name == s or name.startswith(f"{s}.") for s in saved)
+        if is_linear(module) and module is not output and not any(name == s or name.startswith(f"{s}.") for s in saved)
     ]
     if not names:
-        other = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _can_carry(module)})
+        other = sorted({name.rsplit(".", 1)[-1] for name in ModuleNames.of(model).carriers})
         raise UserError(
             "adapter.targets is all-linear, but this model has no linear layer outside its head",
             remedy=f"List layers by the last part of their names, such as {', '.join(other[:8])}.",
@@ -179,13 +180,13 @@ def _rows_to_train(
         return saved, {}
     inputs, outputs = _embedding_names(model)
     names = [inputs, outputs] if outputs else [inputs]
-    if low_rank := [name for name in names if _is_named(name, targets)]:
+    if low_rank := [name for name in names if is_named(name, targets)]:
         raise UserError(
             f"adapter.targets has {low_rank[0]}, to whose rows model.new_tokens adds: an adapter does not save new rows",
             remedy=f"Move {low_rank[0].rpartition('.')[2]} from adapter.targets to adapter.save_modules, which trains all "
             "rows.",
         )
-    whole = [name for name in names if _is_named(name, saved)]
+    whole = [name for name in names if is_named(name, saved)]
     if not whole and outputs and _is_tied(model):
         names = [inputs]  # peft lets the output embeddings follow
     elif whole == [outputs] and _is_tied(model):  # peft cannot train rows of the one without the other
@@ -205,44 +206,3 @@ def _embedding_names(model: nn.Module) -> tuple[str, str]:
 def _is_tied(model: Any) -> bool:
     outputs = model.get_output_embeddings()
     return outputs is not None and outputs.weight is model.get_input_embeddings().weight
-
-
-def _is_named(name: str, requested: Sequence[str]) -> bool:
-    """Whether the module `name` is one of `requested`, which are full names or ends of them."""
-    return any(name == one or name.endswith(f".{one}") for one in requested)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, (nn.Linear, Conv1D))
-
-
-def _can_carry(module: nn.Module) -> bool:
-    from torch import nn
-
-    return _is_linear(module) or isinstance(module, (nn.Conv2d, nn.Embedding))
-
-
-def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
-    names = [name for name, module in model.named_modules() if _can_carry(module)]
-    for target in targets:
-        if not any(_is_named(name, [target]) for name in names):
-            raise _unknown_module("adapter.targets", target, names)
-
-
-def _check_names(model: nn.Module, requested: Sequence[str], key: str) -> None:
-    names = [name for name, _ in model.named_modules() if name]
-    for name in requested:
-        if not any(known == name or known.endswith(f".{name}") for known in names):
-            raise _unknown_module(key, name, names)
-
-
-def _unknown_module(key: str, requested: str, names: Sequence[str]) -> UserError:
-    endings = sorted({name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()})
-    near = difflib.get_close_matches(requested, endings, 3, cutoff=0.4)
-    return UserError(
-        f"{key}: no module is called {requested!r}",
-        remedy=f"Did you mean {' or '.join(near)}?" if near else f"Valid names: {', '.join(endings[:20])}.",
-    )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
 from finetune.models.device import uses_cuda
+from finetune.models.module_names import build_on_meta
 from finetune.recipe.model import ModelSection
 
 if TYPE_CHECKING:
@@ -67,12 +68,7 @@ def _config(quantization: str, dtype: torch.dtype, unquantized: list[str]) -> Bi
 
 def _unquantized_modules(kind: Any, config: PreTrainedConfig, heads: Callable[[Any], Sequence[str]]) -> list[str]:
     """Names of heads and output embeddings, found on a model on the meta device."""
-    import copy
-
-    import torch
-
-    with torch.device("meta"):
-        meta_model: nn.Module = kind(copy.deepcopy(config))
+    meta_model = build_on_meta(kind, config)
     names = set(heads(meta_model))
     output = meta_model.get_output_embeddings() if hasattr(meta_model, "get_output_embeddings") else None  # type: ignore[operator]
     names |= {name for name, module in meta_model.named_modules() if output is not None and module is output}

@@ -9,6 +9,7 @@ from tests.e2e import tiny
 TYPO = {"training": {"global_batch": 8, "epochs": 1, "lerning_rate": 1e-3}}
 NO_COLUMN = {"data": {"train": "train.csv", "columns": {"text": "sentence"}}}
 NO_FILE = {"data": {"train": "trian.csv"}}
+BAD_TARGET = {"adapter": {"targets": ["qury", "value"]}}
 BAD_STAGE = {"parallel": {"processes": 2, "deepspeed": "zero9"}}
 
 
@@ -19,8 +20,9 @@ BAD_STAGE = {"parallel": {"processes": 2, "deepspeed": "zero9"}}
         (NO_COLUMN, ["sentence", "text"]),
         (NO_FILE, ["trian.csv"]),
         (BAD_STAGE, ["zero9", "zero3"]),
+        (BAD_TARGET, ["adapter.targets", "qury", "query"]),
     ],
-    ids=["typo", "missing column", "missing file", "unknown stage"],
+    ids=["typo", "missing column", "missing file", "unknown stage", "unknown target"],
 )
 def test_a_mistake_ends_with_2_before_anything_starts(changes, said, workplace, finetune, request):
     name = f"{request.node.callspec.id.replace(' ', '-')}.yaml"
