@@ -50,6 +50,13 @@ def test_a_foreign_launcher_gives_the_same_numbers(launcher, workplace, undistur
     assert (workplace / launcher / "model" / "model.safetensors").is_file()
 
 
+def test_ranks_of_torchrun_say_once_what_is_odd_and_what_is_refused(workplace, undisturbed):
+    arguments = ["train", "tiny.yaml", "--run-dir", str(undisturbed[0]), "--set", "training.learning_rate=0.5"]
+    refused = run_finetune(arguments, MINUTES, folder=workplace, program=command_of("torchrun"))
+    assert refused.output.count("a learning rate of 0.5 is far above") == 1, refused.output
+    assert refused.output.count("error: ") == refused.output.count("holds a run of another recipe") == 1, refused.output
+
+
 def test_ranks_of_torchrun_that_are_stopped_save_and_the_whole_has_the_same_numbers(workplace, undisturbed):
     """First SIGUSR1 to one rank, while nobody reads what is printed any more. Then SIGTERM to torchrun, which passes it on to
     every process: the loader processes must not end before their rank has finished its step.

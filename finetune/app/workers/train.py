@@ -64,6 +64,8 @@ def work(
     if supervised:
         redirect_output(rank, Path(supervised))
     loaded = open_recipe(recipe, sets)
+    for warning in () if supervised or rank else loaded.warnings:
+        print_line(f"note: {warning}")
     kept = kept_run(loaded.recipe, run_dir, resume)  # on all ranks, before anything is written
     stored = None if kept is None else read_plan(Run(kept))
     tell = print_line if rank == 0 else lambda line: None
