@@ -91,8 +91,12 @@ def _added_product(
     """x [..., in] -> x W^T + bias + (scaling * x A^T) B^T, with W and bias frozen.
 
     In two steps, of which the first saves all that the backward pass needs: where a checkpointed layer is computed again, it
-    ends there, and the last product of the layer is not computed twice.
+    ends there, and the last product of the layer is not computed twice. In one where torch.compile traces it, which cannot
+    follow `made` out of a function, and decides itself what is computed again.
     """
+    if torch.compiler.is_compiling():
+        whole: torch.Tensor = _AddedProduct.apply(x, weight, bias, down, up, scaling)  # type: ignore[no-untyped-call]
+        return whole
     made: list[Any] = []
     place = _SavedForProduct.apply(x, weight, bias, down, up, scaling, made)  # type: ignore[no-untyped-call]
     out: torch.Tensor = _Product.apply(place, made)  # type: ignore[no-untyped-call]
@@ -104,15 +108,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, place: torch.Tensor, made: list[Any]) -> torch.Tensor:
-        rows, weight, bias, hidden, up = made
-        dtype = rows.dtype
-        with torch.autocast(rows.device.type, enabled=False):
-            if bias is None:
-                out = hidden @ up.to(dtype).t()
-            else:
-                out = torch.addmm(bias.to(dtype), hidden, up.to(dtype).t())
-            out.addmm_(rows, weight.to(dtype).t())
-        return out.view(place.shape)
+        return _multiply(*made).view(place.shape)
 
     @staticmethod
     @once_differentiable
@@ -121,21 +117,13 @@ class _Product(torch.autograd.Function):
 
 
 class _SavedForProduct(torch.autograd.Function):
-    """A tensor of the shape of the result that takes no memory; puts rows, weight, bias, scaling * rows A^T and B into `made`.
-
-    Weights are saved as they are and cast again for the backward pass: what ZeRO-3 gathers must stay the parameter itself,
-    and casts of frozen weights would take the memory of another model.
-    """
+    """A tensor of the shape of the result that takes no memory; puts what `_multiply` takes into `made`."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any, scaling: float, made: list[Any]
     ) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            rows = x.reshape(-1, x.shape[-1])
-            hidden = _scaled_product(rows, down.to(x.dtype).t(), scaling)
-        ctx.save_for_backward(rows, weight, down, up, hidden)
-        ctx.scaling, ctx.shape = scaling, x.shape
+        rows, hidden = _save(ctx, x, weight, down, up, scaling)
         made.extend((rows, weight, bias, hidden, up))
         place: torch.Tensor = x.new_empty(()).expand(*x.shape[:-1], len(weight))
         return place
@@ -143,18 +131,62 @@ class _SavedForProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
-        rows, weight, down, up, hidden = ctx.saved_tensors
-        dtype, of_x, of_down, of_up = rows.dtype, None, None, None
-        with torch.autocast(grad.device.type, enabled=False):
-            grad = grad.reshape(-1, grad.shape[-1])
-            inner = _scaled_product(grad, up.to(dtype), ctx.scaling)
-            if ctx.needs_input_grad[0]:
-                of_x = (inner @ down.to(dtype)).addmm_(grad, weight.to(dtype)).view(ctx.shape)
-            if ctx.needs_input_grad[3]:
-                of_down = (inner.t() @ rows).to(down.dtype)
-            if ctx.needs_input_grad[4]:
-                of_up = (grad.t() @ hidden).to(up.dtype)
-        return of_x, None, None, of_down, of_up, None, None
+        return *_gradients(ctx, grad), None
+
+
+class _AddedProduct(torch.autograd.Function):
+    """Both as one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any, scaling: float) -> torch.Tensor:
+        rows, hidden = _save(ctx, x, weight, down, up, scaling)
+        return _multiply(rows, weight, bias, hidden, up).view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        return _gradients(ctx, grad)
+
+
+def _save(ctx: Any, x: Any, weight: Any, down: Any, up: Any, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """All that `_gradients` needs; returns x as rows [N, in], and scaling * rows A^T [N, rank].
+
+    Weights are saved as they are and cast again for the backward pass: what ZeRO-3 gathers must stay the parameter itself,
+    and casts of frozen weights would take the memory of another model.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        rows = x.reshape(-1, x.shape[-1])
+        hidden = _scaled_product(rows, down.to(x.dtype).t(), scaling)
+    ctx.save_for_backward(rows, weight, down, up, hidden)
+    ctx.scaling, ctx.shape = scaling, x.shape
+    return rows, hidden
+
+
+def _multiply(rows: Any, weight: Any, bias: Any, hidden: Any, up: Any) -> torch.Tensor:
+    """rows W^T + bias + hidden B^T, [N, out]."""
+    dtype = rows.dtype
+    with torch.autocast(rows.device.type, enabled=False):
+        if bias is None:
+            out = hidden @ up.to(dtype).t()
+        else:
+            out = torch.addmm(bias.to(dtype), hidden, up.to(dtype).t())
+        return out.addmm_(rows, weight.to(dtype).t())
+
+
+def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """Of x, weight, bias, down, up and scaling."""
+    rows, weight, down, up, hidden = ctx.saved_tensors
+    dtype, of_x, of_down, of_up = rows.dtype, None, None, None
+    with torch.autocast(grad.device.type, enabled=False):
+        grad = grad.reshape(-1, grad.shape[-1])
+        inner = _scaled_product(grad, up.to(dtype), ctx.scaling)
+        if ctx.needs_input_grad[0]:
+            of_x = (inner @ down.to(dtype)).addmm_(grad, weight.to(dtype)).view(ctx.shape)
+        if ctx.needs_input_grad[3]:
+            of_down = (inner.t() @ rows).to(down.dtype)
+        if ctx.needs_input_grad[4]:
+            of_up = (grad.t() @ hidden).to(up.dtype)
+    return of_x, None, None, of_down, of_up, None
 
 
 def _scaled_product(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -103,6 +103,28 @@ def test_checkpointed_layers_give_the_same(reentrant: bool) -> None:
         torch.testing.assert_close(own, theirs)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_layers_that_are_compiled_give_the_same_by_one_graph(autocast: bool) -> None:
+    plain = adapted()
+    ours, graphs = copy.deepcopy(plain), []
+    add_in_place(ours)
+
+    def count(graph: Any, examples: Any) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, examples)
+
+    torch._dynamo.reset()
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+    compiled = torch.compile(Net.forward, dynamic=True, backend=count, fullgraph=True)
+    inputs = [torch.randn(2, length, 12) for length in (7, 5)]
+    expected = [result(ours, x, autocast) for x in inputs]
+    with torch._dynamo.config.patch(specialize_float=True):  # as compiled.py sets it
+        found = [result(ours, x, autocast, lambda model, x: compiled(model.base_model.model, x)) for x in inputs]
+    for theirs, own in zip(itertools.chain(*expected), itertools.chain(*found), strict=True):
+        torch.testing.assert_close(own, theirs)
+    assert len(graphs) == 1
+
+
 def test_the_last_product_of_a_checkpointed_layer_is_computed_once() -> None:
     """Of a layer as language models have it: what it saves last is saved before its large product."""
     ours = adapted(bias=False)
