@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
@@ -11,13 +11,21 @@ from finetune.tasks.text.chat import EMPTY
 from finetune.tasks.text.inputs import cut_notice
 from finetune.tasks.text.limits import limit_name
 
+OPENING_TOKENS = 32  # of plain text, from which a sample is continued
+
 
 def within_limit(
-    ids: list[int], spans: Sequence[tuple[int, int]], reply_start: int, limit: int, on_long: str
+    ids: list[int],
+    spans: Sequence[tuple[int, int]],
+    reply_start: int,
+    limit: int,
+    on_long: str,
+    find_replies: Callable[[], Sequence[tuple[int, int]]] | None = None,
 ) -> dict[str, Any]:
     """{"input_ids", "spans", "reply_start"} of a row's tokens, treated as on_long says (truncate, drop, split, error) where
     they are more than `limit`. Of a row that is dropped, they are empty.
 
+    find_replies: the tokens of each reply, where they are others than spans; asked where the last one is cut off.
     Raises: BadRow for a row without anything to learn within the limit, and for one that is too long where that is an error.
     """
     supervised = [(max(start, 1), end) for start, end in spans if end > max(start, 1)]
@@ -40,26 +48,32 @@ def within_limit(
                 f"the prompt has {supervised[0][0]} tokens, longer than the limit: {limit_name(limit)} {limit}",
                 kind="too_long",
             )
-        return _cut(ids, supervised, reply_start, limit)
+        return _cut(ids, supervised, reply_start, limit, find_replies or (lambda: supervised))
     return {"input_ids": ids, "spans": [edge for span in supervised for edge in span], "reply_start": reply_start}
 
 
-def _cut(ids: list[int], supervised: Sequence[tuple[int, int]], reply_start: int, limit: int) -> dict[str, Any]:
+def _cut(
+    ids: list[int],
+    supervised: Sequence[tuple[int, int]],
+    reply_start: int,
+    limit: int,
+    find_replies: Callable[[], Sequence[tuple[int, int]]],
+) -> dict[str, Any]:
     """The beginning of a row that is too long. Its last reply is the last that begins within the limit.
 
     "reference": that reply in full, with which generated text is compared; the loss is that of the tokens within the limit.
+    Where no reply begins there, the row is continued from its opening, as plain text is, and has no reference.
     """
-    kept = [span for span in supervised if span[0] < limit]
-    reply_end = len(ids)
-    if reply_start >= limit:
-        reply_start, reply_end = kept[-1]
-    return {
+    example: dict[str, Any] = {
         "input_ids": ids[:limit],
-        "spans": [edge for start, end in kept for edge in (start, min(end, limit))],
-        "reply_start": reply_start,
-        "reference": ids[reply_start:reply_end],
+        "spans": [edge for start, end in supervised if start < limit for edge in (start, min(end, limit))],
         NOTICES: [cut_notice(limit, what="conversation")],
     }
+    replies = [(reply_start, len(ids))] if reply_start < limit else [one for one in find_replies() if one[0] < limit]
+    if not replies:
+        return {**example, "reply_start": max(1, min(OPENING_TOKENS, limit // 2))}
+    start, end = replies[-1]
+    return {**example, "reply_start": start, "reference": ids[start:end]}
 
 
 def prompt_example(ids: list[int], limit: int) -> dict[str, Any]:

@@ -9,10 +9,12 @@ literal example, with a tokenizer whose chat template is ChatML:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from finetune.data.bad_rows import BadRow, BadValue
 from finetune.data.table import Row
+from finetune.errors import UserError
 from finetune.tasks.text.chat import EMPTY, chat_encoder
 from finetune.tasks.text.conversations import (
     Conversation,
@@ -23,9 +25,9 @@ from finetune.tasks.text.conversations import (
     read_turns,
     text_turns,
 )
-from finetune.tasks.text.drafts import Draft, Tokens, encode_drafts
+from finetune.tasks.text.drafts import Draft, Tokens, encode_drafts, tokenize
 from finetune.tasks.text.learned_turns import to_learn
-from finetune.tasks.text.reply_limits import prompt_example, within_limit
+from finetune.tasks.text.reply_limits import OPENING_TOKENS, prompt_example, within_limit
 from finetune.tasks.text.row_values import (
     check_text_only,
     read_history,
@@ -45,7 +47,6 @@ _READ = {
     "prompt_completion": ("prompt", "completion", "history", *_BESIDE),
     "text": ("text",),
 }
-OPENING_TOKENS = 32  # of plain text, from which a sample is continued
 
 
 def form_of(row: Row, *, with_reply: bool = True) -> str:
@@ -89,7 +90,7 @@ class RowEncoder:
     """A row -> {"input_ids": [...], "spans": [start, end, start, end, ...], "reply_start": position}; picklable.
 
     spans: of tokens to learn, never empty, from position 1 on. reply_start: where the last reply begins. A row that is cut
-    has "reference", too, unless it is plain text: the tokens of that reply in full.
+    has "reference", too, unless it is plain text or no reply begins within the limit: the tokens of that reply in full.
     own_template: the chat template came with the tokenizer, so that prompts and completions are turns of a conversation.
     tools: schemas for conversations that have none of their own.
     """
@@ -152,15 +153,26 @@ class RowEncoder:
 
     def _finish(self, row: Row, tokens: Sequence[Tokens]) -> dict[str, Any]:
         """Raises: BadRow if the row holds nothing to learn, or nothing within the limit."""
-        ids, spans, reply_start = tokens[0].ids, tokens[0].spans, tokens[0].reply_start
+        ids, spans, reply_start, find_replies = tokens[0].ids, tokens[0].spans, tokens[0].reply_start, None
         if self._form(row) == "text":
             reply_start = min(OPENING_TOKENS, len(ids) // 2)
         if self.train_on == "all" or self._form(row) == "text":
-            spans = [(0, len(ids))]
-        example = within_limit(ids, spans, max(1, reply_start), self.limit, self.on_long)
+            spans, find_replies = [(0, len(ids))], partial(self._replies, row, ids)
+        example = within_limit(ids, spans, max(1, reply_start), self.limit, self.on_long, find_replies)
         if self._form(row) == "text":
             example.pop("reference", None)  # a document goes on for long, and is not stored twice
         return example
+
+    def _replies(self, row: Row, ids: list[int]) -> Sequence[tuple[int, int]]:
+        """The tokens of each reply of a row that is learned whole; () for text, and a template that hides its replies."""
+        form = self._form(row)
+        if form == "text" or self._is_verbatim(row, form):
+            return ()
+        try:
+            (found,) = tokenize(self.tokenizer, [chat_encoder(self.tokenizer).draft(self._conversation(row, form))])
+        except (BadRow, UserError):
+            return ()
+        return found.spans if isinstance(found, Tokens) and found.ids[: self.limit] == ids[: self.limit] else ()
 
     def _draft_prompt(self, row: Row) -> list[Draft]:
         form = self._form(row, with_reply=False)

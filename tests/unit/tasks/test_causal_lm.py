@@ -57,16 +57,27 @@ def test_what_is_generated_is_compared_with_the_whole_reply_of_a_row_that_is_cut
     assert sample["expected"] == REPLY
 
 
-def test_a_cut_after_a_reply_leaves_the_next_question_out_of_what_is_expected(tmp_path: Path) -> None:
+@pytest.mark.parametrize("train_on", ["reply", "all"])
+def test_a_cut_after_a_reply_leaves_the_next_question_out_of_what_is_expected(tmp_path: Path, train_on: str) -> None:
     whole = _read(tmp_path, {"messages": TALK}).datasets["validation"][0]
     limit = int(whole["reply_start"]) - 2  # in the second question
-    prepared = _read(tmp_path, {"messages": TALK}, max_length=limit)
-    assert len(prepared.datasets["validation"][0]["input_ids"]) == limit
+    prepared = _read(tmp_path, {"messages": TALK}, max_length=limit, train_on=train_on)
+    example = prepared.datasets["validation"][0]
+    assert len(example["input_ids"]) == limit
+    assert example["reply_start"] == whole["spans"][0]  # what stands before the first reply is given
+    assert list(example["spans"]) == ([1, limit] if train_on == "all" else list(whole["spans"][:2]))
     with torch.no_grad():
         (written,) = prepared.task.generate(
             prepared.artifacts, prepared.build().eval(), prepared.batch([0], "validation"), synced=False
         )
     assert written["reference_text"] == "Good day."
+
+
+def test_a_conversation_learned_whole_and_cut_before_its_replies_is_continued_from_its_opening(tmp_path: Path) -> None:
+    row = {"messages": [TALK[2], TALK[3]]}
+    example = _read(tmp_path, row, max_length=40, train_on="all").datasets["validation"][0]
+    assert len(example["input_ids"]) == 40 and example["reply_start"] == 20
+    assert "reference" not in example
 
 
 def test_a_text_that_is_cut_keeps_its_opening_and_is_not_stored_twice(tmp_path: Path) -> None:
