@@ -57,6 +57,13 @@ def test_ranks_of_torchrun_say_once_what_is_odd_and_what_is_refused(workplace, u
     assert refused.output.count("error: ") == refused.output.count("holds a run of another recipe") == 1, refused.output
 
 
+def test_ranks_of_torchrun_refuse_a_mistyped_target_once_and_leave_no_run_folder(workplace):
+    arguments = ["train", "tiny.yaml", "--run-dir", "never-made", "--set", "adapter.targets=[qury]"]
+    refused = run_finetune(arguments, MINUTES, folder=workplace, program=command_of("torchrun"))
+    assert refused.output.count("adapter.targets: no module is called 'qury'") == 1, refused.output
+    assert "query" in refused.output and not (workplace / "never-made").exists()
+
+
 def test_ranks_of_torchrun_that_are_stopped_save_and_the_whole_has_the_same_numbers(workplace, undisturbed):
     """First SIGUSR1 to one rank, while nobody reads what is printed any more. Then SIGTERM to torchrun, which passes it on to
     every process: the loader processes must not end before their rank has finished its step.

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich import console as terminal
 
+from finetune.app.adapter_names import check_adapter_names
 from finetune.app.kept_files import read_plan, record_kept_files
 from finetune.app.machine import plan_here
 from finetune.app.model_folder import write_model
@@ -30,6 +31,7 @@ from finetune.distributed.session import Session
 from finetune.errors import FinetuneError, Stopped
 from finetune.events import Listener, SilentListener
 from finetune.models.float8 import check_float8
+from finetune.models.module_names import names_without_weights
 from finetune.planning.plan import Plan
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.recipe import Recipe
@@ -80,6 +82,8 @@ def work(
         data = ready(
             loaded.recipe, kept, data_changed=data_changed
         )  # a signal ends it at once: there is nothing to save
+    if not supervised:
+        check_adapter_names(loaded.recipe, names_without_weights)
     stop = StopRequest().listen()
     with phase("connecting the ranks", tell):
         session = open_session(plan)
