@@ -118,7 +118,8 @@ def _of_characters() -> Iterator[Attack]:
         yield Attack(f"{name} in --set", _sets(f"nothing.{text}=1"), shown)
     yield Attack("erase as an option", lambda place: ("train", "--" + ERASE), shown)
     yield Attack("erase as a command", lambda place: (ERASE + "x",), shown)
-    yield Attack("title in a recipe shown as it is", _text(f"# {TITLE}\n{BASE}", SHOW[:3]), shown, code=0)
+    yield Attack("title in a recipe shown as it is", _text(f"# {TITLE}\n{BASE}", SHOW[:3]), "control characters")
+    yield Attack("turned text in a recipe shown as it is", _text(f"# \u202ekcab\n{BASE}", SHOW[:3]), shown, code=0)
     yield Attack("a name with codes", _with("name", value=TITLE), "name")
 
 

@@ -25,6 +25,9 @@ class Ranks:
     def running(self):
         return [rank for rank in range(len(self.started)) if rank not in self.ends]
 
+    def halted(self):
+        return {}
+
     def failures(self):
         return self.reported
 
