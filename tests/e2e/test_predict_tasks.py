@@ -185,7 +185,7 @@ def test_metrics_are_those_of_evaluate(task, train):
     run.predict("measured.jsonl", ranks=2)
     row = run.journal("measured.jsonl")
     told = {name[8:]: value for name, value in row.items() if name.startswith("metrics/")}
-    words = {"checkpoint": "best", "split": "", "sets": [], "processes": None}
+    words = {"checkpoint": "best", "split": "", "read": [], "sets": [], "processes": None}
     run.verb("evaluate", run=Path("run"), data=[run.data], name="mine", **words)
     figures = json.loads((run.folder / "run/evaluations/mine/figures.json").read_text())
     assert "loss" in told
