@@ -29,10 +29,10 @@ def run_verb(verb: str, **options: Any) -> None:
             module = importlib.import_module(f"finetune.app.{verb}")
         getattr(module, verb)(**options)
         return
-    if (given := from_environ()) is not None:  # srun and mpirun say it in words of their own; everybody else reads RANK
-        os.environ.update(as_environ(given))
     _switch_bars_off()
     fork_here(lambda: _load(verb, options))
+    if (given := from_environ()) is not None:  # srun and mpirun say it in words of their own; everybody else reads RANK
+        os.environ.update(as_environ(given))
     with as_worker():
         _load(verb, options).work(**options)
 
