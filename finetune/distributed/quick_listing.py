@@ -1,7 +1,7 @@
 """transformers lists what it exports faster. No torch here.
 
 When it is imported, transformers reads the 1,600 files of its models for the names that they export, then, with the first
-model, once more: 0.4 of a core's seconds, nearly all of them spent on asking each line whether it begins with `__all__`.
+model, once more, and asks each of their 1.8 million lines whether it begins with `__all__`.
 Here the files are read once, and the lines before the list are passed over. What is found is the same.
 """
 
