@@ -81,6 +81,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Show what the ranks printed below a test that failed."""
     report = yield
     pool = getattr(item, "funcargs", {}).get("ranks")
-    if report.failed and pool is not None and (text := pool.output()):
+    if report.failed and isinstance(pool, Ranks) and (text := pool.output()):  # a parameter may have that name, too
         report.sections.append(("output of the ranks", text))
     return report
