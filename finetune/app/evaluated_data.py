@@ -115,7 +115,7 @@ def evaluated_split(split: str, data: Sequence[str], read: Sequence[str] = ()) -
     """
     if read and not data:
         raise UserError(
-            f"--read {read[0]} says how other data is read, but none is given",
+            f"{read[0]} says how other data is read, but none is given",
             where="--read",
             remedy="Give the data: --data FILE. A split is read as the recipe says, or --set data.test='{source: FILE, ...}'.",
         )

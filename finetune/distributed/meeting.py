@@ -132,9 +132,8 @@ def _join(env: DistributedEnv, timeout: timedelta) -> dist.Store:
                 dist.TCPStore(ADDRESS, env.master_port, env.world_size, False, GREETING, wait_for_workers=False)
             )
 
-    connecting = threading.Thread(
-        target=connect, daemon=True
-    )  # torch waits without end for a listener that says nothing
+    # In a thread, for torch waits without end for a listener that says nothing.
+    connecting = threading.Thread(target=connect, daemon=True)
     connecting.start()
     connecting.join(GREETING.total_seconds())
     for store in stores:

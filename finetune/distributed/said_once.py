@@ -17,14 +17,8 @@ from pathlib import Path
 from finetune.distributed.env import from_environ
 from finetune.errors import FinetuneError
 
-LAUNCHERS = (
-    "accelerate",
-    "deepspeed",
-    "torchrun",
-    "srun",
-    "mpirun",
-    "mpiexec",
-)  # whose ranks are children of one process
+# Their ranks are children of one process.
+LAUNCHERS = ("accelerate", "deepspeed", "torchrun", "srun", "mpirun", "mpiexec")
 SECONDS = 600  # after which a claim says nothing any more, and is removed by a later one
 
 

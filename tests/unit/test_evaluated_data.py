@@ -85,5 +85,5 @@ def test_how_other_data_is_read(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_how_a_split_is_read_is_the_recipes(recipe: Recipe) -> None:
-    with pytest.raises(UserError, match="--read format=csv says how other data is read, but none is given"):
+    with pytest.raises(UserError, match="format=csv says how other data is read, but none is given"):
         evaluated_split("test", [], ["format=csv"])
