@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,7 +61,10 @@ def _recipe(**adapter: Any) -> Recipe:
     )
 
 
-def test_names_are_refused_with_the_nearest_and_looked_up_once_per_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_refused_with_the_nearest_and_looked_up_once_per_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     asked = []
 
     def run_here(target: str, *arguments: Any, doing: str) -> Any:
