@@ -68,7 +68,7 @@ OURS = """
 import os, sys, time
 sys.path.insert(0, {root!r})
 from finetune.app.opening import open_recipe
-from finetune.app.preparation import Request
+from finetune.app.preparation.request import Request
 from finetune.app.workers.preparing import prepare
 from finetune.data.prepare.progress import Stage
 request = Request.of(open_recipe({recipe!r}).recipe)
@@ -112,7 +112,8 @@ SECOND = """
 import sys, time
 sys.path.insert(0, {root!r})
 from finetune.app.opening import open_recipe
-from finetune.app.preparation import Request, find_prepared
+from finetune.app.preparation.entry import find_prepared
+from finetune.app.preparation.request import Request
 recipe = open_recipe({recipe!r}).recipe
 Request.of(recipe).names()
 began = time.perf_counter()

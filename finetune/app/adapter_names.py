@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune.app.apart import run_apart
-from finetune.app.identities import models_identity
+from finetune.app.preparation.identities import models_identity
 from finetune.data.prepare.cache import digest, publish
 from finetune.data.prepare.file_digest import package_versions, source_digest
 from finetune.models.adapter_source import adapter_of

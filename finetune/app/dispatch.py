@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.app.supervise import as_worker, is_worker
+from finetune.app.worker import as_worker, is_worker
 from finetune.distributed.env import as_environ, from_environ
 from finetune.distributed.forking import fork_here
 from finetune.distributed.quick_imports import quick_imports

@@ -11,8 +11,9 @@ from finetune.app.evaluated_data import (
     evaluation_name,
     reserve_folder,
 )
-from finetune.app.preparation import Request, ensure_prepared
-from finetune.app.supervise import plan_launch
+from finetune.app.launch_plan import plan_launch
+from finetune.app.preparation.child import ensure_prepared
+from finetune.app.preparation.request import Request
 from finetune.distributed.watching import run_workers
 from finetune.errors import UserError
 from finetune.models.adapter_source import CONFIG as ADAPTER

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from finetune.app.machine import plan_alone
 from finetune.app.opening import open_recipe
-from finetune.app.supervise import check_recipe
+from finetune.app.recipe_check import check_recipe
 from finetune.data.prepare.memory import default_workers
 from finetune.data.prepare.progress import SilentProgress, Stage, entered
 from finetune.data.sources.tables import open_tables

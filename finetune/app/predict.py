@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from finetune.app.asked_replicas import predict_with_replicas
+from finetune.app.launch_plan import check_count
 from finetune.app.model_places import check_places
 from finetune.app.predict_options import PredictOptions, check_replicas, split_option
-from finetune.app.supervise import check_count
 from finetune.distributed.launch import Launch
 from finetune.distributed.replicas import NoReplicaLeft
 from finetune.distributed.watching import run_workers

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from finetune.app.opening import open_recipe
-from finetune.app.preparation import Request, ensure_prepared, read_manifest
-from finetune.app.supervise import check_recipe
+from finetune.app.preparation.child import ensure_prepared
+from finetune.app.preparation.entry import read_manifest
+from finetune.app.preparation.request import Request
+from finetune.app.recipe_check import check_recipe
 from finetune.terminal import print_line
 from finetune.units import format_number
 

@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.app.launch_plan import plan_launch
+from finetune.app.recipe_check import check_recipe
 from finetune.app.runs import ROOT, leave_folders, take_folder
-from finetune.app.supervise import check_recipe, is_worker, plan_launch
 from finetune.app.sweeping.halving import rungs_of
 from finetune.app.sweeping.options import SweepOptions
 from finetune.app.sweeping.results import best_of, print_results
@@ -17,6 +18,7 @@ from finetune.app.sweeping.space import list_trials, parse_space
 from finetune.app.sweeping.state import Definition, State, open_state
 from finetune.app.sweeping.trials import Measure, check_trials, measure_of, name_trials
 from finetune.app.sweeping.wandb_file import write_wandb_sweep
+from finetune.app.worker import is_worker
 from finetune.errors import TrainingFailed, UserError
 from finetune.planning.best import best_mode
 from finetune.recipe import shelf

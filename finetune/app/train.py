@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.app.adapter_names import check_adapter_names
+from finetune.app.launch_plan import early_ranks, plan_launch
 from finetune.app.opening import open_recipe
-from finetune.app.preparation import Request, ensure_prepared
+from finetune.app.preparation.child import ensure_prepared
+from finetune.app.preparation.request import Request
+from finetune.app.recipe_check import check_recipe
 from finetune.app.runs import choose_run, find_run, kept_run, leave_folders, result_lines, resume_command
-from finetune.app.supervise import check_recipe, early_ranks, plan_launch, supervise
+from finetune.app.supervise import supervise
 from finetune.distributed.launch import Launch
 from finetune.distributed.waiting import WaitingRanks
 from finetune.ending import die_with_parent

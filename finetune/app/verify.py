@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.app.opening import open_recipe
+from finetune.app.recipe_check import check_recipe
 from finetune.app.rounding import Figures, Twin, beyond, limits, read_twins, settings_of, twin_of
-from finetune.app.supervise import check_recipe
 from finetune.distributed.launch import Launch
 from finetune.distributed.watching import run_workers
 from finetune.errors import TrainingFailed

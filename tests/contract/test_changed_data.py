@@ -9,7 +9,7 @@ import pytest
 
 from finetune.app.data_changes import describe_data
 from finetune.app.kept_files import record_kept_files
-from finetune.app.preparation import Request, artifacts_digest
+from finetune.app.preparation.request import Request, artifacts_digest
 from finetune.app.run_contents import run_artifacts
 from finetune.app.runs import kept_run
 from finetune.app.workers.preparing import prepare as prepare_request

@@ -21,7 +21,7 @@ def train_here(
     rank.
     """
     os.chdir(folder)
-    from finetune.app import supervise
+    from finetune.app import worker
     from finetune.app.dispatch import run_verb
     from finetune.inference.evaluation import Evaluator
     from finetune.training import loop
@@ -80,7 +80,7 @@ def train_here(
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(stack.enter_context(said.open("a", buffering=1))))
         # This process trains again, and W&B's folder, made when it was imported, is to stay.
-        stack.enter_context(mock.patch.object(supervise, "own_temporary_folder", nullcontext))
+        stack.enter_context(mock.patch.object(worker, "own_temporary_folder", nullcontext))
         stack.enter_context(mock.patch.object(loop, "train_step", train_step))
         stack.enter_context(mock.patch.object(loop, "seed_step", seed_step))
         stack.enter_context(mock.patch.object(loop.Saver, "begin", begin))

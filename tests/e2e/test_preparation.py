@@ -106,10 +106,10 @@ def test_what_is_prepared_is_found_without_torch_and_without_a_process(many, und
     code = (
         "import sys, multiprocessing\n"
         "from finetune.app.opening import open_recipe\n"
-        "from finetune.app.preparation import Request, ensure_prepared\n"
-        "from finetune.app import preparation\n"
-        "preparation.run_apart = None\n"
-        "print(ensure_prepared(Request.of(open_recipe('many.yaml').recipe)))\n"
+        "from finetune.app.preparation import child\n"
+        "from finetune.app.preparation.request import Request\n"
+        "child.run_apart = None\n"
+        "print(child.ensure_prepared(Request.of(open_recipe('many.yaml').recipe)))\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
     )
     environment = {**os.environ, "XDG_CACHE_HOME": str(undisturbed_cache), "PYTHONPATH": str(ROOT)}

@@ -17,7 +17,7 @@ ALLOWED = {
     ("app/runs.py", "find_run"): "--resume",
     ("app/runs.py", "kept_run"): "--resume",
     ("app/supervise.py", "supervise"): "--resume",
-    ("app/supervise.py", "plan_launch"): "parallel.processes, decided before there is a plan",
+    ("app/launch_plan.py", "plan_launch"): "parallel.processes, decided before there is a plan",
     ("app/sweeping/slots.py", "ranks_of_trial"): "parallel.processes of a trial, decided before there is a plan",
     ("app/workers/resuming.py", ""): "--resume",
     ("app/workers/verify.py", "run_variant"): "writes the recipe of a layout; planning chooses its engine",

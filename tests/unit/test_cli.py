@@ -126,7 +126,7 @@ def test_what_supervises_a_training_imports_no_heavy_library(tmp_path: Path) -> 
         "data: {train: rows.csv, validation: rows.csv}\ntraining: {learning_rate: 1e-3, epochs: 1}\n"
     )
     probe = (
-        "import sys\nimport finetune.app.train as verb\nfrom finetune.app.supervise import plan_launch\n"
+        "import sys\nimport finetune.app.train as verb\nfrom finetune.app.launch_plan import plan_launch\n"
         "from finetune.distributed import rank_processes\nfrom finetune.cli import main\n"
         "verb.ensure_prepared = lambda request: None\n"
         "def start(self, wanted):\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.app.evaluated_data import check_evaluated_data, evaluated_split, open_evaluated_table
-from finetune.app.identities import sources_identity
+from finetune.app.preparation.identities import sources_identity
 from finetune.errors import UserError
 from finetune.recipe.load import load_recipe
 from finetune.recipe.recipe import Recipe

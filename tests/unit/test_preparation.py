@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.app.preparation import FORMAT, KEPT, KIND, MANIFEST, SECTIONS, TRAINING_KEYS, Request, find_prepared
+from finetune.app.preparation.entry import MANIFEST, find_prepared
+from finetune.app.preparation.request import FORMAT, KEPT, KIND, SECTIONS, TRAINING_KEYS, Request
 from finetune.data.prepare.cache import publish
 from finetune.recipe.recipe import recipe_type
 from finetune.tasks import CARDS
@@ -133,7 +134,7 @@ def test_tasks_read_nothing_else_of_a_recipe_while_they_prepare():
 
 
 def test_arrays_of_examples_are_mapped_and_come_back_equal(tmp_path):
-    from finetune.app.workers.preparing import _load_datasets, _write_datasets
+    from finetune.app.workers.prepared_datasets import load_datasets, write_datasets
     from finetune.data.table import Examples
     from finetune.tasks.text.selection import SelectedExamples
 
@@ -145,8 +146,8 @@ def test_arrays_of_examples_are_mapped_and_come_back_equal(tmp_path):
 
     selected: Examples = SelectedExamples(Numbers(), np.arange(0, 1_000, 3))
     selected.examples = None
-    _write_datasets(tmp_path, {"train": selected, "validation": selected})
-    loaded = _load_datasets(tmp_path)
+    write_datasets(tmp_path, {"train": selected, "validation": selected})
+    loaded = load_datasets(tmp_path)
     assert np.array_equal(loaded["train"].ids, selected.ids) and np.array_equal(
         loaded["validation"].kept, selected.kept
     )

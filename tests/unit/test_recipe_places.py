@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.app.supervise import check_recipe
+from finetune.app.recipe_check import check_recipe
 from finetune.errors import Fault, RecipeFaults
 from finetune.recipe.load import load_recipe
 from finetune.tasks import CARDS

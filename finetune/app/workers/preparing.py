@@ -1,4 +1,4 @@
-"""The stage of preparation itself, where torch and transformers are loaded; app/preparation.py says when it runs, and where.
+"""The stage of preparation itself, where torch and transformers are loaded; app/preparation/ says when it runs, and where.
 
 The entry `prepared/<key>` holds
 
@@ -14,38 +14,21 @@ another user owns is not loaded.
 from __future__ import annotations
 
 import json
-import os
-import pickle
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetune.app.data_changes import describe_data
 from finetune.app.evaluated_data import open_evaluated_table
 from finetune.app.kept_files import check_artifacts, read_plan, tell_unknown
 from finetune.app.machine import plan_alone
-from finetune.app.preparation import (
-    ARTIFACTS,
-    FORMAT,
-    KEPT,
-    KIND,
-    MANIFEST,
-    Names,
-    PreparationFailed,
-    Request,
-    artifacts_digest,
-    clear_failure,
-    find_prepared,
-    mark_used,
-    read_manifest,
-    report_failure,
-    wait_for_prepared,
-)
+from finetune.app.preparation.entry import MANIFEST, find_prepared, mark_used, read_manifest
+from finetune.app.preparation.request import ARTIFACTS, FORMAT, KEPT, KIND, Names, Request, artifacts_digest
+from finetune.app.preparation.waiting import PreparationFailed, clear_failure, report_failure, wait_for_prepared
 from finetune.app.run_contents import portable_recipe, run_artifacts
+from finetune.app.workers.prepared_datasets import load_datasets, write_datasets
 from finetune.data.prepare.cache import publish, recorded_entries
 from finetune.data.prepare.memory import default_workers
 from finetune.data.prepare.named_files import list_named_files, write_named_files
@@ -55,7 +38,6 @@ from finetune.data.sources.tables import open_tables
 from finetune.data.table import Table
 from finetune.distributed.env import from_environ
 from finetune.distributed.failure import PeerFailed
-from finetune.errors import UserError
 from finetune.planning.plan import Plan
 from finetune.recipe.recipe import Recipe
 from finetune.tasks import CARDS, load_task
@@ -68,7 +50,6 @@ from finetune.tracking.run import Run
 from finetune.tracking.shared_rows import SHARED
 
 Notify = Callable[[str], None]
-ALIGNMENT = 64  # bytes, of arrays in arrays.bin
 
 
 @dataclass
@@ -134,7 +115,7 @@ def ready(
 
 
 def prepare_apart(request: Request, names: Names, workers: int | None) -> str:
-    """In a child of the process that supervises (app/preparation.py)."""
+    """In a child of the process that supervises (app/preparation/child.py)."""
     return str(prepare(request, names, Stage(workers or default_workers(), ProgressLine(), print_line)))
 
 
@@ -174,7 +155,7 @@ def _write(folder: Path, request: Request) -> None:
         artifacts.save(folder / ARTIFACTS)
     else:
         shutil.copytree(origin, folder / ARTIFACTS, ignore=shutil.ignore_patterns(MODEL))
-    _write_datasets(folder, datasets)
+    write_datasets(folder, datasets)
     write_named_files(folder, *images)
     kept = {name: getattr(plan.training, name) for name in KEPT}
     manifest = {
@@ -219,45 +200,15 @@ def encode_tables(plan: Plan, task: Task, artifacts: TaskArtifacts, tables: Iter
     return {table.name: task.dataset(plan, artifacts, table, facts) for table in tables}
 
 
-def _write_datasets(folder: Path, datasets: Datasets) -> None:
-    """datasets.pickle, and arrays.bin with its arrays one behind the other, each with its size before it."""
-    buffers: list[pickle.PickleBuffer] = []
-    text = pickle.dumps(datasets, protocol=5, buffer_callback=buffers.append)
-    views = [buffer.raw() for buffer in buffers]
-    with (folder / "arrays.bin").open("wb") as file:
-        for view in views:
-            file.write(view)
-            file.write(bytes(-view.nbytes % ALIGNMENT))
-    (folder / "datasets.pickle").write_bytes(pickle.dumps(([view.nbytes for view in views], text)))
-
-
-def _load_datasets(folder: Path) -> Datasets:
-    sizes, text = pickle.loads((folder / "datasets.pickle").read_bytes())
-    path = folder / "arrays.bin"
-    mapped = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
-    views, start = [], 0
-    for size in sizes:
-        views.append(mapped[start : start + size].data)
-        start += size + -size % ALIGNMENT
-    datasets: Datasets = pickle.loads(text, buffers=views)
-    return datasets
-
-
 def load(folder: Path, recipe: Recipe) -> PreparedData:
     """The content of an entry, mapped. Raises: UserError if it belongs to another user."""
-    owner = (folder / "datasets.pickle").stat().st_uid
-    if hasattr(os, "getuid") and owner not in (os.getuid(), 0):
-        raise UserError(
-            "the prepared data in the cache belongs to another user",
-            where=str(folder),
-            remedy="Set XDG_CACHE_HOME to a folder of your own.",
-        )
+    datasets = load_datasets(folder)
     manifest = read_manifest(folder)
     assert manifest is not None, f"{folder} was found a moment ago"
     return PreparedData(
         folder,
         load_artifacts(folder / ARTIFACTS, CARDS[recipe.task]),
-        _load_datasets(folder),
+        datasets,
         Facts(manifest["facts"], manifest["notes"]),
         manifest["messages"],
         manifest["data"],

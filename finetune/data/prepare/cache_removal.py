@@ -43,7 +43,7 @@ def _prune(parent: Path) -> None:
             limit = ABANDONED_SECONDS if is_partial(entry.name) else UNUSED_SECONDS
         if age > limit and entry.is_dir():
             remove_entry(entry)
-        elif age > limit and entry.suffix == ".failed":  # see app/preparation.py
+        elif age > limit and entry.suffix == ".failed":  # see app/preparation/waiting.py
             entry.unlink(missing_ok=True)
 
 

@@ -79,7 +79,11 @@ def test_the_path_of_one_batch_exists() -> None:
 
 @pytest.mark.parametrize(
     ("drawn", "instead"),
-    [("[ cli ]", ""), ("floor 7   [ cli ]", "floor 6   [ cli ]"), ("[ app: sweeping, workers ]", "[ app: workers ]")],
+    [
+        ("[ cli ]", ""),
+        ("floor 7   [ cli ]", "floor 6   [ cli ]"),
+        ("[ app: preparation, sweeping, workers ]", "[ app: preparation, workers ]"),
+    ],
 )
 def test_a_wrong_picture_is_noticed(drawn: str, instead: str) -> None:
     assert drawn in TEXT

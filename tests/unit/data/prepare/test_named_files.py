@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from finetune.app.preparation import Request, find_prepared
+from finetune.app.preparation.entry import find_prepared
+from finetune.app.preparation.request import Request
 from finetune.app.workers.preparing import load, prepare
 from finetune.data.prepare.named_files import FILE, list_named_files, named_files_changed, write_named_files
 from finetune.data.prepare.progress import Stage
