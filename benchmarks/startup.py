@@ -81,6 +81,7 @@ def measure(checkout: Path, recipe: Path, folder: Path, ranks: int, deepspeed: s
     command += ["--set", f"parallel.deepspeed={deepspeed}"]
     private = {"PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
     env = {**os.environ, **private, "OMP_NUM_THREADS": "1"}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its compiled modules
     start, began, lines = Start(), time.monotonic(), run / "printed"
     with lines.open("wb") as printed:
         process = psutil.Popen(command, cwd=checkout, env=env, stdout=printed, stderr=subprocess.STDOUT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import inspect
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ def quick_imports() -> Iterator[None]:
         return
     gc.disable()
     try:
-        with ended_by(signal.SIGINT), _functions_later(), quick_listing():
+        with ended_by(signal.SIGINT), _functions_later(), _frames_without_source(), quick_listing():
             yield
     finally:
         gc.freeze()
@@ -70,6 +71,23 @@ def _functions_later() -> Iterator[None]:
         for name, later in placed.items():
             if sys.modules.get(name) is later:
                 del sys.modules[name]
+
+
+@contextmanager
+def _frames_without_source() -> Iterator[None]:
+    """Inside, `inspect.getframeinfo` reads source code only for those that ask for lines of it. torch asks at each of 135
+    operators for the file and the number of the line that defines it, and Python looks through all modules for the source.
+    """
+    ask = inspect.getframeinfo
+
+    def ask_without_source(frame: Any, context: int = 0) -> inspect.Traceback:
+        return ask(frame, context)
+
+    setattr(inspect, "getframeinfo", ask_without_source)  # noqa: B010 (an assignment that a type checker refuses)
+    try:
+        yield
+    finally:
+        setattr(inspect, "getframeinfo", ask)  # noqa: B010
 
 
 class _Later(ModuleType):

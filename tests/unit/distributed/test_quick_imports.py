@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,3 +104,27 @@ def test_models_come_without_the_libraries_that_few_trainings_call() -> None:
 def test_nanobind_finds_nothing_frozen_at_the_end() -> None:
     assert run(AT_EXIT, "pybind11_builtins") == ["True", "True"]
     assert run(AT_EXIT, "nanobind") == ["True", "False"]
+
+
+def test_frames_say_where_they_are_without_their_source_unless_lines_are_asked_for() -> None:
+    usual = inspect.getframeinfo
+    frame = sys._getframe()
+    with quick_imports():
+        quick, asked = inspect.getframeinfo(frame), inspect.getframeinfo(frame, 1)
+        by_stack = inspect.stack()[0]
+    there = usual(frame, 0)
+    assert (quick.filename, quick.function, quick.code_context) == (there.filename, there.function, None)
+    assert asked.code_context is not None
+    assert "quick, asked" in asked.code_context[0]
+    assert by_stack.code_context is not None  # it asks for a line
+    assert inspect.getframeinfo is usual
+
+
+def test_torch_notes_the_same_place_of_an_operator() -> None:
+    utilities = pytest.importorskip("torch._library.utils")
+    with quick_imports():
+        inside = utilities.get_source(1)
+    outside = utilities.get_source(1)
+    line = sys._getframe().f_lineno
+    assert inside.rsplit(":", 1) == [__file__, str(line - 2)]
+    assert outside.rsplit(":", 1) == [__file__, str(line - 1)]
