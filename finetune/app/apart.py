@@ -19,10 +19,11 @@ from typing import Any
 
 from finetune.distributed.bytecode import bytecode_variables
 from finetune.distributed.quick_imports import quick_imports
+from finetune.distributed.rank_ends import describe_kill
 from finetune.distributed.stop_signals import signals_handled
 from finetune.ending import die_with_parent
 from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError, is_failure
-from finetune.recipe.machine import cause_of_signal, lacks_memory, memory_limit
+from finetune.recipe.machine import lacks_memory, memory_limit
 from finetune.terminal import lasting_streams
 
 PATIENCE = 1.0  # seconds between asking the child to end and ending it
@@ -73,10 +74,9 @@ def run_apart(target: str, *arguments: Any, doing: str) -> Any:
 
 
 def _unexplained(code: int, doing: str) -> FinetuneError:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    cause = cause_of_signal(-code)
+    how = describe_kill(-code) if code < 0 else f"ended with code {code}"
     remedy = " ".join(filter(None, (memory_limit(), "Run the same command to continue where it was.")))
-    return TrainingFailed(f"the process that {doing} {how}{cause}", remedy=remedy)
+    return TrainingFailed(f"the process that {doing} {how}", remedy=remedy)
 
 
 @contextmanager

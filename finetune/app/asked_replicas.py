@@ -32,7 +32,8 @@ def predict_with_replicas(launch: Launch, size: int, parts: Parts, *, restarts: 
     plan = ReplicaPlan(launch.arguments, size, launch.processes // size, gpus)
     parts.logs.mkdir(parents=True, exist_ok=True)
     with private_folder(parts.logs) as folder:
-        run_replicas(plan, parts.logs, folder, _Restarts(parts, FolderStore(folder), size, restarts).decide)
+        decide = _Restarts(parts, FolderStore(folder), size, restarts).decide
+        run_replicas(plan, parts.logs, folder, decide, print_over_progress)
 
 
 @dataclass
@@ -52,13 +53,15 @@ class _Restarts:
         note_death(self.store, failed.number, failed.attempt)
         left = self.restarts if gained or answered else self.left.get(failed.number, self.restarts)
         name, error = describe_replica(failed.number, self.size), failed.error
-        again = f"{format_number(taken - answered, 'chunk')} that it held will be answered again"
+        held = taken - answered
+        again = f"; {format_number(held, 'chunk')} that it held will be answered again" if held else ""
         if self.store.announced(END) is not None:
             decision, what = Decision.NOT_NEEDED, "is not needed any more: every row is answered"
         elif left > 0:
-            decision, what = Decision.RESTART, f"starts again; {again} ({format_number(left - 1, 'restart')} left)"
+            decision, what = Decision.RESTART, f"starts again{again} ({format_number(left - 1, 'restart')} left)"
         else:
-            decision, what = Decision.GIVE_UP, f"is given up, as no restart is left; {again} if others are left"
+            others = f"{again} if others are left" if held else ""
+            decision, what = Decision.GIVE_UP, f"is given up, as no restart is left{others}"
         self.left[failed.number] = left - 1
         for line in (": ".join(filter(None, (error.where, error.what))), *lines, f"{name} {what}"):
             print_over_progress(line)

@@ -20,7 +20,7 @@ from finetune.inference.prediction.output_name import check_output_name
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.state import State
 from finetune.recipe.machine import count_gpus
-from finetune.terminal import print_line
+from finetune.terminal import print_line, print_over_progress
 from finetune.units import format_number
 
 
@@ -53,7 +53,8 @@ def predict(*, options: PredictOptions) -> None:
             if restarts <= 0 or not parts.manifest.exists():
                 raise
             restarts -= 1
-            print_line(f"{error}\nrestarting ({format_number(restarts, 'restart')} left)")
+            cause = ": ".join(filter(None, (error.where, error.what)))
+            print_line(f"{cause}\nrestarting ({format_number(restarts, 'restart')} left)")
         except KeyboardInterrupt:
             print_line(f"what is answered stays in {options.output}; the same command goes on")
             raise
@@ -67,7 +68,14 @@ def _run(launch: Launch, options: PredictOptions, parts: Parts, deaths: _Deaths)
     if launch.processes > options.split:
         predict_with_replicas(launch, options.split, parts, restarts=options.restarts, gpus_each=options.layers)
     else:
-        run_workers(launch, parts.logs, lambda line: None, ends_at_once=True, tell_dead=deaths.note)
+        run_workers(
+            launch,
+            parts.logs,
+            lambda line: None,
+            notify_meanwhile=print_over_progress,
+            ends_at_once=True,
+            tell_dead=deaths.note,
+        )
 
 
 class _Deaths:

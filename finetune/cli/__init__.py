@@ -86,7 +86,7 @@ def _run(argv: list[str]) -> None:
     except SystemExit as end:  # typer exits this way on Ctrl-C, without a message
         if end.code == EXIT_INTERRUPTED:
             say("interrupted")
-        if end.code == EXIT_USER and (hint := key_hint(args)):
+        if end.code == EXIT_USER and (hint := key_hint(args)) and not said_by_another(hint):
             say(hint)
         raise
     except FinetuneError as error:
@@ -105,7 +105,8 @@ def _run(argv: list[str]) -> None:
             raise
         fault = fault_of_path(error) or fault_of_limit(error) or _lack_of_memory(error)
         if fault and not show_traceback:
-            print_error(fault)
+            if not said_by_another(str(fault)):
+                print_error(fault)
             sys.exit(fault.exit_code)
         print_bug(error, show_traceback=show_traceback)
         sys.exit(EXIT_FAILED)

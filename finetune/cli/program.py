@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 import finetune
+from finetune.distributed.said_once import said_by_another
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 failure; 2 an error in the recipe, the data or the command line; "
@@ -27,8 +32,32 @@ def examples(*lines: str, after: str = "") -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines) + after
 
 
+@contextmanager
+def _usage_errors_once() -> Iterator[None]:
+    """Typer shows what a command line gets wrong; of the ranks of a launch, which have the same one, a single rank does."""
+    try:
+        yield
+    except TyperException as error:
+        if said_by_another(error.format_message()):
+            raise typer.Exit(error.exit_code) from None
+        raise
+
+
+class _Program(TyperGroup):
+    """`finetune`, with its commands."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _usage_errors_once():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _usage_errors_once():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="finetune",
+    cls=_Program,
     epilog=examples(
         "finetune recipes list                      list the shipped recipes",
         "finetune train quickstart                  train a shipped recipe",

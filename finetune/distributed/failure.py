@@ -112,7 +112,7 @@ def _report(failure: Failure) -> None:
     """To the terminal; to the rank's log if nobody reads the terminal any more."""
     if failure.echo:  # a rank that was killed reports nothing
         what = "another rank ended, and did not say why"
-        remedy = "The launcher reports how it ended. Run the same command to resume from the last checkpoint."
+        remedy = "The launcher reports how it ended. Run the same command again; a training resumes from its last checkpoint."
         failure = replace(failure, what=what, where="", remedy=remedy)
     text = printable(failure.to_error())
     stopped = failure.exit_code == EXIT_STOPPED

@@ -31,6 +31,11 @@ LAUNCH = "FINETUNE_LAUNCH"  # the same in every process of one launch, orphans a
 # each step, and what is kept breaks up the heap: a gigabyte for a tiny model. 64 suffice for the layers of one step.
 ONEDNN_CODE = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
+AGAIN = {
+    "train": "Run the same command to resume from the last checkpoint.",
+    "predict": "Run the same command again: what is answered stays.",
+}
+
 
 @dataclass(frozen=True)
 class Rendezvous:
@@ -66,6 +71,11 @@ class Launch:
         """What each rank runs."""
         trust = [OPTION] if is_trusted() else []
         return [*PROGRAM, *self.arguments, *trust]
+
+    @property
+    def again(self) -> str:
+        """What a user does after it failed."""
+        return AGAIN.get(self.arguments[0] if self.arguments else "", "Run the same command again.")
 
     def equivalent(self, port: int) -> str:
         """The command of accelerate that starts the same ranks, ready to be typed by hand."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.distributed.replica_place import describe_rank
-from finetune.errors import FinetuneError, TrainingFailed
+from finetune.errors import EXIT_INTERRUPTED, FinetuneError, TrainingFailed
 from finetune.recipe.machine import cause_of_signal, memory_limit
 
 
@@ -17,17 +17,27 @@ def was(ranks: Sequence[int]) -> str:
     return "was" if len(ranks) == 1 else "were"
 
 
-def killed_rank(ends: dict[int, int]) -> FinetuneError | None:
-    """What a signal ended. SIGTERM comes last: whoever ends one rank that way ends the others for it."""
+def killed_rank(ends: dict[int, int], again: str) -> FinetuneError | None:
+    """What a signal ended. SIGTERM comes last: whoever ends one rank that way ends the others for it. again: the remedy."""
     killed = sorted(
-        ((-code, rank) for rank, code in ends.items() if code < 0), key=lambda end: end[0] == signal.SIGTERM
+        ((_signal(code), rank) for rank, code in ends.items() if _signal(code)),
+        key=lambda end: end[0] == signal.SIGTERM,
     )
     if not killed:
         return None
     number, rank = killed[0]
-    name, cause = signal.Signals(number).name, cause_of_signal(number)
-    remedy = " ".join(filter(None, (memory_limit(), "Run the same command to resume from the last checkpoint.")))
-    return TrainingFailed(f"was killed by {name}{cause}", where=describe_rank(rank), remedy=remedy)
+    remedy = " ".join(filter(None, (memory_limit(), again)))
+    return TrainingFailed(describe_kill(number), where=describe_rank(rank), remedy=remedy)
+
+
+def describe_kill(number: int) -> str:
+    """How a process ended by a signal, as the rest of a sentence."""
+    return f"was killed by {signal.Signals(number).name}{cause_of_signal(number)}"
+
+
+def _signal(code: int) -> int:
+    """The signal by which a process ended; 0 for one that ended by itself. Python ends itself on SIGINT."""
+    return signal.SIGINT if code == EXIT_INTERRUPTED else max(0, -code)
 
 
 def unexplained(code: int, logs: Path, said_from: int) -> FinetuneError:

@@ -15,6 +15,7 @@ from finetune.distributed.failure import Failure, read_failures
 from finetune.distributed.forking import ForkedRank, fork_ranks
 from finetune.distributed.launch import LAUNCH, PROGRAM, Launch, Rendezvous
 from finetune.distributed.meeting import ADDRESS
+from finetune.distributed.replica_place import describe_rank
 from finetune.distributed.temporary_folder import remove_shared_memory
 from finetune.ending import die_with_parent
 
@@ -88,13 +89,17 @@ class RankProcesses:
         found = read_failures(self.rendezvous.logs, self.rendezvous.private)
         return [failure for failure in found if failure.rank in own]
 
-    def halted(self) -> dict[int, int]:
-        """Ranks that SIGSTOP halts -> their process ids."""
+    def halted(self) -> dict[int, str]:
+        """Processes of this launch that SIGSTOP halts: id -> what it is. Those that ranks started are among them."""
+        ranks = {process.pid: rank for rank, process in self._numbered()}
         found = {}
-        for rank, process in self._numbered():
+        for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if rank not in self.ends and psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
-                    found[rank] = process.pid
+                if process.status() != psutil.STATUS_STOPPED or not self._is_marked(process):
+                    continue
+                ancestors = [parent.pid for parent in (process, *process.parents()) if parent.pid in ranks]
+                name = describe_rank(ranks[ancestors[0]]) if ancestors else "this launch"
+                found[process.pid] = name if process.pid in ranks else f"process {process.pid} of {name}"
         return found
 
     def ask_to_stop(self, notify: Callable[[str], None]) -> None:
@@ -128,7 +133,9 @@ class RankProcesses:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                marked = process.environ().get(LAUNCH) == self.rendezvous.mark
-                if marked and process.status() != psutil.STATUS_ZOMBIE:
+                if self._is_marked(process) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
+
+    def _is_marked(self, process: psutil.Process) -> bool:
+        return process.environ().get(LAUNCH) == self.rendezvous.mark

@@ -95,10 +95,16 @@ class FailedReplica:
     dead: Sequence[int]
 
 
-def run_replicas(plan: ReplicaPlan, logs: Path, folder: Path, decide: Callable[[FailedReplica], Decision]) -> None:
+def run_replicas(
+    plan: ReplicaPlan,
+    logs: Path,
+    folder: Path,
+    decide: Callable[[FailedReplica], Decision],
+    notify: Callable[[str], None],
+) -> None:
     """Until the reader has ended. folder: of the FolderStore, empty.
 
-    decide: called for a replica that failed, when none of its processes is left.
+    decide: called for a replica that failed, when none of its processes is left. notify: with lines for the user.
     The first signal ends everything.
     Raises: the error of the reader, or of a rank that a restart does not help (a mistake of the user, a full disk);
     NoReplicaLeft; Stopped and KeyboardInterrupt for signals.
@@ -106,7 +112,7 @@ def run_replicas(plan: ReplicaPlan, logs: Path, folder: Path, decide: Callable[[
     logs.mkdir(parents=True, exist_ok=True)
     clear_failures(logs)
     with (logs / "launcher.log").open("ab") as log, ExitStack() as stack:
-        running = _Replicas(plan, logs, folder, log, stack, decide)
+        running = _Replicas(plan, logs, folder, log, stack, decide, notify)
         stack.enter_context(signals_handled(running.note_signal))  # until the private folders are removed
         try:
             running.start()
@@ -126,9 +132,10 @@ class _Replicas:
         log: IO[bytes],
         stack: ExitStack,
         decide: Callable[[FailedReplica], Decision],
+        notify: Callable[[str], None],
     ) -> None:
         self.plan, self.logs, self.folder, self.decide = plan, logs, folder, decide
-        self._log, self._stack = log, stack
+        self._log, self._stack, self._notify = log, stack, notify
         self._signal = 0
         self._reader: Watcher | None = None
         self._running: dict[int, tuple[int, Watcher]] = {}  # replica -> attempt, who watches its ranks
@@ -199,7 +206,7 @@ class _Replicas:
         except BaseException:
             ranks.kill()
             raise
-        return Watcher(ranks, Interrupts(lambda line: None), lambda line: None)
+        return Watcher(ranks, Interrupts(lambda line: None), self._notify, waits="its part of the work waits for it")
 
 
 def visible_gpus(count: int) -> list[str]:

@@ -71,14 +71,21 @@ class Watcher:
     overdue: ranks that did not end in time after they were asked to.
     """
 
-    def __init__(self, ranks: RankProcesses, interrupts: Interrupts, notify: Callable[[str], None]) -> None:
-        self.ranks, self.interrupts, self.notify = ranks, interrupts, notify
+    def __init__(
+        self,
+        ranks: RankProcesses,
+        interrupts: Interrupts,
+        notify: Callable[[str], None],
+        waits: str = "all ranks wait for it",
+    ) -> None:
+        """waits: what a process that is halted holds up."""
+        self.ranks, self.interrupts, self.notify, self.waits = ranks, interrupts, notify, waits
         self.logs = ranks.rendezvous.logs
         self.overdue: list[int] = []
         self._deadline = float("inf")
         self._progress: tuple[float, Any] = (0.0, None)  # when it was last seen, and what was seen
         self._looked = 0.0
-        self._halted: dict[int, int] = {}  # rank -> process, at the last look
+        self._halted: dict[int, str] = {}  # process -> what it is, at the last look
         self._told_halted: set[int] = set()
 
     def wait(self) -> None:
@@ -113,9 +120,9 @@ class Watcher:
             return TrainingFailed(
                 f"did not end within {STOP_SECONDS:.0f} s of {self.interrupts.signal}, and {was(self.overdue)} killed",
                 where=", ".join(f"rank {rank}" for rank in self.overdue),
-                remedy="Run the same command to resume from the last checkpoint.",
+                remedy=self.ranks.launch.again,
             )
-        killed = killed_rank(ends)
+        killed = killed_rank(ends, self.ranks.launch.again)
         if self.interrupts.count and (killed is not None or not self.ranks.started):
             return Stopped("stopped while the processes were starting; run the same command to resume")
         if killed is not None:
@@ -135,16 +142,16 @@ class Watcher:
         return STOP_SECONDS if codes else float("inf")
 
     def _tell_halted(self) -> None:
-        """Say once of each rank that it is halted, if two looks find it so: nothing else would tell why all wait."""
+        """Say once of each process that it is halted, if two looks find it so: nothing else would tell why all wait."""
         if self.interrupts.count or time.monotonic() - self._looked < HALTED_SECONDS:
             return
         self._looked = time.monotonic()
         before, self._halted = self._halted, self.ranks.halted()
         self._told_halted &= set(self._halted)
-        for rank in (self._halted.keys() & before.keys()) - self._told_halted:
-            waits = f"rank {rank} is halted (SIGSTOP), and all ranks wait for it"
-            self.notify(f"{waits}; to continue it: kill -CONT {self._halted[rank]}")
-            self._told_halted.add(rank)
+        for process in (self._halted.keys() & before.keys()) - self._told_halted:
+            halted = f"{self._halted[process]} is halted (SIGSTOP), and {self.waits}"
+            self.notify(f"{halted}; to continue it: kill -CONT {process}")
+            self._told_halted.add(process)
 
     def _is_overdue(self) -> bool:
         """Whether ranks had their time since they were asked to stop, and since a checkpoint last grew."""

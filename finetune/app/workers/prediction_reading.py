@@ -13,6 +13,7 @@ from typing import Any
 from finetune.app.workers.prediction import Prediction
 from finetune.app.workers.prediction_report import PredictionProgress, describe_resumed, report
 from finetune.distributed.folder_store import FolderStore
+from finetune.distributed.rank_ends import describe_kill
 from finetune.distributed.replica_place import ReplicaPlace
 from finetune.inference.prediction.board import ReaderBoard, ReadersBoard
 from finetune.inference.prediction.collector import Collector
@@ -33,6 +34,7 @@ from finetune.terminal import print_line, print_over_progress
 
 BEGUN = "predict/begun"  # announced by the reader, with ...
 NOTHING_LEFT = "nothing left"  # ... this text if all rows are answered already
+ENDS_SECONDS = 5.0  # from the end of a connection to that of its process
 
 
 def read(prediction: Prediction, place: ReplicaPlace) -> None:
@@ -65,18 +67,32 @@ class _Making:
 
 @dataclass
 class Reading:
-    """The hold on the process that reads and writes. before: the state that this start found. waiting: rows that are answered,
-    but not in the output.
+    """The hold on the process that reads and writes, or on the thread that does. before: the state that this start found.
+    waiting: rows that are answered, but not in the output.
     """
 
     prediction: Prediction
+    process: Any
     connection: Any
     before: State
     waiting: int
     progress: PredictionProgress
 
     def relay(self, board: ReadersBoard, listening: Listening | None = None) -> Relay:
-        return Relay(board, self.prediction.parts, self.connection, self.progress.show, print_over_progress, listening)
+        return Relay(
+            board,
+            self.prediction.parts,
+            self.connection,
+            self.progress.show,
+            print_over_progress,
+            listening,
+            how_ended=self._how_ended,
+        )
+
+    def _how_ended(self) -> str:
+        self.process.join(ENDS_SECONDS)
+        code = getattr(self.process, "exitcode", None)
+        return describe_kill(-code) if code is not None and code < 0 else "ended, and did not say why"
 
     def report(self, state: State, figures: Sequence[Mapping[str, Any]]) -> None:
         """Print what was done. state: when everything is in the output. figures: of the ranks."""
@@ -114,7 +130,7 @@ def reading(prediction: Prediction, ranks: int) -> Iterator[Reading | None]:
         making = _Making(asked, parts, prediction.recorder, state, columns)
         process, connection = start_keeper(making, prediction.options.max_errors, apart=stream.resumable)
         try:
-            yield Reading(prediction, connection, state, waiting, PredictionProgress(state, stream.estimate()))
+            yield Reading(prediction, process, connection, state, waiting, PredictionProgress(state, stream.estimate()))
         finally:
             if hasattr(process, "kill"):
                 process.kill()

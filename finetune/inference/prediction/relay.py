@@ -40,10 +40,13 @@ class Relay:
         progress: Progress,
         note: Callable[[str], None],
         listening: Listening | None = None,
+        *,
+        how_ended: Callable[[], str] = lambda: "ended",
     ) -> None:
+        """how_ended: asked of the process that reads and writes, when its connection is closed, as the rest of a sentence."""
         self._board, self._parts = board, parts
         self._connection, self._progress, self._note = connection, progress, note
-        self._listening = listening
+        self._listening, self._how_ended = listening, how_ended
         self._before: State | None = None
         self._open: dict[int, _OpenWindow] = {}  # those that are not in the output
         self._dealt: list[_Dealt] = []  # of open windows
@@ -80,8 +83,8 @@ class Relay:
             self._error = error
         except (EOFError, OSError):
             self._error = TrainingFailed(
-                "the process that reads the data and writes the output was killed; the system may have run out of memory",
-                remedy="Run the same command again to resume.",
+                f"the process that reads the data and writes the output {self._how_ended()}",
+                remedy="Run the same command again: what is answered stays.",
             )
         except Exception as error:  # shown by rank 0; a thread that ends silently would leave all ranks waiting
             self._error = TrainingFailed(f"{type(error).__name__}: {error}", where="the relay")

@@ -14,6 +14,8 @@ import pytest
 
 from finetune.distributed import watching
 from finetune.distributed.failure import describe_failure, write_failure
+from finetune.distributed.launch import Launch
+from finetune.distributed.rank_ends import killed_rank
 from finetune.distributed.replica_place import READER, ReplicaPlace, process_name, rank_number
 from finetune.distributed.replicas import (
     Decision,
@@ -64,9 +66,9 @@ class _Scripted(ReplicaLaunch):
         return self.words
 
 
-def run(folder: Path, script: str, decide, replicas: int = 2, size: int = 2) -> None:
+def run(folder: Path, script: str, decide, replicas: int = 2, size: int = 2, notify=print) -> None:
     (folder / "store").mkdir()
-    run_replicas(Scripts([script], size, replicas, folder=folder), folder / "logs", folder / "store", decide)
+    run_replicas(Scripts([script], size, replicas, folder=folder), folder / "logs", folder / "store", decide, notify)
 
 
 def test_a_replica_starts_again_alone(tmp_path):
@@ -127,6 +129,49 @@ def test_the_readers_end_is_everyones(tmp_path):
     with pytest.raises(TrainingFailed, match="SIGKILL") as ended:
         run(tmp_path, script, lambda replica: Decision.RESTART)
     assert ended.value.where == "the process that reads and writes"
+
+
+def test_whoever_is_halted_is_named_and_so_are_the_processes_that_it_started(tmp_path, monkeypatch):
+    """A rank, the reader, and a child of the reader, such as the one that reads and writes."""
+    monkeypatch.setattr(watching, "HALTED_SECONDS", 0.2)
+    said: list[str] = []
+
+    def notify(line: str) -> None:
+        said.append(line)
+        os.kill(int(line.rpartition(" ")[2]), signal.SIGCONT)
+
+    halt = "os.kill(os.getpid(), signal.SIGSTOP)"
+    script = (
+        f"if number < 0:\n    child = os.fork()\n    {halt}\n    if child: os.wait(); wait('end')\n    os._exit(0)\n"
+        f"if rank == 1:\n    {halt}\n    (folder / 'end').touch()\n"
+    )
+    run(tmp_path, script, lambda replica: pytest.fail("none failed"), replicas=1, notify=notify)
+    what = " is halted (SIGSTOP), and its part of the work waits for it; to continue it: kill -CONT "
+    names = sorted(line.partition(what)[0] for line in said)
+    reader = "the process that reads and writes"
+    assert len(names) == 3 and names[0].startswith("process ") and names[0].endswith(f" of {reader}")
+    assert names[1:] == ["rank 1", reader]
+
+
+def test_a_rank_that_is_interrupted_alone_was_ended_by_a_signal(tmp_path):
+    failed: list[FailedReplica] = []
+
+    def decide(replica: FailedReplica) -> Decision:
+        failed.append(replica)
+        (tmp_path / "end").touch()
+        return Decision.NOT_NEEDED
+
+    run(tmp_path, READS + "sys.exit(130)", decide, replicas=1, size=1)
+    assert [(one.error.where, one.error.what) for one in failed] == [("rank 0", "was killed by SIGINT")]
+
+
+@pytest.mark.parametrize(
+    ("verb", "remedy"),
+    [("train", "from the last checkpoint"), ("predict", "what is answered stays"), ("evaluate", "again.")],
+)
+def test_what_to_do_after_a_kill_is_that_of_the_command(verb, remedy):
+    error = killed_rank({0: -signal.SIGTERM}, Launch([verb, "x"], 1, deepspeed=False, cpu=True).again)
+    assert error is not None and remedy in error.remedy and ("checkpoint" in error.remedy) == (verb == "train")
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])

@@ -16,9 +16,9 @@ from finetune.distributed import said_once
 TORCHRUN = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 LAUNCH = """
 import os, subprocess, sys
-for rank in sys.argv[1:]:
+for rank in "01":
     env = os.environ | {"RANK": rank, "LOCAL_RANK": rank}
-    subprocess.run([sys.executable, "-m", "finetune", "train", "absent.yaml"], env=env)
+    subprocess.run([sys.executable, "-m", "finetune", *ARGUMENTS], env=env)
 """
 
 
@@ -69,10 +69,30 @@ def test_old_claims_are_removed(rank, tmp_path: Path) -> None:
     assert not said_once.said_by_another("other") and not claim.exists()
 
 
+def launch(arguments: list[str], folder: Path) -> str:
+    """What two ranks of a launch print, one after the other."""
+    env = {**os.environ, **TORCHRUN, "TORCHELASTIC_RUN_ID": "none", "TMPDIR": str(folder)}
+    code = f"ARGUMENTS = {arguments!r}\n{LAUNCH}"
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stderr
+
+
 def test_ranks_of_torchrun_say_once_that_a_recipe_is_not_there(tmp_path: Path) -> None:
-    env = {**os.environ, **TORCHRUN, "TORCHELASTIC_RUN_ID": "none", "TMPDIR": str(tmp_path)}
     for _ in range(2):  # a second launch says it again
-        done = subprocess.run(
-            [sys.executable, "-c", LAUNCH, "0", "1"], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
-        )
-        assert done.stderr.count("error:") == 1 and "absent.yaml" in done.stderr
+        said = launch(["train", "absent.yaml"], tmp_path)
+        assert said.count("error:") == 1 and "absent.yaml" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentences"),
+    [
+        (["trian", "x.yaml"], ("No such command",)),
+        (["train", "x.yaml", "--learning_rate", "1"], ("No such option", "Keys of a recipe are set with --set")),
+        (["train", "x.yaml", "--processes", "two"], ("Invalid value for '--processes'",)),
+        (["train"], ("Missing argument",)),
+    ],
+    ids=["command", "key", "value", "argument"],
+)
+def test_ranks_say_once_what_is_wrong_in_their_command_line(arguments, sentences, tmp_path: Path) -> None:
+    said = launch(arguments, tmp_path)
+    assert [said.count(sentence) for sentence in (*sentences, "Usage:")] == [1] * (len(sentences) + 1), said

@@ -18,6 +18,7 @@ class Ranks:
         self.started, self.ends, self.said_from, self.asked = [None, None], {}, 0, 0
         self.reported: list[Failure] = []
         self.rendezvous = SimpleNamespace(logs=folder / "logs")
+        self.launch = SimpleNamespace(again="Again.")
 
     def note_ends(self):
         return len(self.ends) == len(self.started)

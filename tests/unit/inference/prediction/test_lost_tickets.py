@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
+from finetune.app.workers.prediction_reading import Reading
 from finetune.distributed.folder_store import FolderStore
 from finetune.distributed.replica_place import ReplicaPlace
+from finetune.errors import TrainingFailed
 from finetune.inference.prediction.board import END, ReaderBoard, ReplicaBoard, count_chunks, note_death
+from finetune.inference.prediction.keeper import start_keeper
 from finetune.inference.prediction.parts import Parts
 from finetune.inference.prediction.rank_loop import RankLoop
 from finetune.inference.prediction.relay import Relay, announce_figures, gather_figures
@@ -55,6 +61,26 @@ class Place:
         state = self.relay.wait()
         assert (state.rows, state.errors) == (230, {}) and self.store.announced(END) is not None
         return self.parts.output.read_bytes()
+
+
+def test_how_the_process_that_reads_and_writes_ended_is_told(tmp_path):
+    """SIGTERM is somebody's wish, not a lack of memory; and a process that ends without a word has not been killed."""
+    told = []
+    for number in (signal.SIGTERM, signal.SIGKILL, 0):
+        process, connection = start_keeper(partial(_end, number), None, apart=True)
+        board = ReaderBoard(FolderStore(tmp_path))
+        reading = Reading(
+            SimpleNamespace(parts=Parts(tmp_path / "o.jsonl")), process, connection, None, 0, SimpleNamespace(show=None)
+        )
+        with pytest.raises(TrainingFailed, match="reads the data and writes") as failed:
+            reading.relay(board).wait()
+        told.append(failed.value.what.partition("the output ")[2].partition(";")[0])
+    assert told == ["was killed by SIGTERM", "was killed by SIGKILL", "ended, and did not say why"]
+
+
+def _end(number):
+    """In the process: in place of its work."""
+    os.kill(os.getpid(), number) if number else os._exit(0)
 
 
 class Dying(asking.AddingAnswerer):
