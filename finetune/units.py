@@ -52,6 +52,7 @@ def format_figure(value: Any) -> str:
     """A number rounded for display: 0.8612, 1.20e-05, 12."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
+    value = value or 0  # not -0
     if isinstance(value, int) or not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e6:

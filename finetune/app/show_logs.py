@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from finetune.distributed.failure import read_failures
 from finetune.errors import UserError
 from finetune.terminal import print_line
 from finetune.tracking.run import Run
@@ -18,7 +19,8 @@ END = 1 << 20  # bytes at the end of a log that are looked through for its last 
 def show_logs(
     run: Path, *, rank: int | None, lines: int, follow: bool, write: Callable[[str], None] = print_line
 ) -> None:
-    """Print the last `lines` lines of a rank's log, or of every log of the run; then what comes, until the run ends.
+    """Print the last `lines` lines of a rank's log, or of every log of the run; then what comes, until the run ends. Of a run
+    that failed, print why.
 
     Raises: UserError if the run has no such log.
     """
@@ -34,14 +36,26 @@ def show_logs(
         if not size:
             write("(empty)" if len(files) > 1 else f"{file.name} is empty: nothing was printed there")
         places[file] = size
+    if not follow:
+        _tell_failure(opened, write)
     while follow:
         running = status_of(opened, opened.read()) == "running"
         for file in files:
             prefix = f"{file.stem}: " if len(files) > 1 else ""
             places[file] = _print_new(file, places[file], prefix, write, whole_lines=running)
         if not running:
+            _tell_failure(opened, write)
             return
         time.sleep(POLL_SECONDS)
+
+
+def _tell_failure(run: Run, write: Callable[[str], None]) -> None:
+    """What ended a run that failed, which its logs need not say: an error with a remedy has no traceback."""
+    if status_of(run, run.read()) != "failed":
+        return
+    first = next((one for one in read_failures(run.logs) if not one.echo), None)
+    if first is not None:
+        write(f"failed: {first.to_error()}")
 
 
 def _files(run: Run, rank: int | None) -> list[Path]:

@@ -23,14 +23,14 @@ ASKED = "asked"
 
 SCORED_LABEL: Fields = {"label": "text", "score": "number"}
 TOKEN_LOGPROB: Fields = {"token": "text", "logprob": "number"}
-SET_THRESHOLD = 0.5  # from which score on a class is among the labels of a row that may have several
+SET_THRESHOLD = 0.5  # from which score on a class or a box is in an answer that may have any number of them
 
 
 def figure(value: float) -> float:
-    """A number of a model with the seven digits that float32 has. Raises: BadRow if it is not finite."""
+    """A number of a model with the seven digits that float32 has. Zero has no sign. Raises: BadRow if it is not finite."""
     if not math.isfinite(value):
         raise BadRow(f"the model's answer is not a finite number ({value})")
-    return float(f"{value:.7g}")
+    return float(f"{value:.7g}") + 0.0  # not -0.0
 
 
 def class_fields(options: RecordOptions, *, several: bool) -> Fields:

@@ -24,7 +24,7 @@ class RunSummary:
     """status: that of run.json, "interrupted" for a run whose process is gone, "damaged" for one that cannot be read.
 
     metric, value: of the best evaluation; "" and None without one. step, total: optimizer steps; 0 where unknown.
-    age: seconds since it was started last.
+    age: seconds since it was started last. failure: why a failed run ended, "" where that is not recorded.
     """
 
     path: Path
@@ -36,6 +36,7 @@ class RunSummary:
     step: int = 0
     total: int = 0
     age: float = 0.0
+    failure: str = ""
 
 
 def find_runs(root: Path) -> list[RunSummary]:
@@ -57,17 +58,24 @@ def summarize(folder: Path) -> RunSummary:
         rows, last = _evaluations(run)
         step = step if step is not None else max(last, _saved_step(run))
         metric, value = _best(rows, metric or _chosen_metric(run, facts))
+    status = status_of(run, facts)
     return RunSummary(
         folder,
         str(facts.get("name") or folder.parent.name),
         str(facts.get("task") or ""),
-        status_of(run, facts),
+        status,
         metric,
         float(value) if isinstance(value, (int, float)) else None,
         int(step or 0),
         int(details.get("total_steps") or 0),
         _age(run, facts),
+        failure_of(facts) if status == "failed" else "",
     )
+
+
+def failure_of(facts: Mapping[str, Any]) -> str:
+    """What ended a failed run, in one line; "" where run.json does not say it."""
+    return " ".join(str(_mapping(facts.get("summary")).get("failure") or "").split())
 
 
 def status_of(run: Run, facts: Mapping[str, Any]) -> str:

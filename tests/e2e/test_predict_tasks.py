@@ -278,6 +278,16 @@ def test_boxes_are_drawn(train):
     assert [Image.open(path).size for path in pictures] == [(480, 360)] * 8, "small ones are enlarged"
 
 
+def test_answers_in_which_nothing_is_found_are_counted(train):
+    run = train("object_detection")
+    said, one = run.predict("nothing.jsonl", threshold=1.0, keep=("image",))
+    assert all(row["boxes"] == [] for row in read_jsonl(one))
+    assert "8 rows have no box with a score of 1 or more (first: row 0); --threshold sets it" in said, said
+    assert run.journal("nothing.jsonl")["nothing"] == {"boxes": 8}
+    said, _ = run.predict("something.jsonl", threshold=0.0)
+    assert "no box" not in said, said
+
+
 def test_tiles_and_blocks_have_the_metrics_of_labeled_rows(train):
     """The pieces of a row are answered by several ranks, and the row is scored as one."""
     texts, images = train("text_classification"), train("image_classification")

@@ -13,6 +13,7 @@ from finetune.inference.prediction.parts import Parts, disk_errors
 from finetune.inference.prediction.rank_loop import total_figures
 from finetune.inference.prediction.scored_rows import Measured, describe_measured
 from finetune.inference.prediction.state import State
+from finetune.tasks.records import SET_THRESHOLD
 from finetune.terminal import ProgressLine, print_line
 from finetune.tracking.wandb_job import log_job
 from finetune.units import format_number, format_seconds
@@ -83,17 +84,23 @@ def report(
         "rows_per_second": round(rows_here / max(totals["seconds"], 1e-9), 3),
         **totals,
         "errors": state.errors,
+        "nothing": state.nothing,
         "scored_rows": measured.rows,
         **{f"metrics/{name}": value for name, value in measured.scalars.items()},
         "options": options.asked(),
     }
     with disk_errors(parts.journal), parts.journal.open("a", encoding="utf-8") as journal:
         journal.write(json.dumps(row, ensure_ascii=False) + "\n")
-    for line in (*_lines(row, state), *describe_measured(measured, state.rows)):
+    threshold = SET_THRESHOLD if options.threshold is None else options.threshold
+    nothing = state.describe_nothing(threshold)
+    for line in (*_lines(row, state), *nothing, *describe_measured(measured, state.rows)):
         print_line(line)
     config = {"model": model, "data": row["data"], "output": row["output"], **row["options"]}
-    figures = {name: value for name, value in row.items() if name not in (*config, "options", "time", "errors")}
+    figures = {
+        name: value for name, value in row.items() if name not in (*config, "options", "time", "errors", "nothing")
+    }
     figures |= {f"errors/{kind}": count for kind, count in state.errors.items()}
+    figures |= {f"nothing/{name}": count for name, count in state.nothing.items()}
     log_job("predict", parts.folder, options.wandb, config, figures, print_line, model=Path(options.model))
     return row
 

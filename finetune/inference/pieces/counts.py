@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.inference.answering import PIECE
+from finetune.units import format_number
 
 
 @dataclass
 class CutRows:
     """Counts over the rows of an input. rows: cut into pieces; pieces: of them; most: of one row; shortened: rows of which
-    the middle was left out (head and tail).
+    the middle was left out (head and tail); left_out: tokens of them.
     """
 
     rows: int = 0
     pieces: int = 0
     most: int = 0
     shortened: int = 0
+    left_out: int = 0
 
     def add(self, examples: Sequence[Mapping[str, Any]]) -> None:
         """The examples of a row, as RowSplitter.split made them."""
@@ -26,6 +28,7 @@ class CutRows:
             return
         if examples[0][PIECE].get("left_out"):
             self.shortened += 1
+            self.left_out += int(examples[0][PIECE]["left_out"])
             return
         self.rows += 1
         self.pieces += len(examples)
@@ -46,5 +49,5 @@ class CutRows:
             lines.append(f"{cut} cut into {self.pieces:,} pieces ({mean:.1f} per row, at most {self.most:,})")
         if self.shortened:
             rows = "1 row" if self.shortened == 1 else f"{self.shortened:,} rows"
-            lines.append(f"of {rows} the middle was left out (head and tail)")
+            lines.append(f"of {rows} the middle was left out (head and tail): {format_number(self.left_out, 'token')}")
         return lines

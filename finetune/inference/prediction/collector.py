@@ -19,6 +19,7 @@ from finetune.inference.prediction.parts import Parts, cut_back, disk_errors
 from finetune.inference.prediction.state import State
 
 Line = dict[str, Any]
+MAY_BE_EMPTY = ("boxes", "labels", "text")  # fields of answers in which nothing may be found or written
 MAX_REASON = 300  # characters of the first error of a kind that the end of the command shows
 
 
@@ -64,18 +65,18 @@ class Collector:
         """
         assert window.number == self.state.windows, "windows are collected in order"
         try:
-            records, scored = self._read(window)
+            records, scored, nothing = self._read(window)
         except (KeyError, TypeError, AttributeError, ValueError) as error:  # edited by somebody, with digests that fit
             what = f"{type(error).__name__}: {error}"
             raise _broken(self.parts.window(window.number), what) from error
-        self._advance(records, scored)
+        self._advance(records, scored, nothing)
         self.parts.remove_window(window.number)
 
-    def _read(self, window: FedWindow) -> tuple[list[Line], list[Line]]:
-        """The records of a window, and what the metrics need of those with targets."""
+    def _read(self, window: FedWindow) -> tuple[list[Line], list[Line], list[tuple[str, int]]]:
+        """(records of a window, what the metrics need of those with targets, (field, row) of answers that hold nothing)."""
         folder = self.parts.window(window.number)
         found = self._lines(window)
-        records, scored = [], []
+        records, scored, nothing = [], [], list[tuple[str, int]]()
         with (folder / "rows.jsonl").open(encoding="utf-8") as rows:
             for text in rows:
                 row = json.loads(text)
@@ -86,6 +87,7 @@ class Collector:
                     line = found.pop(number)
                     record = {**line["record"]}
                     _kinds([record])
+                    nothing += [(name, number) for name in MAY_BE_EMPTY if name in record and not record[name]]
                     if "scored" in line:
                         scored.append({"row": number, **line["scored"]})
                 else:
@@ -93,7 +95,7 @@ class Collector:
                 records.append({**record, **row.get("kept", {})})
         if found or len(records) != window.rows:
             raise _broken(folder, f"{len(records)} of {window.rows} rows, and {len(found)} unknown ones")
-        return records, scored
+        return records, scored, nothing
 
     def _lines(self, window: FedWindow) -> dict[int, Line]:
         """Row -> its line. Parts of a row come from several chunks."""
@@ -114,7 +116,7 @@ class Collector:
             whole[number] = self.recorder.merge(number, lines)
         return whole
 
-    def _advance(self, records: Sequence[Line], scored: Sequence[Line]) -> None:
+    def _advance(self, records: Sequence[Line], scored: Sequence[Line], nothing: Sequence[tuple[str, int]]) -> None:
         state = self.state
         with disk_errors(self.parts.output):
             state.position = self.output.append(records)
@@ -126,6 +128,8 @@ class Collector:
         reasons = {kind: str(record["error"].get("message", ""))[:MAX_REASON] for kind, record in first.items()}
         state.first_errors = {**{kind: int(record["row"]) for kind, record in first.items()}, **state.first_errors}
         state.first_reasons = {**reasons, **state.first_reasons}
+        state.nothing = dict(sorted((Counter(state.nothing) + Counter(name for name, _ in nothing)).items()))
+        state.first_nothing = {**dict(reversed(nothing)), **state.first_nothing}
         state.windows, state.rows, state.scored = (
             state.windows + 1,
             state.rows + len(records),

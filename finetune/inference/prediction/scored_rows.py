@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune.metrics import MetricSet
 from finetune.metrics.catalogue import find
+from finetune.units import format_figure
 
 TOGETHER = 1_024  # rows added to the metrics at once
 
@@ -58,7 +59,7 @@ def describe_measured(measured: Measured, total: int) -> list[str]:
     """Lines for people. total: rows that were asked."""
     if not measured.rows:
         return []
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in measured.scalars.items())
+    figures = ", ".join(f"{name} {format_figure(value)}" for name, value in measured.scalars.items())
     count = f"{measured.rows:,} rows" if measured.rows == total else f"{measured.rows:,} of {total:,} rows"
     lines = [f"{count} say what their answer should be: {figures}"]
     if measured.left_out:

@@ -19,7 +19,7 @@ def _checked(value: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name} is {value[name]}")
     if not isinstance(value.get("finished", False), bool):
         raise ValueError(f"finished is {value['finished']!r}")
-    for name in ("errors", "first_errors"):
+    for name in ("errors", "first_errors", "nothing", "first_nothing"):
         if not all(isinstance(count, int) and count >= 0 for count in dict(value.get(name, {})).values()):
             raise ValueError(f"{name} holds no numbers")
     if not all(isinstance(reason, str) for reason in dict(value.get("first_reasons", {})).values()):
@@ -34,6 +34,8 @@ class State:
     """How far the output is. position: see Output. scored_bytes: of scored.jsonl. errors: kind -> rows.
     first_errors: kind -> the first such row. first_reasons: kind -> its message, at most 300 characters.
 
+    nothing, first_nothing: field -> rows in whose answer it is empty, and the first of them.
+
     seconds: over all starts, while ranks were there. finished: nothing is left to do.
     """
 
@@ -45,6 +47,8 @@ class State:
     errors: dict[str, int] = field(default_factory=dict)
     first_errors: dict[str, int] = field(default_factory=dict)
     first_reasons: dict[str, str] = field(default_factory=dict)
+    nothing: dict[str, int] = field(default_factory=dict)
+    first_nothing: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     finished: bool = False
 
@@ -70,6 +74,21 @@ class State:
     def failed_kinds(self) -> str:
         """Their kinds, with the number of rows and the first one: "5 bad_row (first: row 2), 1 empty (row 7)"."""
         return ", ".join(self._kind(kind, count) for kind, count in self.errors.items())
+
+    def describe_nothing(self, threshold: float) -> list[str]:
+        """Lines for people about answers that hold nothing. threshold: the lowest score of what is in an answer."""
+        nouns = {"boxes": "box", "labels": "label"}
+        lines = []
+        for name, count in self.nothing.items():
+            place = f"({'row' if count == 1 else 'first: row'} {self.first_nothing.get(name, 0):,})"
+            rows, have = ("1 row", "has") if count == 1 else (f"{count:,} rows", "have")
+            if name in nouns:
+                lines.append(
+                    f"{rows} {have} no {nouns[name]} with a score of {threshold:g} or more {place}; --threshold sets it"
+                )
+            else:
+                lines.append(f"{rows} {have} an empty text as answer {place}")
+        return lines
 
     def _kind(self, kind: str, count: int) -> str:
         first = self.first_errors.get(kind)

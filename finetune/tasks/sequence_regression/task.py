@@ -32,6 +32,7 @@ from finetune.tasks.text.inputs import input_texts, shown_text, shown_texts, tra
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import collate_texts, settle_packing
 from finetune.tasks.vision.drawing import Pictures
+from finetune.units import format_figure
 
 LOSSES: dict[str, Any] = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functional.huber_loss}
 
@@ -135,8 +136,8 @@ class SequenceRegression:
             {
                 "id": str(answer.id),
                 "input": str(answer.shown["text"]),
-                "expected": f"{score.reference['target']:.1f}",
-                "predicted": f"{answer.values['value']:.1f}",
+                "expected": format_figure(score.reference["target"]),
+                "predicted": format_figure(answer.values["value"]),
             }
             for answer, score in scored_answers(self, artifacts, model, examples)
         ]

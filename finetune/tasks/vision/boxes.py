@@ -218,4 +218,5 @@ def center_boxes(corners: np.ndarray, width: float, height: float) -> np.ndarray
 
 def xywh(corners: Sequence[Sequence[float]]) -> list[list[float]]:
     """Corners -> left, top, width, height, rounded to hundredths of a pixel."""
-    return [[round(a, 2), round(b, 2), round(c - a, 2), round(d - b, 2)] for a, b, c, d in corners]
+    sides = ((a, b, c - a, d - b) for a, b, c, d in corners)
+    return [[round(value, 2) + 0.0 for value in box] for box in sides]  # not -0.0

@@ -12,6 +12,8 @@ from finetune.tracking.judgement.intervals import figure_of
 from finetune.tracking.judgement.predictions import Columns, Predictions
 
 MAJORITY = "always the most frequent class"
+COMMON_LABELS = "always the labels of more than half of the examples"
+NO_LABEL = "no label anywhere"
 MEAN = "always the mean"
 SAME = "the same reward for all replies"
 NO_ENTITY = "no entity anywhere"
@@ -47,9 +49,7 @@ def _references(columns: Columns) -> Columns:
 def _constant(predictions: Predictions) -> tuple[str, Columns]:
     columns, count = predictions.columns, len(predictions)
     if "reference" in columns and predictions.multi_label:
-        shares = columns["reference"].mean(axis=0)
-        rows = {"prediction": (shares > 0.5).astype(np.int8), "scores": shares.astype(np.float32)}
-        return MAJORITY, {field: np.tile(row, (count, 1)) for field, row in rows.items()}
+        return _constant_labels(columns["reference"])
     if "reference" in columns and columns["reference"].ndim == 1 and columns["reference"].dtype != object:
         classes = len(predictions.labels or ()) or int(columns["reference"].max()) + 1
         counts = np.bincount(columns["reference"], minlength=classes)
@@ -71,6 +71,19 @@ def _constant(predictions: Predictions) -> tuple[str, Columns]:
     if "objects" in columns:
         return NO_BOX, {"detections": _objects({"boxes": [], "labels": [], "scores": []} for _ in range(count))}
     return "", {}
+
+
+def _constant_labels(reference: np.ndarray) -> tuple[str, Columns]:
+    """Each label where more than half of the examples have it. reference: 0 or 1 [examples, labels]."""
+    shares, count = reference.mean(axis=0), len(reference)
+    common = shares > 0.5
+    said = np.where(reference > 0, shares, 1 - shares)  # the probability that the shares give to what is true
+    return COMMON_LABELS if common.any() else NO_LABEL, {
+        "prediction": np.tile(common.astype(np.int8), (count, 1)),
+        "scores": np.tile(shares.astype(np.float32), (count, 1)),
+        "loss": -np.log(said).mean(axis=1),
+        "weight": np.ones(count, np.int64),
+    }
 
 
 def _objects(values: Iterable[Any]) -> np.ndarray:

@@ -51,8 +51,9 @@ def judge(
     validation_loss: Series | None,
     calibration: Calibration | None = None,
     metric: str = "loss",
+    has_validation: bool = False,
 ) -> Verdict:
-    """The verdict on a run whose figures are known so far. metric: which chooses the best checkpoint."""
+    """The verdict on a run, as far as it is known. metric: it chooses the best checkpoint. has_validation: of the data."""
     if (evaluated is None or not evaluated.values) and validation_loss is not None and metric != "loss":
         advice = "Choose by a figure that these rows always have: evaluation.best=loss."
         line = f"{metric} chooses the best checkpoint, but is undefined in every evaluation: none was chosen."
@@ -60,7 +61,7 @@ def judge(
     if evaluated is None or not evaluated.values:
         advice = "Give the recipe validation data: data.validation, or data.validation_fraction."
         line = "Nothing was evaluated yet, so nobody can say whether the model is good."
-        return Verdict("unknown", line, next_steps=(advice,))
+        return Verdict("unknown", line, next_steps=() if has_validation else (advice,))
     reasons: list[str] = []
     steps: list[str] = []
     mark, line = _compared(evaluated)

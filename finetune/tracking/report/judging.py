@@ -50,7 +50,8 @@ def judge_run(
     """best: (step, epoch, value) of the best evaluation, None without one. What cannot be read is left out."""
     losses = _trained(curves.get(("validation", "loss")))
     if best is None:
-        return Judgement(judge(None, validation_loss=losses, metric=metric))
+        has_rows = "validation" in (run.read().get("data") or {})
+        return Judgement(judge(None, validation_loss=losses, metric=metric, has_validation=has_rows))
     step = best[0]
     figures = _figures_at(curves, step)
     predictions = _predictions(run, step, figures)

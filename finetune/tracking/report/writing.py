@@ -41,7 +41,7 @@ from finetune.tracking.report.tables import (
 )
 from finetune.tracking.retention import stored_checkpoints
 from finetune.tracking.run import Run
-from finetune.tracking.run_summary import status_of
+from finetune.tracking.run_summary import failure_of, status_of
 from finetune.tracking.series import collect_series
 from finetune.tracking.shared_rows import shared_lines
 from finetune.units import format_bytes, format_figure
@@ -74,6 +74,7 @@ def write_report(run_dir: Path) -> Path:
             name=facts.get("name", run.name),
             id=run.id,
             status=status_of(run, facts),
+            failure=failure_of(facts) if facts.get("status") == "failed" else "",
             subtitle=parts.make("subtitle", lambda: subtitle(facts), []),
             judgement=judgement,
             best_step=best_step,

@@ -14,6 +14,7 @@ from finetune.tasks.batch import RecordOptions
 from finetune.tasks.records import class_fields, class_record, figure, refuse_options, text_fields, text_record
 from finetune.tasks.text.splitting import split_words
 from finetune.tasks.token_classification.record import tag_fields, tag_record
+from finetune.tasks.vision.boxes import xywh
 
 NAMES = ["bad", "good", "mixed"]
 VALUES = {"prediction": 1, "scores": [0.25, 0.6250000238418579, 0.125]}
@@ -115,6 +116,8 @@ def test_texts() -> None:
 
 def test_numbers_keep_what_float32_has() -> None:
     assert figure(0.30000001192092896) == 0.3 and figure(1.2345678e-9) == 1.234568e-09
+    assert math.copysign(1, figure(-0.0)) == 1, "zero has no sign"
+    assert all(math.copysign(1, side) == 1 for side in xywh([[-0.001, 0.0, 4.0, 8.0]])[0])
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(BadRow, match="not a finite number"):
             figure(value)

@@ -15,6 +15,9 @@ from finetune.app.compare import compare
 from finetune.app.list_runs import list_runs
 from finetune.app.report import report
 from finetune.app.show_logs import show_logs
+from finetune.app.sweeping.state import State
+from finetune.app.sweeping.trials import Trial
+from finetune.distributed.failure import Failure, write_failure
 from finetune.errors import UserError
 from finetune.tracking.comparison import compare_runs
 from finetune.tracking.journal import Journal
@@ -68,6 +71,57 @@ def test_runs_are_listed_with_status_and_best_figure(tmp_path: Path, capsys: pyt
     assert len(lines) == 2 and "accuracy 0.9000" in lines[1] and "10/10" in lines[1] and "just now" in lines[1]
     list_runs(tmp_path, "stopped")
     assert "no runs in" in capsys.readouterr().out
+
+
+def failed(folder: Path, why: str) -> Run:
+    """A run that a rank's error ended."""
+    run = Run.create(make_recipe(), folder)
+    Journal(run).finished(status="failed", summary={"failure": why})
+    write_failure(run.logs, Failure(0, 1.0, why, "step 2", "Lower the learning rate.", 1, echo=False))
+    return run
+
+
+def test_runs_that_failed_say_why_in_list_logs_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The logs of an error that has a remedy are empty: the reason is in files that nobody opens."""
+    run = failed(tmp_path, "the loss is nan")
+    run.update(data={"validation": {"rows": 4, "content": "abc"}})
+    (run.logs / "rank-0.log").write_text("a\n", encoding="utf-8")
+    for status in ("", "failed"):
+        list_runs(tmp_path, status)
+        assert f"failed  {run.path}: the loss is nan" in capsys.readouterr().out.splitlines()
+    shown: list[str] = []
+    show_logs(run.path, rank=None, lines=1, follow=True, write=shown.append)
+    assert shown == ["a", "failed: rank 0, step 2: the loss is nan\n  Lower the learning rate."]
+    page = write_report(run.path).read_text(encoding="utf-8")
+    assert "Failed: the loss is nan" in page and "What next" not in page, (
+        "it has validation data: no advice to add some"
+    )
+    run.update(status="running", process=None)
+    list_runs(tmp_path, "")
+    assert "the loss is nan" not in capsys.readouterr().out, "it was started again"
+
+
+def test_trials_of_sweeps_are_pointed_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A trial that failed before its run began is known to the sweep alone."""
+    sweep = tmp_path / "runs/my-sweeps/20260101"
+    trials = [Trial(f"trial-0{number}", {"seed": str(number)}) for number in (1, 2)]
+    run = failed(tmp_path / "elsewhere", "the loss is nan")
+    sweep.mkdir(parents=True)
+    run.path.rename(sweep / "trial-01")
+    failures = {"trial-01": "the loss is nan", "trial-02": "was killed\nby SIGKILL"}
+    State(sweep, "my.yaml", {}, trials, "2026-01-01", failures).publish()
+    for folder in (sweep, sweep.parent):
+        list_runs(folder, "")
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed")]
+        assert told == [
+            f"failed  {sweep}/trial-01: the loss is nan",
+            f"failed  {sweep}/trial-02: was killed by SIGKILL",
+        ]
+    (sweep / "trial-02").mkdir()
+    list_runs(sweep / "trial-02", "")
+    assert f"failed  {sweep}/trial-02: was killed by SIGKILL" in capsys.readouterr().out
+    list_runs(tmp_path / "runs", "")
+    assert f"1 run deeper in {sweep.parent}: finetune runs {sweep.parent}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def test_the_time_left_does_not_count_an_evaluation_as_a_step(monkeypatch):
         (1.2e-5, "1.20e-05"),
         (12, "12"),
         (3.0, "3"),
+        (-0.0, "0"),
         (float("nan"), "nan"),
         (None, "None"),
         (123456.7, "1.23e+05"),

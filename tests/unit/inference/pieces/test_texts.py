@@ -179,7 +179,7 @@ def test_head_and_tail_are_one_example(prepared_task: Any) -> None:
     assert splitter.merge(0, parts) == parts[0].outcome
     cut = CutRows()
     cut.add(split)
-    assert cut.report() == ["of 1 row the middle was left out (head and tail)"]
+    assert cut.report() == [f"of 1 row the middle was left out (head and tail): {len(whole) - 18} tokens"]
     assert f"{len(whole) - 18} tokens between them left out" in example[PIECE]["name"]
     failed = splitter.merge(0, [Part(example[PIECE], RowError("failed", "no answer"))])
     assert failed == RowError("failed", "no answer")

@@ -22,3 +22,15 @@ def test_reasons_are_texts(tmp_path: Path) -> None:
     State(first_reasons={"empty": 7}).save(tmp_path / "state.json")  # type: ignore[dict-item]
     with pytest.raises(UserError, match="first_reasons holds no texts"):
         State.read(tmp_path / "state.json")
+
+
+def test_answers_that_hold_nothing_are_counted_with_their_first_row(tmp_path: Path) -> None:
+    state = State(nothing={"boxes": 1300, "text": 1}, first_nothing={"boxes": 2, "text": 1700})
+    state.save(tmp_path / "state.json")
+    assert State.read(tmp_path / "state.json").describe_nothing(0.3) == [
+        "1,300 rows have no box with a score of 0.3 or more (first: row 2); --threshold sets it",
+        "1 row has an empty text as answer (row 1,700)",
+    ]
+    State(nothing={"boxes": -1}).save(tmp_path / "state.json")
+    with pytest.raises(UserError, match="nothing holds no numbers"):
+        State.read(tmp_path / "state.json")

@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.tracking.judgement.baselines import MAJORITY, MEAN, NO_BOX, NO_ENTITY, SAME, baseline
+from finetune.tracking.judgement.baselines import (
+    COMMON_LABELS,
+    MAJORITY,
+    MEAN,
+    NO_BOX,
+    NO_ENTITY,
+    NO_LABEL,
+    SAME,
+    baseline,
+)
 from finetune.tracking.judgement.calibration import Calibration, calibration
 from finetune.tracking.judgement.intervals import Interval, intervals
 from finetune.tracking.judgement.predictions import Predictions, prediction_fields, read_predictions
@@ -68,8 +77,18 @@ def test_the_baseline_answers_with_the_most_frequent_class() -> None:
 
 def test_baselines_of_several_labels_of_numbers_and_of_texts() -> None:
     labels = np.array([[1, 0], [1, 0], [1, 1], [0, 0]], np.int8)
-    _, figures = baseline(Predictions({"reference": labels}, ["a", "b"], True), ["accuracy"])
-    assert figures == {"accuracy": 0.5}  # [1, 0] is right for two of four rows
+    name, figures = baseline(Predictions({"reference": labels}, ["a", "b"], True), ["accuracy", "loss"])
+    assert name == COMMON_LABELS and figures["accuracy"] == 0.5  # [1, 0] is right for two of four rows
+    entropy = -(
+        0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    )  # of either label: 3 of 4 rows have one, 1 of 4 the other
+    assert figures["loss"] == pytest.approx(entropy)
+    rare = np.array(
+        [[1, 0], [0, 0], [0, 0]], np.int8
+    )  # no row has the second: the shares know it, and lose nothing there
+    name, figures = baseline(Predictions({"reference": rare}, ["a", "b"], True), ["accuracy", "loss"])
+    assert name == NO_LABEL and figures["accuracy"] == pytest.approx(2 / 3)
+    assert figures["loss"] == pytest.approx(-(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3 / 2)
     name, figures = baseline(Predictions({"target": np.array([1.0, 2.0, 6.0])}, None, False), ["mse"])
     assert name == MEAN and figures["mse"] == pytest.approx(14 / 3)
     assert baseline(Predictions({"text": np.array(["a"], object)}, None, False), ["exact_match"]) == ("", {})
@@ -166,6 +185,8 @@ def test_a_run_at_its_baseline(reference: float, mark: str) -> None:
 
 def test_what_cannot_be_judged_is_said() -> None:
     assert judge(None, validation_loss=None).mark == "unknown"
+    assert "data.validation" in judge(None, validation_loss=None).next_steps[0]
+    assert not judge(None, validation_loss=None, has_validation=True).next_steps, "it has such data already"
     assert judge(None, validation_loss=None, metric="pearson").line.startswith("Nothing was evaluated yet")
     undefined = judge(None, validation_loss=series(1.0, 0.9), metric="pearson")
     assert "pearson chooses the best checkpoint, but is undefined in every evaluation" in undefined.line
