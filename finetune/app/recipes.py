@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.data.formats.parallel_text import is_parallel
@@ -60,24 +61,35 @@ def write_schema(output: Path) -> Path:
     return output
 
 
-def new_recipe(task: str, *, data: str, output: Path | None, model: str) -> Path:
+@dataclass(frozen=True)
+class Starter:
+    """A starter recipe that was written. unread: why the columns of its data are not known; None if they are."""
+
+    path: Path
+    unread: UserError | None
+
+
+def new_recipe(task: str, *, data: str, output: Path | None, model: str) -> Starter:
     """Write a starter recipe; never over a file. output: default <task>.yaml in the current folder.
 
+    Data that cannot be read is no reason to write none: the recipe says how it is read.
     Raises: UserError for an unknown task, missing data, or a file that is there already.
     """
     if task not in CARDS:
         raise UserError(f"no task {task}", remedy=f"There are: {', '.join(CARDS)}.")
     if data:
         asked_sources([data])
+        _check_presence(data)
     output = output or Path(f"{task}.yaml")
     if output.suffix not in (".yaml", ".yml"):
         raise UserError(f"{output} is no name for a recipe", remedy="Recipes end in .yaml.")
     schema = _from_folder(shelf.shelf_folder("recipes") / SCHEMA_FILE, output.resolve().parent)
+    columns, splits, unread = _peek(data)
     text = write_starter(
         CARDS[task],
         data=data,
-        columns=peek_columns(data),
-        splits=peek_splits(data),
+        columns=columns,
+        splits=splits,
         output=output,
         model=model or _usual_model(task),
         schema=schema,
@@ -88,36 +100,41 @@ def new_recipe(task: str, *, data: str, output: Path | None, model: str) -> Path
             file.write(text)
     except FileExistsError:
         raise UserError(f"{output} is there already", remedy="Give another --output; nothing was written.") from None
-    return output
+    return Starter(output, unread)
+
+
+def _check_presence(data: str) -> None:
+    path = user_path(data)
+    if is_local(data, Path.cwd()) and not path.exists() and not is_pattern(data) and not is_parallel(data):
+        raise UserError(f"no data file {path}", remedy="Paths given to --data are relative to the current folder.")
+
+
+def _peek(data: str) -> tuple[list[str], list[str], UserError | None]:
+    """(columns, splits beside train, why neither is known)."""
+    try:
+        return peek_columns(data), peek_splits(data), None
+    except UserError as error:
+        return [], [], error
 
 
 def peek_columns(data: str) -> list[str]:
-    """The columns of local data, as `data.train` of a recipe would name it; [] if they cannot be determined.
+    """The columns of local data, as `data.train` of a recipe would name it; [] for no data, and for a set of the hub.
 
-    Raises: UserError if the file is not there.
+    Raises: UserError if it cannot be read.
     """
-    path = user_path(data)
     if not data or not is_local(data, Path.cwd()):
         return []
-    if not path.exists() and not is_pattern(data) and not is_parallel(data):
-        raise UserError(f"no data file {path}", remedy="Paths given to --data are relative to the current folder.")
-    try:
-        (source,) = asked_sources([data])
-        located = locate(source, "train")
-        return columns_of(located.files[0], located.format, located.applied_to(source)) if located.files else []
-    except UserError:
-        return []  # the data checks report it when the recipe is used
+    (source,) = asked_sources([data])
+    located = locate(source, "train")
+    return columns_of(located.files[0], located.format, located.applied_to(source)) if located.files else []
 
 
 def peek_splits(data: str) -> list[str]:
-    """validation and test, if local data holds these splits beside train."""
+    """validation and test, if local data holds these splits beside train. Raises: UserError if it cannot be located."""
     if not data or not is_local(data, Path.cwd()):
         return []
-    try:
-        (source,) = asked_sources([data])
-        left = {split_of(label) for label in locate(source, "train").left}
-    except UserError:
-        return []
+    (source,) = asked_sources([data])
+    left = {split_of(label) for label in locate(source, "train").left}
     return [split for split in ("validation", "test") if split in left]
 
 

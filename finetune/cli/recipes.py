@@ -113,7 +113,10 @@ def new_recipe(
     """Write a starter recipe for your own data, with columns guessed from the file. Never overwrites a file."""
     from finetune.app import recipes as verb
 
-    path = verb.new_recipe(task, data=data, output=output, model=model)
+    written = verb.new_recipe(task, data=data, output=output, model=model)
+    if written.unread:
+        say(f"warning: the columns are not known, for the data cannot be read: {written.unread}")
+    path = written.path
     lines = path.read_text(encoding="utf-8").splitlines()
     gaps = ", ".join(f"line {number}" for number, line in enumerate(lines, start=1) if "# fill in" in line)
     todo = f"fill it in ({gaps})" if gaps else "review it"

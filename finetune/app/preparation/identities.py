@@ -17,6 +17,7 @@ from finetune.models.source import resolve_model
 from finetune.recipe.model import ModelSection
 from finetune.recipe.paths import PATH_OPTIONS
 from finetune.recipe.recipe import Recipe
+from finetune.terminal import say
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
 
@@ -27,13 +28,13 @@ def sources_identity(recipe: Recipe, split: str = "", data: Sequence[str] = (), 
     Raises: UserError, OSError.
     """
     if data:
-        return [source_identity(source, "data") for source in asked_sources(data, read)]
+        return [source_identity(source, "data", say) for source in asked_sources(data, read)]
     splits = {"train": recipe.data.train, "validation": recipe.data.validation, "test": recipe.data.test}
     if split and splits.get(split):
         splits = {split: splits[split]}
     elif split:  # held out of the training data
         splits = {"train": recipe.data.train}
-    return [[name, [source_identity(source, name) for source in splits[name]]] for name in splits]
+    return [[name, [source_identity(source, name, say) for source in splits[name]]] for name in splits]
 
 
 def models_identity(model: ModelSection) -> list[Any]:
@@ -51,7 +52,7 @@ def _model_identity(source: str, revision: str) -> list[Any]:
         return [where, folder_identity(Path(where), ignore=WEIGHTS), *base]
     if "/" not in where:  # a model type, such as llama, or a name of the hub's first days
         return [where, revision]
-    return [where, hub_commit(where, revision, "model")]
+    return [where, hub_commit(where, revision, "model", say)]
 
 
 def option_files_identity(options: Mapping[str, Any]) -> list[Any]:

@@ -7,6 +7,7 @@ are compared (prepare/file_digest.py), so that files that were only moved or tou
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from finetune.recipe.data import SourceSection
 HUB_SECONDS = 5.0  # to ask the hub for the commit of a name
 
 
-def source_identity(source: SourceSection, name: str) -> list[Any]:
+def source_identity(source: SourceSection, name: str, notify: Callable[[str], None]) -> list[Any]:
     """JSON values that change if the rows of a source for the split `name` may have changed.
 
+    notify: see hub_commit.
     Raises: UserError if the source is missing; OSError if a file cannot be looked at.
     """
     located = locate(source, name)
@@ -30,7 +32,7 @@ def source_identity(source: SourceSection, name: str) -> list[Any]:
         set_name, builtin, split = find_builtin(source, name)
         return ["builtin", set_name, split, builtin.version]
     if located.format == "hub":
-        return ["hub", source.source, hub_commit(source.source, source.revision, "dataset")]
+        return ["hub", source.source, hub_commit(source.source, source.revision, "dataset", notify)]
     if located.format == "imagefolder":
         from finetune.data.sources.image_folder import list_images
 
@@ -47,21 +49,28 @@ def folder_identity(folder: Path, *, ignore: tuple[str, ...] = ()) -> list[Any]:
     return [[path, *file_stat(Path(path))] for path in files]
 
 
-def hub_commit(name: str, revision: str, kind: str) -> str:
-    """The commit that a revision of a hub repository stands for; the one in the local cache where the hub cannot be
-    reached, and the revision itself if there is none. kind: "model" or "dataset".
+def hub_commit(name: str, revision: str, kind: str, notify: Callable[[str], None]) -> str:
+    """The commit that a revision of a hub repository stands for; the one in the local cache where the hub does not say it,
+    and the revision itself if there is none. kind: "model" or "dataset".
+
+    notify: is called with what the hub was asked in vain, and what was taken instead.
     """
     import huggingface_hub
     from huggingface_hub import constants
 
+    why = ""
     if not constants.HF_HUB_OFFLINE:
         try:
             found = huggingface_hub.HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_SECONDS)
             return str(found.sha)
-        except Exception:  # no network, a proxy, a private or unknown name: it is reported when it is opened
-            pass
+        except Exception as error:  # no network, a proxy, a private or unknown name: libraries raise what they like
+            reason = (str(error).strip().splitlines() or [""])[0]
+            why = ": ".join(filter(None, (type(error).__name__, reason)))
     reference = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / revision
     try:
-        return reference.read_text("utf-8").strip()
+        commit, taken = reference.read_text("utf-8").strip(), "the commit in the local cache is taken"
     except OSError:
-        return revision
+        commit, taken = revision, "its files may have changed since they were prepared last, which is not noticed"
+    if why:
+        notify(f"warning: the hub does not say which commit {revision} of the {kind} {name} is ({why}): {taken}")
+    return commit

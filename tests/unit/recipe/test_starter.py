@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,29 @@ def test_columns_of_parquet(tmp_path: Path) -> None:
     assert peek_columns(str(tmp_path / "a.parquet")) == ["text", "label"]
 
 
-def test_files_that_cannot_be_peeked_are_left_alone(tmp_path: Path) -> None:
-    for name in ("broken.jsonl", "empty.csv", "broken.json"):
-        (tmp_path / name).write_text("" if "empty" in name else "{oops\n")
-        assert peek_columns(str(tmp_path / name)) == []
-    with pytest.raises(UserError, match="no data file"):
-        peek_columns(str(tmp_path / "absent.csv"))
-    assert peek_columns("owner/name") == []
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("broken.jsonl", "{oops\n", "none of the first rows can be read"),
+        ("broken.json", "{oops\n", "JSON"),
+        ("empty.csv", "", "is empty"),
+        ("train.de", "Hallo\n", r"cannot be inferred from the extension '\.de'.*If it is text"),
+    ],
+)
+def test_why_a_file_cannot_be_read_is_told(tmp_path: Path, monkeypatch, capsys, name: str, text: str, why: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(text)
+    new_recipe("seq2seq", data=name, output=None, model="some/model")
+    said = capsys.readouterr()
+    assert re.search(rf"^warning: the columns are not known, for the data cannot be read: .*{name}.*{why}", said.err, re.S)
+    assert "wrote seq2seq.yaml" in said.out and (tmp_path / "seq2seq.yaml").is_file()
+
+
+def test_no_recipe_for_a_file_that_is_not_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no data file absent\.csv"):
+        new_recipe("seq2seq", data="absent.csv", output=None, model="some/model")
+    assert not list(tmp_path.iterdir()) and peek_columns("owner/name") == []
 
 
 @pytest.mark.parametrize(
