@@ -13,12 +13,12 @@ import numpy as np
 from finetune.data.prepare.file_digest import open_regular
 from finetune.data.table import Row, Table
 from finetune.inspection.characters import CharacterCounter
-from finetune.inspection.similar import Signatures
+from finetune.inspection.similar import Part, Signatures
 from finetune.recipe.roles import IMAGES, role_of
 from finetune.tasks.text.conversations import ROLES
 
 BLOCK = 4096  # rows looked at together
-SPEAKER = frozenset({"role", "from"})
+SPEAKER = ("role", "from")
 INSTEAD = (
     "tool_calls",
     "function_call",
@@ -51,26 +51,35 @@ class Contents:
 
 def row_text(row: Row, roles: Sequence[str]) -> str:
     """All texts of a row under `roles`, one per line; the names of speakers are left out."""
-    return "\n".join(part for role in roles for part in _texts(row.get(role), role))
+    return join_parts(row_parts(row, roles))
 
 
-def _texts(value: Any, role: str = "") -> Iterator[str]:
-    if role in IMAGES:
-        return
+def row_parts(row: Row, roles: Sequence[str]) -> list[Part]:
+    """The texts of a row under `roles`, each with who speaks; names of one role, such as human and user, are the same."""
+    return [part for role in roles if role not in IMAGES for part in _parts(row.get(role), "")]
+
+
+def join_parts(parts: Sequence[Part]) -> str:
+    """The texts, one per line."""
+    return "\n".join(text for _, text in parts)
+
+
+def _parts(value: Any, speaker: str) -> Iterator[Part]:
     if isinstance(value, str):
-        yield value
+        yield speaker, value
     elif isinstance(value, Mapping):
+        named = next((value[key] for key in SPEAKER if isinstance(value.get(key), str)), speaker)
         for key, item in value.items():
             if key not in SPEAKER:
-                yield from _texts(item)
+                yield from _parts(item, ROLES.get(named, named))
     elif isinstance(value, (list, tuple)):
         if value and all(isinstance(item, str) for item in value):
-            yield " ".join(value)
+            yield speaker, " ".join(value)
         else:
             for item in value:
-                yield from _texts(item)
+                yield from _parts(item, speaker)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield str(value)
+        yield speaker, str(value)
 
 
 def has_blank(row: Row, roles: Sequence[str]) -> bool:
@@ -91,7 +100,7 @@ def _is_blank_turn(turn: Any) -> bool:
         return not turn.strip()
     if not isinstance(turn, Mapping):
         return False
-    if not SPEAKER & set(turn):
+    if not any(key in turn for key in SPEAKER):
         return False
     content = turn.get("content", turn.get("value"))
     return not any(turn.get(key) for key in INSTEAD) and (
@@ -164,10 +173,11 @@ def read_contents(
     names: dict[str, int] = {}
     contents = Contents(hashes, characters, traits, [], source, counter, similar)
     for start in range(0, count, BLOCK):
-        texts = []
+        texts, parts = [], []
         for index in range(start, min(start + BLOCK, count)):
             row = table[index]
-            text = row_text(row, roles)
+            parts.append(row_parts(row, roles))
+            text = join_parts(parts[-1])
             texts.append(text)
             hashes[index] = content_hash(row, text, roles)
             if has_blank(row, roles):
@@ -177,7 +187,7 @@ def read_contents(
         characters[ids] = list(map(len, texts))
         traits[ids] = counter.add(texts)
         if similar is not None:
-            similar.add(start, texts)
+            similar.add(start, parts)
         tick(start + len(texts))
     contents.sources = list(names)
     return contents

@@ -22,6 +22,7 @@ MIN_WORDS = 5  # shorter texts resemble each other by chance
 MAX_CANDIDATES = 50  # verified per text
 SHINGLES = 1 << 17  # hashed at once
 
+Part = tuple[str, str]  # who speaks, "" if nobody is named; a text
 Similar = tuple[int, str, int, float]  # row, split of the other row, other row, similarity
 
 # Scripts without blanks between words: each character counts as a word.
@@ -39,11 +40,11 @@ class Signatures:
         self._parts: list[np.ndarray] = []
         self._empty = MinHash(PERMUTATIONS, scheme=SCHEME)
 
-    def add(self, start: int, texts: Sequence[str]) -> None:
+    def add(self, start: int, texts: Sequence[Sequence[Part]]) -> None:
         """Add texts whose rows begin at `start`; those that are not chosen, or too short, are passed over."""
         first = len(self.shingles)
-        for row, text in enumerate(texts, start):
-            if self.chosen[row] and (shingles := word_pairs(text)) is not None:
+        for row, parts in enumerate(texts, start):
+            if self.chosen[row] and (shingles := word_pairs(parts)) is not None:
                 self.rows.append(row)
                 self.shingles.append(shingles)
         block: list[np.ndarray] = []
@@ -77,12 +78,19 @@ class Signatures:
         return MinHash(hashvalues=values, permutations=self._empty.permutations, scheme=SCHEME)
 
 
-def word_pairs(text: str) -> np.ndarray | None:
-    """Hashes of the pairs of neighboring words of a text, distinct, uint32; None for a text of fewer than MIN_WORDS words."""
-    words = _WORDS.findall(text.casefold())
-    if len(words) < MIN_WORDS:
+def word_pairs(parts: Sequence[Part]) -> np.ndarray | None:
+    """Hashes of the pairs of neighboring words of a text, distinct, uint32; None for a text of fewer than MIN_WORDS words.
+
+    The same word of another speaker is another word: a line of the user is not like one of the assistant.
+    """
+    hashed = [
+        zlib.crc32(word.encode("utf-8", "surrogatepass"), zlib.crc32(speaker.encode("utf-8", "surrogatepass")))
+        for speaker, text in parts
+        for word in _WORDS.findall(text.casefold())
+    ]
+    if len(hashed) < MIN_WORDS:
         return None
-    hashes = np.fromiter((zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words), np.uint32, len(words))
+    hashes = np.array(hashed, np.uint32)
     return np.unique(hashes[:-1] * np.uint32(0x9E3779B1) + (hashes[1:] ^ (hashes[1:] >> np.uint32(15))))
 
 

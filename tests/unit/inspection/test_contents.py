@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune.inspection.contents import content_hash, row_text
+from finetune.inspection.contents import content_hash, row_parts, row_text
 
 
 def _hash(row: dict[str, Any]) -> int:
@@ -27,3 +27,12 @@ def test_conversations_that_differ_in_speakers_only_are_not_equal() -> None:
 def test_texts_without_speakers_are_equal_but_for_blanks_around_them() -> None:
     assert _hash({"text": " Hi"}) == _hash({"text": "Hi\n"}) != _hash({"text": "Ho"})
     assert _hash({"text": " "}) == 0
+
+
+def test_texts_have_the_speakers_of_their_turns() -> None:
+    turn = {"role": "human", "content": [{"type": "text", "text": "Look"}, {"text": 5}], "name": "Ann"}
+    row = {"system": "Be kind.", "messages": [turn, {"from": "gpt", "value": "Yes"}]}
+    user = ["text", "Look", "5", "Ann"]
+    parts = [("", "Be kind."), *(("user", text) for text in user), ("assistant", "Yes")]
+    assert row_parts(row, ("system", "messages")) == parts
+    assert row_text(row, ("system", "messages")) == "\n".join(text for _, text in parts)

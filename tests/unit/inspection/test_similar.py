@@ -13,7 +13,7 @@ from finetune.inspection.similar import PERMUTATIONS, SCHEME, Signatures, Simila
 
 def signed(texts: list[str]) -> Signatures:
     signatures = Signatures(np.ones(len(texts), bool))
-    signatures.add(0, texts)
+    signatures.add(0, [[("", text)] for text in texts])
     return signatures
 
 
@@ -28,7 +28,7 @@ def test_signatures_are_those_of_datasketch() -> None:
     assert values.shape == (40, PERMUTATIONS)
     for text, own in zip(texts, values, strict=True):
         other = MinHash(PERMUTATIONS, scheme=SCHEME, hashfunc=int)
-        other.update_batch(word_pairs(text))
+        other.update_batch(word_pairs([("", text)]))
         assert (other.hashvalues == own).all()
 
 
@@ -48,7 +48,7 @@ def test_planted_near_duplicates_are_found_and_nothing_else() -> None:
 
 
 def test_the_similarity_of_a_pair_is_exact() -> None:
-    one, other = word_pairs("a b c d e f"), word_pairs("a b c d e g")
+    one, other = word_pairs([("", "a b c d e f")]), word_pairs([("", "a b c d e g")])
     assert one is not None
     assert other is not None
     assert similarity(one, other) == 4 / 6
@@ -71,10 +71,10 @@ def test_many_texts_of_one_template_do_not_cost_the_square_of_their_number() -> 
 
 
 def test_short_texts_and_rows_outside_the_sample_take_no_part() -> None:
-    assert word_pairs("only four words here") is None
+    assert word_pairs([("", "only four words here")]) is None
     chosen = np.array([True, False])
     signatures = Signatures(chosen)
-    signatures.add(0, ["one text with enough words in it", "one text with enough words in it"])
+    signatures.add(0, [[("", "one text with enough words in it")]] * 2)
     assert signatures.rows == [0]
 
 
@@ -85,3 +85,16 @@ def test_another_split_is_compared_with_the_index() -> None:
     found = index.compare(signed([make_texts(1, 9)[0], texts[7]]), skip=np.zeros(2, bool))
     assert found == [(1, "train", 7, pytest.approx(1.0))]
     assert index.compare(signed([texts[7]]), skip=np.ones(1, bool)) == []
+
+
+def test_a_line_of_the_user_is_not_like_one_of_the_assistant() -> None:
+    asked, said = make_texts(2, 8)
+    talks = [
+        [("user", asked), ("assistant", said)],
+        [("assistant", asked), ("user", said)],
+        [("user", f"{asked} please"), ("assistant", said)],
+    ]
+    signatures = Signatures(np.ones(3, bool))
+    signatures.add(0, talks)
+    found = SimilarTexts().insert("train", signatures, skip=np.zeros(3, bool), compare=True)
+    assert [(row, other) for row, _, other, _ in found] == [(2, 0)]
