@@ -13,8 +13,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import click
 import jsonschema
 import pytest
+import typer
 
 from finetune import cli, errors
 from finetune.app import train as train_verb
@@ -405,3 +407,18 @@ def test_doctor_tells_what_there_is_and_no_key() -> None:
 )
 def test_keys_given_as_options_lead_to_set(args: list[str], hint: str) -> None:
     assert key_hint(args).endswith(hint) and bool(key_hint(args)) is bool(hint)
+
+
+@pytest.mark.parametrize("verb", cli.COMMANDS)
+def test_the_option_that_was_meant_is_named(verb: str) -> None:
+    """With two letters swapped, every option of every command is offered."""
+    command = typer.main.get_command(cli.app).commands[verb]
+    tried = 0
+    for one in getattr(command, "commands", {"": command}).values():
+        for name in (name for option in one.params for name in option.opts if name.startswith("--") and len(name) > 5):
+            slip = name[:3] + name[4] + name[3] + name[5:]
+            with pytest.raises(click.NoSuchOption) as caught:
+                one.make_context(verb, [slip])
+            assert slip == name or name in (caught.value.possibilities or ()), slip
+            tried += 1
+    assert tried

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.files_below import files_below
 from finetune.data.formats.annotations import BOX_FORMAT, COLUMNS, NOTICES
-from finetune.data.formats.compression import unreadable
 from finetune.data.formats.lines import NumberedRow
+from finetune.data.formats.yolo_listing import list_split
 from finetune.data.formats.yolo_yaml import EXTENSIONS, NAME, DataYaml, find_yaml, is_yolo, read_yaml
-from finetune.data.image_formats import can_decode
 from finetune.data.values import to_number
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
@@ -42,7 +39,6 @@ FORM = "normalized_cxcywh"
 POLYGON = "labels are polygons: the box around each is learned, its outline is not used"
 KEYPOINTS = "labels have keypoints: they are not used"
 _NUMBERS = 5  # class, x, y, width, height
-_OURS = (".txt", ".cache", ".npy", ".json")  # files beside images that YOLO's tools leave there
 _SHOWN = 3
 
 
@@ -52,10 +48,9 @@ def read_yolo(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     path: data.yaml. source.split: the key of the split in it.
     Raises: UserError if the file, a folder or a list of images cannot be used, or no image has labels.
     """
-    described = read_yaml(path)
-    images = _images(described, source.split)
-    _check_labels(path, images)
-    for image in images:
+    described, listing = list_split(path, source.split)
+    _check_labels(path, listing.images)
+    for image in listing.images:
         yield 0, _row(image, described)
 
 
@@ -64,35 +59,27 @@ def read_asked(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
 
     Raises: UserError as read_yolo does, but for labels.
     """
-    described = read_yaml(path)
-    for image in _images(described, source.split):
+    described, listing = list_split(path, source.split)
+    for image in listing.images:
         row = _row(image, described) if label_file(image).is_file() else {"image": str(image)}
         yield 0, {"image": str(image)} if isinstance(row, BadRow) else row
 
 
 def yolo_files(path: Path, source: SourceSection) -> list[Path]:
     """All files that rows are made of: data.yaml, lists, images, and the labels that exist."""
-    described = read_yaml(path)
-    images = _images(described, source.split)
-    lists = [place for place in described.places(source.split) if place.is_file()]
-    return [path, *lists, *images, *(labels for image in images if (labels := label_file(image)).is_file())]
+    _, listing = list_split(path, source.split)
+    labels = (file for image in listing.images if (file := label_file(image)).is_file())
+    return [path, *listing.lists, *listing.images, *labels]
 
 
 def yolo_notes(path: Path, source: SourceSection) -> list[str]:
     """What a user should know of the files of a split: images without labels, labels without an image, what is not read."""
-    described = read_yaml(path)
-    images = _images(described, source.split)
+    described, listing = list_split(path, source.split)
+    images, unread = listing.images, listing.unread
     expected = {label_file(image) for image in images}
     present = _label_files({file.parent for file in expected})
     without = [image for image in images if label_file(image) not in present]
     orphans = sorted(present - expected)
-    unread = Counter(
-        file.suffix.lower() or "no extension"
-        for folder in described.places(source.split)
-        if folder.is_dir()
-        for file, is_image in files_below(folder, recursive=True)
-        if not is_image and file.suffix.lower() not in _OURS
-    )
     notes = list(described.notes)
     if without:
         notes.append(
@@ -114,39 +101,7 @@ def label_file(image: Path) -> Path:
     return Path(f"{head}{os.sep}labels{os.sep}{tail}" if found else image).with_suffix(".txt")
 
 
-def _images(described: DataYaml, split: str) -> list[Path]:
-    """The images of a split, absolute: of folders and below them, or of the lines of a text file."""
-    images: dict[Path, None] = {}
-    for place in described.places(split):
-        try:
-            found = _below(place) if place.is_dir() else _listed(place, described)
-        except (OSError, UnicodeDecodeError) as error:
-            raise unreadable(place, error) from error
-        if not found:
-            raise UserError(f"{split}: {place} has no image that can be read", where=str(described.file))
-        images.update(dict.fromkeys(Path(os.path.abspath(image)) for image in found))  # noqa: PTH100 - keeps links
-    return list(images)
-
-
-def _below(folder: Path) -> list[Path]:
-    return [path for path, is_image in files_below(folder, recursive=True) if is_image]
-
-
-def _listed(file: Path, described: DataYaml) -> list[Path]:
-    """The images that a text file names, a line each: relative to it, or to the folder of the data set."""
-    if can_decode(file.suffix):
-        return [file]
-    if file.suffix.lower() != ".txt":
-        raise UserError(f"{file} is neither a folder, an image nor a .txt file", where=str(described.file))
-    lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
-    return [
-        next((path for base in (file.parent, described.root) if (path := base / line).is_file()), file.parent / line)
-        for line in lines
-        if line
-    ]
-
-
-def _check_labels(path: Path, images: list[Path]) -> None:
+def _check_labels(path: Path, images: Sequence[Path]) -> None:
     """Raises: UserError if no image has labels: they lie elsewhere."""
     if not any(label_file(image).is_file() for image in images):
         raise UserError(

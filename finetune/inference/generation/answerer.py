@@ -20,6 +20,7 @@ from finetune.models.device import free_memory
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer, Score
 from finetune.tasks.task import Task
+from finetune.tasks.text.reply_limits import expected_reply
 
 _SCORED = 8  # examples of one forward pass for their loss
 
@@ -182,6 +183,6 @@ def has_targets(example: dict[str, Any]) -> bool:
 
 
 def expected_tokens(example: dict[str, Any]) -> list[int]:
-    """The expected reply."""
-    tokens = example["labels"] if "labels" in example else example["input_ids"][example["reply_start"] :]
+    """The expected reply, in full."""
+    tokens = example["labels"] if "labels" in example else expected_reply(example)
     return [int(token) for token in tokens]

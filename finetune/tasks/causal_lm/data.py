@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.table import Examples, Row, Table
+from finetune.data.table import Row, Table
 from finetune.models.losses import IGNORE
 from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Batch
 from finetune.tasks.text.lengths import pad_rows
 from finetune.tasks.text.limits import limit_of
 from finetune.tasks.text.padding_free import concatenate_rows, split_rows
+from finetune.tasks.text.reply_limits import expected_reply
 from finetune.tasks.text.row_formats import RowEncoder, row_texts
 from finetune.tasks.text.supervised_tokens import label_rows, supervised_targets
 
@@ -82,7 +83,7 @@ def _batch(
     if labels is not None:
         targets.update(supervised_targets(labels))
         targets["units"] = len(targets["target_ids"])
-        meta["references"] = [reference_ids(example) for example in examples]
+        meta["references"] = [np.asarray(expected_reply(example)) for example in examples]
     return Batch(
         ids=tuple(int(example["id"]) for example in examples),
         inputs=inputs,
@@ -104,17 +105,6 @@ def target_rows(batch: Batch) -> torch.Tensor:
     if "cu_seq_lens_q" in batch.inputs:  # one row, and an example between two borders
         return torch.bucketize(positions + 1, batch.inputs["cu_seq_lens_q"].long(), right=True) - 1
     return positions // batch.targets["labels"].shape[1]
-
-
-def reference_ids(example: dict[str, Any]) -> np.ndarray:
-    """The tokens of the expected reply in full, also of a row that is cut; of plain text those within the limit."""
-    reference = example.get("reference")
-    return np.asarray(example["input_ids"][int(example["reply_start"]) :] if reference is None else reference)
-
-
-def count_long_replies(examples: Examples, new_tokens: int) -> int:
-    """Examples whose expected reply has more than `new_tokens` tokens."""
-    return sum(len(reference_ids(examples[index])) > new_tokens for index in range(len(examples)))
 
 
 def shorten(text: str) -> str:

@@ -8,6 +8,7 @@ position t is predicted from those before it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +25,7 @@ from finetune.tasks.causal_lm.card import CARD
 from finetune.tasks.causal_lm.data import (
     collate_concatenated,
     collate_padded,
-    count_long_replies,
     encode_rows,
-    reference_ids,
     row_encoder,
     shorten,
     target_rows,
@@ -43,6 +42,7 @@ from finetune.tasks.text.dataset import text_dataset
 from finetune.tasks.text.generation import generate_replies
 from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.padding_free import is_concatenated, settle_packing
+from finetune.tasks.text.reply_limits import expected_reply, long_reply_notice
 from finetune.tasks.text.supervised_tokens import forward_with_loss
 from finetune.tasks.text.tools_file import load_tools
 from finetune.tasks.text.turns import prompt_turns
@@ -78,25 +78,19 @@ class CausalLM:
     def dataset(self, plan: Plan, artifacts: TaskArtifacts, table: Table, facts: Facts) -> Examples:
         """A split, encoded through the cache."""
         encoder, limit = row_encoder(artifacts), artifacts.settings["max_length"]
-        examples = text_dataset(
+        new_tokens = artifacts.options.reply_length if table.name != "train" else None
+        return text_dataset(
             self,
             plan,
             artifacts,
             table,
             facts,
-            key=[CARD.name, 3, encoder.settings],
+            key=[CARD.name, 3, encoder.settings, new_tokens],
             limit=f"{limit} tokens",
             reads=encoder.roles_read,
             split_at=limit if encoder.on_long == "split" else 0,
+            notice=partial(long_reply_notice, new_tokens=new_tokens) if new_tokens else None,
         )
-        new_tokens = artifacts.options.reply_length
-        if table.name != "train" and (count := count_long_replies(examples, new_tokens)):
-            facts.notes.append(
-                f"{table.name}: {count:,} of {len(examples):,} expected replies have more than options.reply_length "
-                f"{new_tokens} tokens: what is generated for samples and metrics of texts ends there, and is compared with "
-                "the whole reply"
-            )
-        return examples
 
     def build(self, plan: Plan, artifacts: TaskArtifacts, facts: Facts) -> nn.Module:
         """The language model, which computes its loss in its forward pass. All ranks call it."""
@@ -177,7 +171,7 @@ class CausalLM:
         """The last reply of each example, generated greedily from what stands before it, beside the expected one."""
         tokenizer = artifacts.processor
         prompts = [example["input_ids"][: example["reply_start"]].tolist() for example in examples]
-        expected = [reference_ids(example).tolist() for example in examples]
+        expected = [expected_reply(example).tolist() for example in examples]
         with eval_mode(model):
             replies = generate_replies(
                 model,

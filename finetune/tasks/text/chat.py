@@ -69,7 +69,8 @@ class ChatEncoder:
         if whole:
             text = template.render(messages, tools)
             notices += _check(template, messages, names, tools, text)
-            return Draft(text, reply_start=self._last_start(template, messages, tools, text), notices=tuple(notices))
+            start, end = self._last_reply(template, messages, tools, text)
+            return Draft(text, reply_start=start, reply_end=end, notices=tuple(notices))
         found = finder.find(messages, tools)
         notices += found.notices
         spans = [span for index in learned for span in found.spans.get(index, ())]
@@ -156,16 +157,24 @@ class ChatEncoder:
         notices.append("a reply is empty as the chat template writes it: it is not learned")
         return []
 
-    def _last_start(
+    def _last_reply(
         self, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Tool], text: str
-    ) -> int | None:
-        """Where the last reply begins, as far as the generation prompt says it."""
+    ) -> tuple[int, int | None]:
+        """Where the last reply begins, as far as the generation prompt says it, and where it ends; None: with the text, or
+        where the template does not say.
+        """
         last = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=0)
         try:
-            prompt = template.render(messages[:last], tools, prompt=True)
+            start = min(len(template.render(messages[:last], tools, prompt=True)), len(text))
         except BadRow:
-            return 0
-        return min(len(prompt), len(text))
+            return 0, None
+        if last == len(messages) - 1:
+            return start, None
+        try:
+            until = template.render(messages[: last + 1], tools)
+        except BadRow:
+            return start, None
+        return start, len(until) if text.startswith(until) and start < len(until) else None
 
 
 def _default_source(sources: Any) -> str:

@@ -30,6 +30,7 @@ UNUSED_SHOWN = 12  # of their names
 EMPTY: tuple[Any, ...] = (None, "", [], {})  # values of a role that say nothing
 Cost = Callable[[dict[str, Any]], int]
 Reads = Callable[[Row], Collection[str]]
+Notice = Callable[[Mapping[str, Any]], str]
 Shown = Callable[[Row], Any]
 """The beginning of a row's texts as they are written, for people: tokens do not always say it."""
 
@@ -40,12 +41,17 @@ def num_tokens(example: dict[str, Any]) -> int:
 
 
 def encode_with_targets(
-    task: Task, artifacts: TaskArtifacts, columns: Mapping[str, str], shown: Shown | None, rows: Sequence[Row]
+    task: Task,
+    artifacts: TaskArtifacts,
+    columns: Mapping[str, str],
+    shown: Shown | None,
+    notice: Notice | None,
+    rows: Sequence[Row],
 ) -> list[Encoded]:
     """`task.encode`, as a function that can be sent to a worker process. Reasons name columns as the data does.
 
     columns: role -> column. Rows that are continued as examples of their own (on_long: split) are not reported as cut.
-    shown: what is kept of each row beside its tokens.
+    shown: what is kept of each row beside its tokens. notice: what is to be reported of an example, or "".
     """
     encoded = task.encode(artifacts, rows, with_targets=True)
     for item, row in zip(encoded, rows, strict=True):
@@ -56,7 +62,9 @@ def encode_with_targets(
                 item.pop(SHOWN, None)
             item.pop(ASKED, None)
             if NOTICES in item and getattr(artifacts.options, "on_long", "") == "split":
-                item[NOTICES] = [notice for notice in item[NOTICES] if not is_cut_notice(notice)]
+                item[NOTICES] = [said for said in item[NOTICES] if not is_cut_notice(said)]
+            if notice is not None and (said := notice(item)):
+                item[NOTICES] = [*item.get(NOTICES, ()), said]
     return [item.with_columns(columns) if isinstance(item, BadValue) else item for item in encoded]
 
 
@@ -114,6 +122,7 @@ def text_dataset(
     shown: Shown | None = None,
     cost: Cost = num_tokens,
     split_at: int = 0,
+    notice: Notice | None = None,
 ) -> Examples:
     """The rows of `table` with their targets, encoded once.
 
@@ -122,12 +131,13 @@ def text_dataset(
     the tokens give back what was written.
     key: everything except the tokenizer that the encoded examples depend on. limit: what an example may have, such as
     "256 tokens", for the reported counts. split_at: longer examples become several of at most that many tokens (0: never).
+    notice: see encode_with_targets; it is sent to worker processes, and `key` holds what it depends on.
     Raises: UserError for bad rows where data.on_bad_row is error, and where no example is left.
     """
     shown = shown if table.name != "train" else None
     encoded = encode(
         table,
-        partial(encode_with_targets, task, artifacts, dict(table.columns), shown),
+        partial(encode_with_targets, task, artifacts, dict(table.columns), shown, notice),
         key=json.dumps([fingerprint(artifacts.processor), *key, artifacts.settings.get(LIMITED_BY), shown is not None]),
         on_bad_row=plan.recipe.data.on_bad_row,
         cost=cost,

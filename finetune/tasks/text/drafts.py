@@ -24,7 +24,7 @@ class Draft:
     stand right behind them. closed: the last one ends with its mark; otherwise, if it ends the text, the end-of-text token
     is added, or the model would never learn to stop. special: the tokenizer adds its own special tokens. finished: the
     text ends with the end-of-text token, once, which is learned if the last span reaches the end.
-    reply_start: character where the last reply begins; None: at the last span.
+    reply_start: character where the last reply begins; None: at the last span. reply_end: where it ends; None: with the text.
     """
 
     text: str
@@ -34,17 +34,19 @@ class Draft:
     special: bool = False
     finished: bool = False
     reply_start: int | None = None
+    reply_end: int | None = None
     notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """ids, and spans and reply_start of a draft in tokens."""
+    """ids, and spans, reply_start and reply_end of a draft in tokens; reply_end is None where the reply is the end of it."""
 
     ids: list[int]
     spans: list[Span]
     reply_start: int
     notices: tuple[str, ...]
+    reply_end: int | None = None
 
 
 def encode_drafts(
@@ -126,11 +128,13 @@ def _map(tokenizer: Any, special_ids: frozenset[int], draft: Draft, ids: list[in
     ):  # one in the text, one by the tokenizer or template
         ids, offsets = ids[1:], offsets[1:]
     spans = token_spans(offsets, draft.spans)
+    reply_end = None
     if draft.reply_start is None:
         reply_start = spans[-1][0] if spans else 0
     else:
-        found = token_spans(offsets, [(draft.reply_start, len(draft.text))])
+        found = token_spans(offsets, [(draft.reply_start, draft.reply_end or len(draft.text))])
         reply_start = found[0][0] if found else len(ids)
+        reply_end = found[0][1] if found and draft.reply_end is not None else None
     closed = draft.closed
     if draft.marked and spans:
         spans = [
@@ -146,7 +150,7 @@ def _map(tokenizer: Any, special_ids: frozenset[int], draft: Draft, ids: list[in
             spans = [*spans[:-1], (spans[-1][0], len(ids))]
     elif not closed and spans and eos is not None and spans[-1][1] == len(ids):
         ids, spans = [*ids, eos], [*spans[:-1], (spans[-1][0], len(ids) + 1)]
-    return Tokens(list(ids), spans, reply_start, draft.notices)
+    return Tokens(list(ids), spans, reply_start, draft.notices, reply_end)
 
 
 def token_spans(offsets: Sequence[Span], characters: Sequence[Span]) -> list[Span]:

@@ -90,7 +90,8 @@ class RowEncoder:
     """A row -> {"input_ids": [...], "spans": [start, end, start, end, ...], "reply_start": position}; picklable.
 
     spans: of tokens to learn, never empty, from position 1 on. reply_start: where the last reply begins. A row that is cut
-    has "reference", too, unless it is plain text or no reply begins within the limit: the tokens of that reply in full.
+    has "reference", too, unless it is plain text or no reply begins within the limit: the tokens of that reply in full. So
+    has one whose last reply other turns follow (train_on: all).
     own_template: the chat template came with the tokenizer, so that prompts and completions are turns of a conversation.
     tools: schemas for conversations that have none of their own.
     """
@@ -158,7 +159,8 @@ class RowEncoder:
             reply_start = min(OPENING_TOKENS, len(ids) // 2)
         if self.train_on == "all" or self._form(row) == "text":
             spans, find_replies = [(0, len(ids))], partial(self._replies, row, ids)
-        example = within_limit(ids, spans, max(1, reply_start), self.limit, self.on_long, find_replies)
+        reply = max(1, reply_start), tokens[0].reply_end or len(ids)
+        example = within_limit(ids, spans, reply, self.limit, self.on_long, find_replies)
         if self._form(row) == "text":
             example.pop("reference", None)  # a document goes on for long, and is not stored twice
         return example

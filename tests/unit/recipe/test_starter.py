@@ -57,7 +57,9 @@ def test_why_a_file_cannot_be_read_is_told(tmp_path: Path, monkeypatch, capsys, 
     (tmp_path / name).write_text(text)
     new_recipe("seq2seq", data=name, output=None, model="some/model")
     said = capsys.readouterr()
-    assert re.search(rf"^warning: the columns are not known, for the data cannot be read: .*{name}.*{why}", said.err, re.S)
+    assert re.search(
+        rf"^warning: the columns are not known, for the data cannot be read: .*{name}.*{why}", said.err, re.S
+    )
     assert "wrote seq2seq.yaml" in said.out and (tmp_path / "seq2seq.yaml").is_file()
 
 

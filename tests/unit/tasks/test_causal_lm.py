@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.data.prepare.encode import EncodedExamples
+from finetune.inference.generation.answerer import expected_tokens
 from tests.prepared import Prepared, prepare
 
 LLAMA = {
@@ -91,5 +93,30 @@ def test_expected_replies_longer_than_generated_ones_may_be_are_counted(tmp_path
     row = {"instruction": "Count.", "output": REPLY}
     notes = [note for note in _read(tmp_path, row).facts.notes if "reply_length" in note]
     assert len(notes) == 1
-    assert notes[0].startswith("validation: 1 of 2 expected replies have more than options.reply_length 4 tokens")
+    assert notes[0].startswith("validation: 1 row: the expected reply has more than options.reply_length 4 tokens")
+    assert notes[0].endswith("rows.jsonl:1)")
     assert not [note for note in _read(tmp_path, row, reply_length=200).facts.notes if "reply_length" in note]
+
+
+def test_replies_are_counted_once_and_not_unpacked_where_the_answer_is_kept(tmp_path: Path, monkeypatch) -> None:
+    row = {"instruction": "Count.", "output": REPLY}
+    first = _read(tmp_path, row).facts.notes
+    monkeypatch.setattr(EncodedExamples, "__getitem__", None)
+    again = _read(tmp_path, row).facts.notes
+    assert again == first and any("reply_length 4" in note for note in again)
+
+
+def test_turns_behind_the_last_reply_are_not_expected_of_it(tmp_path: Path) -> None:
+    talk = [*TALK, {"role": "user", "content": "Thank you, and goodbye."}]
+    prepared = _read(tmp_path, {"messages": talk}, train_on="all")
+    example = prepared.datasets["validation"][0]
+    whole = prepared.artifacts.processor.decode(example["input_ids"])
+    assert "goodbye" in whole and list(example["spans"]) == [1, len(example["input_ids"])]
+    batch, model = prepared.batch([0, 1], "validation"), prepared.build().eval()
+    with torch.no_grad():
+        written = prepared.task.generate(prepared.artifacts, model, batch, synced=False)
+    assert [one["reference_text"] for one in written] == [REPLY, "Yes"]
+    (sample,) = prepared.task.sample(prepared.artifacts, model, [example], synced=False)
+    assert sample["expected"] == REPLY and sample["input"] + REPLY in whole
+    scored = prepared.artifacts.processor.decode(expected_tokens(example), skip_special_tokens=True)
+    assert scored.strip() == REPLY  # by `predict`, too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,20 @@ def test_another_yaml_file_is_none(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("task: object_detection\ndata: {train: x}\n")
     with pytest.raises(UserError, match=r"data\.yaml of YOLO needs `names:`"):
         locate(SourceSection(source=str(tmp_path / "recipe.yaml")), "train")
+
+
+def test_folders_are_walked_once_for_notes_files_and_rows_unless_they_change(tmp_path: Path, monkeypatch) -> None:
+    path = make(tmp_path, {"train/a": "0 0.5 0.5 0.1 0.1", "train/deep/b": "0 0.5 0.5 0.1 0.1"})
+    (tmp_path / "images/train/empty").mkdir()
+    source = SourceSection(source=str(path), split="train")
+    folders = [tmp_path / "images/train" / name for name in ("", "deep", "empty")]
+    for folder in folders:
+        os.utime(folder, (1_000_000_000, 1_000_000_000))
+    walked: list[Path] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: walked.append(Path(folder)) or scandir(folder))
+    for _ in range(2):
+        assert [len(yolo_files(path, source)), len(yolo_notes(path, source)), len(rows(path))] == [5, 0, 2]
+    assert [walked.count(folder) for folder in folders] == [1, 1, 1]
+    Image.new("RGB", (9, 9)).save(folders[2] / "c.png")
+    assert [len(yolo_files(path, source)), len(rows(path))] == [6, 3]
