@@ -13,7 +13,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import click
 import jsonschema
 import pytest
 import typer
@@ -417,7 +416,7 @@ def test_the_option_that_was_meant_is_named(verb: str) -> None:
     for one in getattr(command, "commands", {"": command}).values():
         for name in (name for option in one.params for name in option.opts if name.startswith("--") and len(name) > 5):
             slip = name[:3] + name[4] + name[3] + name[5:]
-            with pytest.raises(click.NoSuchOption) as caught:
+            with pytest.raises(Exception, match="No such option") as caught:
                 one.make_context(verb, [slip])
             assert slip == name or name in (caught.value.possibilities or ()), slip
             tried += 1

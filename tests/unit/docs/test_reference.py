@@ -55,12 +55,28 @@ def test_every_task_and_every_metric_has_its_words() -> None:
     assert [name for name in NAMES if f"`{name}`" not in metrics] == []
 
 
+def _prose(page: Path) -> str:
+    return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+
+
+def _anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as GitHub and MkDocs name them."""
+    found: dict[str, int] = {}
+    for heading in re.findall(r"^#+ (.+)$", _prose(page), re.M):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        found[f"{name}-{found[name]}" if name in found else name] = 1
+    return set(found)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_of_a_page_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", text):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", _prose(page)):
         if not re.match(r"[a-z]+:", target):
-            assert (page.parent / target).exists(), f"{page.name} names {target}"
+            there = (page.parent / target) if target else page
+            assert there.exists(), f"{page.name} names {target}"
+            if anchor and there.suffix == ".md":
+                assert anchor in _anchors(there), f"{page.name} names {target}#{anchor}"
 
 
 def test_there_are_pages_to_look_at() -> None:

@@ -190,9 +190,9 @@ def test_folders_are_walked_once_for_notes_files_and_rows_unless_they_change(tmp
     folders = [tmp_path / "images/train" / name for name in ("", "deep", "empty")]
     for folder in folders:
         os.utime(folder, (1_000_000_000, 1_000_000_000))
-    walked: list[Path] = []
+    walked: list[object] = []
     scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda folder: walked.append(Path(folder)) or scandir(folder))
+    monkeypatch.setattr(os, "scandir", lambda folder: walked.append(folder) or scandir(folder))
     for _ in range(2):
         assert [len(yolo_files(path, source)), len(yolo_notes(path, source)), len(rows(path))] == [5, 0, 2]
     assert [walked.count(folder) for folder in folders] == [1, 1, 1]
