@@ -9,12 +9,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,45 @@ from tests.ranks import Ranks
 
 def run_warm(pool: Ranks, args: Sequence[str], timeout: float, *, folder: Path) -> Finished:
     """As `run_finetune`, in a fork of the process that forks the ranks of `pool`."""
+    return run_warm_tasks(pool, args, timeout, [{}], folder=folder)[0]
+
+
+def run_warm_tasks(
+    pool: Ranks, args: Sequence[str], timeout: float, environments: Sequence[Mapping[str, str]], *, folder: Path
+) -> list[Finished]:
+    """The same for several processes at once, one with each environment, as srun starts them."""
     began = time.monotonic()
-    with tempfile.TemporaryFile() as output:
-        request = {"arguments": list(args), "folder": str(folder), "environment": surroundings({})}
-        pid = pool.fork(request, output.fileno())
-        process = psutil.Process(pid)
-        while process.status() != psutil.STATUS_ZOMBIE and (late := time.monotonic() - began) < timeout:
+    with ExitStack() as opened:
+        outputs = [opened.enter_context(tempfile.TemporaryFile()) for _ in environments]
+        processes = []
+        for environment, output in zip(environments, outputs, strict=True):
+            request = {"arguments": list(args), "folder": str(folder), "environment": surroundings(environment)}
+            processes.append(psutil.Process(pool.fork(request, output.fileno())))
+        waited = list(processes)
+        while waited and (late := time.monotonic() - began) < timeout:
             time.sleep(0.02)
-        family = process.children(recursive=True)
-        if overdue := process.status() != psutil.STATUS_ZOMBIE:
-            family.append(process)
-        for one in family:
-            one.kill()
-        code = pool.reap(pid)
-        said = os.pread(output.fileno(), os.fstat(output.fileno()).st_size, 0).decode(errors="replace")
-    if overdue:
-        raise AssertionError(f"still running after {late:.0f} s; its output:\n{said}")
-    return Finished(code, said, time.monotonic() - began)
+            waited = [process for process in waited if process.status() != psutil.STATUS_ZOMBIE]
+        for one in [*waited, *(child for process in processes for child in process.children(recursive=True))]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        codes = [pool.reap(process.pid) for process in processes]
+        said = [os.pread(output.fileno(), os.fstat(output.fileno()).st_size, 0) for output in outputs]
+    texts = [text.decode(errors="replace") for text in said]
+    if waited:
+        raise AssertionError(f"still running after {late:.0f} s; the output:\n" + "\n".join(texts))
+    seconds = time.monotonic() - began
+    return [Finished(code, text, seconds) for code, text in zip(codes, texts, strict=True)]
+
+
+def slurm_tasks(count: int) -> list[dict[str, str]]:
+    """The variables that Slurm sets for each task of srun, which need not be installed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(count), "SLURM_NODEID": "0"}
+    common |= {"SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_TASKS_PER_NODE": str(count)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{**common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(count)]
 
 
 def be_finetune(request: Mapping[str, Any], output: int) -> int:

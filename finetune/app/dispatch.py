@@ -9,9 +9,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.app.opening import open_recipe
 from finetune.app.worker import as_worker, is_worker
 from finetune.distributed.env import as_environ, from_environ
 from finetune.distributed.forking import fork_here
+from finetune.distributed.launch import SUPERVISED
 from finetune.distributed.quick_imports import quick_imports
 from finetune.distributed.replica_place import ReplicaPlace
 from finetune.distributed.waiting import wait_here
@@ -54,6 +56,8 @@ def _load(verb: str, options: Mapping[str, Any], *, silent: bool = False) -> Any
     name = f"finetune.app.workers.{verb}"
     if name in sys.modules:  # in the process that this one was forked from
         return sys.modules[name]
+    if "recipe" in options and SUPERVISED not in os.environ and not silent:
+        open_recipe(str(options["recipe"]), options["sets"])  # a mistake in it need not wait for libraries
     place = ReplicaPlace.from_environ()
     first = not silent and os.environ.get("RANK", "0") == "0" and (place is None or place.is_reader)
     with phase("importing libraries", print_line if first else lambda line: None), quick_imports():

@@ -16,6 +16,7 @@ import pytest
 from tests.e2e import tiny
 from tests.e2e.conftest import MINUTES
 from tests.faults import run_finetune, start_finetune, text_appears
+from tests.warm_start import run_warm_tasks, slurm_tasks
 
 BIN = Path(sys.executable).parent
 ACCELERATE = ("--mixed_precision", "no", "--dynamo_backend", "no", "--use_deepspeed", "-m", "finetune")
@@ -139,10 +140,9 @@ def test_an_evaluation_that_fails_in_a_foreign_launcher_says_why(workplace, undi
 
 
 @pytest.fixture(scope="module")
-def evaluated(workplace, undisturbed):
+def evaluated(workplace, undisturbed, finetune):
     """The figures of one rank without a launcher."""
-    arguments = ["evaluate", "undisturbed", "--name", "alone", "--processes", "1"]
-    finished = run_finetune(arguments, MINUTES, folder=workplace)
+    finished = finetune("evaluate", "undisturbed", "--name", "alone", "--processes", "1")
     assert finished.code == 0, finished.output
     return figures(workplace, "alone")
 
@@ -152,10 +152,10 @@ def figures(workplace, name):
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
-def test_a_foreign_launcher_evaluates_to_the_same_figures(launcher, workplace, evaluated):
+def test_a_foreign_launcher_evaluates_to_the_same_figures(launcher, workplace, evaluated, pool):
     arguments = ["evaluate", "undisturbed", "--name", f"by-{launcher}"]
-    if launcher == "srun":  # the variables that Slurm sets for each task; srun itself is not needed
-        ends = [task.wait(MINUTES) for task in start_tasks(arguments, workplace)]
+    if launcher == "srun":
+        ends = run_warm_tasks(pool, arguments, MINUTES, slurm_tasks(2), folder=workplace)
     else:
         ends = [run_finetune(arguments, MINUTES, folder=workplace, program=command_of(launcher))]
     assert [end.code for end in ends] == [0] * len(ends), ends
@@ -164,15 +164,3 @@ def test_a_foreign_launcher_evaluates_to_the_same_figures(launcher, workplace, e
     for name, value in evaluated.items():
         if isinstance(value, float) and name != "time":
             assert ours[name] == pytest.approx(value, rel=1e-5), name
-
-
-def start_tasks(arguments, folder):
-    common = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
-    common |= {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    return [
-        start_finetune(
-            arguments, folder=folder, environment={**common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        )
-        for rank in range(2)
-    ]

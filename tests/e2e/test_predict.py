@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.contract.examples import EXAMPLES
 from tests.faults import ROOT, file_appears, kill_after, run_finetune, small_disk, start_finetune
 from tests.prepared import prepare
 from tests.stored_runs import store_run, trained_like
+from tests.warm_start import run_warm_tasks, slurm_tasks
 
 pytestmark = pytest.mark.timeout(600)
 ROWS = 9_000
@@ -214,25 +216,34 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
+@pytest.fixture(scope="module")
+def few(place, finetune):
+    """The output of one rank for rows.jsonl's first rows: launchers start ranks, which then share rows as all ranks do."""
+    with (place / "rows.jsonl").open() as rows, (place / "few.jsonl").open("w") as file:
+        file.writelines([*islice(rows, 400), '{"text": null, "id": "bad"}\n'])
+    assert finetune(*arguments("few-answers.jsonl", data="few.jsonl"), folder=place).code == 0
+    return (place / "few-answers.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_foreign_launcher_writes_the_same_bytes(place, whole, launcher):
+def test_a_foreign_launcher_writes_the_same_bytes(place, few, launcher):
     program, *words = LAUNCHERS[launcher]
     if not (BIN / program).exists():
         pytest.skip(f"{program} is not installed")
     port = free_port()
     command = [str(BIN / program), *(port if word == "PORT" else word for word in words)]
-    finished = run_finetune(arguments(f"{launcher}.jsonl"), MINUTES, folder=place, program=command)
+    finished = run_finetune(arguments(f"{launcher}.jsonl", data="few.jsonl"), MINUTES, folder=place, program=command)
     assert finished.code == 0, finished.output
     assert finished.output.count("rows answered") == 1 and "2 ranks" in finished.output, finished.output
-    assert (place / f"{launcher}.jsonl").read_bytes() == whole
+    assert (place / f"{launcher}.jsonl").read_bytes() == few
 
 
-def test_two_agents_of_torchrun_write_the_same_bytes(place, whole):
+def test_two_agents_of_torchrun_write_the_same_bytes(place, few):
     """As on two machines that share a file system: each starts one rank."""
     words = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", free_port()]
     starts = [
         start_finetune(
-            arguments("agents.jsonl"),
+            arguments("agents.jsonl", data="few.jsonl"),
             folder=place,
             program=[str(BIN / "torchrun"), *words, "--node_rank", str(node), "-m", "finetune"],
         )
@@ -241,27 +252,10 @@ def test_two_agents_of_torchrun_write_the_same_bytes(place, whole):
     with starts[0] as first, starts[1] as second:
         ends = first.wait(MINUTES), second.wait(MINUTES)
     assert [end.code for end in ends] == [0, 0], ends
-    assert (place / "agents.jsonl").read_bytes() == whole
+    assert (place / "agents.jsonl").read_bytes() == few
 
 
-def test_tasks_of_srun_write_the_same_bytes(place, whole):
-    """The variables that Slurm sets for each task; srun itself is not needed."""
-    common = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
-    common |= {
-        "SLURM_STEP_TASKS_PER_NODE": "2",
-        "SLURM_NODEID": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-    }
-    tasks = [
-        start_finetune(
-            arguments("srun.jsonl"),
-            folder=place,
-            environment={**common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    with tasks[0] as first, tasks[1] as second:
-        ends = first.wait(MINUTES), second.wait(MINUTES)
+def test_tasks_of_srun_write_the_same_bytes(place, few, pool):
+    ends = run_warm_tasks(pool, arguments("srun.jsonl", data="few.jsonl"), MINUTES, slurm_tasks(2), folder=place)
     assert [end.code for end in ends] == [0, 0], ends
-    assert (place / "srun.jsonl").read_bytes() == whole
+    assert (place / "srun.jsonl").read_bytes() == few

@@ -10,6 +10,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -78,6 +79,24 @@ def calls(*args: str, cwd: Path) -> int:
     return int(pstats.Stats(str(cwd / "told.prof")).total_calls)  # type: ignore[attr-defined]
 
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """As `run`, in this process: for what a command says, not how it starts."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(list(args))
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(args, int(ended.value.code or 0), said.out, said.err)
+
+    return call
+
+
 @pytest.fixture
 def bad(tmp_path: Path) -> Path:
     (tmp_path / "bad.yaml").write_text(BAD)
@@ -102,8 +121,20 @@ def test_help_and_faults_take_few_calls(bad: Path) -> None:
     assert calls("train", "bad.yaml", cwd=bad) < FAULT_CALLS
 
 
-@pytest.mark.parametrize("args", ["--help", "train bad.yaml", "recipes show bad.yaml --explain", "recipes list"])
-def test_no_heavy_library_is_imported(bad: Path, args: str) -> None:
+GROUP = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("args", "environment"),
+    [
+        ("--help", {}),
+        ("train bad.yaml", {}),
+        ("train bad.yaml", {**GROUP, "RANK": "1", "LOCAL_RANK": "1"}),  # by another launcher
+        ("recipes show bad.yaml --explain", {}),
+        ("recipes list", {}),
+    ],
+)
+def test_no_heavy_library_is_imported(bad: Path, args: str, environment: dict[str, str]) -> None:
     probe = (
         "import sys\nfrom finetune.cli import main\n"
         f"try:\n    main({args.split()!r})\nexcept SystemExit: pass\n"
@@ -112,7 +143,7 @@ def test_no_heavy_library_is_imported(bad: Path, args: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", probe],
         cwd=bad,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
     )
@@ -155,17 +186,16 @@ def test_faults_of_a_recipe_are_reported_without_a_traceback(bad: Path) -> None:
 
 
 def test_in_a_worker_only_rank_0_tells_the_faults(bad: Path) -> None:
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    first = run("train", "bad.yaml", cwd=bad, RANK="0", LOCAL_RANK="0", **group)
-    second = run("train", "bad.yaml", cwd=bad, RANK="1", LOCAL_RANK="1", **group)
+    first = run("train", "bad.yaml", cwd=bad, RANK="0", LOCAL_RANK="0", **GROUP)
+    second = run("train", "bad.yaml", cwd=bad, RANK="1", LOCAL_RANK="1", **GROUP)
     assert first.returncode == second.returncode == errors.EXIT_USER
     assert "training.learning_rate" in first.stderr
     assert "training.learning_rate" not in second.stderr
 
 
 @pytest.mark.parametrize("verb", VERBS + [f"recipes {verb}" for verb in RECIPE_VERBS])
-def test_every_verb_has_help_with_examples(verb: str) -> None:
-    done = run(*verb.split(), "--help")
+def test_every_verb_has_help_with_examples(run_here: Run, verb: str) -> None:
+    done = run_here(*verb.split(), "--help")
     assert done.returncode == 0
     assert "Examples:" in done.stdout
     assert re.search(rf"^    finetune {verb}\b", done.stdout, re.M)
@@ -194,8 +224,8 @@ def test_version() -> None:
         (["export", "runs/x"], "--output"),
     ],
 )
-def test_slips_on_the_command_line_end_with_2(args: list[str], words: str) -> None:
-    done = run(*args)
+def test_slips_on_the_command_line_end_with_2(run_here: Run, args: list[str], words: str) -> None:
+    done = run_here(*args)
     assert done.returncode == errors.EXIT_USER
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -308,26 +338,26 @@ def test_traceback_shows_it_wherever_it_stands(monkeypatch, capsys, place: int) 
     assert "Traceback" in told
 
 
-def test_recipes_new_writes_what_show_can_read(tmp_path: Path) -> None:
+def test_recipes_new_writes_what_show_can_read(run_here: Run, tmp_path: Path) -> None:
     (tmp_path / "my.csv").write_text("review,stars\nfine,1\n")
     new = ["recipes", "new", "text_classification", "--data", "my.csv", "--output", "my.yaml", "--model", "some/model"]
-    assert run(*new, cwd=tmp_path).returncode == 0
+    assert run_here(*new, cwd=tmp_path).returncode == 0
     before = (tmp_path / "my.yaml").read_text()
-    again = run(*new, cwd=tmp_path)
+    again = run_here(*new, cwd=tmp_path)
     assert again.returncode == errors.EXIT_USER
     assert "there already" in again.stderr
     assert (tmp_path / "my.yaml").read_text() == before
 
-    explained = run("recipes", "show", "my.yaml", "--explain", "--set", "training.epochs=7", cwd=tmp_path).stdout
+    explained = run_here("recipes", "show", "my.yaml", "--explain", "--set", "training.epochs=7", cwd=tmp_path).stdout
     rows = {line.split("\t")[0]: line.split("\t")[1:] for line in explained.splitlines()}
     assert rows["training.epochs"] == ["7", "--set training.epochs"]
     assert rows["data.columns.text"][0] == "review"
     assert rows["data.columns.text"][1].startswith("my.yaml:")
     assert rows["seed"][1] == "default"
 
-    (tmp_path / "resolved.yaml").write_text(run("recipes", "show", "my.yaml", "--resolved", cwd=tmp_path).stdout)
-    assert run("recipes", "show", "resolved.yaml", "--resolved", cwd=tmp_path).returncode == 0
-    assert run("recipes", "show", "my.yaml", cwd=tmp_path).stdout == before
+    (tmp_path / "resolved.yaml").write_text(run_here("recipes", "show", "my.yaml", "--resolved", cwd=tmp_path).stdout)
+    assert run_here("recipes", "show", "resolved.yaml", "--resolved", cwd=tmp_path).returncode == 0
+    assert run_here("recipes", "show", "my.yaml", cwd=tmp_path).stdout == before
 
 
 def test_the_schema_validates_every_shipped_recipe() -> None:

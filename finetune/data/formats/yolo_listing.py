@@ -32,7 +32,7 @@ class Listing:
 class _Kept:
     """times: of modification of each folder that was walked, in ns."""
 
-    key: tuple[Path | str, ...]
+    key: tuple[Path, str, tuple[Path, ...]]
     listing: Listing
     times: dict[Path, int]
 
@@ -43,13 +43,12 @@ _kept: list[_Kept] = []  # of the last split
 def list_split(path: Path, split: str) -> tuple[DataYaml, Listing]:
     """What data.yaml says, and the images of a split: of folders and below them, or of the lines of a text file.
 
-    Folders that have not changed since the last call are not walked again: for a row of 100,000 images, three walks were made
-    one after the other. path: data.yaml.
+    Folders that have not changed since the last call are not walked again. path: data.yaml.
     Raises: UserError if it, a folder or a list of images cannot be used.
     """
     described = read_yaml(path)
-    places = described.places(split)
-    key = (path, split, *places)
+    places = tuple(described.places(split))
+    key = path, split, places
     for kept in _kept:
         if kept.key == key and _times(kept.times) == kept.times:
             return described, kept.listing

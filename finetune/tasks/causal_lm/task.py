@@ -171,7 +171,7 @@ class CausalLM:
         """The last reply of each example, generated greedily from what stands before it, beside the expected one."""
         tokenizer = artifacts.processor
         prompts = [example["input_ids"][: example["reply_start"]].tolist() for example in examples]
-        expected = [expected_reply(example).tolist() for example in examples]
+        expected = [[int(token) for token in expected_reply(example)] for example in examples]
         with eval_mode(model):
             replies = generate_replies(
                 model,
