@@ -74,15 +74,25 @@ def test_an_undisturbed_output(place, whole, finetune):
 
 
 def test_kills_while_the_number_of_ranks_changes(place, whole):
-    """The launcher is killed twice, then a rank that may not be started again: the others do its part; on 2, 1 and 3 ranks."""
+    """On 2, 1 and 3 ranks: a rank is killed, and starts again; then the launcher is, twice; then a rank that may not be started
+    again: the others do its part.
+    """
     output, parts = place / "killed.jsonl", place / "killed.jsonl.parts"
-    for ranks, answered in (("2", 5), ("1", 30)):
-        with (
-            start_finetune(arguments(output, "--processes", ranks), folder=place) as running,
-            kill_after(running.process.pid, when=file_appears(parts, "window-*/*.answers", answered)),
-        ):
-            assert running.wait(MINUTES).code == -signal.SIGKILL
-        time.sleep(1)
+    with start_finetune(arguments(output, "--processes", "2"), folder=place) as running:
+        with kill_after(lambda: running.rank(1).pid, when=file_appears(parts, "window-*/*.answers", 8)):
+            while "replica 1 (rank 1) starts again" not in running.output():
+                assert running.process.poll() is None, running.output()
+                time.sleep(0.01)
+        assert "(2 restarts left)" in running.output(), running.output()
+        running.process.kill()
+        assert running.wait(MINUTES).code == -signal.SIGKILL
+    time.sleep(1)
+    with (
+        start_finetune(arguments(output, "--processes", "1"), folder=place) as running,
+        kill_after(running.process.pid, when=file_appears(parts, "window-*/*.answers", 30)),
+    ):
+        assert running.wait(MINUTES).code == -signal.SIGKILL
+    time.sleep(1)
     with start_finetune(arguments(output, "--processes", "3", "--restarts", "0"), folder=place) as running:
         when = file_appears(parts, "window-*/*.answers", 60)
         with kill_after(lambda: running.rank(1).pid, when=when):
@@ -90,17 +100,6 @@ def test_kills_while_the_number_of_ranks_changes(place, whole):
         assert finished.code == 0 and "rank 1: was killed by SIGKILL" in finished.output, finished.output
         assert "replica 1 (rank 1) is given up" in finished.output, finished.output
         assert not running.survivors()
-    assert output.read_bytes() == whole
-
-
-def test_a_rank_that_is_killed_is_replaced(place, whole):
-    output = place / "replaced.jsonl"
-    with start_finetune(arguments(output, "--processes", "2"), folder=place) as running:
-        when = file_appears(place / "replaced.jsonl.parts", "window-*/*.answers", 8)
-        with kill_after(lambda: running.rank(1).pid, when=when):
-            finished = running.wait(MINUTES)
-    assert finished.code == 0 and "replica 1 (rank 1) starts again" in finished.output, finished.output
-    assert "(2 restarts left)" in finished.output, finished.output
     assert output.read_bytes() == whole
 
 

@@ -440,14 +440,14 @@ def test_keys_given_as_options_lead_to_set(args: list[str], hint: str) -> None:
 
 @pytest.mark.parametrize("verb", cli.COMMANDS)
 def test_the_option_that_was_meant_is_named(verb: str) -> None:
-    """With two letters swapped, every option of every command is offered."""
+    """With two letters swapped, or one left out, every option of every command is offered."""
     command = typer.main.get_command(cli.app).commands[verb]
     tried = 0
     for one in getattr(command, "commands", {"": command}).values():
         for name in (name for option in one.params for name in option.opts if name.startswith("--") and len(name) > 5):
-            slip = name[:3] + name[4] + name[3] + name[5:]
+            slip = name[:-2] + name[-1] + name[-2] if name[-1] != name[-2] else name[:-1]
             with pytest.raises(Exception, match="No such option") as caught:
                 one.make_context(verb, [slip])
-            assert slip == name or name in (caught.value.possibilities or ()), slip
+            assert name in (caught.value.possibilities or ()), slip
             tried += 1
     assert tried
