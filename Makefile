@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-# Tests of one process each run in as many processes as there are cores. Those that start ranks often wait, for processes
-# to start and for each other: three files of them keep two cores busy. A file stays together, for its runs are shared; the short
-# ones, of tests/distributed, come last, so that no process waits long for the others at the end.
-PARALLEL_PYTEST := $(PYTEST) -n auto --dist worksteal
+# Tests of one process each run in one process more than there are cores: some wait, for a lock or for a child that is to
+# end. Those that start ranks wait more often, for processes to start and for each other: three files of them keep two cores
+# busy. A file stays together, for its runs are shared; the short ones, of tests/distributed, come last, so that no process
+# waits long for the others at the end.
+PARALLEL_PYTEST := $(PYTEST) -n $(shell expr $$(env -u OMP_NUM_THREADS nproc) + 1) --dist worksteal
 RANKS_PYTEST := $(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder
 ONE_TRAINING := tests/e2e/test_artifacts.py::test_every_artifact_is_there
 export HF_HUB_OFFLINE ?= 1
