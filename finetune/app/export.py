@@ -15,13 +15,13 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from finetune.app.kept_files import tell_edited_recipe
 from finetune.app.model_folder import card_text, save_model
 from finetune.app.run_contents import find_checkpoint, portable_plan, run_artifacts, run_recipe
 from finetune.errors import UserError
 from finetune.models.adapters import bring_base
+from finetune.models.inputs import Known
 from finetune.models.merging import Comparison, check_equal, compare, outputs_of, random_inputs
 from finetune.models.merging import merge as merge_adapter
 from finetune.models.quiet import quiet_transformers
@@ -119,8 +119,7 @@ def _write_merged(
     """
     unquantized = recipe.model.model_copy(update={"quantization": "none"})
     model = _build(run, recipe.model_copy(update={"model": unquantized}), artifacts, checkpoint)
-    size, rows = artifacts.settings.get("image_size") or (), predicted_rows(run, artifacts)
-    inputs = random_inputs(model, image_size=size, token_rows=rows)
+    inputs = random_inputs(model, Known(artifacts.processor, artifacts.settings, predicted_texts(run)))
     names = CARDS[recipe.task].model.outputs
     expected = outputs_of(model, inputs, names)
     merged = merge_adapter(model)
@@ -132,12 +131,12 @@ def _write_merged(
     return compared
 
 
-def predicted_rows(run: Run, artifacts: TaskArtifacts, count: int = 4) -> list[list[int]]:
-    """Token ids of a few texts in the run's predictions; [] where there are none."""
-    tokenizer, files = artifacts.processor, sorted(run.predictions.glob("*.jsonl"))
-    if not files or not isinstance(tokenizer, PreTrainedTokenizerBase):
+def predicted_texts(run: Run, count: int = 4) -> list[str]:
+    """A few texts of the run's predictions; [] where there are none."""
+    files = sorted(run.predictions.glob("*.jsonl"))
+    if not files:
         return []
     with files[-1].open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in itertools.islice(file, count)]
-    texts = [" ".join(value for value in row.values() if isinstance(value, str)) for row in rows]
-    return [tokenizer(text)["input_ids"] for text in texts if text]
+    texts = (" ".join(value for value in row.values() if isinstance(value, str)) for row in rows)
+    return [text for text in texts if text]

@@ -16,6 +16,7 @@ from torch import nn
 from finetune.errors import UserError
 from finetune.models.adapter_source import MARK, PROCESSOR_FILES, AdapterSource, adapter_of
 from finetune.models.adapters import add_adapter, check_rows_can_be_trained, check_same_modules, embed_with_gradients
+from finetune.models.auto_classes import class_of_adapter
 from finetune.models.config import ODD_FILES, load_config
 from finetune.models.load import load_model
 from finetune.models.merging import Comparison, check_equal, compare, merge, outputs_of, random_inputs
@@ -26,12 +27,6 @@ from finetune.recipe.recipe import Recipe
 
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
 COPIES = (".modules_to_save.", ".token_adapter.", ".base_layer.")  # of embeddings, which peft may save a second time
-CLASSES = {  # peft's name of what an adapter was trained for -> transformers' class of its model
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-}
 
 
 def adapt(
@@ -140,7 +135,7 @@ def write_merged(card: ModelSpec, model: ModelSection, source: AdapterSource, fo
     language model is merged as one, and a reward model begins from it with a new head, as from any language model.
     Raises: UserError if they differ, or the base lacks weights.
     """
-    trained_for = CLASSES.get(str(source.settings.get("task_type")), card.auto_class)
+    trained_for = class_of_adapter(source.settings) or card.auto_class
     if trained_for != card.auto_class:
         card = ModelSpec(trained_for)
     auto_class = getattr(transformers, card.auto_class)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
+from finetune.models.meta import build_on_meta
 
 if TYPE_CHECKING:
     import torch
@@ -264,14 +265,12 @@ def class_modules(model: Any) -> list[str]:
 
     Found by creating the model on the meta device with one more class and comparing shapes.
     """
-    import copy
 
-    import torch
+    def with_another_class(config: Any) -> Any:
+        config.num_labels += 1
+        return type(model)(config)
 
-    config = copy.deepcopy(model.config)
-    config.num_labels = config.num_labels + 1
-    with torch.device("meta"):
-        larger = type(model)(config)
+    larger = build_on_meta(with_another_class, model.config)
     shapes = {name: weight.shape for name, weight in larger.named_parameters()}
     return sorted(
         {

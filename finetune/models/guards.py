@@ -13,6 +13,7 @@ import torch
 
 from finetune.errors import UserError
 from finetune.models.folder_check import CONVERT, check_index
+from finetune.models.meta import build_on_meta
 from finetune.recipe.json_file import read_json
 from finetune.units import format_bytes
 
@@ -60,16 +61,15 @@ def check_hub_index(source: str, revision: str) -> None:
         check_index(content, str(path))
 
 
-def check_memory(build: Callable[[], Any], config: Any, source: str) -> None:
-    """Measure a model that `build` makes, without its memory, if `config` has sizes of which one matrix would be large.
+def check_memory(build: Callable[[Any], Any], config: Any, source: str) -> None:
+    """Measure the model that `build` makes of `config`, without its memory, if it has sizes of which one matrix would be large.
 
     Raises: UserError if its weights, in float32, do not fit into this machine's memory.
     """
     sizes = sorted(_numbers(config.to_dict()))[-2:]
     if len(sizes) < 2 or sizes[0] * sizes[1] < LARGE:
         return
-    with torch.device("meta"):
-        model = build()
+    model = build_on_meta(build, config)
     needed = 4 * sum(weight.numel() for weight in model.parameters())
     memory = psutil.virtual_memory().total
     if needed > memory:

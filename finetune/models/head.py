@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from finetune.models.meta import build_on_meta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -47,8 +48,7 @@ def replace_head(model: Any, names: Sequence[str], config: PreTrainedConfig, *, 
     for these modules only, so the weights do not depend on the rank, the ZeRO stage, or other new weights.
     Under ZeRO-3, the new modules are not sharded until the engine is created.
     """
-    with torch.device("meta"):
-        fresh = type(model)(copy.deepcopy(config))
+    fresh: Any = build_on_meta(type(model), config)
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)

@@ -18,9 +18,9 @@ from torch import nn
 
 from finetune.errors import UserError
 from finetune.models.head import embedding_modules
+from finetune.models.inputs import Known, kind_of_model
 from finetune.units import format_number
 
-ROWS, LENGTH = 4, 24  # of the random rows that are compared
 # Largest difference of an output, as a share of the largest output, by the data type of the weights. Wrong merges give
 # differences of the outputs' own size; the rounding of merged half-precision weights adds up over the layers.
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
@@ -144,39 +144,18 @@ class Comparison:
         )
 
 
-def random_inputs(
-    model: Any, *, image_size: Sequence[int] = (), token_rows: Sequence[Sequence[int]] = ()
-) -> dict[str, Any]:
-    """Inputs of `model`: `token_rows` cut to one length, or random ones, always the same for the same model.
+def random_inputs(model: Any, known: Known | None = None) -> dict[str, torch.Tensor]:
+    """Inputs of `model` on its device, always the same for the same model. known: of the run that it comes from, if any.
 
-    Tokens are drawn from the whole vocabulary, images [ROWS, channels, *image_size] from a normal distribution.
+    Raises: ValueError for a model whose inputs are of no kind in models/inputs/.
     """
-    config, draw = model.config, torch.Generator().manual_seed(0)
+    inputs = kind_of_model(model).random(model, known or Known(), torch.Generator().manual_seed(0))
     device = next(model.parameters()).device
-    if model.main_input_name == "pixel_values":
-        size = list(image_size) or _image_size(config)
-        pixels = torch.randn(ROWS, int(getattr(config, "num_channels", 3) or 3), *size, generator=draw)
-        return {"pixel_values": pixels.to(device, next(model.parameters()).dtype)}
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 2 * LENGTH
-    length = max(2, min(LENGTH, int(positions) // 2))  # some models begin to count behind the padding token
-    ids = torch.randint(0, vocabulary, (ROWS, length), generator=draw)
-    for row in token_rows:
-        if len(row) >= length:
-            ids = torch.cat([ids, torch.tensor([list(row[:length])])])
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = ids.flip(1)
     return {name: value.to(device) for name, value in inputs.items()}
 
 
-def _image_size(config: Any) -> list[int]:
-    size = getattr(config, "image_size", None) or 224
-    return list(size) if isinstance(size, (list, tuple)) else [int(size)] * 2
-
-
 def outputs_of(model: Any, inputs: dict[str, Any], names: Sequence[str] = ("logits",)) -> list[torch.Tensor]:
-    """The outputs under `names`, [ROWS, ...] each, as float32 on the CPU; in evaluation mode. names: see ModelSpec.outputs."""
+    """The outputs under `names`, [rows, ...] each, as float32 on the CPU; in evaluation mode. names: see ModelSpec.outputs."""
     training = model.training
     model.eval()
     with torch.no_grad():

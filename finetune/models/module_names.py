@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.errors import UserError
+from finetune.models.meta import build_on_meta
 from finetune.recipe.model import ModelSection
 
 if TYPE_CHECKING:
@@ -56,15 +56,6 @@ def names_without_weights(auto_model: str, model: ModelSection) -> ModuleNames |
             return ModuleNames.of(build_on_meta(kind, config))
     except (*ODD_FILES, RuntimeError):
         return None
-
-
-def build_on_meta(kind: Any, config: Any) -> nn.Module:
-    """A model of the class `kind` whose weights have no memory."""
-    import torch
-
-    with torch.device("meta"):
-        model: nn.Module = kind(copy.deepcopy(config))
-    return model
 
 
 def is_named(name: str, requested: Sequence[str]) -> bool:

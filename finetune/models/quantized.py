@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
 from finetune.models.device import uses_cuda
-from finetune.models.module_names import build_on_meta
+from finetune.models.meta import build_on_meta
 from finetune.recipe.model import ModelSection
 
 if TYPE_CHECKING:

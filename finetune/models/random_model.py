@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ def build_random(
     with _unsharded():
         if kind is None:
             return auto_class.from_config(config, trust_remote_code=True)
-        check_memory(lambda: kind(copy.deepcopy(config)), config, model.source)
+        check_memory(kind, config, model.source)
         return kind(config)
 
 

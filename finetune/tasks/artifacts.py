@@ -18,10 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
 from finetune.errors import UserError
+from finetune.models.inputs import input_kinds, kind_of_processor
 from finetune.recipe.card import TaskCard
 from finetune.recipe.json_file import read_json
 from finetune.recipe.section import Section
@@ -61,7 +59,7 @@ class TaskArtifacts:
             "format": FORMAT,
             "task": self.task,
             "processor": processor,
-            "processor_kind": "tokenizer" if isinstance(self.processor, PreTrainedTokenizerBase) else "image",
+            "processor_kind": kind_of_processor(self.processor).processor,
             "options": self.options.model_dump(mode="json"),
             "classes": self.classes.to_dict() if self.classes is not None else None,
             "settings": dict(self.settings),
@@ -105,6 +103,6 @@ def load_artifacts(folder: Path, card: TaskCard) -> TaskArtifacts:
 def _load_processor(folder: Path, kind: str) -> Any:
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing")
-    if kind == "tokenizer":
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, backend="pil")
+    if kind not in input_kinds():
+        raise ValueError(f"the processor is of the kind {kind!r}; this version knows {', '.join(input_kinds())}")
+    return input_kinds()[kind].load(folder)

@@ -18,6 +18,7 @@ import transformers
 
 from finetune.errors import UserError
 from finetune.models.adapter_source import find_adapter
+from finetune.models.auto_classes import AUTO_CLASSES, class_of_adapter
 from finetune.models.config import load_config
 from finetune.recipe.model import ModelSection
 from finetune.tasks import CARDS
@@ -27,7 +28,6 @@ from finetune.tasks.text.lengths import usable_length
 from finetune.tasks.text.limits import Limit
 
 UNLIMITED = 1_000_000  # more tokens than any limit
-ADAPTED = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}  # task types of peft
 SHOWN = 8
 LONGEST_NAME = 10_000  # characters of a class
 
@@ -97,7 +97,9 @@ def bodies(config: Any) -> list[str]:
 def possible_tasks(model: ModelSection, config: Any) -> list[str]:
     """Tasks that the model's class, or its adapter's kind, is for; the likeliest first."""
     adapter = find_adapter(model.source)
-    adapted = ADAPTED.get(str(adapter.settings.get("task_type"))) if adapter is not None else None
+    adapted = "" if adapter is None else class_of_adapter(adapter.settings)
+    if adapted and not AUTO_CLASSES[adapted].peft:
+        adapted = ""  # the head came with the adapter, and its configuration does not name the classes
     fits = {}
     for name, derivation in derivations().items():
         auto_class = CARDS[name].model.auto_class

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune.models.auto_classes import AUTO_CLASSES
 from finetune.tasks import CARDS
 
 Kind = Literal["model", "adapter", "merged"]
@@ -25,24 +26,14 @@ class Usage:
     peft: str = ""
 
 
-_CLASSES = {
-    "AutoModelForSequenceClassification": ("AutoTokenizer", "text-classification", ""),
-    "AutoModelForTokenClassification": ("AutoTokenizer", "token-classification", ""),
-    "AutoModelForCausalLM": ("AutoTokenizer", "text-generation", "AutoPeftModelForCausalLM"),
-    "AutoModelForSeq2SeqLM": ("AutoTokenizer", "", "AutoPeftModelForSeq2SeqLM"),
-    "AutoModelForImageClassification": ("AutoImageProcessor", "image-classification", ""),
-    "AutoModelForObjectDetection": ("AutoImageProcessor", "object-detection", ""),
-}
-"""transformers' class of a model -> classes of its processor, the hub's tag, and peft's class."""
-
-
 def usage_of(task: str) -> Usage:
     """From the task's card; a task or class that is not known here is loaded by the most general classes of transformers."""
     card = CARDS.get(task)
     title = card.title if card is not None and card.title else task.replace("_", " ")
-    if card is None or card.model.auto_class not in _CLASSES:
+    if card is None or card.model.auto_class not in AUTO_CLASSES:
         return Usage(title, "AutoModel", "AutoProcessor", "")
-    return Usage(title, card.model.auto_class, *_CLASSES[card.model.auto_class])
+    found = AUTO_CLASSES[card.model.auto_class]
+    return Usage(title, card.model.auto_class, found.processor, found.pipeline, found.peft)
 
 
 def loading_code(usage: Usage, kind: Kind, *, new_tokens: bool = False, remote_code: bool = False) -> str:

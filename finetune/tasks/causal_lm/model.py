@@ -32,7 +32,6 @@ def build_language_model(plan: Plan, artifacts: TaskArtifacts, facts: Facts, *, 
         plan,
         artifacts,
         facts,
-        adapter_type="CAUSAL_LM",
         has_head=False,
         before_adapter=finish,
     )

@@ -86,7 +86,6 @@ class Seq2Seq:
             plan,
             artifacts,
             facts,
-            adapter_type="SEQ_2_SEQ_LM",
             settings=settings,
             has_head=False,
         )

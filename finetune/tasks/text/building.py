@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from finetune.models.auto_classes import task_type_of
 from finetune.models.config import load_config
 from finetune.models.continuing import adapt
 from finetune.models.head import head_names
@@ -28,7 +29,6 @@ def build_text_model(
     artifacts: TaskArtifacts,
     facts: Facts,
     *,
-    adapter_type: str,
     settings: dict[str, Any] | None = None,
     new_head: bool = False,
     has_head: bool = True,
@@ -61,7 +61,7 @@ def build_text_model(
     return adapt(
         model,
         recipe,
-        adapter_type,
+        task_type_of(auto_class.__name__),
         head_names(model) if has_head else [],
         new_tokens=new_token_ids(recipe.model, tokenizer, loading.grown),
     )
@@ -79,7 +79,6 @@ def build_sequence_model(
         plan,
         artifacts,
         facts,
-        adapter_type="SEQ_CLS",
         settings=settings,
         new_head=new_head,
         always_pad=True,

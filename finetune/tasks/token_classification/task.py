@@ -87,7 +87,6 @@ class TokenClassification:
             plan,
             artifacts,
             facts,
-            adapter_type="TOKEN_CLS",
             settings=label_settings(artifacts.labels),
             new_head=artifacts.options.new_head,
             before_adapter=make_padding_free if is_concatenated(artifacts) else None,

@@ -11,6 +11,7 @@ import transformers
 
 from finetune.errors import UserError
 from finetune.models.adapters import add_adapter, save_adapter
+from finetune.models.inputs import Known
 from finetune.models.merging import check_equal, compare, merge, outputs_of, random_inputs
 from finetune.recipe.model import AdapterSection
 
@@ -145,7 +146,8 @@ def test_the_rounding_of_half_precision_is_no_difference_but_a_lost_adapter_is(
 def test_a_model_of_few_positions_is_compared_within_them() -> None:
     model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL, max_position_embeddings=16))
     assert random_inputs(model)["input_ids"].shape == (4, 8)
-    assert len(random_inputs(model, token_rows=[[1] * 9, [1] * 3])["input_ids"]) == 5
+    known = Known(lambda text: {"input_ids": [1] * len(text)}, texts=["long enough", "cut"])
+    assert len(random_inputs(model, known)["input_ids"]) == 5
 
 
 def test_heads_merge(tmp_path: Path) -> None:
