@@ -12,7 +12,6 @@ import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
@@ -24,6 +23,7 @@ from finetune.distributed.stop_signals import signals_handled
 from finetune.ending import die_with_parent
 from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError, is_failure
 from finetune.recipe.machine import lacks_memory, memory_limit
+from finetune.recipe.targets import load_target
 from finetune.terminal import lasting_streams
 
 PATIENCE = 1.0  # seconds between asking the child to end and ending it
@@ -122,12 +122,11 @@ def _run(sender: Any, target: str, arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with_parent()
-    home, _, name = target.partition(":")
     try:
         with lasting_streams():
             with quick_imports():
-                module = import_module(home)
-            outcome: tuple[bool, Any] = (True, getattr(module, name)(*arguments))
+                function = load_target(target)
+            outcome: tuple[bool, Any] = (True, function(*arguments))
     except FinetuneError as error:
         outcome = (False, error)
     except OSError as error:

@@ -7,26 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from finetune.recipe.formats import FormatName
 from finetune.recipe.section import Section
-
-FileFormat = Literal[
-    "auto",
-    "jsonl",
-    "json",
-    "csv",
-    "tsv",
-    "xlsx",
-    "text",
-    "conll",
-    "parallel",
-    "parquet",
-    "arrow",
-    "imagefolder",
-    "coco",
-    "yolo",
-    "hub",
-    "builtin",
-]
 
 
 class SourceSection(Section):
@@ -36,7 +18,7 @@ class SourceSection(Section):
         "current folder).",
         min_length=1,
     )
-    format: FileFormat = Field(default="auto", description="auto: by the file extension; no extension: a hub id.")
+    format: FormatName = Field(default="auto", description="auto: by the file extension; no extension: a hub id.")
     split: str = Field(
         default="",
         description="Split of a hub or built-in dataset, of a folder whose files or subfolders are named by split, or of a "

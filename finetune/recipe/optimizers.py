@@ -14,10 +14,11 @@ To add one: an `OptimizerSpec` in `OPTIMIZERS`, and a test. Nothing here imports
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from finetune.recipe.targets import load_target
 
 KEYWORDS = {"betas": "betas", "epsilon": "eps", "momentum": "momentum"}  # of the recipe -> of an optimizer
 FLOAT32_BYTES = 4
@@ -80,10 +81,7 @@ class OptimizerSpec:
 
         Each group remembers this entry's name under "optimizer": `spec_of` finds it again inside any wrapper.
         """
-        factory = self.factory
-        if isinstance(factory, str):
-            module, _, attribute = factory.partition(":")
-            factory = getattr(importlib.import_module(module), attribute)
+        factory = load_target(self.factory) if isinstance(self.factory, str) else self.factory
         named = {KEYWORDS[key]: getattr(training, key) for key in self.arguments}
         marked = [{**group, "optimizer": self.name} for group in groups]
         return factory(marked, lr=training.learning_rate, **named, **self.options)

@@ -6,11 +6,12 @@ One that Accelerate knows extends `AccelerateTracker`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
+
+from finetune.recipe.targets import load_target
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,7 @@ class TrackerSpec:
 
     @property
     def listener_class(self) -> Any:
-        module, _, name = self.listener.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return load_target(self.listener)
 
 
 TRACKERS: Mapping[str, TrackerSpec] = {

@@ -40,6 +40,11 @@ def parallel_files(path: Path) -> dict[str, Path]:
     return files
 
 
+def files_of_source(path: Path, source: SourceSection) -> list[Path]:
+    """All files of a source. Raises: UserError if one is missing."""
+    return list(parallel_files(path).values())
+
+
 def read_parallel(path: Path, source: SourceSection) -> Iterator[NumberedRow]:
     """One row per line number: {"de": line, "en": line}. If one of the lines is empty, the row is a BadRow.
 

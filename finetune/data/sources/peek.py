@@ -12,11 +12,13 @@ from finetune.data.bad_rows import BadRow, BlankLine
 from finetune.data.columns import SAMPLED_ROWS
 from finetune.data.formats.encodings import open_utf8
 from finetune.data.formats.lines import NumberedRow, describe_number
-from finetune.data.formats.registry import FORMATS
+from finetune.data.formats.registry import READERS
 from finetune.data.sources.image_folder import COLUMNS, find_classes
 from finetune.data.sources.located import display_path
 from finetune.errors import EmptyData, UserError
 from finetune.recipe.data import SourceSection
+from finetune.recipe.formats import FORMATS
+from finetune.recipe.targets import load_target
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,10 +51,10 @@ def head_of(path: Path, file_format: str, source: SourceSection) -> Head:
         return Head(list(COLUMNS), [], [])
     spec = FORMATS[file_format]
     if spec.columns:  # known, where a file cannot be read in part
-        return Head(list(spec.columns), [], spec.notes(path, source) if spec.notes is not None else [])
-    if spec.reader is None:
+        return Head(list(spec.columns), [], load_target(spec.notes)(path, source) if spec.notes else [])
+    if not spec.reader:
         return _typed_head(path, file_format)
-    columns, nested, bad = sample_columns(spec.reader(path, source), SAMPLED_ROWS)
+    columns, nested, bad = sample_columns(READERS[file_format](path, source), SAMPLED_ROWS)
     if not columns and bad:
         raise UserError(
             f"none of the first rows can be read: {bad[0][1]}",
@@ -61,10 +63,10 @@ def head_of(path: Path, file_format: str, source: SourceSection) -> Head:
         )
     if not columns:
         raise _empty(path)
-    if spec.header is not None:  # a column may be empty in the first rows
-        columns = spec.header(path, source)
-    notes = spec.notes(path, source) if spec.notes is not None else []
-    return Head(columns, nested, notes, spec.hint(path, source) if spec.hint is not None else "")
+    if spec.header:  # a column may be empty in the first rows
+        columns = load_target(spec.header)(path, source)
+    notes = load_target(spec.notes)(path, source) if spec.notes else []
+    return Head(columns, nested, notes, load_target(spec.hint)(path, source) if spec.hint else "")
 
 
 def columns_of(path: Path, file_format: str, source: SourceSection) -> list[str]:

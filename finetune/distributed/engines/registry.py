@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-
 from torch import nn
 
 from finetune.distributed.engines.engine import Engine, EngineOptions, MakeOptimizer
 from finetune.distributed.session import Session
 from finetune.recipe.engines import ENGINES
+from finetune.recipe.targets import load_target
 
 
 def open_engine(
@@ -19,9 +18,7 @@ def open_engine(
     make_optimizer: called once the engine has wrapped the module; None opens the engine for inference, without memory
     for an optimizer or gradients.
     """
-    opener = ENGINES[name].opener
-    if isinstance(opener, str):
-        home, _, attribute = opener.partition(":")
-        opener = getattr(importlib.import_module(home), attribute)
+    named = ENGINES[name].opener
+    opener = load_target(named) if isinstance(named, str) else named
     engine: Engine = opener(session, module, make_optimizer, options)
     return engine

@@ -5,14 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from finetune.data.formats.registry import EXTENSIONS, FORMATS, READ_OPTIONS, READERS, STREAMED, advice, format_of
-from finetune.recipe.data import FileFormat, SourceSection
+from finetune.data.formats.registry import EXTENSIONS, READ_OPTIONS, READERS, STREAMED, advice, format_of
+from finetune.recipe.data import SourceSection
+from finetune.recipe.formats import FORMATS, NO_FILES, FormatName
+from finetune.recipe.targets import load_target
 
-NO_FILES = {"auto", "imagefolder", "hub", "builtin"}  # what `format:` may also be
+FUNCTIONS = ("reader", "asked_reader", "files", "header", "hint", "notes", "recognizer")
 
 
-def test_recipes_name_every_format_and_no_other() -> None:
-    assert set(FORMATS) == set(get_args(FileFormat)) - NO_FILES and len(FORMATS) == 12
+def test_recipes_name_every_format() -> None:
+    assert get_args(FormatName) == ("auto", *FORMATS, *NO_FILES) and len(FORMATS) == 12
+
+
+def test_what_entries_name_is_there() -> None:
+    named = {getattr(spec, name) for spec in FORMATS.values() for name in FUNCTIONS} - {""}
+    assert len(named) == 27 and all(callable(load_target(one)) for one in named)
+    assert all(bool(spec.recognizer) == bool(spec.recognized) for spec in FORMATS.values())
 
 
 def test_what_follows_from_the_entries() -> None:
@@ -27,7 +35,7 @@ def test_what_follows_from_the_entries() -> None:
     }
     assert {option for spec in FORMATS.values() for option in spec.options} == set(READ_OPTIONS)
     assert set(READ_OPTIONS) <= set(SourceSection.model_fields)
-    assert len(EXTENSIONS) == sum(len(spec.extensions) for spec in FORMATS.values()) == 19, (
+    assert len(EXTENSIONS) == sum(len(spec.extensions) for spec in FORMATS.values()) == 20, (
         "an extension of two formats"
     )
 
