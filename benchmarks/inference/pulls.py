@@ -27,7 +27,7 @@ def pull(pulls: int) -> tuple[float, float, int]:
     session = Session.open(None, precision="fp32", cpu=True)
     session.wait()
     began, cpu = time.perf_counter(), time.thread_time()
-    total = sum(session.count(TICKETS) for _ in range(pulls))
+    total = sum(session.store.count(TICKETS) for _ in range(pulls))
     taken = time.perf_counter() - began, time.thread_time() - cpu
     session.wait()
     session.close()

@@ -68,7 +68,7 @@ class Samples:
             shown = self._sample(chosen)
         except Exception as error:
             fault = error
-        arrived = self.session.arrive(NAME, seconds=WAIT_SECONDS if fault else None)
+        arrived = self.session.store.arrive(NAME, seconds=WAIT_SECONDS if fault else None)
         if fault is not None and not arrived:
             raise fault
         faults = [text for text in self.session.all_gather(f"{type(fault).__name__}: {fault}" if fault else "") if text]

@@ -8,8 +8,9 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from finetune.distributed import session as sessions
+from finetune.distributed import group_store
 from finetune.distributed.failure import PeerFailed
+from finetune.distributed.group_store import GroupStore
 from finetune.distributed.session import Session
 
 PULLS = 200
@@ -17,11 +18,12 @@ PULLS = 200
 
 def pull():
     session = Session.open(None, precision="fp32", cpu=True)
-    own = [session.count("ticket") for _ in range(PULLS // (1 + session.rank))]  # unequal: no rank waits for another
-    session.announce(f"end/{session.rank}", "\u00e4" * session.rank)
+    store = session.store
+    own = [store.count("ticket") for _ in range(PULLS // (1 + session.rank))]  # unequal: no rank waits for another
+    store.announce(f"end/{session.rank}", "\u00e4" * session.rank)
     session.wait()
-    said = [session.announced(f"end/{rank}") for rank in (0, 1, 2)]
-    return own, session.count("ticket", 0), said, session.count("other", 5)
+    said = [store.announced(f"end/{rank}") for rank in (0, 1, 2)]
+    return own, store.count("ticket", 0), said, store.count("other", 5)
 
 
 def test_ranks_count_together(ranks):
@@ -36,19 +38,19 @@ def test_threads_of_a_rank_count_too(kind, monkeypatch, tmp_path):
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=20))
     else:
         store = dist.FileStore(str(tmp_path / "store"), 1)
-    monkeypatch.setattr(sessions, "_get_default_store", lambda: store)
-    session = object.__new__(Session)
-    assert session.announced("x") is None and session.count("n", 0) == 0
+    monkeypatch.setattr(group_store, "_get_default_store", lambda: store)
+    shared = GroupStore(1)
+    assert shared.announced("x") is None and shared.count("n", 0) == 0
     found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.extend(session.count("n") for _ in range(100))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.extend(shared.count("n") for _ in range(100))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(found) == list(range(1, 301))
-    session.announce("x", "1")
-    session.announce("x", "2")
-    assert session.announced("x") == "2"
+    shared.announce("x", "1")
+    shared.announce("x", "2")
+    assert shared.announced("x") == "2"
 
 
 class Gone:
@@ -61,8 +63,12 @@ class Gone:
 
 
 def test_a_store_that_is_gone_is_the_failure_of_a_peer(monkeypatch):
-    monkeypatch.setattr(sessions, "_get_default_store", Gone)
-    session = object.__new__(Session)
-    for call in (lambda: session.count("n"), lambda: session.announce("n", "1"), lambda: session.announced("n")):
+    monkeypatch.setattr(group_store, "_get_default_store", Gone)
+    shared = GroupStore(1)
+    for call in (
+        lambda: shared.count("n"),
+        lambda: shared.announce("n", "1"),
+        lambda: shared.announced("n"),
+    ):
         with pytest.raises(PeerFailed, match="rank 0"):
             call()

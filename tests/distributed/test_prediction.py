@@ -191,10 +191,10 @@ def hear(count_rank_1):
         )
         with pytest.raises(TrainingFailed) as ended:
             relay.wait()
-        session.count(count_rank_1)
+        session.store.count(count_rank_1)
         theirs.close()
         return ended.value.where
-    while not session.count(count_rank_1, 0):
+    while not session.store.count(count_rank_1, 0):
         time.sleep(0.01)
     return None
 

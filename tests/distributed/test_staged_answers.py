@@ -125,12 +125,12 @@ def overlap(folder: str) -> bool:
 
     def watched(number: int, received: Any, call: Any) -> Any:
         if number == 1 and not ran.is_set():  # the last stage waits at its first micro-batch for the other's last
-            while session.count("computed", 0) < 8:
+            while session.store.count("computed", 0) < 8:
                 ran.wait(0.005)
             ran.set()
         result = run(number, received, call)
         if number == 0:
-            session.count("computed")
+            session.store.count("computed")
         return result
 
     model.stages.run = watched

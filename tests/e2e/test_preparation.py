@@ -153,7 +153,7 @@ def train_slowly(folder, run, fails):
     from unittest import mock
 
     from finetune.data.prepare import encode
-    from finetune.distributed import session
+    from finetune.distributed import process_group
     from tests.e2e.inside import train_here
 
     real = encode.EncodeJob.run
@@ -167,7 +167,7 @@ def train_slowly(folder, run, fails):
     with (
         mock.patch.object(encode.EncodeJob, "run", slow),
         # the training has to keep to this limit as well, on a busy machine
-        mock.patch.object(session, "GIVE_UP_AFTER", timedelta(seconds=10)),
+        mock.patch.object(process_group, "GIVE_UP_AFTER", timedelta(seconds=10)),
     ):
         train_here(folder, "tiny.yaml", run, [*SHORT, f"options.max_length={30 + fails}"], "auto", {})
 

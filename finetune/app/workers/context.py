@@ -14,7 +14,8 @@ from finetune.app.workers.stages import cut_into_stages
 from finetune.distributed.engines.engine import Engine, EngineOptions
 from finetune.distributed.engines.registry import open_engine
 from finetune.distributed.prebuild import announce_builds, of_optimizer
-from finetune.distributed.session import Session, sharing_note
+from finetune.distributed.process_group import sharing_note
+from finetune.distributed.session import Session
 from finetune.errors import UserError
 from finetune.events import Listener
 from finetune.inference.evaluation import Evaluator

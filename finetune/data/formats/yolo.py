@@ -15,25 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.bad_rows import BadRow
-from finetune.data.formats.annotations import BOX_FORMAT, COLUMNS, NOTICES
+from finetune.data.formats.annotations import BOX_FORMAT, NOTICES
 from finetune.data.formats.lines import NumberedRow
 from finetune.data.formats.yolo_listing import list_split
-from finetune.data.formats.yolo_yaml import EXTENSIONS, NAME, DataYaml, find_yaml, is_yolo, read_yaml
+from finetune.data.formats.yolo_yaml import NAME, DataYaml
 from finetune.data.values import to_number
 from finetune.errors import UserError
 from finetune.recipe.data import SourceSection
-
-__all__ = [
-    "COLUMNS",
-    "EXTENSIONS",
-    "NAME",
-    "find_yaml",
-    "is_yolo",
-    "read_yaml",
-    "read_yolo",
-    "yolo_files",
-    "yolo_notes",
-]
 
 FORM = "normalized_cxcywh"
 POLYGON = "labels are polygons: the box around each is learned, its outline is not used"

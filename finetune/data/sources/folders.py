@@ -6,7 +6,7 @@ import mimetypes
 from pathlib import Path
 
 from finetune.data.columns import nearest_name
-from finetune.data.formats import coco, yolo
+from finetune.data.formats import coco, yolo_yaml
 from finetune.data.formats.compression import without_compression
 from finetune.data.formats.registry import format_by_content, format_of
 from finetune.data.sources.folder_contents import (
@@ -66,12 +66,12 @@ def _described_by_yolo(folder: Path, source: SourceSection) -> Path | None:
     """The data.yaml of a folder that has no annotations in COCO format, which say more."""
     if source.subset or source.format not in ("auto", "yolo"):
         return None
-    return yolo.find_yaml(folder) if source.format == "yolo" or coco.find_annotations(folder) is None else None
+    return yolo_yaml.find_yaml(folder) if source.format == "yolo" or coco.find_annotations(folder) is None else None
 
 
 def locate_yolo(path: Path, source: SourceSection, name: str) -> Located:
     """The split of a data.yaml. Raises: UserError if it has none for `name`."""
-    described = yolo.read_yaml(path)
+    described = yolo_yaml.read_yaml(path)
     split = described.choose(source.split or name)
     left = tuple(key for key in described.splits if key != split)
     places = zip(described.splits[split], described.places(split), strict=True)

@@ -80,7 +80,7 @@ class GroupBoard:
 
     def __init__(self, session: Session) -> None:
         self.rank = session.rank
-        self.announce, self.announced = session.announce, session.announced
+        self.announce, self.announced = session.store.announce, session.store.announced
         self._session = session
         self._pending: int | None = None
         self._done = 0
@@ -91,26 +91,26 @@ class GroupBoard:
     def take(self, known: int) -> int | None:
         """A counter gives out numbers, also those of chunks that are yet to be announced: these wait here."""
         if self._pending is None:
-            self._pending = self._session.count(TICKETS) - 1
+            self._pending = self._session.store.count(TICKETS) - 1
         if self._pending >= known:
             return None
         ticket, self._pending = self._pending, None
         return ticket
 
     def finish(self, chunk: ChunkName) -> None:
-        self._session.count(f"{DONE}/{chunk[0]}")
-        self._session.count(DONE)
+        self._session.store.count(f"{DONE}/{chunk[0]}")
+        self._session.store.count(DONE)
 
     def check(self) -> None:
         if self.announced(FAILED) is not None:
             raise PeerFailed("the process that reads the data failed")
 
     def count_done(self, windows: Iterable[int]) -> dict[int, int]:
-        done = self._session.count(DONE, 0)
+        done = self._session.store.count(DONE, 0)
         if done == self._done:
             return {}
         self._done = done
-        return {window: self._session.count(f"{DONE}/{window}", 0) for window in windows}
+        return {window: self._session.store.count(f"{DONE}/{window}", 0) for window in windows}
 
     def lost_chunks(self, named: Callable[[int], ChunkName | None]) -> list[ChunkName]:
         """None: where one rank of a group dies, all are started again."""

@@ -29,7 +29,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
-        self._session.count(_beats(self._session.rank))
+        self._session.store.count(_beats(self._session.rank))
         self._thread.start()
         return self
 
@@ -40,12 +40,12 @@ class Heartbeat:
         self._ended.set()
         self._thread.join()
         with suppress(PeerFailed):  # rank 0 needs nothing more of this one, or has failed and says so
-            self._session.count(_left(self._session.rank) if error is None else FAILURES)
+            self._session.store.count(_left(self._session.rank) if error is None else FAILURES)
 
     def _work(self) -> None:
         try:
             while not self._ended.wait(self._seconds):
-                self._session.count(_beats(self._session.rank))
+                self._session.store.count(_beats(self._session.rank))
         except FinetuneError:
             return  # rank 0 has gone; the main thread will see it
 
@@ -66,13 +66,13 @@ class Listening:
             return
         late = now - self._looked > self._silence / 2  # this process itself was halted: the others could not be heard
         self._looked = now
-        if self._session.count(FAILURES, 0):
+        if self._session.store.count(FAILURES, 0):
             raise PeerFailed("another rank failed")
         for rank, (before, since) in list(self._heard.items()):
-            if self._session.count(_left(rank), 0):
+            if self._session.store.count(_left(rank), 0):
                 del self._heard[rank]
                 continue
-            beats = self._session.count(_beats(rank), 0)
+            beats = self._session.store.count(_beats(rank), 0)
             if beats != before or late:
                 self._heard[rank] = (beats, now)
             elif now - since > self._silence:

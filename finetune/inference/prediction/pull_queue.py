@@ -85,7 +85,7 @@ class PullQueue:
             return None if text == NO_MORE else int(text)
         number = yield from self._take()
         if session.split > 1:
-            session.announce(place, NO_MORE if number is None else str(number))
+            session.store.announce(place, NO_MORE if number is None else str(number))
         return number
 
     def _take(self) -> Generator[None, None, int | None]:
@@ -129,7 +129,7 @@ class PullQueue:
 
     def _wait_for(self, name: str) -> Generator[None, None, str]:
         pause = _Pause(self.board)
-        while (text := self.session.announced(name)) is None:
+        while (text := self.session.store.announced(name)) is None:
             yield
             pause.wait()
         return text

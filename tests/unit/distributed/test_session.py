@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.distributed.session import sharing_note
+from finetune.distributed.process_group import sharing_note
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from finetune.inference.prediction.heartbeat import Heartbeat, Listening
 
 
 class OneStore:
-    """A session of one rank; all of them share the counters."""
+    """A session of one rank, and its store; all of them share the counters."""
 
     def __init__(self, rank, counters):
-        self.rank, self.world_size, self.counters = rank, 3, counters
+        self.rank, self.world_size, self.counters, self.store = rank, 3, counters, self
 
     def count(self, name, amount=1):
         self.counters[name] += amount
