@@ -60,7 +60,7 @@ def worker(name: str) -> None:
         tensor=tensor,
     )
     config["comms_logger"] = {"enabled": True, "verbose": False, "prof_all": True, "debug": False}
-    session = Session.open(config, precision="fp32", cpu=True, split=tensor)
+    session = Session.open(config, precision="fp32", cpu=True, replica_size=tensor)
     torch.manual_seed(0)
     model = LlamaForCausalLM(shape)
     engine = open_engine(

@@ -103,7 +103,7 @@ def by_autotp(folder: str, session: Session) -> torch.nn.Module:
 def measure(folder: str, rounds: int) -> dict[str, dict[str, Any]]:
     """On a rank."""
     torch.set_num_threads(1)
-    session = Session.open(None, precision="fp32", cpu=True, split=RANKS)
+    session = Session.open(None, precision="fp32", cpu=True, replica_size=RANKS)
     sides, models = {}, {}
     for name, load in (("tp_plan", by_plan), ("AutoTP", by_autotp)):
         with Memory() as memory:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from finetune.distributed.folder_store import FolderStore
 from finetune.distributed.launch import Launch
-from finetune.distributed.meeting import private_folder
+from finetune.distributed.rendezvous import private_folder
 from finetune.distributed.replicas import (
     Decision,
     FailedReplica,

@@ -22,24 +22,24 @@ def plan_launch(loaded: LoadedRecipe, processes: int | None) -> Callable[[Sequen
     """
     parallel = loaded.recipe.parallel
     gpus = count_gpus()
-    split = parallel.split
-    auto = max(split, gpus // split * split)
+    size = parallel.replica_size
+    auto = max(size, gpus // size * size)
     count = int(processes or (parallel.processes if parallel.processes != "auto" else auto))
     origin = "--processes" if processes else loaded.origins.get("parallel.processes", "parallel.processes")
-    if count % split:
+    if count % size:
         way = "tensor" if parallel.tensor > 1 else "pipeline"
         raise UserError(
-            f"{count} processes are not a multiple of the {split} that hold one copy of the model",
+            f"{count} processes are not a multiple of the {size} that hold one copy of the model",
             where=origin,
-            remedy=f"Start {split}, {2 * split}, ... processes, or set parallel.{way}: 1.",
+            remedy=f"Start {size}, {2 * size}, ... processes, or set parallel.{way}: 1.",
         )
     if gpus and count > gpus:
         raise UserError(
             f"{count} processes on {gpus} GPUs",
             where=origin,
-            remedy=f"At most one process per GPU: --processes {gpus // split * split}. The numbers stay the same."
-            if gpus >= split
-            else f"The {split} ranks that hold a model together need a GPU each.",
+            remedy=f"At most one process per GPU: --processes {gpus // size * size}. The numbers stay the same."
+            if gpus >= size
+            else f"The {size} ranks that hold a model together need a GPU each.",
         )
     check_count(count, origin)
     deepspeed = choose_engine(parallel) == "deepspeed"

@@ -65,8 +65,8 @@ def predict(*, options: PredictOptions) -> None:
 
 def _run(launch: Launch, options: PredictOptions, parts: Parts, deaths: _Deaths) -> None:
     """One start of all ranks."""
-    if launch.processes > options.split:
-        predict_with_replicas(launch, options.split, parts, restarts=options.restarts, gpus_each=options.layers)
+    if launch.processes > options.replica_size:
+        predict_with_replicas(launch, options.replica_size, parts, restarts=options.restarts, gpus_each=options.layers)
     else:
         run_workers(
             launch,
@@ -98,16 +98,16 @@ def _reached(parts: Parts) -> tuple[int, int]:
 
 def _processes(options: PredictOptions) -> int:
     """Raises: UserError for more processes than GPUs, or for processes that make no whole replica."""
-    gpus, split, layers = count_gpus(), options.split, options.layers
+    gpus, size, layers = count_gpus(), options.replica_size, options.layers
     if layers > 1 and gpus < layers:
         raise UserError(f"{layers} of {gpus} GPUs", where="--layers", remedy="Give no more GPUs than there are.")
-    fitting = max(1, gpus // layers // split) * split
+    fitting = max(1, gpus // layers // size) * size
     count = options.processes or fitting
     check_count(count, "--processes")
     check_replicas(count, options)
-    if gpus and split > gpus:
+    if gpus and size > gpus:
         option = split_option(options)
-        raise UserError(f"{split} {option[2:]} on {gpus} GPUs", where=option, remedy=f"Use at most {gpus}.")
+        raise UserError(f"{size} {option[2:]} on {gpus} GPUs", where=option, remedy=f"Use at most {gpus}.")
     if gpus and count * layers > gpus:
         raise UserError(
             f"{count} processes on {gpus} GPUs" + (f", {layers} for each" if layers > 1 else ""),

@@ -69,7 +69,7 @@ class PredictOptions:
     wandb: str = "off"
 
     @property
-    def split(self) -> int:
+    def replica_size(self) -> int:
         """Ranks that hold one copy of the model together."""
         return self.slices * self.stages
 
@@ -109,13 +109,13 @@ class PredictOptions:
 
 def check_replicas(processes: int, options: PredictOptions) -> None:
     """Raises: UserError for processes of which some belong to no whole replica."""
-    split = options.split
-    if processes % split:
+    size = options.replica_size
+    if processes % size:
         started = "1 process is" if processes == 1 else f"{processes} processes are"
         raise UserError(
-            f"{started} no whole number of replicas of {split}",
+            f"{started} no whole number of replicas of {size}",
             where=split_option(options),
-            remedy=f"Start {split}, {2 * split}, ... processes.",
+            remedy=f"Start {size}, {2 * size}, ... processes.",
         )
 
 

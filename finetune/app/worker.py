@@ -11,7 +11,7 @@ from finetune.distributed.env import from_environ
 from finetune.distributed.failure import PeerFailed, report_failures
 from finetune.distributed.held_folder import hold_folder
 from finetune.distributed.launch import SUPERVISED
-from finetune.distributed.meeting import given_folder
+from finetune.distributed.rendezvous import given_folder
 from finetune.distributed.replica_place import rank_number
 from finetune.distributed.temporary_folder import own_temporary_folder
 from finetune.ending import die_with_parent, end_process

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.distributed.env import from_environ
-from finetune.distributed.meeting import given_folder
+from finetune.distributed.rendezvous import given_folder
 from finetune.distributed.replica_place import describe_rank, process_name
 from finetune.ending import end_process, ending
 from finetune.errors import (

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from finetune.distributed.bytecode import bytecode_variables
 from finetune.distributed.env import DistributedEnv, as_environ
-from finetune.distributed.meeting import ADDRESS, PRIVATE, stay_inside
+from finetune.distributed.rendezvous import ADDRESS, PRIVATE, stay_inside
 from finetune.distributed.temporary_folder import temporary_variables
 from finetune.distributed.waiting import WaitingRanks
 from finetune.recipe.quotas import THREADS, threads_each
@@ -40,8 +40,8 @@ AGAIN = {
 @dataclass(frozen=True)
 class Rendezvous:
     """Where the ranks of one launch meet. port: names the launch to DeepSpeed; nobody listens there. logs: the folder of the
-    supervising process. private: a folder that only this user can enter (meeting.py), of temporary files as well. mark: in the
-    environment of every process of the launch.
+    supervising process. private: a folder that only this user can enter (rendezvous.py), of temporary files as well. mark: in
+    the environment of every process of the launch.
     """
 
     port: int

@@ -12,7 +12,7 @@ from accelerate.utils import check_cuda_p2p_ib_support
 
 from finetune.distributed.engines.accelerator import GIVE_UP_AFTER
 from finetune.distributed.env import DistributedEnv
-from finetune.distributed.meeting import ADDRESS, open_store
+from finetune.distributed.rendezvous import ADDRESS, open_store
 
 
 def shares_gpu() -> bool:

@@ -14,7 +14,7 @@ import psutil
 from finetune.distributed.failure import Failure, read_failures
 from finetune.distributed.forking import ForkedRank, fork_ranks
 from finetune.distributed.launch import LAUNCH, PROGRAM, Launch, Rendezvous
-from finetune.distributed.meeting import ADDRESS
+from finetune.distributed.rendezvous import ADDRESS
 from finetune.distributed.replica_place import describe_rank
 from finetune.distributed.temporary_folder import remove_shared_memory
 from finetune.ending import die_with_parent

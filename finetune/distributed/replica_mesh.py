@@ -21,7 +21,7 @@ def replica_mesh(session: Session | None) -> Iterator[None]:
 
     Raises: UserError if this version of transformers does not take a mesh.
     """
-    if session is None or session.split == 1 or session.replicas == 1:
+    if session is None or session.replica_size == 1 or session.replicas == 1:
         yield
         return
     from transformers.distributed import mixin
@@ -30,7 +30,7 @@ def replica_mesh(session: Session | None) -> Iterator[None]:
     if whole is None:
         raise UserError(
             "several replicas of a sliced model need a newer version of transformers",
-            remedy=f"Start {session.split} processes, which are one replica.",
+            remedy=f"Start {session.replica_size} processes, which are one replica.",
         )
 
     def own_mesh(config: Any) -> tuple[Any, Any]:
@@ -38,7 +38,7 @@ def replica_mesh(session: Session | None) -> Iterator[None]:
         from transformers.distributed.utils import TransformersDeviceMesh
 
         kind, names = session.device.type, ("pp", "dp_replicate", "fsdp", "tp")
-        shape = (session.replicas, 1, 1, 1, session.split)
+        shape = (session.replicas, 1, 1, 1, session.replica_size)
         mesh = dist.init_device_mesh(kind, shape, mesh_dim_names=("replica", *names))[names]
         device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
         return device, TransformersDeviceMesh(mesh, mesh)

@@ -19,8 +19,8 @@ from typing import IO
 
 from finetune.distributed.failure import clear_failures
 from finetune.distributed.launch import Launch, Rendezvous, free_port
-from finetune.distributed.meeting import private_folder
 from finetune.distributed.rank_processes import RankProcesses
+from finetune.distributed.rendezvous import private_folder
 from finetune.distributed.replica_place import READER, ReplicaPlace
 from finetune.distributed.stop_signals import Interrupts, signals_handled
 from finetune.distributed.watching import POLL_SECONDS, Watcher

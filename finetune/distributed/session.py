@@ -17,9 +17,9 @@ from finetune.distributed.engines.accelerator import GIVE_UP_AFTER, forget_choic
 from finetune.distributed.env import as_environ, from_environ
 from finetune.distributed.failure import PeerFailed
 from finetune.distributed.group_store import GroupStore
-from finetune.distributed.meeting import ADDRESS, stay_inside
 from finetune.distributed.prebuild import Notify
 from finetune.distributed.process_group import choose_gpu, lone_environment, open_process_group
+from finetune.distributed.rendezvous import ADDRESS, stay_inside
 from finetune.distributed.temporary_folder import remove_shared_memory
 from finetune.models.device import share_cores
 from finetune.models.kernel_choices import choose_kernels
@@ -44,17 +44,19 @@ class PendingSum:
 class Session:
     """One rank's view. Open it before the model is built, so that ZeRO-3 shards at load.
 
-    A replica is `split` ranks in a row that hold one copy of the model together (one rank where the model is not
+    A replica is `replica_size` ranks in a row that hold one copy of the model together (one rank where the model is not
     split); the examples are shared out over the replicas.
     """
 
-    def __init__(self, accelerator: Accelerator, deepspeed_config: dict[str, Any] | None, split: int = 1) -> None:
+    def __init__(
+        self, accelerator: Accelerator, deepspeed_config: dict[str, Any] | None, replica_size: int = 1
+    ) -> None:
         self.accelerator = accelerator
         self.deepspeed_config = deepspeed_config
         self.rank: int = accelerator.process_index
         self.world_size: int = accelerator.num_processes
-        self.split = split
-        self.replica, self.replicas = self.rank // split, self.world_size // split
+        self.replica_size = replica_size
+        self.replica, self.replicas = self.rank // replica_size, self.world_size // replica_size
         self.local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
         self.device: torch.device = accelerator.device
         self.store = GroupStore(self.world_size)
@@ -68,7 +70,7 @@ class Session:
         *,
         precision: str,
         cpu: bool,
-        split: int = 1,
+        replica_size: int = 1,
         notify: Notify = lambda line: None,
     ) -> Session:
         """Join the process group. All ranks call it, with equal arguments, before anything else.
@@ -95,7 +97,7 @@ class Session:
             open_process_group(cpu, env)
         tell = notify if env.rank == 0 else lambda line: None
         accelerator = open_accelerator(deepspeed_config, precision=precision, cpu=cpu, notify=tell)
-        session = cls(accelerator, deepspeed_config, split)
+        session = cls(accelerator, deepspeed_config, replica_size)
         session.wait()
         _unlink_shared_memory(session.rank)
         return session
@@ -107,7 +109,7 @@ class Session:
     @property
     def is_replica_lead(self) -> bool:
         """The first rank of its replica: its values count where all ranks of the replica have the same."""
-        return self.rank % self.split == 0
+        return self.rank % self.replica_size == 0
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over ranks, in float64. All ranks call it."""

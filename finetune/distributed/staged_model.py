@@ -31,7 +31,7 @@ class StagedModel(nn.Module):
     def __init__(self, stages: Stages | Parts, session: Session) -> None:
         """Keeps this rank's stage, on its device, and frees the others. All ranks of the process group call it at once."""
         super().__init__()
-        self.stages, self.stage = stages, session.rank % session.split
+        self.stages, self.stage = stages, session.rank % session.replica_size
         stages.keep(self.stage)
         self.module = stages.model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(session.device))
         self.p2p, self.device = P2P(session), session.device

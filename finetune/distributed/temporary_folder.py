@@ -1,7 +1,7 @@
 """Where ranks put temporary files: into a folder that somebody removes when they are gone. No torch here.
 
 A rank that is killed, or that fails, removes nothing of its own, such as W&B's copies of tables. The folder of ranks that
-`finetune` starts is that of their launch (meeting.py), which the supervising process removes; a rank of another launcher has
+`finetune` starts is that of their launch (rendezvous.py), which the supervising process removes; a rank of another launcher has
 one of its own, and removes it as it ends. Where SIGKILL leaves one, a later start removes it (held_folder.py).
 """
 

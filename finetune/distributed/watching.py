@@ -10,9 +10,9 @@ from typing import Any
 
 from finetune.distributed.failure import clear_failures
 from finetune.distributed.launch import Launch, free_port
-from finetune.distributed.meeting import private_folder
 from finetune.distributed.rank_ends import killed_rank, unexplained, was
 from finetune.distributed.rank_processes import RankProcesses
+from finetune.distributed.rendezvous import private_folder
 from finetune.distributed.stop_signals import Interrupts, signals_handled
 from finetune.errors import EXIT_STOPPED, FinetuneError, Stopped, TrainingFailed
 from finetune.units import format_number

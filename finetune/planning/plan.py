@@ -75,7 +75,7 @@ class MachinePlan:
     capacity: int = 0
 
     @property
-    def split(self) -> int:
+    def replica_size(self) -> int:
         """Ranks that hold one copy of the model together."""
         return self.tensor * self.pipeline
 
@@ -98,7 +98,7 @@ class Plan:
     batch = property(lambda self: self.machine.batch)
     deepspeed = property(lambda self: self.machine.deepspeed)
     optimizer = property(lambda self: self.machine.optimizer)
-    split = property(lambda self: self.machine.split)
+    replica_size = property(lambda self: self.machine.replica_size)
     pipeline = property(lambda self: self.machine.pipeline)
 
     @property

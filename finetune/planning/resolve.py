@@ -219,17 +219,17 @@ def keeps_masters(recipe: Recipe, card: TaskCard, precision: str, device: str) -
 
 
 def _check_ranks(recipe: Recipe, ranks: int) -> None:
-    split, speeds = recipe.parallel.split, recipe.parallel.rank_speed
-    if ranks % split:
+    size, speeds = recipe.parallel.replica_size, recipe.parallel.rank_speed
+    if ranks % size:
         raise UserError(
-            f"{ranks} ranks are not a multiple of the {split} that hold one copy of the model",
+            f"{ranks} ranks are not a multiple of the {size} that hold one copy of the model",
             where="parallel.tensor" if recipe.parallel.tensor > 1 else "parallel.pipeline",
-            remedy=f"Start {split}, {2 * split}, ... ranks (--processes).",
+            remedy=f"Start {size}, {2 * size}, ... ranks (--processes).",
         )
-    if isinstance(speeds, list) and len(speeds) != ranks // split:
-        copies = "ranks" if split == 1 else f"copies of the model ({split} ranks each)"
+    if isinstance(speeds, list) and len(speeds) != ranks // size:
+        copies = "ranks" if size == 1 else f"copies of the model ({size} ranks each)"
         raise UserError(
-            f"parallel.rank_speed has {len(speeds)} entries for {ranks // split} {copies}",
+            f"parallel.rank_speed has {len(speeds)} entries for {ranks // size} {copies}",
             where="parallel.rank_speed",
             remedy="Give one relative speed for each, or auto.",
         )
@@ -239,7 +239,7 @@ def _batch(recipe: Recipe, card: TaskCard, ranks: int) -> BatchPlan:
     stages = recipe.parallel.pipeline
     return plan_batch(
         recipe.training.global_batch,
-        ranks // recipe.parallel.split,
+        ranks // recipe.parallel.replica_size,
         recipe.parallel.micro_batch,
         card.batches.micro_batch,
         at_least=MICRO_BATCHES_PER_STAGE * stages if stages > 1 else 1,

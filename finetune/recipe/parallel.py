@@ -49,6 +49,6 @@ class ParallelSection(Section):
     )
 
     @property
-    def split(self) -> int:
+    def replica_size(self) -> int:
         """Number of ranks that hold one copy of the model (a replica)."""
         return self.tensor * self.pipeline

@@ -106,7 +106,7 @@ class RankSpeedEstimator:
     def _take(self, index: int, speeds: np.ndarray) -> None:
         """Speeds of ranks, which hold for steps that are not assigned yet."""
         self._speeds = speeds
-        replicas = speeds.reshape(-1, self.session.split).min(axis=1)  # a replica is as fast as its slowest rank
+        replicas = speeds.reshape(-1, self.session.replica_size).min(axis=1)  # a replica is as fast as its slowest rank
         relative = [round(float(speed), 3) or 1e-3 for speed in replicas / replicas.max()]
         self._known = [*self._known[-3:], (index + 1 + self.lookahead, relative)]
 

@@ -51,7 +51,7 @@ class Samples:
     def _communicates(self) -> bool:
         """Whether ranks need each other for the answers of the model, because each holds a part of it."""
         engine = self.engine
-        return engine.shards_weights or self.session.split > 1 or engine.generating_model is not engine.module
+        return engine.shards_weights or self.session.replica_size > 1 or engine.generating_model is not engine.module
 
     def _sample_alone(self, chosen: Sequence[Any]) -> list[Sample]:
         return self.telemetry.run(NAME, lambda: self._sample(chosen), [])

@@ -54,7 +54,7 @@ def chunks_of(task: Any, artifacts: Any) -> list[Chunk]:
 
 def answers(folder: str, ranks: int, new_tokens: int) -> dict[int, Any]:
     """ranks: that hold the model together. The chunks of this rank's replica, by row."""
-    session = Session.open(None, precision="fp32", cpu=True, split=ranks)
+    session = Session.open(None, precision="fp32", cpu=True, replica_size=ranks)
     found = find_model(folder)
     placement = Placement(slices=ranks) if ranks > 1 else None
     asked = load_found(found, placement=placement, session=session)
@@ -100,7 +100,7 @@ def test_two_replicas_of_two_ranks(ranks: Any, tmp_path: Path) -> None:
 
 
 def fail_in_forward(folder: str) -> str:
-    session = Session.open(None, precision="fp32", cpu=True, split=2)
+    session = Session.open(None, precision="fp32", cpu=True, replica_size=2)
     asked = load_found(find_model(folder), placement=Placement(slices=2), session=session)
     answerer = asked.batch_answerer()
 

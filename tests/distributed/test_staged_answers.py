@@ -66,7 +66,7 @@ def chunks_of(task: Any, artifacts: Any) -> list[Chunk]:
 def answers(folder: str, stages: int) -> dict[str, Any]:
     """What this rank's replica says of its chunks, by row, and what this rank holds of the model."""
     torch.set_num_threads(1)
-    session = Session.open(None, precision="fp32", cpu=True, split=stages)
+    session = Session.open(None, precision="fp32", cpu=True, replica_size=stages)
     placement = Placement(stages=stages) if stages > 1 else None
     asked = load_found(find_model(folder), placement=placement, session=session)
     weights = [weight for weight in asked.module.parameters() if not weight.is_meta]
@@ -118,7 +118,7 @@ def test_two_replicas_of_two_stages_say_the_same_to_the_bit(ranks: Any, tmp_path
 
 def overlap(folder: str) -> bool:
     """Whether the first stage computes later micro-batches before the last stage is done with the first one."""
-    session = Session.open(None, precision="fp32", cpu=True, split=2)
+    session = Session.open(None, precision="fp32", cpu=True, replica_size=2)
     asked = load_found(find_model(folder), placement=Placement(stages=2), session=session)
     model: Any = asked.module
     run, ran = model.stages.run, threading.Event()
@@ -145,7 +145,7 @@ def test_stages_work_at_the_same_time(ranks: Any, tmp_path: Path) -> None:
 
 
 def fail_in_last_stage(folder: str) -> str:
-    session = Session.open(None, precision="fp32", cpu=True, split=2)
+    session = Session.open(None, precision="fp32", cpu=True, replica_size=2)
     asked = load_found(find_model(folder), placement=Placement(stages=2), session=session)
     if session.rank == 1:
         model: Any = asked.module
@@ -186,7 +186,7 @@ def write_detector(folder: Path) -> Path:
 def boxes(folder: str, stages: int) -> dict[str, Any]:
     """{row: (detections, loss)} of images with and without targets, and the names of the weights that this rank holds."""
     torch.set_num_threads(1)
-    session = Session.open(None, precision="fp32", cpu=True, split=stages)
+    session = Session.open(None, precision="fp32", cpu=True, replica_size=stages)
     asked = load_found(find_model(folder), placement=Placement(stages=stages) if stages > 1 else None, session=session)
     draw, chunks = np.random.default_rng(6), []
     for number, (size, with_targets) in enumerate([(9, False), (1, False), (3, True)]):

@@ -132,7 +132,7 @@ def open_toy(
         resolved = resolve_deepspeed_config(
             written, batch=batch, precision=precision, max_grad_norm=clip, hidden_size=4, tensor=tensor
         )
-    session = Session.open(resolved, precision=precision, cpu=True, split=tensor)
+    session = Session.open(resolved, precision=precision, cpu=True, replica_size=tensor)
     name = engine or ("ddp" if config == "none" else "deepspeed")
     options = EngineOptions(training.max_grad_norm, master_weights=masters)
     make = (lambda module: make_optimizer(module, training, training.optimizer)) if trains else None

@@ -24,7 +24,7 @@ def test_all_are_found():
 def test_it_loads_and_plans_on_any_number_of_ranks(path):
     recipe = load_recipe(path, (), CARDS, here=False).recipe
     card, name = CARDS[recipe.task], recipe.parallel.deepspeed
-    for ranks in (recipe.parallel.split, 8, 16):
+    for ranks in (recipe.parallel.replica_size, 8, 16):
         plan = resolve(recipe, card, machine=Machine(ranks, "cuda", True), config=LLAMA, model_class=LlamaForCausalLM)
         batch = plan.batch
         assert batch.micro_batch * batch.accumulation * batch.replicas >= recipe.training.global_batch

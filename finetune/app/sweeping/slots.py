@@ -24,7 +24,7 @@ class Slot:
 def ranks_of_trial(parallel: ParallelSection, processes: int | None) -> int:
     """Ranks of each trial: as asked; where the recipe leaves it open, as few as hold the model."""
     asked = processes or parallel.processes
-    return parallel.split if asked == "auto" else int(asked)
+    return parallel.replica_size if asked == "auto" else int(asked)
 
 
 def list_slots(ranks: int, parallel: int | None) -> tuple[list[Slot], list[str]]:

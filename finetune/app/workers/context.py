@@ -49,7 +49,11 @@ class TrainingContext(PreparedTask):
 
 def open_session(plan: Plan) -> Session:
     """Join the other ranks. All ranks call it."""
-    options: dict[str, Any] = {"precision": plan.precision, "cpu": plan.device == "cpu", "split": plan.split}
+    options: dict[str, Any] = {
+        "precision": plan.precision,
+        "cpu": plan.device == "cpu",
+        "replica_size": plan.replica_size,
+    }
     return Session.open(plan.deepspeed, **options, notify=print_line)
 
 

@@ -113,10 +113,10 @@ def _reading_on_main(prediction: Prediction, env: DistributedEnv | None) -> Iter
 
 
 def _open_session(prediction: Prediction) -> Session:
-    precision, split = prediction.found.precision, prediction.options.split
+    precision, size = prediction.found.precision, prediction.options.replica_size
     if rank_number() == 0 and (note := describe_unused_gpu()):
         print_line(note)
-    return Session.open(None, precision=precision, cpu=not uses_cuda(), split=split, notify=print_line)
+    return Session.open(None, precision=precision, cpu=not uses_cuda(), replica_size=size, notify=print_line)
 
 
 def _answer_and_report(prediction: Prediction, session: Session, reading: Reading | None) -> None:
@@ -164,7 +164,7 @@ def _load(prediction: Prediction, session: Session, rank: int) -> AskedModel:
 
 def _placement(options: PredictOptions, parts: Parts, rank: int) -> Placement | None:
     """None for a model that is whole on the device of this rank. rank: its number among all ranks."""
-    if options.split > 1:
+    if options.replica_size > 1:
         return Placement(slices=options.slices, stages=options.stages)
     if options.layers == 1:
         return None

@@ -28,13 +28,13 @@ class P2P:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        split, rank, first = session.split, session.rank, session.replica * session.split
-        self.before, self.after, self.last_rank = rank - 1, rank + 1, first + split - 1
+        size, rank, first = session.replica_size, session.rank, session.replica * session.replica_size
+        self.before, self.after, self.last_rank = rank - 1, rank + 1, first + size - 1
         every = list(range(session.world_size))
-        replicas = [every[start : start + split] for start in range(0, session.world_size, split)]
+        replicas = [every[start : start + size] for start in range(0, session.world_size, size)]
         controls = [dist.new_group(ranks, backend="gloo", timeout=GIVE_UP_AFTER) for ranks in replicas]
-        peers = [dist.new_group(every[stage::split], timeout=GIVE_UP_AFTER) for stage in range(split)]
-        self.replica, self.peers = controls[session.replica], peers[rank % split]
+        peers = [dist.new_group(every[stage::size], timeout=GIVE_UP_AFTER) for stage in range(size)]
+        self.replica, self.peers = controls[session.replica], peers[rank % size]
         self._forward, self._backward = (dist.new_group(timeout=GIVE_UP_AFTER) for _ in range(2))
         self.wire = torch.device("cpu") if dist.get_backend() == "gloo" else session.device
         self._kinds: list[tuple[torch.dtype, tuple[int, ...]]] | None = None  # of what is received, one example's

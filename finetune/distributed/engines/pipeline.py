@@ -1,4 +1,4 @@
-"""A replica of `split` ranks that each hold some layers, in a pipeline: a one-forward-one-backward schedule (Narayanan et
+"""A replica of several ranks that each hold some layers, in a pipeline: a one-forward-one-backward schedule (Narayanan et
 al., "PipeDream-2BW", 2021, section 3.2, flushed at each step).
 
 The schedule is our own: those of torch.distributed.pipelining want micro-batches of one size and cut them themselves,
@@ -62,7 +62,8 @@ class PipelineEngine(Engine):
         """
         self.session, self.stages, self.max_grad_norm = session, stages, options.max_grad_norm
         self.module = stages.model
-        self.stage, self.last = session.rank % session.split, session.rank % session.split == session.split - 1
+        self.stage = session.rank % session.replica_size
+        self.last = self.stage == session.replica_size - 1
         self.has_batchnorm = has_batchnorm(self.module)
         stages.keep(self.stage)
         self.module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(session.device))
@@ -232,8 +233,8 @@ def open_pipeline(
     if options.cut is None:
         raise ValueError("a pipeline needs EngineOptions.cut")
     stages = options.cut(module)
-    if len(stages) != session.split:
-        raise UserError(f"{len(stages)} stages for replicas of {session.split} ranks", where="parallel.pipeline")
+    if len(stages) != session.replica_size:
+        raise UserError(f"{len(stages)} stages for replicas of {session.replica_size} ranks", where="parallel.pipeline")
     engine = PipelineEngine(session, stages, make_optimizer, options)
     if session.replicas > 1:
         # All were built alike; as DistributedDataParallel does, be sure.

@@ -84,7 +84,7 @@ class PullQueue:
             text = yield from self._wait_for(place)
             return None if text == NO_MORE else int(text)
         number = yield from self._take()
-        if session.split > 1:
+        if session.replica_size > 1:
             session.store.announce(place, NO_MORE if number is None else str(number))
         return number
 

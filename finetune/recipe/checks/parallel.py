@@ -24,9 +24,9 @@ def check_batch(context: CheckContext) -> Iterator[Fault]:
     if micro > batch:
         message = f"larger than training.global_batch ({batch})"
         yield context.fault("parallel.micro_batch", message, allowed=remedy, on=rests[:1])
-    elif isinstance(processes, int) and batch % (micro * (replicas := max(1, processes // parallel.split))):
+    elif isinstance(processes, int) and batch % (micro * (replicas := max(1, processes // parallel.replica_size))):
         message = f"training.global_batch ({batch}) is not a multiple of micro_batch x replicas ({micro} x {replicas})"
-        if parallel.split == 1:
+        if parallel.replica_size == 1:
             message = message.replace("replicas", "processes")
         yield context.fault("parallel.micro_batch", message, allowed=remedy, on=rests)
 
@@ -46,9 +46,9 @@ def check_split(context: CheckContext) -> Iterator[Fault]:
     if len(ways) > 1:
         message = "parallel.tensor splits the model already"
         yield context.fault("parallel.pipeline", message, allowed="1, or tensor: 1", on=("parallel.tensor",))
-    elif isinstance(parallel.processes, int) and parallel.processes % parallel.split:
-        message = f"{parallel.processes} processes are not a multiple of parallel.{ways[0]} ({parallel.split})"
-        allowed = f"a multiple of {parallel.split}, or auto"
+    elif isinstance(parallel.processes, int) and parallel.processes % parallel.replica_size:
+        message = f"{parallel.processes} processes are not a multiple of parallel.{ways[0]} ({parallel.replica_size})"
+        allowed = f"a multiple of {parallel.replica_size}, or auto"
         yield context.fault("parallel.processes", message, allowed=allowed, on=(f"parallel.{ways[0]}",))
 
 

@@ -59,7 +59,7 @@ def test_a_file_of_ones_own_is_read_for_its_stage(load):
         resolve(load("parallel.tensor=2", deepspeed=str(own)), CARDS["causal_lm"], **known)
     plan = resolve(load("parallel.tensor=2"), CARDS["causal_lm"], **known)
     assert plan.engine_name == "DeepSpeed ZeRO-1, tensor parallel 2"
-    assert (plan.split, plan.batch.replicas, plan.batch.micro_batch) == (2, 1, 8)
+    assert (plan.replica_size, plan.batch.replicas, plan.batch.micro_batch) == (2, 1, 8)
 
 
 @pytest.fixture

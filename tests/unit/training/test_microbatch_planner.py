@@ -34,7 +34,7 @@ def session(num_ranks=3, rates=None):
     return SimpleNamespace(
         world_size=num_ranks,
         replicas=num_ranks,
-        split=1,
+        replica_size=1,
         all_gather=lambda rate: rates or [rate],
     )
 

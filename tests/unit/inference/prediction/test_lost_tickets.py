@@ -52,7 +52,7 @@ class Place:
             ReplicaBoard.finish(board, chunk)
 
         board.finish = finish
-        session, recorder = SimpleNamespace(is_replica_lead=True, split=1, replica=0), asking.recorder()
+        session, recorder = SimpleNamespace(is_replica_lead=True, replica_size=1, replica=0), asking.recorder()
         answerer = answerer or asking.AddingAnswerer()
         loop = RankLoop(session, board, self.parts, answerer, recorder.splitter, recorder, asking.cost)
         announce_figures(board, loop.run().to_dict())
