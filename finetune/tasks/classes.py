@@ -24,6 +24,7 @@ from finetune.data.prepare.label_survey import (
 )
 from finetune.data.table import Table
 from finetune.errors import UserError
+from finetune.recipe.recipe import Recipe
 from finetune.tasks.facts import Facts
 
 
@@ -197,8 +198,13 @@ def listed(names: Sequence[str]) -> str:
     return f"{len(names)}: {shown}" + (", ..." if len(names) > 12 else "")
 
 
-def trained_labels(config: Any, suffix: str) -> list[str] | None:
-    """Labels of a checkpoint whose architecture ends with `suffix` ("ForSequenceClassification"); None for a body."""
+def trained_labels(recipe: Recipe, config: Any, suffix: str) -> list[str] | None:
+    """Labels of a checkpoint whose architecture ends with `suffix` ("ForSequenceClassification"), in the order of its head.
+    None where the head is a new one: for a body, for random weights, and with options.new_head.
+    """
+    options: Any = recipe.options
+    if recipe.model.init != "pretrained" or options.new_head:
+        return None
     if not any(str(name).endswith(suffix) for name in config.architectures or ()):
         return None
     return [str(config.id2label[index]) for index in sorted(config.id2label)]

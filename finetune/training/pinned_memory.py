@@ -1,4 +1,4 @@
-"""Main memory that a GPU writes to by itself, had quickly.
+"""Pinned host memory, allocated quickly.
 
 The driver's own allocation clears its pages one after the other in one thread, some GB a second, while training waits. Here
 torch's threads touch the pages first, large ones where the system has them, and then they are pinned.

@@ -70,9 +70,7 @@ class ImageClassification:
             std=options.std,
             interpolation=options.interpolation,
         )
-        trained = None
-        if recipe.model.init == "pretrained" and not options.new_head:
-            trained = trained_labels(config, HEAD)
+        trained = trained_labels(recipe, config, HEAD)
         classes = decide_classes(tables, options.labels, trained, where=recipe.model.source, facts=facts)
         size = output_size(processor, config)
         assert size is not None, "load_processor promises one size"

@@ -103,9 +103,7 @@ class ObjectDetection:
         )
         if options.mean or options.std:
             processor.do_normalize = True
-        trained = None
-        if recipe.model.init == "pretrained" and not options.new_head:
-            trained = trained_labels(config, HEAD)
+        trained = trained_labels(recipe, config, HEAD)
         classes = choose_classes(class_names_of(tables["train"]), options.labels, trained, where=recipe.model.source)
         size = output_size(processor, config)
         assert size is not None, "load_processor promises one size"

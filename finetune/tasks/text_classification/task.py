@@ -47,9 +47,7 @@ class TextClassification:
         options: Any = recipe.options
         tokenizer = load_tokenizer(recipe.model, lambda: training_texts(tables["train"]), publish=publish)
         config = load_config(recipe.model)
-        trained = None
-        if recipe.model.init == "pretrained" and not options.new_head:
-            trained = trained_labels(config, SEQUENCE_HEAD)
+        trained = trained_labels(recipe, config, SEQUENCE_HEAD)
         where = recipe.model.source
         if options.problem == "multi_label":
             separator = options.label_separator

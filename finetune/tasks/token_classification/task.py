@@ -55,9 +55,7 @@ class TokenClassification:
         options: Any = recipe.options
         tokenizer = load_tokenizer(recipe.model, lambda: training_texts(tables["train"]), publish=publish)
         config = load_config(recipe.model)
-        trained = None
-        if recipe.model.init == "pretrained" and not options.new_head:
-            trained = trained_labels(config, HEAD)
+        trained = trained_labels(recipe, config, HEAD)
         in_data = class_names(tables, "tags", kind=TAGS)
         classes = choose_classes(in_data, options.labels, trained, where=recipe.model.source)
         facts.notes += tag_notes(classes.names, column_name(tables["train"], "tags"))
