@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "finetune"
-SCHEMA = {f"recipe/{name}.py" for name in ("data", "evaluation", "model", "parallel", "training")}
+SCHEMA = {f"recipe/{name}.py" for name in ("data", "evaluation", "formats", "model", "parallel", "training")}
 
 # File, or folder, and function ("" for any) -> why it may know the word.
 ALLOWED = {
