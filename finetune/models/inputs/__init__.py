@@ -1,7 +1,6 @@
 """The kinds of inputs that models take: tokens, pixels. One file each, with its `INPUT`, found without being registered.
 
-A kind knows the processor that makes such inputs (how it is recognized, and loaded without running its code), and inputs to
-compare two models on.
+A kind knows how the processor that makes such inputs is loaded without running its code, and inputs to compare two models on.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ def input_kinds() -> dict[str, InputKind]:
 
 
 def kind_of_processor(processor: Any) -> InputKind:
-    """Whose processor it is. Raises: ValueError for one of no kind."""
+    """What it makes first, by its `model_input_names`. Raises: ValueError for a processor of no kind."""
+    names = getattr(processor, "model_input_names", ())
     for kind in input_kinds().values():
-        if kind.recognizes(processor):
+        if kind.main_input in names:
             return kind
     raise ValueError(f"{type(processor).__name__} is neither {' nor '.join(input_kinds())}")
 

@@ -25,13 +25,12 @@ class Known:
 class InputKind:
     """processor: its name in artifacts.json. main_input: `main_input_name` of models that take such inputs.
 
-    recognizes: whether a processor makes such inputs. load: the processor that was saved into a folder; runs no code of it.
+    Its processors name it in their `model_input_names`. load: the processor that was saved into a folder; runs no code of it.
     random: (model, known, generator) -> ROWS rows of inputs of a model, or a few more of what is known, on the CPU; equal for
     equal generators.
     """
 
     processor: str
     main_input: str
-    recognizes: Callable[[Any], bool]
     load: Callable[[Path], Any]
     random: Callable[[Any, Known, torch.Generator], dict[str, torch.Tensor]]

@@ -8,15 +8,10 @@ from typing import Any
 import torch
 
 # Older releases export a placeholder from the top that asks for torchvision; the class itself does without it.
-from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from finetune.models.inputs.kind import ROWS, InputKind, Known
 from finetune.models.processor import DEFAULT_SIZE, model_size, num_channels
-
-
-def _recognizes(processor: Any) -> bool:
-    return isinstance(processor, ImageProcessingMixin)
 
 
 def _load(folder: Path) -> Any:
@@ -30,4 +25,4 @@ def _random(model: Any, known: Known, draw: torch.Generator) -> dict[str, torch.
     return {"pixel_values": pixels.to(next(model.parameters()).dtype)}
 
 
-INPUT = InputKind("image", "pixel_values", _recognizes, _load, _random)
+INPUT = InputKind("image", "pixel_values", _load, _random)

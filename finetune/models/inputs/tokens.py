@@ -6,15 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from finetune.models.inputs.kind import ROWS, InputKind, Known
 
 LENGTH = 24  # of random rows
-
-
-def _recognizes(processor: Any) -> bool:
-    return isinstance(processor, PreTrainedTokenizerBase)
 
 
 def _load(folder: Path) -> Any:
@@ -37,4 +33,4 @@ def _random(model: Any, known: Known, draw: torch.Generator) -> dict[str, torch.
     return inputs
 
 
-INPUT = InputKind("tokenizer", "input_ids", _recognizes, _load, _random)
+INPUT = InputKind("tokenizer", "input_ids", _load, _random)
