@@ -10,13 +10,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # busy. A file stays together, for its runs are shared; the short ones, of tests/distributed, come last, so that no process
 # waits long for the others at the end.
 PARALLEL_PYTEST := $(PYTEST) -n $(shell expr $$(env -u OMP_NUM_THREADS nproc) + 1) --dist worksteal
+PRETENDED_PYTEST := $(PYTEST) --pretend-cuda -n 2 --dist loadfile
 RANKS_PYTEST := $(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder
 ONE_TRAINING := tests/e2e/test_artifacts.py::test_every_artifact_is_there
 export HF_HUB_OFFLINE ?= 1
 export WANDB_SILENT ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test-fast test test-gpu soak pages check format bench docs lock clean
+.PHONY: help setup quickstart test-fast test test-gpu test-pretended soak pages check format bench docs lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,9 +48,13 @@ test-fast: $(READY) ## the tests to run while working: unit, contract on three t
 test: $(READY) ## all tests that need no GPU (about 25 minutes on 2 cores)
 	$(PARALLEL_PYTEST) -m "not gpu" tests/unit tests/contract tests/recipes tests/gpu tests/fuzz tests/hostile
 	$(RANKS_PYTEST) -m "not gpu" tests/e2e tests/distributed
+	$(PRETENDED_PYTEST) -m pretended tests/gpu tests/pretended_cuda
 
 test-gpu: $(READY) ## the tests that need CUDA, side by side (under 3 minutes on 16 cores); skipped with a reason where there is none
 	$(PYTEST) -m "gpu and not slow" -n 12 --dist worksteal -rfEs tests/gpu
+
+test-pretended: $(READY) ## the tests that need CUDA, on a device pretended on the CPU (tests/pretended_cuda; about 15 minutes on 2 cores)
+	$(PRETENDED_PYTEST) -m "(gpu or pretended) and not slow" -rfEsx tests/gpu tests/pretended_cuda
 
 soak: $(READY) ## a training and predictions whose ranks are killed 90 times, compared with undisturbed ones; then damaged inputs (about 20 minutes)
 	$(BIN)/python -m tests.soak

@@ -68,6 +68,23 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--pretend-cuda",
+        action="store_true",
+        help="a CUDA device pretended on the CPU, for tests of the marker gpu (tests/pretended_cuda)",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.pretend_cuda:
+        from tests.pretended_cuda import install, plugin
+
+        install.install()
+        config.pluginmanager.register(plugin)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         import torch

@@ -68,7 +68,7 @@ def _import_heavy() -> None:
     Nothing here starts a thread (datasets would): forking stays safe.
     """
     _import_modules()
-    if sys.platform == "linux":
+    if sys.platform == "linux" and os.environ["DS_ACCELERATOR"] == "cpu":
         _load_extensions()
     cpuinfo = importlib.import_module("cpuinfo")  # which DeepSpeed's CPU Adam asks; it starts Python to find out
     cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)

@@ -29,6 +29,8 @@ from typing import Any
 
 import pytest
 
+from tests.pretended_cuda.install import for_children
+
 STRAGGLER_SECONDS = 2.0  # after one rank failed, the others may say what they saw before they are stopped
 SHOWN_CHARACTERS = 4000  # of each rank's output, when a call failed
 
@@ -62,10 +64,12 @@ class _Session:
     """The process that ranks are forked from, and the pools by world size.
 
     gpu: ranks are processes of their own that use CUDA, which a forked process cannot once its parent has asked for it.
+    pretended: they use a device that is pretended (tests/pretended_cuda), which the process that forks them never does.
     """
 
     folder: Path
     gpu: bool = False
+    pretended: bool = False
     fresh: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)  # by process id; with gpu
     fork_server: subprocess.Popen[bytes] | None = None
     control: socket.socket | None = None
@@ -77,11 +81,11 @@ class _Session:
 class Ranks:
     """The `ranks` fixture. `run` calls a function on every rank; `options` gives the same ranks with other options."""
 
-    def __init__(self, folder: Path, *, gpu: bool = False) -> None:
+    def __init__(self, folder: Path, *, gpu: bool = False, pretended: bool = False) -> None:
         """gpu: the ranks use CUDA, all of them the first GPU. Each imports torch for itself, once a test session: the ranks of
-        a call are the first ones of a larger call.
+        a call are the first ones of a larger call. pretended: the GPU is pretended, and the ranks are forked.
         """
-        self._session = _Session(folder, gpu)
+        self._session = _Session(folder, gpu and not pretended, pretended)
         self._timeout = 60.0
         self._open_group = True
         self._environment: dict[str, str] = {}
@@ -201,7 +205,9 @@ def _start_process(session: _Session, log: Path, theirs: socket.socket, *argumen
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if session.gpu:
+    if session.pretended:
+        environment |= for_children(environment)
+    elif session.gpu:
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     else:
         environment["DS_ACCELERATOR"] = "cpu"

@@ -155,10 +155,23 @@ def scales_of(optimizer: torch.optim.Optimizer | None, state: dict[str, Any]) ->
     return {name: state[name] for name in names if name in state}
 
 
+def _read_counts(counts: Iterable[Any]) -> set[int]:
+    """Numbers, or tensors of one: a fused optimizer keeps one for each weight on its device, which is asked once for all."""
+    found: dict[torch.device, list[torch.Tensor]] = {}
+    numbers = set[int]()
+    for count in counts:
+        if torch.is_tensor(count):
+            found.setdefault(count.device, []).append(count.reshape(()))
+        else:
+            numbers.add(int(count))
+    return numbers.union(*(map(int, torch.stack(tensors).tolist()) for tensors in found.values()))
+
+
 def optimizer_scalars(optimizer: torch.optim.Optimizer, scaler: Any = None) -> dict[str, Any]:
     """What an optimizer keeps beside tensors: its step count, and a loss scale if there is one."""
-    steps = {int(state["step"]) for state in optimizer.state.values() if "step" in state}
-    steps |= {int(group["step"]) for group in optimizer.param_groups if "step" in group}
+    steps = _read_counts(
+        part["step"] for part in (*optimizer.state.values(), *optimizer.param_groups) if "step" in part
+    )
     scalars: dict[str, Any] = {"optimizer_step": max(steps, default=0)}
     if scaler is not None and hasattr(scaler, "cur_scale"):
         scalars["loss_scale"] = float(scaler.cur_scale)

@@ -18,6 +18,7 @@ from finetune.distributed.failure import read_failures
 from finetune.recipe.machine import has_cuda
 from finetune.tasks import CARDS
 from tests.e2e.inside import train_here
+from tests.pretended_cuda.install import is_pretended
 from tests.ranks import RankError, Ranks
 
 SECONDS = 75  # of one training, the first one's imports included
@@ -96,7 +97,7 @@ POOL = pytest.StashKey[Ranks]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """A rank imports torch while this process collects tests. Not in the process that only gives tests out (xdist)."""
-    config.stash[POOL] = pool = Ranks(Path(tempfile.mkdtemp(prefix="gpu-ranks-")), gpu=True)
+    config.stash[POOL] = pool = Ranks(Path(tempfile.mkdtemp(prefix="gpu-ranks-")), gpu=True, pretended=is_pretended())
     gives_out = getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput")
     wanted = "not gpu" not in config.option.markexpr and not config.option.collectonly
     if has_cuda() and wanted and not gives_out:
