@@ -18,7 +18,7 @@ from typing import Any
 
 from finetune.distributed.bytecode import bytecode_variables
 from finetune.distributed.quick_imports import quick_imports
-from finetune.distributed.rank_ends import describe_kill
+from finetune.distributed.rank_ends import describe_end
 from finetune.distributed.stop_signals import signals_handled
 from finetune.ending import die_with_parent
 from finetune.errors import FinetuneError, Stopped, TrainingFailed, UserError, is_failure
@@ -74,9 +74,8 @@ def run_apart(target: str, *arguments: Any, doing: str) -> Any:
 
 
 def _unexplained(code: int, doing: str) -> FinetuneError:
-    how = describe_kill(-code) if code < 0 else f"ended with code {code}"
     remedy = " ".join(filter(None, (memory_limit(), "Run the same command to continue where it was.")))
-    return TrainingFailed(f"the process that {doing} {how}", remedy=remedy)
+    return TrainingFailed(f"the process that {doing} {describe_end(code)}", remedy=remedy)
 
 
 @contextmanager

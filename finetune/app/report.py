@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from finetune.terminal import print_line
+from finetune.tracking.journal import describe_unreadable
 from finetune.tracking.run import Run
 
 
@@ -21,7 +23,9 @@ def report(target: Path) -> Path:
             from finetune.tracking.report.comparing import write_group
 
             return write_group(runs, target)
-    Run.open(target)
+    run = Run.open(target)
+    if damage := describe_unreadable(run.metrics_file):
+        print_line(f"note: {damage} of {run.metrics_file}, and left out of the report")
     from finetune.tracking.report import write_report  # matplotlib: nearly a second
 
     return write_report(target)

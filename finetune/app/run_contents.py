@@ -19,7 +19,7 @@ from finetune.tasks.facts import Facts
 from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
 from finetune.training.checkpoint_manifest import Checkpoint
-from finetune.training.checkpoint_reader import named_checkpoint, open_checkpoint
+from finetune.training.checkpoint_reader import find_checkpoints, named_checkpoint, open_checkpoint
 
 Notify = Callable[[str], None]
 KEPT_SETTINGS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "image_size")
@@ -94,7 +94,16 @@ def find_checkpoint(run: Run, name: str) -> Checkpoint:
 
     Raises: UserError if there is none or it is damaged.
     """
-    return open_checkpoint(checkpoint_folder(run, name))
+    folder = checkpoint_folder(run, name)
+    try:
+        return open_checkpoint(folder)
+    except UserError as error:
+        others = [path.name for path in find_checkpoints(run.checkpoints) if path.name != folder.name]
+        where = error.where if error.where.startswith(str(folder)) else str(folder / error.where)
+        other = (
+            f"The run also has {', '.join(others)}: name one with --checkpoint." if others else "The run has no other."
+        )
+        raise UserError(error.what, where=where, remedy=error.remedy or other) from None
 
 
 def checkpoint_folder(run: Run, name: str) -> Path:

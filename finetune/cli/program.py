@@ -11,12 +11,17 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 import finetune
-from finetune.distributed.said_once import said_by_another
+from finetune.distributed.env import from_environ
+from finetune.distributed.said_once import LAUNCHERS, said_by_another
+from finetune.errors import FinetuneError, UserError
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 failure; 2 an error in the recipe, the data or the command line; "
     "75 stopped on request after saving a checkpoint, run the same command to resume; 130 interrupted."
 )
+
+# Commands that write one thing, listen at one port or talk to one person: not for the ranks of a launch.
+ONE_PROCESS = ("export", "serve", "chat", "report", "dashboard")
 
 # Plain help without rich's boxes, which take longer than the rest of the start-up.
 SETTINGS: dict[str, Any] = {
@@ -76,8 +81,25 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _refuse_ranks(command: str | None) -> None:
+    """Raises: UserError for a command of one process of which a launcher starts several, which would disturb each other."""
+    if command not in ONE_PROCESS:
+        return
+    try:
+        env = from_environ()
+    except FinetuneError:  # left over from another launch, and none of the business of a process that is alone
+        return
+    if env is not None and env.launcher in LAUNCHERS and env.world_size > 1:
+        raise UserError(
+            f"this is a command of one process, and {env.launcher} started {env.world_size:,} of them",
+            where=f"finetune {command}",
+            remedy=f"Run it without {env.launcher}.",
+        )
+
+
 @app.callback()
 def finetune_command(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -94,3 +116,4 @@ def finetune_command(
     ] = False,
 ) -> None:
     """Turn one recipe file into a fine-tuned, evaluated and logged model, on one process or a thousand."""
+    _refuse_ranks(ctx.invoked_subcommand)

@@ -35,6 +35,11 @@ def describe_kill(number: int) -> str:
     return f"was killed by {signal.Signals(number).name}{cause_of_signal(number)}"
 
 
+def describe_end(code: int) -> str:
+    """How a child process ended, by its exit code as subprocess has it: the rest of a sentence."""
+    return describe_kill(-code) if code < 0 else f"ended with exit code {code}"
+
+
 def _signal(code: int) -> int:
     """The signal by which a process ended; 0 for one that ended by itself. Python ends itself on SIGINT."""
     return signal.SIGINT if code == EXIT_INTERRUPTED else max(0, -code)

@@ -13,6 +13,7 @@ import psutil
 
 from finetune.distributed.failure import Failure, read_failures
 from finetune.distributed.forking import ForkedRank, fork_ranks
+from finetune.distributed.halted import is_halted
 from finetune.distributed.launch import LAUNCH, PROGRAM, Launch, Rendezvous
 from finetune.distributed.rendezvous import ADDRESS
 from finetune.distributed.replica_place import describe_rank
@@ -95,7 +96,7 @@ class RankProcesses:
         found = {}
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.status() != psutil.STATUS_STOPPED or not self._is_marked(process):
+                if not is_halted(process.pid) or not self._is_marked(process):
                     continue
                 ancestors = [parent.pid for parent in (process, *process.parents()) if parent.pid in ranks]
                 name = describe_rank(ranks[ancestors[0]]) if ancestors else "this launch"
@@ -109,10 +110,9 @@ class RankProcesses:
                 continue
             self._asked.add(rank)
             process.send_signal(signal.SIGTERM)
-            with suppress(psutil.Error):
-                if psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
-                    notify(f"rank {rank} was halted (SIGSTOP): it goes on, so that it can save")
-                    process.send_signal(signal.SIGCONT)
+            if is_halted(process.pid):
+                notify(f"rank {rank} was halted (SIGSTOP): it goes on, so that it can save")
+                process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL to every process of the launch; repeated, since a dying one may have started more."""

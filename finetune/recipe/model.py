@@ -91,6 +91,7 @@ class ModelSection(Section):
         description="Recompute activations in the backward pass. true: all of a layer: the least memory, about one third more "
         "time. light: only what needs no matrix product (outputs of activation functions, norms and gated products): about a "
         "third of a layer's activations, for a few percent of the time; the same numbers to the last bit.",
+        json_schema_extra={"machine": True},
     )
     batch_norm: Literal["auto", "synchronized", "local", "frozen"] = Field(
         default="auto",

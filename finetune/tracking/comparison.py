@@ -15,6 +15,7 @@ from finetune.errors import UserError
 from finetune.recipe.identity import stored_values
 from finetune.recipe.secrets import mask
 from finetune.tracking.figures import figures_of
+from finetune.tracking.journal import describe_unreadable
 from finetune.tracking.judgement.paired import Difference, Wins, count_wins, differences
 from finetune.tracking.judgement.predictions import Predictions, prediction_fields, read_predictions
 from finetune.tracking.run import Run
@@ -49,7 +50,7 @@ def compare_runs(paths: Sequence[Path]) -> Compared:
     runs = [Run.open(path) for path in paths]
     facts = [run.read() for run in runs]
     recipes = [_recipe(run) for run in runs]
-    notes = _other_tasks(runs, recipes)
+    damaged, notes = _damaged(runs), _other_tasks(runs, recipes)
     comparable = len(runs) > 1 and not notes
     found, wins, examples = _compare_examples(runs[0], runs[1], facts, notes) if comparable else ([], None, 0)
     if len(runs) > 2 and not notes:
@@ -64,8 +65,15 @@ def compare_runs(paths: Sequence[Path]) -> Compared:
         differences=tuple(found),
         wins=wins,
         examples=examples,
-        notes=tuple(notes),
+        notes=(*damaged, *notes),
     )
+
+
+def _damaged(runs: Sequence[Run]) -> list[str]:
+    """A note for each run whose figures are not all there."""
+    found = {run.path.name: describe_unreadable(run.metrics_file) for run in runs if run.metrics_file.is_file()}
+    missing = [f"{run.path.name} has no {run.metrics_file.name}" for run in runs if not run.metrics_file.is_file()]
+    return [*missing, *(f"{name}: {what} of metrics.jsonl, and left out" for name, what in found.items() if what)]
 
 
 def _other_tasks(runs: Sequence[Run], recipes: Sequence[Mapping[str, str]]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from finetune.recipe.json_file import parse_json, read_json
 from finetune.tracking.atomic_files import disk_errors, plain, publish_json, sync_folder
 from finetune.tracking.run import Run
+from finetune.units import format_number
 
 MAX_STEP = 1 << 53
 _TABLE_FILE = re.compile(r"^(?P<name>.+)-step-(?P<step>\d{8,})\.json$")
@@ -93,6 +94,20 @@ def read_rows(path: Path, limit_bytes: int | None = None) -> Iterator[dict[str, 
             row = _parse(line)
             if row is not None:
                 yield row
+
+
+def describe_unreadable(path: Path) -> str:
+    """What is damaged: "3 of 60 lines are no rows (the first is line 7)"; "" for nothing. A last line that a crash has cut off
+    is no damage.
+
+    Raises: OSError if the file cannot be read.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    bad = [number for number, line in enumerate(lines, 1) if line.endswith(b"\n") and _parse(line) is None]
+    if not bad:
+        return ""
+    are = "is no row" if len(bad) == 1 else "are no rows"
+    return f"{len(bad):,} of {format_number(len(lines), 'line')} {are} (the first is line {bad[0]:,})"
 
 
 def cut(path: Path, step: int, *, evaluated: bool = True) -> None:

@@ -40,9 +40,14 @@ class RunSummary:
 
 
 def find_runs(root: Path) -> list[RunSummary]:
-    """The runs in a folder and two levels below, the newest start first. Damaged ones are among them."""
-    files = [*root.glob("run.json"), *root.glob("*/run.json"), *root.glob("*/*/run.json")]
-    return sorted((summarize(path.parent) for path in files), key=lambda one: one.age)
+    """The runs in a folder and two levels below, the newest start first. Damaged ones are among them, also those that have
+    lost their run.json: what a training wrote beside it tells.
+    """
+    levels = ("", "*/", "*/*/")
+    folders = [file.parent for level in levels for file in root.glob(f"{level}run.json")]
+    left = [file.parent for level in levels for file in root.glob(f"{level}metrics.jsonl")]
+    folders += [folder for folder in left if (folder / "recipe.yaml").exists()]
+    return sorted(map(summarize, dict.fromkeys(folders)), key=lambda one: one.age)
 
 
 def summarize(folder: Path) -> RunSummary:
@@ -135,7 +140,8 @@ def _age(run: Run, facts: Mapping[str, Any]) -> float:
         try:
             started = datetime.fromisoformat(str(facts["created"])).timestamp()
         except (KeyError, ValueError):
-            started = run.file.stat().st_mtime if run.file.is_file() else 0.0
+            written = run.file if run.file.is_file() else run.metrics_file
+            started = written.stat().st_mtime if written.is_file() else 0.0
     return max(0.0, time.time() - started)
 
 

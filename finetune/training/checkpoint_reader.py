@@ -112,13 +112,15 @@ def check_together(session: Session, path: Path) -> tuple[Checkpoint | None, str
 
 
 def newest_checkpoint(session: Session, folder: Path, notify: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole one; damaged ones are renamed and reported. All ranks call it."""
+    """The newest whole one; damaged ones are renamed and reported, and that none is left. All ranks call it."""
     names = session.broadcast([path.name for path in find_checkpoints(folder)] if session.is_main else None)
     for name in names:
         checkpoint, problem = check_together(session, folder / name)
         if checkpoint is not None:
             return checkpoint
         set_aside(session, folder / name, problem, notify)
+    if names and session.is_main:
+        notify("no checkpoint is whole: the training begins again, at its first step")
     return None
 
 

@@ -13,7 +13,7 @@ from finetune.errors import UserError
 from finetune.events import Listener
 from finetune.planning.plan import Plan
 from finetune.recipe.recipe import Recipe
-from finetune.tracking.journal import cut
+from finetune.tracking.journal import cut, describe_unreadable
 from finetune.tracking.retention import removal_remedy
 from finetune.tracking.run import Run
 from finetune.training.checkpoint_manifest import Checkpoint, checkpoint_name
@@ -102,6 +102,9 @@ def find_checkpoints(
     if session.is_main:
         if resume != "auto":
             listener.message(f"resuming from {start.path}")
+        else:
+            for note in _lost_rows(run.metrics_file, start.step):
+                listener.message(note)
         abandon_newer(folder, start.step)
         if start.manifest.loop.get("unevaluated"):
             cut(run.metrics_file, start.step, evaluated=False)
@@ -109,6 +112,14 @@ def find_checkpoints(
             if named is not None and named.path.parent.resolve() == folder.resolve():
                 name_checkpoint(folder, label, named.path.name)
     return start, best
+
+
+def _lost_rows(metrics: Path, step: int) -> list[str]:
+    """Notes on rows that the journal of a run which resumes after `step` should have: its curves lack them."""
+    if not metrics.is_file():
+        return [f"note: {metrics} is gone: curves and the report begin after step {step:,}"]
+    damage = describe_unreadable(metrics)
+    return [f"note: {damage} of {metrics}, and removed"] if damage else []
 
 
 def _given_checkpoint(session: Session, path: Path, listener: Listener) -> Checkpoint:

@@ -49,6 +49,8 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+ALTERNATIVE = "or set XDG_CACHE_HOME to a folder on another disk."
+
 _recorded: ContextVar[dict[Path, None] | None] = ContextVar("recorded", default=None)
 
 
@@ -132,7 +134,7 @@ def publish(
         return found
     final = cache_folder() / kind / key
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
+        _make_home(final.parent)
         prune_sometimes(final.parent)
         lock = final.with_name(f"{key}.lock")
         with exclusive(lock, about or kind, notify, finished=final.is_dir) as held:
@@ -147,6 +149,15 @@ def publish(
         raise fault from error
     _opened(final)
     return final
+
+
+def _make_home(folder: Path) -> None:
+    """Raises: UserError whatever the reason is: a HOME that is a file, or on a disk that is gone, is a mistake of the user."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fault = _as_user_error(error, folder) or _unwritable(error.errno or errno.EIO, error.filename or folder)
+        raise fault from error
 
 
 def _make(final: Path, write: Callable[[Path], None], about: str, *, resumable: bool) -> None:
@@ -201,21 +212,25 @@ def touch(folder: Path) -> None:
 def _as_user_error(error: Exception, folder: Path) -> UserError | None:
     """A UserError for a full or read-only disk, and for a limit of the system; None for any other error."""
     number = system_error(error)
-    alternative = "or set XDG_CACHE_HOME to a folder on another disk."
     if number in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(_existing(folder)).free
         return UserError(
             f"the disk is full ({free // 2**20:,} MiB free), so the data cannot be converted",
             where=str(folder),
-            remedy=f"Free some space, {alternative} Incomplete files have been removed.",
+            remedy=f"Free some space, {ALTERNATIVE} Incomplete files have been removed.",
         )
     if number in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EFBIG):
-        return UserError(
-            f"the cache of converted data cannot be written: {os.strerror(number)}",
-            where=str(getattr(error, "filename", None) or folder),
-            remedy=f"{'Raise the limit (ulimit -f)' if number == errno.EFBIG else 'Make it writable'}, {alternative}",
-        )
+        return _unwritable(number, getattr(error, "filename", None) or folder)
     return None
+
+
+def _unwritable(number: int, where: str | Path) -> UserError:
+    remedy = "Raise the limit (ulimit -f)" if number == errno.EFBIG else "Make it writable"
+    return UserError(
+        f"the cache of converted data cannot be written: {os.strerror(number)}",
+        where=str(where),
+        remedy=f"{remedy}, {ALTERNATIVE}",
+    )
 
 
 def _existing(folder: Path) -> Path:

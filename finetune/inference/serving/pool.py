@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
+from finetune.distributed.halted import is_halted
+from finetune.distributed.rank_ends import describe_end
 from finetune.errors import FinetuneError, TrainingFailed
 from finetune.inference.serving.faults import RequestFault
 from finetune.inference.serving.messages import (
@@ -36,12 +38,14 @@ from finetune.inference.serving.messages import (
     send,
 )
 from finetune.inference.serving.pool_parts import Part, ReplicaLink
+from finetune.units import format_number
 
 PART = 64  # rows that go to a replica together
 TRIES = 2  # replicas that a part may end
 STARTS = 3  # failures to start, one after another, before the server gives up
 BACKOFF_SECONDS = (0.0, 1.0, 5.0)
 CLOSE_SECONDS = 5.0
+HALTED_SECONDS = 5.0  # between looks for replicas that are halted
 
 Start = Callable[[int, socket.socket], "subprocess.Popen[bytes]"]
 """(number of the replica, its end of the connection) -> its process."""
@@ -73,6 +77,7 @@ class ReplicaPool:
         self._closing = False
         self.ready = asyncio.Event()  # a replica has its model
         self._keepers = [asyncio.ensure_future(self._keep(link)) for link in self._links]
+        self._keepers.append(asyncio.ensure_future(self._watch_halted()))
 
     @property
     def facts(self) -> ModelFacts:
@@ -82,7 +87,7 @@ class ReplicaPool:
 
     @property
     def replicas(self) -> tuple[int, int]:
-        return sum(link.ready for link in self._links), len(self._links)
+        return sum(link.ready and not link.halted for link in self._links), len(self._links)
 
     @property
     def processes(self) -> list[int]:
@@ -176,6 +181,18 @@ class ReplicaPool:
         self._waiting = deque(part for part in self._waiting if not part.done)  # their rows take memory
         self._dispatch()
 
+    async def _watch_halted(self) -> None:
+        """A replica that SIGSTOP halts gets no more requests until it goes on. Each halt is told once."""
+        while True:
+            await asyncio.sleep(HALTED_SECONDS)
+            for link in self._links:
+                before, link.halted = link.halted, link.process is not None and is_halted(link.process.pid)
+                if link.halted and not before and link.process is not None:
+                    waiting = f"; {format_number(len(link.parts), 'request')} at it wait" if link.parts else ""
+                    again = f"to continue it: kill -CONT {link.process.pid}"
+                    self._notify(f"replica {link.number} is halted (SIGSTOP) and gets nothing to do{waiting}; {again}")
+            self._dispatch()
+
     async def _keep(self, link: ReplicaLink) -> None:
         """Start a replica, read what it says, and start it again when it ends."""
         try:
@@ -218,15 +235,15 @@ class ReplicaPool:
         if link.failures >= STARTS or (self._facts is None and link.failures > 1):
             self._failed(
                 TrainingFailed(
-                    f"a replica ended {link.failures} times in a row without answering anything (exit code {code})",
+                    f"a replica ended {link.failures} times in a row without answering anything; it {describe_end(code)}",
                     where=f"replica {link.number}",
                     remedy="What it printed is above.",
                 )
             )
             self._closing = True
         else:
-            retried = f"; {len(lost)} requests are tried again" if lost else ""
-            self._notify(f"replica {link.number} ended (exit code {code}) and is started again{retried}")
+            retried = f"; {format_number(len(lost), 'request')} tried again" if lost else ""
+            self._notify(f"replica {link.number} {describe_end(code)}, and is started again{retried}")
         for part in reversed(lost):
             self._try_again(part)
         self._dispatch()

@@ -48,6 +48,7 @@ class ReplicaLink:
     process: subprocess.Popen[bytes] | None = None
     writer: asyncio.StreamWriter | None = None
     ready: bool = False
+    halted: bool = False  # by SIGSTOP
     failures: int = 0
     parts: dict[int, Part] = field(default_factory=dict)
 
@@ -57,6 +58,6 @@ class ReplicaLink:
 
     def takes(self, part: Part) -> bool:
         """Whether it may work on the part now. One that is tried again is alone."""
-        if not self.ready or self.load >= ROOM:
+        if not self.ready or self.halted or self.load >= ROOM:
             return False
         return not self.parts if part.tries else not any(other.tries > 1 for other in self.parts.values())

@@ -83,6 +83,14 @@ def test_ranks_of_torchrun_say_once_that_a_recipe_is_not_there(tmp_path: Path) -
         assert said.count("error:") == 1 and "absent.yaml" in said
 
 
+@pytest.mark.parametrize("command", ["export run --output x", "serve run", "chat run", "report run", "dashboard run"])
+def test_a_command_of_one_process_is_refused_to_ranks(command: str, tmp_path: Path) -> None:
+    """Two exports into one folder: each took the other's temporary folder for its own output."""
+    said = launch(command.split(), tmp_path)
+    assert said.count("error:") == 1 and "this is a command of one process, and torchrun started 2 of them" in said
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("finetune-said")) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentences"),
     [

@@ -40,6 +40,7 @@ def store(folder: Path, kept: Recipe) -> dict[str, Any]:
     [
         ({}, []),
         ({"name": "b"}, []),
+        ({"model": {"source": "m", "gradient_checkpointing": True}}, []),
         ({"parallel": {"deepspeed": "none", "micro_batch": 4}}, []),
         ({"tracking": {"wandb": "off"}, "checkpoint": {"keep": 5}}, []),
         ({"data": {**SMALL["data"], "workers": 3}}, []),

@@ -124,6 +124,31 @@ def test_trials_of_sweeps_are_pointed_to(tmp_path: Path, capsys: pytest.CaptureF
     assert f"1 run deeper in {sweep.parent}: finetune runs {sweep.parent}" in capsys.readouterr().out
 
 
+def test_a_run_that_lost_its_run_json_is_listed_as_damaged(tmp_path: Path) -> None:
+    run = trained(tmp_path, rate=1e-3, right=0.9)
+    run.recipe_file.write_text("name: x\n", encoding="utf-8")
+    run.file.unlink()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metrics.jsonl").write_text("", encoding="utf-8")  # of another program
+    (found,) = find_runs(tmp_path)
+    assert (found.path, found.status) == (run.path, "damaged") and found.age < 600
+
+
+def test_rows_that_cannot_be_read_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cell left empty says nothing of why; a last line that a crash cut off is no damage."""
+    whole, torn = trained(tmp_path, rate=1e-3, right=0.9), trained(tmp_path, rate=1e-3, right=0.9)
+    row = whole.metrics_file.read_bytes()
+    torn.metrics_file.write_bytes(b"\xff\n" + row + b'{"step": 1e99}\n[]\n{"st')
+    assert compare_runs([whole.path, torn.path]).notes == (
+        f"{torn.path.name}: 3 of 5 lines are no rows (the first is line 1) of metrics.jsonl, and left out",
+    )
+    torn.metrics_file.unlink()
+    assert compare_runs([whole.path, torn.path]).notes == (f"{torn.path.name} has no metrics.jsonl",)
+    whole.metrics_file.write_bytes(row + row.replace(b"{", b"", 1))
+    report(whole.path)
+    assert "note: 1 of 2 lines is no row (the first is line 2) of" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "status", "what"),
     [

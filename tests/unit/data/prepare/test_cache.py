@@ -77,6 +77,15 @@ def test_a_cache_that_cannot_be_created_is_reported(monkeypatch, tmp_path):
     assert "XDG_CACHE_HOME" in error.value.remedy
 
 
+@pytest.mark.parametrize("home", ["/proc/absent", "loop"])
+def test_a_cache_whose_folder_cannot_be_made_is_reported_whatever_the_reason(home, monkeypatch, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
+    with pytest.raises(UserError, match="the cache of converted data cannot be written: ") as error:
+        publish("kind", "key", put(""))
+    assert "XDG_CACHE_HOME" in error.value.remedy and home in error.value.where
+
+
 def test_other_errors_are_not_changed():
     def broken(folder):
         raise OSError(errno.EIO, "Input/output error")

@@ -106,6 +106,31 @@ def test_a_replica_that_is_killed_loses_no_request() -> None:
     assert not run(use).failures
 
 
+def test_a_replica_that_is_halted_is_named_and_gets_nothing_to_do(monkeypatch) -> None:
+    monkeypatch.setattr(pool_module, "HALTED_SECONDS", 0.05)
+
+    async def use(pool: ReplicaPool, told: Told) -> None:
+        await all_ready(pool)
+        halted, other = pool.processes
+        os.kill(halted, signal.SIGSTOP)
+        while pool.replicas != (1, 2):
+            await asyncio.sleep(0.01)
+        answers = await asyncio.gather(*(ask(pool, "ab") for _ in range(6)))
+        assert {record["process"] for (record,) in answers} == {other}
+        assert told.lines == [
+            f"replica 0 is halted (SIGSTOP) and gets nothing to do; to continue it: kill -CONT {halted}"
+        ]
+        os.kill(halted, signal.SIGCONT)
+        await all_ready(pool)
+        late = asyncio.gather(*(ask(pool, "sleep 0.4") for _ in range(4)))
+        await asyncio.sleep(0.1)
+        os.kill(halted, signal.SIGTERM)
+        assert [record["length"] for (record,) in await late] == [9] * 4
+        assert told.lines[1].startswith("replica 0 was killed by SIGTERM, and is started again; ")
+
+    assert not run(use).failures
+
+
 def test_requests_that_nobody_waits_for_take_no_memory() -> None:
     """Clients that connect and leave while all replicas are loading or busy."""
 
