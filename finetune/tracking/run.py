@@ -170,7 +170,10 @@ class Run:
         try:
             return check_run(read_json(self.file))
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the run: {error}", where=str(self.file)) from error
+            model = self.path / "model"
+            rest = f" Its model can be used without it: {model}." if model.is_dir() else ""
+            remedy = f"Bring the file back from a copy.{rest}"
+            raise UserError(f"cannot read the run: {error}", where=str(self.file), remedy=remedy) from error
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json, atomically. Rank 0 only."""

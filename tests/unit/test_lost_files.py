@@ -55,3 +55,16 @@ def test_rows_that_a_resumed_run_has_lost_are_told(tmp_path: Path) -> None:
     assert _lost_rows(metrics, 2) == [f"note: 1 of 4 lines is no row (the first is line 2) of {metrics}, and removed"]
     metrics.write_text('{"step": 1}\n', encoding="utf-8")
     assert _lost_rows(metrics, 1) == []
+
+
+def test_the_error_of_a_damaged_run_says_what_can_still_be_used(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.file.write_text("{", encoding="utf-8")
+    for model in (False, True):
+        with pytest.raises(UserError) as failed:
+            run.read()
+        assert (
+            failed.value.remedy.startswith("Bring the file back")
+            and (str(tmp_path / "model") in failed.value.remedy) is model
+        )
+        (tmp_path / "model").mkdir(exist_ok=True)

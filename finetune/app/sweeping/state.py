@@ -96,7 +96,8 @@ def read_state(folder: Path) -> State:
         failures = {str(name): str(reason) for name, reason in value["failures"].items()}
         return State(folder, value["recipe"], value["definition"], trials, value["created"], failures)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot read the sweep: {error}", where=str(folder / FILE)) from None
+        remedy = f"Bring the file back from a copy. Its trials are runs of their own: finetune runs {folder}"
+        raise UserError(f"cannot read the sweep: {error}", where=str(folder / FILE), remedy=remedy) from None
 
 
 def open_state(

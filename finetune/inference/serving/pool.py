@@ -188,7 +188,7 @@ class ReplicaPool:
             for link in self._links:
                 before, link.halted = link.halted, link.process is not None and is_halted(link.process.pid)
                 if link.halted and not before and link.process is not None:
-                    waiting = f"; {format_number(len(link.parts), 'request')} at it wait" if link.parts else ""
+                    waiting = f"; it holds {format_number(len(link.parts), 'request')}" if link.parts else ""
                     again = f"to continue it: kill -CONT {link.process.pid}"
                     self._notify(f"replica {link.number} is halted (SIGSTOP) and gets nothing to do{waiting}; {again}")
             self._dispatch()
