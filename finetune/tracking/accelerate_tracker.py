@@ -15,6 +15,7 @@ from finetune.tracking.atomic_files import plain
 from finetune.tracking.background import Background
 from finetune.tracking.journal import read_rows
 from finetune.tracking.run import Run, shown
+from finetune.units import format_number
 
 FINISH_SECONDS = 60.0  # how long the end of training waits for a tracker at most
 
@@ -39,6 +40,7 @@ class AccelerateTracker:
         self._run, self._recipe, self._say = run, recipe, say
         self._background = Background(f"{self.name}-tracker", self._report)
         self._tracker: Any = None
+        self._given = self._logged = 0  # rows
 
     def started(self, *, start_step: int, total_steps: int, steps_per_epoch: int, facts: Mapping[str, Any]) -> None:
         size = self._run.metrics_file.stat().st_size if start_step and self._run.metrics_file.is_file() else 0
@@ -50,7 +52,8 @@ class AccelerateTracker:
 
     def row(self, row: Mapping[str, float | int | str]) -> None:
         copy = dict(row)
-        self._background.later(lambda: self._log(copy))
+        self._given += 1
+        self._background.later(lambda: self._log_given(copy))
 
     def table(self, name: str, *, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Not logged: these trackers take numbers."""
@@ -63,9 +66,13 @@ class AccelerateTracker:
 
     def finished(self, *, status: str, summary: Mapping[str, Any]) -> None:
         """Close the tracker; waits for about a minute at most."""
-        self._background.later(self._close)
+        self._background.later(lambda: self._close(status))
         if not self._background.finish(FINISH_SECONDS):
-            self._say(f"{self.name} did not finish within {FINISH_SECONDS:.0f} s; metrics.jsonl has all rows")
+            missing = f"{self._given - self._logged:,} of the {format_number(self._given, 'row')} of this start"
+            self._say(
+                f"{self.name}{self._place()} did not finish within {FINISH_SECONDS:.0f} s: it lacks {missing}; "
+                "metrics.jsonl has them"
+            )
 
     def _open(self, size: int) -> None:
         """Start the tracker; log the first `size` bytes of metrics.jsonl where it lacks those rows."""
@@ -87,6 +94,14 @@ class AccelerateTracker:
         """Whether the tracker that was started has the configuration and the earlier rows of the run."""
         return False
 
+    def _place(self) -> str:
+        """Where its rows go, after its name: " at http://host:5000"; "" for files of the run."""
+        return ""
+
+    def _log_given(self, row: Mapping[str, Any]) -> None:
+        self._log(row)
+        self._logged += 1
+
     def _log(self, row: Mapping[str, Any]) -> None:
         split = row.get("split", "train")
         numbers = {
@@ -96,7 +111,8 @@ class AccelerateTracker:
         }
         self._tracker.log(numbers, step=int(row["step"]))
 
-    def _close(self) -> None:
+    def _close(self, status: str) -> None:
+        """status: as in `finished`."""
         self._tracker.finish()
 
     def _report(self, error: Exception) -> None:

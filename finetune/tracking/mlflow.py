@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from finetune.recipe.secrets import mask_text
 from finetune.tracking.accelerate_tracker import AccelerateTracker
 from finetune.tracking.run_names import unique_name
+
+ENDS = {"done": "FINISHED", "stopped": "KILLED"}  # MLflow's status of a run; all else is FAILED
 
 
 class MLflow(AccelerateTracker):
@@ -22,6 +26,16 @@ class MLflow(AccelerateTracker):
             return True
         self._run.update(mlflow={"id": str(self._tracker.tracker.info.run_id)})
         return False
+
+    def _place(self) -> str:
+        address = os.environ.get("MLFLOW_TRACKING_URI")
+        return f" at {mask_text(address)}" if address else ""
+
+    def _close(self, status: str) -> None:
+        """Accelerate's tracker would end every run as finished."""
+        import mlflow
+
+        mlflow.end_run(status=ENDS.get(status, "FAILED"))
 
     @property
     def _known_id(self) -> str:

@@ -130,7 +130,8 @@ def test_mlflow_has_the_rows_of_the_journal_and_a_resumed_run_continues_its_own(
     parameters, metrics, ended = mlflow.runs["run-0"]
     assert_equal(metrics, journal(run))
     assert parameters["task"] == "text_classification" and parameters["training.global_batch"]
-    assert ended == ["FINISHED", "FINISHED"]
+    assert ended == ["KILLED", "FINISHED"]
+    assert train(run, "mlflow", [], start_step=4, status="failed") == [] and ended[2:] == ["FAILED"]
 
 
 def test_a_tracker_that_is_added_when_resuming_gets_the_earlier_rows(run, mlflow):
@@ -154,9 +155,11 @@ def test_a_tracker_that_hangs_does_not_keep_the_run_from_ending(run, mlflow, mon
     answer = threading.Event()
     mlflow.start_run = lambda **arguments: answer.wait(30)
     monkeypatch.setattr(accelerate_tracker, "FINISH_SECONDS", 0.05)
-    said = train(run, "mlflow", ROWS)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2hunter2@127.0.0.1:9")
+    (said,) = train(run, "mlflow", ROWS)
     answer.set()
-    assert said == ["mlflow did not finish within 0 s; metrics.jsonl has all rows"]
+    assert "127.0.0.1:9 did not finish within 0 s: it lacks 4 of the 4 rows of this start" in said
+    assert "hunter2" not in said and "metrics.jsonl has them" in said
     assert len(list(read_rows(run.metrics_file))) == len(ROWS)
 
 
