@@ -27,10 +27,6 @@ CANNOT = (
     Cannot("test_loss_head.py::test_kernels_equal_float64", _TRITON),
     Cannot("test_loss_head.py::test_a_factor_is_multiplied_in_float32", _TRITON),
     Cannot(
-        "test_inference.py::test_slices_that_share_the_gpu_say_what_the_whole_model_says",
-        "transformers' slices are DTensors, whose parts lose their device here",
-    ),
-    Cannot(
         "test_options.py::test_compiled_layers_have_the_losses_of_plain_ones", "torch.compile writes Triton for a GPU"
     ),
     Cannot(
