@@ -32,6 +32,14 @@ CANNOT = (
     Cannot(
         "test_options.py::test_memory_energy_and_the_share_of_the_peak_are_measured", "NVML counts no energy of a CPU"
     ),
+    Cannot(
+        "test_options.py::test_an_adapter_learns_on_a_quantized_base",
+        "bitsandbytes' operators make tensors of the device by its name below the dispatch mode, where it is none",
+    ),
+    Cannot(
+        "test_inference.py::test_slices_that_share_the_gpu_say_what_the_whole_model_says[replies]",
+        "what a sliced embedding gives is a DTensor, whose parts lose their device here",
+    ),
 )
 SELECTED = (  # what `make test` runs, about 90 CPU seconds
     "test_waits.py::",
