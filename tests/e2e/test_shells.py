@@ -17,6 +17,7 @@ from tests.faults import start_finetune, text_appears
 from tests.ranks import RankError
 
 SETS = ["--set", "parallel.processes=1", "--set", "parallel.deepspeed=none"]
+STEPS, SHORT = 12, [*SETS, "--set", "training.epochs=2"]
 ENDLESS = [*SETS, "--set", "training.epochs=100000"]
 
 
@@ -39,17 +40,17 @@ def status_of(run):
 def test_a_reader_that_goes_away_costs_its_lines_and_nothing_else(workplace, tmp_path):
     """`finetune train ... 2>&1 | head -1`: it ends normally, and the logs have the lines."""
     run = tmp_path / "run"
-    line = finetune_line("train", "tiny.yaml", "--run-dir", str(run), *SETS)
+    line = finetune_line("train", "tiny.yaml", "--run-dir", str(run), *SHORT)
     code = tmp_path / "code"
     script = f"({line}; echo code $? > {code}) 2>&1 | head -1; while [ ! -s {code} ]; do sleep 0.1; done"
     with start_finetune(["-c", script], folder=workplace, program=("bash",)) as running:
         ended = running.wait(MINUTES)
     assert code.read_text() == "code 0\n", ended.output
     assert len(ended.output.splitlines()) == 1 and status_of(run) == "done"
-    assert [row["step"] for row in tiny.rows(run)] == list(range(1, tiny.STEPS + 1))
+    assert [row["step"] for row in tiny.rows(run)] == list(range(1, STEPS + 1))
     assert (run / "model" / "model.safetensors").is_file()
     logged = "".join((run / "logs" / name).read_text() for name in ("rank-0.log", "launcher.log"))
-    assert f"step {tiny.STEPS}/{tiny.STEPS}" in logged and "done in" in logged and "Broken pipe" not in logged
+    assert f"step {STEPS}/{STEPS}" in logged and "done in" in logged and "Broken pipe" not in logged
     assert f"model   {run / 'model'}" in logged
 
 
@@ -78,15 +79,14 @@ def test_a_shell_that_ends_leaves_the_training_and_the_end_of_the_terminal_stops
 
 @pytest.mark.parametrize("named", [True, False], ids=["--run-dir", "the newest unfinished run"])
 def test_of_two_starts_at_the_same_instant_one_trains_in_a_folder(workplace, tmp_path, named):
-    tiny.write_data(tmp_path)
-    tiny.write_recipe(tmp_path)
-    command = ["train", "tiny.yaml", *SETS, *(["--run-dir", "run"] if named else [])]
+    tiny.write_recipe(tmp_path, data=tiny.data_of(workplace))
+    command = ["train", "tiny.yaml", *SHORT, *(["--run-dir", "run"] if named else [])]
     with start_finetune(command, folder=tmp_path) as one, start_finetune(command, folder=tmp_path) as two:
         ended = [one.wait(MINUTES), two.wait(MINUTES)]
     runs = [path.parent for path in tmp_path.glob("**/run.json")]
     assert [status_of(run) for run in runs] == ["done"] * len(runs)
     for run in runs:
-        assert [row["step"] for row in tiny.rows(run)] == list(range(1, tiny.STEPS + 1)), "one process wrote them"
+        assert [row["step"] for row in tiny.rows(run)] == list(range(1, STEPS + 1)), "one process wrote them"
     codes = sorted(each.code for each in ended)
     told = "".join(each.output for each in ended)
     assert "Traceback" not in told

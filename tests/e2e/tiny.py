@@ -34,6 +34,11 @@ def write_data(folder: Path) -> None:
                 rows.writerow([" ".join(draw.sample(words, len(words))), label])
 
 
+def data_of(folder: Path) -> dict[str, str]:
+    """The section of a recipe that lies elsewhere, for data that is prepared once, as that of the recipes in `folder`."""
+    return {name: str(folder / f"{name}.csv") for name in ("train", "validation", "test")}
+
+
 def write_weights(folder: Path) -> None:
     """A model that a recipe may start from, as a folder of the hub would be; a pure function of nothing."""
     from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, set_seed
