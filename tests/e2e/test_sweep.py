@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e import tiny
 from tests.e2e.conftest import MINUTES
 from tests.faults import Finished, Running, run_finetune, start_finetune
 
@@ -24,8 +25,7 @@ RATES = "training.learning_rate=1e-3,2e-3,4e-3,3e-4"  # the best first
 
 @pytest.fixture
 def place(workplace: Path, tmp_path: Path) -> Path:
-    for name in ("tiny.yaml", "train.csv", "validation.csv", "test.csv"):
-        (tmp_path / name).write_bytes((workplace / name).read_bytes())
+    tiny.write_recipe(tmp_path, data=tiny.data_of(workplace))
     return tmp_path
 
 
