@@ -31,6 +31,27 @@ def load_and_train(path, config, micro_batch="auto", precision="fp32"):
     return path, losses, weights(engine)
 
 
+def save_train_and_load(folder, config):
+    """Weights and losses where the checkpoint is saved, and once it is loaded again after more steps."""
+    engine, batch = toy.open_toy(config)
+    toy.train_toy(engine, batch, range(SAVE_AT))
+    saved = toy.save_checkpoint(engine, folder, step=SAVE_AT, training={"task": "toy"}, loop={"step": SAVE_AT})
+    before = weights(engine), forward_losses(engine)
+    toy.train_toy(engine, batch, range(SAVE_AT, END))
+    trained = forward_losses(engine)
+    load_checkpoint(engine, saved)
+    losses = forward_losses(engine)
+    return before, trained, (weights(engine), losses)
+
+
+def forward_losses(engine):
+    """Of ten examples, without gradients."""
+    task, examples = toy.ToyTask(), toy.ToyExamples()
+    batches = [task.collate(None, [examples[index]]) for index in range(10)]
+    with torch.no_grad():
+        return [float(task.loss_sum(None, task.forward(engine.model, batch), batch)) for batch in batches]
+
+
 def weights(engine):
     state = engine.full_state_dict()
     return {name: tensor.float() for name, tensor in state.items()} if state else None
@@ -57,6 +78,16 @@ def test_the_same_layout_goes_on_bit_for_bit(ranks, saved, world, config):
     resumed = ranks.options(open_group=False, timeout=120).run(world, load_and_train, path, config)[0]
     assert resumed[1] == losses
     assert all(torch.equal(after[name], resumed[2][name]) for name in after)
+
+
+@pytest.mark.parametrize(("world", "config"), [(1, "none"), (2, "none"), (2, "zero1"), (2, "zero2"), (2, "zero3")])
+def test_weights_loaded_after_more_steps_compute_and_are_exported(ranks, tmp_path, world, config):
+    """As those of the best checkpoint at the end. Under stage 3, small ones were still those of the last step."""
+    results = ranks.options(open_group=False, timeout=120).run(world, save_train_and_load, tmp_path, config)
+    for number, ((weights_before, losses_before), trained, (loaded, losses)) in enumerate(results):
+        assert losses == losses_before != trained
+        if number == 0:
+            assert all(torch.equal(weights_before[name], loaded[name]) for name in loaded) and len(loaded) > 10
 
 
 @pytest.mark.parametrize(

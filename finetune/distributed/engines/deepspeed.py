@@ -130,6 +130,8 @@ class ZeroEngine(SteppingEngine):
             owners = zero_state.stage_3_groups(zero) if self.stage == 3 else own_groups(self.torch_optimizer)
             initialize_state(self.torch_optimizer, owners, int(scalars["optimizer_step"]))
         load_held(self.module, self._held(every_rank=True), read)
+        if self.stage == 3:
+            zero_state.forget_whole_weights(self.module)
         if zero is None:
             return
         if self.stage == 3:

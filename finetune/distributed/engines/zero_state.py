@@ -59,6 +59,16 @@ def refresh_compute_copies(module: nn.Module, held: Iterator[Held | None]) -> No
             parameter.ds_tensor.view(-1)[: own.weights.numel()].copy_(own.weights)
 
 
+def forget_whole_weights(module: nn.Module) -> None:
+    """Stage 3 keeps small weights whole between passes (stage3_param_persistence_threshold), and gathers them again only
+    after a step: once its shards have changed otherwise, they are gathered when they are used next.
+    """
+    for parameter in module.parameters():
+        status = getattr(parameter, "ds_status", None)  # DeepSpeed's ZeroParamStatus
+        if status is not None and status.name == "AVAILABLE":
+            parameter.partition()  # type: ignore[attr-defined, operator]
+
+
 def stage_3_groups(zero: Any) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
     """Tensors that the inner optimizer's state belongs to, with their group. Stage 3 lends them to it during a step only."""
     for index, flat in enumerate(zero.fp32_partitioned_groups_flat):
