@@ -36,7 +36,7 @@ def evaluate(
 
     split: of the recipe; "": validation. data: files, in place of a split. read: how they are read, as KEY=VALUE. name: of
     the folder; "": made of the checkpoint and the data.
-    Raises: UserError, TrainingFailed.
+    Raises: UserError, TrainingFailed; Stopped and KeyboardInterrupt for signals, which end it at once: it is begun anew.
     """
     _refuse_model_folder(run, data)
     opened, split = Run.open(run), evaluated_split(split, data, read)
@@ -55,9 +55,13 @@ def evaluate(
         for value in values:
             arguments += [option, value]
     try:
-        run_workers(launch(arguments), evaluation_logs(opened, folder.name), lambda line: None)
+        run_workers(launch(arguments), evaluation_logs(opened, folder.name), lambda line: None, ends_at_once=True)
+    except BaseException:
+        for path in folder.glob("*.incomplete"):  # of ranks that were killed
+            path.unlink()
+        raise
     finally:
-        if not any(folder.iterdir()):  # it failed before there was anything to keep
+        if not any(folder.iterdir()):  # it ended before there was anything to keep
             folder.rmdir()
     print_line((folder / "figures.json").read_text(encoding="utf-8"))
 

@@ -8,6 +8,7 @@ example is computed once, by some rank, and found in the cache by later runs and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,8 @@ from finetune.data.prepare.cache import digest, find_entry, publish
 from finetune.data.prepare.file_digest import source_digest
 from finetune.data.table import Examples
 from finetune.distributed.engines.engine import Engine
-from finetune.errors import TrainingFailed
+from finetune.distributed.stop_agreement import Asked, Leaving, StopAgreement
+from finetune.errors import Stopped, TrainingFailed
 from finetune.inference.runner import BatchRunner
 from finetune.models.adapter_source import source_files
 from finetune.planning.plan import Plan
@@ -30,11 +32,15 @@ from finetune.tasks.task import ReferenceTask, reference_columns
 KIND = "reference"
 
 
-def add_reference_logprobs(prepared: PreparedTask, engine: Engine, *, notify: Callable[[str], None]) -> None:
+def add_reference_logprobs(
+    prepared: PreparedTask, engine: Engine, *, notify: Callable[[str], None], asked_to_stop: Asked | None = None
+) -> None:
     """Give the examples of every split the columns that the task needs, in place. All ranks call it, with the model as it
     was built. Does nothing for most tasks.
 
-    Raises: TrainingFailed if an example is missing, came twice, or has a log-probability that is not finite.
+    asked_to_stop: whether this rank was; None: nobody can ask.
+    Raises: TrainingFailed if an example is missing, came twice, or has a log-probability that is not finite; Stopped on all
+    ranks where one was asked to stop.
     """
     task, plan, artifacts = prepared.task, prepared.plan, prepared.artifacts
     names = reference_columns(task, artifacts)
@@ -48,23 +54,34 @@ def add_reference_logprobs(prepared: PreparedTask, engine: Engine, *, notify: Ca
         cached = values is not None
         if not cached:
             notify(f"{split}: computing reference log-probabilities of {len(examples):,} examples, once")
-            values = _compute(runner, examples, names, plan.batch.micro_batch)
+            agreement = StopAgreement(engine, asked_to_stop)
+            values = _compute(runner, examples, names, plan.batch.micro_batch, agreement)
         if key and not cached and engine.session.is_main:
             publish(KIND, key, _writer(values), about=f"{split}: reference log-probabilities of {plan.recipe.name}")
         prepared.datasets[split] = ExamplesWithColumns(examples, dict(zip(names, values.T, strict=True)))
 
 
-def _compute(runner: BatchRunner, examples: Examples, names: Sequence[str], micro_batch: int) -> np.ndarray:
-    """float64 [examples, names], the same on every rank."""
+def _compute(
+    runner: BatchRunner, examples: Examples, names: Sequence[str], micro_batch: int, agreement: StopAgreement
+) -> np.ndarray:
+    """float64 [examples, names], the same on every rank. Raises: Stopped."""
     task, session = cast(ReferenceTask, runner.task), runner.engine.session
     ids: list[int] = []
     values: list[list[float]] = []
     assignment = assign_evaluation(np.asarray(examples.costs, np.float64), session.replicas, micro_batch)
-    for result in runner.run(examples, evaluation_steps(assignment, session.replica)):
-        if result is not None and result.counts:
-            ids.extend(result.batch.ids)
-            rows = task.reference_values(runner.artifacts, result.outputs, result.batch)
-            values.extend([row[name] for name in names] for row in rows)
+    agreement.offer()
+    with suppress(Leaving), closing(runner.run(examples, evaluation_steps(assignment, session.replica))) as results:
+        for result in results:
+            agreement.check()
+            if result is not None and result.counts:
+                ids.extend(result.batch.ids)
+                rows = task.reference_values(runner.artifacts, result.outputs, result.batch)
+                values.extend([row[name] for name in names] for row in rows)
+            agreement.offer()
+    if agreement.meet():
+        raise Stopped(
+            "stopped before the first step; the reference log-probabilities are computed when the run resumes"
+        )
     own = np.asarray(ids, np.int64), np.asarray(values, np.float64).reshape(-1, len(names))
     parts = session.all_gather(own)
     gathered_ids, numbers = (np.concatenate([part[index] for part in parts]) for index in (0, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,12 +37,14 @@ class BatchRunner:
     def __init__(self, task: Task, artifacts: TaskArtifacts, engine: Engine) -> None:
         self.task, self.artifacts, self.engine = task, artifacts, engine
 
-    def run(self, examples: Examples, steps: Iterator[RankStep], *, workers: int = 0) -> Iterator[Result | None]:
+    def run(
+        self, examples: Examples, steps: Iterator[RankStep], *, workers: int = 0
+    ) -> Generator[Result | None, None, None]:
         """For each step of one micro-batch its result; None for a dummy where the model needs no lockstep.
 
         workers: processes that fetch examples and collate them; 0: this one does, while the device works. All ranks iterate
         equally often. The next micro-batch is collated while the device works on this one. The model is in its former mode
-        again afterwards.
+        again afterwards: once all results are taken, or the generator is closed.
         """
         session = self.engine.session
         batches = iterate_batches(

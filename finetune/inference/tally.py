@@ -6,7 +6,7 @@ import heapq
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ class Tally:
     """Takes answers and scores in any order. Memory does not grow with the text of the predictions."""
 
     def __init__(self, metrics: Sequence[str], ids: Any, out: Path | None, **metric_options: Any) -> None:
-        """ids: of the split, ascending. out: where one prediction per line is written, renamed when all are there."""
+        """ids: of the split, ascending. out: where one prediction per line is written, renamed when all are there; `finish`
+        or `abandon` closes it.
+        """
         self.ids = np.asarray(ids)
         self.seen = np.zeros(len(self.ids), dtype=np.uint8)
         self.unknown_ids: list[int] = []
@@ -99,6 +101,13 @@ class Tally:
         tables = {**results.tables, **self._worst_table()}
         undefined = results.undefined if math.isfinite(loss) else {"loss": f"it is {loss}", **results.undefined}
         return Evaluation(split, {"loss": loss, **results.scalars}, len(self.ids), tables, undefined)
+
+    def abandon(self) -> None:
+        """The evaluation ended before its end: nothing is left of its predictions."""
+        if self.file and self.beside:
+            with suppress(OSError):  # must not mask why it ended
+                self.file.close()
+                self.beside.unlink()
 
     def _worst_table(self) -> dict[str, Table]:
         rows = sorted(self.worst, key=lambda row: row[:2], reverse=True)

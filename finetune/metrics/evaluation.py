@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+
+class EvaluationStopped(Exception):
+    """An evaluation was left before its end, by all ranks, because one was asked to stop: it has no figures, and no file."""
+
+
 WORST_EXAMPLES = "worst_examples"  # the table that every task has
 
 

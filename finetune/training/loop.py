@@ -10,13 +10,13 @@ from typing import Any
 from finetune.distributed.engines.engine import Engine
 from finetune.errors import Stopped
 from finetune.events import Listener
-from finetune.metrics.evaluation import Evaluation
+from finetune.metrics.evaluation import Evaluation, EvaluationStopped
 from finetune.recipe.identity import training_values
 from finetune.tasks.choice import choosing_metric
 from finetune.tasks.prepared_task import PreparedTask
 from finetune.training.cadences import Cadences
 from finetune.training.checkpoint import Saver, check_space
-from finetune.training.checkpoint_manifest import Checkpoint
+from finetune.training.checkpoint_manifest import Checkpoint, checkpoint_name
 from finetune.training.checkpoint_reader import load_checkpoint
 from finetune.training.checkpoint_writer import clear_leftovers
 from finetune.training.finite_check import FiniteCheck
@@ -107,14 +107,25 @@ class Loop:
     def _save_for_stop(self) -> None:
         """Save at once: an evaluation may take longer than the process is given. A resumed run evaluates first.
 
-        Raises: Stopped, unless this was the last step: the rest of the run follows.
+        Raises: Stopped, unless nothing is left but to write what came of the training.
         """
-        self.save(hurry=True)
+        self._save_hurriedly()
+        if self.progress.step < self.total_steps or self.progress.unevaluated:
+            raise self._stopped()
+
+    def _save_hurriedly(self) -> None:
+        """The checkpoint of this step, unless it is there: a run that resumed from it may not have come further."""
         self.saver.finish()
-        if self.progress.step < self.total_steps:
-            later = "; it is evaluated when the run resumes" if self.progress.unevaluated else ""
-            done = f"stopped after step {self.progress.step} of {self.total_steps}"
-            raise Stopped(f"{done}; its checkpoint is saved{later}")
+        latest = self.saver.latest
+        if latest is None or latest.path != self.output_dirs.checkpoints / checkpoint_name(self.progress.step):
+            self.save(hurry=True)
+            self.saver.finish()
+
+    def _stopped(self) -> Stopped:
+        """How the training ends: with the checkpoint of this step saved."""
+        later = "; it is evaluated when the run resumes" if self.progress.unevaluated else ""
+        done = f"stopped after step {self.progress.step} of {self.total_steps}"
+        return Stopped(f"{done}; its checkpoint is saved{later}")
 
     def _evaluate_and_save(self) -> None:
         """What is due after the step that was done last."""
@@ -174,18 +185,33 @@ class Loop:
         return result
 
     def _evaluate(self) -> bool:
-        """Evaluate the validation data; whether it is the best so far."""
+        """Evaluate the validation data; whether it is the best so far. Raises: Stopped."""
         result = self.measure("validation")
         early = self.recipe.training.early_stopping
         return self.progress.judge(result.scalars, early.min_delta if early else 0.0)
 
     def measure(self, split: str) -> Evaluation:
-        """Evaluate one split with the weights as they are, and report it. All ranks call it."""
+        """Evaluate one split with the weights as they are, and report it. All ranks call it.
+
+        Raises: Stopped where a rank was asked to stop meanwhile. The training is saved as it was before: a run that resumes
+        evaluates from the beginning.
+        """
         step = self.progress.step
-        result = self.validator.measure(split, step, self.source.rank_speed.at(step))
+        try:
+            result = self.validator.measure(split, step, self.source.rank_speed.at(step))
+        except EvaluationStopped:
+            raise self._stopped_in_evaluation(split) from None
         for line in self.progress.undefined_in_words(result, self.recipe.training.early_stopping):
             self.listener.message(line)
         return result
+
+    def _stopped_in_evaluation(self, split: str) -> Stopped:
+        if self.progress.unevaluated:
+            self._save_hurriedly()
+            return self._stopped()
+        if self.progress.step == 0:
+            return Stopped("stopped before the first step; the evaluation before it begins anew when the run resumes")
+        return Stopped(f"stopped after training, in the evaluation of {split}, which begins anew when the run resumes")
 
     def save(self, *, best: bool = False, hurry: bool = False) -> None:
         """Begin a checkpoint of this step, see Saver.begin. best: its evaluation is the best so far. All ranks call it."""

@@ -38,7 +38,7 @@ class Samples:
         if not chosen:
             return
         self.pictures = self.folder.below(when) if self.folder is not None else None
-        shown = self._sample_together(chosen) if self._communicates else self._sample_alone(chosen)
+        shown = self._sample_together(chosen) if self.engine.couples_ranks else self._sample_alone(chosen)
         if self.folder is not None and self.pictures is not None and self.pictures.problem:
             self.folder.problem = self.pictures.problem
             self.telemetry.switch_off("drawing samples", self.pictures.problem)
@@ -46,12 +46,6 @@ class Samples:
             columns = ["when", *shown[0]]
             rows = [[when, *sample.values()] for sample in shown]
             self.listener.table("samples", step=step, columns=columns, rows=rows)
-
-    @property
-    def _communicates(self) -> bool:
-        """Whether ranks need each other for the answers of the model, because each holds a part of it."""
-        engine = self.engine
-        return engine.shards_weights or self.session.replica_size > 1 or engine.generating_model is not engine.module
 
     def _sample_alone(self, chosen: Sequence[Any]) -> list[Sample]:
         return self.telemetry.run(NAME, lambda: self._sample(chosen), [])

@@ -38,7 +38,10 @@ class Validator:
             self._pictures = WorstPictures(prepared.artifacts, folder, step_logger.telemetry)
 
     def measure(self, split: str, step: int, speeds: Sequence[float] | None) -> Evaluation:
-        """Evaluate a split with the weights as they are after `step` steps. speeds: of the ranks; None: equal."""
+        """Evaluate a split with the weights as they are after `step` steps. speeds: of the ranks; None: equal.
+
+        Raises: EvaluationStopped on all ranks where one was asked to stop; nothing is reported then.
+        """
         examples = self.datasets[split]
         out = self.predictions / f"{split}-step-{step:08d}.jsonl"
         result = self.evaluator.evaluate(split, examples, out=out, speeds=speeds)

@@ -1,6 +1,7 @@
 """Evaluation is exact: the same loss and metrics on any number of ranks, each id once or an error; memory stays flat."""
 
 import json
+import time
 import tracemalloc
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -9,16 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from transformers import GenerationConfig
 
 from finetune.data.order.cost import CostModel
+from finetune.distributed import stop_agreement
 from finetune.errors import TrainingFailed
-from finetune.inference.evaluation import Evaluator
+from finetune.inference.evaluation import GATHER_EVERY, Evaluator
+from finetune.metrics.evaluation import EvaluationStopped
 from finetune.planning.batch import BatchPlan
 from finetune.planning.plan import MachinePlan, Plan, TrainingPlan
 from finetune.recipe.card import BatchSpec
 from finetune.tasks.batch import Answer, Batch, Score
 from tests.distributed import toy
 
+NEW_TOKENS = 48
 COUNT, MICRO_BATCH = 17, 8  # three micro-batches: with four ranks, one has nothing
 METRICS = ["accuracy", "f1_macro", "matthews", "perplexity"]
 LAYOUTS = [(2, "none"), (3, "none"), (4, "none"), (2, "zero3"), (4, "zero3"), (3, "zero2")]
@@ -61,7 +67,7 @@ def evaluate(folder, config, spoil=None, task=None):
     """On each rank: the figures, how many examples this rank computed, and how many there are; or why it failed."""
     engine, _ = toy.open_toy(config)
     examples, plan = toy.ToyExamples(COUNT), make_plan(MICRO_BATCH)
-    evaluator = FaultyEvaluator(task or ClassifyingTask(), plan, None, engine, CostModel(), METRICS, spoil)
+    evaluator = FaultyEvaluator(task or ClassifyingTask(), plan, None, engine, CostModel(), METRICS, spoil=spoil)
     own = sum(len(micro) for micro in evaluator.assign(examples, None).ranks[engine.session.rank])
     try:
         result = evaluator.evaluate("validation", examples, out=folder / "predictions.jsonl")
@@ -117,6 +123,116 @@ def test_an_example_that_is_not_in_the_split_is_named(ranks, tmp_path):
     pool = ranks.options(open_group=False, timeout=120)
     (problem,) = pool.run(1, evaluate, tmp_path, "none", task=StrayTask())
     assert "99" in problem and "not in this split" in problem
+
+
+@dataclass
+class Asked:
+    """Asks one rank to stop in its micro-batch, or call of the model, number `at`. seen: of this rank."""
+
+    rank: int
+    at: int
+    seen: int = 0
+
+    def note(self, *_):
+        self.seen += 1
+
+    def __call__(self):
+        return self.rank == dist.get_rank() and self.seen >= self.at
+
+
+class StoppedTask(ClassifyingTask):
+    """Counts its micro-batches. slow: the rank that takes longer for each, so that it hears of a request in between."""
+
+    def __init__(self, asked, slow=-1):
+        self.asked, self.slow = asked, slow
+
+    def decode(self, artifacts, outputs, batch):
+        self.asked.note()
+        time.sleep(0.05 if dist.get_rank() == self.slow else 0)
+        return super().decode(artifacts, outputs, batch)
+
+
+class WritingTask(ClassifyingTask):
+    """Writes 48 tokens for each example, and counts them."""
+
+    def __init__(self, asked):
+        self.asked = asked
+
+    def generate(self, artifacts, model, batch, *, synced):
+        hook = model.register_forward_hook(self.asked.note)
+        limits = GenerationConfig(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+        try:
+            made = model.generate(**batch.inputs, generation_config=limits, synced_gpus=synced)
+        finally:
+            hook.remove()
+        texts = [" ".join(map(str, row)) for row in made.tolist()]
+        return [{"text": text, "reference_text": text} for text in texts]
+
+
+def evaluate_until_stopped(folder, config, asked, slow=None, writes=False):
+    """On each rank: whether the evaluation was stopped, what this rank had computed, what is left, and the figures of
+    another one afterwards, which needs the ranks' collectives to be aligned.
+    """
+    stop_agreement.LOOK_SECONDS = 0.5 if slow is None else 0.0
+    engine, _ = toy.open_toy(config)
+    task = WritingTask(asked) if writes else StoppedTask(asked, slow)
+    examples, plan, metrics = toy.ToyExamples(COUNT), make_plan(1), ["exact_match"] if writes else METRICS
+    evaluator = Evaluator(task, plan, None, engine, CostModel(), metrics, asked_to_stop=asked)
+    weights = engine.full_state_dict() or {}
+    weights = {name: weight.clone() for name, weight in weights.items()}
+    try:
+        evaluator.evaluate("validation", examples, out=folder / "predictions.jsonl")
+        stopped = False
+    except EvaluationStopped:
+        stopped = True
+    computed = asked.seen
+    assert engine.model.training
+    after = engine.full_state_dict() or {}
+    assert all(torch.equal(after[name], weight) for name, weight in weights.items())
+    again = Evaluator(ClassifyingTask(), make_plan(MICRO_BATCH), None, engine, CostModel(), METRICS)
+    scalars = again.evaluate("validation", examples).scalars  # rank 0 has removed its file by now
+    return stopped, computed, sorted(path.name for path in folder.iterdir()), scalars
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("world", "config"), [(2, "none"), (2, "zero2"), (2, "zero3"), (3, "none")])
+def test_one_rank_that_is_asked_to_stop_takes_all_ranks_out_of_an_evaluation(
+    ranks, alone, tmp_path, world, config, rank
+):
+    results = ranks.options(open_group=False, timeout=120).run(
+        world, evaluate_until_stopped, tmp_path, config, Asked(rank, 2)
+    )
+    for number, (stopped, computed, left, scalars) in enumerate(results):
+        assert stopped and left == [], "every rank leaves, and nothing is left of the predictions"
+        assert computed == 2 if number == rank or config == "zero3" else computed <= GATHER_EVERY
+        assert scalars["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+
+
+def test_a_rank_hears_of_the_request_before_the_ranks_meet(ranks, tmp_path):
+    pool = ranks.options(open_group=False, timeout=120)
+    (_, late, _, _), (_, early, _, _) = pool.run(2, evaluate_until_stopped, tmp_path, "none", Asked(1, 2), 0)
+    assert early == 2 and late < GATHER_EVERY
+
+
+@pytest.mark.parametrize("config", ["none", "zero3"])
+def test_a_stop_does_not_wait_for_the_end_of_generated_texts(ranks, alone, tmp_path, config):
+    results = ranks.options(open_group=False, timeout=120).run(
+        2, evaluate_until_stopped, tmp_path, config, Asked(1, 60), writes=True
+    )
+    for stopped, tokens, left, scalars in results:
+        assert stopped and left == [] and scalars["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+        assert tokens < 96 or config == "none", "within the second example's 48 tokens"
+    tokens = [tokens for _, tokens, _, _ in results]
+    assert tokens[1] == 60 if config == "none" else tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("config", ["none", "zero3"])
+def test_an_evaluation_that_nobody_stops_is_the_same(ranks, alone, tmp_path, config):
+    results = ranks.options(open_group=False, timeout=120).run(
+        2, evaluate_until_stopped, tmp_path, config, Asked(-1, 0)
+    )
+    for stopped, _, left, scalars in results:
+        assert not stopped and left == ["predictions.jsonl"] and scalars["loss"] == pytest.approx(alone["loss"])
 
 
 class CheapExamples:

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,9 +70,9 @@ class Workers:
         *sets: str,
         recipe: str = "tiny.yaml",
         resume: str = "auto",
-        signals: dict[int, tuple[int, int]] | None = None,
+        signals: dict[Any, tuple[int, int]] | None = None,
     ) -> Path:
-        """Train or go on; the run's folder. signals: step -> (rank, signal).
+        """Train or go on; the run's folder. signals: step -> (rank, signal), see inside.py.
 
         Raises: Ended if the ranks say why they ended, RankError if they do not.
         """

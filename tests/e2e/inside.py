@@ -13,12 +13,12 @@ from unittest import mock
 
 
 def train_here(
-    folder: str, recipe: str, run_dir: str, sets: list[str], resume: str, signals: dict[int, tuple[int, int]]
+    folder: str, recipe: str, run_dir: str, sets: list[str], resume: str, signals: dict[Any, tuple[int, int]]
 ) -> None:
     """signals: step -> (rank, signal), sent by that rank to itself just before it computes this step (1-based; 0: as it
     begins). A number below 0 fills the disk of the run until so many bytes, and one, are left, when saves of earlier steps are
     done; 0 makes the rank's next evaluation raise. (rank, signal, seconds): so much later, wherever it then is; rank -1: every
-    rank.
+    rank. "validation-step-00000020" in place of a step: in that evaluation, after the rank's first micro-batch.
     """
     os.chdir(folder)
     from finetune.app import worker
@@ -39,7 +39,7 @@ def train_here(
         suffer(step + 1)
         real_seed(seed, step, own)
 
-    def suffer(moment: int) -> None:
+    def suffer(moment: int | str) -> None:
         who, number, *later = signals.get(moment, (-2, 0))
         if who not in (rank, -1):
             return
@@ -69,8 +69,15 @@ def train_here(
         return result
 
     def evaluate(evaluator: Evaluator, *rest: Any, **options: Any) -> Any:
+        decode = evaluator.task.decode
+
+        def decode_first(*given: Any) -> Any:
+            suffer(options["out"].stem)
+            return decode(*given)
+
         if not at["fault"]:
-            return real_evaluate(evaluator, *rest, **options)
+            with mock.patch.object(evaluator.task, "decode", decode_first):
+                return real_evaluate(evaluator, *rest, **options)
         with mock.patch.object(evaluator.task, "decode", raise_fault):
             return real_evaluate(evaluator, *rest, **options)
 

@@ -16,6 +16,7 @@ from finetune.distributed.engines.registry import open_engine
 from finetune.distributed.prebuild import announce_builds, of_optimizer
 from finetune.distributed.process_group import sharing_note
 from finetune.distributed.session import Session
+from finetune.distributed.stop_agreement import Asked
 from finetune.errors import UserError
 from finetune.events import Listener
 from finetune.inference.evaluation import Evaluator
@@ -64,12 +65,13 @@ def set_up(
     notify: Notify,
     *,
     before: Callable[[nn.Module], None] | None = None,
+    asked_to_stop: Asked | None = None,
 ) -> TrainingContext:
     """Model, optimizer, engine, over data that was prepared before the session was opened. All ranks call it.
 
-    before: called with the model before an engine wraps it.
+    before: called with the model before an engine wraps it. asked_to_stop: whether this rank was; None: nobody can ask.
 
-    Raises: UserError if the machines have prepared different data.
+    Raises: UserError if the machines have prepared different data; Stopped while the reference of preferences is computed.
     """
     prepared, facts = PreparedTask(load_task(plan.recipe.task), plan, data.artifacts, data.datasets), data.facts
     check_same_data(session, data)
@@ -77,7 +79,7 @@ def set_up(
     for note in (*filter(None, sharing), *data.messages, *plan.notes, *facts.notes):
         notify(note)
     engine = build_engine(session, prepared, facts, notify, before=before)
-    add_reference_logprobs(prepared, engine, notify=notify)
+    add_reference_logprobs(prepared, engine, notify=notify, asked_to_stop=asked_to_stop)
     return TrainingContext(prepared.task, plan, data.artifacts, data.datasets, session, facts, engine)
 
 
@@ -164,6 +166,7 @@ def make_loop(
         context.engine,
         cost,
         list(plan.training.metrics) if metrics is None else metrics,
+        asked_to_stop=lambda: stop.requested,
     )
     return Loop(
         context,

@@ -131,7 +131,8 @@ def _train(
 ) -> None:
     listener = make_listeners(run, recipe) if session.is_main else SilentListener()
     with _report_early_end(session, listener, run):
-        context = settle_capacity(set_up(session, plan, data, listener.message), listener.message)
+        built = set_up(session, plan, data, listener.message, asked_to_stop=lambda: stop.requested)
+        context = settle_capacity(built, listener.message)
         if session.is_main:
             _write_contract(context, data, run)
         start = find_start(session, run, recipe, resume, data.data, listener)

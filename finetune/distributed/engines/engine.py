@@ -100,6 +100,13 @@ class Engine(Protocol):
         return False
 
     @property
+    def couples_ranks(self) -> bool:
+        """Whether ranks need each other for the model's forward pass, because each holds a part of it: sharded weights, or
+        the slices or stages of a replica.
+        """
+        return self.shards_weights or self.session.replica_size > 1
+
+    @property
     def scales_loss(self) -> bool:
         """Whether the loss is scaled, as float16 needs it: a step whose gradients overflow is then skipped, and reports a norm
         that is not finite.

@@ -17,7 +17,7 @@ from finetune.data.order.loader import RankStep
 from finetune.distributed.engines.engine import EngineOptions
 from finetune.distributed.session import Session
 from finetune.errors import Stopped, TrainingFailed
-from finetune.metrics.evaluation import Evaluation
+from finetune.metrics.evaluation import Evaluation, EvaluationStopped
 from finetune.tasks.prepared_task import PreparedTask
 from finetune.training.cadences import TrainingLength
 from finetune.training.checkpoint_reader import open_checkpoint
@@ -30,6 +30,7 @@ from tests.contract.examples import EXAMPLES
 from tests.engines.single import SingleEngine
 from tests.prepared import prepare
 
+STOP = "stop"
 STEPS_PER_EPOCH = 4  # eight rows, two a step
 EXAMPLE = next(example for example in EXAMPLES if example.task == "text_classification")
 
@@ -61,7 +62,10 @@ class Recorder:
 
 
 class ScriptedEvaluator:
-    """Validation losses in the order in which they are asked for; after the last one, the process is as good as killed."""
+    """Validation losses in the order in which they are asked for; after the last one, the process is as good as killed.
+
+    STOP among them: a stop is requested during that evaluation.
+    """
 
     def __init__(self, losses):
         self.losses = iter(losses)
@@ -70,6 +74,8 @@ class ScriptedEvaluator:
         loss = next(self.losses, None)
         if loss is None:
             raise TrainingFailed("killed")
+        if loss == STOP:
+            raise EvaluationStopped
         return Evaluation(split, {"loss": loss}, len(examples))
 
 
@@ -190,13 +196,13 @@ class _Broken:
         return self._task.loss_sum(artifacts, outputs, batch) * (math.nan if self._broken in batch.ids else 1.0)
 
 
-def sections(*, every=STEPS_PER_EPOCH, samples=0, early_stopping=None, **training):
+def sections(*, every=STEPS_PER_EPOCH, samples=0, early_stopping=None, at_start=False, **training):
     training = {"precision": "fp32", "global_batch": 2, "epochs": 2, "learning_rate": 1e-2, **training}
     if early_stopping:
         training["early_stopping"] = early_stopping
     return {
         "training": training,
-        "evaluation": {"best": "loss", "samples": samples},
+        "evaluation": {"best": "loss", "samples": samples, "at_start": at_start},
         "checkpoint": {"every": every, "keep": 2},
         "tracking": {"wandb": "off", "log_every": 2},
     }
@@ -282,20 +288,46 @@ def test_patience_counts_an_evaluation_that_a_stop_put_off(loop_on_a_rank):
     assert rest["losses"] == [] and (rest["outcome"].steps, rest["outcome"].best_step) == (8, 4)
 
 
-def test_a_stop_at_the_last_step_is_saved_before_the_evaluation(loop_on_a_rank):
-    done = loop_on_a_rank(sections(), [0.9, 0.8], stop_at=8)
-    assert done["error"] is None and done["outcome"].best_step == 8
-    kinds = [event for event in done["events"] if event[0] != "train" and event[1] == 8]
-    assert kinds == [("checkpoint", 8), ("validation", 8), ("best checkpoint", 8)]
-
-
-def test_a_kill_in_the_evaluation_of_the_last_step_costs_no_step(loop_on_a_rank):
-    """As that of a cluster which first asked to stop: the checkpoint is whole, and the resumed run evaluates it."""
-    killed = loop_on_a_rank(sections(), [0.9], stop_at=8)  # no figure is left for the second evaluation
-    assert killed["error"] == "killed"
-    assert Path(killed["saved"][-1]).name == "step-00000008"
-    rest = loop_on_a_rank(sections(), [0.8], resume=killed["saved"][-1], best=killed["saved"][0])
+def test_a_stop_at_the_last_step_is_saved_and_its_evaluation_is_left_to_the_resumed_run(loop_on_a_rank):
+    first = loop_on_a_rank(sections(), [0.9], stop_at=8)  # no figure is left for a second evaluation
+    assert "stopped after step 8 of 8; its checkpoint is saved; it is evaluated when the run resumes" in first["error"]
+    assert Path(first["saved"][-1]).name == "step-00000008"
+    rest = loop_on_a_rank(sections(), [0.8], resume=first["saved"][-1], best=first["saved"][0])
     assert rest["losses"] == [] and (rest["outcome"].best_step, rest["outcome"].best_value) == (8, 0.8)
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_stop_during_an_evaluation_saves_and_the_resumed_run_evaluates_again(loop_on_a_rank, step):
+    """Its checkpoint is that of a training whose evaluation had not begun; a second stop there saves nothing new."""
+    figures = [0.9, 0.5][step // 4 - 1 :]
+    whole = loop_on_a_rank(sections(every=100), [0.9, 0.5], folder="whole")
+    first = loop_on_a_rank(sections(every=100), [*[0.9][: step // 4 - 1], STOP], folder="first")
+    assert f"stopped after step {step} of 8; its checkpoint is saved; it is evaluated when" in first["error"]
+    assert ("validation", step) not in first["events"] and first["events"][-1] == ("checkpoint", step)
+    newest, best = first["saved"][-1], first["saved"][0] if step == 8 else ""
+    loop = open_checkpoint(Path(newest)).manifest.loop
+    assert (loop["step"], loop["unevaluated"]) == (step, True)
+    again = loop_on_a_rank(sections(every=100), [STOP], resume=newest, best=best, folder="first")
+    assert "its checkpoint is saved" in again["error"] and again["saved"] == first["saved"]
+    assert not [event for event in again["events"] if "checkpoint" in event[0] or event[0] == "validation"]
+    rest = loop_on_a_rank(sections(every=100), figures, resume=newest, best=best, folder="first")
+    shown = [event for part in (first, again, rest) for event in part["events"] if event[0] == "validation"]
+    assert shown == [("validation", 4), ("validation", 8)]
+    assert (rest["outcome"].best_step, rest["outcome"].best) == (whole["outcome"].best_step, whole["outcome"].best)
+    assert first["losses"] + rest["losses"] == whole["losses"] and len(whole["losses"]) == 8
+    assert all(torch.equal(rest["weights"][name], weight) for name, weight in whole["weights"].items())
+
+
+def test_a_stop_in_the_evaluation_before_the_first_step_saves_nothing(loop_on_a_rank):
+    first = loop_on_a_rank(sections(at_start=True), [STOP])
+    assert "stopped before the first step" in first["error"] and first["saved"] == [] and first["losses"] == []
+
+
+def test_a_run_that_resumes_another_ones_checkpoint_saves_it_when_it_is_stopped_at_once(loop_on_a_rank):
+    """Otherwise the message that the checkpoint is saved would be about another run."""
+    other = loop_on_a_rank(sections(every=100), [STOP], folder="other")
+    own = loop_on_a_rank(sections(every=100), [STOP], resume=other["saved"][-1], folder="own")
+    assert [Path(path).name for path in own["saved"]] == ["step-00000004"] and "its checkpoint is saved" in own["error"]
 
 
 def test_a_stop_at_the_last_step_is_an_ordinary_end(loop_on_a_rank):
