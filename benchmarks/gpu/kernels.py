@@ -123,6 +123,7 @@ def update() -> Iterator[Line]:
     for master, gradient in zip(masters, gradients, strict=True):
         master.grad = gradient.float()
     yield "AdamW, float32 masters", torch.optim.AdamW(masters, lr=1e-5, fused=True).step, 0.0
+    yield "update of bf16 weights with masters, in one pass", _update_in_one_pass(weights, gradients, norm), 0.0
     plain = [weight.detach() for weight in weights]
     yield "masters to bf16", lambda: torch._foreach_copy_(plain, [master.detach() for master in masters]), 0.0
     table, tokens = weights[0], torch.randint(0, VOCABULARY, (1, 16384), device="cuda")
@@ -132,6 +133,20 @@ def update() -> Iterator[Line]:
         return torch.autograd.grad(functional.embedding(tokens, table), table, incoming)
 
     yield "embedding of 16,384 tokens, both passes", embed, 0.0
+
+
+def _update_in_one_pass(weights: list[nn.Parameter], gradients: list[Tensor], norm: Tensor) -> Any:
+    """Clipping, AdamW and masters, by kernels."""
+    from finetune.distributed.engines.one_pass import one_pass_of
+    from finetune.distributed.gradient_norm import clip_factor
+    from finetune.recipe.optimizers import OPTIMIZERS
+    from finetune.recipe.training import TrainingSection
+
+    masters = [nn.Parameter(weight.detach().float()) for weight in weights]
+    training = TrainingSection(learning_rate=1e-5, global_batch=1, epochs=1)
+    way = one_pass_of(OPTIMIZERS["adamw"].make([{"params": masters}], training))
+    assert way is not None
+    return lambda: way.step(list(zip(masters, gradients, weights, strict=True)), clip_factor(1.0, norm))
 
 
 def head() -> Iterator[Line]:

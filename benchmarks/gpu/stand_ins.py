@@ -193,6 +193,17 @@ OUR_KERNELS = SimpleNamespace(
 """In place of finetune.models.softmax_kernels, as far as the sum of losses in bf16 needs them."""
 
 
+def _update(
+    target: Tensor, gradient: Tensor, weight: Tensor | None, scalars: Tensor, state: dict[str, Tensor], group: Any
+) -> None:
+    held = [target, *(values for name, values in state.items() if name != "step")]
+    kernel("update", reads=[gradient, scalars, *held], writes=held if weight is None else [*held, weight])
+
+
+OUR_UPDATES = SimpleNamespace(adamw=_update)
+"""In place of finetune.models.update_kernels."""
+
+
 def use_liger_layers(model: nn.Module) -> None:
     """What liger-kernel patches of a Llama, beside the rotary embeddings (`on_a_gpu`)."""
     for module in model.modules():
@@ -233,6 +244,8 @@ def on_a_gpu() -> Iterator[None]:
         mock.patch("finetune.models.linear_loss._load_kernels", lambda: OUR_KERNELS),
         mock.patch("finetune.models.attention_kernels.is_on_gpu", always),
         mock.patch("finetune.models.segmented._has_ampere", always),
+        mock.patch("finetune.distributed.engines.one_pass._is_on_gpu", always),
+        mock.patch("finetune.distributed.engines.one_pass._load_kernels", lambda: OUR_UPDATES),
         mock.patch("finetune.distributed.gradient_norm._CHUNK", 1 << 40),  # a GPU needs no copies, and so no portions
         mock.patch("torch.nn.utils.clip_grad._has_foreach_support", always),
     ]

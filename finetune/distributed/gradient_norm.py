@@ -40,3 +40,9 @@ def clip_to_norm(parameters: Sequence[torch.nn.Parameter], limit: float, norm: t
     """Scale gradients in place by what takes `norm`, float [] of all gradients, to at most `limit` (0: never)."""
     if limit > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm.float())
+
+
+def clip_factor(limit: float, norm: torch.Tensor) -> torch.Tensor:
+    """What `clip_to_norm` multiplies gradients by: float32 [], on the device of `norm`."""
+    norm = norm.float()
+    return (limit / (norm + 1e-6)).clamp(max=1.0) if limit > 0 else torch.ones_like(norm)

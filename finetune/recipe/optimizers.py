@@ -42,6 +42,7 @@ class OptimizerSpec:
     scales: names of float32 tensors that hold one number for each BLOCK elements of the state, which then has 8 bits; such an
     optimizer needs whole parameters, and a method `add_state(parameter)`. package: what it needs beyond ours; extra: of ours.
     extension: the C++ or CUDA library that DeepSpeed compiles for it, see distributed/prebuild.py.
+    kernel: the function of models/update_kernels.py that makes its whole update of float32 masters in one pass; "": none does.
     """
 
     name: str
@@ -60,6 +61,7 @@ class OptimizerSpec:
     scales: tuple[str, ...] = ()
     package: str = ""
     extra: str = ""
+    kernel: str = ""
 
     @property
     def state_bytes(self) -> float:
@@ -93,11 +95,11 @@ _SPECS = (
     OptimizerSpec(
         "adamw", "torch.optim:AdamW", "Adam with decoupled weight decay",
         state=_MOMENTS, step="device", decay="decoupled", arguments=_ADAM, options={"fused": True},
-        offloaded="deepspeed_cpu_adam",
+        offloaded="deepspeed_cpu_adam", kernel="adamw",
     ),
     OptimizerSpec(
         "adam", "torch.optim:Adam", "Adam",
-        state=_MOMENTS, step="device", decay="coupled L2", arguments=_ADAM, options={"fused": True},
+        state=_MOMENTS, step="device", decay="coupled L2", arguments=_ADAM, options={"fused": True}, kernel="adam",
     ),
     OptimizerSpec(
         "radam", "torch.optim:RAdam", "rectified Adam, which needs less warmup",
@@ -105,11 +107,12 @@ _SPECS = (
     ),
     OptimizerSpec(
         "lion", "finetune.training.lion:Lion", "sign of an interpolated momentum; half of Adam's state",
-        state=("exp_avg",), step="", decay="decoupled", arguments=("betas",),
+        state=("exp_avg",), step="", decay="decoupled", arguments=("betas",), kernel="lion",
     ),
     OptimizerSpec(
         "sgd", "torch.optim:SGD", "stochastic gradient descent with momentum",
         state=("momentum_buffer",), step="", decay="coupled L2", arguments=("momentum",), state_argument="momentum",
+        kernel="sgd",
     ),
     OptimizerSpec(
         "adamw_8bit", "finetune.training.adam_8bit:AdamW8bit",

@@ -12,6 +12,7 @@ from finetune.models import accumulated_products
 from finetune.models.accumulated_products import convert_linears
 from finetune.training.checkpoint_reader import load_checkpoint, open_checkpoint
 from tests.distributed import toy
+from tests.update_rules import in_one_pass
 
 SAVE_AT, END = 3, 6
 
@@ -51,6 +52,17 @@ def load_and_train(path, config):
     load_checkpoint(engine, open_checkpoint(path))
     losses, _ = toy.train_toy(engine, batch, range(SAVE_AT, END))
     return losses, kept_weights(engine)
+
+
+def train_in_one_pass(folder):
+    """On a rank: what `train_and_save` gives, by the stand-in for the kernels of a GPU."""
+    with in_one_pass():
+        return train_and_save(folder, "none")
+
+
+def load_and_train_in_one_pass(path):
+    with in_one_pass():
+        return load_and_train(path, "none")
 
 
 def train_with_products(converts):
@@ -95,6 +107,19 @@ def test_another_engine_goes_on(ranks, saved, first, then, world):
     path, _, losses, _, _ = saved[first]
     resumed, _ = ranks.options(open_group=False, timeout=120).run(world, load_and_train, path, then)[0]
     assert resumed == pytest.approx(losses, rel=1e-2)
+
+
+def test_checkpoints_of_an_update_in_one_pass_are_those_of_the_optimizer(ranks, saved, tmp_path):
+    pool = ranks.options(open_group=False, timeout=120)
+    path, before, losses, kept, _ = pool.run(2, train_in_one_pass, tmp_path)[0]
+    usual, (first, norms), more, wanted, _ = saved["none"]
+    assert before[0] + losses == pytest.approx(first + more, rel=1e-3) and before[1] == pytest.approx(norms, rel=1e-2)
+    assert kept.keys() == wanted.keys()
+    again = pool.run(2, load_and_train_in_one_pass, path)[0]
+    assert again[0] == losses and all(torch.equal(kept[key], again[1][key]) for key in kept)
+    for ways in ((load_and_train, path, "none"), (load_and_train, path, "zero2"), (load_and_train_in_one_pass, usual)):
+        resumed, _ = pool.run(1, *ways)[0]
+        assert resumed == pytest.approx(more, rel=1e-2 if "zero2" in ways else 1e-3)
 
 
 def test_updates_in_portions_are_those_of_all_at_once(ranks):

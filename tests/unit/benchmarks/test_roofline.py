@@ -81,6 +81,15 @@ def test_layers_that_are_not_traced_are_as_the_second_one(side: str, monkeypatch
     assert found.peak == pytest.approx(whole.peak, rel=0.02)
 
 
+def test_the_update_of_masters_is_one_pass_and_the_norm() -> None:
+    """Gradients are read twice; masters and two moments are read and written, bf16 weights are written."""
+    row = Row("tiny", Side(2, 3, masters=True), ROW.peer, length=64)
+    found = Total(H100)
+    found.add(trace(row, "ours", SHAPES["tiny"][2])["update"])
+    assert found.lines["update"].bytes == pytest.approx(28 * parameters("tiny"), rel=1e-3)
+    assert found.sum()[0].bytes == pytest.approx(30 * parameters("tiny"), rel=1e-2)
+
+
 def test_a_step_of_ours_waits_for_nothing_and_its_peer_does() -> None:
     assert estimate(ROW, "ours").waits.total() == 0
     assert estimate(ROW, SIDES[1]).waits.total() == 3 * 6
