@@ -108,19 +108,19 @@ def summary(row: Row, totals: dict[str, Total]) -> str:
     return "\n".join(lines)
 
 
-def differences(ours: Total, peer: Total, top: int) -> str:
-    """The operators whose estimated times differ most."""
+def differences(ours: Total, other: Total, top: int, *, peer: str = SIDES[1]) -> str:
+    """The operators whose estimated times differ most. peer: what the other side is called."""
     names = sorted(
-        {*ours.seconds, *peer.seconds}, key=lambda name: -abs(ours.seconds.get(name, 0) - peer.seconds.get(name, 0))
+        {*ours.seconds, *other.seconds}, key=lambda name: -abs(ours.seconds.get(name, 0) - other.seconds.get(name, 0))
     )
-    lines = [f"| operator | ours: ms, GB, launches | {SIDES[1]}: ms, GB, launches | ms more |", "|---|---|---|---|"]
+    lines = [f"| operator | ours: ms, GB, launches | {peer}: ms, GB, launches | ms more |", "|---|---|---|---|"]
     for name in names[:top]:
-        both = [ours.seconds.get(name, 0.0), peer.seconds.get(name, 0.0)]
+        both = [ours.seconds.get(name, 0.0), other.seconds.get(name, 0.0)]
         cells = [
             f"{seconds * 1e3:.1f}, {line.bytes / 1e9:,.0f}, {line.launches:,}"
             if (line := side.lines.get(name))
             else "-"
-            for side, seconds in zip((ours, peer), both, strict=True)
+            for side, seconds in zip((ours, other), both, strict=True)
         ]
         lines.append(f"| {name} | {' | '.join(cells)} | {(both[0] - both[1]) * 1e3:+.1f} |")
     return "\n".join(lines)

@@ -106,11 +106,15 @@ def pixel_values(inputs: dict[str, Any], dtype: torch.dtype, *, innermost: bool 
     """
     inputs = dict(inputs)
     pixels, table = inputs["pixel_values"], inputs.pop("pixel_table", None)
-    innermost = innermost and pixels.device.type == "cuda" and pixels.dim() == 4
+    innermost = innermost and _is_on_gpu(pixels) and pixels.dim() == 4
     layout = torch.channels_last if innermost else torch.contiguous_format
     pixels = pixels.contiguous(memory_format=layout)
     inputs["pixel_values"] = pixels.to(dtype) if table is None else look_up(pixels, table.to(dtype))
     return inputs
+
+
+def _is_on_gpu(pixels: torch.Tensor) -> bool:
+    return pixels.is_cuda
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
