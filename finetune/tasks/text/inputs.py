@@ -38,7 +38,8 @@ def tokenize_texts(tokenizer: Any, texts: Sequence[Sequence[str] | BadRow], limi
 
     All of them go through the fast tokenizer in two calls, one for single texts and one for pairs. An example that is
     longer than `limit` is truncated, or marked to be left out ({"input_ids": []}), or a BadRow, as `on_long` says
-    (truncate, drop, error). A truncated example has a notice. A BadRow in `texts` stays; a text without any token is one.
+    (truncate, drop, error). A truncated example has a notice. A BadRow in `texts` stays; a text without any token of its own,
+    such as zero-width spaces, is one.
     """
     encoded: list[Any] = [item if isinstance(item, BadRow) else {} for item in texts]
     for size in (1, 2):
@@ -48,8 +49,12 @@ def tokenize_texts(tokenizer: Any, texts: Sequence[Sequence[str] | BadRow], limi
         columns = [[texts[index][part] for index in chosen] for part in range(size)]  # type: ignore[index]
         together = tokenizer(*columns, verbose=False)
         keys = [key for key in ("input_ids", "token_type_ids") if key in together]
+        special = tokenizer.num_special_tokens_to_add(pair=size == 2)
         for place, index in enumerate(chosen):
             one = {key: together[key][place] for key in keys}
+            if len(one["input_ids"]) <= special:
+                encoded[index] = BadRow("the text holds no token", kind="empty")
+                continue
             found = _within_limit(tokenizer, texts[index], one, limit, on_long)  # type: ignore[arg-type]
             is_cut = not isinstance(found, BadRow) and 0 < len(found["input_ids"]) < len(one["input_ids"])
             encoded[index] = {**found, NOTICES: [cut_notice(limit)]} if is_cut else found  # type: ignore[dict-item]
@@ -65,7 +70,7 @@ def _within_limit(tokenizer: Any, texts: Sequence[str], encoded: Tokens, limit: 
             return BadRow(f"{length} tokens, more than {limit_name(limit)} {limit}", kind="too_long")
         shortened = tokenizer(*texts, truncation=True, max_length=limit, verbose=False)
         return {key: shortened[key] for key in encoded}
-    return encoded if length else BadRow("the text holds no token", kind="empty")
+    return encoded
 
 
 _CUT = "only the first "
