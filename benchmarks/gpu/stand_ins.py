@@ -179,8 +179,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     kernel("addmm_", reads=[total, left, right], writes=[total], flops=flops)
 
 
-def _loss_gradients(logits: Tensor, target_ids: Tensor, losses: Tensor, scales: Tensor) -> None:
-    kernel("head: losses and gradients", reads=[logits, target_ids], writes=[logits, losses, scales])
+def _loss_gradients(logits: Tensor, target_ids: Tensor, losses: Tensor) -> None:
+    kernel("head: losses and gradients", reads=[logits, logits, target_ids], writes=[logits, losses])
 
 
 def _multiply(tensor: Tensor, factor: Tensor) -> None:

@@ -1,6 +1,5 @@
 """Triton kernels for logits on a GPU. Of a block of columns: one pass adds to the rows' normalizers, one pass turns logits into
-gradients. Of whole rows: one pass, which reads each logit once and writes once, turns logits into losses and their gradients,
-but for a factor of each row.
+gradients. Of whole rows: two passes turn logits into losses and their gradients.
 
 The operators of torch that compute the same (linear_loss.py, where the kernels do not apply) read and write float32 copies of
 the block about ten times. Imported on a GPU alone: torch for CUDA brings triton, torch for CPUs does not.
@@ -18,8 +17,6 @@ import triton.language as tl
 from torch import Tensor
 
 _WIDTH, _WARPS = 4096, 8  # columns at once, and warps of a row
-_FURTHEST = tl.constexpr(40.0)  # above what is subtracted from a row; exp(40) is far from the end of bf16
-_VECTOR = tl.constexpr(16)  # numbers that a thread reads at once
 SUPPORTED = (torch.bfloat16, torch.float16)
 
 
@@ -47,21 +44,14 @@ def turn_into_gradients(logits: Tensor, column: Tensor, normalizer: Tensor, at_t
     )
 
 
-def turn_into_loss_gradients(logits: Tensor, target_ids: Tensor, losses: Tensor, scales: Tensor) -> None:
-    """losses <- cross-entropy of each row, and logits * scales <- its gradient to them; all 0 where the target is -100.
+def turn_into_loss_gradients(logits: Tensor, target_ids: Tensor, losses: Tensor) -> None:
+    """losses <- cross-entropy of each row, and logits <- its gradient to them; both 0 where the target is -100.
 
-    With c subtracted from a row, its gradient is exp(logit - c) / total, and at the target minus the others' part of the total.
-    The division waits, as the total is known at the end of the row: products with the row can be scaled later. c is the
-    largest of the first columns: half a row that fits no multiprocessor need not be read twice for the largest of all.
-
-    logits: bf16 [N, V], all columns, rows a multiple of 16 numbers apart (`aligned_logits`): what is between them is changed
-    as well. target_ids: int64 [N]. losses, scales: float32 [N], changed in place.
+    logits: [N, V], all columns. target_ids: int64 [N]. losses: float32 [N], changed in place.
     """
     rows, columns = logits.shape
-    if logits.stride(0) % 16:
-        raise ValueError(f"rows of logits are {logits.stride(0)} numbers apart, which is not a multiple of 16")
     _turn_into_loss_gradients[(rows,)](
-        logits, logits.stride(0), target_ids, losses, scales, columns, WIDTH=_WIDTH, num_warps=_WARPS
+        logits, logits.stride(0), target_ids, losses, columns, WIDTH=_WIDTH, num_warps=_WARPS
     )
 
 
@@ -117,51 +107,22 @@ def _turn_into_gradients(logits, stride, column, normalizer, at_target, factor, 
 
 
 @triton.jit
-def _turn_into_loss_gradients(logits, stride, target_ids, losses, scales, columns, WIDTH: tl.constexpr):  # noqa: N803
+def _turn_into_loss_gradients(logits, stride, target_ids, losses, columns, WIDTH: tl.constexpr):  # noqa: N803
     row = tl.program_id(0).to(tl.int64)
     start = logits + row * stride
     target = tl.load(target_ids + row)
-    padded = tl.cdiv(columns, _VECTOR) * _VECTOR  # known to be a multiple, so that whole vectors are read and written
-    if target < 0:
-        for offset in range(0, padded, WIDTH):
-            places = offset + tl.arange(0, WIDTH)
-            tl.store(start + places, tl.zeros([WIDTH], logits.dtype.element_ty), mask=places < padded)
-        tl.store(losses + row, 0.0)
-        tl.store(scales + row, 0.0)
-    else:
-        held = tl.load(start + target).to(tl.float32)  # before any warp writes over it
-        shift = float("-inf")
-        others = 0.0  # sum of exp(logit - shift) over all columns but the target
-        for offset in range(0, padded, WIDTH):
-            places = offset + tl.arange(0, WIDTH)
-            x = tl.load(start + places, mask=places < padded, other=float("-inf")).to(tl.float32)
-            x = tl.where(places < columns, x, float("-inf"))
-            largest = tl.max(x)
-            if largest > shift + _FURTHEST:  # in the first columns, and hardly ever again
-                factor = tl.exp(shift - largest)
-                others *= factor
-                _multiply_row(start, offset, factor, WIDTH)
-                shift = largest
-            power = tl.exp(x - tl.where(shift == float("-inf"), 0.0, shift))
-            others += tl.sum(tl.where(places == target, 0.0, power))
-            tl.store(start + places, power.to(logits.dtype.element_ty), mask=places < padded)
-        total = others + tl.exp(held - shift)
-        ratio = others * tl.exp(shift - held)
-        # near probability 1 by a series, where the logarithm of a sum would lose all digits
-        short = ratio * (1.0 - ratio * (0.5 - ratio * (1.0 / 3.0)))
-        tl.store(losses + row, tl.where(ratio < 0.01, short, tl.log(total) + (shift - held)))
-        tl.store(scales + row, 1.0 / total)
-        tl.debug_barrier()  # every warp has written
-        tl.store(start + target, (-others).to(logits.dtype.element_ty))
-
-
-@triton.jit
-def _multiply_row(start, stop, factor, WIDTH: tl.constexpr):  # noqa: N803
-    """What was written before column `stop`, a multiple of WIDTH."""
-    for offset in range(0, stop, WIDTH):
+    counts = target >= 0
+    held = tl.load(start + tl.maximum(target, 0)).to(tl.float32)  # before any warp writes gradients over it
+    largest, total = _add_up(start, columns, WIDTH)
+    loss = tl.log(total) - (held - largest)
+    tl.store(losses + row, tl.where(counts, loss, 0.0))
+    # the target's probability minus 1; near 1 by a series, where the difference would lose all digits
+    short = tl.where(loss < 0.01, -loss * (1.0 - loss * (0.5 - loss * (1.0 / 6.0))), tl.exp(-loss) - 1.0)
+    for offset in range(0, columns, WIDTH):
         places = offset + tl.arange(0, WIDTH)
-        x = tl.load(start + places).to(tl.float32)
-        tl.store(start + places, (x * factor).to(start.dtype.element_ty))
+        x = tl.load(start + places, mask=places < columns, other=float("-inf")).to(tl.float32)
+        gradient = tl.where(places == target, short, tl.exp(x - largest) / total)
+        tl.store(start + places, tl.where(counts, gradient, 0.0).to(logits.dtype.element_ty), mask=places < columns)
 
 
 @triton.jit

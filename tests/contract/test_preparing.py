@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune.app.workers.preparing import _load_datasets, _write_datasets
+from finetune.app.workers.prepared_datasets import load_datasets, write_datasets
 from finetune.data.prepare import encode as encode_module
 from tests.contract.examples import TinyExample
 from tests.prepared import prepare
@@ -31,8 +31,8 @@ def test_workers_can_be_sent_what_they_compute(
 
 def test_ranks_map_the_examples_that_were_prepared(example: TinyExample, tmp_path: Path) -> None:
     datasets = prepare(example.recipe(tmp_path)).datasets
-    _write_datasets(tmp_path, datasets)
-    mapped = _load_datasets(tmp_path)
+    write_datasets(tmp_path, datasets)
+    mapped = load_datasets(tmp_path)
     assert mapped.keys() == datasets.keys()
     for name, examples in datasets.items():
         found = mapped[name]

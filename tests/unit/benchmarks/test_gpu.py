@@ -109,7 +109,7 @@ def test_what_prepares_runs_in_order_and_once(tmp_path):
 
 
 def test_the_last_lines_of_a_job_that_fails_are_kept(tmp_path):
-    fails = job(tmp_path, "print('one'); print('two'); raise SystemExit('three')")
+    fails = job(tmp_path, "print('one'); print('two', flush=True); raise SystemExit('three')")
     bench(tmp_path, 60).fill(
         Row("row", "a row", [], {"ours": fails, "peer": fails}, faster(1.0)), ["ours"], filled_row(), {}, list
     )

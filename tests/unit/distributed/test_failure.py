@@ -86,7 +86,7 @@ def test_a_rank_that_only_lost_another_says_so_in_plain_words(tmp_path: Path) ->
     assert ended.returncode == 1
     said = ended.stderr[ended.stderr.index("error: ") :]
     assert said.startswith("error: rank 1: another rank ended, and did not say why\n") and "gloo" not in said
-    assert "The launcher reports how it ended. Run the same command to resume" in said
+    assert "The launcher reports how it ended. Run the same command again; a training resumes" in said
     assert read_failures(tmp_path)[0].echo
 
 

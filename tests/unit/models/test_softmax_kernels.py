@@ -46,15 +46,14 @@ def turn_into_gradients(logits: Tensor, column: Tensor, normalizer: Tensor, at_t
     logits.copy_(torch.where(inside, at_target[:, None], gradient) * factor[:, None])
 
 
-def turn_into_loss_gradients(logits: Tensor, target_ids: Tensor, losses: Tensor, scales: Tensor) -> None:
-    _check(logits, target_ids, losses, scales, dtype=torch.float32)
+def turn_into_loss_gradients(logits: Tensor, target_ids: Tensor, losses: Tensor) -> None:
+    _check(logits, target_ids, losses, dtype=torch.float32)
     wide = logits.detach().float().requires_grad_()
     with torch.enable_grad():
         found = torch.nn.functional.cross_entropy(wide, target_ids, ignore_index=IGNORE, reduction="none")
         (gradient,) = torch.autograd.grad(found.sum(), wide)
     losses.copy_(found)
-    scales.copy_(torch.where(target_ids == IGNORE, 0.0, (wide - wide[:, :1]).exp().sum(1).reciprocal()))
-    logits.copy_((gradient / scales[:, None]).nan_to_num(0.0))
+    logits.copy_(gradient)
 
 
 def multiply_in_place(tensor: Tensor, factor: Tensor) -> None:
@@ -187,57 +186,6 @@ def test_the_first_chunk_writes_the_weight_s_gradient_and_no_rows_give_zeros(
     none = {**inputs, "hidden": inputs["hidden"][:0], "target_ids": inputs["target_ids"][:0]}
     linear_loss_sum(**none, transform=LogitTransform()).backward()
     assert weight.grad.shape == weight.shape and not weight.grad.any()
-
-
-COLUMNS = 2 * 4096 + 77  # two whole blocks of the kernel, and a part of one
-
-
-def _odd_rows() -> tuple[Tensor, Tensor]:
-    """Logits of 6 rows, with room between them, and targets: a usual one, one that rises by 100 within the second block and by
-    50 in the third, one that begins with a block of -inf, one that is nearly sure, one without a target, one with 10 values.
-    """
-    torch.manual_seed(5)
-    logits = torch.empty(6, COLUMNS + 51).bfloat16()[:, :COLUMNS]
-    logits.copy_(3.0 * torch.randn(6, COLUMNS))
-    logits[1, 5000] += 100.0
-    logits[1, 8200] += 150.0
-    logits[2, :4100] = -torch.inf
-    logits[3] -= 40.0
-    logits[3, 7] = 20.0
-    logits[5, 10:] = -torch.inf
-    return logits, torch.tensor([4095, 5000, 8000, 7, IGNORE, 3])
-
-
-def test_the_kernel_reads_a_row_once_whatever_comes_last() -> None:
-    kernels = _interpreted()
-    logits, targets = _odd_rows()
-    exact = logits.detach().double().requires_grad_()
-    wanted = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
-    wanted.sum().backward()
-    assert exact.grad is not None
-    losses, scales = torch.full((2, 6), torch.nan)
-    kernels.turn_into_loss_gradients(logits, targets, losses, scales)
-    torch.testing.assert_close(losses.double(), wanted.detach(), rtol=2e-6, atol=1e-15)
-    found = logits.double() * scales.double()[:, None]
-    for row in range(6):
-        torch.testing.assert_close(found[row], exact.grad[row], rtol=1.6e-2, atol=1e-14)
-    assert 0 < losses[3] < 1e-20 and not found[4].any() and not scales[4]
-
-
-def test_the_kernel_shows_what_is_not_finite() -> None:
-    kernels = _interpreted()
-    for place, value in ((3, torch.nan), (6000, torch.nan), (6000, torch.inf), (4095, torch.nan)):
-        logits, targets = _odd_rows()
-        logits[0, place] = value
-        losses, scales = torch.zeros(2, 6)
-        kernels.turn_into_loss_gradients(logits, targets, losses, scales)
-        assert losses.isfinite().tolist() == [False, *[True] * 5], (place, value)
-
-
-def test_rows_that_are_not_aligned_are_refused() -> None:
-    kernels = _interpreted()
-    with pytest.raises(ValueError, match="317 numbers apart"):
-        kernels.turn_into_loss_gradients(torch.zeros(2, 317).bfloat16(), torch.zeros(2).long(), *torch.zeros(2, 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
