@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +33,7 @@ from benchmarks.gpu.stand_ins import LigerHead, TrlHead, on_a_gpu, use_liger_lay
 from finetune.distributed.engines.ddp import DdpEngine
 from finetune.distributed.engines.engine import EngineOptions
 from finetune.models.accumulated_products import convert_linears
+from finetune.models.kept_casts import keeping_casts
 from finetune.models.light_checkpointing import use_light_checkpointing
 from finetune.models.loss_head import install_loss_head
 from finetune.models.low_rank import add_in_place
@@ -218,9 +219,11 @@ class _Ours(_Step):
             )
         self.optimizer = self.engine.inner_optimizer
         self.units = row.ours.rows * row.length * row.ours.micro_batches
+        self.within = ExitStack()  # what the engine opens around all micro-batches, which come one by one here
 
     def passes(self) -> None:
         """Of a micro-batch."""
+        self.within.enter_context(keeping_casts())
         self.engine.accumulate(
             [self.batch],
             lambda batch: self.engine.model(**batch.inputs),
@@ -230,6 +233,7 @@ class _Ours(_Step):
 
     def update(self) -> None:
         """Clipping, the optimizer, and what follows it."""
+        self.within.close()
         self.engine.step()
 
 

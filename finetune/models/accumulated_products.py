@@ -77,8 +77,7 @@ class AccumulatingLinear(nn.Linear):
         weight = self.weight
         if not _is_half(input, weight):
             return super().forward(input)
-        if _open and not _open[-1].is_counted:
-            _open[-1].uses[weight] += 1
+        count_use(weight)
         made: list[Any] = []
         place = _SavedForProduct.apply(input, weight, self.bias, made)
         out: Tensor = _Product.apply(place, made)
@@ -106,8 +105,7 @@ class _Product(Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, incoming: Tensor) -> Any:  # type: ignore[override]
-        if _open:
-            _open[-1].is_counted = True
+        end_counting()
         return incoming, None
 
 
@@ -139,11 +137,29 @@ class _SavedForProduct(Function):
 
 def _add_or_give(weight: Any, left: Tensor, right: Tensor) -> Tensor | None:
     """left @ right: None if it was added to the weight's gradient, or else as it is, for autograd to add."""
-    so_far = weight.grad
-    is_watched = weight._backward_hooks or weight._post_accumulate_grad_hooks
-    if not _open or _open[-1].uses[weight] > 1 or is_watched:
-        return left @ right
-    if so_far is None or so_far.dtype != left.dtype or so_far.is_sparse:
+    so_far = sum_so_far(weight)
+    if so_far is None or so_far.dtype != left.dtype:
         return left @ right
     so_far.addmm_(left, right)
     return None
+
+
+def count_use(weight: Tensor) -> None:
+    """A forward pass uses the weight of a layer that adds up its gradients itself."""
+    if _open and not _open[-1].is_counted:
+        _open[-1].uses[weight] += 1
+
+
+def end_counting() -> None:
+    """The backward pass has come to the first such layer."""
+    if _open:
+        _open[-1].is_counted = True
+
+
+def sum_so_far(weight: Any) -> Tensor | None:
+    """The gradient to which the weight's layer may add; None where autograd must have what there is to add."""
+    is_watched = weight._backward_hooks or weight._post_accumulate_grad_hooks
+    if not _open or _open[-1].uses[weight] > 1 or is_watched:
+        return None
+    so_far: Tensor | None = weight.grad
+    return None if so_far is None or so_far.is_sparse else so_far

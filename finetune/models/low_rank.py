@@ -16,6 +16,9 @@ from peft.tuners.lora import Linear
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from finetune.models.accumulated_products import count_use, end_counting, sum_so_far
+from finetune.models.kept_casts import cast
+
 
 class InPlaceLinear(Linear):
     """peft's LoRA of a linear layer. Wherever it would compute more than `base(x) + B(A(x)) * scaling` of plain linear
@@ -97,6 +100,8 @@ def _added_product(
     if torch.compiler.is_compiling():
         whole: torch.Tensor = _AddedProduct.apply(x, weight, bias, down, up, scaling)  # type: ignore[no-untyped-call]
         return whole
+    for small in (down, up):
+        count_use(small)
     made: list[Any] = []
     place = _SavedForProduct.apply(x, weight, bias, down, up, scaling, made)  # type: ignore[no-untyped-call]
     out: torch.Tensor = _Product.apply(place, made)  # type: ignore[no-untyped-call]
@@ -113,6 +118,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        end_counting()
         return grad, None
 
 
@@ -152,11 +158,13 @@ def _save(ctx: Any, x: Any, weight: Any, down: Any, up: Any, scaling: float) -> 
     """All that `_gradients` needs; returns x as rows [N, in], and scaling * rows A^T [N, rank].
 
     Weights are saved as they are and cast again for the backward pass: what ZeRO-3 gathers must stay the parameter itself,
-    and casts of frozen weights would take the memory of another model.
+    and casts of frozen weights would take the memory of another model. Casts of the small ones are kept for as long as the
+    engine says (kept_casts.py).
     """
+    ctx.own = None if torch.compiler.is_compiling() else (down, up)  # what is saved may come back as aliases
     with torch.autocast(x.device.type, enabled=False):
         rows = x.reshape(-1, x.shape[-1])
-        hidden = _scaled_product(rows, down.to(x.dtype).t(), scaling)
+        hidden = _scaled_product(rows, cast(down, x.dtype).t(), scaling)
     ctx.save_for_backward(rows, weight, down, up, hidden)
     ctx.scaling, ctx.shape = scaling, x.shape
     return rows, hidden
@@ -167,26 +175,40 @@ def _multiply(rows: Any, weight: Any, bias: Any, hidden: Any, up: Any) -> torch.
     dtype = rows.dtype
     with torch.autocast(rows.device.type, enabled=False):
         if bias is None:
-            out = hidden @ up.to(dtype).t()
+            out = hidden @ cast(up, dtype).t()
         else:
-            out = torch.addmm(bias.to(dtype), hidden, up.to(dtype).t())
+            out = torch.addmm(bias.to(dtype), hidden, cast(up, dtype).t())
         return out.addmm_(rows, weight.to(dtype).t())
 
 
 def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """Of x, weight, bias, down, up and scaling."""
     rows, weight, down, up, hidden = ctx.saved_tensors
+    down, up = ctx.own or (down, up)
     dtype, of_x, of_down, of_up = rows.dtype, None, None, None
     with torch.autocast(grad.device.type, enabled=False):
         grad = grad.reshape(-1, grad.shape[-1])
-        inner = _scaled_product(grad, up.to(dtype), ctx.scaling)
+        inner = _scaled_product(grad, cast(up, dtype), ctx.scaling)
         if ctx.needs_input_grad[0]:
-            of_x = (inner @ down.to(dtype)).addmm_(grad, weight.to(dtype)).view(ctx.shape)
+            of_x = (inner @ cast(down, dtype)).addmm_(grad, weight.to(dtype)).view(ctx.shape)
         if ctx.needs_input_grad[3]:
-            of_down = (inner.t() @ rows).to(down.dtype)
+            of_down = _add_or_give(down, inner.t() @ rows)
         if ctx.needs_input_grad[4]:
-            of_up = (grad.t() @ hidden).to(up.dtype)
+            of_up = _add_or_give(up, grad.t() @ hidden)
     return of_x, None, None, of_down, of_up, None
+
+
+def _add_or_give(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor | None:
+    """None if the gradient was added to the sum so far of a wider weight, in the pass that casts it: the same to the last bit.
+    Or else it is cast, for autograd to add.
+    """
+    if torch.compiler.is_compiling() or gradient.dtype == weight.dtype:
+        return gradient.to(weight.dtype)
+    so_far = sum_so_far(weight)
+    if so_far is None or so_far.dtype != weight.dtype:
+        return gradient.to(weight.dtype)
+    so_far.add_(gradient)
+    return None
 
 
 def _scaled_product(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,7 +11,10 @@ from torch import nn
 
 from finetune.distributed.batchnorm import convert_batchnorm, dummy_batch
 from finetune.distributed.engines.engine import (
+    Accumulated,
     EngineOptions,
+    Forward,
+    LossSum,
     MakeOptimizer,
     Rehearsal,
     SteppingEngine,
@@ -33,6 +36,7 @@ from finetune.distributed.sharded_state import (
     shards_of,
 )
 from finetune.models.accumulated_products import accumulating
+from finetune.models.kept_casts import keeping_casts
 
 
 class DdpEngine(SteppingEngine):
@@ -58,6 +62,18 @@ class DdpEngine(SteppingEngine):
             self.masters = MasterWeights(optimizer) if options.master_weights else None
             self.optimizer = accelerator.prepare(optimizer)
         self.has_batchnorm = has_batchnorm(module)
+
+    def accumulate(
+        self,
+        batches: Sequence[Any],
+        forward: Forward,
+        loss_sum: LossSum,
+        scale: Callable[[], float],
+        dummies: Sequence[bool] = (),
+    ) -> Accumulated:
+        """See Engine. Weights do not change in between, and are whole all the time."""
+        with keeping_casts():
+            return super().accumulate(batches, forward, loss_sum, scale, dummies)
 
     @contextmanager
     def micro_batch(self, *, last: bool, dummy: bool = False) -> Iterator[None]:
