@@ -16,6 +16,7 @@ def import_libraries(recipe: Recipe) -> None:
     importlib.import_module("torch._dynamo")  # by torch's optimizers, and by DistributedDataParallel
     with compiling_later():
         load_task(recipe.task)
+        importlib.import_module("transformers.modeling_layers")  # by every model of transformers
         if recipe.adapter is not None:
             importlib.import_module("peft")
         if choose_engine(recipe.parallel) == "deepspeed":

@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,20 @@ with quick_imports():
     from sklearn.metrics import roc_curve
 print([name for name in ("pandas", "sklearn", "scipy.stats", "torchao", *LATER) if name in sys.modules])
 print([values.tolist() for values in roc_curve([0, 1], [0.2, 0.7])][:2])
+"""
+BEFORE_A_MODEL = """
+import sys
+from finetune.app.workers.libraries import import_libraries
+from finetune.distributed.quick_imports import quick_imports
+from finetune.app.opening import open_recipe
+with quick_imports():
+    import_libraries(open_recipe(sys.argv[1], []).recipe)
+before = set(sys.modules)
+from transformers import LlamaConfig, LlamaForCausalLM
+shape = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+LlamaForCausalLM(LlamaConfig(**shape))
+print("transformers.modeling_utils" in before, "torch._dynamo" in before)
+print([name for name in sys.modules if name not in before and name.split(".")[0] in ("torch", "scipy", "sklearn", "pandas")])
 """
 AT_EXIT = """
 import atexit, gc, sys, types
@@ -99,6 +114,16 @@ def test_other_names_of_its_module_are_there_at_once() -> None:
 
 def test_models_come_without_the_libraries_that_few_trainings_call() -> None:
     assert run(WITH_MODELS) == ["[]", "[[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]"]
+
+
+def test_a_model_is_built_from_what_was_imported_before_ranks_were_forked(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    (tmp_path / "rows.jsonl").touch()
+    model = "{source: llama, init: config, tokenizer: 'train:300'}"
+    recipe.write_text(
+        f"name: one\ntask: causal_lm\nmodel: {model}\ndata: {{train: rows.jsonl}}\ntraining: {{global_batch: 1, epochs: 1}}\n"
+    )
+    assert run(BEFORE_A_MODEL, str(recipe)) == ["True True", "[]"]
 
 
 def test_nanobind_finds_nothing_frozen_at_the_end() -> None:
