@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,10 +11,7 @@ from torch import nn
 
 from finetune.distributed.batchnorm import convert_batchnorm, dummy_batch
 from finetune.distributed.engines.engine import (
-    Accumulated,
     EngineOptions,
-    Forward,
-    LossSum,
     MakeOptimizer,
     Rehearsal,
     SteppingEngine,
@@ -63,17 +60,9 @@ class DdpEngine(SteppingEngine):
             self.optimizer = accelerator.prepare(optimizer)
         self.has_batchnorm = has_batchnorm(module)
 
-    def accumulate(
-        self,
-        batches: Sequence[Any],
-        forward: Forward,
-        loss_sum: LossSum,
-        scale: Callable[[], float],
-        dummies: Sequence[bool] = (),
-    ) -> Accumulated:
-        """See Engine. Weights do not change in between, and are whole all the time."""
-        with keeping_casts():
-            return super().accumulate(batches, forward, loss_sum, scale, dummies)
+    def micro_batches(self) -> AbstractContextManager[None]:
+        """See SteppingEngine. Weights do not change in between, and are whole all the time."""
+        return keeping_casts()
 
     @contextmanager
     def micro_batch(self, *, last: bool, dummy: bool = False) -> Iterator[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -202,14 +202,19 @@ class SteppingEngine(Engine, Protocol):
     ) -> Accumulated:
         """See Engine."""
         losses, forward_pass = [], Stopwatch(self.session.device)
-        for index, (batch, dummy) in enumerate(zip(batches, dummies or [False] * len(batches), strict=True)):
-            batch = batch.to(self.session.device)
-            with self.micro_batch(last=index == len(batches) - 1, dummy=dummy):
-                with forward_pass.running():
-                    loss = loss_sum(forward(batch), batch, dummy)
-                self.backward(loss * scale())
-            losses.append(loss.detach().double())
+        with self.micro_batches():
+            for index, (batch, dummy) in enumerate(zip(batches, dummies or [False] * len(batches), strict=True)):
+                batch = batch.to(self.session.device)
+                with self.micro_batch(last=index == len(batches) - 1, dummy=dummy):
+                    with forward_pass.running():
+                        loss = loss_sum(forward(batch), batch, dummy)
+                    self.backward(loss * scale())
+                losses.append(loss.detach().double())
         return Accumulated(losses, forward_pass)
+
+    def micro_batches(self) -> AbstractContextManager[None]:
+        """Around all micro-batches of one step."""
+        return nullcontext()
 
     @abstractmethod
     def micro_batch(self, *, last: bool, dummy: bool = False) -> AbstractContextManager[None]:
