@@ -48,6 +48,7 @@ from finetune.tasks.task import Encoded
 from finetune.tasks.vision.drawing import Pictures, draw_example
 from finetune.tasks.vision.levels import pixel_values, stack_pixels
 from finetune.tasks.vision.transforms import ImageExamples, one_image
+from finetune.units import format_number
 
 HEAD = "ForImageClassification"
 
@@ -100,7 +101,7 @@ class ImageClassification:
         checked, options, training = self._check(plan, artifacts, table), artifacts.options, table.name == "train"
         assert artifacts.classes is not None
         describe_labels(facts, table, artifacts.classes)
-        skipped = f", {checked.skipped_count:,} bad rows skipped" if checked.skipped_count else ""
+        skipped = f", {format_number(checked.skipped_count, 'bad row')} skipped" if checked.skipped_count else ""
         height, width = artifacts.settings["image_size"]
         facts[table.name] = f"{len(checked):,} images of {width} x {height}{skipped}"
         counts = class_counts((example["label"] for example in checked), artifacts.labels)

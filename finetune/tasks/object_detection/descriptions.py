@@ -12,6 +12,7 @@ from finetune.tasks.artifacts import TaskArtifacts
 from finetune.tasks.batch import Answer
 from finetune.tasks.facts import Facts
 from finetune.tasks.vision.drawing import draw_detections
+from finetune.units import format_number
 
 CLEAR = 0.5  # score from which a detection is shown to people
 
@@ -23,7 +24,7 @@ def describe_split(facts: Facts, table: Table, checked: Any, names: Sequence[str
         boxes.update(names[int(label)] for label in example["labels"])
         empty += not len(example["labels"])
         bad += [f"{table.place(example['id'])}, annotation {name}: {why}" for name, why in example["bad"]]
-    skipped = f", {checked.skipped_count:,} bad rows skipped" if checked.skipped_count else ""
+    skipped = f", {format_number(checked.skipped_count, 'bad row')} skipped" if checked.skipped_count else ""
     facts[table.name] = (
         f"{len(checked):,} images ({empty:,} without boxes), {boxes.total():,} boxes{skipped}; seen as {size}"
     )

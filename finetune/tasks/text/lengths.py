@@ -11,6 +11,7 @@ import torch
 from finetune.data.table import Examples
 from finetune.tasks.facts import Facts
 from finetune.tasks.text.limits import OPTION, Limit
+from finetune.units import format_number
 
 MULTIPLE = 8  # long rows are padded to a multiple of it, which attention kernels prefer
 LONG = 64  # shorter rows are not: at 20 tokens it would add a sixth to all computation
@@ -83,4 +84,5 @@ def describe_lengths(
     if changed:
         facts.notes.append(f"{name}: {', '.join(changed)}")
     skipped = getattr(examples, "skipped_count", 0)
-    facts[name] = ", ".join([*parts, *cuts, *changed, *([f"{skipped:,} bad rows skipped"] if skipped else [])])
+    bad = [f"{format_number(skipped, 'bad row')} skipped"] if skipped else []
+    facts[name] = ", ".join([*parts, *cuts, *changed, *bad])

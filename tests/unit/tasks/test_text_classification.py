@@ -194,6 +194,8 @@ def test_bad_rows_are_reported_with_their_place_or_skipped(tmp_path: Path) -> No
     assert "train.jsonl:2: text is empty" in str(caught.value) and "train.jsonl:3: text is list" in str(caught.value)
     prepared = _read(tmp_path, rows, data={"train": str(tmp_path / "train.jsonl"), "on_bad_row": "skip"})
     assert list(prepared.datasets["train"].ids) == [0, 3] and "2 bad rows skipped" in prepared.facts.values["train"]
+    prepared = _read(tmp_path, rows[:2], data={"train": str(tmp_path / "train.jsonl"), "on_bad_row": "skip"})
+    assert "1 bad row skipped" in prepared.facts.values["train"]
 
 
 def test_importing_the_tasks_imports_nothing_heavy() -> None:
